@@ -1,0 +1,40 @@
+# make quickstart: set up .venv, train on the photographs in assets/, print a table and leave runs/quickstart/.
+# make test: set up .venv and run the tests.
+# make data: fetch the larger set of photographs into data/photos.
+# make check: what CI runs besides the tests (lint, types, the wheel's content).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.complete
+
+.PHONY: quickstart test data check benchmark requirements clean
+
+quickstart: $(SETUP)
+	$(BIN)/python scripts/quickstart.py
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+data: $(SETUP)
+	$(BIN)/python scripts/fetch_data.py photos --destination data/photos
+
+check: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/check_wheel.py
+
+benchmark: $(SETUP)
+	$(BIN)/python benchmarks/quantizer_step.py
+
+requirements:
+	@bash scripts/check_requirements.sh $(PYTHON)
+
+# The stamp is written last: a set-up that was cut short is done again.
+$(SETUP): pyproject.toml constraints.txt | requirements
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,bench,dev]"
+	touch $(SETUP)
+
+clean:
+	rm -rf $(VENV)

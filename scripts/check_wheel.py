@@ -1,0 +1,77 @@
+"""Build the wheel and be its first user: only vqkit inside, three dependencies, and nothing heavy loaded on import.
+
+The wheel is installed with torch, einops and safetensors as they are in this environment, and nothing else that it could lean on.
+
+    python scripts/check_wheel.py
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = {"torch", "einops", "safetensors"}
+FORBIDDEN = ("lightning", "wandb", "torchvision", "torchmetrics", "matplotlib", "huggingface_hub")
+USE = f"""
+import sys, importlib.metadata as metadata
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FORBIDDEN!r}:
+            raise ImportError(name + " is not a dependency of vqkit")
+sys.meta_path.insert(0, Refuse())
+import torch, vqkit
+assert vqkit.__file__.startswith(sys.argv[1]), vqkit.__file__
+assert metadata.version("vqkit") == vqkit.__version__
+quantizer = vqkit.Quantizer("ema", dim=8, codebook_size=16)
+output = quantizer.eval()(torch.randn(2, 5, 8))
+assert torch.equal(quantizer.decode(output.indices), output.quantized)
+print(f"vqkit {{vqkit.__version__}} imports and quantizes with its core dependencies alone")
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        build = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            directory,
+            str(ROOT),
+        ]
+        subprocess.run(build, check=True)
+        (wheel,) = folder.glob("*.whl")
+        check_content(wheel)
+        target = folder / "site"
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+        subprocess.run(install, check=True)
+        environment = {"PYTHONPATH": str(target), "PATH": ""}
+        subprocess.run([sys.executable, "-W", "error", "-c", USE, str(target)], check=True, cwd=folder, env=environment)
+
+
+def check_content(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = next(name for name in names if name.endswith("METADATA"))
+        headers = HeaderParser().parsestr(archive.read(metadata).decode())
+    outside = [name for name in names if not name.startswith(("vqkit/", "vqkit-"))]
+    if outside:
+        sys.exit(f"the wheel holds more than vqkit: {outside}")
+    if "vqkit/py.typed" not in names:
+        sys.exit("the wheel lacks vqkit/py.typed: its types would be ignored")
+    needed = {line.split(";")[0].strip() for line in headers.get_all("Requires-Dist", []) if "extra ==" not in line}
+    if {name.split(">")[0].split("=")[0] for name in needed} != CORE:
+        sys.exit(f"the wheel depends on {sorted(needed)}: expected {sorted(CORE)} alone")
+    print(f"{wheel.name}: {len(names)} files, all of vqkit; needs {', '.join(sorted(needed))}")
+
+
+if __name__ == "__main__":
+    main()

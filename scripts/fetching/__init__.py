@@ -1,0 +1,1 @@
+"""Fetches real photographs from Debian packages; the parts behind ``scripts/fetch_data.py``."""

@@ -1,0 +1,353 @@
+"""What every quantizer promises, whatever it is made of (properties P1-P12 of any quantizer)."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contract.cases import CASES, DIM, Case
+from vqkit import BaseQuantizer
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+pointwise = pytest.mark.parametrize(
+    "case", [case for case in CASES.values() if not case.spatial], ids=[name for name, case in CASES.items() if not case.spatial]
+)
+
+
+def initialized(case: Case, **options) -> BaseQuantizer:
+    torch.manual_seed(0)
+    quantizer = case.build(**options)
+    quantizer.initialize([case.example(64, seed=1).movedim(1 if case.spatial else -1, quantizer.channel_dim)])
+    return quantizer
+
+
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Everything that could change: parameters, all buffers, and the counters of the extra state."""
+    return {name: value.clone() for name, value in (*module.state_dict().items(), *module.named_buffers())}
+
+
+def assert_same_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not changed
+
+
+@every_case
+def test_output_has_the_shapes_and_dtypes_it_says(case: Case) -> None:
+    quantizer = initialized(case)
+    x = case.example().requires_grad_()
+    output = quantizer(x)
+    assert output.quantized.shape == x.shape and output.quantized.dtype == x.dtype
+    assert output.indices.dtype == torch.int64
+    assert output.loss.shape == () and all(value.shape == () for value in output.losses.values())
+    assert output.nonfinite.dtype == torch.int64 and int(output.nonfinite) == 0
+    if not case.spatial:
+        levels = (quantizer.num_codebooks,) if quantizer.level_axis else ()
+        assert output.indices.shape == (*case.positions(x), *levels)
+    assert output.indices.min() >= -1 and output.indices.max() < quantizer.codebook_size
+
+
+@every_case
+def test_decode_of_encode_is_the_eval_output_bit_for_bit(case: Case) -> None:
+    quantizer = initialized(case).eval()
+    x = case.example()
+    output = quantizer(x)
+    indices = quantizer.encode(x)
+    assert torch.equal(indices, output.indices)
+    assert torch.equal(quantizer.decode(indices), output.quantized)
+    with torch.no_grad():
+        assert torch.equal(quantizer(x).quantized, output.quantized)
+
+
+@every_case
+def test_training_forward_has_the_value_of_eval(case: Case) -> None:
+    quantizer = initialized(case)
+    if getattr(quantizer, "dropout", 0):
+        pytest.skip("quantizer dropout is a stated difference of training")
+    x = case.example()
+    assert torch.equal(copy.deepcopy(quantizer)(x).quantized, quantizer.eval()(x).quantized)
+
+
+@every_case
+def test_gradient_reaches_the_encoder_and_stays_finite(case: Case) -> None:
+    quantizer = initialized(case)
+    x = case.example().requires_grad_()
+    quantizer(x).quantized.square().mean().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+
+@every_case
+def test_every_parameter_is_in_every_training_graph(case: Case) -> None:
+    quantizer = initialized(case)
+    x = case.example().requires_grad_()
+    output = quantizer(x)
+    (output.quantized.sum() + output.loss).backward()
+    assert [name for name, value in quantizer.named_parameters() if value.grad is None] == []
+
+
+@every_case
+def test_the_codebook_learns(case: Case) -> None:
+    if not case.trains_codebook:
+        pytest.skip("nothing is stored")
+    quantizer = initialized(case)
+    data = (case.example(32, seed=2) * 1.5 + 0.5).requires_grad_()
+    optimizer = torch.optim.Adam([*quantizer.parameters(), torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
+    by_gradient = any(value.requires_grad for value in quantizer.parameters())
+
+    def error() -> float:
+        output = quantizer(data)
+        return float(((output.quantized - data).square().mean() if by_gradient else output.loss).detach())
+
+    indices = quantizer.encode(data)
+    before, codes_before = error(), quantizer.decode(indices).detach().clone()
+    for _ in range(150):
+        output = quantizer(data)
+        optimizer.zero_grad()
+        (output.loss + (output.quantized - data).square().mean()).backward()
+        optimizer.step()
+    assert error() < 0.95 * before
+    assert not torch.equal(quantizer.decode(indices), codes_before)
+
+
+@every_case
+def test_eval_and_no_grad_change_nothing(case: Case) -> None:
+    quantizer = initialized(case)
+    quantizer(case.example())
+    before = state_of(quantizer)
+    x = case.example(seed=3)
+    with torch.no_grad():
+        quantizer(x)
+        quantizer.encode(x)
+        quantizer.decode(quantizer.encode(x))
+    quantizer.encode(x)
+    quantizer.eval()
+    quantizer(x)
+    quantizer(x.requires_grad_()).quantized.sum().backward()
+    assert_same_state(before, state_of(quantizer))
+
+
+@every_case
+def test_state_survives_saving_in_the_middle_of_training(case: Case) -> None:
+    quantizer = initialized(case)
+    for seed in range(7):
+        quantizer(case.example(seed=seed))
+    buffer = io.BytesIO()
+    torch.save(quantizer.state_dict(), buffer)
+    buffer.seek(0)
+    twin = case.build()
+    twin.load_state_dict(torch.load(buffer, weights_only=True))
+    for seed in range(7, 20):
+        x = case.example(seed=seed)
+        assert torch.equal(twin(x).indices, quantizer(x).indices)
+    assert_same_state(quantizer.state_dict(), twin.state_dict())
+
+
+@every_case
+def test_a_checkpoint_with_a_missing_key_is_refused(case: Case) -> None:
+    quantizer = case.build()
+    state = quantizer.state_dict()
+    if not state:
+        pytest.skip("nothing is stored")
+    state.popitem()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        quantizer.load_state_dict(state)
+
+
+@every_case
+def test_masked_positions_are_left_out(case: Case) -> None:
+    quantizer, twin = initialized(case), initialized(case)
+    x = case.example()
+    mask = torch.rand(case.positions(x), generator=torch.Generator().manual_seed(4)) < 0.6
+    elsewhere = torch.where(mask.unsqueeze(1 if case.spatial else -1), x, 100 * torch.randn_like(x))
+    if case.spatial:  # a spatial quantizer may look at a neighbourhood: leave out whole samples
+        mask = torch.tensor([True, False, True]).reshape(-1, 1, 1).expand(mask.shape)
+        elsewhere = torch.where(mask.unsqueeze(1), x, 100.0)
+    output, other = quantizer(x, mask), twin(elsewhere, mask)
+    assert torch.equal(output.indices, other.indices)
+    assert torch.equal(output.quantized, other.quantized)
+    assert torch.equal(output.loss, other.loss)
+    assert_same_state(state_of(quantizer), state_of(twin))
+    left_out = output.quantized.movedim(quantizer.channel_dim, -1)[~mask]
+    assert len(left_out) and not left_out.any()
+    if not case.spatial:
+        assert (output.indices[~mask] == -1).all() and torch.equal(quantizer.eval().decode(output.indices)[~mask], left_out)
+
+
+@every_case
+def test_an_all_masked_batch_costs_nothing_and_has_a_graph(case: Case) -> None:
+    quantizer = initialized(case)
+    before = {name: value for name, value in state_of(quantizer).items() if "latent_spread" not in name and "extra" not in name}
+    x = case.example().requires_grad_()
+    output = quantizer(x, torch.zeros(case.positions(x), dtype=torch.bool))
+    assert output.loss.item() == 0 and (output.indices == -1).all()
+    (output.loss + output.quantized.sum()).backward()
+    assert not x.grad.any()
+    assert all(value.grad is not None and not value.grad.any() for value in quantizer.parameters())
+    quantizer.step()
+    after = state_of(quantizer)
+    assert_same_state(before, {name: after[name] for name in before})
+
+
+@every_case
+def test_nonfinite_vectors_are_left_out_and_counted(case: Case) -> None:
+    quantizer = initialized(case)
+    x = case.example()
+    channels_last = x.movedim(1 if case.spatial else -1, -1)
+    channels_last[0, 0][..., 0] = float("nan")
+    channels_last[1, 1][..., 3] = float("inf")
+    bad = ~channels_last.isfinite().all(-1)
+    x.requires_grad_()
+    output = quantizer(x)
+    assert int(output.nonfinite) == int(bad.sum()) > 0
+    (output.quantized.square().mean() + output.loss).backward()
+    assert x.grad.isfinite().all() and all(value.grad.isfinite().all() for value in quantizer.parameters())
+    quantizer.step()
+    assert all(value.isfinite().all() for value in state_of(quantizer).values())
+    if not case.spatial:
+        assert (output.indices[bad] == -1).all()
+    with pytest.warns(UserWarning, match="NaN or infinity"):
+        assert quantizer.health()["nonfinite"] == int(bad.sum())
+    quantizer.health()  # warns once: a second warning would be an error here
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_in_and_out_with_full_precision_inside(case: Case, dtype: torch.dtype) -> None:
+    quantizer = initialized(case).eval()
+    x = case.example(dtype=torch.float32).to(dtype)
+    reference = quantizer(x.float())
+    output = quantizer(x)
+    assert output.quantized.dtype == dtype and output.loss.dtype == torch.float32
+    assert torch.equal(output.indices, reference.indices)
+    assert torch.equal(output.quantized, reference.quantized.to(dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantizer(x).indices, reference.indices)
+        assert torch.equal(quantizer.decode(reference.indices), reference.quantized)
+
+
+@every_case
+def test_casting_the_model_leaves_the_quantizer_in_full_precision(case: Case) -> None:
+    quantizer = initialized(case)
+    before = state_of(quantizer)
+    model = torch.nn.Sequential(torch.nn.Linear(DIM, DIM), quantizer)
+    model.bfloat16()
+    assert model[0].weight.dtype == torch.bfloat16
+    assert_same_state(before, state_of(quantizer))
+    model.double()
+    assert model[1](case.example(dtype=torch.float64)).loss.dtype == torch.float64
+    x = case.example(dtype=torch.float64)
+    assert model[1].eval().decode(model[1].encode(x)).dtype == torch.float64
+
+
+@every_case
+def test_codes_do_not_depend_on_the_batch_they_come_in(case: Case) -> None:
+    quantizer = initialized(case).eval()
+    x = case.example(64)
+    whole = quantizer.encode(x)
+    assert torch.equal(whole, torch.cat([quantizer.encode(x[i : i + 1]) for i in range(64)]))
+    assert torch.equal(whole, torch.cat([quantizer.encode(part) for part in x.split(7)]))
+
+
+@pointwise
+@pytest.mark.parametrize(
+    ("channel_dim", "shape"),
+    [(-1, (5, DIM)), (-1, (2, 7, DIM)), (1, (2, DIM, 7)), (1, (2, DIM, 3, 5)), (1, (2, DIM, 2, 3, 4)), (-1, (2, 3, 5, DIM)), (-3, (2, 3, DIM, 4, 5))],
+)
+def test_any_layout_is_the_channel_last_one_rearranged(case: Case, channel_dim: int, shape: tuple[int, ...]) -> None:
+    reference = initialized(case).eval()
+    quantizer = case.build(channel_dim=channel_dim).eval()
+    quantizer.load_state_dict(reference.state_dict())
+    x = torch.randn(shape)
+    output, expected = quantizer(x), reference(x.movedim(channel_dim, -1))
+    assert torch.equal(output.indices, expected.indices)
+    assert torch.equal(output.quantized.movedim(channel_dim, -1), expected.quantized)
+    assert torch.equal(quantizer.decode(output.indices), output.quantized)
+
+
+@every_case
+def test_the_loss_does_not_grow_with_the_batch(case: Case) -> None:
+    quantizer = initialized(case).eval()
+    x = case.example(4)
+    assert torch.allclose(quantizer(x).loss, quantizer(torch.cat([x] * 5)).loss, rtol=1e-5)
+
+
+@every_case
+def test_degenerate_inputs_stay_finite(case: Case) -> None:
+    quantizer = initialized(case)
+    for x in (torch.zeros_like(case.example()), case.example(1), 1e-20 * case.example(), 1e6 * case.example()):
+        x.requires_grad_()
+        output = quantizer(x)
+        (output.quantized.mean() + output.loss).backward()
+        assert output.quantized.isfinite().all() and x.grad.isfinite().all()
+        assert all(value.grad.isfinite().all() for value in quantizer.parameters())
+
+
+@every_case
+def test_a_batch_without_vectors_passes_through(case: Case) -> None:
+    if case.spatial:
+        pytest.skip("the map has a fixed size")
+    quantizer = initialized(case)
+    output = quantizer(torch.zeros(0, 10, DIM))
+    assert output.quantized.shape == (0, 10, DIM) and output.loss.item() == 0
+    assert quantizer.decode(output.indices).shape == (0, 10, DIM)
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x.to(torch.int64), "floating point"),
+        (lambda x: x.flatten(), "channels on axis"),
+        (lambda x: torch.cat([x, x], dim=1 if x.ndim == 4 else -1), f"dim={DIM} channels"),
+    ],
+)
+def test_a_wrong_input_is_refused_with_words(case: Case, make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        case.build()(make(case.example()))
+
+
+@every_case
+def test_a_wrong_mask_is_refused_with_words(case: Case) -> None:
+    x = case.example()
+    for mask in (torch.ones(case.positions(x)), torch.ones(2, 1, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="mask has shape"):
+            case.build()(x, mask)
+
+
+@every_case
+def test_wrong_indices_are_refused_with_words(case: Case) -> None:
+    quantizer = initialized(case).eval()
+    indices = quantizer.encode(case.example())
+    with pytest.raises(ValueError, match="expected integers"):
+        quantizer.decode(indices.float())
+    for wrong in (-2, quantizer.codebook_size):
+        broken = indices.clone()
+        broken.flatten()[0] = wrong
+        with pytest.raises(ValueError, match="indices lie in"):
+            quantizer.decode(broken)
+
+
+@every_case
+def test_recomputation_under_activation_checkpointing_counts_nothing(case: Case) -> None:
+    plain, twin = initialized(case), initialized(case)
+    for seed in range(3):
+        x = case.example(seed=seed).requires_grad_()
+        output = plain(x)
+        (output.quantized.square().mean() + output.loss).backward()
+        y = case.example(seed=seed).requires_grad_()
+
+        def run(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            result = twin(inputs)
+            return result.quantized, result.loss
+
+        quantized, loss = torch.utils.checkpoint.checkpoint(run, y, use_reentrant=False)
+        (quantized.square().mean() + loss).backward()
+        assert torch.equal(x.grad, y.grad)
+    assert_same_state(state_of(plain), state_of(twin))
+
+
+@every_case
+def test_repr_names_the_sizes(case: Case) -> None:
+    assert str(DIM) in repr(case.build())

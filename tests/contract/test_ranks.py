@@ -1,0 +1,150 @@
+"""Two ranks equal one process that holds the joined batch, for every quantizer (property P8).
+
+`broadcast_buffers=False` throughout: rank 0's buffers, copied over the other's before each forward, would hide a divergence.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.contract.cases import CASES, Case
+from tests.contract.test_contract import every_case, initialized
+from vqkit import EMACodebook, Quantizer, RandomRestart, distributed
+
+STEPS = 12
+
+
+def batches(case: Case, *, empty: str) -> list[tuple[Tensor, Tensor]]:
+    """Joined batches of 8 samples with masks; `empty` blanks rank 1's half of some of them."""
+    made = []
+    for seed in range(STEPS):
+        x = case.example(8, seed=100 + seed)
+        mask = torch.ones(case.positions(x), dtype=torch.bool)
+        if empty == "masked" and seed % 3 == 1:
+            mask[4:] = False
+        made.append((x, mask))
+    return made
+
+
+def train(quantizer: torch.nn.Module, data: list[tuple[Tensor, Tensor]], share: slice) -> dict[str, Tensor]:
+    """Plain SGD on a task loss and the quantizer's own; the mean over ranks is taken by DDP."""
+    parameters = [value for value in quantizer.parameters() if value.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.5) if parameters else None
+    for x, mask in data:
+        output = quantizer(x[share], mask[share])
+        if optimizer:
+            optimizer.zero_grad()
+            (output.quantized.square().mean() + output.loss).backward()
+            optimizer.step()
+    return quantizer.state_dict()
+
+
+def on_rank(rank: int, name: str, empty: str) -> dict[str, Tensor]:
+    case = CASES[name]
+    warnings.simplefilter("error")
+    quantizer = initialized_on_rank(case, rank)
+    model = quantizer
+    if any(value.requires_grad for value in quantizer.parameters()):
+        model = DistributedDataParallel(quantizer, broadcast_buffers=False, find_unused_parameters=False)
+    train(model, batches(case, empty=empty), slice(4 * rank, 4 * rank + 4))
+    quantizer.step()
+    return quantizer.state_dict()
+
+
+def initialized_on_rank(case: Case, rank: int):
+    torch.manual_seed(0)
+    quantizer = case.build()
+    samples = case.example(64, seed=1).movedim(1 if case.spatial else -1, quantizer.channel_dim)
+    quantizer.initialize([samples[32 * rank : 32 * rank + 32]])
+    return quantizer
+
+
+@every_case
+@pytest.mark.parametrize("empty", ["never", "masked"])
+def test_ranks_agree_bit_for_bit(case: Case, empty: str, rank_pair) -> None:
+    name = next(key for key, value in CASES.items() if value is case)
+    first, second = rank_pair(on_rank, name, empty)
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+@every_case
+def test_two_ranks_equal_one_process(case: Case, rank_pair) -> None:
+    name = next(key for key, value in CASES.items() if value is case)
+    alone = initialized(case)
+    train(alone, batches(case, empty="never"), slice(0, 8))
+    alone.step()
+    together = rank_pair(on_rank, name, "never")[0]
+    for key, value in alone.state_dict().items():
+        assert torch.allclose(value.double(), together[key].double(), rtol=1e-4, atol=1e-5), key
+
+
+def restart_on_rank(rank: int, share: bool) -> tuple[dict[str, Tensor], bool]:
+    torch.manual_seed(0)
+    quantizer = Quantizer("ema", dim=4, codebook_size=64, maintenance=[RandomRestart(0.5, every=1)])
+    before = quantizer.codebook.vectors.clone()
+    for seed in range(20):
+        x = torch.randn(40, 4, generator=torch.Generator().manual_seed(seed))
+        if share:
+            part = [slice(0, 30), slice(30, 40)][rank] if seed % 2 else [slice(0, 40), slice(0, 0)][rank]
+            x = x[part]
+        quantizer(x)
+    quantizer.step()
+    return quantizer.state_dict(), not torch.equal(before, quantizer.codebook.vectors)
+
+
+def test_restarts_draw_the_same_vectors_as_one_process_also_from_ragged_and_empty_batches(rank_pair) -> None:
+    alone, moved = restart_on_rank(0, False)
+    (first, _), (second, _) = rank_pair(restart_on_rank, True)
+    assert moved
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(value.double(), first[key].double(), rtol=1e-4, atol=1e-5), key
+
+
+def built_before_the_group(rank: int) -> tuple[bool, Tensor]:
+    """Leave the group, build, join another: the order in which Lightning does it."""
+    import tempfile
+    from pathlib import Path
+
+    store = Path(tempfile.gettempdir()) / f"vqkit-second-group-{torch.distributed.get_world_size()}-{_shared_number()}"
+    torch.distributed.destroy_process_group()
+    quantizer = Quantizer("ema", dim=4, codebook_size=8)
+    alone = distributed.world_size() == 1
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for seed in range(5):
+        quantizer(torch.randn(30, 4, generator=torch.Generator().manual_seed(10 * rank + seed)))
+    quantizer.step()
+    return alone, quantizer.codebook.vectors
+
+
+def _shared_number() -> int:
+    number = torch.randint(2**40, (1,)) if torch.distributed.get_rank() == 0 else torch.zeros(1, dtype=torch.int64)
+    torch.distributed.broadcast(number, 0)
+    return int(number)
+
+
+def test_a_quantizer_built_before_the_process_group_is_synchronised_all_the_same(rank_pair) -> None:
+    (alone, first), (_, second) = rank_pair(built_before_the_group)
+    assert alone
+    assert torch.equal(first, second)
+
+
+def accumulate(rank: int, splits: int) -> dict[str, Tensor]:
+    quantizer = Quantizer(
+        "ema", dim=4, codebook_size=8, codebook=EMACodebook, auto_step=False, maintenance=[RandomRestart(0.2, every=1)]
+    )
+    for seed in range(6):
+        batch = torch.randn(64, 4, generator=torch.Generator().manual_seed(seed))
+        for part in batch.chunk(2)[rank].chunk(splits):
+            quantizer(part)
+        quantizer.step()
+    return quantizer.state_dict()
+
+
+def test_accumulation_on_two_ranks_is_the_same_on_both(rank_pair) -> None:
+    first, second = rank_pair(accumulate, 4)
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []

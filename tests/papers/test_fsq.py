@@ -1,0 +1,85 @@
+"""Finite scalar quantization against its equations (Mentzer et al. 2023)."""
+
+import math
+
+import pytest
+import torch
+
+from vqkit import FSQ
+
+PUBLISHED = [[8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5]]
+
+
+def oracle(z: float, levels: int) -> tuple[float, float]:
+    """Value and derivative of one dimension, in scalar arithmetic."""
+    half = (levels - 1) * (1 - 1e-3) / 2
+    offset = 0.5 if levels % 2 == 0 else 0.0
+    bounded = math.tanh(z + math.tan(offset / half)) * half - offset
+    slope = half / math.cosh(z + math.tan(offset / half)) ** 2 / (levels // 2)
+    return round(bounded) / (levels // 2), slope
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8])
+def test_value_and_gradient_of_one_dimension(levels: int) -> None:
+    quantizer = FSQ([levels]).double()
+    z = torch.linspace(-3, 3, 201, dtype=torch.float64).unsqueeze(1).requires_grad_()
+    output = quantizer(z)
+    output.quantized.sum().backward()
+    expected = [oracle(float(value), levels) for value in z.detach()]
+    assert [float(value) for value in output.quantized] == [value for value, _ in expected]
+    torch.testing.assert_close(z.grad.squeeze(1), torch.tensor([slope for _, slope in expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("levels", PUBLISHED)
+def test_every_index_round_trips(levels: list[int]) -> None:
+    quantizer = FSQ(levels)
+    indices = torch.arange(quantizer.codebook_size)
+    codes = quantizer.decode(indices)
+    assert len(codes.unique(dim=0)) == quantizer.codebook_size == math.prod(levels)
+    assert codes.abs().max() <= 1
+    # A latent whose bounded value is the code: the inverse of the bound, in float64.
+    counts = torch.tensor(levels)
+    half = (counts.double() - 1) * (1 - 1e-3) / 2
+    offset = torch.where(counts % 2 == 0, 0.5, 0.0).double()
+    z = ((codes.double() * (counts // 2) + offset) / half).clamp(-1 + 1e-9, 1 - 1e-9).atanh() - (offset / half).tan()
+    assert torch.equal(quantizer.double().encode(z), indices)
+
+
+def test_the_first_dimension_is_the_fastest_digit() -> None:
+    codes = FSQ([3, 5]).decode(torch.arange(15))
+    assert codes[:3, 0].tolist() == [-1, 0, 1] and len(codes[:3, 1].unique()) == 1
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 7, 8])
+def test_each_dimension_has_exactly_its_levels(levels: int) -> None:
+    z = torch.linspace(-12, 12, 4001).unsqueeze(1)
+    assert len(FSQ([levels])(z).quantized.unique()) == levels
+
+
+def test_initialize_scales_the_projection_and_nothing_else() -> None:
+    data = 50 * torch.randn(2000, 16) + 30
+    quantizer = FSQ([8, 5, 5, 5], dim=16)
+    quantizer(data)
+    with pytest.warns(UserWarning, match="beyond 3"):
+        quantizer.health()
+    quantizer.initialize([data])
+    z = quantizer.project_in(data)
+    torch.testing.assert_close(z.mean(0), torch.zeros(4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(z.std(0), torch.ones(4), rtol=1e-2, atol=0)
+    quantizer(data)
+    assert quantizer.health()["saturated"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"), [([], "at least one dimension"), ([8, 1], "at least 2 levels"), ([2] * 63, "do not fit an int64")]
+)
+def test_bad_levels_are_refused(levels: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FSQ(levels)
+
+
+def test_62_bits_of_indices_are_exact() -> None:
+    quantizer = FSQ([2] * 62)
+    indices = torch.tensor([0, 1, 2**61, 2**62 - 1, 123_456_789_012_345_678])
+    codes = quantizer.decode(indices)
+    assert torch.equal(quantizer.encode(codes * 3), indices)

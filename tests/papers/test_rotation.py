@@ -1,0 +1,98 @@
+"""The rotation trick against its equations (Fifty et al. 2024), in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import RotationTrick, Selection, StraightThrough
+
+
+def select(z: Tensor, q: Tensor) -> Selection:
+    return Selection(z=z, codes=None, indices=torch.arange(len(z)), selected=q, valid=torch.ones(len(z), dtype=torch.bool))
+
+
+def pairs(n: int = 50, dim: int = 5, *, acute: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    z, q, g = (torch.randn(n, dim, dtype=torch.float64) for _ in range(3))
+    if acute:
+        q = q * torch.sign((z * q).sum(1, keepdim=True))
+    return z.requires_grad_(), q, g
+
+
+def gradient(estimator, z: Tensor, q: Tensor, g: Tensor) -> Tensor:
+    (estimator(select(z, q)) * g).sum().backward()
+    result, z.grad = z.grad, None
+    return result
+
+
+def rotation(z: Tensor, q: Tensor) -> Tensor:
+    """R of the paper as an explicit matrix."""
+    z_hat, q_hat = z / z.norm(), q / q.norm()
+    w = (z_hat + q_hat) / (z_hat + q_hat).norm()
+    return torch.eye(len(z), dtype=z.dtype) - 2 * torch.outer(w, w) + 2 * torch.outer(q_hat, z_hat)
+
+
+def test_the_gradient_is_lambda_times_the_rotation_transposed() -> None:
+    z, q, g = pairs(acute=False)
+    result = gradient(RotationTrick(obtuse="rotate"), z, q, g)
+    for row in range(len(z)):
+        matrix = rotation(z[row].detach(), q[row])
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+        assert abs(float(torch.linalg.det(matrix)) - 1) < 1e-12
+        expected = q[row].norm() / z[row].norm() * matrix.T @ g[row]
+        torch.testing.assert_close(result[row], expected, rtol=0, atol=1e-11)
+
+
+def test_norm_and_radial_part_of_the_gradient() -> None:
+    z, q, g = pairs()
+    result = gradient(RotationTrick(), z, q, g)
+    torch.testing.assert_close(result.norm(dim=1), q.norm(dim=1) / z.norm(dim=1) * g.norm(dim=1))
+    torch.testing.assert_close((result * z).sum(1), (g * q).sum(1))
+
+
+def test_scale_one_keeps_the_length_of_the_gradient() -> None:
+    z, q, g = pairs()
+    torch.testing.assert_close(gradient(RotationTrick(scale="one"), z, q, g).norm(dim=1), g.norm(dim=1))
+
+
+def test_radial_drop_leaves_nothing_along_z() -> None:
+    z, q, g = pairs()
+    result = gradient(RotationTrick(radial="drop"), z, q, g)
+    torch.testing.assert_close((result * z).sum(1), torch.zeros(len(z), dtype=torch.float64), rtol=0, atol=1e-12)
+    assert result.norm() > 0
+
+
+def test_when_the_vector_is_its_code_the_gradient_passes_unchanged() -> None:
+    z, _, g = pairs()
+    torch.testing.assert_close(gradient(RotationTrick(), z, z.detach().clone(), g), g, rtol=0, atol=1e-12)
+
+
+def test_orthogonal_equivariance() -> None:
+    z, q, g = pairs()
+    basis = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    turned = gradient(RotationTrick(), (z.detach() @ basis).requires_grad_(), q @ basis, g @ basis)
+    torch.testing.assert_close(turned, gradient(RotationTrick(), z, q, g) @ basis, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_value_is_the_code_bit_for_bit_and_sends_it_no_gradient(dtype: torch.dtype) -> None:
+    z, q, _ = pairs(acute=False)
+    z, q = z.detach().to(dtype).requires_grad_(), q.to(dtype).requires_grad_()
+    for estimator in (RotationTrick(), RotationTrick("one", "drop", "rotate"), StraightThrough()):
+        value = estimator(select(z, q))
+        assert torch.equal(value, q)
+        value.sum().backward()
+    assert q.grad is None
+
+
+def test_obtuse_pairs_fall_back_to_straight_through() -> None:
+    z, q, g = pairs()
+    torch.testing.assert_close(gradient(RotationTrick(), z, -q, g), g, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("obtuse", ["ste", "rotate"])
+def test_where_the_rotation_is_undefined_the_gradient_passes_unchanged(obtuse: str) -> None:
+    g = torch.randn(6, 3)
+    z = torch.tensor([[0, 0, 0], [1e-9, 0, 0], [1, 0, 0], [1, 0, 0], [1e-5, 0, 0], [2, 1, 0]], dtype=torch.float32)
+    q = torch.tensor([[1, 2, 3], [1, 0, 0], [0, 0, 0], [-1, 0, 0], [1, 0, 0], [-2, -1, 1e-4]], dtype=torch.float32)
+    result = gradient(RotationTrick(obtuse=obtuse), z.requires_grad_(), q, g)
+    assert torch.equal(result, g)

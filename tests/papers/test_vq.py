@@ -1,0 +1,150 @@
+"""Plain and EMA vector quantization against their equations (van den Oord et al. 2017), in float64."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import EMACodebook, Quantizer, RandomRestart
+
+
+def oracle(z: Tensor, codes: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation 3 written out: quantized, indices, loss."""
+    indices = torch.stack([((codes - row) ** 2).sum(1).argmin() for row in z])
+    chosen = codes[indices]
+    loss = ((z.detach() - chosen) ** 2).mean() + beta * ((z - chosen.detach()) ** 2).mean()
+    return z + (chosen - z).detach(), indices, loss
+
+
+def test_values_losses_and_gradients_of_equation_3() -> None:
+    quantizer = Quantizer("vq", dim=5, codebook_size=7).double()
+    torch.nn.init.normal_(quantizer.codebook.vectors)
+    codes = quantizer.codebook.vectors.detach().clone().requires_grad_()
+    z = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)
+    y = z.detach().clone().requires_grad_()
+    upstream = torch.randn(40, 5, dtype=torch.float64)
+
+    output = quantizer(z)
+    (output.loss + (output.quantized * upstream).sum()).backward()
+    quantized, indices, loss = oracle(y, codes, 0.25)
+    (loss + (quantized * upstream).sum()).backward()
+
+    assert torch.equal(output.indices, indices)
+    torch.testing.assert_close(output.quantized, quantized, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.loss, loss, rtol=0, atol=1e-14)
+    torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-14)
+    torch.testing.assert_close(quantizer.codebook.vectors.grad, codes.grad, rtol=0, atol=1e-14)
+
+
+def test_commitment_reaches_the_encoder_only_and_the_codebook_loss_the_codes_only() -> None:
+    quantizer = Quantizer("vq", dim=5, codebook_size=7)
+    z = torch.randn(40, 5, requires_grad=True)
+    losses = quantizer(z).losses
+    (gradient,) = torch.autograd.grad(losses["commitment"], [z], retain_graph=True)
+    assert gradient.abs().sum() > 0
+    assert torch.autograd.grad(losses["commitment"], [quantizer.codebook.vectors], allow_unused=True)[0] is None
+    assert torch.autograd.grad(losses["codebook"], [z], allow_unused=True, retain_graph=True)[0] is None
+    assert torch.autograd.grad(losses["codebook"], [quantizer.codebook.vectors])[0].abs().sum() > 0
+
+
+def plain_ema(**options) -> Quantizer:
+    return Quantizer("ema", dim=3, codebook_size=6, maintenance=[], **options).double()
+
+
+def test_one_ema_step_is_the_formula_of_counts_and_sums() -> None:
+    quantizer = plain_ema(codebook=partial(EMACodebook, usage_decay=0.9))
+    codebook = quantizer.codebook
+    codebook.vectors.copy_(torch.randn(6, 3))
+    codebook.usage.copy_(torch.rand(6) * 9 + 1)
+    n, e = codebook.usage.clone(), codebook.vectors.clone()
+    m = n.unsqueeze(1) * e
+    z = torch.randn(50, 3, dtype=torch.float64)
+    indices = quantizer(z).indices
+    assert torch.equal(codebook.vectors, e), "records come after the search; nothing moves before the next step"
+    quantizer.step()
+    assigned = torch.nn.functional.one_hot(indices, 6).double()
+    n = 0.9 * n + 0.1 * assigned.sum(0)
+    m = 0.9 * m + 0.1 * assigned.mT @ z
+    torch.testing.assert_close(codebook.usage, n, rtol=1e-14, atol=0)
+    torch.testing.assert_close(codebook.vectors, m / n.unsqueeze(1), rtol=0, atol=1e-13)
+    assert codebook.pending_counts.sum() == 0 and codebook.pending_sums.abs().sum() == 0
+
+
+def test_the_raw_counts_of_a_step_sum_to_the_vectors_seen() -> None:
+    quantizer = plain_ema()
+    quantizer(torch.randn(50, 3), torch.arange(50) % 5 != 0)
+    assert quantizer.codebook.pending_counts.sum() == 40
+
+
+def test_on_stationary_data_codes_become_cluster_means() -> None:
+    centers = 10 * torch.eye(3, dtype=torch.float64)
+    data = centers.repeat_interleave(20, 0) + 0.1 * torch.randn(60, 3, dtype=torch.float64)
+    quantizer = Quantizer("ema", dim=3, codebook_size=3, maintenance=[]).double()
+    quantizer.initialize([data])
+    for _ in range(1000):
+        quantizer(data)
+    means = torch.stack([data[20 * k : 20 * k + 20].mean(0) for k in range(3)])
+    codes = quantizer.codebook.vectors
+    torch.testing.assert_close(codes[codes.argmax(0)], means, rtol=0, atol=1e-4)
+
+
+def test_kmeans_then_ema_on_the_same_batch_leaves_the_codes_at_the_means() -> None:
+    data = torch.randn(300, 3, dtype=torch.float64) + 100
+    quantizer = plain_ema()
+    quantizer.initialize([data])
+    norm_before = quantizer.codebook.vectors.norm(dim=1)
+    for _ in range(300):
+        quantizer(data)
+    assert (quantizer.codebook.vectors.norm(dim=1) / norm_before - 1).abs().max() < 0.02
+
+
+def test_translation_of_the_data_translates_the_codes() -> None:
+    data = torch.randn(100, 3, dtype=torch.float64)
+    books = []
+    for shift in (0.0, 7.0):
+        quantizer = plain_ema()
+        quantizer.codebook.vectors.copy_(torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(6, 3) + shift)
+        for _ in range(20):
+            quantizer(data + shift)
+        books.append(quantizer.codebook.vectors - shift)
+    torch.testing.assert_close(books[0], books[1], rtol=0, atol=1e-12)
+
+
+def test_four_micro_batches_make_the_codebook_of_one_batch_four_times_as_large() -> None:
+    books = []
+    for parts in (1, 4):
+        quantizer = Quantizer("ema", dim=3, codebook_size=6, auto_step=False, maintenance=[RandomRestart(0.3, every=50)]).double()
+        for seed in range(8):
+            batch = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            for part in batch.chunk(parts):
+                quantizer(part)
+            quantizer.step()
+        books.append((quantizer.codebook.vectors, quantizer.codebook.usage))
+    torch.testing.assert_close(books[0], books[1], rtol=0, atol=1e-12)
+
+
+def test_a_restarted_code_is_a_vector_of_the_batch_with_mean_usage() -> None:
+    quantizer = Quantizer("ema", dim=3, codebook_size=6, maintenance=[RandomRestart(0.5, every=1)])
+    codebook = quantizer.codebook
+    codebook.vectors[5] = 1000.0
+    codebook.usage[5] = 0.01
+    quantizer(torch.randn(64, 3))
+    batch = torch.randn(64, 3)
+    quantizer(batch)
+    assert any(torch.equal(codebook.vectors[5], row) for row in batch)
+    assert float(codebook.usage[5]) > 0.5 * float(codebook.usage.mean())
+
+
+@pytest.mark.parametrize("tokens", [256, 4096])
+def test_restarts_do_not_depend_on_the_size_of_the_batch(tokens: int) -> None:
+    """A threshold in counts would overwrite most of a healthy codebook whenever N is below K times the threshold."""
+    quantizer = Quantizer("ema", dim=4, codebook_size=128)
+    quantizer.initialize([torch.randn(4096, 4)])
+    for _ in range(40):
+        quantizer(torch.randn(tokens, 4))
+    before = quantizer.codebook.vectors.clone()
+    for _ in range(5):
+        quantizer(torch.randn(tokens, 4))
+    moved = (quantizer.codebook.vectors - before).norm(dim=1) > 0.5
+    assert moved.float().mean() < 0.05

@@ -1,0 +1,70 @@
+"""Training holds the N x K distances several times over: 200 GB at 32k tokens and K = 262k.
+
+Seen in: vector-quantize-pytorch 1.32.0 (measured: six times the N x K matrix in training, four times in eval), VQP#64, VQP#99, VQP#176, VQGAN-LC#3.
+Avoided since 0.1.0: the search works in tiles, statistics are sums by index, and nothing has a one-hot form; memory is O((N + K) D).
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqkit import Quantizer, Search, Selection
+from vqkit.kernels.reference import nearest_indices
+
+ROWS, CODES, DIM = 1024, 16384, 4
+
+
+class AllDistances(Search):
+    """Forms every distance at once."""
+
+    def forward(self, z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
+        indices = torch.cdist(z.detach(), codes.detach()).argmin(1)
+        return Selection(z=z, codes=codes, indices=torch.where(valid, indices, -1), selected=codes[indices], valid=valid)
+
+
+class OneHotStatistics(Quantizer):
+    """Counts the codes with a one-hot matrix."""
+
+    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        quantized, selection = super().quantize(z, valid)
+        torch.nn.functional.one_hot(selection.indices, CODES).float().sum(0)
+        return quantized, selection
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most bytes that one tensor took, inside the search as well."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.vqkit.nearest.default:
+            with self:
+                return nearest_indices(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+def check(quantizer: Quantizer) -> None:
+    x = torch.randn(ROWS, DIM, requires_grad=True)
+    with LargestTensor() as record:
+        for _ in range(2):
+            output = quantizer(x)
+            (output.loss + output.quantized.sum()).backward()
+        quantizer.eval()(x)
+    assert 0 < record.largest <= ROWS * CODES * 4 / 8, "a tensor of N x K numbers"
+
+
+@pytest.mark.parametrize("method", ["vq", "ema", "simvq"])
+def test_vqkit_does_not_have_the_fault(method: str) -> None:
+    check(Quantizer(method, dim=DIM, codebook_size=CODES))
+
+
+def test_the_check_catches_the_fault() -> None:
+    with pytest.raises(AssertionError, match="N x K"):
+        check(Quantizer("ema", dim=DIM, codebook_size=CODES, search=AllDistances()))
+    with pytest.raises(AssertionError, match="N x K"):
+        check(OneHotStatistics("ema", dim=DIM, codebook_size=CODES))

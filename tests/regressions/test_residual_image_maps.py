@@ -1,0 +1,53 @@
+"""A residual quantizer of image maps works only where channels, height and width are the same number.
+
+Seen in: vector-quantize-pytorch 1.32.0 (measured: `ResidualVQ(accept_image_fmap=True)`, its grouped form and its decode), VQP#203, VQP#233.
+Avoided since 0.1.0: `BaseQuantizer` moves the channel axis once, for every quantizer; composites see channel-last tensors only.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import FSQ, Quantizer, QuantizerOutput, ResidualQuantizer
+
+
+class Reshaped(ResidualQuantizer):
+    """Reads (B, D, H, W) as (B, H * W, D) without moving the channels."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        rows = x.reshape(len(x), -1, self.dim).movedim(-1, 1)
+        output = super().forward(rows, mask)
+        output.quantized.resize_as_(x)
+        return output
+
+
+def check(residual: type[ResidualQuantizer], stage: Callable) -> None:
+    images = torch.randn(2, 6, 3, 5)
+    quantizer = residual(stage, 3, channel_dim=1).eval()
+    output = quantizer(images)
+    assert output.indices.shape == (2, 3, 5, 3)
+    flat = quantizer(images.flatten(2))
+    assert torch.equal(output.quantized.flatten(2), flat.quantized)
+    assert torch.equal(quantizer.decode(output.indices), output.quantized)
+    one_by_one = [quantizer(images[:, :, i, j]).quantized for i in range(3) for j in range(5)]
+    assert torch.equal(output.quantized.flatten(2), torch.stack(one_by_one, dim=-1))
+
+
+STAGES = {
+    "vq": partial(Quantizer, "vq", dim=6, codebook_size=16),
+    "ema": partial(Quantizer, "ema", dim=6, codebook_size=16),
+    "fsq": partial(FSQ, [3, 4, 5, 3, 4, 5]),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_vqkit_does_not_have_the_fault(stage: Callable) -> None:
+    check(ResidualQuantizer, stage)
+
+
+def test_the_check_catches_the_fault() -> None:
+    with pytest.raises(AssertionError):
+        check(Reshaped, STAGES["vq"])

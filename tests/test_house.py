@@ -1,0 +1,97 @@
+"""The rules of the house that a machine can check: which way imports point, what importing costs, and what never appears."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "vqkit"
+
+# From bottom to top: a module may import from lower rows only, type hints excepted.
+ROWS = [
+    {"version", "precision", "functional", "distributed", "config"},
+    {"kernels", "pretrained", "metrics", "backbones"},
+    {"kmeans"},
+    {"base"},
+    {"codebooks", "search", "estimators", "losses", "maintenance"},
+    {"parts", "pointwise"},
+    {"methods", "lookup_free", "composites"},
+    {"quantizer"},
+    {"tokenizer"},
+    {"__init__"},
+]
+LEVEL = {name: number for number, row in enumerate(ROWS) for name in row}
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """vqkit modules that a file imports when it runs; blocks under `if TYPE_CHECKING` do not run."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        child for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for child in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("vqkit", "trainers"):
+            names = [node.module] if node.module != "vqkit" else [f"vqkit.{alias.name}" for alias in node.names]
+            found.update(names)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name.split(".")[0] in ("vqkit", "trainers"))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = module_of(path)
+    assert own in LEVEL, f"{own} has no row: add it to ROWS and to docs/architecture.md"
+    for name in imports_of(path):
+        package, _, rest = name.partition(".")
+        assert package == "vqkit", f"the library imports {name}"
+        other = rest.split(".")[0]
+        assert other == own or LEVEL[other] < LEVEL[own], f"vqkit.{own} imports vqkit.{other}, which is not below it"
+
+
+def test_importing_vqkit_loads_nothing_heavy() -> None:
+    code = "import sys, vqkit; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for name in ("lightning", "wandb", "torchvision", "torchmetrics", "matplotlib", "huggingface_hub"):
+        assert f"'{name}'" not in loaded
+
+
+def sources() -> list[Path]:
+    return sorted(path for folder in ("vqkit", "trainers") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_data_attribute_and_no_bare_except(path: Path) -> None:
+    """`.data` hides a write from autograd: gradients come out silently wrong."""
+    tree = ast.parse(path.read_text())
+    written = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "data" and not (isinstance(node.value, ast.Name) and node.value.id == "trainers")
+    ]
+    bare = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    assert not written and not bare
+
+
+def test_the_library_does_not_print_log_or_read_the_environment() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        assert not calls & {"print", "os.getenv", "os.environ.get", "logging.getLogger"}, path
+
+
+def test_everything_public_is_documented_with_its_source() -> None:
+    import vqkit
+
+    public = [value for name, value in vars(vqkit).items() if isinstance(value, type) and value.__module__.startswith("vqkit")]
+    assert len(public) > 15
+    assert [value.__name__ for value in public if not (value.__doc__ or "").strip()] == []

@@ -1,0 +1,154 @@
+"""K-means: seeding, rounds, and the samples that break a careless one."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit.kmeans import KMeans, _means, _seed_centers, kmeans
+
+
+def blobs(clusters: int, each: int, depth: int, scale: float = 0.05) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(clusters)
+    centers = 10 * torch.randn(clusters, depth, generator=generator)
+    samples = centers.repeat_interleave(each, 0) + scale * torch.randn(clusters * each, depth, generator=generator)
+    return samples, centers
+
+
+def inertia(samples: Tensor, centers: Tensor) -> float:
+    return torch.cdist(samples.double(), centers.double()).amin(1).square().sum().item()
+
+
+def sequential(samples: Tensor, num_clusters: int, iterations: int, generator: torch.Generator, plus: bool) -> Tensor:
+    """Textbook k-means++ (or uniform seeding), one center at a time, then Lloyd's rounds."""
+    centers = samples[torch.randint(len(samples), (1,), generator=generator)]
+    for _ in range(num_clusters - 1):
+        weights = torch.cdist(samples, centers).amin(1).square() if plus else torch.ones(len(samples))
+        centers = torch.cat([centers, samples[torch.multinomial(weights, 1, generator=generator)]])
+    for _ in range(iterations):
+        indices = torch.cdist(samples, centers).argmin(1)
+        for k in indices.unique():
+            centers[k] = samples[indices == k].mean(0)
+    return centers
+
+
+def check(result: KMeans, samples: Tensor, num_clusters: int) -> None:
+    assert result.centers.shape == (num_clusters, samples.shape[1])
+    assert torch.isfinite(result.centers).all()
+    assert len(torch.unique(result.centers, dim=0)) == num_clusters
+    assert result.counts.shape == (num_clusters,) and result.counts.dtype == torch.int64
+    assert result.counts.sum() == len(samples)
+
+
+def test_finds_well_separated_clusters_exactly() -> None:
+    samples, _ = blobs(40, 50, 8)
+    result = kmeans(samples, 40)
+    means = samples.view(40, 50, 8).double().mean(1)
+    order = torch.cdist(means, result.centers.double()).argmin(1)
+    assert len(order.unique()) == 40
+    torch.testing.assert_close(result.centers[order], means.float())
+    assert (result.counts == 50).all()
+
+
+def test_as_good_as_sequential_seeding_and_better_than_uniform() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.cat([blobs(60, 40, 4, scale=1.0)[0], torch.randn(600, 4, generator=generator)])
+    ours = sorted(inertia(samples, kmeans(samples, 64, iterations=5, seed=seed).centers) for seed in range(5))
+    plus = sorted(inertia(samples, sequential(samples, 64, 5, generator, True)) for _ in range(5))
+    uniform = sorted(inertia(samples, sequential(samples, 64, 5, generator, False)) for _ in range(5))
+    assert ours[2] < 1.05 * plus[2]
+    assert ours[2] < 0.95 * uniform[2]
+
+
+def test_seeding_draws_in_proportion_to_the_squared_distance() -> None:
+    """From 0, the second of two centers is 1 with chance 1/5 and 2 with 4/5."""
+    samples = torch.tensor([[0.0], [1.0], [2.0]])
+    pairs = [tuple(_seed_centers(samples, 2, seed).flatten().tolist()) for seed in range(600)]
+    first = [second for start, second in pairs if start == 0.0]
+    assert 150 < len(first) < 250
+    assert abs(first.count(2.0) / len(first) - 0.8) < 0.09
+
+
+def test_seeds_are_distinct_samples() -> None:
+    samples = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)).repeat(4, 1)
+    centers = _seed_centers(samples, 300, 0)
+    assert len(torch.unique(centers, dim=0)) == 300
+    assert torch.equal(torch.unique(centers, dim=0), torch.unique(samples, dim=0))
+
+
+def test_rounds_lower_the_inertia() -> None:
+    samples = torch.rand(2000, 3, generator=torch.Generator().manual_seed(2))
+    values = [inertia(samples, kmeans(samples, 50, iterations=rounds).centers) for rounds in (0, 1, 3, 10)]
+    assert values == sorted(values, reverse=True) and values[-1] < 0.8 * values[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40])
+def test_more_clusters_than_distinct_samples(size: int) -> None:
+    samples = torch.randn(size, 4, generator=torch.Generator().manual_seed(3)).repeat(3, 1)
+    result = kmeans(samples, 64)
+    check(result, samples, 64)
+    assert inertia(samples, result.centers) == pytest.approx(0, abs=1e-9)
+    assert (result.centers - result.centers.mean(0)).abs().max() < 10  # the noise stays at the scale of the samples
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e5, 1e-20])
+def test_identical_samples(value: float) -> None:
+    for depth in (1, 3):
+        samples = torch.full((50, depth), value)
+        check(kmeans(samples, 32), samples, 32)
+    check(kmeans(samples[:1], 1), samples[:1], 1)
+    assert torch.equal(kmeans(samples, 1).centers, samples[:1])
+
+
+def test_one_cluster_is_the_mean() -> None:
+    samples = torch.randn(1000, 5, generator=torch.Generator().manual_seed(4))
+    result = kmeans(samples, 1)
+    torch.testing.assert_close(result.centers[0], samples.double().mean(0).float())
+    assert result.counts.tolist() == [1000]
+
+
+def test_an_empty_cluster_moves_to_the_farthest_sample() -> None:
+    samples = torch.tensor([[0.0], [1.0], [2.0], [50.0]])
+    centers = _means(samples, torch.tensor([0, 0, 0, 0]), torch.tensor([[1.0], [900.0], [901.0]]))
+    assert centers.flatten().tolist() == [13.25, 50.0, 0.0]
+
+
+def test_an_offset_changes_nothing_but_the_place() -> None:
+    samples, _ = blobs(30, 40, 6, scale=0.5)
+    samples = (samples * 64).round() / 64  # so that adding 1024 is exact
+    here, there = kmeans(samples, 30), kmeans(samples + 1024, 30)
+    torch.testing.assert_close(there.centers - 1024, here.centers, atol=2e-4, rtol=0)
+    assert torch.equal(there.counts, here.counts)
+
+
+def test_is_a_function_of_its_arguments() -> None:
+    samples = torch.randn(500, 4, generator=torch.Generator().manual_seed(5))
+    state = torch.get_rng_state()
+    first, second, other = kmeans(samples, 20, seed=7), kmeans(samples, 20, seed=7), kmeans(samples, 20, seed=8)
+    assert torch.equal(first.centers, second.centers) and torch.equal(first.counts, second.counts)
+    assert not torch.equal(first.centers, other.centers)
+    assert torch.equal(torch.get_rng_state(), state)
+    check(first, samples, 20)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_dtypes(dtype: torch.dtype, expected: torch.dtype) -> None:
+    samples = torch.randn(200, 4, generator=torch.Generator().manual_seed(6)).to(dtype).requires_grad_()
+    result = kmeans(samples, 10)
+    check(result, samples, 10)
+    assert result.centers.dtype == expected and not result.centers.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("samples", "arguments", "message"),
+    [
+        (torch.zeros(0, 3), {}, r"samples has shape \(0, 3\)"),
+        (torch.zeros(3), {}, r"samples has shape \(3,\)"),
+        (torch.zeros(3, 3, dtype=torch.int64), {}, "dtype torch.int64, expected"),
+        (torch.tensor([[torch.nan]]), {}, "samples holds NaN or infinity"),
+        (torch.zeros(3, 3), {"num_clusters": 0}, "num_clusters is 0, expected at least 1"),
+        (torch.zeros(3, 3), {"iterations": -1}, "iterations is -1, expected at least 0"),
+    ],
+)
+def test_wrong_arguments_are_named(samples: Tensor, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kmeans(samples, **{"num_clusters": 2, **arguments})

@@ -1,0 +1,280 @@
+import inspect
+import json
+import os
+import pickle
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vqkit import pretrained
+from vqkit.pretrained import Pretrained
+from vqkit.version import __version__
+
+ALLOW = ("vqkit", __name__)
+
+
+class Model(Pretrained, nn.Module):
+    def __init__(self, dim: int = 3, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+        self.tied = nn.Linear(dim, dim, bias=False)
+        self.tied.weight = self.linear.weight
+        self.norm = nn.BatchNorm1d(dim)
+        self.scale = scale
+        self.register_buffer("counts", torch.arange(dim))
+        self.register_buffer("nothing", torch.zeros(0, dim))
+        self.register_buffer("transposed", torch.randn(dim, 2).mT)
+        self.register_buffer("alias", self.transposed)
+        self.steps = 0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
+
+
+class Child(Model):
+    pass
+
+
+class Other(Pretrained, nn.Module):
+    pass
+
+
+class PickledState(Pretrained, nn.Module):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+
+def filled_model() -> Model:
+    torch.manual_seed(0)
+    model = Model(scale=0.5)
+    model.norm(torch.randn(4, 3))
+    model.steps = 7
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    filled_model().save_pretrained(tmp_path / "new" / "model")
+    return tmp_path / "new" / "model"
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_everything_comes_back(saved: Path) -> None:
+    model, restored = filled_model(), Model.from_pretrained(saved, allow=ALLOW)
+    assert restored.scale == 0.5
+    assert restored.steps == 7
+    assert not any(module.training for module in restored.modules())
+    expected, actual = model.state_dict(), restored.state_dict()
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+        assert actual[key].dtype == value.dtype
+    assert restored.norm.num_batches_tracked == 1
+
+
+def test_shared_tensors_stay_shared_and_can_be_saved(saved: Path) -> None:
+    restored = Model.from_pretrained(saved, allow=ALLOW)
+    assert restored.tied.weight is restored.linear.weight
+    assert restored.alias.data_ptr() == restored.transposed.data_ptr()
+
+
+def test_the_configuration_is_readable_and_versioned(saved: Path) -> None:
+    text = (saved / "config.json").read_text()
+    assert json.loads(text) == {
+        "format": "vqkit",
+        "format_version": 1,
+        "vqkit_version": __version__,
+        "class_path": f"{__name__}.Model",
+        "init_args": {"dim": 3, "scale": 0.5},
+    }
+    assert '\n  "format_version": 1,\n' in text
+    assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
+    plain = saved / "plain"
+    plain.touch()  # the permissions that the user's umask gives
+    assert {path.stat().st_mode for path in saved.iterdir()} == {plain.stat().st_mode}
+
+
+def test_no_pickle_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("pickle")
+
+    for owner, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(owner, name, refuse)
+    Model.from_pretrained(saved, allow=ALLOW)
+    (saved / "model.safetensors").unlink()
+    (saved / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_of_another_floating_type_comes_back_in_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = filled_model().to(dtype)
+    model.save_pretrained(tmp_path)
+    restored = Model.from_pretrained(tmp_path, allow=ALLOW)
+    assert restored.linear.weight.dtype == dtype
+    assert torch.equal(restored.linear.weight, model.linear.weight)
+    assert restored.counts.dtype == torch.int64
+
+
+def test_saving_again_replaces_and_an_error_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = filled_model()
+    model.steps = 9
+
+    def fail(tensors: dict[str, Tensor], filename: Path, **kwargs: Any) -> None:
+        filename.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as context, pytest.raises(OSError, match="disk full"):
+        context.setattr(pretrained, "save_file", fail)
+        model.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    model.save_pretrained(saved)
+    assert Model.from_pretrained(saved, allow=ALLOW).steps == 9
+
+
+def test_state_that_would_need_pickle_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'_extra_state' is a dict.*let get_extra_state return a tensor"):
+        PickledState().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="argument 'scale' cannot be written"):
+        Model(scale=torch.ones(())).save_pretrained(tmp_path / "model")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_an_unknown_format_version_is_refused_with_words(saved: Path, version: Any) -> None:
+    rewrite(saved / "config.json", format_version=version, vqkit_version="9.0")
+    message = f"format_version {re.escape(repr(version))} .*vqkit 9.0.* reads version 1: update vqkit"
+    with pytest.raises(ValueError, match=message):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "was not written by save_pretrained"),
+        ('{"model_type": "bert"}', "was not written by save_pretrained"),
+        ('{"format": "vqkit", "format_version": 1}', "class_path=None"),
+        ('{"format": "vqkit", "format_version": 1, "class_path": "os.system"}', "refused"),
+    ],
+)
+def test_a_damaged_or_foreign_configuration_is_refused(saved: Path, content: str, message: str) -> None:
+    (saved / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
+def test_classes_must_be_allowed_and_expected(saved: Path) -> None:
+    with pytest.raises(ValueError, match="refused"):
+        Model.from_pretrained(saved)
+    for wrong in (Other, Child):
+        with pytest.raises(ValueError, match=rf"describes a Model, which is no {wrong.__name__}: call Model\.from_pre"):
+            wrong.from_pretrained(saved, allow=ALLOW)
+    Child().save_pretrained(saved)
+    assert type(Model.from_pretrained(saved, allow=ALLOW)) is Child
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+def test_damaged_weights_are_refused(saved: Path, content: bytes | None) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3] if content is None else content)
+    with pytest.raises(ValueError, match="not a valid safetensors file"):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "message"),
+    [
+        ("linear.weight", None, "Missing key.*linear.weight"),
+        ("_extra_state", None, "Missing key.*_extra_state"),
+        ("surplus", torch.zeros(1), "Unexpected key.*surplus"),
+        ("linear.weight", torch.zeros(2, 3), "size mismatch for linear.weight"),
+    ],
+)
+def test_weights_must_fit_exactly(saved: Path, key: str, tensor: Tensor | None, message: str) -> None:
+    state = load_file(saved / "model.safetensors")
+    state.pop(key, None)
+    save_file(state if tensor is None else state | {key: tensor}, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=f"(?s)does not fit the module of config.json.*{message}"):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
+def test_missing_directories_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        Model.from_pretrained(tmp_path)
+    for name in (tmp_path / "none", str(tmp_path / "none"), "./runs/none", "none", "a/b/c", "../none"):
+        with pytest.raises(FileNotFoundError, match="neither an existing directory nor a hub id"):
+            Model.from_pretrained(name)
+    with pytest.raises(ValueError, match="revision='main' is for hub ids"):
+        Model.from_pretrained(tmp_path, revision="main")
+
+
+def test_a_module_that_is_none_is_refused(saved: Path) -> None:
+    with pytest.raises(TypeError, match=r"not a torch\.nn\.Module"):
+        Pretrained.from_pretrained(saved, allow=ALLOW)
+
+
+class Hub(SimpleNamespace):
+    """Stands for huggingface_hub: one repository in a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder=folder, calls=[])
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        self.calls.append(("create_repo", repo_id, private, exist_ok))
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+        self.calls.append(("upload_folder", repo_id, commit_message))
+        self.folder.mkdir()
+        for name in os.listdir(folder_path):
+            (self.folder / name).write_bytes((Path(folder_path) / name).read_bytes())
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(self, repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.calls.append(("snapshot_download", repo_id, revision, allow_patterns))
+        return str(self.folder)
+
+
+def test_the_hub_gives_back_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)  # type: ignore[arg-type]
+    assert filled_model().push_to_hub("user/my-model_1.0", private=True, commit_message="first") == (
+        "https://hub/user/my-model_1.0"
+    )
+    restored = Model.from_pretrained("user/my-model_1.0", revision="main", allow=ALLOW)
+    assert restored.steps == 7
+    assert hub.calls == [
+        ("create_repo", "user/my-model_1.0", True, True),
+        ("upload_folder", "user/my-model_1.0", "first"),
+        ("snapshot_download", "user/my-model_1.0", "main", ["config.json", "model.safetensors"]),
+    ]
+
+
+def test_our_calls_fit_the_installed_hub_library() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    inspect.signature(hub.create_repo).bind("user/model", private=True, exist_ok=True)
+    inspect.signature(hub.upload_folder).bind(repo_id="user/model", folder_path=".", commit_message="message")
+    inspect.signature(hub.snapshot_download).bind("user/model", revision=None, allow_patterns=["config.json"])
+
+
+def test_without_the_hub_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"'user/model' is not a directory.*pip install \"vqkit\[hub\]\""):
+        Model.from_pretrained("user/model")
+    with pytest.raises(ImportError, match=r'pip install "vqkit\[hub\]"'):
+        Model().push_to_hub("user/model")

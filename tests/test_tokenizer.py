@@ -1,0 +1,242 @@
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqkit import (
+    FSQ,
+    BaseQuantizer,
+    EMACodebook,
+    Quantizer,
+    RandomRestart,
+    ResidualQuantizer,
+    RotationTrick,
+    Tokenizer,
+    TokenizerOutput,
+)
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.config import Configured
+
+SMALL: dict[str, Any] = {"dim": 4, "channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "patch_size": 4}
+
+QUANTIZERS: dict[str, Callable[[], BaseQuantizer]] = {
+    "vq": lambda: Quantizer("vq", dim=4, codebook_size=16, channel_dim=1, estimator=RotationTrick("one")),
+    "ema": lambda: Quantizer(
+        "ema",
+        dim=4,
+        codebook_size=16,
+        codebook_dim=3,
+        channel_dim=1,
+        codebook=partial(EMACodebook, usage_decay=0.9),
+        maintenance=[RandomRestart(every=2)],
+    ),
+    "simvq": lambda: Quantizer("simvq", dim=4, codebook_size=16, channel_dim=1),
+    "fsq": lambda: FSQ([3, 4], dim=4, channel_dim=1),
+    "residual": lambda: ResidualQuantizer(
+        partial(Quantizer, "ema", dim=4, codebook_size=8), num_stages=2, channel_dim=1, dropout=0.5
+    ),
+}
+
+
+def build(name: str = "vq", *, shaken: bool = True, **options: Any) -> Tokenizer:
+    torch.manual_seed(0)
+    options = SMALL | {"norm_groups": 4} | options
+    tokenizer = Tokenizer(ConvEncoder2d(**options), QUANTIZERS[name](), ConvDecoder2d(**options))
+    if shaken:  # convolutions that start at zero would hide what they do
+        for parameter in [*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()]:
+            nn.init.normal_(parameter, std=0.2)
+    tokenizer.initialize([torch.rand(4, 3, 32, 32) * 2 - 1])
+    return tokenizer
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.rand(batch, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_forward_equals_decoded_indices_in_eval(name: str) -> None:
+    tokenizer = build(name).eval()
+    with torch.no_grad():
+        output = tokenizer(images())
+        indices = tokenizer.encode(images())
+        assert isinstance(output, TokenizerOutput)
+        assert indices.shape[:3] == (2, 4, 6)
+        assert indices.dtype == torch.int64
+        assert len(indices.unique()) > 1
+        assert torch.equal(indices, output.quantizer.indices)
+        assert torch.equal(tokenizer.decode(indices), output.reconstruction)
+        assert output.reconstruction.shape == images().shape
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_saved_and_loaded_it_gives_the_same_indices_and_images(name: str, tmp_path: Path) -> None:
+    tokenizer = build(name)
+    for _ in range(3):  # pending statistics and counters are part of the state
+        output = tokenizer(images())
+        (output.reconstruction.square().mean() + output.quantizer.loss).backward()
+    tokenizer.eval().save_pretrained(tmp_path)
+    restored = Tokenizer.from_pretrained(tmp_path)
+    assert torch.equal(restored.encode(images()), tokenizer.encode(images()))
+    assert torch.equal(restored(images()).reconstruction, tokenizer(images()).reconstruction)
+    restored.train(), tokenizer.train()
+    restored(images()), tokenizer(images())
+    for key, value in tokenizer.state_dict().items():
+        assert torch.equal(restored.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_quantizer_is_saved_by_itself(name: str, tmp_path: Path) -> None:
+    quantizer = build(name).quantizer.eval()
+    quantizer.save_pretrained(tmp_path)
+    restored = BaseQuantizer.from_pretrained(tmp_path)
+    latents = torch.randn(2, 4, 3, 3)
+    assert type(restored) is type(quantizer)
+    assert torch.equal(restored(latents).quantized, quantizer(latents).quantized)
+    with pytest.raises(ValueError, match="which is no Tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_gradients_reach_every_part(name: str) -> None:
+    tokenizer = build(name)
+    output = tokenizer(images())
+    (output.reconstruction.square().mean() + output.quantizer.loss).backward()
+    for part in (tokenizer.encoder, tokenizer.decoder):
+        assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in part.parameters())
+
+
+def test_encoding_builds_no_graph_and_decoding_does() -> None:
+    tokenizer = build()
+    assert tokenizer.decode(tokenizer.encode(images().requires_grad_())).requires_grad
+
+
+@pytest.mark.parametrize("name", ["vq", "residual"])
+def test_autocast_agrees_with_itself_and_keeps_indices_in_full_precision(name: str) -> None:
+    tokenizer = build(name).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = tokenizer(images())
+        assert torch.equal(tokenizer.encode(images()), output.quantizer.indices)
+        assert torch.equal(tokenizer.decode(output.quantizer.indices), output.reconstruction)
+    assert output.quantizer.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_floating_types_decode_and_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    tokenizer = build("ema").to(dtype).eval()
+    indices = tokenizer.encode(images().to(dtype))
+    decoded = tokenizer.decode(indices)
+    assert decoded.dtype == dtype
+    tokenizer.save_pretrained(tmp_path)
+    restored = Tokenizer.from_pretrained(tmp_path)
+    assert [value.dtype for value in restored.state_dict().values()] == [
+        value.dtype for value in tokenizer.state_dict().values()
+    ]
+    assert torch.equal(restored.decode(restored.encode(images().to(dtype))), decoded)
+
+
+def test_export_of_the_whole() -> None:
+    tokenizer = build().eval()
+    program = torch.export.export(tokenizer, (images(),))
+    expected, actual = tokenizer(images()), program.module()(images())
+    torch.testing.assert_close(actual.reconstruction, expected.reconstruction)
+    assert torch.equal(actual.quantizer.indices, expected.quantizer.indices)
+
+
+class Loader:
+    """Endless batches in a given form; counts what was read."""
+
+    def __init__(self, form: Callable[[Tensor], Any] = lambda batch: batch) -> None:
+        self.form = form
+        self.read = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(2)
+        while True:
+            self.read += 1
+            yield self.form(torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda batch: (batch, ["names"]),
+        lambda batch: [batch],
+        lambda batch: {"__key__": ["a"], "image": batch, "label": torch.zeros(4)},
+    ],
+)
+def test_initialize_takes_batches_of_any_form_and_no_more_than_needed(form: Callable[[Tensor], Any]) -> None:
+    plain, formed = build(), build()
+    loader = Loader(form)
+    plain.initialize(Loader(), samples=600, seed=3)
+    formed.initialize(loader, samples=600, seed=3)
+    assert loader.read == 3  # of 4 x 8 x 8 latents
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), formed.parameters(), strict=True))
+    formed.initialize(Loader(form), samples=600, seed=4)
+    assert not torch.equal(plain.quantizer.codebook(), formed.quantizer.codebook())
+
+
+def test_initialize_runs_the_encoder_in_eval_without_graph_and_restores_every_mode() -> None:
+    tokenizer = build(dropout=0.9)
+    norm = next(module for module in tokenizer.encoder.modules() if isinstance(module, nn.GroupNorm))
+    norm.eval()  # as a user freezes a layer
+    seen = []
+    tokenizer.encoder.register_forward_hook(
+        lambda module, args, output: seen.append((module.training, output.requires_grad))
+    )
+    before = {name: module.training for name, module in tokenizer.named_modules()}
+    tokenizer.initialize(Loader(), samples=300)
+    assert seen == [(False, False)] * 2
+    assert {name: module.training for name, module in tokenizer.named_modules()} == before
+    with pytest.raises(ValueError, match=r"batch of type dict without a tensor"):
+        tokenizer.initialize([{"image": "path.png"}])
+    assert {name: module.training for name, module in tokenizer.named_modules()} == before
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    encoder, decoder = ConvEncoder2d(**SMALL | {"channels": 32}), ConvDecoder2d(**SMALL | {"channels": 32})
+    with pytest.raises(ValueError, match=r"encoder\.dim=4 and quantizer\.dim=5: .* same dim"):
+        Tokenizer(encoder, Quantizer(dim=5, codebook_size=8, channel_dim=1), decoder)
+    with pytest.raises(ValueError, match=r"decoder\.dim=6 and quantizer\.dim=4"):
+        other = ConvDecoder2d(**SMALL | {"channels": 32, "dim": 6})
+        Tokenizer(encoder, Quantizer(dim=4, codebook_size=8, channel_dim=1), other)
+    with pytest.raises(ValueError, match=r"encoder\.channel_dim=1 and quantizer\.channel_dim=-1"):
+        Tokenizer(encoder, Quantizer(dim=4, codebook_size=8), decoder)
+
+
+class AudioEncoder(Configured, nn.Conv1d):
+    """A part as a user would write it."""
+
+    def __init__(self, dim: int, *, hop: int) -> None:
+        super().__init__(1, dim, hop, stride=hop)
+
+
+class AudioDecoder(Configured, nn.ConvTranspose1d):
+    def __init__(self, dim: int, *, hop: int) -> None:
+        super().__init__(dim, 1, hop, stride=hop)
+
+
+def test_audio_with_parts_of_ones_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantizer = Quantizer("ema", dim=4, codebook_size=8, channel_dim=1)
+    tokenizer = Tokenizer(AudioEncoder(4, hop=16), quantizer, AudioDecoder(4, hop=16)).eval()
+    audio = torch.randn(2, 1, 160)
+    tokenizer.initialize([audio])
+    indices = tokenizer.encode(audio)
+    assert indices.shape == (2, 10)
+    assert tokenizer.decode(indices).shape == audio.shape
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"refused.*allow="):
+        Tokenizer.from_pretrained(tmp_path)
+    restored = Tokenizer.from_pretrained(tmp_path, allow=("vqkit", __name__))
+    assert torch.equal(restored.encode(audio), indices)
+
+
+def test_parts_without_a_configuration_are_named_when_saving(tmp_path: Path) -> None:
+    quantizer = Quantizer(dim=4, codebook_size=8, channel_dim=1)
+    tokenizer = Tokenizer(nn.Conv2d(3, 4, 4, stride=4), quantizer, nn.ConvTranspose2d(4, 3, 4, stride=4))
+    with pytest.raises(ValueError, match=r"argument 'encoder' cannot be written .*Conv2d.*derive from vqkit\.config"):
+        tokenizer.save_pretrained(tmp_path)

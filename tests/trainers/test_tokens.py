@@ -1,0 +1,241 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from trainers.data import tokens
+from trainers.data.tokens import TokenShards, TokenShardWriter, codebook_hash, storage_dtype
+from vqkit import FSQ, Quantizer
+
+SAME = {"codebook_size": 1000, "codebook_hash": "abc", "data_hash": "def", "samples_per_shard": 4}
+
+
+def writer(directory: Path, **options) -> TokenShardWriter:
+    return TokenShardWriter(directory, **(SAME | options))
+
+
+def indices(first: int, last: int) -> torch.Tensor:
+    """(last - first, 2, 3); sample n holds 6n .. 6n + 5."""
+    return torch.arange(6 * first, 6 * last).reshape(-1, 2, 3)
+
+
+def names(first: int, last: int) -> list[str]:
+    return [f"ordner/bild {number:03d} ü.png" for number in range(first, last)]
+
+
+def fill(shards: TokenShardWriter, first: int, last: int, step: int = 3) -> None:
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        shards.add(indices(start, stop), names(start, stop))
+
+
+def files(directory: Path, pattern: str) -> list[str]:
+    return sorted(path.name for path in directory.glob(pattern))
+
+
+def test_reader_gives_back_what_was_written(tmp_path):
+    with writer(tmp_path, tokenizer="runs/a/tokenizer") as shards:
+        fill(shards, 0, 10)
+    read = TokenShards(tmp_path)
+    read.verify()
+    assert len(files(tmp_path, "*.safetensors")) == 3
+    assert read.names == names(0, 10)
+    assert torch.equal(torch.stack([sample["indices"] for sample in read]), indices(0, 10))
+    assert [sample["name"] for sample in read] == read.names
+    assert (read.shape, read.codebook_size, read.codebook_hash, read.num_codebooks) == ((2, 3), 1000, "abc", 1)
+    assert read.tokenizer == "runs/a/tokenizer"
+    assert files(tmp_path, ".*") == []
+
+
+@pytest.mark.parametrize(
+    ("codebook_size", "dtype"),
+    [(256, torch.uint8), (257, torch.uint16), (65536, torch.uint16), (65537, torch.uint32), (2**32 + 1, torch.int64)],
+)
+def test_storage_is_the_smallest_type_and_keeps_the_extremes(tmp_path, codebook_size, dtype):
+    assert storage_dtype(codebook_size) == dtype
+    with writer(tmp_path, codebook_size=codebook_size) as shards:
+        shards.add(torch.tensor([[0, codebook_size - 1, -1]]), ["a"])
+        shards.add(torch.tensor([[1, 2, 3]]), ["b"])
+    assert load_file(tmp_path / files(tmp_path, "*.safetensors")[0])["indices"].dtype == dtype
+    first, second = TokenShards(tmp_path)
+    assert first["indices"].tolist() == [0, codebook_size - 1, -1]
+    assert second["indices"].tolist() == [1, 2, 3]
+
+
+def test_masks_cost_nothing_where_there_are_none(tmp_path):
+    with writer(tmp_path) as shards:
+        fill(shards, 0, 4)
+    assert list(load_file(tmp_path / files(tmp_path, "*.safetensors")[0])) == ["indices"]
+
+
+def test_interrupted_run_continues_where_it_stopped(tmp_path):
+    killed = writer(tmp_path)
+    fill(killed, 0, 7)
+    del killed  # never closed: one shard of four is on the disk, three samples are lost
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    (tmp_path / ".tokens-00000-of-00001-000001.safetensors.partial").write_bytes(b"half")
+    with writer(tmp_path) as shards:
+        assert shards.done == set(names(0, 4))
+        fill(shards, 4, 10)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert torch.equal(torch.stack([sample["indices"] for sample in TokenShards(tmp_path)]), indices(0, 10))
+    assert files(tmp_path, ".*") == []
+
+
+@pytest.mark.parametrize("crash", ["shard", "manifest"])
+def test_kill_while_writing_leaves_a_readable_directory(tmp_path, monkeypatch, crash):
+    shards = writer(tmp_path)
+    fill(shards, 0, 4)
+    replace = tokens.os.replace
+
+    def die(source, target):
+        if crash in str(target) or (crash == "shard" and str(target).endswith(".safetensors")):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(tokens.os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        fill(shards, 4, 8, step=4)
+    monkeypatch.undo()
+    assert TokenShards(tmp_path).names == names(0, 4)
+    with writer(tmp_path) as again:
+        assert again.done == set(names(0, 4))
+        fill(again, 4, 8)
+    assert TokenShards(tmp_path).names == names(0, 8)
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_lost_shard_is_redone(tmp_path, damage):
+    with writer(tmp_path) as shards:
+        fill(shards, 0, 12)
+    lost = tmp_path / "tokens-00000-of-00001-000001.safetensors"
+    if damage == "missing":
+        lost.unlink()
+        with pytest.raises(ValueError, match=r"000001\.safetensors is missing\. Run predict again"):
+            TokenShards(tmp_path)
+    else:
+        content = bytearray(lost.read_bytes())
+        content[-1] ^= 1
+        lost.write_bytes(content)
+        with pytest.raises(ValueError, match=r"000001\.safetensors is damaged"):
+            TokenShards(tmp_path).verify()
+    with pytest.warns(UserWarning, match=f"{damage}: its 4 samples are redone"):
+        shards = writer(tmp_path)
+    assert shards.done == set(names(0, 4) + names(8, 12))
+    fill(shards, 4, 8)
+    shards.close()
+    read = TokenShards(tmp_path)
+    read.verify()
+    assert torch.equal(torch.stack([sample["indices"] for sample in read]), indices(0, 12))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("codebook_hash", "xyz"), ("data_hash", "xyz"), ("codebook_size", 999), ("num_codebooks", 2)]
+)
+def test_another_codebook_or_other_data_is_refused(tmp_path, option, value):
+    with writer(tmp_path) as shards:
+        fill(shards, 0, 4)
+    with pytest.raises(ValueError, match=rf"was filled with {option}=.*this run has {option}=.*another directory"):
+        writer(tmp_path, **{option: value})
+
+
+def test_wrong_samples_are_refused(tmp_path):
+    shards = writer(tmp_path)
+    fill(shards, 0, 2)
+    for wrong, labels, message in [
+        (indices(2, 4), names(2, 3), r"with one name each, got torch.int64 \(2, 2, 3\) and 1 names"),
+        (indices(2, 4).float(), names(2, 4), "must be integers"),
+        (indices(2, 4) + 1000, names(2, 4), r"must lie in -1 \.\. 999, got 1012 \.\. 1023"),
+        (indices(2, 4) - 14, names(2, 4), r"must lie in -1 \.\. 999, got -2"),
+        (indices(2, 4)[:, :1], names(2, 4), r"samples of shape \[1, 3\] do not fit a directory of shape \[2, 3\]"),
+        (indices(1, 3), names(1, 3), r"bild 001 ü\.png' is written or waiting already"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            shards.add(wrong, labels)
+    shards.close()
+    assert TokenShards(tmp_path).names == names(0, 2)
+
+
+def test_directory_without_manifest_or_of_another_version_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"There is no manifest-\*\.json"):
+        TokenShards(tmp_path)
+    with writer(tmp_path) as shards:
+        fill(shards, 0, 2)
+    path = tmp_path / "manifest-00000-of-00001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+    with pytest.raises(ValueError, match="has format_version 2; this reader knows 1"):
+        TokenShards(tmp_path)
+
+
+def test_ranks_and_later_runs_of_other_size_join_in_order(tmp_path, monkeypatch):
+    def on_rank(rank: int, world_size: int) -> TokenShardWriter:
+        monkeypatch.setattr(tokens, "ranks", lambda: (rank, world_size))
+        return writer(tmp_path)
+
+    first, second, third = on_rank(0, 3), on_rank(1, 3), on_rank(2, 3)
+    for batch in range(4):
+        (first, second)[batch % 2].add(indices(2 * batch, 2 * batch + 2), names(2 * batch, 2 * batch + 2))
+    for shards in (first, second, third):
+        shards.close()
+    with on_rank(0, 1) as last:
+        assert last.done == set(names(0, 8))
+        fill(last, 8, 11)
+    read = TokenShards(tmp_path)
+    assert len(files(tmp_path, "manifest-*")) == 4
+    assert read.names == names(0, 11)
+    assert torch.equal(torch.stack([sample["indices"] for sample in read]), indices(0, 11))
+
+
+def write_on_rank(rank: int, directory: str) -> list[str]:
+    with writer(Path(directory), samples_per_shard=2) as shards:
+        done = sorted(shards.done)
+        for sample in range(4 * len(done) // 3 + rank, 6, 2):
+            shards.add(indices(sample, sample + 1), names(sample, sample + 1))
+    return done
+
+
+def test_two_processes_fill_one_directory(tmp_path, rank_pair):
+    assert rank_pair(write_on_rank, str(tmp_path)) == [[], []]
+    assert torch.equal(torch.stack([sample["indices"] for sample in TokenShards(tmp_path)]), indices(0, 6))
+    assert rank_pair(write_on_rank, str(tmp_path)) == [names(0, 6), names(0, 6)]
+
+
+def test_worker_processes_read_shards(tmp_path):
+    with writer(tmp_path) as shards:
+        fill(shards, 0, 10)
+    read = TokenShards(tmp_path)
+    assert read[9]["indices"].tolist() == indices(9, 10)[0].tolist()
+    batches = list(DataLoader(read, batch_size=5, num_workers=1))
+    assert torch.equal(torch.cat([batch["indices"] for batch in batches]), indices(0, 10))
+
+
+# ---- the hash
+
+
+def test_hash_follows_the_codebook_and_survives_saving(tmp_path):
+    quantizer = Quantizer("vq", dim=4, codebook_size=8)
+    before = codebook_hash(quantizer)
+    torch.save(quantizer.state_dict(), tmp_path / "state.pt")
+    with torch.no_grad():
+        next(quantizer.parameters()).view(-1)[3] += 1e-6
+    assert codebook_hash(quantizer) != before
+    other = Quantizer("vq", dim=4, codebook_size=8)
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert codebook_hash(other) == before
+
+
+def test_hash_tells_shapes_types_and_levels_apart():
+    def stored(tensor: torch.Tensor) -> str:
+        module = nn.Module()
+        module.register_buffer("codes", tensor)
+        return codebook_hash(module)
+
+    zeros = torch.zeros(4, 2)
+    hashes = [stored(zeros), stored(zeros.T), stored(zeros.half()), stored(zeros[:2]), stored(torch.zeros(()))]
+    hashes += [codebook_hash(FSQ(levels)) for levels in ([8, 5], [5, 8], [4, 10])]
+    assert len(set(hashes)) == len(hashes)
+    assert codebook_hash(FSQ([8, 5])) == codebook_hash(FSQ([8, 5]))

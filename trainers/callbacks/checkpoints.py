@@ -1,0 +1,81 @@
+"""What a run leaves behind: `last.ckpt` to go on from, `best.ckpt` by validation, and the tokenizer for use without a trainer."""
+
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vqkit.config import to_config
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes `last.ckpt` every so many optimizer steps and at the end; each write replaces the file at once, or not at all.
+
+    Args:
+        folder: of the checkpoints; the command line sets it to `checkpoints` in the run folder.
+        every_n_steps: optimizer steps between writes; at least 1. A run that is killed loses at most that many.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1.
+    """
+
+    def __init__(self, folder: str | None = None, *, every_n_steps: int = 250) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: expected at least 1 optimizer step")
+        super().__init__(
+            dirpath=folder, filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is new until a step was made: a file written amid an accumulation could not be continued exactly."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write at the end of training too."""
+        steps_done = 0 < trainer.max_steps <= trainer.global_step
+        epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+        if (steps_done or epochs_done or trainer.should_stop) and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes `best.ckpt` after every validation that was better than all before.
+
+    Args:
+        folder: see `LastCheckpoint`.
+        monitor: what is compared; more is better.
+    """
+
+    def __init__(self, folder: str | None = None, *, monitor: str = "validation/psnr") -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+
+class SaveTokenizer(Callback):
+    """Saves the tokenizer at the end of training, without trainer or pickle: `vqkit.Tokenizer.from_pretrained(folder)`.
+
+    With `WeightEMA` these are the averaged weights.
+
+    Args:
+        folder: the command line sets it to `tokenizer` in the run folder; None saves nothing.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        if self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:
+            pl_module.tokenizer.save_pretrained(Path(self.folder))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before training whether the tokenizer can be saved."""
+        if stage == "fit" and self.folder is not None:
+            to_config(pl_module.tokenizer)

@@ -1,0 +1,120 @@
+"""How the codebook fares during training."""
+
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed
+import wandb
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from vqkit import CodebookUsage
+from vqkit.distributed import is_distributed
+
+LOGGED = {
+    "usage": "usage",
+    "perplexity": "perplexity",
+    "normalized_entropy": "normalized_entropy",
+    "gini": "gini",
+    "dead": "dead_codes",
+    "top_code": "top_code",
+    "top_percent": "top_percent",
+}
+"""Name in `CodebookUsage.compute` -> name in the log."""
+
+
+class CodebookReport(Callback):
+    """Counts the codes of all training batches, and logs under `codebook/` what `CodebookUsage` says about the last window of them.
+
+    Beside it: the age of codes (batches since a code was last used, over all ranks), a histogram of usage, and what the quantizer's
+    `health()` reports, which warns once about each thing that is wrong.
+
+    Args:
+        every_n_steps: optimizer steps in a window; at least 1. A window should hold many more tokens than there are codes.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: expected at least 1 optimizer step")
+        self.every_n_steps = every_n_steps
+        self.batches = 0
+        self.last_used: Tensor | None = None
+        self._reported_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start an empty window."""
+        quantizer = pl_module.tokenizer.quantizer
+        self.usage = CodebookUsage(quantizer.codebook_size, num_codebooks=quantizer.num_codebooks).to(pl_module.device)
+        if self.last_used is None or self.last_used.shape != self.usage.counts.shape:
+            self.last_used = torch.zeros_like(self.usage.counts)
+        self.last_used = self.last_used.to(pl_module.device)
+        self._counted = self.usage.counts.clone()
+        self._reported_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch; report when a window is full."""
+        self.batches += 1
+        self.usage.update(outputs["indices"])
+        used = self.usage.counts > self._counted
+        self.last_used = torch.where(used, self.batches, self.last_used)
+        self._counted.copy_(self.usage.counts)
+        if trainer.global_step - self._reported_step >= self.every_n_steps:
+            self._reported_step = trainer.global_step
+            self._report(trainer, pl_module)
+            self.usage.reset()
+            self._counted.zero_()
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = self.usage.compute()
+        counts = self.usage.total_counts()
+        age = self.batches - _max_over_ranks(self.last_used)
+        report = {f"codebook/{name}": figures[source] for source, name in LOGGED.items()}
+        report["codebook/dead_age_mean"] = age[counts == 0].double().mean().nan_to_num().item()
+        report["codebook/dead_age_max"] = age.max().item()
+        for source, values in figures.items():
+            if source in ("usage_per_level", "perplexity_per_level"):
+                report |= {f"codebook/{source[:-10]}_level_{level}": value for level, value in enumerate(values)}
+        health = pl_module.tokenizer.quantizer.health()
+        report |= {f"codebook/health/{name}": value for name, value in health.items()}
+        pl_module.log("usage", figures["usage"], prog_bar=True, logger=False)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(report, step=trainer.global_step)
+                if isinstance(logger, WandbLogger):
+                    histogram = usage_histogram(counts)
+                    logger.experiment.log({"codebook/usage_histogram": histogram, "trainer/global_step": trainer.global_step})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The age of codes survives a resume."""
+        return {"batches": self.batches, "last_used": None if self.last_used is None else _max_over_ranks(self.last_used).cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the age of codes."""
+        self.batches = state_dict["batches"]
+        self.last_used = state_dict["last_used"]
+
+
+def usage_histogram(counts: Tensor) -> wandb.Histogram:
+    """How many codes (all levels together) are used how often: use relative to uniform, in 32 logarithmic bins from 1/100 to 100.
+
+    Args:
+        counts: (L, K) int64. Codes below the first bin, the unused ones above all, are counted in it; so is the top in the last.
+    """
+    relative = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1) * counts.shape[-1]
+    edges = numpy.logspace(-2, 2, 33)
+    values, edges = numpy.histogram(relative.clamp(edges[0], edges[-1]).cpu().numpy(), bins=edges)
+    return wandb.Histogram(np_histogram=(values, edges))
+
+
+def _max_over_ranks(tensor: Tensor) -> Tensor:
+    if is_distributed():
+        tensor = tensor.clone()
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return tensor

@@ -1,0 +1,71 @@
+"""Writes the tokens of `predict` as shards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from trainers.data.tokens import TokenShardWriter, codebook_hash
+
+
+class TokenWriter(Callback):
+    """Writes what `predict_step` returns (`indices`, `names`) as token shards, and leaves out what an earlier run has written.
+
+    Read them with `trainers.data.tokens.TokenShards`.
+
+    Args:
+        folder: the command line sets it to `tokens` in the run folder unless it is given.
+        samples_per_shard: samples in a full shard; at least 1.
+    """
+
+    def __init__(self, folder: str | None = None, *, samples_per_shard: int = 4096) -> None:
+        self.folder = folder
+        self.samples_per_shard = samples_per_shard
+        self.written = 0
+        self._writer: TokenShardWriter | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Open the folder: the first moment at which the codebook is known, and the last before the data are listed."""
+        if trainer.state.fn != TrainerFn.PREDICTING:
+            return
+        quantizer = pl_module.tokenizer.quantizer
+        data = trainer.datamodule
+        self._writer = TokenShardWriter(
+            Path(self.folder or "tokens"),
+            codebook_size=quantizer.codebook_size,
+            codebook_hash=codebook_hash(quantizer),
+            num_codebooks=quantizer.num_codebooks,
+            data_hash=f"{Path(data.predict_root).resolve().name} at {data.resolution} px",
+            tokenizer=str(trainer.ckpt_path),
+            samples_per_shard=self.samples_per_shard,
+        )
+        data.leave_out_predicted(self._writer.done)
+        if self._writer.done:
+            pl_module.print(f"{len(self._writer.done)} samples are in {self.folder} already and are left out")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to write the tokens of an untrained tokenizer."""
+        if self._writer is None:
+            raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write a batch."""
+        assert self._writer is not None
+        self._writer.add(outputs["indices"], outputs["names"])
+        self.written += len(outputs["names"])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is left."""
+        assert self._writer is not None
+        self._writer.close()
+        pl_module.print(f"{self.written} samples written to {self.folder}")

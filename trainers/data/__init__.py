@@ -1,0 +1,1 @@
+"""Data for the trainers: pictures in, token shards out."""

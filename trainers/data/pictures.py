@@ -1,0 +1,222 @@
+"""Picture files: which of them can be used, and how one becomes pixels. Knows Pillow, not Lightning."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image
+
+# EPS runs an outside program on the file; the others are recognised by Pillow but never decoded by it.
+LEFT_OUT_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+EDGE_BYTES = 65536
+ORIENTATION_TAG = 0x0112
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One usable picture file.
+
+    Attributes:
+        name: Path relative to the root, with forward slashes.
+        height: Pixels, as shown (after the EXIF orientation).
+        width: Pixels, as shown.
+        content: 16 hexadecimal digits of a hash of the bytes, equal for identical files.
+    """
+
+    name: str
+    height: int
+    width: int
+    content: str
+
+
+@dataclass
+class Folder:
+    """What a folder holds.
+
+    Attributes:
+        root: The folder.
+        pictures: The usable pictures, ordered by name.
+        skipped: Why each unusable picture file is left out, by its path.
+        other_files: Number of files whose suffix is not one of a picture.
+    """
+
+    root: Path
+    pictures: list[Picture]
+    skipped: dict[str, str] = field(default_factory=dict)
+    other_files: int = 0
+
+
+def formats() -> list[str]:
+    """Names of the formats that this installation of Pillow decodes."""
+    Image.init()
+    return sorted(set(Image.OPEN) - LEFT_OUT_FORMATS)
+
+
+def in_threads(function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+    """Applies a function to every item, in order, in a few threads (Pillow decodes without the interpreter lock)."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))
+
+
+def scan(root: Path, *, min_size: int) -> Folder:
+    """Finds the pictures under a folder by reading the header and the ends of every file with a picture's suffix.
+
+    Nothing is decoded, so a file that is damaged in the middle is found only when it is read. Hidden files and folders
+    are left out; links to folders are followed once.
+
+    Args:
+        root: The folder, of any nesting.
+        min_size: Pictures whose shorter side has fewer pixels are skipped.
+    """
+    known = set(formats())
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in known}
+    candidates: list[Path] = []
+    other_files = 0
+    visited: set[str] = set()
+    for directory, subdirectories, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in visited:  # a link that leads back would never end
+            subdirectories.clear()
+            continue
+        visited.add(real)
+        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in suffixes:
+                candidates.append(Path(directory, name))
+            else:
+                other_files += 1
+    folder = Folder(root, [], other_files=other_files)
+    results = in_threads(lambda path: inspect(path, root, min_size), candidates)
+    for path, result in zip(candidates, results, strict=True):
+        if isinstance(result, Picture):
+            folder.pictures.append(result)
+        else:
+            folder.skipped[str(path)] = result
+    folder.pictures.sort(key=lambda picture: picture.name)
+    return folder
+
+
+def inspect(path: Path, root: Path, min_size: int) -> Picture | str:
+    """Reads a file's header and ends: the picture, or in words why it cannot be used."""
+    try:
+        with Image.open(path, formats=formats()) as image:
+            width, height = image.size
+            if orientation(image) >= 5:
+                width, height = height, width
+        content = content_hash(path)
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them trip over
+        return reason(error)
+    if min(width, height) < min_size:
+        return f"too small: {width}x{height} pixels, min_size is {min_size}"
+    return Picture(path.relative_to(root).as_posix(), height, width, content)
+
+
+def reason(error: Exception) -> str:
+    """An error as a short reason."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture that Pillow can identify"
+    return f"cannot be read: {error or type(error).__name__}"
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file's size, first and last 64 KiB: reads little of a large file, and identical files agree."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(EDGE_BYTES))
+        file.seek(max(0, size - EDGE_BYTES))
+        digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1-8; 1 (upright) when there is none or the EXIF block is damaged."""
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block is no reason to lose the picture
+        return 1
+    return value if value in TRANSPOSES else 1
+
+
+def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+    """(height, width) after shrinking so that the shorter side is `shorter_side`; smaller pictures stay as they are."""
+    if min(height, width) <= shorter_side:
+        return height, width
+    scale = shorter_side / min(height, width)
+    return max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
+
+
+def read(path: Path, *, shorter_side: int) -> numpy.ndarray:
+    """Decodes a picture: upright, RGB, first frame, shrunk so that its shorter side is at most `shorter_side` pixels.
+
+    Transparent pixels are laid over white; 16-bit pixels become 8-bit. Colour profiles are not applied. JPEG files are
+    decoded at a half, quarter or eighth of their size where twice the wanted size is left, which is several times
+    faster.
+
+    Args:
+        path: The file.
+        shorter_side: Pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ValueError: If the file cannot be decoded; the message is the reason, without the file name.
+    """
+    try:
+        with Image.open(path, formats=formats()) as image:
+            turn = TRANSPOSES.get(orientation(image))
+            height, width = reduced_size(image.height, image.width, shorter_side)
+            image.draft(None, (2 * width, 2 * height))
+            pixels = to_rgb(image)
+            if pixels.size != (width, height):
+                pixels = pixels.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            return numpy.array(pixels if turn is None else pixels.transpose(turn))
+    except Exception as error:  # as in `inspect`
+        raise ValueError(reason(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame in RGB, 8 bits, transparency over white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):
+        values = numpy.asarray(image)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ValueError("integer pixels outside 0..65535")
+        return Image.fromarray(((values.astype(numpy.int64) + 128) // 257).astype(numpy.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def crop_side(uniform: float, *, shorter_side: int, resolution: int, scale: tuple[float, float]) -> int:
+    """Side of a random square crop, log-uniform in scale, never below the resolution where the picture allows it.
+
+    Args:
+        uniform: A number in [0, 1).
+        shorter_side: The picture's, in pixels.
+        resolution: Side of the finished crop, in pixels.
+        scale: Least and greatest side as a share of the shorter side.
+    """
+    most = min(shorter_side, max(resolution, scale[1] * shorter_side))
+    least = min(most, max(resolution, scale[0] * shorter_side))
+    return round(math.exp((1 - uniform) * math.log(least) + uniform * math.log(most)))

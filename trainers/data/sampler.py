@@ -1,0 +1,253 @@
+"""The order of samples, and loaders that continue it exactly.
+
+What a training batch holds is a pure function of (seed, pass, batch, rank, number of ranks): nothing depends on worker
+processes, on prefetching or on a global random state. A pass is one run over all samples; passes follow each other in
+an endless stream, and the only state of a loader is its place in that stream: how many batches were handed out.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, Dataset
+
+SHUFFLE_STREAM = 2**64 - 1  # the Philox counter word that samples use for their index; no sample has this one
+
+
+def ranks() -> tuple[int, int]:
+    """The rank of this process and the number of ranks, decided at call time; (0, 1) without a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> numpy.random.Generator:
+    """A generator that belongs to one sample of one pass: equal arguments give equal numbers on every machine.
+
+    Args:
+        seed: Seed of the run, 0 <= seed < 2**63.
+        epoch: Number of the pass over the data, from 0.
+        index: Number of the sample, from 0.
+    """
+    # Draws advance the lowest counter word; the pass and the sample sit in the highest two, so no two streams overlap.
+    counter = numpy.array([0, 0, epoch, index], numpy.uint64)
+    return numpy.random.Generator(numpy.random.Philox(key=seed, counter=counter))
+
+
+def shuffled(samples: int, *, seed: int, epoch: int) -> numpy.ndarray:
+    """The order of the samples in one pass.
+
+    Returns:
+        (samples,) int64, a permutation.
+    """
+    return sample_generator(seed, epoch, SHUFFLE_STREAM).permutation(samples)
+
+
+def evaluation_batches(samples: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    """Splits the samples into batches for evaluation: every sample once, nothing padded, nothing dropped.
+
+    Every rank gets the same number of batches and none is empty, as long as there are as many samples as ranks; so
+    collective operations inside a validation step cannot wait for a rank that has finished. For that, sizes differ by
+    at most one. Fewer samples than ranks leave some ranks without a batch.
+
+    Args:
+        samples: Number of samples.
+        batch_size: Largest batch on one rank (exceeded by one only where batch_size=1 cannot be split evenly).
+        rank: This rank.
+        world_size: Number of ranks.
+
+    Returns:
+        The batches of this rank, each a list of sample indices.
+    """
+    per_rank = max(1, min(-(-samples // (batch_size * world_size)), samples // world_size))
+    total = min(samples, per_rank * world_size)
+    bounds = [samples * number // total for number in range(total + 1)] if total else [0]
+    batches = [list(range(start, stop)) for start, stop in itertools.pairwise(bounds)]
+    return batches[rank::world_size]
+
+
+def training_keys(
+    samples: int, *, batch_size: int, seed: int, epoch: int, batch: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The endless stream of this rank's training batches, from a given place on.
+
+    Args:
+        samples: Samples in a pass.
+        batch_size: Samples in a batch on one rank.
+        seed: Seed of the order.
+        epoch: Pass to begin with.
+        batch: Batch in that pass to begin with.
+
+    Yields:
+        Batches of keys (pass, sample).
+    """
+    # A function, not a method: a loader that its own worker iterator refers to would be freed by the cycle collector,
+    # and then the workers are not told to stop but waited for, 5 seconds each.
+    rank, world_size = ranks()
+    stride = batch_size * world_size
+    while True:
+        order = shuffled(samples, seed=seed, epoch=epoch)
+        for start in range(batch * stride, samples - stride + 1, stride):
+            mine = start + rank * batch_size
+            yield [(epoch, int(sample)) for sample in order[mine : mine + batch_size]]
+        epoch, batch = epoch + 1, 0
+
+
+class TrainingLoader:
+    """An endless, shuffled stream of training batches that can be continued at any batch.
+
+    Every iteration over it hands out `len(loader)` batches from where the last one stopped; so an epoch that is cut
+    short (`limit_train_batches`, an early stop) is continued by the next. The samples at the end of a pass that do not
+    fill a batch on every rank are dropped, other ones in every pass. N ranks with batch size B see the same joined
+    batches as one process with batch size N x B.
+
+    It is not a `torch.utils.data.DataLoader`, so Lightning adds no distributed sampler to it; Lightning saves and
+    restores it by `state_dict` and `load_state_dict`.
+
+    Args:
+        dataset: Takes keys (pass, sample) in `__getitem__`, has a length, and must compute a sample from its key alone.
+        batch_size: Samples in a batch on one rank.
+        seed: Seed of the order.
+        num_workers: Worker processes; 0 loads in this process.
+        collate: Joins a list of samples.
+        finish: Called in this process with every batch just before it is handed out; returns the batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        finish: Callable[[Any], Any] = lambda batch: batch,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.collate = collate
+        self.finish = finish
+        self.epoch = 0
+        self.batch = 0
+        self._iterator: Iterator[Any] | None = None  # Lightning stops its workers at the end of fit by this name
+
+    @property
+    def samples(self) -> int:
+        """Samples in one pass."""
+        return len(self.dataset)
+
+    def __len__(self) -> int:
+        """Batches in one pass, on one rank."""
+        return self.samples // (self.batch_size * ranks()[1])
+
+    def __iter__(self) -> Iterator[Any]:
+        length = len(self)
+        if length == 0:
+            raise ValueError(
+                f"{self.samples} samples do not fill one batch of batch_size={self.batch_size} on {ranks()[1]} "
+                "rank(s). Lower the batch size, raise repeats, or add data."
+            )
+        for _ in range(length):
+            if self._iterator is None:
+                self._iterator = iter(self._stream())
+            batch = next(self._iterator)
+            # The place moves before the batch is handed out: a checkpoint written while it is in use counts it as seen.
+            self.batch += 1
+            if self.batch >= length:
+                self.epoch, self.batch = self.epoch + 1, 0
+            yield self.finish(batch)
+
+    def _stream(self) -> DataLoader[Any]:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=training_keys(
+                self.samples, batch_size=self.batch_size, seed=self.seed, epoch=self.epoch, batch=self.batch
+            ),
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # a loader without its own would advance the global random state
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream. It is the same on every rank, and does not depend on the number of workers."""
+        seen = self.batch * self.batch_size * ranks()[1]
+        return {"epoch": self.epoch, "seen": seen, "samples": self.samples, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes to a place in the stream. After a change of batch size or ranks it is the next whole batch.
+
+        Warns when the place was saved with another number of samples or another seed, since the rest of the run is then
+        not the one that was interrupted.
+        """
+        for name, value in (("samples", self.samples), ("seed", self.seed)):
+            if state_dict[name] != value:
+                warnings.warn(
+                    f"The checkpoint was written with {name}={state_dict[name]} of training data, this run has "
+                    f"{value}: it continues, but not with the order of samples the interrupted run would have had. "
+                    "For an exact continuation resume with the same files, split, repeats and seed.",
+                    stacklevel=2,
+                )
+        self.epoch = state_dict["epoch"]
+        self.batch = -(-state_dict["seen"] // (self.batch_size * ranks()[1]))
+        if self.batch >= len(self):
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._iterator = None
+
+
+class EvaluationLoader:
+    """Batches of every sample exactly once, in order, divided among the ranks by `evaluation_batches`.
+
+    It is not a `torch.utils.data.DataLoader`, so Lightning neither pads it nor replaces its order.
+
+    Args:
+        dataset: Takes an index in `__getitem__` and has a length.
+        batch_size: Largest batch on one rank.
+        num_workers: Worker processes; 0 loads in this process.
+        collate: Joins a list of samples.
+        finish: Called in this process with every batch; returns the batch, or None to leave it out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        finish: Callable[[Any], Any] = lambda batch: batch,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.collate = collate
+        self.finish = finish
+
+    def _batches(self) -> list[list[int]]:
+        rank, world_size = ranks()
+        samples = len(self.dataset)
+        return evaluation_batches(samples, batch_size=self.batch_size, rank=rank, world_size=world_size)
+
+    def __len__(self) -> int:
+        """Batches on this rank."""
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=self._batches(),
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            finished = self.finish(batch)
+            if finished is not None:
+                yield finished

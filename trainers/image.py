@@ -1,0 +1,124 @@
+"""Training of image tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.metrics import ImageMetrics, protocol, psnr, to_uint8_grid, write_json
+from trainers.task import TokenizerTask
+from vqkit import Tokenizer
+
+
+class ImageTokenizerTask(TokenizerTask):
+    """Trains a tokenizer of images in [-1, 1] by L1 and L2, and measures what it does to images.
+
+    Batches are dictionaries with `image` (B, C, H, W), and for prediction `name`, a list of file names.
+
+    Args:
+        tokenizer: encoder, quantizer (channel first: `channel_dim=1`) and decoder.
+        l1: weight of the mean absolute error.
+        l2: weight of the mean squared error.
+        learning_rate: peak of the schedule.
+        final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1].
+        warmup_steps: optimizer steps of linear warm-up.
+        weight_decay: of matrices and kernels; codebooks, biases and norms have none.
+        betas: of AdamW.
+        initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
+        seed: of the initialization.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        l1: float = 0.5,
+        l2: float = 1.0,
+        learning_rate: float = 1e-3,
+        final_learning_rate_ratio: float = 0.05,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.95),
+        initialization_samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            weights={"l1": l1, "l2": l2},
+            learning_rate=learning_rate,
+            final_learning_rate_ratio=final_learning_rate_ratio,
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            betas=betas,
+            initialization_samples=initialization_samples,
+            seed=seed,
+        )
+
+    def inputs(self, batch: dict[str, Any]) -> Tensor:
+        """The images (B, C, H, W)."""
+        return batch["image"]
+
+    def reconstruction_terms(self, inputs: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Mean absolute and mean squared error, in float32."""
+        reconstruction, inputs = reconstruction.float(), inputs.float()
+        return {"l1": F.l1_loss(reconstruction, inputs), "l2": F.mse_loss(reconstruction, inputs)}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The common step, and the PSNR of the batch."""
+        step = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            ratio = psnr(to_uint8_grid(step["inputs"]), to_uint8_grid(step["reconstruction"])).mean()
+        self.log("psnr", ratio, prog_bar=True, logger=False)
+        self.log("train/psnr", ratio)
+        return step
+
+    # ------------------------------------------------------------------ measuring
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to measure."""
+        quantizer = self.tokenizer.quantizer
+        metrics = ImageMetrics(quantizer.codebook_size, num_codebooks=quantizer.num_codebooks)
+        self.metrics = metrics.to(self.device)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Reconstruct and measure a batch."""
+        inputs = self.inputs(batch)
+        output = self.tokenizer(inputs)
+        self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)
+        return {"inputs": inputs, "reconstruction": output.reconstruction, "indices": output.quantizer.indices}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole set."""
+        self.log_dict({f"validation/{name}": value for name, value in self.metrics.compute().items()})
+
+    def on_test_epoch_start(self) -> None:
+        """Start to measure."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Reconstruct and measure a batch."""
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole set, and write `metrics.json` with their protocol into the run folder."""
+        figures = self.metrics.compute()
+        record = {**figures, **self.metrics.per_level()}
+        self.log_dict({f"test/{name}": value for name, value in figures.items()})
+        circumstances = {
+            "split": "test",
+            "preprocessing": self.trainer.datamodule.protocol(),
+            "checkpoint": str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
+            "precision": str(self.trainer.precision),
+        }
+        record["protocol"] = protocol(figures, **circumstances)
+        if self.trainer.is_global_zero:
+            write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The indices of a batch, with the names of its images."""
+        return {"indices": self.tokenizer.encode(self.inputs(batch)), "names": batch["name"]}

@@ -1,0 +1,173 @@
+"""Image metrics, each with the protocol by which it was measured."""
+
+import importlib.metadata
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from vqkit import CodebookUsage
+from vqkit.distributed import all_reduce_sum
+
+MS_SSIM_SMALLEST = 161
+"""Five scales of an 11 pixel window need more than (11 - 1) * 2**4 pixels on the shorter side."""
+
+PSNR_OF_EQUAL_IMAGES = 100.0
+"""In dB, in place of infinity, which would swallow the mean."""
+
+PROTOCOL = {
+    "range": "[-1, 1], clipped, rounded to the uint8 grid (originals and reconstructions alike)",
+    "psnr": "10 log10(255^2 / mse) per image over all pixels and channels, then the mean over images; equal images: 100 dB",
+    "ssim": "torchmetrics, Gaussian window 11 px, sigma 1.5, data_range 255, per image and channel, then the mean over images",
+    "ms_ssim": "torchmetrics, five scales with their published weights, window as for ssim, then the mean over images",
+    "bpp": "tokens * log2(codebook_size) / pixels, without entropy coding",
+    "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
+    "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
+}
+
+
+def to_uint8_grid(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to float32 whole numbers 0 ... 255; clipped, never wrapped."""
+    return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
+
+
+def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """Peak signal to noise ratio of each image, in dB.
+
+    Args:
+        originals: (B, C, H, W) on the uint8 grid.
+        reconstructions: like `originals`.
+
+    Returns:
+        (B,) at most `PSNR_OF_EQUAL_IMAGES`.
+    """
+    error = (originals - reconstructions).square().flatten(1).mean(1)
+    ratio = 10 * torch.log10(255**2 / error)
+    return torch.where(error == 0, PSNR_OF_EQUAL_IMAGES, ratio)
+
+
+class ImageMetrics:
+    """What a tokenizer does to a set of images: distortion, rate and use of the codebook.
+
+    Everything is summed per image and reduced over ranks once, in `compute`. Deliberately no module: figures are neither in checkpoints
+    nor touched by weight averaging.
+
+    Args:
+        codebook_size: K.
+        num_codebooks: levels of the quantizer; with more than one, the last axis of the indices.
+    """
+
+    def __init__(self, codebook_size: int, *, num_codebooks: int = 1) -> None:
+        self.usage = CodebookUsage(codebook_size, num_codebooks=num_codebooks)
+        # Sums over images: psnr, ssim, ms_ssim, images, images large enough for ms_ssim, pixels.
+        self.sums = torch.zeros(6, dtype=torch.float64)
+
+    def to(self, device: torch.device) -> "ImageMetrics":
+        """Move the sums to a device."""
+        self.usage.to(device)
+        self.sums = self.sums.to(device)
+        return self
+
+    @torch.no_grad()
+    def update(self, images: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1], any floating dtype.
+            reconstructions: like `images`; values outside the range are clipped.
+            indices: (B, h, w[, levels]) int64.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if images.shape != reconstructions.shape:
+            raise ValueError(f"reconstructions have shape {tuple(reconstructions.shape)}: expected {tuple(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            original, reconstructed = to_uint8_grid(images), to_uint8_grid(reconstructions)
+            pair = {"preds": reconstructed, "target": original, "data_range": 255.0}
+            sums = [psnr(original, reconstructed).sum(), _total(structural_similarity_index_measure, pair)]
+            large = min(images.shape[-2:]) >= MS_SSIM_SMALLEST
+            sums += [_total(multiscale_structural_similarity_index_measure, pair) if large else torch.zeros(())]
+        count, pixels = len(images), len(images) * images.shape[-2] * images.shape[-1]
+        counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
+        self.sums += torch.cat([torch.stack([value.double().to(self.sums.device) for value in sums]), counts.to(self.sums)])
+        self.usage.update(indices)
+
+    def compute(self) -> dict[str, float]:
+        """The figures of all ranks; every rank must call it.
+
+        Returns:
+            psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, entropy_bpp, tokens_per_image, images,
+            codebook_usage, perplexity, entropy (bits per token), normalized_entropy, gini, dead_codes, top_code, top_percent.
+
+        Raises:
+            ValueError: no image was seen on any rank.
+        """
+        psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels = all_reduce_sum(self.sums.clone()).tolist()
+        usage = self.usage.compute()
+        if not images:
+            raise ValueError("no images were measured: the split is empty")
+        figures = {"psnr": psnr_sum / images, "ssim": ssim_sum / images}
+        if large == images:
+            figures["ms_ssim"] = ms_ssim_sum / images
+        tokens = _levels(usage, "tokens")
+        bits = sum(count * entropy for count, entropy in zip(tokens, _levels(usage, "entropy"), strict=True))
+        return figures | {
+            "bpp": sum(tokens) * math.log2(self.usage.codebook_size) / pixels,
+            "entropy_bpp": bits / pixels,
+            "tokens_per_image": sum(tokens) / images,
+            "images": images,
+            "codebook_usage": usage["usage"],
+            "perplexity": usage["perplexity"],
+            "entropy": usage["entropy"],
+            "normalized_entropy": usage["normalized_entropy"],
+            "gini": usage["gini"],
+            "dead_codes": usage["dead"],
+            "top_code": usage["top_code"],
+            "top_percent": usage["top_percent"],
+        }
+
+    def per_level(self) -> dict[str, list[float]]:
+        """Usage and perplexity of each level, coarse first; empty for a single codebook. Every rank must call it."""
+        usage = self.usage.compute()
+        return {name: value for name, value in usage.items() if isinstance(value, list)}
+
+
+def protocol(figures: dict[str, float], **circumstances: Any) -> dict[str, Any]:
+    """How `figures` were measured, so that nobody compares what cannot be compared.
+
+    Args:
+        figures: what `ImageMetrics.compute` returned.
+        circumstances: facts that only the caller knows (split, resize and crop, checkpoint, precision).
+    """
+    record: dict[str, Any] = dict(PROTOCOL)
+    if "ms_ssim" not in figures:
+        record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchmetrics", "torchvision", "pillow")}
+    return record | {"images": int(figures["images"])} | circumstances | {"versions": versions}
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _total(metric: Any, pair: dict[str, Any]) -> Tensor:
+    return metric(**pair, reduction="none").sum()
+
+
+def _levels(usage: dict[str, float | list[float]], name: str) -> list[float]:
+    per_level = usage.get(f"{name}_per_level", [usage[name]])
+    assert isinstance(per_level, list)
+    return per_level

@@ -1,0 +1,1 @@
+"""Encoder and decoder pairs; each module imports torch only."""

@@ -1,0 +1,377 @@
+"""Convolutional encoder and decoder for images, of the VQGAN family, with patchified stems.
+
+Source: Esser, Rombach, Ommer 2021 (arXiv 2012.09841), appendix, table 7: residual blocks of group norm, swish and 3x3
+convolution; strided convolution downwards, nearest neighbour and convolution upwards; attention at coarse maps.
+Differs: attention is listed by downsampling factor, not by the size of a map, so that one model takes images of any
+size, and has heads of up to 64 channels; residual branches start at zero, and so does attention, which makes a deep
+model start as a shallow one; two additions, `patch_size` and `linear_path`, make small models quick to train.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqkit.config import Configured
+
+
+class ConvEncoder2d(Configured, nn.Module):
+    """Images (B, C, H, W) to latents (B, dim, H / f, W / f), with f = patch_size * 2^(number of levels - 1).
+
+    Args:
+        in_channels: C.
+        dim: channels of the latents; the quantizer's `dim`.
+        channels: width of the first level.
+        channel_multipliers: width of each level relative to `channels`; between two levels the map is halved.
+        num_res_blocks: residual blocks per level; two more follow after the last level.
+        attention_factors: downsampling factors, counted from the image, at which each residual block is followed by
+            self-attention (what others list as attention resolutions). If the last level's is listed, it also stands
+            between the two last blocks.
+        patch_size: p; the image is first rearranged to p x p patches of C p^2 channels. 1 is the published model.
+        linear_path: add a linear projection of each f x f patch to the latents and start the convolutions at zero.
+            Training then starts from a truncated cosine transform of the patches, which is close to their principal
+            components, instead of from noise. Give the decoder the same.
+        norm_groups: groups of each group norm; must divide the width of every level.
+        dropout: probability inside residual blocks.
+
+    Attributes:
+        dim: as given.
+        channel_dim: 1, the channel axis of the latents.
+        downsampling_factor: f.
+
+    Raises:
+        ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of f.
+
+    Example:
+        >>> encoder = ConvEncoder2d(dim=16, channels=32, channel_multipliers=(1, 2), patch_size=2)
+        >>> encoder(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 16, 16, 24])
+    """
+
+    channel_dim = 1
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        dim: int,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4),
+        num_res_blocks: int = 2,
+        attention_factors: Sequence[int] = (),
+        patch_size: int = 1,
+        linear_path: bool = False,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
+        _check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
+        self.in_channels = in_channels
+        self.dim = dim
+        self.downsampling_factor = factors[-1]
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(patch_size),
+            nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1),
+        ]
+        width = widths[0]
+        for level, (next_width, factor) in enumerate(zip(widths, factors, strict=True)):
+            if level > 0:
+                layers.append(Downsample2d(width))
+            for _ in range(num_res_blocks):
+                layers.append(ResidualBlock2d(width, next_width, norm_groups=norm_groups, dropout=dropout))
+                width = next_width
+                if factor in attention_factors:
+                    layers.append(Attention2d(width, norm_groups=norm_groups))
+        layers += _middle(width, factors[-1] in attention_factors, norm_groups, dropout)
+        layers += [nn.GroupNorm(norm_groups, width), nn.SiLU(), nn.Conv2d(width, dim, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+        self.linear = PatchProjection2d(in_channels, dim, self.downsampling_factor) if linear_path else None
+        if linear_path:
+            _zero(layers[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}: expected (B, {self.in_channels}, H, W); for one image add a"
+                " batch axis with images[None], for another number of channels set in_channels"
+            )
+        height, width = images.shape[-2:]
+        if height % self.downsampling_factor or width % self.downsampling_factor:
+            raise ValueError(
+                f"images of {height} x {width} pixels cannot be divided by the downsampling factor"
+                f" {self.downsampling_factor}: crop or pad both sides to a multiple of it"
+            )
+        latents = self.layers(images)
+        return latents if self.linear is None else latents + self.linear(images)
+
+
+class ConvDecoder2d(Configured, nn.Module):
+    """Latents (B, dim, h, w) to images (B, C, f h, f w), the mirror of `ConvEncoder2d`.
+
+    Args:
+        out_channels: C.
+        dim: channels of the latents.
+        channels: width of the level that is nearest to the image.
+        channel_multipliers: width of each level relative to `channels`, in the order of the encoder (image first).
+        num_res_blocks: one less than the residual blocks per level, as in the published model; two more come first.
+        attention_factors: as in the encoder.
+        patch_size: p; the last layer makes p x p patches of pixels.
+        linear_path: add a linear map from each latent to its f x f patch and start the convolutions at zero; see
+            `ConvEncoder2d`.
+        norm_groups: groups of each group norm; must divide the width of every level.
+        dropout: probability inside residual blocks.
+
+    Attributes:
+        dim: as given.
+        channel_dim: 1, the channel axis of the latents.
+        downsampling_factor: f.
+
+    Raises:
+        ValueError: if a size is not positive or does not fit.
+    """
+
+    channel_dim = 1
+
+    def __init__(
+        self,
+        *,
+        out_channels: int = 3,
+        dim: int,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4),
+        num_res_blocks: int = 2,
+        attention_factors: Sequence[int] = (),
+        patch_size: int = 1,
+        linear_path: bool = False,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
+        _check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
+        self.out_channels = out_channels
+        self.dim = dim
+        self.downsampling_factor = factors[-1]
+        width = widths[-1]
+        layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
+        layers += _middle(width, factors[-1] in attention_factors, norm_groups, dropout)
+        for level in reversed(range(len(widths))):
+            for _ in range(num_res_blocks + 1):
+                layers.append(ResidualBlock2d(width, widths[level], norm_groups=norm_groups, dropout=dropout))
+                width = widths[level]
+                if factors[level] in attention_factors:
+                    layers.append(Attention2d(width, norm_groups=norm_groups))
+            if level > 0:
+                layers.append(Upsample2d(width))
+        output = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
+        layers += [nn.GroupNorm(norm_groups, width), nn.SiLU(), output, nn.PixelShuffle(patch_size)]
+        self.layers = nn.Sequential(*layers)
+        self.linear = PatchExpansion2d(dim, out_channels, self.downsampling_factor) if linear_path else None
+        if linear_path:
+            _zero(output)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Images (B, C, f h, f w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
+        if latents.ndim != 4 or latents.shape[1] != self.dim:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}: expected (B, {self.dim}, h, w)")
+        images = self.layers(latents)
+        return images if self.linear is None else images + self.linear(latents)
+
+
+class ResidualBlock2d(nn.Module):
+    """x + convolution(dropout(swish(norm(convolution(swish(norm(x))))))).
+
+    Where the widths differ, a 1x1 convolution takes x to the new one.
+
+    Args:
+        in_channels: width before.
+        out_channels: width after.
+        norm_groups: groups of each group norm.
+        dropout: probability before the second convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int, dropout: float) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.GroupNorm(norm_groups, in_channels),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(norm_groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        _zero(self.branch[-1])
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        return self.skip(x) + self.branch(x)
+
+
+class Attention2d(nn.Module):
+    """x + self-attention over all positions of the map; time and not memory grows with (H W)^2.
+
+    Args:
+        channels: width; split into heads of the largest size up to 64 that divides both it and 64.
+        norm_groups: groups of the group norm.
+    """
+
+    def __init__(self, channels: int, *, norm_groups: int) -> None:
+        super().__init__()
+        self.num_heads = channels // math.gcd(channels, 64)
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.output = nn.Conv2d(channels, channels, 1)
+        _zero(self.output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same."""
+        heads = self.query_key_value(self.norm(x)).flatten(2).unflatten(1, (3, self.num_heads, -1))
+        query, key, value = heads.transpose(-1, -2).unbind(1)  # (B, heads, H W, channels of a head)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return x + self.output(attended.transpose(-1, -2).reshape(x.shape))
+
+
+class Downsample2d(nn.Module):
+    """Halves the map by a 3x3 convolution of stride 2, padded at the right and the bottom only, as published.
+
+    Args:
+        channels: width.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, channels, H / 2, W / 2)."""
+        return self.convolution(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample2d(nn.Module):
+    """Doubles the map by repetition and a 3x3 convolution.
+
+    Args:
+        channels: width.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, channels, 2 H, 2 W)."""
+        return self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class PatchProjection2d(nn.Conv2d):
+    """Linear map from each patch to `dim` values, started as the first `dim` terms of its cosine transform.
+
+    Args:
+        in_channels: C.
+        dim: values per patch; beyond the C * patch_size^2 values of a patch, they start as zeros.
+        patch_size: side of a patch, in pixels.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__(in_channels, dim, patch_size, stride=patch_size)
+        with torch.no_grad():
+            self.weight.copy_(cosine_basis(dim, in_channels, patch_size))
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+
+class PatchExpansion2d(nn.ConvTranspose2d):
+    """Linear map from `dim` values to a patch, started as the inverse of `PatchProjection2d`.
+
+    Args:
+        dim: values per patch.
+        out_channels: C.
+        patch_size: side of a patch, in pixels.
+    """
+
+    def __init__(self, dim: int, out_channels: int, patch_size: int) -> None:
+        super().__init__(dim, out_channels, patch_size, stride=patch_size)
+        with torch.no_grad():
+            self.weight.copy_(cosine_basis(dim, out_channels, patch_size))
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+
+def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
+    """Orthonormal basis of patches, those that matter most in photographs first: the three-dimensional DCT-II.
+
+    Over the colours it gives the grey value and two opponent colours. Flat patches come first; of the others, the
+    variance is taken to fall with the square of the spatial frequency and eightfold with each step of colour. On
+    photographs, the first 8, 16 or 32 terms keep what as many principal components keep, to 0.3 dB (p = 4, 8, 16).
+
+    Args:
+        dim: number of basis patches.
+        channels: C.
+        patch_size: p.
+
+    Returns:
+        (dim, C, p, p); rows beyond C p^2 are 0.
+
+    Source: Ahmed, Natarajan, Rao 1974, "Discrete cosine transform": close to the principal components of smooth data.
+    """
+    colour, space = _dct(channels), _dct(patch_size)
+    axes = itertools.product(range(channels), range(patch_size), range(patch_size))
+    order = sorted(axes, key=lambda axis: ((axis[1] ** 2 + axis[2] ** 2) * 8 ** axis[0], axis))[:dim]
+    basis = torch.zeros(dim, channels, patch_size, patch_size)
+    for row, (c, v, u) in enumerate(order):
+        basis[row] = torch.einsum("c,v,u->cvu", colour[c], space[v], space[u])
+    return basis
+
+
+def _dct(size: int) -> Tensor:
+    positions = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
+    rows = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * positions)
+    return (rows / rows.norm(dim=1, keepdim=True)).float()
+
+
+def _middle(width: int, attention: bool, norm_groups: int, dropout: float) -> list[nn.Module]:
+    blocks: list[nn.Module] = [
+        ResidualBlock2d(width, width, norm_groups=norm_groups, dropout=dropout) for _ in range(2)
+    ]
+    if attention:
+        blocks.insert(1, Attention2d(width, norm_groups=norm_groups))
+    return blocks
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: expected a positive number")
+
+
+def _levels(
+    channels: int, multipliers: Sequence[int], patch_size: int, attention_factors: Sequence[int], norm_groups: int
+) -> tuple[list[int], list[int]]:
+    """Width and downsampling factor of each level, image first."""
+    _check_positive(channels=channels, patch_size=patch_size, norm_groups=norm_groups)
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(
+            f"channel_multipliers={multipliers!r}: expected a positive number per level, such as (1, 2, 4)"
+        )
+    widths = [channels * multiplier for multiplier in multipliers]
+    for width in widths:
+        if width % norm_groups:
+            raise ValueError(
+                f"norm_groups={norm_groups} does not divide the width {width} of a level: choose channels={channels} as"
+                " a multiple of it, or fewer groups"
+            )
+    factors = [patch_size * 2**level for level in range(len(multipliers))]
+    for factor in attention_factors:
+        if factor not in factors:
+            raise ValueError(f"attention_factors={attention_factors!r}: {factor} is no factor of a level {factors}")
+    return widths, factors

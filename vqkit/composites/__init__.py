@@ -1,0 +1,1 @@
+"""Quantizers made of quantizers."""

@@ -1,0 +1,188 @@
+"""Residual quantization: each stage quantizes what the stages before it left over."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.base import BaseQuantizer, Selection
+from vqkit.estimators import Estimator, StraightThrough
+from vqkit.parts import IncompatibleParts
+
+
+class ResidualQuantizer(BaseQuantizer):
+    """A chain of quantizers of the same `dim`; indices gain a last axis of stages, coarse first.
+
+    Where the gradient passes is a choice:
+
+    - `estimator=StraightThrough()` (or another): the stages see z minus the detached sum of the stages before, and the estimator is applied
+      once to the sum. The encoder gets the decoder's gradient once, whatever the number of stages, and every stage's commitment.
+    - `estimator=None`: each stage keeps its own estimator and nothing is detached (DAC). Needed for stages with trainable projections
+      or estimators that train their codebook, which the first form would cut off from the decoder.
+
+    Any prefix of the stages decodes: `decode(indices[..., :2])`.
+
+    Args:
+        stage: builds one stage; called `num_stages` times, so that no two stages share a codebook.
+        num_stages: at least 1.
+        estimator: see above.
+        dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ... num_stages.
+            Dropped stages have index -1, no loss and no statistics.
+        channel_dim: see `BaseQuantizer`; the stages themselves have -1.
+        seed: of the dropout.
+
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1 and sec. III-C; gradient of the first form as in AudioCraft,
+    of the second as in Kumar et al. 2023 (DAC, arXiv 2306.06546).
+    Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size 1).
+    Losses are averaged over the stages that were used.
+
+    Raises:
+        IncompatibleParts: stages with trainable projections or codebook-training estimators, and `estimator` is not None.
+        ValueError: an argument is out of its range, or stages differ in `dim`.
+    """
+
+    level_axis = True
+
+    def __init__(
+        self,
+        stage: Callable[[], BaseQuantizer],
+        num_stages: int,
+        *,
+        estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
+        dropout: float = 0.0,
+        channel_dim: int = -1,
+        seed: int = 0,
+    ) -> None:
+        if num_stages < 1:
+            raise ValueError(f"num_stages={num_stages}: expected at least 1")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
+        stages = [stage() for _ in range(num_stages)]
+        super().__init__(stages[0].dim, channel_dim=channel_dim)
+        _check_stages(stages, estimator)
+        self.stages = nn.ModuleList(stages)
+        self.estimator = estimator
+        self.dropout = dropout
+        self.seed = seed
+        self.draws = 0
+        self.codebook_size = max(inner.codebook_size for inner in stages)
+        self.num_codebooks = sum(inner.num_codebooks for inner in stages)
+
+    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        total = torch.zeros_like(latents)
+        indices, losses, weighted, used = [], [], [], []
+        active = self._active_stages(latents)
+        for number, stage in enumerate(self._stages):
+            stage_valid = valid if active is None else valid & (active > number)
+            residual = latents - (total if self.estimator is None else total.detach())
+            output = stage(residual, stage_valid)
+            total = total + output.quantized
+            indices.append(output.indices.reshape(*valid.shape, stage.num_codebooks))
+            losses.append(output.losses)
+            weighted.append(output.loss)
+            used.append(stage_valid.any())
+        stages_used = torch.stack(used).sum().clamp(min=1)
+        mean_losses = {name: sum(loss[name] for loss in losses) / stages_used for name in losses[0]}
+        quantized = total if self.estimator is None else self._estimate(self.estimator, latents, total, valid)
+        return quantized, torch.cat(indices, dim=-1), sum(weighted) / stages_used, mean_losses
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Sum of the stages' vectors: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
+        total = torch.zeros(*indices.shape[:-1], self.dim, dtype=self.dtype, device=indices.device)
+        first = 0
+        for stage in self._stages:
+            levels = indices[..., first : first + stage.num_codebooks]
+            if not levels.shape[-1]:
+                break
+            total = total + stage.lookup(levels if stage.level_axis else levels.squeeze(-1))
+            first += stage.num_codebooks
+        return total
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Initialize the stages in sequence, each on what the stages before it leave over. See `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144.
+            seed: stage i uses seed + i.
+        """
+        rows, batch = self._collect(latents, samples or min(max(64 * self.codebook_size, 65_536), 262_144))
+        for number, stage in enumerate(self._stages):
+            stage.initialize(rows.split(batch), samples=len(rows) * distributed.world_size(), seed=seed + number)
+            rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
+
+    def step(self) -> None:
+        """Fold the statistics of every stage."""
+        for stage in self._stages:
+            stage.step()
+
+    def _active_stages(self, latents: Tensor) -> Tensor | None:
+        """(B, 1, ...) how many stages each sample uses, or None for all."""
+        if not (self.dropout and self.stochastic):
+            return None
+        if self.learning:
+            self.draws += 1
+        # The global number of a sample, if all ranks hold as many: then N ranks draw as one process would.
+        samples = torch.arange(len(latents), device=latents.device) + distributed.rank() * len(latents)
+        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=self.draws) for k in (0, 1))
+        drawn = 1 + (depth * len(self.stages)).long()
+        stages = torch.where(chance < self.dropout, drawn, len(self.stages))
+        return stages.reshape(-1, *[1] * (latents.ndim - 2))
+
+    @staticmethod
+    def _estimate(estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return total
+        rows, selected = latents.flatten(0, -2), total.detach().flatten(0, -2)
+        positions = valid.flatten()
+        selection = Selection(z=rows, codes=None, indices=positions.long() - 1, selected=selected, valid=positions)
+        return estimator(selection).reshape(latents.shape)
+
+    @property
+    def _stages(self) -> Iterable[BaseQuantizer]:
+        return self.stages  # type: ignore[return-value]  # nn.ModuleList forgets its element type
+
+    def _health(self) -> dict[str, float]:
+        report = super()._health()
+        for number, stage in enumerate(self._stages):
+            report |= {f"stage_{number}/{name}": value for name, value in stage.health().items() if name != "nonfinite"}
+        return report
+
+    def get_extra_state(self) -> Tensor:
+        """How many dropout draws were made."""
+        return torch.tensor([self.draws], dtype=torch.int64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the count of draws."""
+        self.draws = int(state[0])
+
+    def extra_repr(self) -> str:
+        """Chain and layout."""
+        return f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:
+    dims = [stage.dim for stage in stages]
+    if len(set(dims)) > 1:
+        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    if any(stage.channel_dim != -1 for stage in stages):
+        raise ValueError("stage built quantizers with another channel_dim than -1: give channel_dim to ResidualQuantizer instead")
+    if estimator is None:
+        return
+    conflicts = []
+    if any(getattr(stage, "has_projection", False) for stage in stages):
+        conflicts.append(
+            f"the stages project into a code space, and a {type(estimator).__name__} over the sum would cut these projections off from the "
+            "decoder: pass estimator=None, so that each stage keeps its own estimator, or leave codebook_dim out"
+        )
+    if any(getattr(getattr(stage, "estimator", None), "trains_codebook", False) for stage in stages):
+        conflicts.append(
+            f"the stages' estimator trains their codebooks through the decoder, and a {type(estimator).__name__} over the sum would "
+            "replace it: pass estimator=None"
+        )
+    if stages[0].dim < estimator.min_dim:
+        conflicts.append(f"{type(estimator).__name__} needs dim of at least {estimator.min_dim}, the stages have {stages[0].dim}")
+    if conflicts:
+        raise IncompatibleParts(conflicts)

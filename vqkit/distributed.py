@@ -1,0 +1,143 @@
+"""What ranks of a data-parallel run must agree on: sums, gathered rows, and the same random draws.
+
+Everything is decided when a function is called, so it does not matter when the process group was created; with one
+process, or none initialized, each function does what it says without communication. Every rank must call each function:
+all of them enter the same collectives with the same shapes, whatever their own batch holds.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
+_LAST = torch.iinfo(torch.int64).max
+
+
+def is_distributed() -> bool:
+    """Whether there is a process group of more than one rank at this moment."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
+def rank() -> int:
+    """Index of this process, 0 without a process group."""
+    return torch.distributed.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, as a new tensor; without gradient.
+
+    Args:
+        tensor: any shape, the same on every rank.
+    """
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if is_distributed():
+        torch.distributed.all_reduce(total)
+    return total
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks one after another, in the order of ranks; for initialization, as it waits for the device.
+
+    Args:
+        rows: (N, ...); N may differ between ranks and be 0, the other sizes and the dtype may not differ.
+
+    Returns:
+        (sum of all N, ...), the same on every rank; `rows` itself with one process.
+    """
+    if not is_distributed():
+        return rows
+    sizes = [int(size) for size in _all_gather(torch.tensor([rows.shape[0]], device=rows.device))]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: rows.shape[0]] = rows.detach()
+    return torch.cat([part[:size] for part, size in zip(_all_gather(padded), sizes, strict=True)])
+
+
+def counter_random(positions: Tensor, *, seed: int | Tensor, step: int | Tensor) -> Tensor:
+    """Uniform random numbers that are a function of (seed, step, position): the same on any rank, device and resume.
+
+    Args:
+        positions: any shape, int64.
+        seed: chooses the sequence.
+        step: chooses an independent draw of the sequence; an int or a () int64 tensor, as is `seed`.
+
+    Returns:
+        float64 in [0, 1), shape of `positions`.
+
+    Source: splitmix64, Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    return _counter_hash(positions, seed, step).bitwise_and((1 << 53) - 1).to(torch.float64) * 2.0**-53
+
+
+def shared_rows(
+    rows: Tensor, valid: Tensor, *, count: int, seed: int | Tensor, step: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draws rows without replacement from the batch of all ranks; every rank gets the same ones, in the same order.
+
+    The draw equals that of one process which holds the batches one after another in the order of ranks. Each row's key
+    is a hash of its position in that joined batch, and the rows with the smallest keys are drawn: only keys and drawn
+    rows are sent, and nothing waits for the device.
+
+    Args:
+        rows: (N, D); N may differ between ranks and be 0. Rows that are not valid may hold anything.
+        valid: (N,) bool, which rows may be drawn.
+        count: how many rows to draw, at least 1; the same on every rank, as are `seed` and `step`.
+        seed: chooses the sequence of draws.
+        step: chooses the draw.
+
+    Returns:
+        rows (count, D), zero where there were too few valid ones, and filled (count,) bool, False there.
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1; skip the call when no row is wanted.")
+    with torch.no_grad():
+        number = rows.shape[0]
+        positions = torch.arange(number, device=rows.device) + _first_position(number, rows.device)
+        keys = _counter_hash(positions, seed, step).bitwise_and(_LAST)
+        keys, chosen = torch.topk(torch.where(valid, keys, _LAST), min(count, number), largest=False)
+        padding = count - keys.shape[0]
+        keys = torch.cat([keys, keys.new_full((padding,), _LAST)])
+        chosen = torch.cat([chosen, chosen.new_zeros(padding)])
+        drawn, slots = torch.topk(_all_gather(keys).flatten(), count, largest=False, sorted=True)
+        filled = drawn < _LAST
+        mine = filled & (slots // count == rank())
+        candidates = rows if number else rows.new_zeros(1, *rows.shape[1:])
+        own = torch.where(mine[:, None], candidates[chosen[slots % count]], 0)
+        sent = own.to(torch.promote_types(own.dtype, torch.float32))  # each row has one owner: the sum is exact
+        return all_reduce_sum(sent).to(rows.dtype), filled
+
+
+def _all_gather(tensor: Tensor) -> Tensor:
+    """(...) on each rank -> (world size, ...)."""
+    if not is_distributed():
+        return tensor[None]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.stack(parts)
+
+
+def _first_position(number: int, device: torch.device) -> Tensor:
+    """Index of this rank's first row in the joined batch, a () int64 tensor."""
+    sizes = _all_gather(torch.full((), number, dtype=torch.int64, device=device))
+    return sizes[: rank()].sum()
+
+
+def _counter_hash(positions: Tensor, seed: int | Tensor, step: int | Tensor) -> Tensor:
+    """64 mixed bits as int64, distinct for distinct positions; the arithmetic wraps around."""
+    key = _mix(torch.as_tensor(seed, dtype=torch.int64, device=positions.device) * _GOLDEN)
+    key = _mix(key + torch.as_tensor(step, dtype=torch.int64, device=positions.device) * _GOLDEN)
+    return _mix(key + positions * _GOLDEN)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The finalizer of splitmix64; `>>` of int64 keeps the sign, hence the masks."""
+    bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    bits = (bits ^ ((bits >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return bits ^ ((bits >> 31) & 0x1FFFFFFFF)

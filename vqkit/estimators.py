@@ -1,0 +1,106 @@
+"""How gradients pass the choice of a code. Every estimator's value is exactly the chosen code."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.base import Selection
+from vqkit.config import Configured
+from vqkit.functional import straight_through, unit
+
+
+class Estimator(Configured, nn.Module):
+    """Gradient rule, from a selection to the quantized vectors (N, D).
+
+    Class attributes:
+        trains_codebook: whether the decoder's gradient reaches the codebook through it.
+        min_dim: the smallest code dimension for which it is defined.
+    """
+
+    trains_codebook: ClassVar[bool] = False
+    min_dim: ClassVar[int] = 1
+
+    def forward(self, selection: Selection) -> Tensor:
+        """Quantized vectors (N, D)."""
+        raise NotImplementedError
+
+
+class StraightThrough(Estimator):
+    """Copies the gradient of the code to the vector: d quantized / d z = I.
+
+    Source: Bengio, Léonard, Courville 2013 (arXiv 1308.3432); for VQ van den Oord et al. 2017 (arXiv 1711.00937), sec. 3.2.
+    """
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D), equal to `selection.selected`."""
+        return straight_through(selection.selected, selection.z)
+
+
+class RotationTrick(Estimator):
+    """Rotates and scales the vector onto its code, with the map held constant: d quantized / d z = lambda R.
+
+    With q the code, R is the rotation in the plane of z and q that takes z/|z| to q/|q|, and lambda = |q|/|z|:
+    R = I - 2 w w^T + 2 q^ z^^T with w = (z^ + q^)/|z^ + q^|. It is never formed: applying it costs O(D).
+
+    Args:
+        scale: "lambda" (the paper) or "one", which leaves the gradient's length alone.
+        radial: "keep" passes the gradient along z (the paper's Table 1); "drop" rotates z/|z| with the norm in the graph, so
+            that nothing of the gradient is left along z (its Tables 3 and 4).
+        obtuse: "ste" falls back to straight-through where the angle of z and q exceeds 90 degrees, since rotating pushes the encoder
+            away from the gradient there (a limit that the paper states); "rotate" is the paper's rule.
+
+    Source: Fifty et al. 2024 (arXiv 2410.06424), sec. 4.2 and 4.3.
+    Differs: the value is exactly q (the published code computes lambda R z, which is off by up to |q| for short or opposite
+    vectors); a row falls back to straight-through where |z| or |q| is near zero or the two are nearly opposite, where R is
+    undefined or its scale explodes; `obtuse="ste"` is our default.
+
+    Raises:
+        ValueError: an option is not one of those named.
+    """
+
+    min_dim = 2
+    smallest_norm: ClassVar[float] = 1e-6
+    """A vector or code shorter than this has no direction worth rotating."""
+    largest_scale: ClassVar[float] = 100.0
+    """Beyond this ratio of lengths, the gradient would grow or shrink out of all proportion."""
+    opposite_cosine: ClassVar[float] = -0.999
+
+    def __init__(
+        self,
+        scale: Literal["lambda", "one"] = "lambda",
+        radial: Literal["keep", "drop"] = "keep",
+        obtuse: Literal["ste", "rotate"] = "ste",
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("scale", scale, ("lambda", "one")),
+            ("radial", radial, ("keep", "drop")),
+            ("obtuse", obtuse, ("ste", "rotate")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: expected {choices[0]!r} or {choices[1]!r}")
+        self.scale = scale
+        self.radial = radial
+        self.obtuse = obtuse
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D), equal to `selection.selected`."""
+        z, q = selection.z, selection.selected.detach()
+        with torch.no_grad():
+            z_norm, q_norm = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+            z_hat, q_hat = unit(z), unit(q)
+            cosine = (z_hat * q_hat).sum(-1, keepdim=True)
+            w = unit(z_hat + q_hat)
+            ratio = q_norm / z_norm.clamp(min=self.smallest_norm)
+            rotatable = (z_norm > self.smallest_norm) & (q_norm > self.smallest_norm)
+            rotatable &= (ratio < self.largest_scale) & (ratio > 1 / self.largest_scale)
+            rotatable &= cosine > (0.0 if self.obtuse == "ste" else self.opposite_cosine)
+            factor = ratio if self.scale == "lambda" else torch.ones_like(ratio)
+        vector = z if self.radial == "keep" else unit(z) * z_norm
+        rotated = vector - 2 * w * (w * vector).sum(-1, keepdim=True) + 2 * q_hat * (z_hat * vector).sum(-1, keepdim=True)
+        return straight_through(q, torch.where(rotatable, factor * rotated, z))
+
+    def extra_repr(self) -> str:
+        """The variant."""
+        return f"scale={self.scale!r}, radial={self.radial!r}, obtuse={self.obtuse!r}"

@@ -1,0 +1,1 @@
+"""Quantizers without a stored codebook: the codes are a fixed grid."""

@@ -1,0 +1,126 @@
+"""How a codebook is used over a whole set of data: a streaming histogram and the figures read from it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+
+
+class CodebookUsage(nn.Module):
+    """Counts codes over any number of batches, and describes their distribution.
+
+    Usage and perplexity are properties of a set: averaged over batches they mislead, because a batch of N tokens cannot use more
+    than N codes. So `update` only counts, and `compute` reads the histogram of everything since the last `reset`, summed over
+    ranks once. The counts are buffers (moved with the module), but never part of a checkpoint.
+
+    Args:
+        codebook_size: K, at least 1.
+        num_codebooks: levels L of a composite quantizer; with L > 1 the last axis of the indices holds the levels.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int, *, num_codebooks: int = 1) -> None:
+        super().__init__()
+        if codebook_size < 1 or num_codebooks < 1:
+            raise ValueError(f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: expected at least 1 of each")
+        self.codebook_size = codebook_size
+        self.num_codebooks = num_codebooks
+        self.register_buffer("counts", torch.zeros(num_codebooks, codebook_size, dtype=torch.int64), persistent=False)
+
+    @torch.no_grad()
+    def update(self, indices: Tensor) -> None:
+        """Count the codes of a batch; memory O(L K), whatever the batch.
+
+        Args:
+            indices: integers of any shape, with a last axis of L levels when `num_codebooks` > 1; -1 is not counted.
+
+        Raises:
+            ValueError: no integers, a last axis that is not L, or an index outside -1 ... codebook_size - 1.
+        """
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise ValueError(f"indices has dtype {indices.dtype}: expected integers")
+        if self.num_codebooks > 1 and (indices.ndim == 0 or indices.shape[-1] != self.num_codebooks):
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}: expected a last axis of num_codebooks={self.num_codebooks} levels"
+            )
+        if indices.numel() == 0:
+            return
+        # One cell in front of each level's codes takes the -1.
+        width = self.codebook_size + 1
+        cells = indices.detach().to(self.counts.device, torch.int64).reshape(-1, self.num_codebooks) + 1
+        low, high = (int(bound) - 1 for bound in cells.aminmax())
+        if low < -1 or high >= self.codebook_size:
+            raise ValueError(f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}")
+        cells += width * torch.arange(self.num_codebooks, device=cells.device)
+        histogram = torch.bincount(cells.flatten(), minlength=width * self.num_codebooks)
+        self.counts += histogram.view(self.num_codebooks, width)[:, 1:]
+
+    def compute(self) -> dict[str, float | list[float]]:
+        """Describe the histogram of all ranks. Every rank must call it, also one that saw nothing.
+
+        Returns:
+            The figures below. With several levels each is the mean over the levels (`dead` and `tokens`: the sum), and
+            `<name>_per_level` lists them, coarse first. A level without a token has usage 0, perplexity 0 and `dead` K.
+
+            usage: share of the codes used at least once, in [0, 1].
+            perplexity: 2 ** entropy, in [1, K].
+            entropy: in bits, at most log2 K.
+            normalized_entropy: entropy / log2 K, in [0, 1]; 1 for K = 1.
+            gini: 0 if all codes are used equally, towards 1 if one code takes all.
+            dead: number of codes never used.
+            top_code: share of the tokens that went to the most used code.
+            top_percent: share of the tokens that went to the most used 1 % of the codes (at least one code).
+            tokens: how many tokens were counted.
+        """
+        levels = [_describe(counts) for counts in self.total_counts().cpu()]
+        if self.num_codebooks == 1:
+            return dict(levels[0])
+        report: dict[str, float | list[float]] = {}
+        for name in levels[0]:
+            values = [level[name] for level in levels]
+            total = sum(values)
+            report[name] = total if name in ("dead", "tokens") else total / len(values)
+            report[f"{name}_per_level"] = values
+        return report
+
+    def total_counts(self) -> Tensor:
+        """(L, K) int64 counts of all ranks. Every rank must call it."""
+        return distributed.all_reduce_sum(self.counts.clone())
+
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        self.counts.zero_()
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}"
+
+
+def _describe(counts: Tensor) -> dict[str, float]:
+    """The figures of one level from its (K,) counts."""
+    size, tokens = len(counts), int(counts.sum())
+    used = int((counts > 0).sum())
+    if tokens == 0:
+        names = ("usage", "perplexity", "entropy", "normalized_entropy", "gini", "dead", "top_code", "top_percent", "tokens")
+        return dict.fromkeys(names, 0.0) | {"dead": float(size)}
+    ascending = counts.double().sort().values / tokens
+    entropy = float(-torch.special.xlogy(ascending, ascending).sum() / math.log(2)) + 0.0
+    # Gini coefficient of sorted shares p_1 <= ... <= p_K: sum_i (2 i - K - 1) p_i / K.
+    ranks = torch.arange(1, size + 1, dtype=torch.float64)
+    return {
+        "usage": used / size,
+        "perplexity": 2**entropy,
+        "entropy": entropy,
+        "normalized_entropy": entropy / math.log2(size) if size > 1 else 1.0,
+        "gini": float(((2 * ranks - size - 1) * ascending).sum() / size),
+        "dead": float(size - used),
+        "top_code": float(ascending[-1]),
+        "top_percent": float(ascending[-max(1, math.ceil(size / 100)) :].sum()),
+        "tokens": float(tokens),
+    }

@@ -1,0 +1,188 @@
+"""The quantizer with a stored codebook: five parts, and the five steps that put them together."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.base import Selection, recomputing
+from vqkit.codebooks import Codebook
+from vqkit.estimators import Estimator
+from vqkit.functional import spread, unit
+from vqkit.losses import Loss
+from vqkit.maintenance import Maintenance
+from vqkit.methods import METHODS, Method
+from vqkit.parts import check_compatible
+from vqkit.pointwise import VectorQuantizer
+from vqkit.search import Search
+
+HEALTHY_SCALE = (0.1, 3.0)
+"""Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
+
+
+class Quantizer(VectorQuantizer):
+    """A published method by name, with any of its parts replaced.
+
+        >>> quantizer = Quantizer("ema", dim=64, codebook_size=1024, channel_dim=1)
+        >>> quantizer.initialize([features])  # once, before training
+        >>> output = quantizer(features)  # (B, 64, H, W); output.indices is (B, H, W)
+        >>> loss = reconstruction_loss + output.loss
+
+    Args:
+        method: "vq", "ema" or "simvq"; sets the default of every part.
+        dim: size of the input's channel axis.
+        codebook_size: K.
+        codebook_dim: D of the codes; None means `dim`.
+        channel_dim: see `BaseQuantizer`.
+        normalize: see `VectorQuantizer`.
+        codebook: from (codebook_size, codebook_dim) to a codebook, such as `functools.partial(EMACodebook, usage_decay=0.9)`.
+        search: which code is chosen.
+        estimator: how gradients pass.
+        losses: what is penalised; replaces the method's list.
+        maintenance: what happens to unused codes; replaces the method's list, [] for none.
+        auto_step: fold statistics in at each training forward. Set it False when gradients are accumulated and call `step()` at
+            the optimizer boundary: the codebook is then that of one batch of all the micro-batches.
+
+    None for a part means the method's.
+
+    Raises:
+        IncompatibleParts: parts that cannot work together.
+        ValueError: an unknown method, or a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        method: Method = "vq",
+        *,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int | None = None,
+        channel_dim: int = -1,
+        normalize: bool = False,
+        codebook: Callable[[int, int], Codebook] | None = None,
+        search: Search | None = None,
+        estimator: Estimator | None = None,
+        losses: Sequence[Loss] | None = None,
+        maintenance: Sequence[Maintenance] | None = None,
+        auto_step: bool = True,
+    ) -> None:
+        if method not in METHODS:
+            near = difflib.get_close_matches(str(method), METHODS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}{hint}")
+        parts = METHODS[method]()
+        super().__init__(
+            dim,
+            codebook_dim=codebook_dim,
+            channel_dim=channel_dim,
+            normalize=normalize,
+            losses=parts.losses if losses is None else losses,
+        )
+        self.method = method
+        self.codebook_size = codebook_size
+        self.codebook = (codebook or parts.codebook)(codebook_size, self.codebook_dim)
+        self.search = search or parts.search
+        self.estimator = estimator or parts.estimator
+        self.maintenance = nn.ModuleList(parts.maintenance if maintenance is None else maintenance)
+        self.auto_step = auto_step
+        if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
+            raise ValueError(
+                f"codebook built {self.codebook.codebook_size} codes of dimension {self.codebook.dim}: expected "
+                f"codebook_size={codebook_size} of dimension {self.codebook_dim}; a factory must use the sizes it is given"
+            )
+        check_compatible(self.codebook, self.estimator, list(self._losses), list(self._policies))
+
+    # ------------------------------------------------------------------ the five steps
+
+    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
+        if self.learning:
+            self._maintain(z, valid)
+        elif self.stochastic and recomputing():
+            self._check_recomputation()
+        selection = self.search(z, self.code_vectors(), valid)
+        quantized = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
+        if self.learning:
+            self.codebook.observe(selection)
+        return quantized, selection
+
+    def code_vectors(self) -> Tensor:
+        """The codes (K, D) as they are searched, passed on and decoded."""
+        codes = self.codebook()
+        return unit(codes) if self.normalize else codes
+
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        """Code vectors (..., D) of `indices` (...), all of which are in range."""
+        return nn.functional.embedding(indices, self.code_vectors())
+
+    @torch.no_grad()
+    def _maintain(self, z: Tensor, valid: Tensor) -> None:
+        self.latent_spread.copy_(_valid_spread(z, valid))
+        if self.auto_step:
+            self.step()
+        if self.codebook.refreshed_at < self.codebook.steps:
+            self.codebook.refreshed_at = self.codebook.steps
+            for policy in self._policies:
+                policy.refresh(self.codebook, z, valid)
+
+    def step(self) -> None:
+        """Fold the statistics gathered since the last step into the codebook."""
+        self.codebook.step()
+
+    def _check_recomputation(self) -> None:
+        if not self.codebook._has_observed:
+            raise RuntimeError(
+                "this quantizer only ever ran inside a backward pass, as under torch.utils.checkpoint(use_reentrant=True), where its "
+                "codebook would never learn: pass use_reentrant=False"
+            )
+
+    # ------------------------------------------------------------------ before and beside training
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: vectors to use over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
+            seed: of the k-means.
+        """
+        if samples is None:
+            samples = max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
+        rows, rows_per_batch = self._collect(latents, samples)
+        with torch.autocast(rows.device.type, enabled=False):
+            z = distributed.gather_rows(self.to_code_space(rows))
+            self.codebook.initialize(z, vectors_per_step=rows_per_batch * distributed.world_size(), seed=seed)
+        self.latent_spread.copy_(spread(z))
+        self.health()
+
+    def _health(self) -> dict[str, float]:
+        codebook = self.codebook
+        latent_spread = float(self.latent_spread)
+        ratio = float(spread(self.code_vectors().detach())) / latent_spread if latent_spread else float("nan")
+        dead = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
+        low, high = HEALTHY_SCALE
+        if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
+            self._warn_once(
+                "scale",
+                f"the codes spread {ratio:.3g} times as far as the latents (healthy: {low} to {high}); a mismatch of scale "
+                "collapses a codebook whatever the method: call initialize(latents) before training, or normalise the latents",
+            )
+        return super()._health() | {"scale_ratio": ratio, "dead": dead}
+
+    @property
+    def _policies(self) -> Iterable[Maintenance]:
+        return self.maintenance  # type: ignore[return-value]  # nn.ModuleList forgets its element type
+
+    def extra_repr(self) -> str:
+        """The method and the layout."""
+        return f"method={self.method!r}, dim={self.dim}, channel_dim={self.channel_dim}, normalize={self.normalize}"
+
+
+def _valid_spread(z: Tensor, valid: Tensor) -> Tensor:
+    weight = valid.to(z.dtype).unsqueeze(-1)
+    count = weight.sum().clamp(min=1)
+    mean = (z * weight).sum(0) / count
+    return (((z - mean) * weight).square().sum(0) / count).mean().sqrt()

@@ -1,6 +1,7 @@
 """Build the wheel and be its first user: only vqkit inside, three dependencies, and nothing heavy loaded on import.
 
-The wheel is installed with torch, einops and safetensors as they are in this environment, and nothing else that it could lean on.
+It is installed into a folder of its own and used beside the torch, einops and safetensors of this environment, while
+whatever else is installed here refuses to be imported.
 
     python scripts/check_wheel.py
 """

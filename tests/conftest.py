@@ -1,4 +1,5 @@
-"""Fixtures of the whole suite: deterministic numbers, one thread, and a pair of ranks that lives as long as the session."""
+"""Fixtures of the whole suite: deterministic numbers, one thread, and a pair of ranks that lives as long as the
+session."""
 
 import multiprocessing
 import os
@@ -54,8 +55,8 @@ def _serve(rank: int, store: str, connection) -> None:
 class RankPair:
     """Two processes in one gloo group. `pair(function, *arguments)` runs `function(rank, *arguments)` on both.
 
-    The functions must be importable (defined at the top of a module), and results are copied. A pair in which a rank failed or hung
-    is ended, and the next call starts another.
+    The functions must be importable (defined at the top of a module), and results are copied. A pair in which a rank
+    failed or hung is ended, and the next call starts another.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,9 @@ class RankPair:
         results, failures = [], []
         for rank, connection in enumerate(self._connections):
             if not connection.poll(TIMEOUT_SECONDS):
-                failures.append(f"rank {rank} gave no answer in {TIMEOUT_SECONDS} s: do all ranks enter the same collectives?")
+                failures.append(
+                    f"rank {rank} gave no answer in {TIMEOUT_SECONDS} s: do all ranks enter the same collectives?"
+                )
                 continue
             succeeded, result = pickle.loads(connection.recv_bytes())
             if succeeded:

@@ -1,4 +1,5 @@
-"""The rules of the house that a machine can check: which way imports point, what importing costs, and what never appears."""
+"""The rules of the house that a machine can check: which way imports point, what importing costs, and what never
+appears."""
 
 import ast
 import subprocess
@@ -34,7 +35,10 @@ def imports_of(path: Path) -> set[str]:
     """vqkit modules that a file imports when it runs; blocks under `if TYPE_CHECKING` do not run."""
     tree = ast.parse(path.read_text())
     typing_only = {
-        child for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for child in ast.walk(node)
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
     }
     found = set()
     for node in ast.walk(tree):
@@ -77,7 +81,9 @@ def test_no_data_attribute_and_no_bare_except(path: Path) -> None:
     written = [
         node.lineno
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr == "data" and not (isinstance(node.value, ast.Name) and node.value.id == "trainers")
+        if isinstance(node, ast.Attribute)
+        and node.attr == "data"
+        and not (isinstance(node.value, ast.Name) and node.value.id == "trainers")
     ]
     bare = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
     assert not written and not bare
@@ -92,6 +98,8 @@ def test_the_library_does_not_print_log_or_read_the_environment() -> None:
 def test_everything_public_is_documented_with_its_source() -> None:
     import vqkit
 
-    public = [value for name, value in vars(vqkit).items() if isinstance(value, type) and value.__module__.startswith("vqkit")]
+    public = [
+        value for name, value in vars(vqkit).items() if isinstance(value, type) and value.__module__.startswith("vqkit")
+    ]
     assert len(public) > 15
     assert [value.__name__ for value in public if not (value.__doc__ or "").strip()] == []

@@ -1,4 +1,4 @@
-"""`python -m trainers fit|validate|test|predict --config configs/image/....yaml [--config overlay.yaml] --data.root DIR`."""
+"""`python -m trainers fit|validate|test|predict --config FILE [--config OVERLAY] --data.root FOLDER`."""
 
 from trainers.cli import main
 

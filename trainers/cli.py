@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import wandb
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
@@ -36,6 +37,14 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+OUTPUTS = {
+    "last_checkpoint": "checkpoints",
+    "best_checkpoint": "checkpoints",
+    "save_tokenizer": "tokenizer",
+    "tokens": "tokens",
+}
+"""Callbacks that write, and the folder inside the run folder that they get unless another is given."""
+
 
 class UserError(Exception):
     """A mistake that its message explains, and a traceback would not.
@@ -51,10 +60,10 @@ class UserError(Exception):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` of fit into the run folder: with it alone the run can be validated, tested, used and repeated."""
+    """Writes `config.yaml` of fit into the run folder; with it alone the run can be tested, used and repeated."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save for fit only: the configuration of a later test must not replace the one that trained."""
+        """Save for fit only: a later test must not replace it."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
@@ -93,11 +102,14 @@ class TokenizerCLI(LightningCLI):
             raise UserError(explain(str(error))) from error
 
     def _with_suggestion(self, message: str) -> str:
-        unknown = re.match(r"unrecognized arguments: --([\w.]+)", message) or re.search(r"Key '([\w.]+)' is not expected", message)
+        if re.match(r"needs .*\.model$", message):
+            return f"{message}; give them by --config, such as --config configs/image/quickstart.yaml"
+        unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
         if not unknown:
             return message
         names = {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
-        return message + suggest(unknown[1], names | {name.partition(".")[0] for name in names})
+        head = unknown[1].partition(".")[0]
+        return message + (suggest(unknown[1], names) or suggest(head, {name.partition(".")[0] for name in names}))
 
     @property
     def run_folder(self) -> Path:
@@ -107,8 +119,12 @@ class TokenizerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Point everything that writes into the run folder, and find the checkpoint."""
         config, folder = self.config[self.subcommand], self.run_folder
+        self.checkpoint = self._checkpoint(config.ckpt_path)
+        config.ckpt_path = None
+        # Saved as config.yaml is what was asked for: with paths of this run in it, a repetition would write here.
+        self._asked = self.config.clone()
         config.trainer.default_root_dir = str(folder)
-        for key, name in (("last_checkpoint", "checkpoints"), ("best_checkpoint", "checkpoints"), ("save_tokenizer", "tokenizer"), ("tokens", "tokens")):
+        for key, name in OUTPUTS.items():
             if config[key].folder is None:
                 config[key].folder = str(folder / name)
         if config.trainer.logger is None:
@@ -116,10 +132,11 @@ class TokenizerCLI(LightningCLI):
             config.trainer.logger = Namespace(class_path="trainers.tracking.RunLogger", init_args=Namespace(logger))
         if self.subcommand == "predict":
             config.return_predictions = False  # they are on the disk, and may not fit the memory
-        config.ckpt_path = self._checkpoint(config.ckpt_path)
+        if self.subcommand in ("validate", "test"):
+            config.verbose = False  # the figures are shown in our form
 
     def _checkpoint(self, wanted: str | None) -> str | None:
-        """The path of the checkpoint: `last`, `best` or a file; for anything but fit the best one unless it is said."""
+        """The path of `last`, `best` or a file; where weights are needed and nothing is said, the best one."""
         checkpoints = self.run_folder / "checkpoints"
         if wanted is None and self.subcommand == "fit":
             return None
@@ -134,6 +151,7 @@ class TokenizerCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, without those of our callbacks that its arguments forbid."""
+        self.config = self._asked
         trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
         unwanted: tuple[type, ...] = ()
         if trainer_config.get("enable_progress_bar") is False:
@@ -167,7 +185,7 @@ class TokenizerCLI(LightningCLI):
     def _run(self, method: Callable[..., Any], arguments: dict[str, Any]) -> None:
         """What goes wrong in training is explained by its message; the traceback is for those who look for it."""
         try:
-            method(**arguments)
+            method(**arguments | {"ckpt_path": self.checkpoint})
         except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
             self.run_folder.mkdir(parents=True, exist_ok=True)
             report = self.run_folder / "traceback.txt"
@@ -179,10 +197,10 @@ class TokenizerCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what will be trained, on what, and where it goes."""
         self._announce(data=True)
-        if (self.run_folder / "checkpoints" / "last.ckpt").is_file() and self.config[self.subcommand].ckpt_path is None:
+        if (self.run_folder / "checkpoints" / "last.ckpt").is_file() and self.checkpoint is None:
             _say(
-                f"{self.run_folder} holds an earlier run, which this one overwrites; to go on with it: --ckpt_path last; "
-                "to keep it: another --name"
+                f"{self.run_folder} holds an earlier run, which this one overwrites; to go on with it: "
+                "--ckpt_path last; to keep it: another --name"
             )
 
     def before_validate(self) -> None:
@@ -205,24 +223,37 @@ class TokenizerCLI(LightningCLI):
             if isinstance(logger, RunLogger) and logger.whereabouts:
                 _say(logger.whereabouts)
 
+    def after_validate(self) -> None:
+        """Show the figures."""
+        self._show_figures()
+
     def after_test(self) -> None:
-        """Say where the figures are."""
+        """Show the figures, and say where they are."""
+        self._show_figures()
         _say(f"written to {self.run_folder / 'metrics.json'}")
+
+    def _show_figures(self) -> None:
+        for name, value in self.trainer.callback_metrics.items():
+            _say(f"  {name.partition('/')[2]:<20} {float(value):.6g}")
 
     def _announce(self, *, data: bool) -> None:
         tokenizer = self.model.tokenizer
-        sizes = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in tokenizer.named_children()}
+        sizes = {
+            name: sum(parameter.numel() for parameter in part.parameters()) for name, part in tokenizer.named_children()
+        }
         listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
-        levels = f"{tokenizer.quantizer.num_codebooks} x " if tokenizer.quantizer.level_axis else ""
-        _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {levels}{tokenizer.quantizer.codebook_size} codes")
+        quantizer = tokenizer.quantizer
+        codes = quantizer.codebook_size
+        if quantizer.level_axis:
+            codes = f"{quantizer.num_codebooks} x {codes}"
+        _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {codes} codes")
         if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
             try:
                 _say(self.datamodule.describe())
             except ValueError as error:
                 raise UserError(str(error)) from error
-        checkpoint = self.config[self.subcommand].ckpt_path
-        if checkpoint:
-            _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {checkpoint}")
+        if self.checkpoint:
+            _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {self.checkpoint}")
 
 
 @rank_zero_only
@@ -240,6 +271,7 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: code 2 for a mistake found before training, 1 for one found later; both explained in a line or two.
     """
     _quiet()
+    failed = True
     exits = {"exit_on_error": False}
     try:
         TokenizerCLI(
@@ -256,9 +288,13 @@ def main(args: list[str] | None = None) -> None:
             parser_kwargs={**exits, **{name: dict(exits) for name in LightningCLI.subcommands()}},
             args=args,
         )
+        failed = False
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
+    finally:
+        if wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
 
 
 def _quiet() -> None:
@@ -266,8 +302,11 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices found, seeds set, tips
     for message in (
+        # Lightning's calls of jsonargparse, by names that changed:
+        r"(?s).*(only one JsonargparseDeprecationWarning|(instantiate_classes``|skip_none parameter) was deprecated)",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"The number of training batches .* is smaller than the logging interval",  # steps are counted across epochs
+        r"Total length of `EvaluationLoader` across ranks is zero",  # everything is predicted already, as we say
         r"Checkpoint directory .* exists and is not empty",  # said in our words before fit
     ):
         warnings.filterwarnings("ignore", message=message)

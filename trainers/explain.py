@@ -1,4 +1,4 @@
-"""Turns the nested report of the argument parser into the line that matters: where, what is wrong, and what there is to choose."""
+"""Turns the nested report of the argument parser into the line that matters: where, what, and the choices."""
 
 import difflib
 import importlib
@@ -15,6 +15,7 @@ NOISE = re.compile(
 )
 NO_OPTION = re.compile(r"^(?:Option '(?P<option>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected)")
 LITERAL = re.compile(r"^Expected a typing\.Literal\[(?P<choices>.*)\]\. Got value: (?P<value>.*)$")
+REQUIRED = re.compile(r"^the following arguments are required: (?P<names>.*)$")
 NO_CLASS = re.compile(r"(has no attribute '|No module named '|Import path expected|not correspond to a subclass)")
 
 
@@ -25,7 +26,8 @@ def explain(report: str) -> str:
         report: message of an `ArgumentError`, or of a `ValueError` out of a constructor, in any nesting.
 
     Returns:
-        `key.of.argument: reason`, with choices and a guess where they can be found out; further reasons on further lines.
+        `key.of.argument: reason`, with choices and a guess where they can be found out; further reasons on further
+        lines.
     """
     keys: list[tuple[int, str]] = []
     classes: list[tuple[int, str]] = []
@@ -58,9 +60,13 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def _reason(text: str, classes: list[str], key: str) -> str:
+    if match := REQUIRED.match(text):
+        return f"needs {match['names']}"
     if match := LITERAL.match(text):
         choices = [choice.strip("'\" ") for choice in match["choices"].split(",")]
-        return f"expected one of {', '.join(map(repr, choices))}, got {match['value']!r}{suggest(match['value'], choices)}"
+        return (
+            f"expected one of {', '.join(map(repr, choices))}, got {match['value']!r}{suggest(match['value'], choices)}"
+        )
     if (match := NO_OPTION.match(text)) and classes:
         option = match["option"] or match["key"]
         names = _arguments(classes[-1])

@@ -94,7 +94,7 @@ class ImageTokenizerTask(TokenizerTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole set."""
-        self.log_dict({f"validation/{name}": value for name, value in self.metrics.compute().items()})
+        self._log_figures("validation", self.metrics.compute())
 
     def on_test_epoch_start(self) -> None:
         """Start to measure."""
@@ -108,16 +108,24 @@ class ImageTokenizerTask(TokenizerTask):
         """Log the figures of the whole set, and write `metrics.json` with their protocol into the run folder."""
         figures = self.metrics.compute()
         record = {**figures, **self.metrics.per_level()}
-        self.log_dict({f"test/{name}": value for name, value in figures.items()})
+        self._log_figures("test", figures)
         circumstances = {
             "split": "test",
-            "preprocessing": self.trainer.datamodule.protocol(),
+            "preprocessing": self._preprocessing(),
             "checkpoint": str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
             "precision": str(self.trainer.precision),
         }
         record["protocol"] = protocol(figures, **circumstances)
         if self.trainer.is_global_zero:
             write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
+
+    def _log_figures(self, split: str, figures: dict[str, float]) -> None:
+        # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
+
+    def _preprocessing(self) -> str:
+        size = self.trainer.datamodule.resolution
+        return f"centre square; shorter side resized to {size} px (bicubic, antialiased) where it differs"
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The indices of a batch, with the names of its images."""

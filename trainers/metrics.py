@@ -25,8 +25,8 @@ PSNR_OF_EQUAL_IMAGES = 100.0
 
 PROTOCOL = {
     "range": "[-1, 1], clipped, rounded to the uint8 grid (originals and reconstructions alike)",
-    "psnr": "10 log10(255^2 / mse) per image over all pixels and channels, then the mean over images; equal images: 100 dB",
-    "ssim": "torchmetrics, Gaussian window 11 px, sigma 1.5, data_range 255, per image and channel, then the mean over images",
+    "psnr": "10 log10(255^2 / mse) per image over pixels and channels, then the mean over images; equal images: 100 dB",
+    "ssim": "torchmetrics, Gaussian window 11 px, sigma 1.5, data_range 255, per image, then the mean over images",
     "ms_ssim": "torchmetrics, five scales with their published weights, window as for ssim, then the mean over images",
     "bpp": "tokens * log2(codebook_size) / pixels, without entropy coding",
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
@@ -57,8 +57,8 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
 class ImageMetrics:
     """What a tokenizer does to a set of images: distortion, rate and use of the codebook.
 
-    Everything is summed per image and reduced over ranks once, in `compute`. Deliberately no module: figures are neither in checkpoints
-    nor touched by weight averaging.
+    Everything is summed per image and reduced over ranks once, in `compute`. Deliberately no module: figures are
+    neither in checkpoints nor touched by weight averaging.
 
     Args:
         codebook_size: K.
@@ -89,7 +89,9 @@ class ImageMetrics:
             ValueError: the shapes differ.
         """
         if images.shape != reconstructions.shape:
-            raise ValueError(f"reconstructions have shape {tuple(reconstructions.shape)}: expected {tuple(images.shape)}")
+            raise ValueError(
+                f"reconstructions have shape {tuple(reconstructions.shape)}: expected {tuple(images.shape)}"
+            )
         with torch.autocast(images.device.type, enabled=False):
             original, reconstructed = to_uint8_grid(images), to_uint8_grid(reconstructions)
             pair = {"preds": reconstructed, "target": original, "data_range": 255.0}
@@ -98,7 +100,9 @@ class ImageMetrics:
             sums += [_total(multiscale_structural_similarity_index_measure, pair) if large else torch.zeros(())]
         count, pixels = len(images), len(images) * images.shape[-2] * images.shape[-1]
         counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
-        self.sums += torch.cat([torch.stack([value.double().to(self.sums.device) for value in sums]), counts.to(self.sums)])
+        self.sums += torch.cat(
+            [torch.stack([value.double().to(self.sums.device) for value in sums]), counts.to(self.sums)]
+        )
         self.usage.update(indices)
 
     def compute(self) -> dict[str, float]:
@@ -106,7 +110,8 @@ class ImageMetrics:
 
         Returns:
             psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, entropy_bpp, tokens_per_image, images,
-            codebook_usage, perplexity, entropy (bits per token), normalized_entropy, gini, dead_codes, top_code, top_percent.
+            codebook_usage, perplexity, entropy (bits per token), normalized_entropy, gini, dead_codes, top_code,
+            top_percent.
 
         Raises:
             ValueError: no image was seen on any rank.
@@ -124,7 +129,7 @@ class ImageMetrics:
             "bpp": sum(tokens) * math.log2(self.usage.codebook_size) / pixels,
             "entropy_bpp": bits / pixels,
             "tokens_per_image": sum(tokens) / images,
-            "images": images,
+            "images": int(images),
             "codebook_usage": usage["usage"],
             "perplexity": usage["perplexity"],
             "entropy": usage["entropy"],
@@ -152,7 +157,7 @@ def protocol(figures: dict[str, float], **circumstances: Any) -> dict[str, Any]:
     if "ms_ssim" not in figures:
         record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchmetrics", "torchvision", "pillow")}
-    return record | {"images": int(figures["images"])} | circumstances | {"versions": versions}
+    return record | {"images": figures["images"]} | circumstances | {"versions": versions}
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The one training step of a tokenizer, whatever its modality."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,11 +17,12 @@ from vqkit import Codebook, Tokenizer
 class TokenizerTask(LightningModule):
     """Trains a tokenizer: one forward, named terms, one backward, one step.
 
-    A modality derives from it and writes `inputs` and `reconstruction_terms`. The total is the weighted sum of those terms plus the
-    quantizer's own loss; the terms that are summed are the terms that are logged, unweighted, under `train/`.
+    A modality derives from it and writes `inputs` and `reconstruction_terms`. The total is the weighted sum of those
+    terms plus the quantizer's own loss; the terms that are summed are the terms that are logged, unweighted, under
+    `train/`.
 
-    The trainer owns the optimizer boundary: quantizers fold their statistics there (`quantizer.step()`), so accumulating gradients
-    over n batches gives the codebook of one batch n times as large.
+    The trainer owns the optimizer boundary: quantizers fold their statistics there (`quantizer.step()`), so
+    accumulating gradients over n batches gives the codebook of one batch n times as large.
 
     Args:
         tokenizer: what is trained.
@@ -54,7 +56,9 @@ class TokenizerTask(LightningModule):
         if not learning_rate > 0:
             raise ValueError(f"learning_rate={learning_rate}: expected a positive number, such as 1e-3")
         if not 0 <= final_learning_rate_ratio <= 1:
-            raise ValueError(f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1]")
+            raise ValueError(
+                f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1]"
+            )
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps={warmup_steps}: expected 0 or more optimizer steps")
         negative = {name: weight for name, weight in weights.items() if not weight >= 0}
@@ -69,6 +73,7 @@ class TokenizerTask(LightningModule):
         self.betas = betas
         self.initialization_samples = initialization_samples
         self.seed = seed
+        self._random_state: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ what a modality writes
 
@@ -133,7 +138,9 @@ class TokenizerTask(LightningModule):
         for parameter in self.tokenizer.parameters():
             if not parameter.requires_grad:
                 continue
-            kind = "codebooks" if id(parameter) in codebooks else "weights" if parameter.ndim > 1 else "biases and norms"
+            kind = (
+                "codebooks" if id(parameter) in codebooks else "weights" if parameter.ndim > 1 else "biases and norms"
+            )
             groups[kind].append(parameter)
         decay = {"weights": self.weight_decay}
         return [
@@ -152,8 +159,24 @@ class TokenizerTask(LightningModule):
 
     # ------------------------------------------------------------------ before the first step
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the random numbers that dropout draws, so that a resumed run draws the same."""
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the random state of a run that is resumed; it is set when training starts."""
+        self._random_state = checkpoint.get("random_state")
+
+    def on_train_start(self) -> None:
+        """Restore the random state of a resumed run, after whatever drew numbers before."""
+        if self._random_state is None:
+            return
+        torch.set_rng_state(self._random_state["cpu"].cpu())
+        if len(self._random_state["cuda"]) == torch.cuda.device_count() > 0:
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+
     def on_fit_start(self) -> None:
-        """Hand the optimizer boundary to the trainer, and initialize the quantizer from data unless a checkpoint was loaded."""
+        """Take over the optimizer boundary, and initialize the quantizer from data unless a checkpoint was loaded."""
         for module in self.tokenizer.quantizer.modules():
             if hasattr(module, "auto_step"):
                 module.auto_step = False
@@ -164,9 +187,11 @@ class TokenizerTask(LightningModule):
             )
 
     def _initialization_inputs(self) -> Iterator[Tensor]:
-        # A loader of its own: the place of the training loader must not move.
-        for batch in self.trainer.datamodule.initialization_dataloader():
-            yield self.inputs(self.transfer_batch_to_device(batch, self.device, 0))
+        # A loader of its own: the place of the training loader must not move. Micro-batches are joined, because the
+        # quantizer takes from the size of a batch how many vectors one optimizer step will show.
+        loader = iter(self.trainer.datamodule.initialization_dataloader())
+        while batches := list(itertools.islice(loader, self.trainer.accumulate_grad_batches)):
+            yield torch.cat([self.inputs(self.transfer_batch_to_device(batch, self.device, 0)) for batch in batches])
 
 
 def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tracking by Weights & Biases, which never asks a question: without an account or a network it writes to the run folder."""
+"""Tracking by Weights & Biases, without a question asked: with no account or no network it stays in the run folder."""
 
 import netrc
 import os

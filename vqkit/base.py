@@ -19,8 +19,8 @@ class QuantizerOutput:
 
     Attributes:
         quantized: same shape and dtype as the input; 0 at positions that were left out.
-        indices: int64, the input's shape without its channel axis; composites add a last axis of stages, groups or levels.
-            -1 marks what was left out: masked positions, non-finite vectors, dropped stages.
+        indices: int64, the input's shape without its channel axis; composites add a last axis of stages, groups or
+            levels. -1 marks what was left out: masked positions, non-finite vectors, dropped stages.
         loss: scalar, the weighted sum of `losses`; always part of the graph in training.
         losses: name -> scalar, unweighted, for logging.
         nonfinite: int64 scalar, how many unmasked input vectors held a NaN or an infinity and were left out.
@@ -40,9 +40,9 @@ torch.export.register_dataclass(QuantizerOutput, serialized_type_name="vqkit.Qua
 class Selection:
     """Which code was chosen for each of N vectors of dimension D, out of K codes.
 
-    Parts see all N rows, and `valid` says which of them count. They are not dropped, because a shape that depends on the
-    data would cost a synchronisation on a GPU and could be neither compiled nor exported; a part that averages with `mean`
-    and indexes with `indices >= 0` needs to know no more about masks.
+    Parts see all N rows, and `valid` says which of them count. They are not dropped, because a shape that depends on
+    the data would cost a synchronisation on a GPU and could be neither compiled nor exported; a part that averages with
+    `mean` and indexes with `indices >= 0` needs to know no more about masks.
 
     Attributes:
         z: (N, D) the vectors, with graph.
@@ -76,14 +76,15 @@ def recomputing() -> bool:
 class BaseQuantizer(Pretrained, FullPrecisionModule):
     """A module from vectors to indices and back, in any layout.
 
-    Subclasses write `_forward` and `lookup` for channel-last float32 tensors; this class moves the channel axis, keeps masked and
-    non-finite vectors out, leaves autocast, and restores layout and dtype. `forward(x).quantized` equals `decode(encode(x))`
-    bit for bit in eval mode. `eval()`, `encode`, `decode` and everything under `torch.no_grad()` change no state.
+    Subclasses write `_forward` and `lookup` for channel-last float32 tensors; this class moves the channel axis, keeps
+    masked and non-finite vectors out, leaves autocast, and restores layout and dtype. `forward(x).quantized` equals
+    `decode(encode(x))` bit for bit in eval mode. `eval()`, `encode`, `decode` and everything under `torch.no_grad()`
+    change no state.
 
     Args:
         dim: D, the size of the input's channel axis.
-        channel_dim: which axis of the input holds the channels: -1 for (B, T, D) and (B, D), 1 for (B, D, T), (B, D, H, W),
-            (B, D, T, H, W).
+        channel_dim: which axis of the input holds the channels: -1 for (B, T, D) and (B, D), 1 for (B, D, T), (B, D, H,
+            W), (B, D, T, H, W).
 
     Raises:
         ValueError: `dim` is not positive, or `channel_dim` is 0, the batch axis.
@@ -132,8 +133,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         """Fit the codebook to data before training; the same on every rank.
 
         Args:
-            latents: tensors in the layout of `forward`, for instance the encoder's outputs over a few batches; each rank gives its
-                own. They are read until `samples` vectors are there.
+            latents: tensors in the layout of `forward`, for instance the encoder's outputs over a few batches; each
+                rank gives its own. They are read until `samples` vectors are there.
             samples: how many vectors to use in all, over all ranks; None lets the quantizer decide.
             seed: of every random choice made here.
 
@@ -188,30 +189,39 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             raise ValueError(f"indices has dtype {indices.dtype}: expected integers, as encode returns them")
         if self.level_axis and not 1 <= indices.shape[-1] <= self.num_codebooks:
             raise ValueError(
-                f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {self.num_codebooks} levels, coarse first"
+                f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {self.num_codebooks} levels, "
+                "coarse first"
             )
         # Reading values would break tracing; a traced decode trusts its caller.
         if not torch.compiler.is_compiling() and indices.numel():
-            low, high = (int(value) for value in indices.aminmax())
-            if low < -1 or high >= self.codebook_size:
-                raise ValueError(
-                    f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}"
-                )
+            sizes = self.level_sizes[: indices.shape[-1]] if self.level_axis else (self.codebook_size,)
+            if bool(((indices < -1) | (indices >= indices.new_tensor(sizes))).any()):
+                low, high = (int(value) for value in indices.aminmax())
+                largest = ", ".join(str(size - 1) for size in dict.fromkeys(sizes))
+                raise ValueError(f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {largest}")
         with autocast_disabled(indices.device):
             return self.lookup(indices.long()).movedim(-1, self.channel_dim)
 
     def health(self) -> dict[str, float]:
-        """Read the counters kept during training, and warn once about each thing that is wrong. Synchronises with the device."""
+        """Read the counters kept during training, and warn once about each thing that is wrong.
+
+        Waits for the device, unlike the forward pass.
+        """
         report = self._health()
         if report["nonfinite"] > 0:
             self._warn_once(
                 "nonfinite",
-                f"{report['nonfinite']:.0f} input vectors held NaN or infinity and were left out (index -1); look for an "
-                "overflow in the encoder (lower learning rate, gradient clipping, bfloat16 instead of float16)",
+                f"{report['nonfinite']:.0f} input vectors held NaN or infinity and were left out (index -1); look for "
+                "an overflow in the encoder (lower learning rate, gradient clipping, bfloat16 instead of float16)",
             )
         return report
 
     # ------------------------------------------------------------------ shared by subclasses
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many codes each of the `num_codebooks` levels has."""
+        return (self.codebook_size,)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,7 +235,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
 
     @property
     def learning(self) -> bool:
-        """Whether this forward counts: `stochastic`, and not the recomputation of a forward that has counted already."""
+        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
         return self.stochastic and not recomputing()
 
     def _health(self) -> dict[str, float]:
@@ -242,10 +252,11 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             raise ValueError(f"x has dtype {x.dtype}: expected floating point")
         if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a batch "
-                "axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
+                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
+                "batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
             )
-        latents = x.movedim(self.channel_dim, -1)
+        # Cast first: a float64 number may be finite, and infinite in float32.
+        latents = x.movedim(self.channel_dim, -1).to(self.dtype)
         finite = latents.isfinite().all(-1)
         if mask is None:
             valid = finite
@@ -253,15 +264,15 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         else:
             if mask.dtype != torch.bool or mask.shape != finite.shape:
                 raise ValueError(
-                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: expected {tuple(finite.shape)}, the shape of x "
-                    "without its channels, and torch.bool (True where a vector counts)"
+                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: expected {tuple(finite.shape)}, the "
+                    "shape of x without its channels, and torch.bool (True where a vector counts)"
                 )
             valid = finite & mask
             nonfinite = (mask & ~finite).sum()
-        return torch.where(valid.unsqueeze(-1), latents, 0).to(self.dtype), valid, nonfinite
+        return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
 
     def _collect(self, latents: Iterable[Tensor], samples: int) -> tuple[Tensor, int]:
-        """This rank's share of `samples` finite vectors (M, D), and how many vectors a batch held on average."""
+        """This rank's share of `samples` finite vectors (M, D), and how many of them a batch held on average."""
         wanted = math.ceil(samples / distributed.world_size())
         rows: list[Tensor] = []
         collected, batches = 0, 0
@@ -272,6 +283,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             batches += 1
             if collected >= wanted:
                 break
-        if not collected:
+        # All ranks raise, or none: one that raised alone would leave the others waiting.
+        if not int(distributed.all_reduce_sum(self.nonfinite_seen.new_tensor(collected))):
             raise ValueError("latents: expected at least one finite vector to initialize from, got none")
-        return torch.cat(rows)[:wanted], math.ceil(collected / batches)
+        nothing = self.latent_spread.new_zeros(0, self.dim)
+        return torch.cat([nothing, *rows])[:wanted], math.ceil(collected / max(batches, 1))

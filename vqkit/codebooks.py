@@ -1,4 +1,4 @@
-"""What the code vectors are. A codebook owns all the state of a quantizer: vectors, usage, pending statistics, step count."""
+"""What the code vectors are; the codebook owns all the state of a quantizer."""
 
 import math
 from typing import ClassVar, Literal
@@ -18,9 +18,9 @@ from vqkit.precision import FullPrecisionModule
 class Codebook(Configured, FullPrecisionModule):
     """K trainable code vectors, learned by gradient.
 
-    Statistics are recorded after a search (`observe`) and folded in before a later one (`step`), so that no vector changes
-    between a forward and its backward. What is pending is part of the state, summed over ranks when it is recorded: a
-    checkpoint of any rank is complete.
+    Statistics are recorded after a search (`observe`) and folded in before a later one (`step`), so that no vector
+    changes between a forward and its backward. What is pending is part of the state, summed over ranks when it is
+    recorded: a checkpoint of any rank is complete.
 
     State:
         vectors: (K, D) float32 parameter.
@@ -38,8 +38,8 @@ class Codebook(Configured, FullPrecisionModule):
         usage_decay: of the running usage, in [0, 1).
         seed: of the initial vectors and of every random choice made about this codebook.
 
-    Source: initial vectors uniform in +-1/K, Esser et al. 2021 (arXiv 2012.09841); call the quantizer's `initialize` with data to replace
-    them by k-means centres, without which a codebook that is far from its data's scale collapses.
+    Source: initial vectors uniform in +-1/K, Esser et al. 2021 (arXiv 2012.09841); call the quantizer's `initialize`
+    with data to replace them by k-means centres, without which a codebook that is far from its data's scale collapses.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -81,9 +81,12 @@ class Codebook(Configured, FullPrecisionModule):
 
     # ------------------------------------------------------------------ statistics
 
+    @torch.compiler.disable
     @torch.no_grad()
     def observe(self, selection: Selection) -> None:
-        """Add a batch to the pending statistics, summed over ranks. Every rank must call it, an empty batch included."""
+        """Add a batch to the pending statistics, summed over ranks. Every rank must call it, an empty batch
+        included.
+        """
         statistics = distributed.all_reduce_sum(self._statistics(selection))
         self._add_pending(statistics)
         self._pending_batches += 1
@@ -166,7 +169,8 @@ class EMACodebook(Codebook):
     With counts c and sums s of a step: n <- decay n + (1 - decay) c, then e <- e + (1 - decay) (s - c e) / n.
 
     State:
-        vectors: (K, D) float32 buffer; pending_sums: (K, D) sums of the vectors that chose each code, since the last step;
+        vectors: (K, D) float32 buffer; pending_sums: (K, D) sums of the vectors that chose each code, since the last
+            step;
         and that of `Codebook`, where `usage` is n.
 
     Args:
@@ -175,11 +179,13 @@ class EMACodebook(Codebook):
         usage_decay: gamma, in [0, 1).
         seed: see `Codebook`.
 
-    Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; constants as in EnCodec (arXiv 2210.13438) and Mimi (2410.00037).
-    Differs: those keep running sums m = n e and divide. The update above is the same algebra written for the mean itself: (decay n e
-    + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible: a code that is not used does not move by
-    a bit, however long; no smoothing constant draws it to the origin; a row that is overwritten stays overwritten, since no sum remembers
-    the old one. Statistics are summed over ranks and micro-batches before they are folded.
+    Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; constants as in EnCodec (arXiv 2210.13438) and
+    Mimi (2410.00037).
+    Differs: those keep running sums m = n e and divide. The update above is the same algebra written for the mean
+    itself: (decay n e + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible: a code that
+        is not used does not move by
+    a bit, however long; no smoothing constant draws it to the origin; a row that is overwritten stays overwritten,
+    since no sum remembers the old one. Statistics are summed over ranks and micro-batches before they are folded.
     """
 
     trained_by = "statistics"
@@ -227,9 +233,10 @@ class ProjectedCodebook(Codebook):
         usage_decay: see `Codebook`.
         seed: of the base and of the projector.
 
-    Source: SimVQ, Zhu et al. 2024 (arXiv 2411.02038), eq. 6; base N(0, 1/sqrt(D)), projector as torch.nn.Linear starts it.
-    Differs: the map has a bias, as the released code does and the paper does not; decoding reads the projected code (the released
-    look-up reads the base).
+    Source: SimVQ, Zhu et al. 2024 (arXiv 2411.02038), eq. 6; base N(0, 1/sqrt(D)), projector as torch.nn.Linear starts
+    it.
+    Differs: the map has a bias, as the released code does and the paper does not; decoding reads the projected code
+    (the released look-up reads the base).
     """
 
     writable = False
@@ -250,7 +257,9 @@ class ProjectedCodebook(Codebook):
 
     @torch.no_grad()
     def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
-        """Set the projector so that the codes have the mean and covariance of `samples` (M, D): the base is isotropic already."""
+        """Set the projector so that the codes have the mean and covariance of `samples` (M, D): the base is isotropic
+        already.
+        """
         mean = samples.mean(0)
         covariance = (samples - mean).mT @ (samples - mean) / len(samples)
         self.projector.weight.copy_(matrix_square_root(covariance) * math.sqrt(self.dim))

@@ -29,7 +29,8 @@ class Estimator(Configured, nn.Module):
 class StraightThrough(Estimator):
     """Copies the gradient of the code to the vector: d quantized / d z = I.
 
-    Source: Bengio, Léonard, Courville 2013 (arXiv 1308.3432); for VQ van den Oord et al. 2017 (arXiv 1711.00937), sec. 3.2.
+    Source: Bengio, Léonard, Courville 2013 (arXiv 1308.3432); for VQ van den Oord et al. 2017 (arXiv 1711.00937), sec.
+    3.2.
     """
 
     def forward(self, selection: Selection) -> Tensor:
@@ -45,15 +46,16 @@ class RotationTrick(Estimator):
 
     Args:
         scale: "lambda" (the paper) or "one", which leaves the gradient's length alone.
-        radial: "keep" passes the gradient along z (the paper's Table 1); "drop" rotates z/|z| with the norm in the graph, so
-            that nothing of the gradient is left along z (its Tables 3 and 4).
-        obtuse: "ste" falls back to straight-through where the angle of z and q exceeds 90 degrees, since rotating pushes the encoder
-            away from the gradient there (a limit that the paper states); "rotate" is the paper's rule.
+        radial: "keep" passes the gradient along z (the paper's Table 1); "drop" rotates z/|z| with the norm in the
+            graph, so that nothing of the gradient is left along z (its Tables 3 and 4).
+        obtuse: "ste" falls back to straight-through where the angle of z and q exceeds 90 degrees, since rotating
+            pushes the encoder away from the gradient there (a limit that the paper states); "rotate" is the paper's
+            rule.
 
     Source: Fifty et al. 2024 (arXiv 2410.06424), sec. 4.2 and 4.3.
-    Differs: the value is exactly q (the published code computes lambda R z, which is off by up to |q| for short or opposite
-    vectors); a row falls back to straight-through where |z| or |q| is near zero or the two are nearly opposite, where R is
-    undefined or its scale explodes; `obtuse="ste"` is our default.
+    Differs: the value is exactly q (the published code computes lambda R z, which is off by up to |q| for short or
+    opposite vectors); a row falls back to straight-through where |z| or |q| is near zero or the two are nearly
+    opposite, where R is undefined or its scale explodes; `obtuse="ste"` is our default.
 
     Raises:
         ValueError: an option is not one of those named.
@@ -98,7 +100,8 @@ class RotationTrick(Estimator):
             rotatable &= cosine > (0.0 if self.obtuse == "ste" else self.opposite_cosine)
             factor = ratio if self.scale == "lambda" else torch.ones_like(ratio)
         vector = z if self.radial == "keep" else unit(z) * z_norm
-        rotated = vector - 2 * w * (w * vector).sum(-1, keepdim=True) + 2 * q_hat * (z_hat * vector).sum(-1, keepdim=True)
+        reflected = vector - 2 * w * (w * vector).sum(-1, keepdim=True)
+        rotated = reflected + 2 * q_hat * (z_hat * vector).sum(-1, keepdim=True)
         return straight_through(q, torch.where(rotatable, factor * rotated, z))
 
     def extra_repr(self) -> str:

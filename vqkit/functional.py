@@ -8,8 +8,8 @@ from torch import Tensor
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     """Exactly `value` in the forward pass, the gradient of `surrogate` in the backward pass.
 
-    The usual form `surrogate + (value - surrogate).detach()` rounds: its value is not bit for bit `value`, so that decoding
-    the indices of a batch gives something else than the batch gave. Adding an exact zero does not round.
+    The usual form `surrogate + (value - surrogate).detach()` rounds: its value is not bit for bit `value`, so that
+    decoding the indices of a batch gives something else than the batch gave. Adding an exact zero does not round.
 
     Args:
         value: any shape; no gradient flows into it.
@@ -38,6 +38,8 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def matrix_square_root(matrix: Tensor) -> Tensor:
-    """Symmetric square root of a symmetric positive semi-definite (D, D) matrix; small negative eigenvalues count as zero."""
+    """Symmetric square root of a symmetric positive semi-definite (D, D) matrix; small negative eigenvalues count as
+    zero.
+    """
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT

@@ -49,7 +49,8 @@ def kmeans(samples: Tensor, num_clusters: int, *, iterations: int = 10, seed: in
         arXiv:1203.6402 (k-means||), a pass over the samples draws many centers instead of one.
     Differs: k-means|| keeps all that it draws and reduces them at the end. Here a pass draws at most as many as there
         are centers, and a draw is accepted with probability (squared distance now) / (squared distance when drawn):
-        rejection sampling, so that the centers have exactly the distribution of sequential k-means++.
+        rejection sampling from the distribution of sequential k-means++ (but for a rejected sample, which has no
+        second chance in the same pass).
     """
     _check(samples, num_clusters, iterations)
     samples = samples.detach().to(torch.promote_types(samples.dtype, torch.float32))

@@ -48,7 +48,8 @@ class Loss(Configured, nn.Module):
 class Commitment(Loss):
     """Pulls the encoder's vectors towards their codes: mse(z, sg(e)), the mean over valid vectors and dimensions.
 
-    Source: van den Oord, Vinyals, Kavukcuoglu 2017 (arXiv 1711.00937), eq. 3, third term, with beta = 0.25 as its weight.
+    Source: van den Oord, Vinyals, Kavukcuoglu 2017 (arXiv 1711.00937), eq. 3, third term, with beta = 0.25 as its
+    weight.
     Differs: the paper sums over dimensions; the mean makes the weight independent of D (as later code does).
     """
 

@@ -29,8 +29,9 @@ class Maintenance(Configured, nn.Module):
 class RandomRestart(Maintenance):
     """Replaces dead codes by random vectors of the batch, without drawing a vector twice.
 
-    A code is dead when its usage is below `threshold` times the mean usage, a rule that does not depend on the batch size. A replaced
-    code starts with mean usage, so it has time to win vectors: with decay 0.99 and threshold 0.1 about 230 steps.
+    A code is dead when its usage is below `threshold` times the mean usage, a rule that does not depend on the batch
+    size. A replaced code starts with mean usage, so it has time to win vectors: with decay 0.99 and threshold 0.1 about
+    230 steps.
 
     Args:
         threshold: fraction of uniform usage, in [0, 1).
@@ -38,8 +39,8 @@ class RandomRestart(Maintenance):
         limit: most codes replaced in one check (the most dead first); bounds what is sent between ranks. At least 1.
 
     Source: the rule and constants of Mimi's codebook (Défossez et al. 2024, arXiv 2410.00037).
-    Differs: vectors are drawn over the batch of all ranks with a counter-based generator, so that N ranks replace the same
-    codes by the same vectors as one process would; Mimi broadcasts rank 0's draw.
+    Differs: vectors are drawn over the batch of all ranks with a counter-based generator, so that N ranks replace the
+    same codes by the same vectors as one process would; Mimi broadcasts rank 0's draw.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -64,7 +65,9 @@ class RandomRestart(Maintenance):
         count = min(self.limit, codebook.codebook_size)
         usage, candidates = torch.topk(codebook.usage, count, largest=False)
         dead = usage < self.threshold * codebook.usage.mean()
-        vectors, drawn = distributed.shared_rows(z.detach(), valid, count=count, seed=codebook.seed, step=codebook.steps)
+        vectors, drawn = distributed.shared_rows(
+            z.detach(), valid, count=count, seed=codebook.seed, step=codebook.steps
+        )
         codebook.overwrite(candidates, vectors, dead & drawn)
 
     def extra_repr(self) -> str:

@@ -7,13 +7,27 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 
+FIGURES = (
+    "usage",
+    "perplexity",
+    "entropy",
+    "normalized_entropy",
+    "gini",
+    "dead",
+    "top_code",
+    "top_percent",
+    "tokens",
+)
+"""What `CodebookUsage.compute` reports, explained there."""
+
 
 class CodebookUsage(nn.Module):
     """Counts codes over any number of batches, and describes their distribution.
 
-    Usage and perplexity are properties of a set: averaged over batches they mislead, because a batch of N tokens cannot use more
-    than N codes. So `update` only counts, and `compute` reads the histogram of everything since the last `reset`, summed over
-    ranks once. The counts are buffers (moved with the module), but never part of a checkpoint.
+    Usage and perplexity are properties of a set: averaged over batches they mislead, because a batch of N tokens
+    cannot use more than N codes. So `update` only counts, and `compute` reads the histogram of everything since the
+    last `reset`, summed over ranks once. The counts are buffers (moved with the module), but never part of a
+    checkpoint.
 
     Args:
         codebook_size: K, at least 1.
@@ -28,7 +42,7 @@ class CodebookUsage(nn.Module):
     def __init__(self, codebook_size: int, *, num_codebooks: int = 1) -> None:
         super().__init__()
         if codebook_size < 1 or num_codebooks < 1:
-            raise ValueError(f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: expected at least 1 of each")
+            raise ValueError(f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: expected at least 1")
         self.codebook_size = codebook_size
         self.num_codebooks = num_codebooks
         self.register_buffer("counts", torch.zeros(num_codebooks, codebook_size, dtype=torch.int64), persistent=False)
@@ -47,7 +61,8 @@ class CodebookUsage(nn.Module):
             raise ValueError(f"indices has dtype {indices.dtype}: expected integers")
         if self.num_codebooks > 1 and (indices.ndim == 0 or indices.shape[-1] != self.num_codebooks):
             raise ValueError(
-                f"indices has shape {tuple(indices.shape)}: expected a last axis of num_codebooks={self.num_codebooks} levels"
+                f"indices has shape {tuple(indices.shape)}: expected a last axis of "
+                f"num_codebooks={self.num_codebooks} levels"
             )
         if indices.numel() == 0:
             return
@@ -56,7 +71,9 @@ class CodebookUsage(nn.Module):
         cells = indices.detach().to(self.counts.device, torch.int64).reshape(-1, self.num_codebooks) + 1
         low, high = (int(bound) - 1 for bound in cells.aminmax())
         if low < -1 or high >= self.codebook_size:
-            raise ValueError(f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}")
+            raise ValueError(
+                f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}"
+            )
         cells += width * torch.arange(self.num_codebooks, device=cells.device)
         histogram = torch.bincount(cells.flatten(), minlength=width * self.num_codebooks)
         self.counts += histogram.view(self.num_codebooks, width)[:, 1:]
@@ -107,8 +124,7 @@ def _describe(counts: Tensor) -> dict[str, float]:
     size, tokens = len(counts), int(counts.sum())
     used = int((counts > 0).sum())
     if tokens == 0:
-        names = ("usage", "perplexity", "entropy", "normalized_entropy", "gini", "dead", "top_code", "top_percent", "tokens")
-        return dict.fromkeys(names, 0.0) | {"dead": float(size)}
+        return dict.fromkeys(FIGURES, 0.0) | {"dead": float(size)}
     ascending = counts.double().sort().values / tokens
     entropy = float(-torch.special.xlogy(ascending, ascending).sum() / math.log(2)) + 0.0
     # Gini coefficient of sorted shares p_1 <= ... <= p_K: sum_i (2 i - K - 1) p_i / K.

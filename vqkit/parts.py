@@ -52,23 +52,25 @@ def check_compatible(
     trainers = [type(part).__name__ for part in senders if part.trains_codebook]
     if not codebook.writable:
         conflicts += [
-            f"{type(policy).__name__} rewrites codes, but the rows of {book} are derived from shared weights and cannot be "
-            "written one by one: leave the policy out (maintenance=[]) or use Codebook or EMACodebook"
+            f"{type(policy).__name__} rewrites codes, but the rows of {book} are derived from shared weights and "
+            "cannot be written one by one: leave the policy out (maintenance=[]) or use Codebook or EMACodebook"
             for policy in maintenance
         ]
     if codebook.trained_by == "gradient" and not trainers:
         conflicts.append(
-            f"{book} learns by gradient, but neither {rule} nor a loss sends it one: add CodebookLoss() to losses, or use EMACodebook"
+            f"{book} learns by gradient, but neither {rule} nor a loss sends it one: add CodebookLoss() to losses, or "
+            "use EMACodebook"
         )
     if codebook.trained_by != "gradient":
         conflicts += [
-            f"{name} sends a gradient to the codebook, but {book} is trained by {codebook.trained_by}: leave {name} out, or use Codebook"
+            f"{name} sends a gradient to the codebook, but {book} is trained by {codebook.trained_by}: leave {name} "
+            "out, or use Codebook"
             for name in trainers
         ]
     if codebook.dim < estimator.min_dim:
         conflicts.append(
-            f"{rule} needs codes of at least {estimator.min_dim} dimensions, but this codebook has {codebook.dim}: raise codebook_dim, "
-            "or use StraightThrough()"
+            f"{rule} needs codes of at least {estimator.min_dim} dimensions, but this codebook has {codebook.dim}: "
+            "raise codebook_dim, or use StraightThrough()"
         )
     conflicts += [
         f"{count} losses are called {name!r}, and results are reported by name: keep one of them"

@@ -15,8 +15,8 @@ class VectorQuantizer(BaseQuantizer):
 
     Args:
         dim: size of the input's channel axis.
-        codebook_dim: D, the size of the code space. If it differs from `dim`, two linear maps lead in and out (factorized codes,
-            Yu et al. 2021, arXiv 2110.04627); None means `dim`.
+        codebook_dim: D, the size of the code space. If it differs from `dim`, two linear maps lead in and out
+            (factorized codes, Yu et al. 2021, arXiv 2110.04627); None means `dim`.
         channel_dim: see `BaseQuantizer`.
         normalize: put vectors and codes on the unit sphere for everything: search, losses and the value passed on
             (LlamaGen's convention). To compare by angle but pass on unscaled codes, use `Search("cosine")` instead.

@@ -11,15 +11,18 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def autocast_disabled(device: torch.device) -> AbstractContextManager[None]:
-    """Context in which no operation on `device` is autocast: searches, losses and statistics run in what they are given."""
+    """Context in which no operation on `device` is autocast: searches, losses and statistics run in what they are
+    given.
+    """
     return torch.autocast(device_type=device.type, enabled=False)
 
 
 class FullPrecisionModule(nn.Module):
     """A module whose floating-point state ignores `.half()` and `.bfloat16()`; it follows `.double()` and device moves.
 
-    Running statistics stall in low precision: with decay 0.99 a bfloat16 count stops moving once it exceeds about 128 times
-    its increment. A model that is cast as a whole, `model.bfloat16()`, must therefore not take its quantizer along.
+    Running statistics stall in low precision: with decay 0.99 a bfloat16 count stops moving once it exceeds about 128
+    times its increment. A model that is cast as a whole, `model.bfloat16()`, must therefore not take its quantizer
+    along.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

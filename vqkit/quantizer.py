@@ -37,15 +37,21 @@ class Quantizer(VectorQuantizer):
         codebook_dim: D of the codes; None means `dim`.
         channel_dim: see `BaseQuantizer`.
         normalize: see `VectorQuantizer`.
-        codebook: from (codebook_size, codebook_dim) to a codebook, such as `functools.partial(EMACodebook, usage_decay=0.9)`.
+        codebook: from (codebook_size, codebook_dim) to a codebook, such as `functools.partial(EMACodebook,
+            usage_decay=0.9)`.
         search: which code is chosen.
         estimator: how gradients pass.
         losses: what is penalised; replaces the method's list.
         maintenance: what happens to unused codes; replaces the method's list, [] for none.
-        auto_step: fold statistics in at each training forward. Set it False when gradients are accumulated and call `step()` at
+        auto_step: fold statistics in at each training forward. Set it False when gradients are accumulated and call
+            `step()` at
             the optimizer boundary: the codebook is then that of one batch of all the micro-batches.
 
     None for a part means the method's.
+
+    A codebook that learns from statistics learns in training mode whatever `requires_grad` says; `eval()` freezes it.
+    Under activation checkpointing, run the backward of a forward before the next forward: the recomputation must find
+    the codes that the forward found.
 
     Raises:
         IncompatibleParts: parts that cannot work together.
@@ -69,7 +75,7 @@ class Quantizer(VectorQuantizer):
         auto_step: bool = True,
     ) -> None:
         if method not in METHODS:
-            near = difflib.get_close_matches(str(method), METHODS, n=1)
+            near = difflib.get_close_matches(str(method).lower(), METHODS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}{hint}")
         parts = METHODS[method]()
@@ -90,7 +96,8 @@ class Quantizer(VectorQuantizer):
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
                 f"codebook built {self.codebook.codebook_size} codes of dimension {self.codebook.dim}: expected "
-                f"codebook_size={codebook_size} of dimension {self.codebook_dim}; a factory must use the sizes it is given"
+                f"codebook_size={codebook_size} of dimension {self.codebook_dim}; a factory must use the sizes that it "
+                "is given"
             )
         check_compatible(self.codebook, self.estimator, list(self._losses), list(self._policies))
 
@@ -117,6 +124,8 @@ class Quantizer(VectorQuantizer):
         """Code vectors (..., D) of `indices` (...), all of which are in range."""
         return nn.functional.embedding(indices, self.code_vectors())
 
+    # The step counters are Python numbers, on which a compiler would specialise anew at every step.
+    @torch.compiler.disable
     @torch.no_grad()
     def _maintain(self, z: Tensor, valid: Tensor) -> None:
         self.latent_spread.copy_(_valid_spread(z, valid))
@@ -134,19 +143,22 @@ class Quantizer(VectorQuantizer):
     def _check_recomputation(self) -> None:
         if not self.codebook._has_observed:
             raise RuntimeError(
-                "this quantizer only ever ran inside a backward pass, as under torch.utils.checkpoint(use_reentrant=True), where its "
-                "codebook would never learn: pass use_reentrant=False"
+                "this quantizer only ever ran inside a backward pass, as under "
+                "torch.utils.checkpoint(use_reentrant=True), where its codebook would never learn: pass "
+                "use_reentrant=False"
             )
 
     # ------------------------------------------------------------------ before and beside training
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See `BaseQuantizer`.
+        """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See
+        `BaseQuantizer`.
 
         Args:
             latents: tensors in the layout of `forward`.
-            samples: vectors to use over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
+            samples: vectors to use over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4
+                per code.
             seed: of the k-means.
         """
         if samples is None:
@@ -154,7 +166,8 @@ class Quantizer(VectorQuantizer):
         rows, rows_per_batch = self._collect(latents, samples)
         with torch.autocast(rows.device.type, enabled=False):
             z = distributed.gather_rows(self.to_code_space(rows))
-            self.codebook.initialize(z, vectors_per_step=rows_per_batch * distributed.world_size(), seed=seed)
+            vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))
+            self.codebook.initialize(z, vectors_per_step=vectors_per_step, seed=seed)
         self.latent_spread.copy_(spread(z))
         self.health()
 
@@ -167,8 +180,9 @@ class Quantizer(VectorQuantizer):
         if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
             self._warn_once(
                 "scale",
-                f"the codes spread {ratio:.3g} times as far as the latents (healthy: {low} to {high}); a mismatch of scale "
-                "collapses a codebook whatever the method: call initialize(latents) before training, or normalise the latents",
+                f"the codes spread {ratio:.3g} times as far as the latents (healthy: {low} to {high}); a mismatch of "
+                "scale collapses a codebook whatever the method: call initialize(latents) before training, or "
+                "normalise the latents",
             )
         return super()._health() | {"scale_ratio": ratio, "dead": dead}
 

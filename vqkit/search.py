@@ -15,7 +15,8 @@ class Search(Configured, nn.Module):
     """The nearest code. Stateless; float32 whatever surrounds it; the lowest index on ties.
 
     Args:
-        metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric decides
+        metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric
+            decides
             the choice alone: the code that is passed on and penalised keeps its length.
 
     Raises:

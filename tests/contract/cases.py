@@ -44,7 +44,9 @@ CASES: dict[str, Case] = {
     "fsq": Case(partial(FSQ, [4, 3, 5, 2, 2, 2, 2, 2]), trains_codebook=False),
     "fsq_projected": Case(partial(FSQ, [5, 5, 4], dim=DIM), trains_codebook=False),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
-    "residual_dropout": Case(partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())),
+    "residual_dropout": Case(
+        partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
+    ),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }

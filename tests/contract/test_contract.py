@@ -12,7 +12,9 @@ from vqkit import BaseQuantizer
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 pointwise = pytest.mark.parametrize(
-    "case", [case for case in CASES.values() if not case.spatial], ids=[name for name, case in CASES.items() if not case.spatial]
+    "case",
+    [case for case in CASES.values() if not case.spatial],
+    ids=[name for name, case in CASES.items() if not case.spatial],
 )
 
 
@@ -172,13 +174,19 @@ def test_masked_positions_are_left_out(case: Case) -> None:
     left_out = output.quantized.movedim(quantizer.channel_dim, -1)[~mask]
     assert len(left_out) and not left_out.any()
     if not case.spatial:
-        assert (output.indices[~mask] == -1).all() and torch.equal(quantizer.eval().decode(output.indices)[~mask], left_out)
+        assert (output.indices[~mask] == -1).all() and torch.equal(
+            quantizer.eval().decode(output.indices)[~mask], left_out
+        )
 
 
 @every_case
 def test_an_all_masked_batch_costs_nothing_and_has_a_graph(case: Case) -> None:
     quantizer = initialized(case)
-    before = {name: value for name, value in state_of(quantizer).items() if "latent_spread" not in name and "extra" not in name}
+    before = {
+        name: value
+        for name, value in state_of(quantizer).items()
+        if "latent_spread" not in name and "extra" not in name
+    }
     x = case.example().requires_grad_()
     output = quantizer(x, torch.zeros(case.positions(x), dtype=torch.bool))
     assert output.loss.item() == 0 and (output.indices == -1).all()
@@ -253,7 +261,15 @@ def test_codes_do_not_depend_on_the_batch_they_come_in(case: Case) -> None:
 @pointwise
 @pytest.mark.parametrize(
     ("channel_dim", "shape"),
-    [(-1, (5, DIM)), (-1, (2, 7, DIM)), (1, (2, DIM, 7)), (1, (2, DIM, 3, 5)), (1, (2, DIM, 2, 3, 4)), (-1, (2, 3, 5, DIM)), (-3, (2, 3, DIM, 4, 5))],
+    [
+        (-1, (5, DIM)),
+        (-1, (2, 7, DIM)),
+        (1, (2, DIM, 7)),
+        (1, (2, DIM, 3, 5)),
+        (1, (2, DIM, 2, 3, 4)),
+        (-1, (2, 3, 5, DIM)),
+        (-3, (2, 3, DIM, 4, 5)),
+    ],
 )
 def test_any_layout_is_the_channel_last_one_rearranged(case: Case, channel_dim: int, shape: tuple[int, ...]) -> None:
     reference = initialized(case).eval()

@@ -1,6 +1,7 @@
 """Two ranks equal one process that holds the joined batch, for every quantizer (property P8).
 
-`broadcast_buffers=False` throughout: rank 0's buffers, copied over the other's before each forward, would hide a divergence.
+`broadcast_buffers=False` throughout: rank 0's buffers, copied over the other's before each forward, would hide a
+divergence.
 """
 
 import warnings

@@ -1,4 +1,5 @@
-"""A small spatial quantizer: a half-size map first, then what it leaves over. It exists to hold the base class to its word."""
+"""A small spatial quantizer: a half-size map first, then what it leaves over. It exists to hold the base class to its
+word."""
 
 from collections.abc import Iterable
 
@@ -22,7 +23,9 @@ class TwoScaleQuantizer(BaseQuantizer):
 
     def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         half = F.avg_pool2d(latents.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-        half_valid = valid.reshape(len(valid), self.height // 2, 2, self.width // 2, 2).transpose(2, 3).flatten(3).any(-1)
+        half_valid = (
+            valid.reshape(len(valid), self.height // 2, 2, self.width // 2, 2).transpose(2, 3).flatten(3).any(-1)
+        )
         first = self.coarse(half, half_valid)
         second = self.fine(latents - self._enlarge(first.quantized).detach(), valid)
         total = self._enlarge(first.quantized) + second.quantized

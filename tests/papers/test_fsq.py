@@ -26,7 +26,7 @@ def test_value_and_gradient_of_one_dimension(levels: int) -> None:
     output = quantizer(z)
     output.quantized.sum().backward()
     expected = [oracle(float(value), levels) for value in z.detach()]
-    assert [float(value) for value in output.quantized] == [value for value, _ in expected]
+    assert [float(value) for value in output.quantized.detach()] == [value for value, _ in expected]
     torch.testing.assert_close(z.grad.squeeze(1), torch.tensor([slope for _, slope in expected], dtype=torch.float64))
 
 
@@ -71,7 +71,8 @@ def test_initialize_scales_the_projection_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "message"), [([], "at least one dimension"), ([8, 1], "at least 2 levels"), ([2] * 63, "do not fit an int64")]
+    ("levels", "message"),
+    [([], "at least one dimension"), ([8, 1], "at least 2 levels"), ([2] * 63, "do not fit an int64")],
 )
 def test_bad_levels_are_refused(levels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

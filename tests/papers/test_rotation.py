@@ -8,7 +8,9 @@ from vqkit import RotationTrick, Selection, StraightThrough
 
 
 def select(z: Tensor, q: Tensor) -> Selection:
-    return Selection(z=z, codes=None, indices=torch.arange(len(z)), selected=q, valid=torch.ones(len(z), dtype=torch.bool))
+    return Selection(
+        z=z, codes=None, indices=torch.arange(len(z)), selected=q, valid=torch.ones(len(z), dtype=torch.bool)
+    )
 
 
 def pairs(n: int = 50, dim: int = 5, *, acute: bool = True) -> tuple[Tensor, Tensor, Tensor]:

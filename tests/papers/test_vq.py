@@ -114,7 +114,9 @@ def test_translation_of_the_data_translates_the_codes() -> None:
 def test_four_micro_batches_make_the_codebook_of_one_batch_four_times_as_large() -> None:
     books = []
     for parts in (1, 4):
-        quantizer = Quantizer("ema", dim=3, codebook_size=6, auto_step=False, maintenance=[RandomRestart(0.3, every=50)]).double()
+        quantizer = Quantizer(
+            "ema", dim=3, codebook_size=6, auto_step=False, maintenance=[RandomRestart(0.3, every=50)]
+        ).double()
         for seed in range(8):
             batch = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             for part in batch.chunk(parts):

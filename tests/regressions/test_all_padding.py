@@ -1,7 +1,8 @@
 """A batch of padding alone has a NaN loss.
 
 Seen in: vector-quantize-pytorch 1.32.0 (measured), VQP#62, VQP#188.
-Avoided since 0.1.0: `Selection.mean`, with which every loss averages, divides by at least one; the loss is 0 and has a graph.
+Avoided since 0.1.0: `Selection.mean`, with which every loss averages, divides by at least one; the loss is 0 and has
+a graph.
 """
 
 import pytest

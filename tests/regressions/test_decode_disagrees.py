@@ -1,9 +1,9 @@
 """Decoding the indices gives something else than the forward pass gave, or crashes.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured: low-dimensional image maps, channel-first ResidualFSQ, and options that vqkit does not
-have), VQP#39, VQP#44, VQP#65, VQP#142, npq-vit#4.
-Avoided since 0.1.0: search, forward and decode read the same `code_vectors()`; layout and projection are undone in one place, and the
-contract suite compares both values bit for bit for every quantizer.
+Seen in: vector-quantize-pytorch 1.32.0 (measured: low-dimensional image maps, channel-first ResidualFSQ, and options
+that vqkit does not have), VQP#39, VQP#44, VQP#65, VQP#142, npq-vit#4.
+Avoided since 0.1.0: search, forward and decode read the same `code_vectors()`; layout and projection are undone in
+one place, and the contract suite compares both values bit for bit for every quantizer.
 """
 
 from functools import partial

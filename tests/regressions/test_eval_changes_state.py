@@ -1,9 +1,9 @@
 """Evaluation, or a frozen model, changes the codebook: the first batch is taken for k-means whatever the mode.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured: k-means in `.eval()`, and although `freeze_codebook` was set), VQP#42, VQP#68, VQP#162,
-VQP#163, VQP#209.
-Avoided since 0.1.0: initialization is the explicit `initialize(latents)`; forward writes only while `learning`, that is in training mode
-with gradients on.
+Seen in: vector-quantize-pytorch 1.32.0 (measured: k-means in `.eval()`, and although `freeze_codebook` was set),
+VQP#42, VQP#68, VQP#162, VQP#163, VQP#209.
+Avoided since 0.1.0: initialization is the explicit `initialize(latents)`; forward writes only while `learning`, that
+is in training mode with gradients on.
 """
 
 from functools import partial

@@ -1,7 +1,9 @@
 """A quantizer that was built before the process group existed never synchronises its codebook, and says nothing.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured, bare and in a Lightning DDP fit), VQP#10, VQP#14, VQP#169, encodec#16.
-Avoided since 0.1.0: `vqkit.distributed` asks for the group at every call; nothing is decided at construction or remembered.
+Seen in: vector-quantize-pytorch 1.32.0 (measured, bare and in a Lightning DDP fit), VQP#10, VQP#14, VQP#169,
+encodec#16.
+Avoided since 0.1.0: `vqkit.distributed` asks for the group at every call; nothing is decided at construction or
+remembered.
 """
 
 from unittest.mock import patch

@@ -1,8 +1,10 @@
-"""With a mask the loss compares the codes with the input before projection and normalization: a crash, or another number.
+"""With a mask the loss compares the codes with the input before projection and normalization: a crash, or another
+number.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured: crash where codebook_dim != dim; 22.99 instead of 0.060 for a cosine codebook and an
-all-true mask), VQP#62, VQP#149, VQP#188.
-Avoided since 0.1.0: losses see one `Selection` of vectors in the code space, and average over its valid rows; a mask changes nothing else.
+Seen in: vector-quantize-pytorch 1.32.0 (measured: crash where codebook_dim != dim; 22.99 instead of 0.060 for a
+cosine codebook and an all-true mask), VQP#62, VQP#149, VQP#188.
+Avoided since 0.1.0: losses see one `Selection` of vectors in the code space, and average over its valid rows; a mask
+changes nothing else.
 """
 
 from dataclasses import replace

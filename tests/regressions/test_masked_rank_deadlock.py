@@ -1,8 +1,8 @@
 """A rank whose mask is all padding skips the dead-code replacement that the others enter: they wait for it for ever.
 
 Seen in: vector-quantize-pytorch 1.32.0 (measured: timeout of two processes with one empty mask), VQP#105, VQP#198.
-Avoided since 0.1.0: every rank enters the same collectives with the same shapes, whatever its own batch holds; a rank without
-vectors sends zeros.
+Avoided since 0.1.0: every rank enters the same collectives with the same shapes, whatever its own batch holds; a rank
+without vectors sends zeros.
 """
 
 from unittest.mock import patch

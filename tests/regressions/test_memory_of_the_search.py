@@ -1,7 +1,9 @@
 """Training holds the N x K distances several times over: 200 GB at 32k tokens and K = 262k.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured: six times the N x K matrix in training, four times in eval), VQP#64, VQP#99, VQP#176, VQGAN-LC#3.
-Avoided since 0.1.0: the search works in tiles, statistics are sums by index, and nothing has a one-hot form; memory is O((N + K) D).
+Seen in: vector-quantize-pytorch 1.32.0 (measured: six times the N x K matrix in training, four times in eval),
+VQP#64, VQP#99, VQP#176, VQGAN-LC#3.
+Avoided since 0.1.0: the search works in tiles, statistics are sums by index, and nothing has a one-hot form; memory
+is O((N + K) D).
 """
 
 import pytest
@@ -20,7 +22,9 @@ class AllDistances(Search):
 
     def forward(self, z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
         indices = torch.cdist(z.detach(), codes.detach()).argmin(1)
-        return Selection(z=z, codes=codes, indices=torch.where(valid, indices, -1), selected=codes[indices], valid=valid)
+        return Selection(
+            z=z, codes=codes, indices=torch.where(valid, indices, -1), selected=codes[indices], valid=valid
+        )
 
 
 class OneHotStatistics(Quantizer):

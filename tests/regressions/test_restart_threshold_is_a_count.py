@@ -1,8 +1,9 @@
 """A threshold for dead codes in counts overwrites most of a healthy codebook whenever there are few tokens per code.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured: K = 1,024 and 1,024 tokens a step, threshold 2: 70 % of the codes are overwritten every step),
-encodec#33, encodec#61, VQP#205, WavTokenizer#82.
-Avoided since 0.1.0: `RandomRestart` compares with a fraction of the mean usage, and a replaced code starts with mean usage.
+Seen in: vector-quantize-pytorch 1.32.0 (measured: K = 1,024 and 1,024 tokens a step, threshold 2: 70 % of the codes
+are overwritten every step), encodec#33, encodec#61, VQP#205, WavTokenizer#82.
+Avoided since 0.1.0: `RandomRestart` compares with a fraction of the mean usage, and a replaced code starts with mean
+usage.
 """
 
 import pytest

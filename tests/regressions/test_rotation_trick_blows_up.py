@@ -1,9 +1,9 @@
 """The rotation trick's value is not the code for short or opposite vectors, and its gradient explodes.
 
-Seen in: vector-quantize-pytorch 1.32.0 (measured: value off by 1.2 to 1.5, gradient norm 3.4e6, bfloat16 value off by 0.11), VQP#167, VQP#177,
-VQP#223, RQ-VAE-Recommender#54, rotation_trick#6.
-Avoided since 0.1.0: the value is the code itself, with the rotation as its gradient only; where the rotation is undefined or out of
-proportion the row falls back to straight-through.
+Seen in: vector-quantize-pytorch 1.32.0 (measured: value off by 1.2 to 1.5, gradient norm 3.4e6, bfloat16 value off by
+0.11), VQP#167, VQP#177, VQP#223, RQ-VAE-Recommender#54, rotation_trick#6.
+Avoided since 0.1.0: the value is the code itself, with the rotation as its gradient only; where the rotation is
+undefined or out of proportion the row falls back to straight-through.
 """
 
 import pytest

@@ -1,8 +1,9 @@
 """Autocast or a lowered matmul precision changes which code is nearest: tokens differ between machines.
 
-Seen in: SimVQ, IBQ, LlamaGen, FVQ, vqtorch (read: all search inside autocast), quantizer sheet 1.2 (measured: 1 to 10 % wrong codes in bfloat16),
-sglang-omni#774, transformers#35166.
-Avoided since 0.1.0: the search leaves autocast, and forms its products in float64 where `torch.set_float32_matmul_precision` is not "highest".
+Seen in: SimVQ, IBQ, LlamaGen, FVQ, vqtorch (read: all search inside autocast), quantizer sheet 1.2 (measured: 1 to 10
+% wrong codes in bfloat16), sglang-omni#774, transformers#35166.
+Avoided since 0.1.0: the search leaves autocast, and forms its products in float64 where
+`torch.set_float32_matmul_precision` is not "highest".
 """
 
 from collections.abc import Callable
@@ -35,7 +36,8 @@ class RoundedProducts(TorchDispatchMode):
                 return nearest_indices(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm"):
             args = tuple(
-                arg.bfloat16().float() if isinstance(arg, Tensor) and arg.dtype == torch.float32 else arg for arg in args
+                arg.bfloat16().float() if isinstance(arg, Tensor) and arg.dtype == torch.float32 else arg
+                for arg in args
             )
         return func(*args, **(kwargs or {}))
 

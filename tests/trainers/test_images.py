@@ -78,6 +78,10 @@ def test_transparent_pixels_become_white(tmp_path):
     Image.new("LA", (4, 4), (0, 255)).save(tmp_path / "b.png")
     assert (pixels(tmp_path / "a.png") == 255).all()
     assert (pixels(tmp_path / "b.png") == 0).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "c.png", transparency=1)
+    assert (pixels(tmp_path / "c.png") == 255).all()
 
 
 def test_first_frame_of_an_animation_is_the_picture(tmp_path):
@@ -403,3 +407,13 @@ def test_fit_continues_with_the_same_crops(tmp_path):
     second, _ = fit(7, tmp_path / "last.ckpt")
     assert first.sums + second.sums == whole.sums
     assert torch.equal(second.weight, whole.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+def test_overfit_batches_is_refused(tmp_path):
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, overfit_batches=1, max_steps=1,
+    )
+    with pytest.raises(ValueError, match="overfit_batches=1 repeats the same batches"):
+        trainer.fit(Sums(), datamodule=data(folder(tmp_path)))

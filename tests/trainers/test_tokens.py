@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,7 @@ def test_ranks_and_later_runs_of_other_size_join_in_order(tmp_path, monkeypatch)
 
 
 def write_on_rank(rank: int, directory: str) -> list[str]:
+    time.sleep(0.3 * rank)  # without a barrier the second rank would find what the first has written meanwhile
     with writer(Path(directory), samples_per_shard=2) as shards:
         done = sorted(shards.done)
         for sample in range(4 * len(done) // 3 + rank, 6, 2):

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `last.ckpt` to go on from, `best.ckpt` by validation, and the tokenizer for use without a trainer."""
+"""What a run leaves behind: `last.ckpt` to go on from, `best.ckpt` by validation, and the tokenizer for use."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from vqkit.config import to_config
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes `last.ckpt` every so many optimizer steps and at the end; each write replaces the file at once, or not at all.
+    """Writes `last.ckpt` every so many optimizer steps and at the end; a write replaces the file whole, or not at all.
 
     Args:
         folder: of the checkpoints; the command line sets it to `checkpoints` in the run folder.

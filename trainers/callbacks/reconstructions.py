@@ -15,7 +15,7 @@ from trainers.metrics import to_uint8_grid
 
 
 class Reconstructions(Callback):
-    """After each validation: a grid of originals (upper row) and reconstructions (lower row) to `reconstructions.png` and to W&B.
+    """After each validation: originals above their reconstructions, to `reconstructions.png` and to W&B.
 
     Args:
         images: columns; the first images of the first validation batch, at least 1.

@@ -26,13 +26,14 @@ LOGGED = {
 
 
 class CodebookReport(Callback):
-    """Counts the codes of all training batches, and logs under `codebook/` what `CodebookUsage` says about the last window of them.
+    """Counts the codes of all training batches, and logs what `CodebookUsage` says about each window of them.
 
-    Beside it: the age of codes (batches since a code was last used, over all ranks), a histogram of usage, and what the quantizer's
-    `health()` reports, which warns once about each thing that is wrong.
+    Beside it: the age of codes (batches since a code was last used, over all ranks), a histogram of usage, and what
+    the quantizer's `health()` reports, which warns once about each thing that is wrong.
 
     Args:
-        every_n_steps: optimizer steps in a window; at least 1. A window should hold many more tokens than there are codes.
+        every_n_steps: optimizer steps in a window; at least 1. A window should hold many more tokens than there are
+            codes.
 
     Raises:
         ValueError: `every_n_steps` is below 1.
@@ -89,11 +90,16 @@ class CodebookReport(Callback):
                 logger.log_metrics(report, step=trainer.global_step)
                 if isinstance(logger, WandbLogger):
                     histogram = usage_histogram(counts)
-                    logger.experiment.log({"codebook/usage_histogram": histogram, "trainer/global_step": trainer.global_step})
+                    logger.experiment.log(
+                        {"codebook/usage_histogram": histogram, "trainer/global_step": trainer.global_step}
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """The age of codes survives a resume."""
-        return {"batches": self.batches, "last_used": None if self.last_used is None else _max_over_ranks(self.last_used).cpu()}
+        return {
+            "batches": self.batches,
+            "last_used": None if self.last_used is None else _max_over_ranks(self.last_used).cpu(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the age of codes."""
@@ -102,10 +108,11 @@ class CodebookReport(Callback):
 
 
 def usage_histogram(counts: Tensor) -> wandb.Histogram:
-    """How many codes (all levels together) are used how often: use relative to uniform, in 32 logarithmic bins from 1/100 to 100.
+    """How many codes are used how often: relative to uniform use, in 32 logarithmic bins from 1/100 to 100.
 
     Args:
-        counts: (L, K) int64. Codes below the first bin, the unused ones above all, are counted in it; so is the top in the last.
+        counts: (L, K) int64. Codes below the first bin, the unused ones above all, are counted in it; so is the top in
+            the last.
     """
     relative = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1) * counts.shape[-1]
     edges = numpy.logspace(-2, 2, 33)

@@ -9,8 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 class AttributeSchedule(Callback):
     """Sets a number somewhere in the task from `start` to `end` over `batches` training batches, and keeps it there.
 
-    Derived classes say on which curve. The position is counted in training batches, which no number of optimizers changes and which a
-    resumed run continues.
+    Derived classes say on which curve. The position is counted in training batches, which no number of optimizers
+    changes and which a resumed run continues.
 
     Args:
         attribute: dotted path from the task, such as `tokenizer.quantizer.losses.0.weight`.

@@ -11,7 +11,7 @@ from trainers.data.tokens import TokenShardWriter, codebook_hash
 
 
 class TokenWriter(Callback):
-    """Writes what `predict_step` returns (`indices`, `names`) as token shards, and leaves out what an earlier run has written.
+    """Writes what `predict_step` returns as token shards, and leaves out what an earlier run has written.
 
     Read them with `trainers.data.tokens.TokenShards`.
 

@@ -9,8 +9,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 class WeightEMA(EMAWeightAveraging):
     """Exponential moving average of the parameters; validation, `best.ckpt` and the saved tokenizer use the average.
 
-    Buffers are copied, not averaged: those of an EMA codebook are running means already, pending statistics must not be averaged at
-    all, and neither must integers. Parameters of gradient-trained codebooks are averaged like every other parameter.
+    Buffers are copied, not averaged: those of an EMA codebook are running means already, pending statistics must not
+    be averaged at all, and neither must integers. Parameters of gradient-trained codebooks are averaged like every
+    other parameter.
 
     Args:
         decay: of the average, in [0, 1).
@@ -18,8 +19,8 @@ class WeightEMA(EMAWeightAveraging):
         starting_at_step: first optimizer step that counts. Before it, the average is the model as it was initialized.
 
     Source: Lightning's `EMAWeightAveraging` around torch.optim.swa_utils.AveragedModel.
-    Differs: use_buffers=False; extra state (step counters of codebooks) is taken from the current model when saving, because
-    the averaged copy never sees a step.
+    Differs: use_buffers=False; extra state (step counters of codebooks) is taken from the current model when saving,
+    because the averaged copy never sees a step.
 
     Raises:
         ValueError: an argument is out of its range.

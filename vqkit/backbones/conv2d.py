@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.config import Configured
@@ -232,10 +233,11 @@ class Attention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to the same."""
-        heads = self.query_key_value(self.norm(x)).flatten(2).unflatten(1, (3, self.num_heads, -1))
-        query, key, value = heads.transpose(-1, -2).unbind(1)  # (B, heads, H W, channels of a head)
+        height, width = x.shape[-2:]
+        maps = self.query_key_value(self.norm(x))
+        query, key, value = rearrange(maps, "b (three n c) h w -> three b n (h w) c", three=3, n=self.num_heads)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return x + self.output(attended.transpose(-1, -2).reshape(x.shape))
+        return x + self.output(rearrange(attended, "b n (h w) c -> b (n c) h w", h=height, w=width))
 
 
 class Downsample2d(nn.Module):

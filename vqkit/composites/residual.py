@@ -16,10 +16,12 @@ class ResidualQuantizer(BaseQuantizer):
 
     Where the gradient passes is a choice:
 
-    - `estimator=StraightThrough()` (or another): the stages see z minus the detached sum of the stages before, and the estimator is applied
-      once to the sum. The encoder gets the decoder's gradient once, whatever the number of stages, and every stage's commitment.
-    - `estimator=None`: each stage keeps its own estimator and nothing is detached (DAC). Needed for stages with trainable projections
-      or estimators that train their codebook, which the first form would cut off from the decoder.
+    - `estimator=StraightThrough()` (or another): the stages see z minus the detached sum of the stages before, and the
+      estimator is applied once to the sum. The encoder gets the decoder's gradient once, whatever the number of stages,
+      and every stage's commitment.
+    - `estimator=None`: each stage keeps its own estimator and nothing is detached (DAC). Needed for stages with
+      trainable projections or estimators that train their codebook, which the first form would cut off from the
+      decoder.
 
     Any prefix of the stages decodes: `decode(indices[..., :2])`.
 
@@ -27,18 +29,19 @@ class ResidualQuantizer(BaseQuantizer):
         stage: builds one stage; called `num_stages` times, so that no two stages share a codebook.
         num_stages: at least 1.
         estimator: see above.
-        dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ... num_stages.
-            Dropped stages have index -1, no loss and no statistics.
+        dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ...
+            num_stages. Dropped stages have index -1, no loss and no statistics.
         channel_dim: see `BaseQuantizer`; the stages themselves have -1.
         seed: of the dropout.
 
-    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1 and sec. III-C; gradient of the first form as in AudioCraft,
-    of the second as in Kumar et al. 2023 (DAC, arXiv 2306.06546).
-    Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size 1).
-    Losses are averaged over the stages that were used.
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1 and sec. III-C; gradient of the first
+    form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv 2306.06546).
+    Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
+    1). Losses are averaged over the stages that were used.
 
     Raises:
-        IncompatibleParts: stages with trainable projections or codebook-training estimators, and `estimator` is not None.
+        IncompatibleParts: stages with trainable projections or codebook-training estimators, and `estimator` is not
+            None.
         ValueError: an argument is out of its range, or stages differ in `dim`.
     """
 
@@ -72,7 +75,7 @@ class ResidualQuantizer(BaseQuantizer):
     def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         total = torch.zeros_like(latents)
         indices, losses, weighted, used = [], [], [], []
-        active = self._active_stages(latents)
+        active = self._draw_depths(latents) if self.dropout and self.stochastic else None
         for number, stage in enumerate(self._stages):
             stage_valid = valid if active is None else valid & (active > number)
             residual = latents - (total if self.estimator is None else total.detach())
@@ -83,7 +86,8 @@ class ResidualQuantizer(BaseQuantizer):
             weighted.append(output.loss)
             used.append(stage_valid.any())
         stages_used = torch.stack(used).sum().clamp(min=1)
-        mean_losses = {name: sum(loss[name] for loss in losses) / stages_used for name in losses[0]}
+        names = dict.fromkeys(name for loss in losses for name in loss)
+        mean_losses = {name: sum(loss[name] for loss in losses if name in loss) / stages_used for name in names}
         quantized = total if self.estimator is None else self._estimate(self.estimator, latents, total, valid)
         return quantized, torch.cat(indices, dim=-1), sum(weighted) / stages_used, mean_losses
 
@@ -105,23 +109,29 @@ class ResidualQuantizer(BaseQuantizer):
 
         Args:
             latents: tensors in the layout of `forward`.
-            samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144.
+            samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
             seed: stage i uses seed + i.
         """
-        rows, batch = self._collect(latents, samples or min(max(64 * self.codebook_size, 65_536), 262_144))
+        if samples is None:
+            samples = max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
+        rows, batch = self._collect(latents, samples)
         for number, stage in enumerate(self._stages):
             stage.initialize(rows.split(batch), samples=len(rows) * distributed.world_size(), seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many codes each level has."""
+        return tuple(size for stage in self._stages for size in stage.level_sizes)
 
     def step(self) -> None:
         """Fold the statistics of every stage."""
         for stage in self._stages:
             stage.step()
 
-    def _active_stages(self, latents: Tensor) -> Tensor | None:
-        """(B, 1, ...) how many stages each sample uses, or None for all."""
-        if not (self.dropout and self.stochastic):
-            return None
+    @torch.compiler.disable
+    def _draw_depths(self, latents: Tensor) -> Tensor:
+        """(B, 1, ...) how many stages each sample uses."""
         if self.learning:
             self.draws += 1
         # The global number of a sample, if all ranks hold as many: then N ranks draw as one process would.
@@ -168,21 +178,29 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
     if len(set(dims)) > 1:
         raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
     if any(stage.channel_dim != -1 for stage in stages):
-        raise ValueError("stage built quantizers with another channel_dim than -1: give channel_dim to ResidualQuantizer instead")
+        raise ValueError(
+            "stage built quantizers with another channel_dim than -1: give channel_dim to ResidualQuantizer instead"
+        )
+    if len({id(stage) for stage in stages}) < len(stages):
+        raise ValueError("stage gave the same quantizer again: expected a new one at each call; codebooks have state")
     if estimator is None:
         return
     conflicts = []
-    if any(getattr(stage, "has_projection", False) for stage in stages):
+    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
+    if any(getattr(module, "has_projection", False) for module in inner):
         conflicts.append(
-            f"the stages project into a code space, and a {type(estimator).__name__} over the sum would cut these projections off from the "
-            "decoder: pass estimator=None, so that each stage keeps its own estimator, or leave codebook_dim out"
+            f"the stages project into a code space, and a {type(estimator).__name__} over the sum would cut these "
+            "projections off from the decoder: pass estimator=None, so that each stage keeps its own estimator, or "
+            "leave codebook_dim out"
         )
-    if any(getattr(getattr(stage, "estimator", None), "trains_codebook", False) for stage in stages):
+    if any(getattr(getattr(module, "estimator", None), "trains_codebook", False) for module in inner):
         conflicts.append(
-            f"the stages' estimator trains their codebooks through the decoder, and a {type(estimator).__name__} over the sum would "
-            "replace it: pass estimator=None"
+            f"the stages' estimator trains their codebooks through the decoder, and a {type(estimator).__name__} over "
+            "the sum would replace it: pass estimator=None"
         )
     if stages[0].dim < estimator.min_dim:
-        conflicts.append(f"{type(estimator).__name__} needs dim of at least {estimator.min_dim}, the stages have {stages[0].dim}")
+        conflicts.append(
+            f"{type(estimator).__name__} needs dim of at least {estimator.min_dim}, the stages have {stages[0].dim}"
+        )
     if conflicts:
         raise IncompatibleParts(conflicts)

@@ -17,19 +17,22 @@ _LARGEST_CODEBOOK = 2**62
 class FSQ(VectorQuantizer):
     """Finite scalar quantization: no codebook, no losses, nothing that can collapse.
 
-    Each of the D = len(levels) dimensions is bounded to its number of levels L and rounded: with half = (L - 1)(1 - eps) / 2, offset
-    = 0.5 for even L and 0 for odd, shift = tan(offset / half): b(z) = half tanh(z + shift) - offset; the code is round(b(z)) / floor(L / 2), in
-    [-1, 1]. The index is the mixed-radix number of the levels, first dimension fastest.
+    Each of the D = len(levels) dimensions is bounded to its number of levels L and rounded: with half = (L - 1)(1 -
+    eps) / 2, offset = 0.5 for even L and 0 for odd, shift = tan(offset / half): b(z) = half tanh(z + shift) - offset;
+    the code is round(b(z)) / floor(L / 2), in [-1, 1]. The index is the mixed-radix number of the levels, first
+    dimension fastest.
 
     Args:
-        levels: L of each dimension, each at least 2; recommended for 2^8, 2^10, 2^12, 2^14, 2^16 codes: [8, 6, 5], [8, 5, 5, 5],
-            [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5].
+        levels: L of each dimension, each at least 2; recommended for 2^8, 2^10, 2^12, 2^14, 2^16 codes: [8, 6, 5], [8,
+            5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5].
         dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
         channel_dim: see `BaseQuantizer`.
 
-    Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505), sec. 3 and appendix A.1; eps = 1e-3.
-    Differs: shift = tan(offset / half) is what the paper's listing has; its inverse for tanh would be atanh, which other libraries use and
-    which moves 0.2 to 0.4 % of the values to another level. The forward value is the code exactly.
+    Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505), sec. 3 and
+    appendix A.1; eps = 1e-3.
+    Differs: shift = tan(offset / half) is what the paper's listing has; its inverse for tanh would be atanh, which
+    other libraries use and which moves 0.2 to 0.4 % of the values to another level. The forward value is the code
+    exactly.
 
     Raises:
         ValueError: fewer than two levels in a dimension, no dimension, or more than 2^62 codes.
@@ -37,9 +40,14 @@ class FSQ(VectorQuantizer):
 
     def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
         if not levels or min(levels) < 2:
-            raise ValueError(f"levels={list(levels)}: expected at least one dimension, each of at least 2 levels, such as [8, 5, 5, 5]")
+            raise ValueError(
+                f"levels={list(levels)}: expected at least one dimension, each of at least 2 levels, such as "
+                "[8, 5, 5, 5]"
+            )
         if math.prod(levels) > _LARGEST_CODEBOOK:
-            raise ValueError(f"levels={list(levels)}: {math.prod(levels)} codes do not fit an int64 index; use fewer levels or groups")
+            raise ValueError(
+                f"levels={list(levels)}: {math.prod(levels)} codes do not fit an int64 index; use fewer levels"
+            )
         super().__init__(dim or len(levels), codebook_dim=len(levels), channel_dim=channel_dim)
         self.levels = tuple(levels)
         self.codebook_size = math.prod(levels)
@@ -65,7 +73,9 @@ class FSQ(VectorQuantizer):
         return quantized, Selection(z=z, codes=None, indices=indices, selected=selected, valid=valid)
 
     def bound(self, z: Tensor) -> Tensor:
-        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for odd."""
+        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
+        odd.
+        """
         half = (self.level_counts.to(z.dtype) - 1) * (1 - 1e-3) / 2
         offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(z.dtype)
         return (z + (offset / half).tan()).tanh() * half - offset
@@ -86,7 +96,8 @@ class FSQ(VectorQuantizer):
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.
 
-        The grid itself is fixed. Without a projection there is nothing to set, and `latents` is not read. See `BaseQuantizer`.
+        The grid itself is fixed. Without a projection there is nothing to set, and `latents` is not read. See
+        `BaseQuantizer`.
         """
         if not self.has_projection:
             return
@@ -102,8 +113,8 @@ class FSQ(VectorQuantizer):
         if saturated > 0.5:
             self._warn_once(
                 "saturation",
-                f"{saturated:.0%} of the latents lie beyond 3, where tanh passes almost no gradient: normalise the encoder's output, "
-                "or call initialize(latents) with a projection (dim != len(levels))",
+                f"{saturated:.0%} of the latents lie beyond 3, where tanh passes almost no gradient: normalise the "
+                "encoder's output, or call initialize(latents) with a projection (dim != len(levels))",
             )
         return super()._health() | {"saturated": saturated}
 

@@ -1,4 +1,6 @@
-"""Published methods by name. Adding one: a file here that returns `Parts`, its line in `METHODS`, its name in `Method`."""
+"""Published methods by name. Adding one: a file here that returns `Parts`, its line in `METHODS`, its name in
+`Method`.
+"""
 
 from collections.abc import Callable
 from typing import Literal

@@ -22,7 +22,8 @@ def vq() -> Parts:
 
 
 def ema() -> Parts:
-    """VQ with codes that follow running means (appendix A.1), and dead codes restarted by the rule of Mimi (arXiv 2410.00037).
+    """VQ with codes that follow running means (appendix A.1), and dead codes restarted by the rule of Mimi (arXiv
+    2410.00037).
 
     Differs: appendix A.1 has no restarts; `maintenance=[]` gives it as published.
     """

@@ -1,0 +1,376 @@
+"""Residual quantization against its identities (SoundStream, AudioCraft, DAC), gradients in float64."""
+
+import io
+import math
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import (
+    FSQ,
+    BaseQuantizer,
+    Estimator,
+    Quantizer,
+    QuantizerOutput,
+    ResidualQuantizer,
+    RotationTrick,
+    StraightThrough,
+)
+from vqkit.parts import IncompatibleParts
+
+DIM = 6
+
+
+def chain(stages: int = 3, method: str = "vq", **options) -> ResidualQuantizer:
+    """Stages with random codebooks, each of a smaller scale than the one before."""
+    quantizer = ResidualQuantizer(partial(Quantizer, method, dim=DIM, codebook_size=16), stages, **options).double()
+    for number, stage in enumerate(quantizer.stages):
+        torch.nn.init.normal_(stage.codebook.vectors, std=0.6**number)
+    return quantizer
+
+
+def vectors(count: int = 20) -> Tensor:
+    return torch.randn(count, DIM, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------- values
+
+
+def test_the_value_is_algorithm_1_of_soundstream() -> None:
+    quantizer = chain().eval()
+    z = vectors()
+    output = quantizer(z)
+    residual, total, indices = z, torch.zeros_like(z), []
+    for stage in quantizer.stages:
+        codes = stage.codebook.vectors.detach()
+        nearest = (residual.unsqueeze(1) - codes).square().sum(-1).argmin(-1)
+        residual, total = residual - codes[nearest], total + codes[nearest]
+        indices.append(nearest)
+    assert torch.equal(output.indices, torch.stack(indices, dim=-1))
+    torch.testing.assert_close(output.quantized, total, rtol=0, atol=1e-14)
+
+
+def test_any_prefix_decodes_to_the_prefix_sum() -> None:
+    quantizer = chain(4).eval()
+    indices = quantizer.encode(vectors())
+    total = torch.zeros(20, DIM, dtype=torch.float64)
+    for levels in range(1, 5):
+        total = total + quantizer.stages[levels - 1].decode(indices[:, levels - 1])
+        assert torch.equal(quantizer.decode(indices[:, :levels]), total)
+    cut = indices.clone()
+    cut[:, 2:] = -1
+    assert torch.equal(quantizer.decode(cut), quantizer.decode(indices[:, :2]))
+
+
+def test_initialize_fits_each_stage_to_what_the_stages_before_leave_over() -> None:
+    data = torch.randn(600, DIM) * 3 + 5
+    quantizer = ResidualQuantizer(partial(Quantizer, "ema", dim=DIM, codebook_size=16), 4)
+    quantizer.initialize([data])
+    indices = quantizer.encode(data)
+    errors = [float((data - quantizer.decode(indices[:, :levels])).square().mean()) for levels in range(1, 5)]
+    assert errors[0] < float(data.var(0).mean()) and all(later < 0.9 * earlier for earlier, later in pairwise(errors))
+    assert all(len(indices[:, level].unique()) > 8 for level in range(4))
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+def encoder_gradient(quantizer: ResidualQuantizer, z: Tensor, upstream: Tensor) -> Tensor:
+    z = z.clone().requires_grad_()
+    return torch.autograd.grad((quantizer(z).quantized * upstream).sum(), [z])[0]
+
+
+@pytest.mark.parametrize("stages", [1, 4, 8])
+def test_the_encoder_gets_the_decoders_gradient_once_whatever_the_number_of_stages(stages: int) -> None:
+    z, upstream = vectors(), vectors()
+    assert torch.equal(encoder_gradient(chain(stages), z, upstream), upstream)
+
+
+@pytest.mark.parametrize("stages", [1, 4])
+def test_another_estimator_sees_the_sum(stages: int) -> None:
+    """d (lambda R z) / d z, with the rotation from z to the sum of the codes."""
+    quantizer = chain(stages, estimator=RotationTrick(obtuse="rotate"))
+    z, upstream = vectors(), vectors()
+    result = encoder_gradient(quantizer, z, upstream)
+    quantized = quantizer.decode(quantizer.encode(z)).detach()
+    torch.testing.assert_close((result * z).sum(1), (upstream * quantized).sum(1))
+    torch.testing.assert_close(result.norm(dim=1), upstream.norm(dim=1) * quantized.norm(dim=1) / z.norm(dim=1))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_the_jacobian_of_projected_stages_is_that_of_dac(stages: int) -> None:
+    """I - prod_i (I - W_out,i W_in,i), later stages to the left; the gradient is its transpose."""
+    build = partial(Quantizer, "vq", dim=DIM, codebook_size=16, codebook_dim=2)
+    quantizer = ResidualQuantizer(build, stages, estimator=None).double()
+    z, upstream = vectors(), vectors()
+    left_over = torch.eye(DIM, dtype=torch.float64)
+    for stage in quantizer.stages:
+        left_over = (
+            torch.eye(DIM, dtype=torch.float64) - stage.project_out.weight @ stage.project_in.weight
+        ) @ left_over
+    jacobian = torch.eye(DIM, dtype=torch.float64) - left_over
+    torch.testing.assert_close(
+        encoder_gradient(quantizer, z, upstream), upstream @ jacobian.detach(), rtol=0, atol=1e-13
+    )
+
+
+def test_without_an_estimator_the_decoder_trains_every_projection() -> None:
+    build = partial(Quantizer, "vq", dim=DIM, codebook_size=16, codebook_dim=2)
+    quantizer = ResidualQuantizer(build, 3, estimator=None)
+    quantizer(torch.randn(20, DIM)).quantized.square().sum().backward()
+    for stage in quantizer.stages:
+        assert stage.project_in.weight.grad.abs().sum() > 0 and stage.project_out.weight.grad.abs().sum() > 0
+
+
+def test_the_commitment_of_stage_i_pulls_z_to_the_sum_of_the_first_i_codes() -> None:
+    quantizer = chain(4)
+    z = vectors()
+    for number in range(1, 5):
+        part = ResidualQuantizer(lambda: Quantizer("vq", dim=DIM, codebook_size=16), number).double()
+        part.load_state_dict({key: value for key, value in quantizer.state_dict().items() if key in part.state_dict()})
+        x = z.clone().requires_grad_()
+        output = part(x)
+        (gradient,) = torch.autograd.grad(output.loss, [x])  # the codebook losses do not reach z
+        prefixes = [part.decode(output.indices[:, : stage + 1]).detach() for stage in range(number)]
+        pulls = [0.25 * 2 * (z - prefix) / z.numel() for prefix in prefixes]
+        torch.testing.assert_close(gradient, sum(pulls) / number, rtol=0, atol=1e-14)
+
+
+def test_the_codebook_loss_of_stage_i_reaches_stage_i_only() -> None:
+    quantizer = chain(3)
+    z = vectors()
+    output = quantizer(z)
+    output.losses["codebook"].backward()
+    before = torch.zeros_like(z)
+    for number, stage in enumerate(quantizer.stages):
+        chosen = stage.codebook.vectors.detach()[output.indices[:, number]]
+        pulls = 2 * (chosen - (z - before)) / z.numel() / 3
+        expected = torch.zeros(16, DIM, dtype=torch.float64).index_add_(0, output.indices[:, number], pulls)
+        torch.testing.assert_close(stage.codebook.vectors.grad, expected, rtol=0, atol=1e-14)
+        before = before + chosen
+
+
+def test_losses_are_the_mean_of_the_stages_losses() -> None:
+    quantizer = chain(3).eval()
+    z = vectors()
+    output = quantizer(z)
+    errors = [(z - quantizer.decode(output.indices[:, : number + 1])).square().mean() for number in range(3)]
+    torch.testing.assert_close(output.losses["commitment"], sum(errors) / 3, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.loss, 1.25 * sum(errors) / 3, rtol=0, atol=1e-14)
+
+
+# ---------------------------------------------------------------------- dropout
+
+
+def depths(indices: Tensor) -> Tensor:
+    """(B, T, stages) -> (B,) stages used by each sample: a prefix, the same everywhere in it."""
+    used = indices >= 0
+    depth = used.sum(-1)
+    assert (depth == depth[:, :1]).all()
+    assert torch.equal(used, torch.arange(indices.shape[-1]) < depth.unsqueeze(-1))
+    return depth[:, 0]
+
+
+@pytest.mark.parametrize(("batch", "dropout"), [(1, 0.5), (1, 1.0), (16, 0.5), (16, 0.2)])
+def test_the_depth_is_uniform_with_the_probability_of_dropout_for_every_sample(batch: int, dropout: float) -> None:
+    quantizer = chain(4, dropout=dropout)
+    x = torch.randn(batch, 2, DIM)
+    drawn = torch.cat([depths(quantizer(x).indices) for _ in range(240 if batch == 1 else 60)])
+    share = torch.bincount(drawn, minlength=5)[1:] / len(drawn)
+    expected = torch.full((4,), dropout / 4) + torch.tensor([0, 0, 0, 1 - dropout])
+    assert (share - expected).abs().max() < 4 * math.sqrt(0.25 / len(drawn))
+
+
+def test_samples_of_a_batch_and_steps_draw_independently() -> None:
+    quantizer = chain(4, dropout=1.0)
+    drawn = torch.stack([depths(quantizer(torch.randn(64, 1, DIM)).indices) for _ in range(64)]).double()
+    for first, second in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
+        correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+        assert abs(float(correlation)) < 0.06
+
+
+def test_two_quantizers_of_other_seeds_draw_differently() -> None:
+    x = torch.randn(64, 1, DIM)
+    assert not torch.equal(
+        depths(chain(4, dropout=1.0, seed=0)(x).indices), depths(chain(4, dropout=1.0, seed=1)(x).indices)
+    )
+
+
+def test_without_dropout_or_in_eval_every_stage_is_used() -> None:
+    x = torch.randn(32, 2, DIM)
+    assert (chain(4)(x).indices >= 0).all()
+    quantizer = chain(4, dropout=1.0)
+    assert (quantizer.eval()(x).indices >= 0).all() and (quantizer.train().encode(x) >= 0).all()
+
+
+def test_a_dropped_stage_has_no_value_no_loss_no_gradient_and_no_statistics() -> None:
+    quantizer = chain(4, method="ema", dropout=1.0)
+    before = [stage.codebook.vectors.clone() for stage in quantizer.stages]
+    x = torch.randn(8, 5, DIM, dtype=torch.float64)
+    output = quantizer(x)
+    used = output.indices >= 0
+    assert 0 < int(used[..., 1:].sum()) < used[..., 1:].numel()
+    torch.testing.assert_close(output.quantized, quantizer.decode(output.indices), rtol=0, atol=1e-14)
+    residual, losses = x, []
+    for number, stage in enumerate(quantizer.stages):
+        rows = used[..., number]
+        assert int(stage.codebook.pending_counts.sum()) == int(rows.sum())
+        expected = torch.zeros(16, DIM, dtype=torch.float64).index_add_(
+            0, output.indices[..., number][rows], residual[rows]
+        )
+        torch.testing.assert_close(stage.codebook.pending_sums, expected, rtol=0, atol=1e-13)
+        residual = residual - stage.decode(output.indices[..., number])
+        losses.append(residual[rows].square().mean() if rows.any() else torch.zeros(()))
+        assert torch.equal(stage.codebook.vectors, before[number])
+    stages_used = int(used.any(0).any(0).sum())
+    torch.testing.assert_close(output.losses["commitment"], sum(losses) / stages_used, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.loss, 0.25 * sum(losses) / stages_used, rtol=0, atol=1e-14)
+
+
+def test_losses_are_averaged_over_the_stages_that_were_used() -> None:
+    """A batch that uses two stages of four has the loss of a quantizer of two stages."""
+    quantizer, seen = chain(4, dropout=1.0), set()
+    for _ in range(40):
+        x = torch.randn(1, 6, DIM, dtype=torch.float64)
+        output = quantizer(x)
+        depth = int(depths(output.indices))
+        short = chain(depth)
+        short.load_state_dict(
+            {key: value for key, value in quantizer.state_dict().items() if key in short.state_dict()}
+        )
+        torch.testing.assert_close(output.loss, short.eval()(x).loss, rtol=0, atol=1e-13)
+        seen.add(depth)
+    assert seen == {1, 2, 3, 4}
+
+
+def test_every_parameter_is_in_the_graph_also_of_stages_that_were_dropped() -> None:
+    quantizer = chain(4, dropout=1.0)
+    for _ in range(4):
+        quantizer.zero_grad()
+        output = quantizer(torch.randn(1, 3, DIM, requires_grad=True))
+        output.loss.backward()
+        gradients = [stage.codebook.vectors.grad for stage in quantizer.stages]
+        depth = int(depths(output.indices))
+        assert all(gradient is not None for gradient in gradients)
+        assert [bool(gradient.any()) for gradient in gradients] == [number < depth for number in range(4)]
+
+
+def test_draws_resume_exactly() -> None:
+    x = torch.randn(8, 3, DIM)
+    quantizer = chain(4, dropout=0.7)
+    for _ in range(5):
+        quantizer(x)
+    buffer = io.BytesIO()
+    torch.save(quantizer.state_dict(), buffer)
+    expected = [quantizer(x).indices for _ in range(5)]
+    buffer.seek(0)
+    resumed = chain(4, dropout=0.7)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert all(torch.equal(resumed(x).indices, indices) for indices in expected)
+
+
+def test_recomputation_under_checkpointing_draws_the_same_depths() -> None:
+    plain, twin = chain(4, dropout=0.9), chain(4, dropout=0.9)
+    twin.load_state_dict(plain.state_dict())
+    seen: list[Tensor] = []
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        output = twin(x)
+        seen.append(output.indices)
+        return output.quantized, output.loss
+
+    for _ in range(3):
+        x = torch.randn(8, 3, DIM, dtype=torch.float64, requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        output = plain(x)
+        (output.quantized.square().mean() + output.loss).backward()
+        with torch.utils.checkpoint.set_checkpoint_early_stop(False):  # so that `run` comes to its end both times
+            quantized, loss = torch.utils.checkpoint.checkpoint(run, y, use_reentrant=False)
+        (quantized.square().mean() + loss).backward()
+        assert len(seen) % 2 == 0 and torch.equal(seen[-1], seen[-2]) and torch.equal(seen[-1], output.indices)
+        assert torch.equal(x.grad, y.grad)
+    assert plain.draws == twin.draws == 3
+
+
+# ---------------------------------------------------------------------- what may be a stage
+
+
+def nested(estimator: Estimator | None, **inner) -> ResidualQuantizer:
+    stage = partial(Quantizer, "ema", dim=DIM, codebook_size=16)
+    return ResidualQuantizer(partial(ResidualQuantizer, stage, 2, **inner), 3, estimator=estimator)
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(), None], ids=["one estimator", "each its own"])
+def test_residual_quantizers_nest_and_equal_the_flat_chain(estimator: Estimator | None) -> None:
+    outer = nested(estimator)
+    data = torch.randn(300, DIM)
+    outer.initialize([data])
+    flat = ResidualQuantizer(partial(Quantizer, "ema", dim=DIM, codebook_size=16), 6)
+    for number, stage in enumerate(flat.stages):
+        stage.load_state_dict(outer.stages[number // 2].stages[number % 2].state_dict())
+    x = torch.randn(20, DIM, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    outputs: list[QuantizerOutput] = [outer(x), flat(y)]
+    assert outer.num_codebooks == 6 and torch.equal(outputs[0].indices, outputs[1].indices)
+    torch.testing.assert_close(outputs[0].quantized, outputs[1].quantized, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs[0].losses["commitment"], outputs[1].losses["commitment"])
+    for output in outputs:
+        output.quantized.square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+    for levels in range(1, 7):
+        prefix = outputs[0].indices[:, :levels]
+        torch.testing.assert_close(outer.decode(prefix), flat.decode(prefix), rtol=0, atol=1e-5)
+    assert outer.eval().health().keys() >= {"stage_0/stage_1/dead"}
+
+
+def test_dropout_inside_and_outside_of_a_nest_leaves_out_what_either_drops() -> None:
+    outer = ResidualQuantizer(partial(nested, None, dropout=0.5, seed=1), 2, dropout=0.5)
+    output = outer(torch.randn(40, 3, DIM))
+    left_out = (output.indices == -1).float().mean((0, 1))
+    assert left_out[0] == 0 and (left_out[6:] > 0.1).all() and left_out.max() < 0.7
+    torch.testing.assert_close(output.quantized, outer.decode(output.indices), rtol=0, atol=1e-5)
+
+
+def test_a_nest_that_hides_projections_from_the_decoder_is_refused() -> None:
+    projected = partial(Quantizer, "vq", dim=DIM, codebook_size=16, codebook_dim=2)
+    with pytest.raises(IncompatibleParts, match="estimator=None"):
+        ResidualQuantizer(partial(ResidualQuantizer, projected, 2, estimator=None), 2)
+
+
+def alternating(*builders) -> partial:
+    """A factory that builds another stage at each call."""
+    remaining = iter(builders)
+    return partial(lambda: next(remaining)())
+
+
+def test_stages_of_different_methods_work_together() -> None:
+    size = {"dim": DIM, "codebook_size": 16}
+    quantizer = ResidualQuantizer(alternating(partial(Quantizer, "ema", **size), partial(Quantizer, "ema", **size)), 2)
+    assert check_round_trip(quantizer).losses.keys() == {"commitment"}
+    quantizer = ResidualQuantizer(alternating(partial(FSQ, [5] * DIM), partial(FSQ, [3] * DIM)), 2)
+    assert check_round_trip(quantizer).losses == {}
+
+
+@pytest.mark.parametrize("order", [("vq", "ema"), ("ema", "vq")])
+def test_stages_with_other_losses_report_every_loss(order: tuple[str, str]) -> None:
+    builders = [partial(Quantizer, method, dim=DIM, codebook_size=16) for method in order]
+    output = check_round_trip(ResidualQuantizer(alternating(*builders), 2))
+    assert output.losses.keys() == {"commitment", "codebook"}
+
+
+def test_a_factory_that_gives_the_same_stage_again_is_refused() -> None:
+    shared = Quantizer("ema", dim=DIM, codebook_size=16)
+    with pytest.raises(ValueError, match="same"):
+        ResidualQuantizer(lambda: shared, 2)
+
+
+def check_round_trip(quantizer: BaseQuantizer) -> QuantizerOutput:
+    x = torch.randn(20, DIM)
+    output = quantizer.eval()(x)
+    assert torch.equal(quantizer.decode(output.indices), output.quantized)
+    return output

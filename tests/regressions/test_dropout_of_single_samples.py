@@ -1,0 +1,42 @@
+"""Quantizer dropout never happens at batch size 1: it is drawn for the first floor(B p) samples of a batch.
+
+Seen in: DAC (read), quantizer sheet 1.5; DAC#40, DAC#106.
+Avoided since 0.1.0: every sample draws for itself, whatever its place in the batch and the size of the batch.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import Quantizer, ResidualQuantizer
+
+
+class FixedShare(ResidualQuantizer):
+    """Shortens the first floor(B p) samples."""
+
+    def _draw_depths(self, latents: Tensor) -> Tensor:
+        active = torch.full((len(latents), 1), len(self.stages))
+        share = int(self.dropout * len(latents))
+        active[:share, 0] = torch.randint(1, len(self.stages) + 1, (share,))
+        return active
+
+
+def check(residual: type[ResidualQuantizer], batch: int) -> None:
+    quantizer = residual(partial(Quantizer, "vq", dim=4, codebook_size=8), 3, dropout=0.5)
+    x = torch.randn(batch, 1, 4)
+    shortened = [(quantizer(x).indices[:, 0] == -1).any(-1) for _ in range(240 // batch)]
+    share = torch.stack(shortened).float().mean(0)  # for each place in the batch
+    assert (share - 1 / 3).abs().max() < 0.15  # p (1 - 1 / stages)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_vqkit_does_not_have_the_fault(batch: int) -> None:
+    check(ResidualQuantizer, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_check_catches_the_fault(batch: int) -> None:
+    with pytest.raises(AssertionError):
+        check(FixedShare, batch)

@@ -1,0 +1,52 @@
+"""Only the first stage's commitment reaches the encoder: the residual of later stages is built from straight-through
+values.
+
+Seen in: EnCodec, encodec#25; espnet#6268; quantizer sheet 1.5.
+Avoided since 0.1.0: `ResidualQuantizer` subtracts the detached sum of the stages before. (`estimator=None`, which
+keeps the chain for stages with projections, has this property by construction where there are none; it has to be
+asked for.)
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import Quantizer, ResidualQuantizer
+
+STAGES = 4
+
+
+class FromStraightThroughValues(ResidualQuantizer):
+    """Subtracts what the stages before passed on, identity included."""
+
+    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        residual, indices, loss = latents, [], latents.new_zeros(())
+        for stage in self.stages:
+            output = stage(residual, valid)
+            residual = residual - output.quantized
+            indices.append(output.indices)
+            loss = loss + output.losses["commitment"] / len(self.stages)
+        return latents, torch.stack(indices, dim=-1), loss, {"commitment": loss}
+
+
+def check(residual: type[ResidualQuantizer]) -> None:
+    quantizer = residual(partial(Quantizer, "vq", dim=4, codebook_size=8), STAGES).double()
+    for stage in quantizer.stages:
+        torch.nn.init.normal_(stage.codebook.vectors, std=0.5)
+    z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    output = quantizer(z)
+    (gradient,) = torch.autograd.grad(output.losses["commitment"], [z])
+    prefixes = [quantizer.decode(output.indices[:, : number + 1]).detach() for number in range(STAGES)]
+    expected = sum(2 * (z.detach() - prefix) / z.numel() for prefix in prefixes) / STAGES
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_vqkit_does_not_have_the_fault() -> None:
+    check(ResidualQuantizer)
+
+
+def test_the_check_catches_the_fault() -> None:
+    with pytest.raises(AssertionError):
+        check(FromStraightThroughValues)

@@ -1,0 +1,47 @@
+"""The encoder's gradient is multiplied by the number of residual stages.
+
+Seen in: vector-quantize-pytorch 1.32.0, ResidualVQ and ResidualSimVQ with straight-through (measured: exactly 8 times
+at 8 stages), VQP#33, quantizer sheet 1.5.
+Avoided since 0.1.0: with an estimator the chain is detached and the estimator is applied once to the sum; with
+`estimator=None` nothing is detached, and the identities of the stages telescope. Detaching and keeping each stage's
+estimator cannot be expressed.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import Estimator, Quantizer, ResidualQuantizer, StraightThrough
+
+
+class EachStageItsOwnIdentity(ResidualQuantizer):
+    """Detaches the residual, and adds up what the stages pass on."""
+
+    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        _, indices, loss, losses = super()._forward(latents, valid)
+        total = torch.zeros_like(latents)
+        for stage in self.stages:
+            total = total + stage(latents - total.detach(), valid).quantized
+        return total, indices, loss, losses
+
+
+def check(residual: type[ResidualQuantizer], stages: int, estimator: Estimator | None) -> None:
+    quantizer = residual(partial(Quantizer, "vq", dim=4, codebook_size=8), stages, estimator=estimator).double()
+    z = torch.randn(1, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: quantizer(x).quantized, z).reshape(4, 4)
+    torch.testing.assert_close(jacobian, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(), None], ids=["one estimator", "each its own"])
+@pytest.mark.parametrize("stages", [1, 4, 8])
+def test_vqkit_does_not_have_the_fault(stages: int, estimator: Estimator | None) -> None:
+    check(ResidualQuantizer, stages, estimator)
+
+
+@pytest.mark.parametrize("stages", [4, 8])
+def test_the_check_catches_the_fault(stages: int) -> None:
+    check(EachStageItsOwnIdentity, 1, StraightThrough())  # one stage hides it
+    with pytest.raises(AssertionError):
+        check(EachStageItsOwnIdentity, stages, StraightThrough())

@@ -1,0 +1,46 @@
+"""A codebook whose scale is not that of the latents collapses, and nothing says so.
+
+Seen in: VQGAN-LC's initialization (measured: 0.2 % of the codes used, against 93 % at a matching scale), quantizer
+sheet 1.7; VQP#154, VQP#170, 1d-tokenizer#27.
+Avoided since 0.1.0: `initialize(latents)` matches the scale for every kind of codebook, and `health()` warns once
+where the ratio of spreads leaves 0.1 ... 3.
+"""
+
+import warnings
+
+import pytest
+import torch
+
+from vqkit import Quantizer
+
+
+class KeepsQuiet(Quantizer):
+    """Reports no ratio."""
+
+    def _health(self) -> dict[str, float]:
+        return {"nonfinite": 0.0}
+
+
+def check(quantizer: Quantizer, scale: float) -> None:
+    data = scale * torch.randn(500, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantizer(data)
+        quantizer.health()
+        quantizer.health()
+    assert [str(entry.message) for entry in caught if "healthy" in str(entry.message)], "a silent mismatch"
+    assert len(caught) == 1
+    quantizer.initialize([data])
+    assert 0.5 < quantizer.health()["scale_ratio"] < 1.5
+    assert len(quantizer.encode(data).unique()) > 0.8 * quantizer.codebook_size
+
+
+@pytest.mark.parametrize("method", ["vq", "ema", "simvq"])
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_vqkit_does_not_have_the_fault(method: str, scale: float) -> None:
+    check(Quantizer(method, dim=4, codebook_size=16), scale)
+
+
+def test_the_check_catches_the_fault() -> None:
+    with pytest.raises(AssertionError, match="silent"):
+        check(KeepsQuiet("vq", dim=4, codebook_size=16), 1e3)

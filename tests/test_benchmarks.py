@@ -1,0 +1,118 @@
+"""benchmarks/quantizer_step.py at tiny sizes: the form of its table, its honesty about memory, and its errors."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import counterparts, memory, quantizer_step
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--shapes", "64,16,4", "--rounds", "1", "--threads", "1"]
+needs_peer = pytest.mark.skipif(counterparts.peer is None, reason="needs the extra `bench`")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the first table, its header first."""
+    lines = [line for line in text.partition("## Targets")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|--")]
+
+
+@needs_peer
+@linux
+def test_table_of_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    output = tmp_path / "new" / "table.md"
+    quantizer_step.main([*TINY, "--methods", "ema", "fsq", "--output", str(output)])
+    assert [path.name for path in output.parent.iterdir()] == ["table.md"]  # nothing temporary is left
+    text = output.read_text()
+    header, *rows = table(text)
+    assert [row[0] for row in rows] == ["ema", "fsq"] and all(len(row) == len(header) for row in rows)
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert all(float(cells[name]) > 0 for name in header if name.endswith((" ms", " MiB", "faster")))
+        assert cells["rounds"] == "1"
+    assert rows[0][header.index("same codes")] == "100.00%"
+    for words in (
+        "- command: `python benchmarks/quantizer_step.py",
+        "- machine: ",
+        "- threads: 1",
+        "- versions: torch ",
+        "- date: 20",
+    ):
+        assert words in text
+    assert "## Targets" in text and "## State of both sides" in text
+    assert str(ROOT) not in text and str(tmp_path) not in text
+    assert "written:" in capsys.readouterr().out
+
+
+@linux
+def test_without_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counterparts, "peer", None)
+    output = tmp_path / "table.md"
+    quantizer_step.main([*TINY, "--methods", "vq", "--output", str(output)])
+    assert "vector-quantize-pytorch is not installed, so vqkit is measured alone" in capsys.readouterr().out
+    header, row = table(output.read_text())
+    cells = dict(zip(header, row, strict=True))
+    assert float(cells["vqkit ms"]) > 0
+    assert cells["VQP ms"] == cells["times faster"] == cells["same codes"] == "-"
+    assert "(VQP) not installed" in output.read_text()
+
+
+@needs_peer
+@pytest.mark.parametrize("method", counterparts.COMPARISONS)
+def test_both_sides_start_equal(method: str) -> None:
+    shape = counterparts.Shape(64, 16, 4)
+    x, upstream = counterparts.tensors(shape, "cpu")
+    indices, gradients = [], []
+    for side in (0, 1):
+        x.grad = None
+        module = counterparts.build(method, side, shape, "cpu")
+        assert module.training
+        indices.append(counterparts.step(module, x, upstream))
+        gradients.append(x.grad.clone())
+    assert (indices[0] == indices[1]).double().mean() == 1
+    if method == "residual":  # theirs passes the decoder's gradient once for each stage
+        assert gradients[1].norm() > 2 * gradients[0].norm()
+    elif method != "fsq":  # whose bounding functions differ
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@needs_peer
+@linux
+def test_memory_sees_an_n_by_k_buffer() -> None:
+    shape = counterparts.Shape(2048, 4096, 8)
+    matrix = shape.vectors * shape.codes * 4
+    ours, theirs = (memory.in_own_process(memory.measure_memory, "ema", side, shape, "cpu", 1) for side in (0, 1))
+    assert theirs.largest == 2 * matrix  # int64, one-hot
+    assert theirs.peak > 3 * matrix
+    assert ours.largest < shape.vectors * shape.codes and ours.peak < matrix
+
+
+def test_a_process_that_dies_is_named() -> None:
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        memory.in_own_process(sys.exit, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shapes", "64,16"], "expected N,K,D"),
+        (["--shapes", "64,16,1"], "D of at least 2"),
+        (["--rounds", "0"], "at least 1"),
+        (["--methods", "lfq"], "invalid choice"),
+    ],
+)
+def test_rejects(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        quantizer_step.main(words)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_runs_from_the_checkout() -> None:
+    command = [sys.executable, "benchmarks/quantizer_step.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--rounds" in done.stdout

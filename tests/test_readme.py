@@ -1,0 +1,65 @@
+"""README's snippets run: the Python as it stands, the commands on a small folder of drawn pictures and cut short."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.trainers.pictures import draw_pictures
+from trainers.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+SMALL = {
+    "fit": "--data.resolution 16 --data.batch_size 4 --trainer.max_steps 2 --model.initialization_samples 64 "
+    "--trainer.accelerator cpu --model.tokenizer.encoder.channels 32 --model.tokenizer.decoder.channels 32",
+    "test": "",
+    "predict": "",
+}
+
+
+def test_there_is_something_to_run() -> None:
+    assert PYTHON and any(command.startswith("make") for command in SHELL)
+    assert {shlex.split(command)[3] for command in SHELL if command.startswith("python")} == set(SMALL)
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python(block: str) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("command", [command for command in SHELL if command.startswith("make")])
+def test_make_knows_its_commands(command: str) -> None:
+    planned = subprocess.run(["make", "--dry-run", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+
+
+def test_trainers_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
+    pictures = tmp_path / "pictures"
+    draw_pictures(pictures, 12)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(ROOT)
+    for command in SHELL:
+        if not command.startswith("python -m trainers"):
+            continue
+        words = command.replace("DIR", str(pictures)).replace("runs/", f"{tmp_path}/").split()[3:]
+        extra = SMALL[words[0]].split()
+        if "--ckpt_path" in words:
+            extra += ["--trainer.max_steps", "3"]
+        monkeypatch.setattr("sys.argv", ["trainers", *words, "--runs", str(tmp_path), *extra])
+        main()
+    assert (tmp_path / "mine/metrics.json").is_file() and list((tmp_path / "mine/tokens").glob("*.safetensors"))
+    assert "resuming from" in capfd.readouterr().out
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,282 @@
+"""Every combination that is refused at construction: the message says what does not fit, why, and how to mend it."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+import vqkit
+from vqkit import (
+    FSQ,
+    BaseQuantizer,
+    Codebook,
+    CodebookLoss,
+    CodebookUsage,
+    Commitment,
+    EMACodebook,
+    Estimator,
+    IncompatibleParts,
+    ProjectedCodebook,
+    Quantizer,
+    RandomRestart,
+    ResidualQuantizer,
+    RotationTrick,
+    Search,
+    Selection,
+    StraightThrough,
+)
+
+SIZES = {"dim": 4, "codebook_size": 8}
+vq, ema, simvq = (partial(Quantizer, method, **SIZES) for method in ("vq", "ema", "simvq"))
+
+
+class TrainsCodes(Estimator):
+    """Any estimator through which the decoder trains the codebook."""
+
+    trains_codebook = True
+
+    def forward(self, selection: Selection) -> torch.Tensor:
+        return selection.selected
+
+
+class FrozenCodebook(Codebook):
+    """Codes that nothing trains."""
+
+    trained_by = "nothing"
+
+
+projected = partial(vq, codebook_dim=2)
+
+INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+    "restarts of derived rows": (
+        lambda: simvq(maintenance=[RandomRestart()]),
+        (
+            "RandomRestart rewrites codes",
+            "ProjectedCodebook are derived",
+            "maintenance=[]",
+            "use Codebook or EMACodebook",
+        ),
+    ),
+    "nothing trains the codes": (
+        lambda: vq(losses=[Commitment()]),
+        ("Codebook learns by gradient", "neither StraightThrough nor a loss", "add CodebookLoss()", "use EMACodebook"),
+    ),
+    "nothing trains the projector": (
+        lambda: simvq(losses=[]),
+        ("ProjectedCodebook learns by gradient", "neither StraightThrough nor a loss", "add CodebookLoss()"),
+    ),
+    "a gradient for running means": (
+        lambda: ema(losses=[Commitment(), CodebookLoss()]),
+        (
+            "CodebookLoss sends a gradient",
+            "EMACodebook is trained by statistics",
+            "leave CodebookLoss out",
+            "use Codebook",
+        ),
+    ),
+    "an estimator that trains running means": (
+        lambda: ema(estimator=TrainsCodes()),
+        ("TrainsCodes sends a gradient", "EMACodebook is trained by statistics", "leave TrainsCodes out"),
+    ),
+    "a gradient for frozen codes": (
+        lambda: vq(codebook=FrozenCodebook),
+        ("CodebookLoss sends a gradient", "FrozenCodebook is trained by nothing", "leave CodebookLoss out"),
+    ),
+    "the losses of one method with the codebook of another": (
+        lambda: vq(codebook=EMACodebook),
+        ("CodebookLoss sends a gradient", "EMACodebook is trained by statistics"),
+    ),
+    "a rotation in one dimension": (
+        lambda: Quantizer("vq", dim=1, codebook_size=8, estimator=RotationTrick()),
+        (
+            "RotationTrick needs codes of at least 2 dimensions",
+            "this codebook has 1",
+            "raise codebook_dim",
+            "StraightThrough()",
+        ),
+    ),
+    "a rotation in one code dimension": (
+        lambda: vq(codebook_dim=1, estimator=RotationTrick()),
+        ("at least 2 dimensions", "this codebook has 1"),
+    ),
+    "two losses of one name": (
+        lambda: vq(losses=[Commitment(0.1), Commitment(0.2), CodebookLoss()]),
+        ("2 losses are called 'commitment'", "reported by name", "keep one of them"),
+    ),
+    "an estimator over projected stages": (
+        lambda: ResidualQuantizer(projected, 2),
+        (
+            "the stages project into a code space",
+            "a StraightThrough over the sum",
+            "pass estimator=None",
+            "leave codebook_dim out",
+        ),
+    ),
+    "an estimator over projected FSQ stages": (
+        lambda: ResidualQuantizer(lambda: FSQ([5, 5], dim=4), 2, estimator=RotationTrick()),
+        ("the stages project into a code space", "a RotationTrick over the sum"),
+    ),
+    "an estimator over stages that train their codes": (
+        lambda: ResidualQuantizer(lambda: vq(estimator=TrainsCodes()), 2),
+        ("trains their codebooks through the decoder", "a StraightThrough over the sum", "pass estimator=None"),
+    ),
+    "a rotation of one-dimensional sums": (
+        lambda: ResidualQuantizer(lambda: Quantizer("vq", dim=1, codebook_size=8), 2, estimator=RotationTrick()),
+        ("RotationTrick needs dim of at least 2", "the stages have 1"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "fragments"), INCOMPATIBLE.values(), ids=INCOMPATIBLE)
+def test_incompatible_parts_are_refused(build: Callable[[], object], fragments: tuple[str, ...]) -> None:
+    with pytest.raises(IncompatibleParts, match="these parts cannot work together") as refusal:
+        build()
+    assert len(refusal.value.conflicts) == 1
+    message = str(refusal.value)
+    assert [fragment for fragment in fragments if fragment not in message] == []
+
+
+def test_incompatible_parts_are_value_errors() -> None:
+    assert issubclass(IncompatibleParts, ValueError)
+
+
+def test_all_conflicts_are_reported_at_once() -> None:
+    with pytest.raises(IncompatibleParts) as refusal:
+        Quantizer(
+            "simvq",
+            dim=1,
+            codebook_size=8,
+            estimator=RotationTrick(),
+            losses=[Commitment(), Commitment()],
+            maintenance=[RandomRestart(), RandomRestart(0.5)],
+        )
+    conflicts = refusal.value.conflicts
+    assert len(conflicts) == 5 and all(f"- {conflict}" in str(refusal.value) for conflict in conflicts)
+    for expected in ("RandomRestart rewrites", "learns by gradient", "at least 2 dimensions", "2 losses are called"):
+        assert any(expected in conflict for conflict in conflicts)
+    with pytest.raises(IncompatibleParts) as refusal:
+        ema(losses=[CodebookLoss(), CodebookLoss()], estimator=TrainsCodes())
+    assert len(refusal.value.conflicts) == 4
+    with pytest.raises(IncompatibleParts) as refusal:
+        ResidualQuantizer(
+            lambda: Quantizer("vq", dim=1, codebook_size=8, codebook_dim=3, estimator=TrainsCodes()),
+            2,
+            estimator=RotationTrick(),
+        )
+    assert len(refusal.value.conflicts) == 3
+
+
+ALLOWED: dict[str, Callable[[], object]] = {
+    "rotation with any codebook": lambda: [build(estimator=RotationTrick()) for build in (vq, ema, simvq)],
+    "an estimator in place of a loss": lambda: vq(estimator=TrainsCodes(), losses=[Commitment()]),
+    "running means in plain vq": lambda: vq(codebook=EMACodebook, losses=[Commitment()]),
+    "plain codes in simvq": lambda: simvq(codebook=Codebook, maintenance=[RandomRestart()]),
+    "a projector in plain vq": lambda: vq(codebook=ProjectedCodebook),
+    "several policies": lambda: ema(maintenance=[RandomRestart(), RandomRestart(0.2, every=50)]),
+    "no loss at all": lambda: ema(losses=[], maintenance=[]),
+    "projected stages that keep their estimators": lambda: ResidualQuantizer(projected, 2, estimator=None),
+    "stages that train their codes": lambda: ResidualQuantizer(lambda: vq(estimator=TrainsCodes()), 2, estimator=None),
+    "derived stages": lambda: ResidualQuantizer(simvq, 2, estimator=RotationTrick()),
+}
+
+
+@pytest.mark.parametrize("build", ALLOWED.values(), ids=ALLOWED)
+def test_what_can_work_together_is_not_refused(build: Callable[[], object]) -> None:
+    assert build()
+
+
+def stages_of(*builders: Callable[[], BaseQuantizer]) -> Callable[[], BaseQuantizer]:
+    remaining = iter(builders)
+    return lambda: next(remaining)()
+
+
+WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+    "method": (lambda: Quantizer("emma", **SIZES), ("method='emma'", "'vq', 'ema', 'simvq'", "did you mean 'ema'?")),
+    "method with one wrong letter": (lambda: Quantizer("simvk", **SIZES), ("method='simvk'", "did you mean 'simvq'?")),
+    "method far off": (
+        lambda: Quantizer("gumbel", **SIZES),
+        ("method='gumbel'", "expected one of 'vq', 'ema', 'simvq'"),
+    ),
+    "dim": (lambda: Quantizer("vq", dim=0, codebook_size=8), ("dim=0", "at least 1")),
+    "codebook_size": (lambda: Quantizer("vq", dim=4, codebook_size=0), ("codebook_size=0", "at least 1")),
+    "codebook_dim": (lambda: vq(codebook_dim=0), ("codebook_dim=0", "at least 1", "None for dim=4")),
+    "channel_dim": (lambda: vq(channel_dim=0), ("channel_dim=0", "batch axis", "use -1", "or 1")),
+    "codebook of another size": (
+        lambda: vq(codebook=lambda size, dim: Codebook(2 * size, dim)),
+        ("built 16 codes of dimension 4", "codebook_size=8 of dimension 4", "the sizes that it is given"),
+    ),
+    "codebook of another dimension": (
+        lambda: vq(codebook_dim=2, codebook=lambda size, dim: Codebook(size, 4)),
+        ("built 8 codes of dimension 4", "of dimension 2"),
+    ),
+    "usage_decay": (lambda: EMACodebook(8, 4, usage_decay=1.0), ("usage_decay=1.0", "[0, 1)")),
+    "metric": (lambda: Search("l2"), ("metric='l2'", "'euclidean', 'dot' or 'cosine'")),
+    "scale": (lambda: RotationTrick(scale="norm"), ("scale='norm'", "'lambda' or 'one'")),
+    "radial": (lambda: RotationTrick(radial="none"), ("radial='none'", "'keep' or 'drop'")),
+    "obtuse": (lambda: RotationTrick(obtuse="keep"), ("obtuse='keep'", "'ste' or 'rotate'")),
+    "weight": (lambda: Commitment(-0.25), ("Commitment weight=-0.25", "at least 0")),
+    "weight not a number": (lambda: CodebookLoss(float("nan")), ("CodebookLoss weight=nan", "a number of at least 0")),
+    "threshold as a count": (lambda: RandomRestart(2), ("threshold=2", "fraction of uniform usage", "[0, 1)", "0.1")),
+    "every": (lambda: RandomRestart(every=0), ("every=0", "at least 1")),
+    "limit": (lambda: RandomRestart(limit=0), ("limit=0", "at least 1")),
+    "levels": (lambda: FSQ([8, 1]), ("levels=[8, 1]", "at least 2 levels", "[8, 5, 5, 5]")),
+    "too many levels": (lambda: FSQ([2] * 63), ("do not fit an int64", "fewer levels")),
+    "num_stages": (lambda: ResidualQuantizer(vq, 0), ("num_stages=0", "at least 1")),
+    "dropout": (lambda: ResidualQuantizer(vq, 2, dropout=1.5), ("dropout=1.5", "[0, 1]")),
+    "stages of two sizes": (
+        lambda: ResidualQuantizer(stages_of(vq, partial(Quantizer, "vq", dim=6, codebook_size=8)), 2),
+        ("dim [4, 6]", "one size", "summed"),
+    ),
+    "stages with a layout": (
+        lambda: ResidualQuantizer(partial(vq, channel_dim=1), 2),
+        ("another channel_dim than -1", "give channel_dim to ResidualQuantizer"),
+    ),
+    "usage of no codes": (lambda: CodebookUsage(0), ("codebook_size=0", "at least 1")),
+}
+
+
+@pytest.mark.parametrize(("build", "fragments"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
+def test_wrong_arguments_are_refused_at_construction(build: Callable[[], object], fragments: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError) as refusal:
+        build()
+    message = str(refusal.value)
+    assert [fragment for fragment in fragments if fragment not in message] == []
+
+
+PUBLIC_CLASSES = {
+    name: value
+    for name, value in vars(vqkit).items()
+    if inspect.isclass(value)
+    and value.__module__.startswith("vqkit")
+    and value.__init__ is not torch.nn.Module.__init__
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC_CLASSES)
+def test_no_public_constructor_swallows_arguments(name: str) -> None:
+    kinds = {parameter.kind for parameter in inspect.signature(PUBLIC_CLASSES[name].__init__).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: vq(comitment_weight=1.0),
+        lambda: vq(normalise=True),
+        lambda: EMACodebook(8, 4, decay=0.99),
+        lambda: StraightThrough(scale="one"),
+        lambda: RotationTrick(lamda=1.0),
+        lambda: RandomRestart(thresold=0.1),
+        lambda: Commitment(beta=0.25),
+        lambda: Search(distance="cosine"),
+        lambda: FSQ([5, 5], codebook_size=25),
+        lambda: ResidualQuantizer(vq, 2, quantize_dropout=True),
+        lambda: Quantizer("vq", 4, 8),
+        lambda: ResidualQuantizer(vq, 2, None),
+    ],
+)
+def test_a_typo_or_a_positional_option_is_a_type_error(build: Callable[[], object]) -> None:
+    with pytest.raises(TypeError):
+        build()

@@ -1,0 +1,14 @@
+"""Drawn pictures for runs of the command line."""
+
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+
+def draw_pictures(folder: Path, count: int, *, width: int = 40, height: int = 36) -> None:
+    """Smooth random colours, another picture for each number."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        coarse = numpy.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=numpy.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")

@@ -1,0 +1,246 @@
+"""Callbacks one by one, on a run of a few steps."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torchvision.io import read_image
+
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_tokenizer, make_trainer
+from trainers.callbacks import (
+    BestCheckpoint,
+    CodebookReport,
+    CosineSchedule,
+    LastCheckpoint,
+    LinearSchedule,
+    Reconstructions,
+    SaveTokenizer,
+    WeightEMA,
+)
+from trainers.callbacks.report import usage_histogram
+from trainers.image import ImageTokenizerTask
+from vqkit import Quantizer, Tokenizer
+
+pytestmark = LIGHTNING_REMARKS
+
+
+def make_task(quantizer=None, **arguments):
+    return ImageTokenizerTask(make_tokenizer(quantizer), initialization_samples=256, **arguments)
+
+
+class Spy(Callback):
+    """Calls a function after every batch."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.look(trainer, pl_module, outputs)
+
+
+# ---------------------------------------------------------------------- CodebookReport
+
+
+def test_age_counts_batches_since_a_code_was_used():
+    batches = [torch.tensor([0, 1]), torch.tensor([1, -1]), torch.tensor([1, 1]), torch.tensor([2, 1])]
+
+    class Module(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = torch.nn.Module()
+            self.tokenizer.quantizer = torch.nn.Module()
+            self.tokenizer.quantizer.codebook_size = 4
+            self.tokenizer.quantizer.num_codebooks = 1
+
+    class Steps:
+        global_step = 0
+
+    report, module, steps = CodebookReport(every_n_steps=100), Module(), Steps()
+    report.on_fit_start(steps, module)
+    for indices in batches[:2]:
+        report.on_train_batch_end(steps, module, {"indices": indices}, None, 0)
+    resumed = CodebookReport(every_n_steps=100)
+    resumed.load_state_dict(report.state_dict())
+    resumed.on_fit_start(steps, module)
+    for indices in batches[2:]:
+        resumed.on_train_batch_end(steps, module, {"indices": indices}, None, 0)
+    assert (resumed.batches - resumed.last_used).tolist() == [[3, 0, 0, 4]]
+
+
+def test_report_describes_a_window_as_a_set(tmp_path):
+    """The logged usage is that of all the tokens of a window, computed a second time from what was seen."""
+    seen, logged = [], []
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics = lambda metrics, step=None: logged.append(dict(metrics))
+    spy = Spy(lambda trainer, module, outputs: seen.append(outputs["indices"].flatten()))
+    make_trainer(max_steps=4, callbacks=[spy, CodebookReport(every_n_steps=2)], logger=logger).fit(
+        make_task(), datamodule=Images(4)
+    )
+    reports = [entry for entry in logged if "codebook/usage" in entry]
+    assert len(reports) == 2
+    for report, window in zip(reports, (seen[:2], seen[2:]), strict=True):
+        used = torch.cat(window).unique()
+        assert report["codebook/usage"] == len(used) / 16
+        assert report["codebook/dead_codes"] == 16 - len(used)
+        assert math.isfinite(report["codebook/health/scale_ratio"])
+
+
+def test_usage_histogram_counts_every_code():
+    counts = torch.tensor([[0, 0, 1, 99]])
+    values, edges = usage_histogram(counts).histogram, usage_histogram(counts).bins
+    assert sum(values) == 4
+    assert values[0] == 2
+    assert values[-1] == 0
+    assert edges[0] == pytest.approx(0.01)
+
+
+# ---------------------------------------------------------------------- schedules
+
+
+def test_schedule_sets_the_attribute_before_each_batch():
+    values = []
+    spy = Spy(lambda trainer, module, _: values.append(module.tokenizer.quantizer.losses[0].weight))
+    schedule = LinearSchedule("tokenizer.quantizer.losses.0.weight", 1.0, 0.0, batches=4, delay=1)
+    make_trainer(max_epochs=2, callbacks=[schedule, spy]).fit(make_task(), datamodule=Images(4))
+    assert values == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
+
+
+def test_cosine_is_flat_at_both_ends():
+    schedule = CosineSchedule("weights.l1", 2.0, 4.0, batches=100)
+    assert [schedule.value(batch) for batch in (0, 50, 100, 1000)] == pytest.approx([2, 3, 4, 4])
+    assert schedule.value(1) - 2 < 0.001
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("tokenizer.quantizer.temprature", "Quantizer has no 'temprature'; its numbers are .*codebook_size"),
+        ("tokenizer.quantizer.method", "is 'ema': expected a number"),
+        ("nowhere.at_all", "ImageTokenizerTask has no 'nowhere'"),
+    ],
+)
+def test_a_schedule_of_nothing_stops_before_the_first_batch(attribute, message):
+    trainer = make_trainer(max_steps=1, callbacks=[LinearSchedule(attribute, 0.0, 1.0, batches=3)])
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(make_task(), datamodule=Images(4))
+    assert trainer.global_step == 0
+
+
+# ---------------------------------------------------------------------- WeightEMA
+
+
+@pytest.mark.parametrize("method", ["ema", "vq", "simvq"])
+def test_weights_are_averaged_and_codebook_state_is_not(method, tmp_path):
+    history = []
+    spy = Spy(
+        lambda trainer, module, _: history.append({name: value.clone() for name, value in module.state_dict().items()})
+    )
+    ema = WeightEMA(decay=0.5)
+    task = make_task(Quantizer(method, dim=8, codebook_size=16, channel_dim=1))
+    trainer = make_trainer(max_steps=3, callbacks=[spy, ema], enable_checkpointing=False)
+    saved = {}
+    spy.on_train_epoch_end = lambda trainer, module: trainer.save_checkpoint(tmp_path / "now.ckpt")
+    trainer.fit(task, datamodule=Images(4))
+    saved = torch.load(tmp_path / "now.ckpt", weights_only=True)
+    buffers = {name for name, _ in task.named_buffers()}
+    first, second, third = history
+    for name, value in saved["state_dict"].items():
+        if name in buffers or name.endswith("_extra_state"):
+            assert torch.equal(value, third[name]), name
+        else:
+            # The average starts at the first model it sees.
+            expected = 0.25 * first[name] + 0.25 * second[name] + 0.5 * third[name]
+            torch.testing.assert_close(value, expected, msg=name)
+        assert torch.equal(saved["current_model_state"][name], third[name])
+        assert torch.equal(task.state_dict()[name], value)  # after training the model is the average
+
+
+def test_validation_sees_the_average_and_training_goes_on_with_the_model():
+    seen, after = [], []
+
+    class Look(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *_):
+            seen.append(next(pl_module.parameters()).clone())
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            after.append(next(pl_module.parameters()).clone())
+
+    ema = WeightEMA(decay=0.9)
+    make_trainer(max_steps=4, callbacks=[ema, Look()], limit_val_batches=1).fit(make_task(), datamodule=Images(4))
+    expected = after[0]
+    for weights in after[1:]:
+        expected = 0.9 * expected + 0.1 * weights
+    torch.testing.assert_close(seen[-1], expected)
+    assert not torch.equal(seen[-1], after[-1])
+
+
+def test_a_sanity_check_before_training_sees_the_initialized_quantizer():
+    seen = []
+
+    class Look(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *_):
+            seen.append(pl_module.tokenizer.quantizer.codebook.vectors.clone())
+
+    task = make_task()
+    untrained = task.tokenizer.quantizer.codebook.vectors.clone()
+    make_trainer(max_steps=1, num_sanity_val_steps=1, callbacks=[WeightEMA(), Look()]).fit(task, datamodule=Images(4))
+    assert not torch.equal(seen[0], untrained)
+
+
+@pytest.mark.parametrize("arguments", [{"decay": 1.0}, {"decay": -0.1}, {"every_n_steps": 0}])
+def test_weight_ema_refuses(arguments):
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))}="):
+        WeightEMA(**arguments)
+
+
+# ---------------------------------------------------------------------- what a run leaves behind
+
+
+def test_checkpoints_and_the_tokenizer(tmp_path):
+    last, best = LastCheckpoint(str(tmp_path), every_n_steps=3), BestCheckpoint(str(tmp_path))
+    written = []
+    keep = last._save_topk_checkpoint
+    last._save_topk_checkpoint = lambda trainer, _: (written.append(trainer.global_step), keep(trainer, _))
+    task = make_task()
+    callbacks = [last, best, SaveTokenizer(str(tmp_path / "tokenizer"))]
+    make_trainer(max_steps=5, enable_checkpointing=True, callbacks=callbacks).fit(task, datamodule=Images(4))
+    assert written == [3, 5]
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"last.ckpt", "best.ckpt"}
+    saved = Tokenizer.from_pretrained(tmp_path / "tokenizer")
+    images = Images(4).images
+    assert torch.equal(saved.encode(images), task.tokenizer.eval().encode(images))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:You're resuming from a checkpoint that ended before")
+def test_a_resumed_run_writes_nothing_before_its_first_step(tmp_path):
+    """With accumulation, a file written before the next optimizer step would lack the gradients gathered so far."""
+    arguments = {"enable_checkpointing": True, "accumulate_grad_batches": 2}
+    make_trainer(max_steps=2, callbacks=[LastCheckpoint(str(tmp_path), every_n_steps=2)], **arguments).fit(
+        make_task(), datamodule=Images(4)
+    )
+    last = LastCheckpoint(str(tmp_path), every_n_steps=2)
+    batches = []
+    keep = last._save_topk_checkpoint
+    last._save_topk_checkpoint = lambda trainer, _: (
+        batches.append(trainer.fit_loop.total_batch_idx + 1),
+        keep(trainer, _),
+    )
+    make_trainer(max_steps=4, callbacks=[last], **arguments).fit(
+        make_task(), datamodule=Images(4), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert batches == [8]
+
+
+def test_reconstructions_show_originals_above(tmp_path):
+    task = make_task()
+    make_trainer(max_epochs=1, callbacks=[Reconstructions(images=3)], default_root_dir=tmp_path).fit(
+        task, datamodule=Images(4)
+    )
+    picture = read_image(str(tmp_path / "reconstructions.png"))
+    assert picture.shape == (3, 2 * 18 + 2, 3 * 18 + 2)
+    original = ((Images(4).images[1] + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(picture[:, 2:18, 20:36], original)

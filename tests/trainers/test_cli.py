@@ -1,0 +1,247 @@
+"""The command line as its users meet it: what it leaves behind, and what it says when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from tests.trainers.pictures import draw_pictures
+from trainers.cli import main
+from trainers.data.tokens import TokenShards
+from trainers.tracking import reason_to_stay_offline
+from vqkit import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "data.resolution": 16,
+    "data.batch_size": 4,
+    "model.tokenizer.encoder.channels": 32,
+    "model.tokenizer.decoder.channels": 32,
+    "model.tokenizer.quantizer.codebook_size": 32,
+    "model.initialization_samples": 64,
+    "model.warmup_steps": 2,
+    "trainer.accelerator": "cpu",
+    "trainer.max_steps": 3,
+    "trainer.log_every_n_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    draw_pictures(folder, 12)
+    return folder
+
+
+@pytest.fixture
+def cli(tmp_path, pictures, monkeypatch, capfd):
+    """Runs a command in this process; returns exit code, output and errors."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(ROOT)
+
+    def run(command, *arguments, config="configs/image/quickstart.yaml", **options):
+        options = {"config": config, "data.root": pictures, "name": "run", "runs": tmp_path, **TINY, **options}
+        words = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        monkeypatch.setattr(sys, "argv", ["trainers", command, *words, *arguments])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+# ---------------------------------------------------------------------- what it leaves behind
+
+
+def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures):
+    code, output, errors = cli("fit")
+    assert code == 0, errors
+    assert "12 pictures" in output
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= {"checkpoints", "config.yaml", "tokenizer"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["tokenizer"]
+    trained = (run / "config.yaml").read_bytes()
+
+    alone = {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}
+    code, output, errors = cli("test", **alone)
+    assert code == 0, errors
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["bpp"] == pytest.approx(5 / 16)
+    assert metrics["tokens_per_image"] == 16
+    assert 0 < metrics["codebook_usage"] <= 1
+    assert metrics["protocol"]["ms_ssim"].startswith("not measured")
+    assert metrics["protocol"]["checkpoint"].endswith(".ckpt")
+    assert "16 px" in metrics["protocol"]["preprocessing"]
+    assert f"{metrics['psnr']:.6g}" in output
+    assert (run / "config.yaml").read_bytes() == trained
+
+    code, output, errors = cli("predict", **alone)
+    assert code == 0, errors
+    shards = TokenShards(run / "tokens")
+    assert len(shards) == 12
+    assert shards[0]["indices"].shape == (4, 4)
+    code, output, errors = cli("predict", **alone)
+    assert code == 0, errors
+    assert "12 samples are in" in output
+    assert len(TokenShards(run / "tokens")) == 12
+
+    tokenizer = Tokenizer.from_pretrained(run / "tokenizer")
+    assert tokenizer.decode(shards[0]["indices"][None]).shape == (1, 3, 16, 16)
+
+
+def test_a_second_run_says_so_and_a_resumed_one_goes_on(cli, tmp_path):
+    assert cli("fit")[0] == 0
+    code, output, _ = cli("fit")
+    assert code == 0
+    assert "holds an earlier run" in output
+    code, output, errors = cli("fit", ckpt_path="last", **{"trainer.max_steps": 5})
+    assert code == 0, errors
+    assert "initializing" not in output
+    # The saved configuration repeats the run: under another name it writes nothing here, and it does not resume.
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*.ckpt"))
+    alone = {"config": tmp_path / "run" / "config.yaml", **dict.fromkeys([*TINY, "data.root", "runs"])}
+    code, output, errors = cli("fit", **alone, **{"name": "again"})
+    assert code == 0, errors
+    assert "initializing" in output
+    assert (tmp_path / "again" / "checkpoints" / "last.ckpt").is_file()
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*.ckpt")) == before
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_tracking_stays_in_the_run_folder_without_an_account(cli, tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, output, errors = cli("fit")
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # Lightning sets it
+    assert code == 0, errors
+    assert "offline because there is no API key" in output
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_tracking_is_offline_when_the_server_cannot_be_reached(monkeypatch):
+    settings = SimpleNamespace(base_url="http://127.0.0.1:9", api_key=None)
+    monkeypatch.setattr("wandb.setup", lambda: SimpleNamespace(settings=settings))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert reason_to_stay_offline().startswith("127.0.0.1 cannot be reached")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert reason_to_stay_offline() is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_precision(cli, precision):
+    code, _, errors = cli("fit", **{"trainer.precision": precision, "trainer.max_steps": 1})
+    assert code == 0, errors
+
+
+def test_two_ranks_end_in_the_same_weights(tmp_path, pictures):
+    (tmp_path / "ranks.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch import Callback\n"
+        "class Ranks(Callback):\n"
+        "    def on_train_end(self, trainer, pl_module):\n"
+        f"        torch.save(pl_module.state_dict(), {str(tmp_path)!r} + f'/rank{{trainer.global_rank}}.pt')\n"
+    )
+    options = {"data.root": pictures, "name": "pair", "runs": tmp_path, **TINY, "data.batch_size": 2}
+    options |= {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.callbacks+": "ranks.Ranks"}
+    command = [sys.executable, "-m", "trainers", "fit", "--config=configs/image/quickstart.yaml"]
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "disabled",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    command += [f"--{key}={value}" for key, value in options.items()]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("12 pictures") == 1
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+# ---------------------------------------------------------------------- what it says
+
+QUANTIZER = "model.tokenizer.quantizer"
+
+MISTAKES = [
+    (
+        {f"{QUANTIZER}.method": "simqv"},
+        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', got 'simqv'",
+    ),
+    ({f"{QUANTIZER}.method": "simqv"}, "did you mean 'simvq'?"),
+    (
+        {f"{QUANTIZER}.codebok_size": "8"},
+        "vqkit.Quantizer has no argument 'codebok_size'; did you mean 'codebook_size'?",
+    ),
+    ({QUANTIZER: "vqkit.FQS"}, "choices: vqkit.FSQ, vqkit.Quantizer, vqkit.ResidualQuantizer"),
+    ({f"{QUANTIZER}.estimator": "vqkit.RotationTrik"}, "choices: vqkit.RotationTrick, vqkit.StraightThrough"),
+    (
+        {f"{QUANTIZER}.losses": '["vqkit.CodebookLoss"]'},
+        "CodebookLoss sends a gradient to the codebook, but EMACodebook",
+    ),
+    ({f"{QUANTIZER}.dim": "16"}, "encoder.dim=32 and quantizer.dim=16"),
+    ({"modle.learning_rate": "1"}, "did you mean 'model'?"),
+    ({"trainer.max_stepps": "1"}, "did you mean 'trainer.max_steps'?"),
+    ({"data.rsolution": "1"}, "did you mean 'resolution'?"),
+    ({"data.root": "nowhere"}, "root='nowhere' is not a folder"),
+    ({"data.root": None}, "data: needs root"),
+    ({"ckpt_path": "last"}, "last.ckpt does not exist"),
+    ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path='nowhere.ckpt': nowhere.ckpt does not exist"),
+    ({"config": "configs/nowhere.yaml"}, "configs/nowhere.yaml"),
+    ({"trainer.max_steps": "many"}, "trainer.max_steps"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=[f"{next(iter(o))}={m[:20]}" for o, m in MISTAKES])
+def test_mistakes_are_explained_in_a_few_lines(cli, tmp_path, options, message, monkeypatch):
+    monkeypatch.setattr("trainers.data.images.ImageFolderData._prepare", lambda _: pytest.fail("data were touched"))
+    code, _, errors = cli("fit", **options)
+    assert code == 2
+    assert message in errors
+    assert errors.startswith("error: ")
+    assert "Traceback" not in errors
+    assert len(errors.splitlines()) <= 6, errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_needs_a_configuration(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trainers", "fit"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "such as --config configs/image/quickstart.yaml" in capsys.readouterr().err
+
+
+def test_measuring_needs_a_checkpoint(cli):
+    code, _, errors = cli("test")
+    assert code == 2
+    assert "test needs a checkpoint, and" in errors
+
+
+def test_a_folder_without_pictures_is_explained(cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, errors = cli("fit", **{"data.root": tmp_path / "empty"})
+    assert code == 2
+    assert "no usable picture" in errors
+
+
+def test_errors_of_a_run_leave_their_traceback_in_its_folder(cli, tmp_path):
+    code, _, errors = cli("fit", **{"data.batch_size": 64})
+    assert code == 1
+    assert "do not fill a batch" in errors
+    assert "Traceback" not in errors
+    assert "Traceback" in (tmp_path / "run" / "traceback.txt").read_text()

@@ -1,0 +1,83 @@
+"""A run that was killed and resumed ends in the same weights as one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.trainers.pictures import draw_pictures
+
+ROOT = Path(__file__).parents[2]
+
+KILLER = '''
+import os, signal
+from lightning.pytorch import Callback
+
+class Killer(Callback):
+    """Ends the process without notice in the middle of an accumulation, one step after a checkpoint."""
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx + 1 == {batch}:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def start(folder, name, *arguments):
+    command = [sys.executable, "-m", "trainers", "fit", "--config", "configs/image/quickstart.yaml"]
+    options = {
+        "name": name,
+        "runs": folder / "runs",
+        "data.root": folder / "pictures",
+        "data.resolution": 16,
+        "data.batch_size": 2,
+        "data.cache_bytes": 0,
+        "model.tokenizer.encoder.channels": 32,
+        "model.tokenizer.encoder.dropout": 0.1,
+        "model.tokenizer.decoder.channels": 32,
+        "model.tokenizer.quantizer.codebook_size": 32,
+        "model.tokenizer.quantizer.maintenance": '[{"class_path": "vqkit.RandomRestart", "init_args": {"every": 1}}]',
+        "model.initialization_samples": 64,
+        "model.warmup_steps": 2,
+        "last_checkpoint.every_n_steps": 3,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 9,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.limit_val_batches": 1,
+    }
+    command += [f"--{key}={value}" for key, value in options.items()]
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "disabled",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    draw_pictures(tmp_path / "pictures", 16)
+    average = "--trainer.callbacks+=trainers.callbacks.WeightEMA"
+    # Step 3 has a checkpoint; batch 10 is amid the second pass over the data, and amid an accumulation.
+    (tmp_path / "killer.py").write_text(KILLER.format(batch=10))
+    whole = start(tmp_path, "whole", average)
+    killed = start(tmp_path, "broken", average, "--trainer.callbacks+=killer.Killer")
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
+    resumed = start(tmp_path, "broken", average, "--ckpt_path=last")
+    for process in (whole, resumed):
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert "resuming from" in output
+
+    files = [tmp_path / "runs" / name / "checkpoints" / "last.ckpt" for name in ("whole", "broken")]
+    expected, found = (torch.load(file, weights_only=True) for file in files)
+    assert expected["global_step"] == found["global_step"] == 9
+    for part in ("state_dict", "current_model_state"):
+        assert expected[part].keys() == found[part].keys()
+        for name, value in expected[part].items():
+            assert torch.equal(value, found[part][name]), f"{part} {name}"
+    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (expected, found)]
+    for index, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())

@@ -1,0 +1,164 @@
+"""The training step: one forward, what is summed is what is logged, and the optimizer boundary."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_tokenizer, make_trainer
+from trainers.image import ImageTokenizerTask
+from vqkit import FSQ, Quantizer, ResidualQuantizer
+
+pytestmark = LIGHTNING_REMARKS
+
+
+def test_what_is_summed_is_what_is_logged(monkeypatch):
+    task = ImageTokenizerTask(make_tokenizer(Quantizer("vq", dim=8, codebook_size=16, channel_dim=1)), l1=0.5, l2=2.0)
+    logged, forwards = {}, []
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update({k: float(v) for k, v in values.items()}))
+    task.tokenizer.register_forward_hook(lambda *_: forwards.append(1))
+    images = Images(4).images
+    step = task.training_step({"image": images}, 0)
+    assert len(forwards) == 1
+    assert set(step["terms"]) == {"l1", "l2", "quantizer/commitment", "quantizer/codebook"}
+    for name, term in step["terms"].items():
+        assert logged[f"train/{name}"] == float(term.detach())
+    weights = {"l1": 0.5, "l2": 2.0, "quantizer/commitment": 0.25, "quantizer/codebook": 1.0}
+    expected = sum(weights[name] * float(term.detach()) for name, term in step["terms"].items())
+    assert float(step["loss"].detach()) == pytest.approx(expected, rel=1e-6)
+    assert logged["train/loss"] == float(step["loss"].detach())
+    assert float(step["terms"]["l1"].detach()) == pytest.approx(
+        float((step["reconstruction"] - images).abs().mean().detach()), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "codebooks"),
+    [
+        (Quantizer("vq", dim=8, codebook_size=16, channel_dim=1), 1),
+        (Quantizer("simvq", dim=8, codebook_size=16, channel_dim=1), 2),
+        (Quantizer("ema", dim=8, codebook_size=16, channel_dim=1), 0),
+        (FSQ([5, 5], dim=8, channel_dim=1), 0),
+        (ResidualQuantizer(lambda: Quantizer("vq", dim=8, codebook_size=16), 3, channel_dim=1), 3),
+    ],
+    ids=["vq", "simvq", "ema", "fsq", "residual"],
+)
+def test_codebooks_have_no_weight_decay(quantizer, codebooks):
+    task = ImageTokenizerTask(make_tokenizer(quantizer), weight_decay=0.1)
+    groups = {group["name"]: group for group in task.parameter_groups()}
+    assert len(groups.get("codebooks", {"params": []})["params"]) == codebooks
+    assert {name: group["weight_decay"] for name, group in groups.items() if name != "codebooks"} == {
+        "weights": 0.1,
+        "biases and norms": 0.0,
+    }
+    assert all(parameter.ndim > 1 for parameter in groups["weights"]["params"])
+    assert all(parameter.ndim <= 1 for parameter in groups["biases and norms"]["params"])
+    if codebooks:
+        assert groups["codebooks"]["weight_decay"] == 0.0
+    ids = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    assert sorted(ids) == sorted(id(parameter) for parameter in task.parameters())
+
+
+def test_warm_up_and_cosine():
+    task = ImageTokenizerTask(make_tokenizer(), warmup_steps=10, final_learning_rate_ratio=0.1)
+    factors = [task.learning_rate_factor(step, 110) for step in range(121)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1
+    assert factors[60] == pytest.approx(0.55)
+    assert factors[110] == factors[120] == pytest.approx(0.1)
+    assert all(earlier >= later for earlier, later in itertools.pairwise(factors[10:]))
+
+
+def test_schedule_steps_with_the_optimizer():
+    task = ImageTokenizerTask(
+        make_tokenizer(), warmup_steps=2, final_learning_rate_ratio=0.5, initialization_samples=256
+    )
+    trainer = make_trainer(max_steps=4, accumulate_grad_batches=2)
+    trainer.fit(task, datamodule=Images(4))
+    assert trainer.global_step == 4
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * task.learning_rate_factor(4, 4))
+
+
+def test_an_endless_run_is_refused():
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps or trainer\.max_epochs"):
+        make_trainer(max_steps=-1, max_epochs=-1).fit(ImageTokenizerTask(make_tokenizer()), datamodule=Images(4))
+
+
+def test_accumulating_equals_a_larger_batch():
+    """The codebook after one optimizer step of 4 x 4 images is that of one batch of 16."""
+    vectors = []
+    for batch_size, accumulate in ((16, 1), (4, 4)):
+        task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+        make_trainer(max_steps=2, accumulate_grad_batches=accumulate).fit(task, datamodule=Images(batch_size))
+        codebook = task.tokenizer.quantizer.codebook
+        assert codebook.steps == 2
+        vectors.append(codebook.vectors.clone())
+    start = make_tokenizer()
+    start.initialize(Images(4).initialization_dataloader(), samples=256)
+    assert not torch.allclose(vectors[0], start.quantizer.codebook.vectors, atol=1e-4)
+    torch.testing.assert_close(vectors[0], vectors[1], atol=1e-5, rtol=1e-4)
+
+
+def test_statistics_are_folded_before_anything_is_saved():
+    task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    make_trainer(max_steps=1).fit(task, datamodule=Images(4))
+    assert task.tokenizer.quantizer.codebook.pending_counts.sum() == 0
+
+
+def test_the_quantizer_starts_from_data_but_not_when_resuming(tmp_path):
+    task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(task, datamodule=Images(4))
+    expected = make_tokenizer()
+    expected.initialize(Images(4).initialization_dataloader(), samples=256)
+    moved = (task.tokenizer.quantizer.codebook.vectors - expected.quantizer.codebook.vectors).norm(dim=1)
+    assert moved.max() < expected.quantizer.codebook.vectors.norm(dim=1).mean()
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+    resumed = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    called = []
+    resumed.tokenizer.initialize = lambda *_, **__: called.append(1)
+    make_trainer(max_steps=1).fit(resumed, datamodule=Images(4), ckpt_path=tmp_path / "one.ckpt")
+    assert not called
+    torch.testing.assert_close(
+        resumed.tokenizer.quantizer.codebook.vectors, task.tokenizer.quantizer.codebook.vectors, rtol=0, atol=0
+    )
+
+
+def test_gradient_norms_are_logged():
+    task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(task, datamodule=Images(4))
+    norms = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("gradient_norm/")}
+    parts = [norms[f"gradient_norm/{name}"] for name in ("encoder", "quantizer", "decoder")]
+    assert norms["gradient_norm/total"] == pytest.approx(math.hypot(*parts), rel=1e-5)
+    assert parts[0] > 0
+    assert parts[2] > 0
+
+
+def test_random_state_is_continued():
+    checkpoint, task = {}, ImageTokenizerTask(make_tokenizer())
+    task.on_save_checkpoint(checkpoint)
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    resumed = ImageTokenizerTask(make_tokenizer())
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.on_train_start()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0: expected a positive number"),
+        ({"final_learning_rate_ratio": 1.5}, "final_learning_rate_ratio=1.5"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"l1": -1.0}, "expected numbers of at least 0"),
+        ({"l1": 0.0, "l2": 0.0}, "one of them above 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageTokenizerTask(make_tokenizer(), **arguments)

@@ -36,8 +36,8 @@ class PatchKMeans:
         codebook_size: int,
         *,
         patch_size: int,
-        num_patches: int = 262_144,
-        iterations: int = 25,
+        num_patches: int = 204_800,
+        iterations: int = 20,
         seed: int = 0,
     ) -> None:
         self.patch_size = patch_size

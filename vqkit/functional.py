@@ -32,6 +32,11 @@ def spread(vectors: Tensor) -> Tensor:
     return (vectors - vectors.mean(0, keepdim=True)).square().mean().sqrt() if len(vectors) else vectors.new_zeros(())
 
 
+def row_mean_square(rows: Tensor) -> Tensor:
+    """(N, D) -> (N,): mean of the squares of each row, without a temporary of the size of `rows`."""
+    return torch.linalg.vecdot(rows, rows) / rows.shape[-1]
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Scale to unit length along the last dimension; a zero vector stays zero. Shape in, shape out."""
     return F.normalize(vectors, dim=-1)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vqkit.base import Selection
 from vqkit.config import Configured
+from vqkit.functional import row_mean_square
 
 
 class Loss(Configured, nn.Module):
@@ -60,7 +61,7 @@ class Commitment(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(z, sg(e))."""
-        return selection.mean((selection.z - selection.selected.detach()).square())
+        return selection.mean(row_mean_square(selection.z - selection.selected.detach()))
 
 
 class CodebookLoss(Loss):
@@ -79,4 +80,4 @@ class CodebookLoss(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(sg(z), e)."""
-        return selection.mean((selection.z.detach() - selection.selected).square())
+        return selection.mean(row_mean_square(selection.z.detach() - selection.selected))

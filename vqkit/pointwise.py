@@ -76,7 +76,7 @@ class VectorQuantizer(BaseQuantizer):
         losses = {loss.name: loss(selection, quantized) for loss in self._losses}
         output = self.project_out(quantized)
         # The zero keeps every parameter in the graph when no loss reaches it, or when no vector is valid.
-        total = (output * 0).sum() + sum(loss.weight * losses[loss.name] for loss in self._losses)
+        total = 0 * output.flatten()[:1].sum() + sum(loss.weight * losses[loss.name] for loss in self._losses)
         return output.reshape(latents.shape), selection.indices.reshape(valid.shape), total, losses
 
     @property

@@ -111,7 +111,8 @@ def sources_page(rows: list[tuple[Asset, str]]) -> str:
         "# Where the files in this folder come from",
         "",
         "Written by `python scripts/fetch_data.py assets` from `scripts/fetching/assets.toml`; do not edit by hand.",
-        f"Encoded with Pillow {PIL.__version__}. `images/train` is for training, `images/eval` for evaluation only.",
+        f"Encoded with Pillow {PIL.__version__}. `images/train` is for training, `images/eval` for evaluation only:",
+        "the four classics, and of the other twenty the last fifth by the sha256 of the file.",
     ]
     for name, source in sources().items():
         kind = "Debian package" if source.kind == "debian" else "Python wheel"

@@ -77,6 +77,8 @@ def train(arguments: argparse.Namespace, folder: Path, precision: str) -> tuple[
     minutes = int(arguments.max_minutes)
     limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
     command = [sys.executable, "-m", "trainers", "fit", "--config", str(CONFIG), "--runs", str(arguments.runs)]
+    # The evaluation photographs are watched, and nothing is chosen by them: the last weights are the result.
+    command += ["--data.root", str(TRAIN), "--data.validation_root", str(EVALUATION), "--data.repeats", "400"]
     command += ["--trainer.precision", precision, "--trainer.max_time", limit]
     if arguments.steps:
         command += ["--trainer.max_steps", str(arguments.steps)]

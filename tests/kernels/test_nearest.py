@@ -45,8 +45,17 @@ def data_set(name: str, rows: int = 600, size: int = 300, depth: int = 24) -> tu
     return x, codes
 
 
-DATA = ("gaussian", "clustered", "tiny initial codes", "offset 10", "offset 100", "offset 1000", "unit norm",
-        "near duplicates", "wide range")
+DATA = (
+    "gaussian",
+    "clustered",
+    "tiny initial codes",
+    "offset 10",
+    "offset 100",
+    "offset 1000",
+    "unit norm",
+    "near duplicates",
+    "wide range",
+)
 
 
 @pytest.fixture(autouse=True)

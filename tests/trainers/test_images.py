@@ -55,8 +55,9 @@ def test_every_kind_of_picture_is_read_as_rgb(tmp_path):
     images.setup("predict")
     batches = list(images.predict_dataloader())
     assert images.skipped == {}
-    assert names(batches) == sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")
-                                    if path.suffix != ".txt")
+    assert names(batches) == sorted(
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.suffix != ".txt"
+    )
     for batch in batches:
         assert batch["image"].shape[1:] == (3, 32, 32)
         assert batch["image"].dtype == torch.float32
@@ -95,9 +96,14 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = numpy.zeros((40, 60, 3), numpy.uint8)
     upright[:20, :30] = 255  # the upper left quarter is white
     stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.transpose(1, 0, 2), 6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1], 8: upright.transpose(1, 0, 2)[:, ::-1],
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
     }[orientation]
     exif = Image.Exif()
     exif[pictures.ORIENTATION_TAG] = orientation
@@ -395,8 +401,13 @@ def test_fit_continues_with_the_same_crops(tmp_path):
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[Sums, lightning.Trainer]:
         task = Sums()
         trainer = lightning.Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, max_steps=steps,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            max_steps=steps,
         )
         trainer.fit(task, datamodule=data(tmp_path / "photos"), ckpt_path=checkpoint)
         return task, trainer
@@ -412,8 +423,14 @@ def test_fit_continues_with_the_same_crops(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 def test_overfit_batches_is_refused(tmp_path):
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False, overfit_batches=1, max_steps=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        overfit_batches=1,
+        max_steps=1,
     )
     with pytest.raises(ValueError, match="overfit_batches=1 repeats the same batches"):
         trainer.fit(Sums(), datamodule=data(folder(tmp_path)))

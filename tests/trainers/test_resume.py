@@ -58,14 +58,13 @@ def start(folder, name, *arguments):
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     draw_pictures(tmp_path / "pictures", 16)
-    average = "--trainer.callbacks+=trainers.callbacks.WeightEMA"
     # Step 3 has a checkpoint; batch 10 is amid the second pass over the data, and amid an accumulation.
     (tmp_path / "killer.py").write_text(KILLER.format(batch=10))
-    whole = start(tmp_path, "whole", average)
-    killed = start(tmp_path, "broken", average, "--trainer.callbacks+=killer.Killer")
+    whole = start(tmp_path, "whole")
+    killed = start(tmp_path, "broken", "--trainer.callbacks+=killer.Killer")
     _, errors = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, errors
-    resumed = start(tmp_path, "broken", average, "--ckpt_path=last")
+    resumed = start(tmp_path, "broken", "--ckpt_path=last")
     for process in (whole, resumed):
         output, errors = process.communicate()
         assert process.returncode == 0, errors

@@ -1,0 +1,95 @@
+"""Write the history of a run, which W&B keeps in a binary file, as a table that anything reads.
+
+    python scripts/export_log.py runs/photos log.csv --columns train/loss train/psnr validation/psnr codebook/usage
+
+One row per logged optimizer step, in which a figure keeps its value until it is logged again. Runs that were resumed
+are joined in the order of their steps.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from wandb.proto import wandb_internal_pb2
+
+STEP = "trainer/global_step"
+BLOCK, FILE_HEADER, PIECE_HEADER = 32_768, 7, 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder, as the trainer left it")
+    parser.add_argument("output", type=Path, help="CSV to write")
+    parser.add_argument("--columns", nargs="+", help="names of what was logged; all numbers by default")
+    parser.add_argument("--every", type=int, default=1, help="optimizer steps between rows")
+    arguments = parser.parse_args()
+    files = sorted(arguments.run.glob("wandb/offline-run-*/*.wandb"))
+    if not files:
+        sys.exit(f"{arguments.run} holds no W&B run (expected wandb/offline-run-*/*.wandb)")
+    rows: dict[int, dict[str, float]] = {}
+    for file in files:
+        for values in history(file):
+            if STEP in values:
+                rows.setdefault(int(values.pop(STEP)), {}).update(values)
+    if not rows:
+        sys.exit(f"{files[-1]} holds no history")
+    columns = arguments.columns or sorted({name for row in rows.values() for name in row if not name.startswith("_")})
+    unknown = set(columns) - {name for row in rows.values() for name in row}
+    if unknown:
+        there = sorted({name for row in rows.values() for name in row})
+        sys.exit(f"columns {sorted(unknown)} were never logged; there are {there}")
+    with arguments.output.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["step", *columns])
+        latest: dict[str, float] = {}
+        written = None
+        for step in sorted(rows):
+            latest |= rows[step]
+            if written is None or step // arguments.every > written:
+                written = step // arguments.every
+                writer.writerow([step, *(_short(latest.get(name, "")) for name in columns)])
+
+
+def history(file: Path) -> Iterator[dict[str, float]]:
+    """The numbers of each history record of a W&B file."""
+    for data in records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            yield {name: value for name, value in items.items() if isinstance(value, int | float)}
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log, the format of W&B's files: blocks of 32 KiB behind a header of 7 bytes.
+
+    A piece of a record has a header too: checksum (4 bytes), length (2), and whether it is a whole record (1) or its
+    first (2), middle (3) or last (4) piece. The end of a file that was cut off is left out.
+    """
+    position, pieces = FILE_HEADER, b""
+    while position + PIECE_HEADER <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < PIECE_HEADER:
+            position += left
+            continue
+        length = int.from_bytes(content[position + 4 : position + 6], "little")
+        kind = content[position + 6]
+        position += PIECE_HEADER
+        if kind not in (1, 2, 3, 4) or position + length > len(content):
+            return
+        pieces += content[position : position + length]
+        position += length
+        if kind in (1, 4):
+            yield pieces
+            pieces = b""
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_wheel.py
+	$(BIN)/python scripts/quickstart.py --runs build/check --steps 20 --kmeans-patches 20000
 
 benchmark: $(SETUP)
 	$(BIN)/python benchmarks/quantizer_step.py

@@ -9,6 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+import yaml
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trainers.comparison import PREPROCESSING, compare, draw, load_photographs, table
@@ -22,6 +25,7 @@ def main() -> None:
     parser.add_argument("--training", type=Path, required=True, help="folder of the photographs it was trained on")
     parser.add_argument("--evaluation", type=Path, required=True, help="folder of photographs it never saw")
     parser.add_argument("--kmeans-patches", type=int, default=204_800, help="training patches of the k-means baseline")
+    parser.add_argument("--circumstances", default="", help="what the record should say of the machine and command")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_pretrained(arguments.run / "tokenizer").eval()
     originals = load_photographs(arguments.evaluation, tokenizer.encoder.downsampling_factor)
@@ -32,10 +36,25 @@ def main() -> None:
         **comparison.figures,
         "baselines": comparison.baselines,
         "protocol": protocol(comparison.figures, split=split, preprocessing=PREPROCESSING, precision="float32"),
+        "training": training_facts(arguments.run, arguments.circumstances),
     }
     write_json(arguments.run / "comparison.json", record)
     draw(comparison, tokenizer, arguments.run)
     print(table(record, record["baselines"]))
+
+
+def training_facts(run: Path, circumstances: str) -> dict[str, object]:
+    """How the run was trained, from what it left behind."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
+    timers = [state["time_elapsed"]["train"] for name, state in checkpoint["callbacks"].items() if "Timer" in name]
+    return {
+        "steps": checkpoint["global_step"],
+        "seconds": timers[0] if timers else None,  # known where trainer.max_time was set
+        "capped": checkpoint["global_step"] < config["trainer"]["max_steps"],
+        "precision": config["trainer"]["precision"],
+        "circumstances": circumstances,
+    }
 
 
 if __name__ == "__main__":

@@ -62,9 +62,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
             "capped": steps < wanted,
             "precision": precision,
-            "threads": torch.get_num_threads(),
-            "processor": processor(),
-            "command": "make quickstart",
+            "circumstances": f"{torch.get_num_threads()} threads, {processor()}; `make quickstart`",
         },
     }
     write_json(folder / "metrics.json", record)
@@ -99,7 +97,7 @@ def report(record: dict, folder: Path) -> None:
     training = record["training"]
     capped = ", CAPPED before the end" if training["capped"] else ""
     print(f"\n{training['steps']} steps in {training['seconds']:.0f} s{capped}, {training['precision']}, ", end="")
-    print(f"{training['threads']} threads, {training['processor']}; {record['images']} photographs never trained on\n")
+    print(f"{training['circumstances']}; {record['images']:.0f} photographs never trained on\n")
     shown = os.path.relpath(folder)
     for what, where in (
         ("look at it", f"{shown}/reconstructions.png and {shown}/codebook.png (figures: {shown}/metrics.json)"),
@@ -116,9 +114,7 @@ def shown_command() -> str:
 
 
 def bfloat16_is_fast() -> bool:
-    """Whether a convolution of the size that is trained runs at least a fifth faster in bfloat16: tried, not
-    guessed.
-    """
+    """Whether a convolution like those that are trained runs at least a fifth faster in bfloat16: tried, not guessed."""
     convolution, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(16, 64, 16, 16)
 
     def seconds(low_precision: bool) -> float:

@@ -1,0 +1,80 @@
+"""Put the figures of runs into the documents: nothing there is typed by hand.
+
+    python scripts/publish.py runs/quickstart      # after make quickstart
+    python scripts/publish.py runs/photos-32       # after scripts/compare.py runs/photos-32 ...
+    python scripts/publish.py                      # only write the tables anew
+
+It copies a run's figures, configuration, log and pictures into docs/results, and writes each table that stands between
+`<!-- table NAME -->` and `<!-- end -->` in README.md and docs/results.md from docs/results/NAME.json.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs/results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md")
+TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", help="run folders")
+    for run in parser.parse_args().runs:
+        publish(run)
+    for document in DOCUMENTS:
+        document.write_text(rendered(document.read_text()))
+
+
+def publish(run: Path) -> None:
+    """Copy what a run measured, how it was configured, what it logged, and its pictures."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figures = next((run / name for name in ("comparison.json", "metrics.json") if (run / name).is_file()), None)
+    if figures is None:
+        sys.exit(f"{run} holds neither comparison.json nor metrics.json: run scripts/compare.py first")
+    shutil.copyfile(figures, RESULTS / f"{run.name}.json")
+    shutil.copyfile(run / "config.yaml", RESULTS / f"{run.name}.yaml")
+    log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
+    subprocess.run([*log, "--every", "50", "--columns", *LOGGED], check=True)
+    for name in ("reconstructions", "codebook"):
+        with Image.open(run / f"{name}.png") as picture:
+            picture = picture.convert("RGB")
+            picture.thumbnail((1400, 1400))
+            picture.save(RESULTS / f"{run.name}-{name}.jpg", quality=88)
+
+
+def rendered(text: str) -> str:
+    """A document with its tables written anew."""
+    return TABLE.sub(lambda match: f"{match[1]}{table(match['name'])}\n{match[3]}", text)
+
+
+def table(name: str) -> str:
+    """The figures of docs/results/NAME.json as a Markdown table, with the circumstances below."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    rows = {"vqkit": record, "k-means of raw patches": record["baselines"]["patch_kmeans"]}
+    rows |= {"JPEG": record["baselines"]["jpeg"], "WebP": record["baselines"]["webp"]}
+    lines = ["| | PSNR | SSIM | bits per pixel | usage | perplexity |", "|---|---:|---:|---:|---:|---:|"]
+    for title, row in rows.items():
+        use = f"{row['codebook_usage']:.1%} | {row['perplexity']:.0f}" if "perplexity" in row else "- | -"
+        lines.append(f"| {title} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['bpp']:.3f} | {use} |")
+    training = record["training"]
+    capped = ", stopped by the time limit" if training["capped"] else ""
+    lines += [
+        "",
+        f"{record['images']:.0f} photographs that it never saw ({record['protocol']['split']}), "
+        f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps in "
+        f"{training['seconds'] / 60:.1f} minutes{capped}, {training['precision']}, seed 0; {training['circumstances']}.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

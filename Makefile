@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart test data check benchmark requirements clean
+.PHONY: quickstart test data check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
@@ -28,11 +28,9 @@ check: $(SETUP)
 benchmark: $(SETUP)
 	$(BIN)/python benchmarks/quantizer_step.py
 
-requirements:
-	@bash scripts/check_requirements.sh $(PYTHON)
-
 # The stamp is written last: a set-up that was cut short is done again.
-$(SETUP): pyproject.toml constraints.txt | requirements
+$(SETUP): pyproject.toml constraints.txt
+	@bash scripts/check_requirements.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,bench,dev]"
 	touch $(SETUP)

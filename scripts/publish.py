@@ -71,7 +71,8 @@ def table(name: str) -> str:
         "",
         f"{record['images']:.0f} photographs that it never saw ({record['protocol']['split']}), "
         f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps in "
-        f"{training['seconds'] / 60:.1f} minutes{capped}, {training['precision']}, seed 0; {training['circumstances']}.",
+        f"{training['seconds'] / 60:.1f} minutes{capped}, {training['precision']}, seed 0; "
+        f"{training['circumstances']}.",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,6 @@
 """The first run: train an image tokenizer on the photographs in assets/, and measure it on photographs it never saw.
 
-    python scripts/quickstart.py            # about four minutes of training on two CPU cores, then a minute of
-    measuring python scripts/quickstart.py --help
+    python scripts/quickstart.py  # about four minutes of training on two CPU cores, then a minute or two of measuring
 
 It runs `python -m trainers fit --config configs/image/quickstart.yaml`, then compares the tokenizer with k-means of raw
 patches at the same bits per pixel and with JPEG and WebP at the nearest rate, whatever the outcome, and leaves
@@ -41,6 +40,7 @@ def main() -> None:
     parser.add_argument("--kmeans-patches", type=int, default=204_800, help="training patches of the k-means baseline")
     arguments = parser.parse_args()
     folder = arguments.runs / "quickstart"
+    command = "make quickstart" if len(sys.argv) == 1 else " ".join(["python scripts/quickstart.py", *sys.argv[1:]])
 
     precision = "bf16-mixed" if bfloat16_is_fast() else "32-true"
     seconds, steps, wanted = train(arguments, folder, precision)
@@ -62,7 +62,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
             "capped": steps < wanted,
             "precision": precision,
-            "circumstances": f"{torch.get_num_threads()} threads, {processor()}; `make quickstart`",
+            "circumstances": f"{torch.get_num_threads()} threads, {processor()}; `{command}`",
         },
     }
     write_json(folder / "metrics.json", record)
@@ -114,7 +114,7 @@ def shown_command() -> str:
 
 
 def bfloat16_is_fast() -> bool:
-    """Whether a convolution like those that are trained runs at least a fifth faster in bfloat16: tried, not guessed."""
+    """Whether a convolution like those trained here runs a fifth faster in bfloat16 at least: tried, not guessed."""
     convolution, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(16, 64, 16, 16)
 
     def seconds(low_precision: bool) -> float:

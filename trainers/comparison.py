@@ -65,6 +65,8 @@ def compare(
         training: photographs for the k-means.
         kmeans_patches: how many patches of them.
     """
+    if tokenizer.quantizer.level_axis:
+        raise ValueError("the comparison is of tokenizers with a single codebook; this one has several levels")
     comparison = measure(tokenizer, originals)
     size = tokenizer.encoder.downsampling_factor
     baseline = PatchKMeans(training, tokenizer.quantizer.codebook_size, patch_size=size, num_patches=kmeans_patches)

@@ -23,7 +23,8 @@ class QuantizerOutput:
             levels. -1 marks what was left out: masked positions, non-finite vectors, dropped stages.
         loss: scalar, the weighted sum of `losses`; always part of the graph in training.
         losses: name -> scalar, unweighted, for logging.
-        nonfinite: int64 scalar, how many unmasked input vectors held a NaN or an infinity and were left out.
+        nonfinite: int64 scalar, how many unmasked input vectors held a NaN or an infinity, or were so long that their
+            squared length overflows, and were left out.
     """
 
     quantized: Tensor
@@ -187,6 +188,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         """
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise ValueError(f"indices has dtype {indices.dtype}: expected integers, as encode returns them")
+        indices = indices.long()
         if self.level_axis and not 1 <= indices.shape[-1] <= self.num_codebooks:
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {self.num_codebooks} levels, "
@@ -194,13 +196,13 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             )
         # Reading values would break tracing; a traced decode trusts its caller.
         if not torch.compiler.is_compiling() and indices.numel():
-            sizes = self.level_sizes[: indices.shape[-1]] if self.level_axis else (self.codebook_size,)
-            if bool(((indices < -1) | (indices >= indices.new_tensor(sizes))).any()):
-                low, high = (int(value) for value in indices.aminmax())
-                largest = ", ".join(str(size - 1) for size in dict.fromkeys(sizes))
-                raise ValueError(f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {largest}")
+            low, high = (int(value) for value in indices.aminmax())
+            if low < -1 or high >= self.codebook_size:
+                raise ValueError(
+                    f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}"
+                )
         with autocast_disabled(indices.device):
-            return self.lookup(indices.long()).movedim(-1, self.channel_dim)
+            return self.lookup(indices).movedim(-1, self.channel_dim)
 
     def health(self) -> dict[str, float]:
         """Read the counters kept during training, and warn once about each thing that is wrong.
@@ -217,11 +219,6 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         return report
 
     # ------------------------------------------------------------------ shared by subclasses
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """How many codes each of the `num_codebooks` levels has."""
-        return (self.codebook_size,)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -257,8 +254,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             )
         # Cast first: a float64 number may be finite, and infinite in float32.
         latents = x.movedim(self.channel_dim, -1).to(self.dtype)
-        # NaN where a component is not finite; isfinite().all(-1) says the same twenty times more slowly.
-        finite = (latents - latents).sum(-1) == 0
+        # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.
+        finite = torch.linalg.vecdot(latents, latents) < torch.inf
         if mask is None:
             valid = finite
             nonfinite = (~finite).sum()
@@ -271,6 +268,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             valid = finite & mask
             nonfinite = (mask & ~finite).sum()
         return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
+
+    def _enough_samples(self, samples: int | None) -> int:
+        """The default of `initialize`: 64 vectors per code, within 65,536 and 262,144, and at least 4 per code."""
+        return samples or max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
 
     def _collect(self, latents: Iterable[Tensor], samples: int) -> tuple[Tensor, int]:
         """This rank's share of `samples` finite vectors (M, D), and how many of them a batch held on average."""

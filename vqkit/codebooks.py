@@ -142,8 +142,8 @@ class Codebook(Configured, FullPrecisionModule):
             seed: of the k-means.
         """
         centers, counts = kmeans(samples, self.codebook_size, seed=seed)
-        self.vectors.copy_(centers)
-        self.usage.copy_(counts * (vectors_per_step / len(samples)))
+        self.vectors.copy_(distributed.from_first_rank(centers))
+        self.usage.copy_(distributed.from_first_rank(counts) * (vectors_per_step / len(samples)))
         self._clear_pending()
         self._pending_batches = 0
 
@@ -169,9 +169,9 @@ class EMACodebook(Codebook):
     With counts c and sums s of a step: n <- decay n + (1 - decay) c, then e <- e + (1 - decay) (s - c e) / n.
 
     State:
-        vectors: (K, D) float32 buffer; pending_sums: (K, D) sums of the vectors that chose each code, since the last
-            step;
-        and that of `Codebook`, where `usage` is n.
+        vectors: (K, D) float32 buffer.
+        pending_sums: (K, D) sums of the vectors that chose each code, since the last step.
+        And that of `Codebook`, where `usage` is n.
 
     Args:
         codebook_size: K.
@@ -182,10 +182,10 @@ class EMACodebook(Codebook):
     Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; constants as in EnCodec (arXiv 2210.13438) and
     Mimi (2410.00037).
     Differs: those keep running sums m = n e and divide. The update above is the same algebra written for the mean
-    itself: (decay n e + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible: a code that
-        is not used does not move by
-    a bit, however long; no smoothing constant draws it to the origin; a row that is overwritten stays overwritten,
-    since no sum remembers the old one. Statistics are summed over ranks and micro-batches before they are folded.
+    itself: (decay n e + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible. A code
+    that is not used does not move by a bit, however long; no smoothing constant draws it to the origin; a row that is
+    overwritten stays overwritten, since no sum remembers the old one. Statistics are summed over ranks and
+    micro-batches before they are folded.
     """
 
     trained_by = "statistics"
@@ -225,7 +225,9 @@ class ProjectedCodebook(Codebook):
     Every code moves at every step, since all share W: a code cannot die for want of being chosen.
 
     State:
-        base: (K, D) float32 buffer, never trained; projector: linear (D, D) with bias; and usage as in `Codebook`.
+        base: (K, D) float32 buffer, never trained.
+        projector: linear (D, D) with bias.
+        And usage as in `Codebook`.
 
     Args:
         codebook_size: K.
@@ -233,8 +235,7 @@ class ProjectedCodebook(Codebook):
         usage_decay: see `Codebook`.
         seed: of the base and of the projector.
 
-    Source: SimVQ, Zhu et al. 2024 (arXiv 2411.02038), eq. 6; base N(0, 1/sqrt(D)), projector as torch.nn.Linear starts
-    it.
+    Source: SimVQ, Zhu et al. 2024 (arXiv 2411.02038), eq. 6; base N(0, 1/sqrt(D)), projector as in torch.nn.Linear.
     Differs: the map has a bias, as the released code does and the paper does not; decoding reads the projected code
     (the released look-up reads the base).
     """
@@ -262,7 +263,8 @@ class ProjectedCodebook(Codebook):
         """
         mean = samples.mean(0)
         covariance = (samples - mean).mT @ (samples - mean) / len(samples)
-        self.projector.weight.copy_(matrix_square_root(covariance) * math.sqrt(self.dim))
+        root = distributed.from_first_rank(matrix_square_root(covariance))
+        self.projector.weight.copy_(root * math.sqrt(self.dim))
         self.projector.bias.copy_(mean)
         self.usage.fill_(vectors_per_step / self.codebook_size)
         self._clear_pending()

@@ -222,7 +222,7 @@ def _read(value: Any, allow: Sequence[str], where: str) -> Any:
     marks = _MARKS & value.keys()
     if not marks:
         return {key: _read(item, allow, _join(where, key)) for key, item in value.items()}
-    mark = next(iter(marks))
+    mark = sorted(marks)[0]
     known = {"class_path": {"init_args"}, "factory": {"init_args", "args"}, "float": set()}[mark]
     if not value.keys() <= known | {mark}:
         raise ValueError(f"{_at(where)}: unexpected keys {sorted(value.keys() - known - {mark})} beside {mark!r}.")

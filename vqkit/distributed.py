@@ -57,6 +57,18 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(_all_gather(padded), sizes, strict=True)])
 
 
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor, on every rank: for what all ranks computed from the same data, but perhaps rounded differently.
+
+    Args:
+        tensor: any shape, the same on every rank.
+    """
+    if is_distributed():
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
+
+
 def counter_random(positions: Tensor, *, seed: int | Tensor, step: int | Tensor) -> Tensor:
     """Uniform random numbers that are a function of (seed, step, position): the same on any rank, device and resume.
 
@@ -131,9 +143,14 @@ def _first_position(number: int, device: torch.device) -> Tensor:
 
 def _counter_hash(positions: Tensor, seed: int | Tensor, step: int | Tensor) -> Tensor:
     """64 mixed bits as int64, distinct for distinct positions; the arithmetic wraps around."""
-    key = _mix(torch.as_tensor(seed, dtype=torch.int64, device=positions.device) * _GOLDEN)
-    key = _mix(key + torch.as_tensor(step, dtype=torch.int64, device=positions.device) * _GOLDEN)
+    key = _mix(_scalar(seed, positions.device) * _GOLDEN)
+    key = _mix(key + _scalar(step, positions.device) * _GOLDEN)
     return _mix(key + positions * _GOLDEN)
+
+
+def _scalar(value: int | Tensor, device: torch.device) -> Tensor:
+    """() int64 on the device; filled there, since a copy from the host would wait for it."""
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=device)
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ FIGURES = (
 """What `CodebookUsage.compute` reports, explained there."""
 
 
+LARGEST_HISTOGRAM = 2**28
+
+
 class CodebookUsage(nn.Module):
     """Counts codes over any number of batches, and describes their distribution.
 
@@ -34,7 +37,7 @@ class CodebookUsage(nn.Module):
         num_codebooks: levels L of a composite quantizer; with L > 1 the last axis of the indices holds the levels.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or more than 2^28 codes would be counted.
     """
 
     counts: Tensor
@@ -43,6 +46,11 @@ class CodebookUsage(nn.Module):
         super().__init__()
         if codebook_size < 1 or num_codebooks < 1:
             raise ValueError(f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: expected at least 1")
+        if codebook_size * num_codebooks > LARGEST_HISTOGRAM:
+            raise ValueError(
+                f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: a histogram of more than "
+                f"{LARGEST_HISTOGRAM} codes does not fit the memory; count the levels of each dimension instead"
+            )
         self.codebook_size = codebook_size
         self.num_codebooks = num_codebooks
         self.register_buffer("counts", torch.zeros(num_codebooks, codebook_size, dtype=torch.int64), persistent=False)

@@ -37,15 +37,14 @@ class Quantizer(VectorQuantizer):
         codebook_dim: D of the codes; None means `dim`.
         channel_dim: see `BaseQuantizer`.
         normalize: see `VectorQuantizer`.
-        codebook: from (codebook_size, codebook_dim) to a codebook, such as `functools.partial(EMACodebook,
-            usage_decay=0.9)`.
+        codebook: from (codebook_size, codebook_dim) to a codebook, such as
+            `functools.partial(EMACodebook, usage_decay=0.9)`.
         search: which code is chosen.
         estimator: how gradients pass.
         losses: what is penalised; replaces the method's list.
         maintenance: what happens to unused codes; replaces the method's list, [] for none.
         auto_step: fold statistics in at each training forward. Set it False when gradients are accumulated and call
-            `step()` at
-            the optimizer boundary: the codebook is then that of one batch of all the micro-batches.
+            `step()` at the optimizer boundary: the codebook is then that of one batch of all the micro-batches.
 
     None for a part means the method's.
 
@@ -161,9 +160,7 @@ class Quantizer(VectorQuantizer):
                 per code.
             seed: of the k-means.
         """
-        if samples is None:
-            samples = max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
-        rows, rows_per_batch = self._collect(latents, samples)
+        rows, rows_per_batch = self._collect(latents, self._enough_samples(samples))
         with torch.autocast(rows.device.type, enabled=False):
             z = distributed.gather_rows(self.to_code_space(rows))
             vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))

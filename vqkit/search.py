@@ -16,8 +16,7 @@ class Search(Configured, nn.Module):
 
     Args:
         metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric
-            decides
-            the choice alone: the code that is passed on and penalised keeps its length.
+            decides the choice alone: the code that is passed on and penalised keeps its length.
 
     Raises:
         ValueError: another metric.

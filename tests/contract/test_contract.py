@@ -346,6 +346,24 @@ def test_wrong_indices_are_refused_with_words(case: Case) -> None:
 
 
 @every_case
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_indices_of_any_integer_type_decode(case: Case, dtype: torch.dtype) -> None:
+    quantizer = initialized(case).eval()
+    indices = quantizer.encode(case.example()) % min(quantizer.codebook_size, 256)
+    assert torch.equal(quantizer.decode(indices.to(dtype)), quantizer.decode(indices))
+
+
+@every_case
+def test_built_on_meta_and_filled_from_a_checkpoint(case: Case) -> None:
+    reference = initialized(case).eval()
+    with torch.device("meta"):
+        quantizer = case.build()
+    quantizer.to_empty(device="cpu").load_state_dict(reference.state_dict())
+    x = case.example()
+    assert torch.equal(quantizer.eval().encode(x), reference.encode(x))
+
+
+@every_case
 def test_recomputation_under_activation_checkpointing_counts_nothing(case: Case) -> None:
     plain, twin = initialized(case), initialized(case)
     for seed in range(3):

@@ -52,6 +52,7 @@ DATA = (
     "offset 10",
     "offset 100",
     "offset 1000",
+    "offset 1e5",
     "unit norm",
     "near duplicates",
     "wide range",
@@ -83,7 +84,7 @@ def test_the_fast_pass_decides_most_rows_and_only_right_ones() -> None:
     for name in DATA:
         for metric in METRICS:
             x, codes = data_set(name)
-            finite, mean = torch.ones(len(codes), dtype=torch.bool), codes.double().mean(0)
+            finite, mean = torch.ones(len(codes), dtype=torch.bool), codes.double().mean(0).float().double()
             mean = torch.zeros_like(mean) if metric == "cosine" else mean
             indices, certain = reference._search_float32(x, codes, metric, finite, mean)
             assert torch.equal(indices[certain], oracle(x, codes, metric)[certain])
@@ -135,13 +136,25 @@ def test_symmetric_ties_go_to_the_lowest_index() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ["gaussian", "near duplicates", "offset 100"])
+@pytest.mark.parametrize("name", ["gaussian", "near duplicates", "offset 100", "offset 1e5"])
 def test_any_split_of_the_batch_gives_the_same_codes(name: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     x, codes = data_set(name, rows=192, size=2000, depth=64)
     whole = nearest(x, codes, metric=metric).indices
     for size in (1, 17, 64):
         assert torch.equal(torch.cat([nearest(part, codes, metric=metric).indices for part in x.split(size)]), whole)
+
+
+@pytest.mark.parametrize("depth", [2, 8, 64])
+@pytest.mark.parametrize("offset", [1e3, 1e5, 1e6])
+def test_a_row_that_is_called_certain_is_right_however_far_the_data_lie(offset: float, depth: int) -> None:
+    """Codes less one rounding of their mean and rows less another differ by a shift that no bound on |x| |e| covers."""
+    generator = torch.Generator().manual_seed(depth)
+    x, codes = (torch.randn(rows, depth, generator=generator) + offset for rows in (4096, 512))
+    found = nearest(x, codes).indices
+    distances = torch.cdist(x.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    excess = distances.gather(1, found[:, None])[:, 0] - distances.amin(1)
+    assert excess.max() <= 1e-12 * distances.amin(1).max()
 
 
 def test_any_number_of_threads_gives_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,22 @@ def test_initialize_scales_the_projection_and_nothing_else() -> None:
     assert quantizer.health()["saturated"] < 0.02
 
 
+def test_initialize_from_vectors_without_spread_leaves_the_scale_alone() -> None:
+    quantizer = FSQ([8, 5, 5, 5], dim=16)
+    before = quantizer.project_in.weight.clone()
+    quantizer.initialize([torch.randn(1, 16)])
+    assert torch.equal(quantizer.project_in.weight, before)
+
+
+def test_saturation_is_a_share_of_the_unmasked_vectors() -> None:
+    quantizer = FSQ([5, 5])
+    mask = torch.zeros(100, dtype=torch.bool)
+    mask[:10] = True
+    quantizer(torch.full((100, 2), 9.0), mask)
+    with pytest.warns(UserWarning, match="beyond 3"):
+        assert quantizer.health()["saturated"] == 1
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [([], "at least one dimension"), ([8, 1], "at least 2 levels"), ([2] * 63, "do not fit an int64")],

@@ -50,6 +50,20 @@ def test_a_value_that_overflows_float32_does_not_poison_either() -> None:
     assert int(output.nonfinite) == 1
 
 
+def test_finite_vectors_too_long_for_float32_arithmetic_do_not_poison_either() -> None:
+    quantizer = Quantizer("ema", dim=4, codebook_size=8)
+    quantizer.initialize([torch.randn(100, 4)])
+    for seed in range(8):
+        x = torch.randn(40, 4, generator=torch.Generator().manual_seed(seed))
+        x[::7] = 1e38 * x[::7].sign()
+        output = quantizer(x.requires_grad_())
+        (output.loss + output.quantized.sum()).backward()
+        assert output.loss.isfinite() and x.grad.isfinite().all()
+        assert int(output.nonfinite) == 6 and (output.indices[::7] == -1).all()
+    quantizer.step()
+    assert quantizer.codebook.vectors.isfinite().all()
+
+
 def test_the_check_catches_the_fault() -> None:
     with pytest.raises(AssertionError):
         check(LetsEverythingIn("ema", dim=4, codebook_size=8))

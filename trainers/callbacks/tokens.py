@@ -37,7 +37,7 @@ class TokenWriter(Callback):
             codebook_size=quantizer.codebook_size,
             codebook_hash=codebook_hash(quantizer),
             num_codebooks=quantizer.num_codebooks,
-            data_hash=f"{Path(data.predict_root).resolve().name} at {data.resolution} px",
+            data_hash=data.predict_hash(),
             tokenizer=str(trainer.ckpt_path),
             samples_per_shard=self.samples_per_shard,
         )

@@ -32,11 +32,9 @@ def codebook_hash(quantizer: nn.Module) -> str:
     """A hash of all that gives indices their meaning: two quantizers that agree in it decode alike.
 
     Returns:
-        The sha256, in hexadecimal, over name, dtype, shape and bytes of every tensor of the state, ordered by name, and
-        of the integer buffers that are not saved (the levels of lookup-free quantizers).
+        The sha256, in hexadecimal, over name, dtype, shape and bytes of every tensor of the state, ordered by name.
     """
-    constants = {name: buffer for name, buffer in quantizer.named_buffers() if not buffer.is_floating_point()}
-    tensors = constants | {name: value for name, value in quantizer.state_dict().items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in quantizer.state_dict().items() if isinstance(value, Tensor)}
     digest = hashlib.sha256(type(quantizer).__name__.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -23,7 +23,8 @@ class ResidualQuantizer(BaseQuantizer):
       trainable projections or estimators that train their codebook, which the first form would cut off from the
       decoder.
 
-    Any prefix of the stages decodes: `decode(indices[..., :2])`.
+    Any prefix of the stages decodes: `decode(indices[..., :2])`. Stages are meant to store codebooks: a fixed grid
+    (FSQ) is the same at every stage, and too coarse for what the first one leaves over.
 
     Args:
         stage: builds one stage; called `num_stages` times, so that no two stages share a codebook.
@@ -42,7 +43,7 @@ class ResidualQuantizer(BaseQuantizer):
     Raises:
         IncompatibleParts: stages with trainable projections or codebook-training estimators, and `estimator` is not
             None.
-        ValueError: an argument is out of its range, or stages differ in `dim`.
+        ValueError: an argument is out of its range, or stages differ in `dim` or `codebook_size`.
     """
 
     level_axis = True
@@ -69,7 +70,7 @@ class ResidualQuantizer(BaseQuantizer):
         self.dropout = dropout
         self.seed = seed
         self.draws = 0
-        self.codebook_size = max(inner.codebook_size for inner in stages)
+        self.codebook_size = stages[0].codebook_size
         self.num_codebooks = sum(inner.num_codebooks for inner in stages)
 
     def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -112,17 +113,10 @@ class ResidualQuantizer(BaseQuantizer):
             samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
             seed: stage i uses seed + i.
         """
-        if samples is None:
-            samples = max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
-        rows, batch = self._collect(latents, samples)
+        rows, batch = self._collect(latents, self._enough_samples(samples))
         for number, stage in enumerate(self._stages):
             stage.initialize(rows.split(batch), samples=len(rows) * distributed.world_size(), seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """How many codes each level has."""
-        return tuple(size for stage in self._stages for size in stage.level_sizes)
 
     def step(self) -> None:
         """Fold the statistics of every stage."""
@@ -177,6 +171,9 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
     dims = [stage.dim for stage in stages]
     if len(set(dims)) > 1:
         raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    sizes = [stage.codebook_size for stage in stages]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"stage built quantizers of {sizes} codes: expected one size, which rates and usage rely on")
     if any(stage.channel_dim != -1 for stage in stages):
         raise ValueError(
             "stage built quantizers with another channel_dim than -1: give channel_dim to ResidualQuantizer instead"

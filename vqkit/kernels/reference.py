@@ -3,6 +3,7 @@
 Every metric is the minimum over codes k of `score = bias_k - x . e_k` (N rows x, K codes e of depth D):
 
     euclidean   bias = 0.5 |e|^2     x and e less the mean code (|x|^2 is the same for all k and is never added)
+                                     as one float32 number, so that centring x is a single rounding of x - mean
     dot         bias = 0             e less the mean code (it shifts all scores of a row alike)
     cosine      bias = 0             e / |e| less the mean (the length of x scales all scores of a row alike)
 
@@ -46,7 +47,8 @@ def nearest_indices(x: Tensor, codes: Tensor, metric: str) -> Tensor:
         return indices
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         finite = torch.isfinite(torch.linalg.vector_norm(codes, ord=torch.inf, dim=1))
-        mean = torch.where(finite[:, None], codes, 0).to(torch.float64).mean(0)
+        # Rounded once, here: both sides must subtract the same number, or the difference shifts the scores unnoticed.
+        mean = torch.where(finite[:, None], codes, 0).to(torch.float64).mean(0).to(torch.float32).to(torch.float64)
         if metric == "cosine":
             mean = torch.zeros_like(mean)  # unit vectors have no offset worth a second pass over the codes
         few = x.shape[0] * codes.shape[0] <= FEW_SCORES

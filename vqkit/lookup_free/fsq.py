@@ -10,6 +10,7 @@ from vqkit import distributed
 from vqkit.base import Selection
 from vqkit.functional import straight_through
 from vqkit.pointwise import VectorQuantizer
+from vqkit.precision import autocast_disabled
 
 _LARGEST_CODEBOOK = 2**62
 
@@ -52,8 +53,8 @@ class FSQ(VectorQuantizer):
         self.levels = tuple(levels)
         self.codebook_size = math.prod(levels)
         sizes = torch.tensor(self.levels)
-        self.register_buffer("level_counts", sizes, persistent=False)
-        self.register_buffer("place_values", torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)]), persistent=False)
+        self.register_buffer("level_counts", sizes)
+        self.register_buffer("place_values", torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)]))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     level_counts: Tensor
@@ -68,7 +69,8 @@ class FSQ(VectorQuantizer):
         digits = (rounded + self._half_width).long()
         indices = torch.where(valid, (digits * self.place_values).sum(-1), -1)
         if self.learning:
-            self.saturated.copy_((z.detach().abs() > 3).to(self.dtype).mean() if len(z) else self.saturated)
+            far = (z.detach().abs() > 3).to(self.dtype).mean(-1)
+            self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
         quantized = straight_through(selected, self._code(bounded)) if torch.is_grad_enabled() else selected
         return quantized, Selection(z=z, codes=None, indices=indices, selected=selected, valid=valid)
 
@@ -102,11 +104,15 @@ class FSQ(VectorQuantizer):
         if not self.has_projection:
             return
         rows, _ = self._collect(latents, samples or 65_536)
-        z = distributed.gather_rows(self.to_code_space(rows))
-        scale = 1 / z.std(0, correction=0).clamp(min=1e-6)
+        with autocast_disabled(rows.device):
+            z = distributed.gather_rows(self.to_code_space(rows))
+        spread = z.std(0, correction=0)
+        # A dimension without spread (one vector, equal vectors) keeps its scale.
+        scale = torch.where(spread > 1e-6 * z.abs().amax().clamp(min=1e-30), 1 / spread, 1.0)
         assert isinstance(self.project_in, nn.Linear)
-        self.project_in.weight.mul_(scale.unsqueeze(-1))
-        self.project_in.bias.sub_(z.mean(0)).mul_(scale)
+        self.project_in.weight.copy_(distributed.from_first_rank(self.project_in.weight * scale.unsqueeze(-1)))
+        self.project_in.bias.copy_(distributed.from_first_rank((self.project_in.bias - z.mean(0)) * scale))
+        self.health()
 
     def _health(self) -> dict[str, float]:
         saturated = float(self.saturated)

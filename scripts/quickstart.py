@@ -74,13 +74,15 @@ def train(arguments: argparse.Namespace, folder: Path, precision: str) -> tuple[
     """Run the trainer's command; seconds it took, steps taken, steps wanted."""
     minutes = int(arguments.max_minutes)
     limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
-    command = [sys.executable, "-m", "trainers", "fit", "--config", str(CONFIG), "--runs", str(arguments.runs)]
+    command = [sys.executable, "-m", "trainers", "fit", "--config", str(CONFIG.relative_to(ROOT))]
+    command += ["--runs", os.path.relpath(arguments.runs, ROOT)]
     # The evaluation photographs are watched, and nothing is chosen by them: the last weights are the result.
-    command += ["--data.root", str(TRAIN), "--data.validation_root", str(EVALUATION), "--data.repeats", "400"]
+    roots = [str(folder.relative_to(ROOT)) for folder in (TRAIN, EVALUATION)]
+    command += ["--data.root", roots[0], "--data.validation_root", roots[1], "--data.repeats", "400"]
     command += ["--trainer.precision", precision, "--trainer.max_time", limit]
     if arguments.steps:
         command += ["--trainer.max_steps", str(arguments.steps)]
-    print("$ python " + " ".join(part.replace(f"{ROOT}/", "") for part in command[1:]), flush=True)
+    print("$ python " + " ".join(command[1:]), flush=True)
     start = time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     status = subprocess.run(command, cwd=ROOT, env=environment).returncode

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from tests.trainers.pictures import draw_pictures
 from trainers.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import publish  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = [
@@ -58,6 +63,13 @@ def test_trainers_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
         main()
     assert (tmp_path / "mine/metrics.json").is_file() and list((tmp_path / "mine/tokens").glob("*.safetensors"))
     assert "resuming from" in capfd.readouterr().out
+
+
+def test_tables_are_those_of_the_records() -> None:
+    """A figure that was typed by hand, or that its record has left behind, is found here."""
+    for document in publish.DOCUMENTS:
+        text = document.read_text()
+        assert "<!-- table" in text and publish.rendered(text) == text, document.name
 
 
 def test_links_lead_somewhere() -> None:

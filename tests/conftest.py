@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)

@@ -176,3 +176,14 @@ def test_counter_random_is_uniform_and_uncorrelated() -> None:
     series = torch.stack([*numbers, numbers[0].roll(1)])
     off_diagonal = torch.corrcoef(series) - torch.eye(4, dtype=torch.float64)
     assert off_diagonal.abs().max() < 5 / 200_000**0.5
+
+
+def different_on_each_rank(rank: int) -> torch.Tensor:
+    return distributed.from_first_rank(torch.full((2, 3), float(rank)).T)
+
+
+def test_from_first_rank_gives_every_rank_the_tensor_of_rank_zero(rank_pair) -> None:
+    first, second = rank_pair(different_on_each_rank)
+    assert torch.equal(first, torch.zeros(3, 2)) and torch.equal(second, first)
+    alone = torch.ones(3)
+    assert distributed.from_first_rank(alone) is alone

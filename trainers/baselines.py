@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -90,6 +91,7 @@ def image_files(
         reconstructions on the uint8 grid, their rate in bits per pixel (mean over images), and the quality.
     """
 
+    @cache
     def rate(quality: int) -> float:
         rates = [8 * len(_encode(image, file_format, quality)) / image[0].numel() for image in images]
         return sum(rates) / len(rates)

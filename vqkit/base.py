@@ -140,7 +140,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             seed: of every random choice made here.
 
         Raises:
-            ValueError: `latents` held no finite vector, or vectors of another size.
+            ValueError: `samples` is below 1; `latents` held no finite vector, or vectors of another size.
         """
         raise NotImplementedError
 
@@ -271,10 +271,14 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
 
     def _enough_samples(self, samples: int | None) -> int:
         """The default of `initialize`: 64 vectors per code, within 65,536 and 262,144, and at least 4 per code."""
-        return samples or max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
+        if samples is None:
+            return max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
+        return samples
 
     def _collect(self, latents: Iterable[Tensor], samples: int) -> tuple[Tensor, int]:
         """This rank's share of `samples` finite vectors (M, D), and how many of them a batch held on average."""
+        if samples < 1:
+            raise ValueError(f"samples={samples}: expected at least 1 vector, or None for the default")
         wanted = math.ceil(samples / distributed.world_size())
         rows: list[Tensor] = []
         collected, batches = 0, 0

@@ -382,6 +382,12 @@ def test_recomputation_under_activation_checkpointing_counts_nothing(case: Case)
     assert_same_state(state_of(plain), state_of(twin))
 
 
+def test_initialize_from_no_samples_is_refused() -> None:
+    for case in (CASES["vq"], CASES["fsq_projected"], CASES["residual"]):
+        with pytest.raises(ValueError, match="samples=0: expected at least 1"):
+            case.build().initialize([case.example()], samples=0)
+
+
 @every_case
 def test_repr_names_the_sizes(case: Case) -> None:
     assert str(DIM) in repr(case.build())

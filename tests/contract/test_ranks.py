@@ -149,3 +149,16 @@ def accumulate(rank: int, splits: int) -> dict[str, Tensor]:
 def test_accumulation_on_two_ranks_is_the_same_on_both(rank_pair) -> None:
     first, second = rank_pair(accumulate, 4)
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+def initialize_with_an_empty_rank(rank: int, name: str) -> dict[str, Tensor]:
+    quantizer = CASES[name].build()
+    x = CASES[name].example(16)
+    quantizer.initialize([x if rank == 0 else torch.full_like(x, float("nan"))])
+    return {key: value for key, value in quantizer.state_dict().items() if "codebook" in key}
+
+
+@pytest.mark.parametrize("name", ["vq", "simvq", "residual"])
+def test_a_rank_without_a_finite_vector_is_initialized_like_the_others(name: str, rank_pair) -> None:
+    first, second = rank_pair(initialize_with_an_empty_rank, name)
+    assert len(first) > 1 and [key for key in first if not torch.equal(first[key], second[key])] == []

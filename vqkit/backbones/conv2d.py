@@ -308,8 +308,7 @@ def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
     """Orthonormal basis of patches, those that matter most in photographs first: the three-dimensional DCT-II.
 
     Over the colours it gives the grey value and two opponent colours. Flat patches come first; of the others, the
-    variance is taken to fall with the square of the spatial frequency and eightfold with each step of colour. On
-    photographs, the first 8, 16 or 32 terms keep what as many principal components keep, to 0.3 dB (p = 4, 8, 16).
+    variance is taken to fall with the square of the spatial frequency and eightfold with each step of colour.
 
     Args:
         dim: number of basis patches.

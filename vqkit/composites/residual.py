@@ -115,7 +115,8 @@ class ResidualQuantizer(BaseQuantizer):
         """
         rows, batch = self._collect(latents, self._enough_samples(samples))
         for number, stage in enumerate(self._stages):
-            stage.initialize(rows.split(batch), samples=len(rows) * distributed.world_size(), seed=seed + number)
+            samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
+            stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
     def step(self) -> None:

@@ -103,7 +103,7 @@ class FSQ(VectorQuantizer):
         """
         if not self.has_projection:
             return
-        rows, _ = self._collect(latents, samples or 65_536)
+        rows, _ = self._collect(latents, 65_536 if samples is None else samples)
         with autocast_disabled(rows.device):
             z = distributed.gather_rows(self.to_code_space(rows))
         spread = z.std(0, correction=0)

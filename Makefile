@@ -1,6 +1,7 @@
 # make quickstart: set up .venv, train on the photographs in assets/, print a table and leave runs/quickstart/.
 # make test: set up .venv and run the tests.
 # make data: fetch the larger set of photographs into data/photos.
+# make native: compile the search for the CPU (needs g++ or clang++; everything works without it, slower).
 # make check: what CI runs besides the tests (lint, types, the wheel's content).
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart test data check benchmark clean
+.PHONY: quickstart test data native check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
@@ -19,6 +20,9 @@ test: $(SETUP)
 data: $(SETUP)
 	$(BIN)/python scripts/fetch_data.py photos --destination data/photos
 
+native: $(SETUP)
+	$(BIN)/python -m vqkit.kernels.native
+
 check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -27,12 +31,14 @@ check: $(SETUP)
 
 benchmark: $(SETUP)
 	$(BIN)/python benchmarks/quantizer_step.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/soft_assignment.py
 
 # The stamp is written last: a set-up that was cut short is done again.
 $(SETUP): pyproject.toml constraints.txt
 	@bash scripts/check_requirements.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,bench,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,native,bench,dev]"
 	touch $(SETUP)
 
 clean:

@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import Shape
 from vqkit import (
     FSQ,
     BaseQuantizer,
@@ -31,14 +31,6 @@ except ModuleNotFoundError as error:
 PEER_NAME = "vector-quantize-pytorch"
 STAGES = 4
 FSQ_LEVELS = ([4, 4], [4, 4, 4], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5])
-
-
-class Shape(NamedTuple):
-    """N vectors of dimension D, and K codes."""
-
-    vectors: int
-    codes: int
-    dim: int
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,14 @@ columns mean. The other library is the extra `bench`; without it, our side alone
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import itertools
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
@@ -25,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import torch
 from torch import Tensor, nn
 
-import vqkit
-from benchmarks import counterparts
-from benchmarks.counterparts import COMPARISONS, PEER_NAME, Shape, build, step, tensors, warm_up
-from benchmarks.memory import MIB, Memory, in_own_process, measure_memory
+from benchmarks import counterparts, paired
+from benchmarks.arguments import Shape, parse_positive, parse_shape
+from benchmarks.counterparts import COMPARISONS, PEER_NAME, build, step, tensors, warm_up
+from benchmarks.machine import circumstances, number, table_row, version, write
+from benchmarks.memory import MIB, Memory, in_own_process, observe, return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -44,57 +43,68 @@ class Result:
     rounds: int
 
 
-def timed(module: nn.Module, x: Tensor, upstream: Tensor) -> tuple[float, Tensor]:
-    """Seconds of a step, and its indices."""
-    x.grad = None
-    module.zero_grad(set_to_none=True)
-    _synchronize(x)
-    start = time.perf_counter()
-    indices = step(module, x, upstream)
-    _synchronize(x)
-    return time.perf_counter() - start, indices
+class Side:
+    """A module that takes one step each time it is measured."""
 
+    def __init__(self, module: nn.Module, x: Tensor, upstream: Tensor) -> None:
+        self.module, self.x, self.upstream = module, x, upstream
+        self.indices: Tensor | None = None
 
-def _synchronize(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
+    def measure(self) -> float:
+        """Seconds of a step from no gradients; its indices are kept."""
+        self.x.grad = None
+        self.module.zero_grad(set_to_none=True)
+        return paired.timed(self._step)
+
+    def _step(self) -> None:
+        self.indices = step(self.module, self.x, self.upstream)
 
 
 def time_rounds(
     method: str, shape: Shape, device: str, rounds: int, seconds: float
 ) -> tuple[list[list[float]], float | None]:
     """Seconds of each side in each round, and the share of equal indices in the first; at least one round."""
-    sides = range(2 if counterparts.peer else 1)
-    warm_up([build(method, side, shape, device) for side in sides], shape, device)
-    modules = [build(method, side, shape, device) for side in sides]
+    warm_up([build(method, side, shape, device) for side in _sides()], shape, device)
     x, upstream = tensors(shape, device)
+    sides = [Side(build(method, side, shape, device), x, upstream) for side in _sides()]
+    measures = {str(position): side.measure for position, side in enumerate(sides)}
     taken: list[list[float]] = [[] for _ in sides]
     agreement = None
     start = time.perf_counter()
-    for number in range(rounds):
-        indices = {}
-        for side in sides if number % 2 == 0 else reversed(sides):
-            elapsed, indices[side] = timed(modules[side], x, upstream)
-            taken[side].append(elapsed)
-        if counterparts.peer and number == 0:
-            agreement = (indices[0] == indices[1]).double().mean().item()
-        if (time.perf_counter() - start) * (number + 2) / (number + 1) > seconds:
+    for round_number in range(rounds):
+        elapsed = paired.one_round(measures, round_number)
+        for position, times in enumerate(taken):
+            times.append(elapsed[str(position)])
+        if len(sides) == 2 and round_number == 0:
+            agreement = (sides[0].indices == sides[1].indices).double().mean().item()
+        if (time.perf_counter() - start) * (round_number + 2) / (round_number + 1) > seconds:
             break
     return taken, agreement
 
 
+def _sides() -> range:
+    return range(2 if counterparts.peer else 1)
+
+
+def measure_memory(method: str, side: int, shape: Shape, device: str, threads: int) -> Memory:
+    """Memory of the first full-size step; to be called in a process of its own."""
+    torch.set_num_threads(threads)
+    return_freed_memory()
+    warm_up([build(method, side, shape, device)], shape, device)
+    module = build(method, side, shape, device)
+    x, upstream = tensors(shape, device)
+    return observe(partial(step, module, x, upstream), device)
+
+
 def compare(method: str, shape: Shape, options: argparse.Namespace) -> Result:
     """One row."""
-    sides = range(2 if counterparts.peer else 1)
-    memory = [in_own_process(measure_memory, method, side, shape, options.device, options.threads) for side in sides]
+    memory = [in_own_process(measure_memory, method, side, shape, options.device, options.threads) for side in _sides()]
     taken, agreement = time_rounds(method, shape, options.device, options.rounds, options.seconds)
     return Result(
         method=method,
         shape=shape,
         seconds=(statistics.median(taken[0]), statistics.median(taken[1]) if counterparts.peer else None),
-        speedup=statistics.median(theirs / ours for ours, theirs in zip(*taken, strict=True))
-        if counterparts.peer
-        else None,
+        speedup=paired.ratio(taken[1], taken[0]) if counterparts.peer else None,
         memory=(memory[0], memory[1] if counterparts.peer else None),
         agreement=agreement,
         rounds=len(taken[0]),
@@ -123,49 +133,28 @@ def _row(result: Result) -> str:
     share = ours.peak / theirs.peak if theirs and ours.peak is not None and theirs.peak else None
     cells = [
         result.method,
-        _number(result.seconds[0], 1e3),
-        _number(result.seconds[1], 1e3),
-        _number(result.speedup),
-        _number(ours.peak, 1 / MIB),
-        _number(theirs and theirs.peak, 1 / MIB),
-        _number(share),
-        _number(ours.largest, 1 / MIB),
-        _number(theirs and theirs.largest, 1 / MIB),
+        number(result.seconds[0], 1e3),
+        number(result.seconds[1], 1e3),
+        number(result.speedup),
+        number(ours.peak, 1 / MIB),
+        number(theirs and theirs.peak, 1 / MIB),
+        number(share),
+        number(ours.largest, 1 / MIB),
+        number(theirs and theirs.largest, 1 / MIB),
         "-" if result.agreement is None else f"{result.agreement:.2%}",
         str(result.rounds),
     ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    if value is None:
-        return "-"
-    return f"{value * factor:.0f}" if value * factor >= 100 else f"{value * factor:.3g}"
+    return table_row(cells)
 
 
 def _circumstances(options: argparse.Namespace, load: float) -> list[str]:
-    shapes = " ".join(",".join(map(str, shape)) for shape in options.shapes)
     command = (
         f"python benchmarks/quantizer_step.py --device {options.device} --threads {options.threads} "
         f"--rounds {options.rounds} --seconds {options.seconds:g} --methods {' '.join(options.methods)} "
-        f"--shapes {shapes}"
+        f"--shapes {' '.join(map(str, options.shapes))}"
     )
-    theirs = importlib.metadata.version(PEER_NAME) if counterparts.peer else "not installed"
-    device = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
-    return [
-        f"- command: `{command}`",
-        f"- machine: {device}, {os.cpu_count()} cores, load average at the start {load:.1f}",
-        f"- threads: {options.threads}",
-        f"- versions: torch {torch.__version__}, vqkit {vqkit.__version__}, {PEER_NAME} (VQP) {theirs}",
-        f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-    ]
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    theirs = version(PEER_NAME) if counterparts.peer else "not installed"
+    return circumstances(command, options.device, options.threads, load, [f"{PEER_NAME} (VQP) {theirs}"])
 
 
 def _targets(results: Sequence[Result]) -> list[str]:
@@ -188,7 +177,7 @@ def _targets(results: Sequence[Result]) -> list[str]:
             )
             if ours.peak is not None and theirs is not None and theirs.peak is not None:
                 met = "met" if ours.peak * 5 <= theirs.peak else "missed"
-                lines[-1] += f"; {_number(ours.peak / theirs.peak)} of its memory (asked: at most 0.2, {met})"
+                lines[-1] += f"; {number(ours.peak / theirs.peak)} of its memory (asked: at most 0.2, {met})"
     return lines
 
 
@@ -200,45 +189,20 @@ def _states(options: argparse.Namespace) -> list[str]:
     return lines
 
 
-def write(path: Path, text: str) -> None:
-    """Under a temporary name first, so that an interruption leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 DEFAULT_SHAPES = (Shape(8192, 1024, 64), Shape(4096, 16384, 64), Shape(16384, 16384, 8))
-
-
-def _shape(text: str) -> Shape:
-    try:
-        shape = Shape(*map(int, text.split(",")))
-    except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected N,K,D such as 8192,1024,64") from None
-    if min(shape) < 1 or shape.dim < 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected N and K of at least 1, and D of at least 2")
-    return shape
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quantizer_step", description=__doc__.partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", type=_shape, default=list(DEFAULT_SHAPES), metavar="N,K,D")
+    parser.add_argument(
+        "--shapes", nargs="+", type=partial(parse_shape, least_dim=2), default=list(DEFAULT_SHAPES), metavar="N,K,D"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
-    parser.add_argument("--rounds", type=_positive, default=9, help="at most; default: %(default)s")
+    parser.add_argument("--rounds", type=parse_positive, default=9, help="at most; default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=15.0, help="start no round of a row that would end later; default: %(default)s"
     )
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="default: %(default)s")
+    parser.add_argument("--threads", type=parse_positive, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     output = Path(__file__).parent / "results" / "quantizer_step.md"
     parser.add_argument("--output", type=Path, default=output, help="default: benchmarks/results/quantizer_step.md")

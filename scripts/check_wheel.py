@@ -80,6 +80,9 @@ def check_content(wheel: Path) -> None:
         sys.exit(f"the wheel holds more than vqkit: {outside}")
     if "vqkit/py.typed" not in names:
         sys.exit("the wheel lacks vqkit/py.typed: its types would be ignored")
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "vqkit").rglob("*.[chi]*")}
+    if not sources or sources - set(names):
+        sys.exit(f"the wheel lacks {sorted(sources - set(names))}: the compiled search could not be built from it")
     needed = {line.split(";")[0].strip() for line in headers.get_all("Requires-Dist", []) if "extra ==" not in line}
     if {name.split(">")[0].split("=")[0] for name in needed} != CORE:
         sys.exit(f"the wheel depends on {sorted(needed)}: expected {sorted(CORE)} alone")

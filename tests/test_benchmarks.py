@@ -86,7 +86,9 @@ def test_both_sides_start_equal(method: str) -> None:
 def test_memory_sees_an_n_by_k_buffer() -> None:
     shape = counterparts.Shape(2048, 4096, 8)
     matrix = shape.vectors * shape.codes * 4
-    ours, theirs = (memory.in_own_process(memory.measure_memory, "ema", side, shape, "cpu", 1) for side in (0, 1))
+    ours, theirs = (
+        memory.in_own_process(quantizer_step.measure_memory, "ema", side, shape, "cpu", 1) for side in (0, 1)
+    )
     assert theirs.largest == 2 * matrix  # int64, one-hot
     assert theirs.peak > 3 * matrix
     assert ours.largest < shape.vectors * shape.codes and ours.peak < matrix

@@ -14,11 +14,14 @@ from vqkit.codebooks import EMACodebook as EMACodebook
 from vqkit.codebooks import ProjectedCodebook as ProjectedCodebook
 from vqkit.composites.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.estimators import Estimator as Estimator
+from vqkit.estimators import IndexBackpropagation as IndexBackpropagation
 from vqkit.estimators import RotationTrick as RotationTrick
 from vqkit.estimators import StraightThrough as StraightThrough
 from vqkit.lookup_free.fsq import FSQ as FSQ
 from vqkit.losses import CodebookLoss as CodebookLoss
 from vqkit.losses import Commitment as Commitment
+from vqkit.losses import DoubleQuantization as DoubleQuantization
+from vqkit.losses import Entropy as Entropy
 from vqkit.losses import Loss as Loss
 from vqkit.maintenance import Maintenance as Maintenance
 from vqkit.maintenance import RandomRestart as RandomRestart

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
+from vqkit.kernels import Metric
 from vqkit.precision import FullPrecisionModule, autocast_disabled
 from vqkit.pretrained import Pretrained
 
@@ -126,6 +127,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         """
         raise NotImplementedError
 
+    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The indices of `_forward`, for `encode`, which needs no losses."""
+        return self._forward(latents, valid)[1]
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (..., [levels]) int64 -> (..., D) in `self.dtype`; 0 where the index is -1."""
         raise NotImplementedError
@@ -146,6 +151,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
 
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
+
+    def nearest_codes(self) -> tuple[Tensor, Metric] | None:
+        """The codes (K, dim) and the metric, where encoding is the nearest of these codes and decoding reads it: what a
+        composite needs to search several quantizers in one call. None where it is anything else.
+        """
+        return None
 
     # ------------------------------------------------------------------ what users call
 
@@ -172,7 +183,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         """Indices of `x`, as `forward(x, mask).indices` in eval mode; takes no part in training."""
         latents, valid, _ = self._enter(x, mask)
         with autocast_disabled(x.device):
-            return self._forward(latents, valid)[1]
+            return self._encode(latents, valid)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Vectors of `indices`, in the layout of `forward`.

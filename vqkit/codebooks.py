@@ -11,6 +11,7 @@ from vqkit import distributed
 from vqkit.base import Selection
 from vqkit.config import Configured
 from vqkit.functional import matrix_square_root
+from vqkit.kernels import SegmentStats, segment_stats
 from vqkit.kmeans import kmeans
 from vqkit.precision import FullPrecisionModule
 
@@ -105,9 +106,7 @@ class Codebook(Configured, FullPrecisionModule):
         self.steps += 1
 
     def _statistics(self, selection: Selection) -> Tensor:
-        counts = torch.zeros_like(self.pending_counts)
-        weights = selection.valid.to(counts.dtype)
-        return counts.index_add_(0, selection.indices.clamp(min=0), weights)
+        return segment_stats(selection.z[:, :0], selection.indices, self.codebook_size).packed
 
     def _add_pending(self, statistics: Tensor) -> None:
         self.pending_counts.add_(statistics)
@@ -197,15 +196,13 @@ class EMACodebook(Codebook):
         self.register_buffer("pending_sums", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
 
     def _statistics(self, selection: Selection) -> Tensor:
-        # One tensor of sums and counts, so that a step costs one collective.
-        weights = selection.valid.to(self.pending_sums.dtype).unsqueeze(-1)
-        rows = torch.cat([selection.z.detach() * weights, weights], dim=-1)
-        statistics = rows.new_zeros(self.codebook_size, self.dim + 1)
-        return statistics.index_add_(0, selection.indices.clamp(min=0), rows)
+        # One tensor of counts and sums, so that a step costs one collective.
+        return segment_stats(selection.z, selection.indices, self.codebook_size).packed
 
     def _add_pending(self, statistics: Tensor) -> None:
-        self.pending_sums.add_(statistics[:, :-1])
-        self.pending_counts.add_(statistics[:, -1])
+        found = SegmentStats.unpack(statistics, self.codebook_size)
+        self.pending_counts.add_(found.counts)
+        self.pending_sums.add_(found.sums)
 
     def _fold(self, decay: Tensor) -> None:
         super()._fold(decay)

@@ -40,6 +40,26 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, with gradient: that of a loss of the sum is, averaged over ranks as DistributedDataParallel
+    does, what one process with the joined batch would have.
+
+    Args:
+        tensor: any shape, the same on every rank.
+    """
+    return _SumOverRanks.apply(tensor) if is_distributed() else tensor
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient)
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks one after another, in the order of ranks; for initialization, as it waits for the device.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vqkit.base import Selection
 from vqkit.config import Configured
 from vqkit.functional import straight_through, unit
+from vqkit.kernels import Metric, index_backpropagation
 
 
 class Estimator(Configured, nn.Module):
@@ -16,10 +17,12 @@ class Estimator(Configured, nn.Module):
     Class attributes:
         trains_codebook: whether the decoder's gradient reaches the codebook through it.
         min_dim: the smallest code dimension for which it is defined.
+        metric: the only metric of the search for which its gradient is right, or None for any.
     """
 
     trains_codebook: ClassVar[bool] = False
     min_dim: ClassVar[int] = 1
+    metric: ClassVar[Metric | None] = None
 
     def forward(self, selection: Selection) -> Tensor:
         """Quantized vectors (N, D)."""
@@ -107,3 +110,42 @@ class RotationTrick(Estimator):
     def extra_repr(self) -> str:
         """The variant."""
         return f"scale={self.scale!r}, radial={self.radial!r}, obtuse={self.obtuse!r}"
+
+
+class IndexBackpropagation(Estimator):
+    """Lets the gradient through a soft choice among all codes: they all move at every step.
+
+    With p = softmax(z . e / temperature) and h the one-hot of the chosen code, the value is the chosen code and the
+    gradient that of (h - sg(p) + p) times the codebook: d quantized / d z = Cov_p[e] / temperature. Nothing of size
+    N x K is held: `vqkit.kernels.index_backpropagation`.
+
+    Where the codes are tiny, or |z| so large that p is one-hot, Cov_p[e] vanishes and the encoder gets nothing: start
+    from codes of unit variance, as the method "ibq" does.
+
+    Args:
+        temperature: of the softmax, positive.
+
+    Source: IBQ, Shi et al. 2024 (arXiv 2412.02692), sec. 3.2, temperature 1.
+    Differs: the value is bit for bit the code.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    trains_codebook = True
+    metric = "dot"
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a positive number, 1.0 in the paper")
+        self.temperature = temperature
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D), equal to `selection.selected`; 0 where not valid."""
+        assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
+        return index_backpropagation(selection.z, selection.codes, selection.indices, temperature=self.temperature)
+
+    def extra_repr(self) -> str:
+        """The temperature."""
+        return f"temperature={self.temperature}"

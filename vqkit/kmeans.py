@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vqkit.distributed import counter_random
-from vqkit.kernels import nearest
+from vqkit.kernels import nearest, segment_stats
 
-_CHUNK = 2**16  # samples whose differences or float64 copies are held at once
+_CHUNK = 2**16  # samples whose differences are held at once
 _DRAWS = 1024  # most candidates of a seeding pass
 
 
@@ -122,10 +122,7 @@ def _squared_distances(samples: Tensor, centers: Tensor, indices: Tensor) -> Ten
 
 def _means(samples: Tensor, indices: Tensor, centers: Tensor) -> Tensor:
     """Mean of each cluster (K, D), summed in float64; empty ones move to the samples farthest from their center."""
-    counts = torch.bincount(indices, minlength=len(centers))
-    sums = centers.new_zeros(centers.shape, dtype=torch.float64)
-    for chunk, index in zip(samples.split(_CHUNK), indices.split(_CHUNK), strict=True):
-        sums.index_add_(0, index, chunk.to(torch.float64))
+    counts, sums, _ = segment_stats(samples, indices, len(centers), dtype=torch.float64)
     means = (sums / counts.clamp(min=1)[:, None]).to(centers.dtype)
     empty = torch.nonzero(counts == 0).squeeze(1)[: len(samples)]
     means = torch.where(counts[:, None] > 0, means, centers)

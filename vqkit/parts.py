@@ -39,7 +39,11 @@ class IncompatibleParts(ValueError):
 
 
 def check_compatible(
-    codebook: Codebook, estimator: Estimator, losses: Sequence[Loss], maintenance: Sequence[Maintenance]
+    codebook: Codebook,
+    search: Search,
+    estimator: Estimator,
+    losses: Sequence[Loss],
+    maintenance: Sequence[Maintenance],
 ) -> None:
     """Compare what the parts declare about themselves.
 
@@ -66,6 +70,18 @@ def check_compatible(
             f"{name} sends a gradient to the codebook, but {book} is trained by {codebook.trained_by}: leave {name} "
             "out, or use Codebook"
             for name in trainers
+        ]
+    if estimator.metric not in (None, search.metric):
+        conflicts.append(
+            f"{rule} differentiates a choice by {estimator.metric!r}, but the search chooses by {search.metric!r}: "
+            f"pass search=Search({estimator.metric!r}), or use StraightThrough()"
+        )
+    if not estimator.trains_codebook:
+        conflicts += [
+            f"{type(loss).__name__} reads the quantized vectors, but {rule} passes no gradient through them to the "
+            "codes, and that to the vectors cancels: leave it out, or use IndexBackpropagation()"
+            for loss in losses
+            if loss.reads_quantized
         ]
     if codebook.dim < estimator.min_dim:
         conflicts.append(

@@ -11,6 +11,7 @@ from vqkit.base import Selection, recomputing
 from vqkit.codebooks import Codebook
 from vqkit.estimators import Estimator
 from vqkit.functional import spread, unit
+from vqkit.kernels import Metric
 from vqkit.losses import Loss
 from vqkit.maintenance import Maintenance
 from vqkit.methods import METHODS, Method
@@ -31,7 +32,7 @@ class Quantizer(VectorQuantizer):
         >>> loss = reconstruction_loss + output.loss
 
     Args:
-        method: "vq", "ema" or "simvq"; sets the default of every part.
+        method: "vq", "ema", "simvq" or "ibq"; sets the default of every part.
         dim: size of the input's channel axis.
         codebook_size: K.
         codebook_dim: D of the codes; None means `dim`.
@@ -98,7 +99,7 @@ class Quantizer(VectorQuantizer):
                 f"codebook_size={codebook_size} of dimension {self.codebook_dim}; a factory must use the sizes that it "
                 "is given"
             )
-        check_compatible(self.codebook, self.estimator, list(self._losses), list(self._policies))
+        check_compatible(self.codebook, self.search, self.estimator, list(self._losses), list(self._policies))
 
     # ------------------------------------------------------------------ the five steps
 
@@ -122,6 +123,15 @@ class Quantizer(VectorQuantizer):
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...), all of which are in range."""
         return nn.functional.embedding(indices, self.code_vectors())
+
+    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
+        z = self.to_code_space(latents.reshape(-1, self.dim))
+        return self.search(z, self.code_vectors(), valid.reshape(-1)).indices.reshape(valid.shape)
+
+    def nearest_codes(self) -> tuple[Tensor, Metric] | None:
+        """The codes and the metric, unless there is a projection, a normalisation, or a search of another kind."""
+        plain = type(self.search) is Search and not self.has_projection and not self.normalize
+        return (self.code_vectors(), self.search.metric) if plain else None
 
     # The step counters are Python numbers, on which a compiler would specialise anew at every step.
     @torch.compiler.disable

@@ -1,7 +1,5 @@
 """Which code is chosen."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 from vqkit import kernels
 from vqkit.base import Selection
 from vqkit.config import Configured
+from vqkit.kernels import Metric
 
 
 class Search(Configured, nn.Module):
@@ -22,11 +21,11 @@ class Search(Configured, nn.Module):
         ValueError: another metric.
     """
 
-    def __init__(self, metric: Literal["euclidean", "dot", "cosine"] = "euclidean") -> None:
+    def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
         if metric not in ("euclidean", "dot", "cosine"):
             raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
-        self.metric = metric
+        self.metric: Metric = metric
 
     def forward(self, z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
         """Search `codes` (K, D) for each row of `z` (N, D); rows that are not `valid` (N,) get index -1."""
@@ -40,5 +39,5 @@ class Search(Configured, nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The metric."""
-        return f"metric={self.metric!r}"
+        """The metric, and what searches on the CPU."""
+        return f"metric={self.metric!r}, cpu={kernels.search_path('cpu').name!r}"

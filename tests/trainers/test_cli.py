@@ -181,7 +181,7 @@ QUANTIZER = "model.tokenizer.quantizer"
 MISTAKES = [
     (
         {f"{QUANTIZER}.method": "simqv"},
-        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', got 'simqv'",
+        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', 'ibq', got 'simqv'",
     ),
     ({f"{QUANTIZER}.method": "simqv"}, "did you mean 'simvq'?"),
     (
@@ -189,7 +189,10 @@ MISTAKES = [
         "vqkit.Quantizer has no argument 'codebok_size'; did you mean 'codebook_size'?",
     ),
     ({QUANTIZER: "vqkit.FQS"}, "choices: vqkit.FSQ, vqkit.Quantizer, vqkit.ResidualQuantizer"),
-    ({f"{QUANTIZER}.estimator": "vqkit.RotationTrik"}, "choices: vqkit.RotationTrick, vqkit.StraightThrough"),
+    (
+        {f"{QUANTIZER}.estimator": "vqkit.RotationTrik"},
+        "choices: vqkit.IndexBackpropagation, vqkit.RotationTrick, vqkit.StraightThrough",
+    ),
     (
         {f"{QUANTIZER}.losses": '["vqkit.CodebookLoss"]'},
         "CodebookLoss sends a gradient to the codebook, but EMACodebook",

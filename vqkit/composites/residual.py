@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.base import BaseQuantizer, Selection
 from vqkit.estimators import Estimator, StraightThrough
+from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts import IncompatibleParts
 
 
@@ -22,6 +23,10 @@ class ResidualQuantizer(BaseQuantizer):
     - `estimator=None`: each stage keeps its own estimator and nothing is detached (DAC). Needed for stages with
       trainable projections or estimators that train their codebook, which the first form would cut off from the
       decoder.
+
+    `encode` searches all stages in one call where each is the nearest code of a stored or derived codebook (no
+    `codebook_dim`, no `normalize`, one metric); `repr` tells. Training goes stage by stage, since the losses and
+    statistics of each need what it was given.
 
     Any prefix of the stages decodes: `decode(indices[..., :2])`. Stages are meant to store codebooks: a fixed grid
     (FSQ) is the same at every stage, and too coarse for what the first one leaves over.
@@ -91,6 +96,21 @@ class ResidualQuantizer(BaseQuantizer):
         mean_losses = {name: sum(loss[name] for loss in losses if name in loss) / stages_used for name in names}
         quantized = total if self.estimator is None else self._estimate(self.estimator, latents, total, valid)
         return quantized, torch.cat(indices, dim=-1), sum(weighted) / stages_used, mean_losses
+
+    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
+        searched = self._searched_together()
+        if searched is None:
+            return super()._encode(latents, valid)
+        codebooks, metric = searched
+        return torch.where(valid.unsqueeze(-1), residual_nearest(latents, codebooks, metric=metric).indices, -1)
+
+    def _searched_together(self) -> tuple[list[Tensor], Metric] | None:
+        """The codebooks and the metric, if encoding is one residual search; None where a stage does more than that."""
+        stages = [stage.nearest_codes() for stage in self._stages]
+        plain = [stage for stage in stages if stage is not None]
+        if len(plain) < len(stages) or len({metric for _, metric in plain}) > 1:
+            return None
+        return [codes for codes, _ in plain], plain[0][1]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Sum of the stages' vectors: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
@@ -164,8 +184,12 @@ class ResidualQuantizer(BaseQuantizer):
         self.draws = int(state[0])
 
     def extra_repr(self) -> str:
-        """Chain and layout."""
-        return f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}"
+        """Chain and layout, and how `encode` searches the stages."""
+        encode = "stage by stage" if self._searched_together() is None else "all stages in one call"
+        return (
+            f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
+            f"encode={encode!r}"
+        )
 
 
 def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:

@@ -5,10 +5,11 @@
 from collections.abc import Callable
 from typing import Literal
 
+from vqkit.methods.ibq import ibq
 from vqkit.methods.simvq import simvq
 from vqkit.methods.vq import ema, vq
 from vqkit.parts import Parts
 
-Method = Literal["vq", "ema", "simvq"]
+Method = Literal["vq", "ema", "simvq", "ibq"]
 
-METHODS: dict[str, Callable[[], Parts]] = {"vq": vq, "ema": ema, "simvq": simvq}
+METHODS: dict[str, Callable[[], Parts]] = {"vq": vq, "ema": ema, "simvq": simvq, "ibq": ibq}

@@ -1,0 +1,39 @@
+"""Which path a search takes: the tests of results run on each that is there."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from vqkit.kernels import native, tiles
+
+
+@pytest.fixture
+def torch_path() -> Iterator[None]:
+    """The search in plain torch, with the tiles that it ships."""
+    with native.disabled():
+        yield
+
+
+@pytest.fixture
+def small_tiles(torch_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search in plain torch, with several tiles in both directions."""
+    monkeypatch.setattr(tiles, "tile_shape", lambda rows, size, depth: (96, max(1, min(rows, 70))))
+
+
+@pytest.fixture(params=["torch", "native"])
+def path(request: pytest.FixtureRequest) -> str:
+    """Each path in turn, by name; the compiled one where it was built."""
+    if request.param == "torch":
+        request.getfixturevalue("small_tiles")
+    elif native.variant() is None:
+        pytest.skip("the compiled search was not built")
+    return request.param
+
+
+@pytest.fixture(params=["torch", "native"])
+def shipped_path(request: pytest.FixtureRequest) -> None:
+    """As `path`, with the tiles that the torch path ships."""
+    if request.param == "torch":
+        request.getfixturevalue("torch_path")
+    elif native.variant() is None:
+        pytest.skip("the compiled search was not built")

@@ -1,0 +1,190 @@
+"""Counts and sums by segment, in both ways of forming them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernels.materialized import Watch
+from vqkit.kernels import SegmentStats, segment_stats, statistics
+
+
+@pytest.fixture(params=["by index", "sorted"])
+def add(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sorted form is what a GPU runs under `use_deterministic_algorithms`; here it takes the place of the other."""
+    if request.param == "sorted":
+        monkeypatch.setattr(statistics, "_add_by_index", statistics._add_sorted)
+
+
+def one_hot(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    chosen = (indices[:, None] == torch.arange(num_segments)).to(torch.float64)
+    chosen = chosen if weights is None else chosen * weights.double()[:, None]
+    return chosen.sum(0), chosen.T @ x.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_equals_the_one_hot_product(dtype: torch.dtype, weighted: bool, add: None) -> None:
+    x, indices = torch.randn(300, 5).to(dtype), torch.randint(-2, 40, (300,))
+    weights = torch.rand(300, dtype=torch.float64) if weighted else None
+    found = segment_stats(x, indices, 50, weights=weights)
+    expected = one_hot(x, indices, 50, weights)
+    assert found.sums.dtype == found.counts.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.counts.double(), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.sums.double(), expected[1], rtol=1e-5, atol=1e-5)
+    assert (found.counts[40:] == 0).all() and (found.sums[40:] == 0).all()
+
+
+@given(st.integers(0, 60), st.integers(1, 12), st.integers(0, 5), st.sampled_from([1, 7, 2**16]), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_whole_numbers_add_up_exactly(rows: int, num_segments: int, depth: int, chunk: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-1000, 1000, (rows, depth), generator=generator).to(torch.float32)
+    indices = torch.randint(-1, num_segments, (rows,), generator=generator)
+    weights = torch.randint(0, 3, (rows,), generator=generator).to(torch.float32)
+    counts, sums = one_hot(x, indices, num_segments, weights)
+    before = statistics.CHUNK, statistics._add_by_index
+    try:
+        for form in (statistics._add_by_index, statistics._add_sorted):
+            statistics.CHUNK, statistics._add_by_index = chunk, form
+            found = segment_stats(x, indices.int(), num_segments, weights=weights, dtype=torch.float64)
+            assert torch.equal(found.counts, counts) and torch.equal(found.sums, sums)
+    finally:
+        statistics.CHUNK, statistics._add_by_index = before
+
+
+def test_large_batches(add: None) -> None:
+    rows, num_segments = 200_000, 37
+    x = torch.arange(rows, dtype=torch.float32)[:, None] % 13
+    indices = torch.arange(rows) * 7919 % num_segments
+    found = segment_stats(x, indices, num_segments)
+    assert torch.equal(found.counts, torch.bincount(indices, minlength=num_segments).float())
+    assert torch.equal(found.sums.double(), one_hot(x, indices, num_segments)[1])
+
+
+def test_counts_go_past_the_last_whole_number_of_float32() -> None:
+    rows = 2**24 + 2  # adding ones in float32 ends at 2^24
+    found = segment_stats(torch.empty(rows, 0), torch.zeros(1, dtype=torch.int64).expand(rows), 1)
+    assert found.counts.item() == rows
+
+
+def test_empty_segments_no_rows_and_rows_left_out(add: None) -> None:
+    x = torch.randn(6, 2)
+    nothing = torch.zeros(4), torch.zeros(4, 2)
+    none, left_out = torch.zeros(0, dtype=torch.int64), torch.full((6,), -1)
+    for found in (segment_stats(x[:0], none, 4), segment_stats(x, left_out, 4)):
+        torch.testing.assert_close((found.counts, found.sums), nothing)
+    for num_segments in (1, 3):
+        found = segment_stats(x, torch.zeros(6, dtype=torch.int64), num_segments)
+        assert found.counts.tolist() == [6.0] + [0.0] * (num_segments - 1)
+        torch.testing.assert_close(found.sums[0], x.sum(0))
+
+
+def test_what_is_left_out_may_hold_anything(add: None) -> None:
+    x, indices, weights = torch.randn(6, 2), torch.tensor([0, -1, 1, 1, -7, 0]), torch.ones(6)
+    expected = segment_stats(x[[0, 2, 5]], indices[[0, 2, 5]], 2)
+    x[[1, 4]], x[3], weights[3], weights[1] = torch.nan, torch.inf, 0, torch.nan
+    found = segment_stats(x, indices, 2, weights=weights)
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_tensor_for_the_collective() -> None:
+    x, indices = torch.randn(30, 3), torch.randint(5, (30,))
+    found = segment_stats(x, indices, 5)
+    assert found.packed.shape == (5 + 5 * 3,) and found.packed.is_contiguous()
+    assert torch.equal(found.packed, torch.cat([found.counts, found.sums.flatten()]))
+    doubled = SegmentStats.unpack(2 * found.packed, 5)
+    assert torch.equal(doubled.counts, 2 * found.counts) and torch.equal(doubled.sums, 2 * found.sums)
+    counts_alone = segment_stats(x[:, :0], indices, 5)
+    assert torch.equal(counts_alone.packed, found.counts)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(weighted: bool) -> None:
+    x, indices = torch.randn(20_000, 16), torch.randint(7, (20_000,))  # long runs: the order of additions would show
+    weights = torch.rand(20_000) if weighted else None
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 8):
+            torch.set_num_threads(number)
+            results.append(segment_stats(x, indices, 7, weights=weights).packed)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+    order = torch.randperm(20_000)
+    shuffled = segment_stats(x[order], indices[order], 7).sums
+    assert weighted or not torch.equal(shuffled, SegmentStats.unpack(results[0], 7).sums)  # it could have shown
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_deterministic_where_it_is_told_to_be() -> None:
+    x, indices, weights = torch.randn(20_000, 16), torch.randint(-1, 7, (20_000,)), torch.rand(20_000)
+    expected = segment_stats(x, indices, 7, weights=weights, dtype=torch.float64).packed
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            found = [segment_stats(x.cuda(), indices.cuda(), 7, weights=weights.cuda()).packed for _ in range(3)]
+            torch.testing.assert_close(found[0].double().cpu(), expected, rtol=1e-4, atol=1e-2)
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_memory_is_that_of_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "CHUNK", 2**10)
+    x, indices = torch.randn(4000, 8), torch.randint(3000, (4000,))
+    for weights in (None, torch.rand(4000)):
+        with Watch() as watch:
+            statistics._segment_stats._init_fn(x, indices, 3000, weights, torch.float32)
+        assert watch.largest == 4 * (3000 + 3001 * 8) < 4 * x.numel()  # no copy of x, no one-hot
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compile_and_export() -> None:
+    x, indices = torch.randn(40, 3), torch.randint(-1, 6, (40,))
+
+    class Stats(torch.nn.Module):
+        def forward(self, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+            return segment_stats(2 * x, indices, 6)[:2]
+
+    rows = torch.export.Dim("rows")
+    exported = torch.export.export(Stats(), (x, indices), dynamic_shapes=({0: rows}, {0: rows})).module()
+    for module in (torch.compile(Stats(), fullgraph=True, backend="aot_eager"), exported):
+        for number in (40, 11):
+            torch.testing.assert_close(module(x[:number], indices[:number]), Stats()(x[:number], indices[:number]))
+    with pytest.raises(ValueError, match="indices holds 6"):
+        exported(x, indices + (indices == 5))
+
+
+def test_the_operator_is_registered_right() -> None:
+    x, indices = torch.randn(9, 3), torch.randint(-1, 6, (9,))
+    operator = torch.ops.vqkit.segment_stats.default
+    torch.library.opcheck(operator, (x, indices, 6, None, torch.float32))
+    torch.library.opcheck(operator, (x[:0], indices[:0], 6, torch.rand(0), torch.float64))
+
+
+def test_nothing_is_differentiated() -> None:
+    found = segment_stats(torch.randn(3, 2, requires_grad=True), torch.tensor([0, 1, 0]), 2)
+    assert not found.sums.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(3)}, r"x has shape \(3,\)"),
+        ({"x": torch.zeros(3, 2).int()}, "x has .* dtype torch.int32"),
+        ({"indices": torch.zeros(3)}, "indices has dtype torch.float32, expected integers"),
+        ({"indices": torch.zeros(2, dtype=torch.int64)}, r"indices has shape \(2,\) .* expected \(3,\)"),
+        ({"indices": torch.tensor([0, 4, 1])}, "indices holds 4, expected values below 4"),
+        ({"weights": torch.zeros(4)}, r"weights has shape \(4,\)"),
+        ({"weights": torch.zeros(3).int()}, "weights has dtype torch.int32"),
+        ({"num_segments": 0}, "num_segments is 0, expected at least 1"),
+        ({"dtype": torch.float16}, "dtype is torch.float16, expected torch.float32"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
+    arguments = {"x": torch.zeros(3, 2), "indices": torch.zeros(3, dtype=torch.int64), "num_segments": 4} | changes
+    with pytest.raises(ValueError, match=message):
+        segment_stats(**arguments)

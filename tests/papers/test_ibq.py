@@ -1,0 +1,131 @@
+"""Index backpropagation against its equations (Shi et al. 2024), materialised in float64."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.conftest import RankPair
+from vqkit import Entropy, IndexBackpropagation, Quantizer, Selection
+
+
+def oracle(z: Tensor, codes: Tensor, temperature: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantized, indices and loss, each from the N x K matrix of probabilities."""
+    logits = z @ codes.T
+    soft, indices = logits.softmax(1), logits.argmax(1)
+    hard = F.one_hot(indices, len(codes)).to(z.dtype)
+    quantized = (hard - soft.detach() + soft) @ codes
+    chosen = codes[indices]
+    double = F.mse_loss(quantized, z) + F.mse_loss(chosen.detach(), z) + 0.25 * F.mse_loss(chosen, z.detach())
+    sharp = (logits / temperature).softmax(1)
+    mean = sharp.mean(0)
+    per_sample = -(sharp * (logits / temperature).log_softmax(1)).sum(1).mean()
+    return quantized, indices, double + 0.05 * (per_sample + (mean * mean.clamp(min=1e-300).log()).sum())
+
+
+def problem(rows: int = 40) -> tuple[Quantizer, Tensor]:
+    torch.manual_seed(0)
+    quantizer = Quantizer("ibq", dim=5, codebook_size=9).double()
+    return quantizer, (0.5 * torch.randn(rows, 5, dtype=torch.float64)).requires_grad_()
+
+
+def test_values_losses_and_gradients() -> None:
+    quantizer, z = problem()
+    codes = quantizer.codebook.vectors.detach().clone().requires_grad_()
+    y = z.detach().clone().requires_grad_()
+    upstream = torch.randn(40, 5, dtype=torch.float64)
+    output = quantizer(z)
+    (output.loss + (output.quantized * upstream).sum()).backward()
+    quantized, indices, loss = oracle(y, codes)
+    (loss + (quantized * upstream).sum()).backward()
+    assert torch.equal(output.indices, indices) and torch.equal(output.quantized, codes[indices])
+    torch.testing.assert_close(output.loss, loss, rtol=0, atol=1e-12)
+    torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(quantizer.codebook.vectors.grad, codes.grad, rtol=0, atol=1e-12)
+
+
+def test_jacobian_is_the_covariance_of_the_codes_and_never_turns_a_gradient_around() -> None:
+    quantizer, z = problem()
+    codes, upstream = quantizer.codebook.vectors.detach(), torch.randn(40, 5, dtype=torch.float64)
+    quantizer(z).quantized.backward(upstream)
+    p = (z.detach() @ codes.T).softmax(1)
+    mean = p @ codes
+    covariance = torch.einsum("nk,kd,ke->nde", p, codes, codes) - mean[:, :, None] * mean[:, None]
+    torch.testing.assert_close(z.grad, torch.einsum("nde,ne->nd", covariance, upstream), rtol=0, atol=1e-12)
+    assert ((z.grad * upstream).sum(1) >= 0).all()
+
+
+def test_codebook_gradients_add_up_to_what_arrives_and_reach_every_code() -> None:
+    quantizer, z = problem(rows=3)
+    upstream = torch.randn(3, 5, dtype=torch.float64)
+    quantizer(z).quantized.backward(upstream)
+    gradient = quantizer.codebook.vectors.grad
+    torch.testing.assert_close(gradient.sum(0), upstream.sum(0), rtol=0, atol=1e-12)
+    assert (gradient.abs().sum(1) > 0).all()
+
+
+def test_codes_start_with_unit_variance() -> None:
+    """With the usual +-1/K the covariance, and so the encoder's gradient, would be next to nothing."""
+    vectors = Quantizer("ibq", dim=64, codebook_size=1024).codebook.vectors.detach()
+    assert abs(float(vectors.std()) - 1) < 0.02 and abs(float(vectors.mean())) < 0.02
+
+
+def test_index_is_the_largest_dot_product_not_the_nearest_code() -> None:
+    quantizer, z = problem()
+    codes = quantizer.codebook.vectors.detach()
+    assert torch.equal(quantizer(z).indices, (z @ codes.T).argmax(1))
+    assert not torch.equal(quantizer(z).indices, torch.cdist(z, codes).argmin(1))
+
+
+def test_temperature_sharpens_the_gradient() -> None:
+    quantizer, z = problem()
+    codes = quantizer.codebook.vectors.detach()
+    upstream = torch.randn(40, 5, dtype=torch.float64)
+    quantizer = Quantizer("ibq", dim=5, codebook_size=9, estimator=IndexBackpropagation(0.5)).double()
+    with torch.no_grad():
+        quantizer.codebook.vectors.copy_(codes)
+    quantizer(z).quantized.backward(upstream)
+    y = z.detach().clone().requires_grad_()
+    ((y @ codes.T / 0.5).softmax(1) @ codes).backward(upstream)
+    torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-12)
+
+
+def selection(z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
+    return Selection(z=z, codes=codes, indices=valid.long() - 1, selected=codes[:1].expand(len(z), -1), valid=valid)
+
+
+def test_masked_vectors_count_in_neither_entropy() -> None:
+    quantizer, z = problem()
+    codes, valid = quantizer.codebook.vectors, torch.arange(40) < 25
+    loss = Entropy()
+    kept = loss(selection(z[:25], codes, valid[:25]), z[:25])
+    assert torch.allclose(loss(selection(z, codes, valid), z), kept)
+    nothing = loss(selection(z, codes, torch.zeros_like(valid)), z)
+    nothing.backward()
+    assert nothing == 0 and z.grad.abs().sum() == 0
+
+
+def entropy_on_rank(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    quantizer, z = problem()
+    codes = quantizer.codebook.vectors.detach().requires_grad_()
+    rows = z.detach()[:30] if rank == 0 else z.detach()[30:]
+    loss = Entropy(diversity=2.0)
+    value = loss(selection(rows, codes, torch.ones(len(rows), dtype=torch.bool)), rows)
+    diversity_only = (value - Entropy(diversity=0.0)(selection(rows, codes, torch.ones(len(rows)).bool()), rows)) / 2
+    diversity_only.backward()
+    in_eval = loss.eval()(selection(rows, codes, torch.ones(len(rows), dtype=torch.bool)), rows)
+    return diversity_only.detach(), codes.grad, in_eval.detach()
+
+
+def test_entropy_of_the_mean_is_over_all_ranks(rank_pair: RankPair) -> None:
+    """Uneven batches: a mean of the ranks' means, or of their entropies, would be another number."""
+    results = rank_pair(entropy_on_rank)
+    quantizer, z = problem()
+    codes = quantizer.codebook.vectors.detach().requires_grad_()
+    mean = (z.detach() @ codes.T / 0.01).softmax(1).mean(0)
+    expected = (mean * mean.clamp(min=1e-300).log()).sum()
+    expected.backward()
+    for value, _, _ in results:
+        torch.testing.assert_close(value, expected.detach(), rtol=0, atol=1e-12)
+    averaged = (results[0][1] + results[1][1]) / 2  # as DistributedDataParallel averages
+    torch.testing.assert_close(averaged, codes.grad, rtol=0, atol=1e-10)
+    assert not torch.allclose(results[0][2], results[1][2])  # in eval each rank looks at its own

@@ -1,0 +1,177 @@
+"""Entropies of soft assignments: of each row, and of the mean over rows, with no N x K matrix."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqkit.kernels.panels import (
+    Panel,
+    backpropagate,
+    check_rows_and_codes,
+    check_vector,
+    prepare,
+    result_dtype,
+    softmax_panels,
+)
+
+
+class AssignmentEntropy(NamedTuple):
+    """Result of `assignment_entropy`.
+
+    Attributes:
+        per_sample: (N,) entropy of each row's probabilities, in nats, between 0 and log K; 0 for rows of weight 0.
+        mean_probabilities: (K,) weighted mean of the rows' probabilities. They add up to 1, or are all 0 where the
+            weights add up to 0.
+    """
+
+    per_sample: Tensor
+    mean_probabilities: Tensor
+
+
+def assignment_entropy(
+    z: Tensor,
+    codes: Tensor,
+    *,
+    temperature: float = 0.01,
+    metric: Literal["dot", "euclidean"] = "dot",
+    weights: Tensor | None = None,
+) -> AssignmentEntropy:
+    """How undecided each row is between the codes, and how the rows use the codes together.
+
+    With p_n = softmax(logits_n / temperature), logits z_n . e_k ("dot") or -|z_n - e_k|^2 ("euclidean"), both results
+    are differentiable once, to z and codes. The entropy of the batch is `entropy(mean_probabilities)`; over ranks, of
+    the mean of theirs by a differentiable reduction. Entropies are right to about 1e-7 plus what the rounding of the
+    logits, D 2^-24 |z| |e| / temperature at worst, leaves of them.
+
+    Args:
+        z: (N, D) vectors, floating point; N may be 0.
+        codes: (K, D) finite code vectors.
+        temperature: positive.
+        metric: what the logits are.
+        weights: (N,) floating point, without gradient, or None for 1. Rows whose weight is not positive are left out,
+            whatever they hold: they give 0 and no gradient.
+
+    Returns:
+        `AssignmentEntropy(per_sample (N,), mean_probabilities (K,))`, float32, float64 where an input is.
+
+    Raises:
+        ValueError: a shape, dtype, device, metric or the temperature is wrong, or the weights require a gradient.
+
+    Source: the entropy terms of LFQ, Yu et al. 2023 (arXiv 2310.05737), as in IBQ, Shi et al. 2024
+    (arXiv 2412.02692): temperature 0.01, logits z . e.
+    Differs: no eps is added in the logarithms; backward formulas in `docs/soft_assignment.md`.
+    """
+    check_rows_and_codes(z, codes, temperature)
+    if metric not in ("dot", "euclidean"):
+        raise ValueError(f"metric is {metric!r}, expected 'dot' or 'euclidean'; choose one of these.")
+    weights = _normalized(weights, z, codes)
+    if metric == "euclidean":
+        z, codes = _augmented(z, codes)
+    return AssignmentEntropy(*torch.ops.vqkit.assignment_entropy(z, codes, weights, temperature))
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """-sum_k p_k log p_k over the last axis, in nats; 0 log 0 is 0, and the gradient there is large, not infinite.
+
+    Args:
+        probabilities: (..., K) floating point, not negative.
+
+    Returns:
+        (...).
+    """
+    smallest = torch.finfo(probabilities.dtype).tiny
+    return -(probabilities * probabilities.clamp(min=smallest).log()).sum(-1)
+
+
+def _normalized(weights: Tensor | None, z: Tensor, codes: Tensor) -> Tensor:
+    """(N,) weights that add up to 1, zero where a row is left out."""
+    dtype = result_dtype(z, codes)
+    if weights is None:
+        return torch.full_like(z[:, 0], 1 / max(1, z.shape[0]), dtype=dtype)
+    check_vector("weights", weights, z.shape[0], z.device)
+    if not weights.is_floating_point() or weights.requires_grad:
+        raise ValueError(
+            f"weights has dtype {weights.dtype} and requires_grad={weights.requires_grad}, expected a floating point "
+            "constant; use weights.float().detach()."
+        )
+    weights = torch.where(weights > 0, weights, 0).to(dtype)
+    total = weights.sum()
+    return weights / torch.where(total > 0, total, 1)
+
+
+def _augmented(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N, D + 1) and codes (K, D + 1) whose dot products are -|z - e|^2 + |z|^2, up to a number for each row."""
+    dtype = result_dtype(z, codes)
+    z, codes = z.to(dtype), codes.to(dtype)
+    mean = codes.detach().mean(0)
+    z, codes = z - mean, codes - mean
+    rows = torch.cat([2 * z, -torch.ones_like(z[:, :1])], dim=1)
+    return rows, torch.cat([codes, codes.square().sum(1, keepdim=True)], dim=1)
+
+
+@torch.library.custom_op("vqkit::assignment_entropy", mutates_args=())
+def _assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Entropies (N,), mean probabilities (K,); weights (N,) add up to 1."""
+    with torch.autocast(z.device.type, enabled=False):
+        problem = prepare(z, codes, temperature, weights > 0)
+        weights = weights.to(problem.x.dtype)
+        entropies, mean = torch.empty_like(weights), torch.zeros_like(problem.codes[:, 0])
+        for panel in softmax_panels(problem):
+            mean.addmv_(panel.probabilities.T, weights[panel.part])
+            # log s - sum p (l - max l): two terms of one sign, neither of which grows with the logits
+            expected = torch.mul(panel.logits, panel.probabilities, out=panel.logits).sum(1)
+            entropies[panel.part] = panel.log_normalizer() - expected
+        entropies = torch.where(weights > 0, entropies, 0)
+    return entropies.to(result_dtype(z, codes)), mean.to(result_dtype(z, codes))
+
+
+@_assignment_entropy.register_fake
+def _assignment_entropy_fake(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype(z, codes)
+    return z.new_empty(z.shape[:1], dtype=dtype), codes.new_empty(codes.shape[:1], dtype=dtype)
+
+
+@torch.library.custom_op("vqkit::assignment_entropy_backward", mutates_args=())
+def _assignment_entropy_backward(
+    dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(z.device.type, enabled=False):
+        kept = weights > 0
+        problem = prepare(z, codes, temperature, kept)
+        dtype = problem.x.dtype
+        dentropies, weights = torch.where(kept, dentropies, 0).to(dtype)[:, None], weights.to(dtype)[:, None]
+        dmean = dmean.to(dtype)
+
+        def dlogits(panel: Panel) -> Tensor:
+            """By probability: -a (l - expected l) + w (b - expected b), with a = dentropies and b = dmean."""
+            part, _, logits, probabilities = panel
+            expected_dmean = (probabilities @ dmean)[:, None]
+            result = logits.mul_(probabilities)
+            expected_logit = result.sum(1, keepdim=True)
+            result.mul_(-dentropies[part])
+            result.addcmul_(probabilities, dentropies[part] * expected_logit - weights[part] * expected_dmean)
+            return result.addcmul_(probabilities.mul_(dmean), weights[part])
+
+        dx, dcodes = backpropagate(problem, dlogits)
+    return dx.to(z.dtype), dcodes.to(codes.dtype)
+
+
+@_assignment_entropy_backward.register_fake
+def _assignment_entropy_backward_fake(
+    dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape), codes.new_empty(codes.shape)
+
+
+def _setup(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[no-untyped-def]
+    z, codes, weights, ctx.temperature = inputs
+    ctx.save_for_backward(z, codes, weights)
+
+
+def _autograd(ctx, dentropies: Tensor, dmean: Tensor) -> tuple:  # type: ignore[no-untyped-def]
+    backward = torch.ops.vqkit.assignment_entropy_backward
+    return *backward(dentropies, dmean, *ctx.saved_tensors, ctx.temperature), None, None
+
+
+_assignment_entropy.register_autograd(_autograd, setup_context=_setup)

@@ -1,0 +1,110 @@
+"""The compiled search for CPUs, where it was built: `python -m vqkit.kernels.native` builds it, and nothing needs it.
+
+One call searches all groups or all levels in one parallel region, never forms the N x K matrix, and gives the codes of
+the torch path: the float64 argmin. `docs/search.md` tells how; the sources are beside this file.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vqkit.kernels.native.build import library_path
+
+_METRICS = ("euclidean", "dot", "cosine")  # in the order of search.h
+_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+
+_enabled = True
+_variant = ""
+
+
+@cache
+def variants() -> tuple[str, ...]:
+    """Variants of the compiled search that this processor can run, the fastest first; none where it was not built.
+
+    Built while this process runs, it is there in the next one.
+    """
+    path = library_path()
+    if not path.exists():
+        return ()
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        warnings.warn(
+            f"the compiled search {path} cannot be loaded ({error}), so the torch path is taken: build it again with "
+            "`python -m vqkit.kernels.native`, or delete the file"
+        )
+        return ()
+    return tuple(torch.ops.vqkit_native.variants().split())
+
+
+def variant() -> str | None:
+    """The variant that a search takes ("avx512" instead of "amx" where codes are short); None where there is none, or
+    it is `disabled`.
+    """
+    return (_variant or variants()[0]) if _enabled and variants() else None
+
+
+def can_search(x: Tensor, codes: Tensor, k: int) -> bool:
+    """Whether `search` takes these inputs: on the CPU, of single precision or less, for one code a row."""
+    return k == 1 and x.device.type == "cpu" and {x.dtype, codes.dtype} <= {*_SINGLE} and variant() is not None
+
+
+def search(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str) -> Tensor:
+    """Nearest code of each row.
+
+    Args:
+        x: (G, N, D) rows.
+        codes: (G, K, D), K >= 1.
+        valid: (G, K) bool, codes that may win; None for all.
+        metric: "euclidean", "dot" or "cosine".
+
+    Returns:
+        (G, N) int64.
+    """
+    return _search(x, [codes], None if valid is None else valid.contiguous(), metric).squeeze(-1)
+
+
+def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+    """Nearest codes of each row (N, D) in S codebooks (K_s, D), each searched for what those before left over: (N, S)
+    int64.
+    """
+    return _search(x[None], [codes[None] for codes in codebooks], None, metric)[0]
+
+
+def _search(x: Tensor, codebooks: Sequence[Tensor], valid: Tensor | None, metric: str) -> Tensor:
+    if variant() is None:
+        raise RuntimeError("the compiled search is not built or is disabled: ask `can_search` first")
+    single = [tensor.detach().to(torch.float32).contiguous() for tensor in (x, *codebooks)]
+    return torch.ops.vqkit_native.search(single[0], single[1:], valid, _METRICS.index(metric), _variant)
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Search without the compiled library inside the block: for tests and benchmarks."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+@contextmanager
+def only(name: str) -> Iterator[None]:
+    """Search with this one of `variants` inside the block: for tests and benchmarks.
+
+    Raises:
+        ValueError: it is not among them.
+    """
+    global _variant
+    if name not in variants():
+        raise ValueError(f"name={name!r}: expected one of the variants that were built and can run here, {variants()}")
+    before, _variant = _variant, name
+    try:
+        yield
+    finally:
+        _variant = before

@@ -1,0 +1,10 @@
+"""`python -m vqkit.kernels.native` builds the compiled search."""
+
+import sys
+
+from vqkit.kernels.native.build import main
+
+try:
+    main()
+except RuntimeError as error:
+    sys.exit(str(error))

@@ -1,0 +1,160 @@
+// The operator vqkit_native::search: checks, the choice of a variant, and one parallel region. Stable ABI of PyTorch 2.10.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "search.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace vqkit {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr double kProductsOfAThread = 1 << 18;  // fewer multiplications are not worth another thread
+
+#if defined(__x86_64__) && defined(__linux__)
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned tile = 1u << 24, bfloat16 = 1u << 22;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (tile | bfloat16)) != (tile | bfloat16)) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+#else
+bool has_amx() { return false; }
+#endif
+
+// The fastest first.
+std::vector<const Variant*> find_variants() {
+  std::vector<const Variant*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (has_amx() && __builtin_cpu_supports("avx512f")) found.push_back(&amx_variant);
+  if (__builtin_cpu_supports("avx512f")) found.push_back(&avx512_variant);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_variant);
+#endif
+  found.push_back(&portable_variant);
+  return found;
+}
+
+const std::vector<const Variant*>& supported_variants() {
+  static const std::vector<const Variant*> found = find_variants();
+  return found;
+}
+
+const Variant& variant_of(const std::string& name, int64_t depth) {
+  for (const Variant* variant : supported_variants()) {
+    const bool fits = variant->least_depth <= depth;
+    if (name.empty() ? fits : name == variant->name) return *variant;
+  }
+  STD_TORCH_CHECK(false, "variant is '", name, "', which this processor does not have");
+}
+
+std::string variants() {
+  std::string names;
+  for (const Variant* variant : supported_variants()) names += (names.empty() ? "" : " ") + std::string(variant->name);
+  return names;
+}
+
+void check(const Tensor& tensor, const char* name, int64_t dimensions, ScalarType type) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name, " has to be contiguous and on the CPU");
+  STD_TORCH_CHECK(tensor.dim() == dimensions, name, " has ", tensor.dim(), " dimensions, expected ", dimensions);
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has another dtype than expected");
+}
+
+// One problem of few rows and many codes: the codes are dealt out to the threads.
+void search_by_codes(const Problem& problem, const Variant& variant, int64_t threads) {
+  const int64_t blocks = (problem.codebooks[0].size + variant.code_block - 1) / variant.code_block;
+  const int64_t bytes = variant.found_bytes(problem), share = (blocks + threads - 1) / threads;
+  const int64_t parts = (blocks + share - 1) / share;
+  std::unique_ptr<void, decltype(&std::free)> found(std::aligned_alloc(64, parts * bytes), &std::free);
+  STD_TORCH_CHECK(found != nullptr, "out of memory");
+  char* memory = static_cast<char*>(found.get());
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * share * variant.code_block, last = first + share * variant.code_block;
+      variant.scan_codes(problem, first, std::min(last, problem.codebooks[0].size), memory + part * bytes);
+    }
+  });
+  variant.resolve_rows(problem, parts, memory);
+}
+
+// x (G, N, D) float32; codes: S codebooks (G, K, D) float32, K may differ; valid (G, K) bool for S = 1 -> (G, N, S) int64.
+Tensor search(
+    Tensor x, std::vector<Tensor> codes, std::optional<Tensor> valid, int64_t metric, std::string variant_name) {
+  check(x, "x", 3, ScalarType::Float);
+  const Variant& variant = variant_of(variant_name, x.size(2));
+  STD_TORCH_CHECK(!codes.empty() && (!valid || codes.size() == 1), "expected codebooks, and one of them where valid is given");
+  STD_TORCH_CHECK(metric >= 0 && metric <= 2, "metric is ", metric, ", expected 0, 1 or 2");
+  const int64_t groups = x.size(0), rows = x.size(1), depth = x.size(2), levels = codes.size();
+  double products = 0;
+  for (const Tensor& book : codes) {
+    check(book, "codes", 3, ScalarType::Float);
+    STD_TORCH_CHECK(book.size(0) == groups && book.size(1) > 0 && book.size(2) == depth, "codes and x do not match");
+    products += static_cast<double>(rows) * book.size(1) * depth;
+  }
+  if (valid) {
+    check(*valid, "valid", 2, ScalarType::Bool);
+    STD_TORCH_CHECK(valid->size(0) == groups && valid->size(1) == codes[0].size(1), "valid and codes do not match");
+  }
+  Tensor indices = torch::stable::empty({groups, rows, levels}, ScalarType::Long);
+  if (groups * rows == 0) return indices;
+
+  std::vector<Codebook> books(groups * levels);
+  std::vector<Problem> problems(groups);
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t s = 0; s < levels; ++s) {
+      const int64_t size = codes[s].size(1);
+      const uint8_t* mask = valid ? reinterpret_cast<const uint8_t*>(valid->const_data_ptr()) + g * size : nullptr;
+      books[g * levels + s] = {static_cast<const float*>(codes[s].const_data_ptr()) + g * size * depth, mask, size};
+    }
+    problems[g] = {
+        static_cast<const float*>(x.const_data_ptr()) + g * rows * depth, rows, depth, &books[g * levels], levels,
+        static_cast<Metric>(metric), static_cast<int64_t*>(indices.mutable_data_ptr()) + g * rows * levels};
+  }
+
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t blocks = (rows + variant.row_block - 1) / variant.row_block;
+  if (groups == 1 && levels == 1 && threads > 1 && blocks < 8 * threads && products > 2 * kProductsOfAThread) {
+    search_by_codes(problems[0], variant, threads);
+    return indices;
+  }
+  const int64_t grain = std::max<int64_t>(1, kProductsOfAThread / (products / blocks));
+  torch::stable::parallel_for(0, groups * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin / blocks; g * blocks < end; ++g) {
+      const int64_t first = std::max<int64_t>(begin - g * blocks, 0), last = std::min<int64_t>(end - g * blocks, blocks);
+      variant.search_rows(problems[g], first * variant.row_block, std::min(last * variant.row_block, rows));
+    }
+  });
+  return indices;
+}
+
+STABLE_TORCH_LIBRARY(vqkit_native, library) {
+  library.def("search(Tensor x, Tensor[] codes, Tensor? valid, int metric, str variant) -> Tensor");
+  library.def("variants() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vqkit_native, CompositeExplicitAutograd, library) {
+  library.impl("search", TORCH_BOX(&search));
+  library.impl("variants", TORCH_BOX(&variants));
+}
+
+}  // namespace
+}  // namespace vqkit

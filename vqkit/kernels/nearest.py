@@ -1,0 +1,231 @@
+"""Nearest-code search: one call, `nearest`, whatever runs behind it."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqkit.kernels import native
+from vqkit.kernels.products import widest_dtype
+from vqkit.kernels.reference import nearest_indices
+from vqkit.kernels.scores import score_margins, score_values
+
+Metric = Literal["euclidean", "dot", "cosine"]
+Precision = Literal["exact", "high"]
+
+
+class Nearest(NamedTuple):
+    """Result of `nearest`. Each tensor is (...) for k = 1 and (..., k), best first, for k > 1, except the margin.
+
+    Attributes:
+        indices: int64, the chosen codes of each row, from 0 to K - 1; -1 where fewer than k codes are usable.
+        scores: float32 (float64 where an input is) scores of the chosen codes, or None when not asked for: the squared
+            distance for "euclidean", the dot product for "dot", the cosine for "cosine". NaN where the row is not
+            finite and where the index is -1.
+        margin: (...) of the dtype of scores, or None when not asked for: by how much the best code that was not chosen
+            is worse than the last chosen one, in units of the score, at least 0. Infinite where there is no such code,
+            NaN where the row is not finite or the index is -1.
+    """
+
+    indices: Tensor
+    scores: Tensor | None
+    margin: Tensor | None
+
+
+class SearchPath(NamedTuple):
+    """What `nearest` runs.
+
+    Attributes:
+        name: "torch", or "native" and the variant for this processor, such as "native avx512".
+        precision: "exact" where the path finds the float64 argmin, "high" where the device has no float64.
+    """
+
+    name: str
+    precision: Precision
+
+
+def nearest(
+    x: Tensor,
+    codes: Tensor,
+    *,
+    metric: Metric = "euclidean",
+    k: int = 1,
+    valid: Tensor | None = None,
+    precision: Precision | None = None,
+    return_scores: bool = False,
+    return_margin: bool = False,
+) -> Nearest:
+    """Finds the k codes that are nearest to each row.
+
+    By default the result is the float64 argmin (argmax for "dot" and "cosine") of the given values: the same for any
+    batch size, split, number of threads, autocast state and `torch.set_float32_matmul_precision` (which slows it down
+    when it is not "highest", as the products are then formed in float64). Float16 and bfloat16 inputs are taken at
+    their exact values. Nothing is differentiated: recompute from `codes[indices]` what needs a gradient. Memory is
+    O((N + K) D + N k). `docs/search.md` derives all this and tells what is not covered.
+
+    - Ties go to the lowest index; codes that float64 cannot tell apart for a row (whose scores agree to about D * 1e-15
+      of the codes' distance times the row's) are ties, so equal codes and symmetric grids have one defined answer.
+      With k > 1 the same rule picks the best of the codes that are left, k times over.
+    - A code with a NaN or an infinity never wins. Where all valid codes have one, the first index is that of the
+      lowest valid code.
+    - A row with a NaN or an infinity ties with everything: it gets the lowest usable indices, and score NaN.
+    - "cosine" divides both sides by their norms; a zero row or code has similarity 0 to everything, so that a zero row
+      gets the lowest usable indices.
+
+    Args:
+        x: (..., D) rows, floating point, any strides; there may be none. With groups (G, ..., D).
+        codes: (K, D) code vectors, floating point, K >= 1, on the device of x; or (G, K, D), G codebooks that are
+            searched independently, each by the rows of its group.
+        metric: "euclidean" (smallest distance), "dot" (largest dot product) or "cosine" (largest cosine).
+        k: how many codes, from 1 to K.
+        valid: (K,) or (G, K) bool, codes that may win, at least one in each group; None for all. That there is one is
+            checked by reading the mask, which waits for the device.
+        precision: "exact": the float64 argmin. "high": codes are compared by float32 scores, and in float64 only where
+            those are equal, which is faster on data that float32 cannot separate; near ties may then depend on the
+            batch size. None: the best that the device can do (`search_path`), "exact" where it has float64. Float64
+            inputs are searched in float64 in any case, and the compiled search is exact in any case.
+        return_scores: also return the scores of the chosen codes.
+        return_margin: also return the margin to the next best code.
+
+    Returns:
+        `Nearest(indices, scores, margin)`; indices and scores are (...) for k = 1 and (..., k) for k > 1.
+
+    Raises:
+        ValueError: a shape, dtype, device, metric, k or precision is wrong, or a group has no valid code.
+
+    Source: the exact search of the VQ assignment, van den Oord et al. 2017, arXiv:1711.00937, eq. 1.
+    """
+    check_rows_and_codes(x, codes, metric)
+    _check_options(x, codes, k, valid, precision)
+    x, codes = x.detach(), codes.detach()
+    grouped = codes.ndim == 3
+    rows = x.reshape(codes.shape[0] if grouped else 1, -1 if x.numel() else _rows_per_group(x, grouped), x.shape[-1])
+    books = codes if grouped else codes[None]
+    mask = valid if valid is None or grouped else valid[None]
+    number = codes.shape[-2]
+    wanted = min(k + 1, number) if return_margin else k
+    precision = precision or _precision(x.device)
+    found = torch.ops.vqkit.nearest(rows, books, mask, metric, wanted, precision)
+    shape = x.shape[:-1]
+    indices = found[..., :k]
+    scores = score_values(rows, books, indices, metric).view(*shape, k) if return_scores else None
+    margin = score_margins(rows, books, found, metric, k).view(shape) if return_margin else None
+    indices = indices.reshape(*shape, k)
+    if k == 1:
+        return Nearest(indices.squeeze(-1), None if scores is None else scores.squeeze(-1), margin)
+    return Nearest(indices, scores, margin)
+
+
+def search_path(device: torch.device | str, dtype: torch.dtype = torch.float32) -> SearchPath:
+    """The path that `nearest` takes for one code a row, and the precision that it can prove.
+
+    Args:
+        device: of the rows and codes.
+        dtype: of the rows and codes.
+
+    Returns:
+        `SearchPath(name, precision)`.
+    """
+    device = torch.device(device)
+    probe = torch.empty(1, 1, 1, device=device, dtype=dtype)
+    name = f"native {native.variant()}" if native.can_search(probe, probe, 1) else "torch"
+    return SearchPath(name, _precision(device))
+
+
+def _precision(device: torch.device) -> Precision:
+    return "exact" if widest_dtype(device) == torch.float64 else "high"
+
+
+def _rows_per_group(x: Tensor, grouped: bool) -> int:
+    """Rows of each group where there are none in some dimension, which `reshape` cannot work out."""
+    number = 1
+    for size in x.shape[1 if grouped else 0 : -1]:
+        number *= size
+    return number
+
+
+def check_rows_and_codes(x: Tensor, codes: Tensor, metric: str, *, name: str = "codes") -> None:
+    """Raises ValueError where rows (..., D), the codes that the caller calls `name`, or the metric cannot be meant."""
+    for own_name, tensor in (("x", x), (name, codes)):
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{own_name} has dtype {tensor.dtype}, expected a floating point one; use {own_name}.float()."
+            )
+    if codes.ndim not in (2, 3) or 0 in codes.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(codes.shape)}, expected (K, D) or (G, K, D) with K >= 1 and D >= 1; pass one row "
+            "for each code."
+        )
+    if x.ndim == 0 or x.shape[-1] != codes.shape[-1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected (..., {codes.shape[-1]}) to match {name} of shape "
+            f"{tuple(codes.shape)}; move the channel to the last axis."
+        )
+    if codes.ndim == 3 and (x.ndim < 2 or x.shape[0] != codes.shape[0]):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected ({codes.shape[0]}, ..., {codes.shape[-1]}) to match {name} of "
+            f"shape {tuple(codes.shape)}; move the group to the first axis."
+        )
+    if x.device != codes.device:
+        raise ValueError(f"{name} is on {codes.device}, expected {x.device} as x; use {name}.to(x.device).")
+    if metric not in ("euclidean", "dot", "cosine"):
+        raise ValueError(f"metric is {metric!r}, expected 'euclidean', 'dot' or 'cosine'; choose one of these.")
+
+
+def _check_options(x: Tensor, codes: Tensor, k: int, valid: Tensor | None, precision: str | None) -> None:
+    if not 1 <= k <= codes.shape[-2]:
+        raise ValueError(f"k is {k}, expected 1 to {codes.shape[-2]}, the number of codes; ask for fewer.")
+    _check_precision(x.device, precision)
+    if valid is not None:
+        _check_valid(valid, codes)
+
+
+def _check_precision(device: torch.device, precision: str | None) -> None:
+    if precision not in ("exact", "high", None):
+        raise ValueError(f"precision is {precision!r}, expected 'exact', 'high' or None; choose one of these.")
+    if precision == "exact" and _precision(device) != "exact":
+        raise ValueError(f"precision is 'exact', but {device} has no float64 to prove it; pass None or 'high'.")
+
+
+def _check_valid(valid: Tensor, codes: Tensor) -> None:
+    if valid.dtype != torch.bool or valid.shape != codes.shape[:-1] or valid.device != codes.device:
+        raise ValueError(
+            f"valid has shape {tuple(valid.shape)}, dtype {valid.dtype} and is on {valid.device}, expected "
+            f"{tuple(codes.shape[:-1])}, torch.bool and {codes.device}; pass one flag for each code."
+        )
+
+
+@torch.library.custom_op("vqkit::nearest", mutates_args=())
+def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
+    """(G, N, D), (G, K, D), (G, K) -> (G, N, k) int64. An op of its own: tracers see neither tiles nor global flags."""
+    if valid is not None and not valid.any(-1).all():  # here, where there are values, whoever traces or batches
+        raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
+    if native.can_search(x, codes, k):
+        return native.search(x, codes, valid, metric).unsqueeze(-1)
+    return nearest_indices(x, codes, valid, metric, k, precision)
+
+
+@_nearest.register_fake
+def _nearest_fake(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
+    return x.new_empty((*x.shape[:2], k), dtype=torch.int64)
+
+
+@_nearest.register_vmap
+def _nearest_batched(  # type: ignore[no-untyped-def]
+    info, in_dims, x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str
+) -> tuple[Tensor, int]:
+    """A batch of rows alone becomes more rows, a batch of codebooks more groups."""
+    x_dim, codes_dim, valid_dim = in_dims[:3]
+    if codes_dim is None and valid_dim is None:
+        rows = x.movedim(x_dim, 1)
+        found = torch.ops.vqkit.nearest(rows.flatten(1, 2), codes, valid, metric, k, precision)
+        return found.unflatten(1, rows.shape[1:3]), 1
+    x, codes = _batch_first(x, x_dim, info.batch_size), _batch_first(codes, codes_dim, info.batch_size)
+    if valid is not None:
+        valid = _batch_first(valid, valid_dim, info.batch_size).flatten(0, 1)
+    found = torch.ops.vqkit.nearest(x.flatten(0, 1), codes.flatten(0, 1), valid, metric, k, precision)
+    return found.unflatten(0, x.shape[:2]), 0
+
+
+def _batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -1,0 +1,79 @@
+"""Residual search: several codebooks, one after another, in one call."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqkit.kernels import native
+from vqkit.kernels.nearest import Metric, check_rows_and_codes, nearest
+
+
+class ResidualNearest(NamedTuple):
+    """Result of `residual_nearest`.
+
+    Attributes:
+        indices: (..., S) int64, the code chosen at each level, coarse first.
+        quantized: (..., D) float32 (float64 where an input is), the sum of the chosen codes, added up level by level.
+    """
+
+    indices: Tensor
+    quantized: Tensor
+
+
+def residual_nearest(x: Tensor, codebooks: Sequence[Tensor], *, metric: Metric = "euclidean") -> ResidualNearest:
+    """Finds at each level the code that is nearest to what the levels before left over.
+
+    Bit for bit the codes of a loop of `nearest` over the levels that subtracts the sum of the chosen codes from x.
+    Where the compiled search was built, all levels are searched in one call, in which a block of rows and what is left
+    of it stay in the cache; elsewhere it is that loop. Nothing is differentiated.
+
+    Args:
+        x: (..., D) rows, floating point, any strides.
+        codebooks: S tensors (K, D) on the device of x, coarse first, S >= 1; K may differ.
+        metric: as in `nearest`; the codes are added up as they are, whatever the metric.
+
+    Returns:
+        `ResidualNearest(indices (..., S), quantized (..., D))`. A row with a NaN or an infinity gets the indices that
+        `nearest` gives it, at every level.
+
+    Raises:
+        ValueError: there is no codebook, or a shape, dtype, device or the metric is wrong.
+
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1.
+    """
+    if not codebooks:
+        raise ValueError("codebooks is empty: expected at least one tensor (K, D)")
+    for number, codes in enumerate(codebooks):
+        name = f"codebooks[{number}]"
+        if codes.ndim != 2:
+            raise ValueError(f"{name} has shape {tuple(codes.shape)}, expected (K, D); pass one tensor for each level")
+        check_rows_and_codes(x, codes, metric, name=name)
+    dtype = torch.float32
+    for tensor in (x, *codebooks):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    rows = x.detach().reshape(-1, x.shape[-1]).to(dtype)
+    tables = [codes.detach().to(dtype) for codes in codebooks]
+    indices = torch.ops.vqkit.residual_nearest(rows, tables, metric)
+    quantized = torch.zeros_like(rows)
+    for level, codes in enumerate(tables):
+        quantized = quantized + codes[indices[:, level]]
+    return ResidualNearest(indices.view(*x.shape[:-1], len(tables)), quantized.view(x.shape))
+
+
+@torch.library.custom_op("vqkit::residual_nearest", mutates_args=())
+def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+    """Rows (N, D), S codebooks (K, D) -> (N, S) int64."""
+    if all(native.can_search(x, codes, 1) for codes in codebooks):
+        return native.search_levels(x, codebooks, metric)
+    indices, total = [], torch.zeros_like(x)
+    for codes in codebooks:
+        indices.append(nearest(x - total, codes, metric=metric).indices)  # type: ignore[arg-type]
+        total = total + codes[indices[-1]]
+    return torch.stack(indices, dim=1)
+
+
+@_residual_nearest.register_fake
+def _residual_nearest_fake(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+    return x.new_empty((x.shape[0], len(codebooks)), dtype=torch.int64)

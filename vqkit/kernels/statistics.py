@@ -1,0 +1,149 @@
+"""Counts and sums of the rows that chose each code: what running means, k-means and usage are made of."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**16  # numbers of x whose copy (in another dtype, or weighted) is held at once
+
+
+class SegmentStats(NamedTuple):
+    """Result of `segment_stats`.
+
+    Attributes:
+        counts: (K,) rows, or sum of their weights, in each segment.
+        sums: (K, D) sum of the rows, times their weights, in each segment.
+        packed: (K + K D,) the same numbers once: counts, then sums row by row. The other two are views of it, so that
+            one collective adds up both over ranks.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    packed: Tensor
+
+    @classmethod
+    def unpack(cls, packed: Tensor, num_segments: int) -> "SegmentStats":
+        """The views of `packed` (K + K D,), such as it comes back from a collective."""
+        return cls(packed[:num_segments], packed[num_segments:].view(num_segments, -1), packed)
+
+
+def segment_stats(
+    x: Tensor,
+    indices: Tensor,
+    num_segments: int,
+    *,
+    weights: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> SegmentStats:
+    """Counts and sums of the rows of each segment, without a one-hot matrix.
+
+    Rows with a negative index or the weight 0 are left out, whatever they hold. Nothing is differentiated. The result
+    is the same for any number of threads on a processor, bit for bit; on a GPU it is where
+    `torch.use_deterministic_algorithms` is on, by a stable sort that costs a copy of x, and else in any order.
+
+    Args:
+        x: (N, D) rows, floating point; N may be 0. D may be 0 where only the counts are wanted, as in `z[:, :0]`.
+        indices: (N,) integers below K, negative for rows to leave out.
+        num_segments: K, at least 1.
+        weights: (N,) floating point, or None for 1.
+        dtype: of the sums and counts, float32 or float64; None is float32, or float64 for float64 rows.
+
+    Returns:
+        `SegmentStats(counts (K,), sums (K, D), packed (K + K D,))`. Counts without weights are exact up to the rounding
+        of their last digit (they are counted in int64).
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong; on a processor also an index of K or more. On a GPU, where to
+            ask would wait for the device, such an index ends in the device's own assertion.
+    """
+    _check(x, indices, num_segments, weights, dtype)
+    dtype = dtype or torch.promote_types(x.dtype, torch.float32)
+    weights = None if weights is None else weights.detach().to(dtype)
+    packed = torch.ops.vqkit.segment_stats(x.detach(), indices, num_segments, weights, dtype)
+    return SegmentStats.unpack(packed, num_segments)
+
+
+def _check(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype | None) -> None:
+    if x.ndim != 2 or not x.is_floating_point():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and dtype {x.dtype}, expected (N, D) floating point; flatten to one row for "
+            "each vector."
+        )
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"indices has dtype {indices.dtype}, expected integers; use indices.long().")
+    for name, vector in (("indices", indices), ("weights", weights)):
+        if vector is not None and (vector.shape != x.shape[:1] or vector.device != x.device):
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)} on {vector.device}, expected ({x.shape[0]},) on {x.device}; "
+                "give one for each row of x."
+            )
+    if weights is not None and not weights.is_floating_point():
+        raise ValueError(f"weights has dtype {weights.dtype}, expected a floating point one; use weights.float().")
+    if num_segments < 1:
+        raise ValueError(f"num_segments is {num_segments}, expected at least 1; it is the codebook size.")
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype is {dtype}, expected torch.float32, torch.float64 or None; half precision cannot count."
+        )
+
+
+def check_range(indices: Tensor, size: int) -> None:
+    """Raises ValueError on a processor where an index is `size` or more; a GPU is not asked, as that would wait."""
+    if indices.device.type == "cpu" and indices.numel() and indices.max() >= size:
+        raise ValueError(
+            f"indices holds {int(indices.max())}, expected values below {size}; negative ones are left out."
+        )
+
+
+@torch.library.custom_op("vqkit::segment_stats", mutates_args=())
+def _segment_stats(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(K + K D,) counts and sums. An op of its own, so that tracers see neither chunks nor global flags."""
+    check_range(indices, num_segments)
+    left_out = indices < 0 if weights is None else (indices < 0) | (weights == 0)
+    # One more segment takes what is left out: cheaper than a copy of x without it, and safe for NaN.
+    segments = torch.where(left_out, num_segments, indices).to(torch.int64)
+    total = x.new_zeros(num_segments + (num_segments + 1) * x.shape[1], dtype=dtype)
+    sums = total[num_segments:].view(num_segments + 1, x.shape[1])
+    add = _add_sorted if x.is_cuda and torch.are_deterministic_algorithms_enabled() else _add_by_index
+    add(sums, x, segments, weights)
+    if weights is None:
+        counts = _lengths(segments, num_segments + 1)
+    else:
+        counts = total.new_zeros(num_segments + 1, 1)
+        add(counts, weights[:, None], segments, None)
+    total[:num_segments] = counts[:num_segments].view(-1)
+    return total[: num_segments * (1 + x.shape[1])]
+
+
+@_segment_stats.register_fake
+def _segment_stats_fake(
+    x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty(num_segments * (1 + x.shape[1]), dtype=dtype)
+
+
+def _lengths(segments: Tensor, num_segments: int) -> Tensor:
+    """(K,) int64; integers add up to the same in any order, and past the 2^24 where float32 stops counting."""
+    return segments.new_zeros(num_segments).index_add_(0, segments, torch.ones_like(segments))
+
+
+def _add_by_index(sums: Tensor, x: Tensor, segments: Tensor, weights: Tensor | None) -> None:
+    """Add x (N, D) to sums (K, D), in place."""
+    if weights is None and x.dtype == sums.dtype:
+        sums.index_add_(0, segments, x)
+        return
+    rows = max(1, CHUNK // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], rows):
+        part = slice(start, start + rows)
+        chunk = x[part].to(sums.dtype)
+        sums.index_add_(0, segments[part], chunk if weights is None else chunk * weights[part, None])
+
+
+def _add_sorted(sums: Tensor, x: Tensor, segments: Tensor, weights: Tensor | None) -> None:
+    """As `_add_by_index`, in the order of the rows: a stable sort, then one sum for each run of equal segments."""
+    order = torch.argsort(segments, stable=True)
+    rows = x[order].to(sums.dtype)
+    if weights is not None:
+        rows = rows * weights[order, None]
+    sums.add_(torch.segment_reduce(rows, "sum", lengths=_lengths(segments, len(sums)), unsafe=True))

@@ -80,6 +80,21 @@ def test_groups_are_searched_in_one_call(variant: str, threads: int) -> None:
 
 
 @built
+def test_rows_far_from_all_codes_keep_their_digits(variant: str) -> None:
+    """|x - e|^2 is 1e16 and differs by about 1 between the best two: sums of squares would lose the difference."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(40, 16, generator=generator)
+    codes = torch.cat([codes, codes + 1e-7 * torch.randn(40, 16, generator=generator)])
+    x = 1e8 * torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=1)
+    scores = torch.stack([((0.5 * codes.double() - row) * codes.double()).sum(1) for row in x.double()])
+    found = native.search(x[None], codes[None], None, "euclidean")[0]
+    two = scores.topk(2, largest=False).values
+    clear = two[:, 1] - two[:, 0] > 1e-4
+    assert clear.sum() > 300 and torch.equal(found[clear], scores.argmin(1)[clear])
+    assert torch.equal(found, by_torch(x, codes))
+
+
+@built
 @pytest.mark.parametrize("metric", ["euclidean", "dot", "cosine"])
 def test_ties_go_to_the_lowest_index_whichever_step_decides(variant: str, metric: str) -> None:
     """Few undecided rows are searched alone, many are looked at twice, and more ties than it collects search all."""

@@ -248,21 +248,18 @@ inline double exact_score_in(const Book& book, const float* row, int64_t k) {
   double sum = 0, square = 0;
   int64_t d = 0;
   for (; d + kDoubles <= book.depth; d += kDoubles) {
-    const Doubles a = widen(row + d), b = widen(code + d);
-    if (metric == Metric::euclidean) sums += (a - b) * (a - b);
-    if (metric == Metric::dot) sums += a * (b - widen(book.center + d));
-    if (metric == Metric::cosine) sums += a * b;
-    if (metric == Metric::cosine) squares += b * b;
+    const Doubles m = widen(book.center + d), y = widen(row + d), f = widen(code + d) - m;
+    if (metric == Metric::euclidean) sums += (0.5 * f - (y - m)) * f;
+    if (metric != Metric::euclidean) sums -= y * f;
+    if (metric == Metric::cosine) squares += f * f;
   }
   for (; d < book.depth; ++d) {
-    const double a = row[d], b = code[d];
-    if (metric == Metric::euclidean) sum += (a - b) * (a - b);
-    if (metric == Metric::dot) sum += a * (b - book.center[d]);
-    if (metric == Metric::cosine) sum += a * b;
-    if (metric == Metric::cosine) square += b * b;
+    const double m = book.center[d], y = row[d], f = code[d] - m;
+    if (metric == Metric::euclidean) sum += (0.5 * f - (y - m)) * f;
+    if (metric != Metric::euclidean) sum -= y * f;
+    if (metric == Metric::cosine) square += f * f;
   }
-  sum += add_up(sums);
-  double score = metric == Metric::euclidean ? 0.5 * sum : -sum;
+  double score = sum + add_up(sums);
   if (metric == Metric::cosine) {
     square += add_up(squares);
     score = square > 0 ? score / sqrt(square) : square;  // what is not a number stays so
@@ -288,11 +285,17 @@ double rounding_error(const Book& book, double norm, double distance, const Roun
   return 1.01 * (rounding.bias * bias + rounding.product * norm * reach) + underflow;
 }
 
+// The length |x - e| that a score h |f|^2 - y . f belongs to.
+double distance_of(const Book& book, double norm, double score) {
+  const double square = 2 * score + norm * norm;
+  return book.metric == Metric::euclidean && square > 0 ? sqrt(square) : 0;
+}
+
 // How far above the best score, both in double precision, a code may be tied with it: docs/search.md.
 double tie_width(const Book& book, double norm, double best) {
-  const double distance = book.metric == Metric::euclidean ? sqrt(2 * best) : 0;
+  const double distance = distance_of(book, norm, best);
   const double operations = book.depth + 3, relative = operations * 0x1p-53;
-  return 16 * rounding_error(book, norm, distance, {relative, relative, operations, 0x1p-1022});
+  return 32 * rounding_error(book, norm, distance, {relative, relative, operations, 0x1p-1022});
 }
 
 struct Difference {  // by how much a code is worse than another, at least and at most
@@ -341,9 +344,7 @@ double doubt_width(const Book& book, double norm, double best) {
   const Rounding rounding = rounding_of_tiles(book.depth);
   const double greatest = larger(norm, book.largest);
   if (!isfinite(best) || greatest > 0x1p62 || !(rounding.operations < 0x1p16)) return INFINITY;
-  const double square = 2 * best + norm * norm;
-  const double distance = book.metric == Metric::euclidean && square > 0 ? sqrt(square) : 0;
-  return 2 * rounding_error(book, norm, distance, rounding);
+  return 2 * rounding_error(book, norm, distance_of(book, norm, best), rounding);
 }
 
 // The lowest index of a code that may win and is finite; of one that may win, where none is finite.

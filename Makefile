@@ -1,7 +1,7 @@
 # make quickstart: set up .venv, train on the photographs in assets/, print a table and leave runs/quickstart/.
 # make test: set up .venv and run the tests.
 # make data: fetch the larger set of photographs into data/photos.
-# make native: compile the search for the CPU (needs g++ or clang++; everything works without it, slower).
+# make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
 # make check: what CI runs besides the tests (lint, types, the wheel's content).
 
 PYTHON ?= python3

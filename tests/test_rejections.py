@@ -83,6 +83,14 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: vq(estimator=IndexBackpropagation()),
         ("IndexBackpropagation differentiates a choice by 'dot'", "chooses by 'euclidean'", "search=Search('dot')"),
     ),
+    "index backpropagation over a sum of stages": (
+        lambda: ResidualQuantizer(vq, 2, estimator=IndexBackpropagation()),
+        (
+            "IndexBackpropagation differentiates the choice from one codebook",
+            "a sum of several has none",
+            "estimator=None",
+        ),
+    ),
     "a loss of the estimator's output without an estimator for it": (
         lambda: ema(losses=[DoubleQuantization()]),
         ("DoubleQuantization reads the quantized vectors", "StraightThrough passes no gradient", "leave it out"),

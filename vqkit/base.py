@@ -152,11 +152,16 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
 
-    def nearest_codes(self) -> tuple[Tensor, Metric] | None:
-        """The codes (K, dim) and the metric, where encoding is the nearest of these codes and decoding reads it: what a
-        composite needs to search several quantizers in one call. None where it is anything else.
+    @property
+    def nearest_metric(self) -> Metric | None:
+        """The metric, where encoding is the nearest of `nearest_codes` and decoding reads it: what a composite has to
+        know to search several quantizers in one call. None where it is anything else.
         """
         return None
+
+    def nearest_codes(self) -> Tensor:
+        """The codes (K, dim) that `nearest_metric` speaks of."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ what users call
 

@@ -128,10 +128,15 @@ class Quantizer(VectorQuantizer):
         z = self.to_code_space(latents.reshape(-1, self.dim))
         return self.search(z, self.code_vectors(), valid.reshape(-1)).indices.reshape(valid.shape)
 
-    def nearest_codes(self) -> tuple[Tensor, Metric] | None:
-        """The codes and the metric, unless there is a projection, a normalisation, or a search of another kind."""
+    @property
+    def nearest_metric(self) -> Metric | None:
+        """The metric of the search, unless there is a projection, a normalisation, or a search of another kind."""
         plain = type(self.search) is Search and not self.has_projection and not self.normalize
-        return (self.code_vectors(), self.search.metric) if plain else None
+        return self.search.metric if plain else None
+
+    def nearest_codes(self) -> Tensor:
+        """The codes (K, dim)."""
+        return self.code_vectors()
 
     # The step counters are Python numbers, on which a compiler would specialise anew at every step.
     @torch.compiler.disable

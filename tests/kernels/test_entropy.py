@@ -282,3 +282,14 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
     arguments = {"z": torch.zeros(2, 4), "codes": torch.zeros(5, 4)} | changes
     with pytest.raises(ValueError, match=message):
         assignment_entropy(**arguments)
+
+
+def test_weights_of_any_size() -> None:
+    """Only their ratios count: a sum that overflows must not leave all rows out, nor one infinity poison them."""
+    generator = torch.Generator().manual_seed(0)
+    z, codes = torch.randn(4, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    expected = assignment_entropy(z, codes, weights=torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    for weights in ([3e38, 3e38, 1.5e38, 0.0], [2e-38, 2e-38, 1e-38, 0.0], [1.0, 1.0, 0.5, torch.inf]):
+        found = assignment_entropy(z, codes, weights=torch.tensor(weights))
+        torch.testing.assert_close(found.mean_probabilities, expected.mean_probabilities)
+        torch.testing.assert_close(found.per_sample, expected.per_sample)

@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.data import oracle
+from tests.kernels.test_bound import lost_products
+from tests.kernels.variants import compiled, needs_compiler
 from vqkit.kernels import native, nearest, residual_nearest
 from vqkit.kernels.native import build
 
@@ -139,6 +142,34 @@ def test_levels_equal_the_loop(variant: str, threads: int) -> None:
     assert torch.equal(found.indices, expected.indices) and torch.equal(found.quantized, expected.quantized)
 
 
+@needs_compiler
+@pytest.mark.parametrize("roundings", [None, "0.5 * (depth + 3)", "__builtin_sqrt(depth + 3)"])
+def test_a_smaller_bound_certifies_a_wrong_code(tmp_path: Path, roundings: str | None) -> None:
+    """On rows whose small terms are all lost: with half of the roundings counted, or their root, it is certain of the
+    wrong code. The portable variant adds one after another, as the rows are made for.
+    """
+    x, codes, scores = lost_products()
+    codes = torch.cat([codes, torch.zeros(14, codes.shape[1])])  # so that the centre is 0
+    assert scores.argmin() == 0 and oracle(x, codes, "dot").tolist() == [1]
+    replaced = None
+    if roundings:
+        shipped = "const double operations = depth + 3, relative = operations * 0x1p-24"
+        replaced = (shipped, shipped.replace("depth + 3", roundings))
+    search = compiled(tmp_path, "portable", replaced=replaced)
+    assert search(x, codes, "dot").tolist() == [1 if roundings is None else 0]
+
+
+@built
+def test_one_code_far_out_leaves_the_others_to_float32(variant: str) -> None:
+    """With a length of 1e19 its scores could overflow: it is left out of the tiles, and found by rows that are near."""
+    x, codes = normal(300, 16), normal(200, 16, seed=1)
+    codes[7] = 1e19
+    x[3] = 0.9e19
+    for metric in ("euclidean", "dot", "cosine"):
+        found = native.search(x[None], codes[None], None, metric)[0]
+        assert torch.equal(found, oracle(x, codes, metric)) and found[3] == 7
+
+
 @built
 def test_takes_only_what_it_can_search() -> None:
     x, codes = normal(2, 3)[None], normal(4, 3)[None]
@@ -214,7 +245,7 @@ def test_a_library_that_does_not_load_is_said_and_left_alone(tmp_path: Path, mon
 
 def test_a_build_that_cannot_be_done_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler: 'no-such-compiler' was not found; install g\\+\\+"):
+    with pytest.raises(RuntimeError, match=r"no C.. compiler: 'no-such-compiler' was not found; install g.. .12"):
         build.build()
     failing = tmp_path / "compiler"
     failing.write_text("#!/bin/sh\necho the reason >&2\nexit 1\n")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, Products, data_set, oracle, oracle_scores
-from vqkit.kernels import native, nearest, reference, search_path
+from vqkit.kernels import float64, native, nearest, reference, search_path
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -278,3 +278,39 @@ def test_shapes_strides_and_gradients(path: str) -> None:
     assert torch.equal(found.indices, expected) and not found.scores.requires_grad and not found.margin.requires_grad
     with torch.inference_mode():
         assert torch.equal(nearest(x, codes).indices, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 3])
+def test_equal_codes_among_codes_that_may_not_win(path: str, k: int, dtype: torch.dtype) -> None:
+    """Many equal codes, at the centre, behind masked and non-finite ones: those must not count as their copies."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        codes = torch.randint(0, 3, (150, 1), generator=generator).to(dtype)
+        codes[torch.rand(150, generator=generator) < 0.1] = torch.nan
+        valid = torch.rand(150, generator=generator) < 0.7
+        x = torch.randint(0, 3, (8, 1), generator=generator).to(dtype)
+        scores = torch.where(valid & codes[:, 0].isfinite(), (x - codes.T).abs(), torch.inf)
+        expected = scores.sort(dim=1, stable=True).indices[:, :k]
+        found = nearest(x, codes, valid=valid, k=k).indices
+        assert torch.equal(found.view(8, k), expected)
+
+
+@pytest.mark.parametrize("metric", ["dot", "cosine"])
+def test_a_zero_row_is_not_compared_with_every_code(
+    torch_path: None, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ties with all of them, as masked rows do: K comparisons for each would take longer than the search."""
+    compared = []
+    select = float64.select
+
+    def counted(x: Tensor, codes: Tensor, code: Tensor, *rest: object) -> Tensor:
+        compared.append(len(code))
+        return select(x, codes, code, *rest)
+
+    monkeypatch.setattr(float64, "select", counted)
+    monkeypatch.setattr(reference, "select", counted)
+    x, codes = data_set("gaussian")
+    x[::2] = 0
+    assert (nearest(x, codes, metric=metric).indices[::2] == 0).all()
+    assert sum(compared) < len(codes)

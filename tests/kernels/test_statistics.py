@@ -188,3 +188,12 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
     arguments = {"x": torch.zeros(3, 2), "indices": torch.zeros(3, dtype=torch.int64), "num_segments": 4} | changes
     with pytest.raises(ValueError, match=message):
         segment_stats(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.uint8, 256), (torch.uint8, 300), (torch.int8, 128), (torch.int16, 2**15)]
+)
+def test_narrow_indices_may_use_their_whole_range(dtype: torch.dtype, size: int) -> None:
+    indices = torch.tensor([0, torch.iinfo(dtype).max, 50]).to(dtype)
+    found = segment_stats(torch.ones(3, 2), indices, size)
+    assert torch.equal(found.counts, torch.bincount(indices.long(), minlength=size).float())

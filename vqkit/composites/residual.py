@@ -26,7 +26,8 @@ class ResidualQuantizer(BaseQuantizer):
 
     `encode` searches all stages in one call where each is the nearest code of a stored or derived codebook (no
     `codebook_dim`, no `normalize`, one metric); `repr` tells. Training goes stage by stage, since the losses and
-    statistics of each need what it was given.
+    statistics of each need what it was given. (Where codes are so long that what is left over has a squared length beyond
+    float32, `forward` leaves that vector out of the later stages and `encode` does not.)
 
     Any prefix of the stages decodes: `decode(indices[..., :2])`. Stages are meant to store codebooks: a fixed grid
     (FSQ) is the same at every stage, and too coarse for what the first one leaves over.
@@ -98,19 +99,18 @@ class ResidualQuantizer(BaseQuantizer):
         return quantized, torch.cat(indices, dim=-1), sum(weighted) / stages_used, mean_losses
 
     def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        searched = self._searched_together()
-        if searched is None:
+        metric = self._metric_of_all_stages
+        if metric is None:
             return super()._encode(latents, valid)
-        codebooks, metric = searched
-        return torch.where(valid.unsqueeze(-1), residual_nearest(latents, codebooks, metric=metric).indices, -1)
+        codebooks = [stage.nearest_codes() for stage in self._stages]
+        indices = residual_nearest(latents, codebooks, metric=metric).indices
+        return torch.where(valid.unsqueeze(-1), indices, -1)
 
-    def _searched_together(self) -> tuple[list[Tensor], Metric] | None:
-        """The codebooks and the metric, if encoding is one residual search; None where a stage does more than that."""
-        stages = [stage.nearest_codes() for stage in self._stages]
-        plain = [stage for stage in stages if stage is not None]
-        if len(plain) < len(stages) or len({metric for _, metric in plain}) > 1:
-            return None
-        return [codes for codes, _ in plain], plain[0][1]
+    @property
+    def _metric_of_all_stages(self) -> Metric | None:
+        """The metric, if encoding is one residual search; None where a stage does more than that."""
+        metrics = {stage.nearest_metric for stage in self._stages}
+        return metrics.pop() if len(metrics) == 1 else None
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Sum of the stages' vectors: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
@@ -185,7 +185,7 @@ class ResidualQuantizer(BaseQuantizer):
 
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""
-        encode = "stage by stage" if self._searched_together() is None else "all stages in one call"
+        encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
         return (
             f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
             f"encode={encode!r}"
@@ -219,6 +219,11 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
         conflicts.append(
             f"the stages' estimator trains their codebooks through the decoder, and a {type(estimator).__name__} over "
             "the sum would replace it: pass estimator=None"
+        )
+    if estimator.trains_codebook:
+        conflicts.append(
+            f"{type(estimator).__name__} differentiates the choice from one codebook, and a sum of several has none: "
+            "pass estimator=None, and give it to the stages"
         )
     if stages[0].dim < estimator.min_dim:
         conflicts.append(

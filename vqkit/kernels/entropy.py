@@ -49,8 +49,8 @@ def assignment_entropy(
         codes: (K, D) finite code vectors.
         temperature: positive.
         metric: what the logits are.
-        weights: (N,) floating point, without gradient, or None for 1. Rows whose weight is not positive are left out,
-            whatever they hold: they give 0 and no gradient.
+        weights: (N,) floating point, without gradient, or None for 1. Rows whose weight is not positive and finite
+            are left out, whatever they hold: they give 0 and no gradient.
 
     Returns:
         `AssignmentEntropy(per_sample (N,), mean_probabilities (K,))`, float32, float64 where an input is.
@@ -95,9 +95,10 @@ def _normalized(weights: Tensor | None, z: Tensor, codes: Tensor) -> Tensor:
             f"weights has dtype {weights.dtype} and requires_grad={weights.requires_grad}, expected a floating point "
             "constant; use weights.float().detach()."
         )
-    weights = torch.where(weights > 0, weights, 0).to(dtype)
-    total = weights.sum()
-    return weights / torch.where(total > 0, total, 1)
+    weights = torch.where((weights > 0) & (weights < torch.inf), weights, 0).to(dtype)
+    if weights.numel():
+        weights = weights / weights.amax().clamp(min=torch.finfo(dtype).tiny)  # or their sum may overflow
+    return weights / weights.sum().clamp(min=torch.finfo(dtype).tiny)
 
 
 def _augmented(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

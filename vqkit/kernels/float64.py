@@ -43,10 +43,11 @@ def search_rows(x: Tensor, codes: Tensor, valid: Tensor | None, centre: Tensor, 
     norms = torch.linalg.vector_norm(vectors, dim=1)
     half = 0.5 if metric == "euclidean" else 0.0
     bias = torch.where(usable, half * norms.square(), torch.inf)[:, None]
-    finite = _finite(x)
-    x = torch.where(finite[:, None], x, 0)
-    found, surplus = [], None
-    for rows in x.split(max(1, BLOCK_SCORES // len(codes))):
+    # Rows that tie with every code have their answer: comparing all codes for them would cost N x K x D.
+    ordinary = _finite(x) if metric == "euclidean" else _finite(x) & (x != 0).any(1)
+    indices = _lowest(usable, valid, k).expand(len(x), k).clone()
+    found, surplus = [indices[:0]], None
+    for rows in x[ordinary].split(max(1, BLOCK_SCORES // len(codes))):
         y = row_vectors(rows, centre, metric, wide)
         scores = torch.addmm(bias, vectors, y.T, alpha=-1)
         kth = scores.amin(0) if k == 1 else scores.topk(k, dim=0, largest=False).values[-1]
@@ -54,11 +55,12 @@ def search_rows(x: Tensor, codes: Tensor, valid: Tensor | None, centre: Tensor, 
         limit = torch.where(reach < torch.inf, kth + reach, torch.inf)
         code, row = torch.nonzero((scores <= limit) & usable[:, None], as_tuple=True)
         if len(code) > MANY * k * len(rows):
-            surplus = _surplus_copies(vectors, k) if surplus is None else surplus
+            surplus = _surplus_copies(vectors, usable, k) if surplus is None else surplus
             code, row = code[~surplus[code]], row[~surplus[code]]
         found.append(select(rows, codes, code, row, metric, k))
-    indices = torch.cat(found)
-    return torch.where((finite & (indices[:, 0] >= 0))[:, None], indices, _lowest(usable, valid, k))
+    chosen = torch.cat(found)
+    indices[ordinary] = torch.where(chosen[:, :1] >= 0, chosen, indices[ordinary])
+    return indices
 
 
 def _finite(rows: Tensor) -> Tensor:
@@ -74,15 +76,18 @@ def _lowest(usable: Tensor, valid: Tensor | None, k: int) -> Tensor:
     return lowest
 
 
-def _surplus_copies(vectors: Tensor, k: int) -> Tensor:
-    """(K,) bool: codes that equal k earlier ones, so that they are never among the k best."""
+def _surplus_copies(vectors: Tensor, usable: Tensor, k: int) -> Tensor:
+    """(K,) bool: usable codes that equal k earlier usable ones, so that they are never among the k best."""
+    places = torch.nonzero(usable).squeeze(1)  # the others are zeros here, as a usable code may be
+    vectors = vectors[places]
     weights = torch.arange(1, vectors.shape[1] + 1, device=vectors.device).sqrt()
     order = (vectors * weights).sum(1).sort(stable=True).indices  # equal vectors have equal keys
     ordered = vectors[order]
     new = torch.ones_like(order, dtype=torch.bool)
     new[1:] = (ordered[1:] != ordered[:-1]).any(1)
     place = torch.arange(len(order), device=order.device)
-    return torch.empty_like(new).scatter_(0, order, place - torch.where(new, place, 0).cummax(0).values >= k)
+    copies = place - torch.where(new, place, 0).cummax(0).values >= k
+    return torch.zeros_like(usable).index_put_((places[order],), copies)
 
 
 def select(x: Tensor, codes: Tensor, code: Tensor, row: Tensor, metric: str, k: int) -> Tensor:

@@ -60,7 +60,7 @@ def segment_stats(
     _check(x, indices, num_segments, weights, dtype)
     dtype = dtype or torch.promote_types(x.dtype, torch.float32)
     weights = None if weights is None else weights.detach().to(dtype)
-    packed = torch.ops.vqkit.segment_stats(x.detach(), indices, num_segments, weights, dtype)
+    packed = torch.ops.vqkit.segment_stats(x.detach(), indices.to(torch.int64), num_segments, weights, dtype)
     return SegmentStats.unpack(packed, num_segments)
 
 

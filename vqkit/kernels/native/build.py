@@ -66,10 +66,12 @@ def _run(command: list[str]) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        message = f"no C++ compiler: {command[0]!r} was not found; install g++ or clang++, or name yours in CXX"
+        name = repr(command[0])
+        message = f"no C++ compiler: {name} was not found; install g++ (12 or later) or clang++, or name yours in CXX"
         raise RuntimeError(message) from None
     except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"this command failed:\n{' '.join(command)}\n{error.stderr}") from None
+        needed = "g++ 12 or later, or clang++, is needed; another compiler is named in CXX"
+        raise RuntimeError(f"this command failed:\n{' '.join(command)}\n{error.stderr}{needed}") from None
 
 
 def _cpp_extension():  # type: ignore[no-untyped-def]

@@ -28,6 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr double kProductsOfAThread = 1 << 18;  // fewer multiplications are not worth another thread
+constexpr int64_t kFewRows = 4096;              // each thread packs all rows where the codes are dealt out
 
 #if defined(__x86_64__) && defined(__linux__)
 bool has_amx() {
@@ -108,6 +109,7 @@ Tensor search(
   for (const Tensor& book : codes) {
     check(book, "codes", 3, ScalarType::Float);
     STD_TORCH_CHECK(book.size(0) == groups && book.size(1) > 0 && book.size(2) == depth, "codes and x do not match");
+    STD_TORCH_CHECK(depth > 0 && book.size(1) < INT32_MAX, "codes need a depth, and fewer than 2^31 of them");
     products += static_cast<double>(rows) * book.size(1) * depth;
   }
   if (valid) {
@@ -132,7 +134,9 @@ Tensor search(
 
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t blocks = (rows + variant.row_block - 1) / variant.row_block;
-  if (groups == 1 && levels == 1 && threads > 1 && blocks < 8 * threads && products > 2 * kProductsOfAThread) {
+  const int64_t code_blocks = (codes[0].size(1) + variant.code_block - 1) / variant.code_block;
+  const bool few_rows = blocks < 8 * threads && blocks < code_blocks && rows <= kFewRows;
+  if (groups == 1 && levels == 1 && threads > 1 && few_rows && products > 2 * kProductsOfAThread) {
     search_by_codes(problems[0], variant, threads);
     return indices;
   }

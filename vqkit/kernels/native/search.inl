@@ -23,6 +23,7 @@ namespace {
 constexpr int64_t kPanels = 4;              // most panels of a group
 constexpr int64_t kCodeBytes = 256 * 1024;  // packed codes that stay in the second level cache
 constexpr int64_t kRowsAtOnce = 4096;       // bounds the memory of a thread
+constexpr double kFar = 0x1p62;             // rows and codes shorter than this make no score that overflows
 constexpr int64_t kCandidates = 30;         // codes that may tie for a row, before all are searched
 
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4), may_alias));
@@ -138,7 +139,8 @@ double pack_code(const Book& book, int64_t k, float* target) {
   return shift(code, book.center, scale, book.depth, target);
 }
 
-// Codes [first, last) as panels, and their bias; infinite for codes that may not win and for padding.
+// Codes [first, last) as panels, and their bias; infinite for padding, for codes that may not win, and for codes so long
+// that a score could overflow: `doubt_width` looks after the rows that those could win.
 // Returns the length of the longest.
 double pack_codes(const Book& book, int64_t first, int64_t last, float* panels, float* bias) {
   const int64_t depth = book.depth;
@@ -148,13 +150,13 @@ double pack_codes(const Book& book, int64_t first, int64_t last, float* panels, 
     for (int64_t j = 0; j < kPanel; ++j) {
       const int64_t k = start + j;
       const double length = k < last ? pack_code(book, k, shifted + j * depth) : INFINITY;
-      if (!isfinite(length)) {
+      if (isfinite(length)) largest = larger(largest, length);
+      if (!(length < kFar * kFar)) {
         memset(shifted + j * depth, 0, depth * sizeof(float));
         bias[j] = INFINITY;
         continue;
       }
       bias[j] = book.metric == Metric::euclidean ? static_cast<float>(0.5 * length) : 0.0f;
-      largest = larger(largest, length);
     }
     pack_panel(shifted, depth, panels);
   }
@@ -274,28 +276,29 @@ double exact_score(const Book& book, const float* row, int64_t k) {
   return exact_score_in<Metric::cosine>(book, row, k);
 }
 
+// The length |x - e| that a score h |f|^2 - y . f belongs to.
+double distance_of(double norm, double score) {
+  const double square = 2 * score + norm * norm;
+  return square > 0 ? sqrt(square) : 0;
+}
+
+// Longer codes cannot be the best: they are farther away than a code with this score, or there are none.
+double reach_of(const Book& book, double norm, double score) {
+  const double reach = 2 * (norm + distance_of(norm, score));
+  return book.metric == Metric::euclidean && reach < book.largest ? reach : book.largest;
+}
+
 // Bound on the rounding error of every score that can matter: docs/search.md, "The bound", and vqkit/kernels/rounding.py.
-double rounding_error(const Book& book, double norm, double distance, const Rounding& rounding) {
-  double reach = book.largest, bias = 0;
-  if (book.metric == Metric::euclidean) {
-    reach = 2 * (norm + distance) < reach ? 2 * (norm + distance) : reach;
-    bias = 0.5 * reach * reach;
-  }
+double rounding_error(const Book& book, double norm, double reach, const Rounding& rounding) {
+  const double bias = book.metric == Metric::euclidean ? 0.5 * reach * reach : 0;
   const double underflow = 2 * rounding.operations * rounding.smallest * (1 + norm + reach);
   return 1.01 * (rounding.bias * bias + rounding.product * norm * reach) + underflow;
 }
 
-// The length |x - e| that a score h |f|^2 - y . f belongs to.
-double distance_of(const Book& book, double norm, double score) {
-  const double square = 2 * score + norm * norm;
-  return book.metric == Metric::euclidean && square > 0 ? sqrt(square) : 0;
-}
-
 // How far above the best score, both in double precision, a code may be tied with it: docs/search.md.
 double tie_width(const Book& book, double norm, double best) {
-  const double distance = distance_of(book, norm, best);
   const double operations = book.depth + 3, relative = operations * 0x1p-53;
-  return 32 * rounding_error(book, norm, distance, {relative, relative, operations, 0x1p-1022});
+  return 32 * rounding_error(book, norm, reach_of(book, norm, best), {relative, relative, operations, 0x1p-1022});
 }
 
 struct Difference {  // by how much a code is worse than another, at least and at most
@@ -306,6 +309,7 @@ struct Difference {  // by how much a code is worse than another, at least and a
 // their rounding errors are relative to. The equations are those of float64.py.
 Difference compare(const Book& book, const float* row, int64_t k, int64_t other) {
   const float *e = book.codes + k * book.depth, *r = book.codes + other * book.depth;
+  if (memcmp(e, r, book.depth * sizeof(float)) == 0) return {0, 0};
   const double relative = 4 * (book.depth + 4.0) * 0x1p-53;
   double difference = 0, size = 0;
   if (book.metric != Metric::cosine) {
@@ -342,9 +346,9 @@ Difference compare(const Book& book, const float* row, int64_t k, int64_t other)
 // How far above the best score of the tiles a score has to be for its code to be worse; infinite where any may overflow.
 double doubt_width(const Book& book, double norm, double best) {
   const Rounding rounding = rounding_of_tiles(book.depth);
-  const double greatest = larger(norm, book.largest);
-  if (!isfinite(best) || greatest > 0x1p62 || !(rounding.operations < 0x1p16)) return INFINITY;
-  return 2 * rounding_error(book, norm, distance_of(book, norm, best), rounding);
+  const double reach = reach_of(book, norm, best);
+  if (!isfinite(best) || larger(norm, reach) >= kFar || !(rounding.operations < 0x1p16)) return INFINITY;
+  return 2 * rounding_error(book, norm, reach, rounding);
 }
 
 // The lowest index of a code that may win and is finite; of one that may win, where none is finite.
@@ -475,7 +479,8 @@ void resolve(
   Array<double> limits(rows);
   int64_t number = 0, fallback = -1;
   for (int64_t r = 0; r < rows; ++r) {
-    if (isfinite(norms[r])) {
+    const bool ties_with_all = book.metric != Metric::euclidean && norms[r] == 0;
+    if (isfinite(norms[r]) && !ties_with_all) {
       indices[r * stride] = decide(book, x + r * book.depth, norms[r], lanes[r], &limits[r]);
       if (indices[r * stride] < 0) undecided[number++] = r;
     } else {
@@ -532,7 +537,7 @@ void search_rows(const Problem& problem, int64_t first, int64_t last) {
 
 // Layout of `found`: the lanes of all rows, then the length of the longest code.
 int64_t found_bytes(const Problem& problem) {
-  return round_up(problem.rows, kRows) * static_cast<int64_t>(sizeof(Lanes)) + 64;
+  return round_up(round_up(problem.rows, kRows) * static_cast<int64_t>(sizeof(Lanes)) + sizeof(double), 64);
 }
 
 void scan_codes(const Problem& problem, int64_t first, int64_t last, void* found) {

@@ -26,8 +26,8 @@ class ResidualQuantizer(BaseQuantizer):
 
     `encode` searches all stages in one call where each is the nearest code of a stored or derived codebook (no
     `codebook_dim`, no `normalize`, one metric); `repr` tells. Training goes stage by stage, since the losses and
-    statistics of each need what it was given. (Where codes are so long that what is left over has a squared length beyond
-    float32, `forward` leaves that vector out of the later stages and `encode` does not.)
+    statistics of each need what it was given. (Where codes are so long that what is left over has a squared length
+    beyond float32, `forward` leaves that vector out of the later stages and `encode` does not.)
 
     Any prefix of the stages decodes: `decode(indices[..., :2])`. Stages are meant to store codebooks: a fixed grid
     (FSQ) is the same at every stage, and too coarse for what the first one leaves over.

@@ -31,6 +31,7 @@ def circumstances(command: str, device: str, threads: int, load: float, versions
         f"- instruction sets: {', '.join(instruction_sets()) or 'unknown'}; torch uses {_capability()}, BLAS {_blas()}",
         f"- threads: {threads}",
         f"- versions: {', '.join([f'torch {torch.__version__}', f'vqkit {vqkit.__version__}', *versions])}",
+        f"- search on this device: {vqkit.kernels.search_path(device).name}",
         f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
     ]
 

@@ -91,10 +91,9 @@ def _circumstances(options: argparse.Namespace, load: float) -> list[str]:
     )
     versions = [f"{name} {version(name)}" for name in ("faiss-cpu", PEER_NAME, "flash-kmeans")]
     head = circumstances(command, options.device, options.threads, load, versions)
-    compiled = f"{native.variant() or 'not built'} (built and able to run: {', '.join(native.variants()) or 'none'})"
     return [
         *head,
-        f"- vqkit's compiled search: {compiled}",
+        f"- variants of vqkit's compiled search that run here: {', '.join(native.variants()) or 'none, not built'}",
         f"- data: standard normal rows and codes, float32, seed {options.seed}",
     ]
 

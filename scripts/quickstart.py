@@ -104,7 +104,10 @@ def report(record: dict, folder: Path) -> None:
     for what, where in (
         ("look at it", f"{shown}/reconstructions.png and {shown}/codebook.png (figures: {shown}/metrics.json)"),
         ("train on your own folder", f"{shown_command()} --data.root DIR --name mine"),
-        ("swap the quantizer", "... --config configs/quantizers/simvq.yaml  (vq, ema, simvq, fsq, residual, rotation)"),
+        (
+            "swap the quantizer",
+            "... --config configs/quantizers/simvq.yaml  (vq, ema, simvq, ibq, fsq, residual, rotation)",
+        ),
         ("open the report", f"wandb sync {shown}/wandb/offline-run-*  (needs an account; until then it stays here)"),
         ("use the layer in your own model", "examples/plain_pytorch.py, or: from vqkit import Quantizer"),
     ):

@@ -7,10 +7,12 @@ Everything public is named here; nothing else is.
 """
 
 from vqkit.base import BaseQuantizer as BaseQuantizer
+from vqkit.base import Noise as Noise
 from vqkit.base import QuantizerOutput as QuantizerOutput
 from vqkit.base import Selection as Selection
 from vqkit.codebooks import Codebook as Codebook
 from vqkit.codebooks import EMACodebook as EMACodebook
+from vqkit.codebooks import NormalCodebook as NormalCodebook
 from vqkit.codebooks import ProjectedCodebook as ProjectedCodebook
 from vqkit.composites.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.estimators import Estimator as Estimator

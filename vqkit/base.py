@@ -39,6 +39,44 @@ torch.export.register_dataclass(QuantizerOutput, serialized_type_name="vqkit.Qua
 
 
 @dataclass(frozen=True, eq=False)
+class Noise:
+    """Random numbers of one training forward.
+
+    They are a function of a seed, of the number of the forward, and of a vector's number among those of all ranks (if
+    these hold as many each). So a resumed run draws on as the first would have, a recomputation under activation
+    checkpointing repeats what it recomputes, N ranks draw what one process with the joined batch would, and a part that
+    asks again, for all rows or for some, is given the same numbers again.
+
+    Attributes:
+        seed: () int64.
+        step: () int64.
+        first: number of this rank's first vector in the joined batch.
+        count: N, how many vectors this rank has.
+    """
+
+    seed: Tensor
+    step: Tensor
+    first: int
+    count: int
+
+    def uniform(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
+        """(rows, columns) float64 in (0, 1), for all N vectors or a slice of them."""
+        return self._draw(self._positions(columns, rows))
+
+    def normal(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
+        """(rows, columns) float64, standard normal, independent of `uniform` (Box, Muller 1958)."""
+        radius, angle = self._draw(~self._positions(2 * columns, rows)).chunk(2, dim=-1)
+        return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+
+    def _draw(self, positions: Tensor) -> Tensor:
+        return distributed.counter_random(positions, seed=self.seed, step=self.step) + 2.0**-54
+
+    def _positions(self, columns: int, rows: slice) -> Tensor:
+        numbers = self.first + torch.arange(self.count, device=self.seed.device)[rows]
+        return numbers.unsqueeze(-1) * columns + torch.arange(columns, device=self.seed.device)
+
+
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Which code was chosen for each of N vectors of dimension D, out of K codes.
 
@@ -47,18 +85,22 @@ class Selection:
     `mean` and indexes with `indices >= 0` needs to know no more about masks.
 
     Attributes:
-        z: (N, D) the vectors, with graph.
+        latents: (N, D) the vectors as they came, with graph; z before `normalize`, where that is on.
+        z: (N, D) the vectors that were compared with the codes, with graph.
         codes: (K, D) the codebook, with graph, or None where none is stored.
         indices: (N,) int64, -1 where not valid.
         selected: (N, D) the chosen codes, with graph to the codebook.
         valid: (N,) bool.
+        noise: the random numbers of this forward, where a part draws some; None outside of training.
     """
 
+    latents: Tensor
     z: Tensor
     codes: Tensor | None
     indices: Tensor
     selected: Tensor
     valid: Tensor
+    noise: Noise | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` (N, ...) over the valid vectors and all trailing axes; 0, with a graph, if none is valid."""
@@ -93,6 +135,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
     """
 
     codebook_size: int
+    """K; where the codebooks of a composite differ in size, that of the largest."""
     num_codebooks: int = 1
     level_axis: bool = False
     """Whether `indices` has a last axis of `num_codebooks` levels."""
@@ -212,11 +255,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             )
         # Reading values would break tracing; a traced decode trusts its caller.
         if not torch.compiler.is_compiling() and indices.numel():
-            low, high = (int(value) for value in indices.aminmax())
-            if low < -1 or high >= self.codebook_size:
-                raise ValueError(
-                    f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}"
-                )
+            self._check_range(indices)
         with autocast_disabled(indices.device):
             return self.lookup(indices).movedim(-1, self.channel_dim)
 
@@ -233,6 +272,11 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
                 "an overflow in the encoder (lower learning rate, gradient clipping, bfloat16 instead of float16)",
             )
         return report
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The size of each of the `num_codebooks` codebooks, in the order of the levels."""
+        return (self.codebook_size,) * self.num_codebooks
 
     # ------------------------------------------------------------------ shared by subclasses
 
@@ -284,6 +328,15 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             valid = finite & mask
             nonfinite = (mask & ~finite).sum()
         return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
+
+    def _check_range(self, indices: Tensor) -> None:
+        sizes = self.codebook_sizes if self.level_axis else self.codebook_sizes[:1]
+        levels = indices.unbind(-1) if len(set(sizes)) > 1 else [indices]
+        for number, (level, size) in enumerate(zip(levels, sizes, strict=False)):
+            low, high = (int(value) for value in level.aminmax())
+            if low < -1 or high >= size:
+                where = f" at level {number}" if len(levels) > 1 else ""
+                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
 
     def _enough_samples(self, samples: int | None) -> int:
         """The default of `initialize`: 64 vectors per code, within 65,536 and 262,144, and at least 4 per code."""

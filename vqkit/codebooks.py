@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.base import Selection
+from vqkit.base import Selection, recomputing
 from vqkit.config import Configured
 from vqkit.functional import matrix_square_root
 from vqkit.kernels import SegmentStats, segment_stats
@@ -27,11 +27,15 @@ class Codebook(Configured, FullPrecisionModule):
         vectors: (K, D) float32 parameter.
         usage: (K,) running count of vectors per step that chose each code; starts at 1, uniform.
         pending_counts: (K,) counts since the last step.
+        rewritten: (K,) the share of each row that was overwritten since whoever owns an optimizer last cleared it: the
+            moments that it keeps for that row belong to a vector that is gone. Not saved.
         extra state: steps taken, the step of the last refresh, and the batches pending, as one int64 tensor.
 
     Class attributes:
         trained_by: "gradient" (a loss or an estimator must reach it), "statistics" or "nothing".
-        writable: whether single rows can be overwritten (restarts); False where rows are derived.
+        writable: whether single rows may be overwritten (restarts).
+        derived: whether the rows are computed from other weights, so that `bake` has something to store.
+        cascaded: whether one table is searched and another is read.
 
     Args:
         codebook_size: K, at least 1.
@@ -48,10 +52,13 @@ class Codebook(Configured, FullPrecisionModule):
 
     trained_by: ClassVar[Literal["gradient", "statistics", "nothing"]] = "gradient"
     writable: ClassVar[bool] = True
+    derived: ClassVar[bool] = False
+    cascaded: ClassVar[bool] = False
 
     vectors: Tensor
     usage: Tensor
     pending_counts: Tensor
+    rewritten: Tensor
 
     def __init__(self, codebook_size: int, dim: int, *, usage_decay: float = 0.99, seed: int = 0) -> None:
         super().__init__()
@@ -72,6 +79,7 @@ class Codebook(Configured, FullPrecisionModule):
         self._register_vectors(torch.Generator().manual_seed(seed))
         self.register_buffer("usage", torch.ones(codebook_size, dtype=torch.float32))
         self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.float32))
+        self.register_buffer("rewritten", torch.zeros(codebook_size, dtype=torch.float32), persistent=False)
 
     def _register_vectors(self, generator: torch.Generator) -> None:
         self.vectors = nn.Parameter(_uniform(self.codebook_size, self.dim, generator))
@@ -79,6 +87,15 @@ class Codebook(Configured, FullPrecisionModule):
     def forward(self) -> Tensor:
         """The code vectors (K, D): for search, losses and decoding alike."""
         return self.vectors
+
+    def search_vectors(self, vectors: Tensor) -> Tensor:
+        """What is searched, (K, D), given the code vectors that are read: the same, unless the codebook is cascaded."""
+        return vectors
+
+    @property
+    def draw(self) -> int:
+        """A number of its own for each training forward, the same again in its recomputation."""
+        return self.steps * 2**20 + self._pending_batches - recomputing()
 
     # ------------------------------------------------------------------ statistics
 
@@ -120,16 +137,19 @@ class Codebook(Configured, FullPrecisionModule):
     # ------------------------------------------------------------------ rewriting
 
     @torch.no_grad()
-    def overwrite(self, indices: Tensor, vectors: Tensor, mask: Tensor) -> None:
-        """Rewrite rows where `mask` is True, and give them mean usage.
+    def overwrite(self, indices: Tensor, vectors: Tensor, *, share: Tensor, usage: Tensor) -> None:
+        """Rewrite rows, in full or in part.
 
         Args:
             indices: (M,) distinct codes.
-            vectors: (M, D) their new values.
-            mask: (M,) bool, which of them to write.
+            vectors: (M, D) finite; row <- (1 - share) row + share vector.
+            share: (M,) in [0, 1]; at 0 a row stays and at 1 it becomes the vector, bit for bit.
+            usage: (M,) the running counts that the codes have afterwards.
         """
-        self.vectors.index_copy_(0, indices, torch.where(mask.unsqueeze(-1), vectors, self.vectors[indices]))
-        self.usage.index_copy_(0, indices, torch.where(mask, self.usage.mean(), self.usage[indices]))
+        weight = share.unsqueeze(-1)
+        self.vectors.index_copy_(0, indices, torch.lerp(self.vectors[indices], vectors, weight))
+        self.usage.index_copy_(0, indices, usage)
+        self.rewritten.index_copy_(0, indices, 1 - (1 - self.rewritten[indices]) * (1 - share))
 
     @torch.no_grad()
     def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
@@ -160,6 +180,13 @@ class Codebook(Configured, FullPrecisionModule):
     def extra_repr(self) -> str:
         """Sizes and constants."""
         return f"codebook_size={self.codebook_size}, dim={self.dim}, usage_decay={self.usage_decay}"
+
+
+class NormalCodebook(Codebook):
+    """K trainable codes that start as N(0, 1): a soft choice among smaller ones has next to no gradient to pass on."""
+
+    def _register_vectors(self, generator: torch.Generator) -> None:
+        self.vectors = nn.Parameter(torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32))
 
 
 class EMACodebook(Codebook):
@@ -238,6 +265,7 @@ class ProjectedCodebook(Codebook):
     """
 
     writable = False
+    derived = True
 
     base: Tensor
 

@@ -1,4 +1,4 @@
-"""How gradients pass the choice of a code. Every estimator's value is exactly the chosen code."""
+"""How gradients pass the choice of a code."""
 
 from typing import ClassVar, Literal
 
@@ -18,11 +18,17 @@ class Estimator(Configured, nn.Module):
         trains_codebook: whether the decoder's gradient reaches the codebook through it.
         min_dim: the smallest code dimension for which it is defined.
         metric: the only metric of the search for which its gradient is right, or None for any.
+        exact: whether its value in training is bit for bit the chosen code. Without gradients that holds for all.
+        random: whether it draws from `selection.noise`.
+        of_samples: whether its gradient is that of a code drawn at random, so that the search has to sample.
     """
 
     trains_codebook: ClassVar[bool] = False
     min_dim: ClassVar[int] = 1
     metric: ClassVar[Metric | None] = None
+    exact: bool = True
+    random: ClassVar[bool] = False
+    of_samples: ClassVar[bool] = False
 
     def forward(self, selection: Selection) -> Tensor:
         """Quantized vectors (N, D)."""

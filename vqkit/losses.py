@@ -19,6 +19,7 @@ class Loss(Configured, nn.Module):
         name: its key in `QuantizerOutput.losses`.
         trains_codebook: whether its gradient reaches the codebook.
         reads_quantized: whether it looks at the estimator's output, so that its gradient depends on the estimator.
+        compares_with_all: whether it compares each vector with all codes, which must then be those that are searched.
 
     Args:
         weight: factor in the total; at least 0.
@@ -30,6 +31,7 @@ class Loss(Configured, nn.Module):
     name: ClassVar[str]
     trains_codebook: ClassVar[bool] = False
     reads_quantized: ClassVar[bool] = False
+    compares_with_all: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -129,6 +131,7 @@ class Entropy(Loss):
 
     name = "entropy"
     trains_codebook = True
+    compares_with_all = True
 
     def __init__(
         self,

@@ -68,7 +68,13 @@ class RandomRestart(Maintenance):
         vectors, drawn = distributed.shared_rows(
             z.detach(), valid, count=count, seed=codebook.seed, step=codebook.steps
         )
-        codebook.overwrite(candidates, vectors, dead & drawn)
+        replaced = dead & drawn
+        codebook.overwrite(
+            candidates,
+            vectors,
+            share=replaced.to(usage.dtype),
+            usage=torch.where(replaced, codebook.usage.mean(), usage),
+        )
 
     def extra_repr(self) -> str:
         """The rule's constants."""

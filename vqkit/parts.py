@@ -1,8 +1,9 @@
 """The five parts of a `Quantizer`, and which of them work together."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vqkit.codebooks import Codebook
 from vqkit.estimators import Estimator
@@ -21,6 +22,7 @@ class Parts:
         estimator: how gradients pass.
         losses: what is penalised.
         maintenance: what happens to unused codes, in this order.
+        codebook_dim: the code dimension, if the method is about that; None for the `dim` of the input.
     """
 
     codebook: Callable[[int, int], Codebook]
@@ -28,6 +30,7 @@ class Parts:
     estimator: Estimator
     losses: Sequence[Loss] = field(default_factory=tuple)
     maintenance: Sequence[Maintenance] = field(default_factory=tuple)
+    codebook_dim: int | None = None
 
 
 class IncompatibleParts(ValueError):
@@ -36,6 +39,16 @@ class IncompatibleParts(ValueError):
     def __init__(self, conflicts: Sequence[str]) -> None:
         super().__init__("these parts cannot work together:\n" + "\n".join(f"- {conflict}" for conflict in conflicts))
         self.conflicts = tuple(conflicts)
+
+
+class _Built(NamedTuple):
+    """The parts of one quantizer; the rules below read what their classes declare, and never ask which class it is."""
+
+    codebook: Codebook
+    search: Search
+    estimator: Estimator
+    losses: Sequence[Loss]
+    maintenance: Sequence[Maintenance]
 
 
 def check_compatible(
@@ -50,48 +63,100 @@ def check_compatible(
     Raises:
         IncompatibleParts: with all conflicts at once.
     """
-    conflicts = []
-    book, rule = type(codebook).__name__, type(estimator).__name__
-    senders: list[Estimator | Loss] = [estimator, *losses]
-    trainers = [type(part).__name__ for part in senders if part.trains_codebook]
-    if not codebook.writable:
-        conflicts += [
-            f"{type(policy).__name__} rewrites codes, but the rows of {book} are derived from shared weights and "
-            "cannot be written one by one: leave the policy out (maintenance=[]) or use Codebook or EMACodebook"
-            for policy in maintenance
-        ]
-    if codebook.trained_by == "gradient" and not trainers:
-        conflicts.append(
-            f"{book} learns by gradient, but neither {rule} nor a loss sends it one: add CodebookLoss() to losses, or "
-            "use EMACodebook"
-        )
-    if codebook.trained_by != "gradient":
-        conflicts += [
-            f"{name} sends a gradient to the codebook, but {book} is trained by {codebook.trained_by}: leave {name} "
-            "out, or use Codebook"
-            for name in trainers
-        ]
-    if estimator.metric not in (None, search.metric):
-        conflicts.append(
-            f"{rule} differentiates a choice by {estimator.metric!r}, but the search chooses by {search.metric!r}: "
-            f"pass search=Search({estimator.metric!r}), or use StraightThrough()"
-        )
-    if not estimator.trains_codebook:
-        conflicts += [
-            f"{type(loss).__name__} reads the quantized vectors, but {rule} passes no gradient through them to the "
-            "codes, and that to the vectors cancels: leave it out, or use IndexBackpropagation()"
-            for loss in losses
-            if loss.reads_quantized
-        ]
-    if codebook.dim < estimator.min_dim:
-        conflicts.append(
-            f"{rule} needs codes of at least {estimator.min_dim} dimensions, but this codebook has {codebook.dim}: "
-            "raise codebook_dim, or use StraightThrough()"
-        )
-    conflicts += [
-        f"{count} losses are called {name!r}, and results are reported by name: keep one of them"
-        for name, count in Counter(loss.name for loss in losses).items()
-        if count > 1
-    ]
+    parts = _Built(codebook, search, estimator, losses, maintenance)
+    conflicts = [conflict for rule in _RULES for conflict in rule(parts)]
     if conflicts:
         raise IncompatibleParts(conflicts)
+
+
+def _name(part: object) -> str:
+    return type(part).__name__
+
+
+def _rows_must_be_writable(parts: _Built) -> Iterator[str]:
+    if parts.codebook.writable:
+        return
+    derived = "are derived from shared weights and cannot be written one by one"
+    for policy in parts.maintenance:
+        yield (
+            f"{_name(policy)} rewrites codes, but the rows of {_name(parts.codebook)} "
+            f"{derived if parts.codebook.derived else 'are frozen'}: leave the policy out (maintenance=[]) or use "
+            "Codebook or EMACodebook"
+        )
+
+
+def _a_gradient_needs_a_sender_and_a_receiver(parts: _Built) -> Iterator[str]:
+    book = _name(parts.codebook)
+    senders = [_name(part) for part in (parts.estimator, *parts.losses) if part.trains_codebook]
+    if parts.codebook.trained_by == "gradient" and not senders:
+        yield (
+            f"{book} learns by gradient, but neither {_name(parts.estimator)} nor a loss sends it one: add "
+            "CodebookLoss() to losses, or use EMACodebook"
+        )
+    if parts.codebook.trained_by != "gradient":
+        for sender in senders:
+            yield (
+                f"{sender} sends a gradient to the codebook, but {book} is trained by {parts.codebook.trained_by}: "
+                f"leave {sender} out, or use Codebook"
+            )
+
+
+def _the_estimator_must_fit_the_search(parts: _Built) -> Iterator[str]:
+    rule, metric = _name(parts.estimator), parts.estimator.metric
+    if metric not in (None, parts.search.metric):
+        yield (
+            f"{rule} differentiates a choice by {metric!r}, but the search chooses by {parts.search.metric!r}: pass "
+            f"search=Search({metric!r}), or use StraightThrough()"
+        )
+    if parts.estimator.of_samples and not parts.search.samples:
+        yield (
+            f"{rule} has the gradient of a code drawn at random, but {_name(parts.search)} takes the best one: pass "
+            "search=GumbelSearch(), or use IndexBackpropagation()"
+        )
+
+
+def _a_soft_choice_must_be_among_what_is_searched(parts: _Built) -> Iterator[str]:
+    if not parts.codebook.cascaded:
+        return
+    soft = [loss for loss in parts.losses if loss.compares_with_all]
+    for part in (*([parts.estimator] if parts.estimator.metric else []), *soft):
+        yield (
+            f"{_name(part)} compares the vectors with all codes, but {_name(parts.codebook)} searches one table and "
+            f"reads another: leave {_name(part)} out, or use Codebook"
+        )
+
+
+def _a_loss_of_the_output_needs_an_estimator_for_it(parts: _Built) -> Iterator[str]:
+    if parts.estimator.trains_codebook:
+        return
+    for loss in parts.losses:
+        if loss.reads_quantized:
+            yield (
+                f"{_name(loss)} reads the quantized vectors, but {_name(parts.estimator)} passes no gradient through "
+                "them to the codes, and that to the vectors cancels: leave it out, or use IndexBackpropagation()"
+            )
+
+
+def _codes_must_have_enough_dimensions(parts: _Built) -> Iterator[str]:
+    if parts.codebook.dim < parts.estimator.min_dim:
+        yield (
+            f"{_name(parts.estimator)} needs codes of at least {parts.estimator.min_dim} dimensions, but this codebook "
+            f"has {parts.codebook.dim}: raise codebook_dim, or use StraightThrough()"
+        )
+
+
+def _losses_must_differ_in_name(parts: _Built) -> Iterator[str]:
+    for name, count in Counter(loss.name for loss in parts.losses).items():
+        if count > 1:
+            yield f"{count} losses are called {name!r}, and results are reported by name: keep one of them"
+
+
+_RULES = (
+    _rows_must_be_writable,
+    _a_gradient_needs_a_sender_and_a_receiver,
+    _the_estimator_must_fit_the_search,
+    _a_soft_choice_must_be_among_what_is_searched,
+    _a_loss_of_the_output_needs_an_estimator_for_it,
+    _codes_must_have_enough_dimensions,
+    _losses_must_differ_in_name,
+)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.base import BaseQuantizer, Selection
-from vqkit.functional import unit
 from vqkit.losses import Loss
 
 
@@ -18,8 +17,6 @@ class VectorQuantizer(BaseQuantizer):
         codebook_dim: D, the size of the code space. If it differs from `dim`, two linear maps lead in and out
             (factorized codes, Yu et al. 2021, arXiv 2110.04627); None means `dim`.
         channel_dim: see `BaseQuantizer`.
-        normalize: put vectors and codes on the unit sphere for everything: search, losses and the value passed on
-            (LlamaGen's convention). To compare by angle but pass on unscaled codes, use `Search("cosine")` instead.
         losses: penalties, each with its weight; names must differ.
 
     Raises:
@@ -32,21 +29,19 @@ class VectorQuantizer(BaseQuantizer):
         *,
         codebook_dim: int | None = None,
         channel_dim: int = -1,
-        normalize: bool = False,
         losses: Sequence[Loss] = (),
     ) -> None:
         super().__init__(dim, channel_dim=channel_dim)
         if codebook_dim is not None and codebook_dim < 1:
             raise ValueError(f"codebook_dim={codebook_dim}: expected at least 1, or None for dim={dim}")
         self.codebook_dim = codebook_dim or dim
-        self.normalize = normalize
         self.losses = nn.ModuleList(losses)
         projected = self.codebook_dim != dim
         self.project_in = nn.Linear(dim, self.codebook_dim, dtype=torch.float32) if projected else nn.Identity()
         self.project_out = nn.Linear(self.codebook_dim, dim, dtype=torch.float32) if projected else nn.Identity()
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        """Choose a code for each row of `z` (N, D); rows that are not `valid` (N,) get index -1 and count nowhere."""
+    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Choose a code for each row of `latents` (N, D); what is not `valid` (N,) gets index -1 and counts nowhere."""
         raise NotImplementedError
 
     def code_lookup(self, indices: Tensor) -> Tensor:
@@ -59,9 +54,8 @@ class VectorQuantizer(BaseQuantizer):
         return self.codebook_dim != self.dim
 
     def to_code_space(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., D), on the unit sphere if `normalize`."""
-        z = self.project_in(x)
-        return unit(z) if self.normalize else z
+        """(..., dim) -> (..., D)."""
+        return self.project_in(x)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
@@ -71,8 +65,8 @@ class VectorQuantizer(BaseQuantizer):
         return vectors.reshape(*indices.shape, self.dim)
 
     def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        z = self.to_code_space(latents.reshape(-1, self.dim))
-        quantized, selection = self.quantize(z, valid.reshape(-1))
+        rows = self.to_code_space(latents.reshape(-1, self.dim))
+        quantized, selection = self.quantize(rows, valid.reshape(-1))
         losses = {loss.name: loss(selection, quantized) for loss in self._losses}
         output = self.project_out(quantized)
         # The zero keeps every parameter in the graph when no loss reaches it, or when no vector is valid.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.base import Selection, recomputing
+from vqkit.base import Noise, Selection, recomputing
 from vqkit.codebooks import Codebook
 from vqkit.estimators import Estimator
 from vqkit.functional import spread, unit
@@ -32,12 +32,13 @@ class Quantizer(VectorQuantizer):
         >>> loss = reconstruction_loss + output.loss
 
     Args:
-        method: "vq", "ema", "simvq" or "ibq"; sets the default of every part.
+        method: one of `vqkit.methods.METHODS`; sets the default of every part. `docs/quantizers.md` compares them.
         dim: size of the input's channel axis.
         codebook_size: K.
-        codebook_dim: D of the codes; None means `dim`.
+        codebook_dim: D of the codes; None means `dim`, or what the method is about (8 for "factorized").
         channel_dim: see `BaseQuantizer`.
-        normalize: see `VectorQuantizer`.
+        normalize: put vectors and codes on the unit sphere for everything: search, losses and the value passed on
+            (LlamaGen's convention). To compare by angle but pass on unscaled codes, use `Search("cosine")` instead.
         codebook: from (codebook_size, codebook_dim) to a codebook, such as
             `functools.partial(EMACodebook, usage_decay=0.9)`.
         search: which code is chosen.
@@ -81,12 +82,12 @@ class Quantizer(VectorQuantizer):
         parts = METHODS[method]()
         super().__init__(
             dim,
-            codebook_dim=codebook_dim,
+            codebook_dim=parts.codebook_dim if codebook_dim is None else codebook_dim,
             channel_dim=channel_dim,
-            normalize=normalize,
             losses=parts.losses if losses is None else losses,
         )
         self.method = method
+        self.normalize = normalize
         self.codebook_size = codebook_size
         self.codebook = (codebook or parts.codebook)(codebook_size, self.codebook_dim)
         self.search = search or parts.search
@@ -103,35 +104,68 @@ class Quantizer(VectorQuantizer):
 
     # ------------------------------------------------------------------ the five steps
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
+        z = self._on_sphere(latents)
         if self.learning:
             self._maintain(z, valid)
         elif self.stochastic and recomputing():
             self._check_recomputation()
-        selection = self.search(z, self.code_vectors(), valid)
+        codes, searched = self._codes()
+        noise = self._noise(len(z)) if self.stochastic else None
+        nearest = self.search(z, searched, noise)
+        selection = Selection(
+            latents=latents,
+            z=z,
+            codes=codes,
+            indices=torch.where(valid, nearest, -1),
+            selected=nn.functional.embedding(nearest, codes),
+            valid=valid,
+            noise=noise,
+        )
         quantized = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
         if self.learning:
             self.codebook.observe(selection)
         return quantized, selection
 
     def code_vectors(self) -> Tensor:
-        """The codes (K, D) as they are searched, passed on and decoded."""
-        codes = self.codebook()
-        return unit(codes) if self.normalize else codes
+        """The codes (K, D) as they are passed on and decoded."""
+        return self._on_sphere(self.codebook())
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...), all of which are in range."""
         return nn.functional.embedding(indices, self.code_vectors())
 
     def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        z = self.to_code_space(latents.reshape(-1, self.dim))
-        return self.search(z, self.code_vectors(), valid.reshape(-1)).indices.reshape(valid.shape)
+        z = self._on_sphere(self.to_code_space(latents.reshape(-1, self.dim)))
+        return torch.where(valid, self.search(z, self._codes()[1]).reshape(valid.shape), -1)
+
+    def _on_sphere(self, vectors: Tensor) -> Tensor:
+        return unit(vectors) if self.normalize else vectors
+
+    def _codes(self) -> tuple[Tensor, Tensor]:
+        """The codes (K, D) that are read, and those that are searched."""
+        vectors = self.codebook()
+        codes = self._on_sphere(vectors)
+        searched = self._on_sphere(self.codebook.search_vectors(vectors)) if self.codebook.cascaded else codes
+        return codes, searched
+
+    # The step counters are Python numbers, on which a compiler would specialise anew at every step.
+    @torch.compiler.disable
+    def _noise(self, count: int) -> Noise | None:
+        if not (self.search.samples or self.estimator.random):
+            return None
+        device = self.latent_spread.device
+        seed, step = (torch.full((), number, device=device) for number in (self.codebook.seed, self.codebook.draw))
+        return Noise(seed=seed, step=step, first=distributed.rank() * count, count=count)
 
     @property
     def nearest_metric(self) -> Metric | None:
-        """The metric of the search, unless there is a projection, a normalisation, or a search of another kind."""
-        plain = type(self.search) is Search and not self.has_projection and not self.normalize
+        """The metric of the search, unless there is a projection, a normalisation, a second table, or a search of
+        another kind.
+        """
+        plain = type(self.search) is Search
+        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded)
         return self.search.metric if plain else None
 
     def nearest_codes(self) -> Tensor:
@@ -177,7 +211,7 @@ class Quantizer(VectorQuantizer):
         """
         rows, rows_per_batch = self._collect(latents, self._enough_samples(samples))
         with torch.autocast(rows.device.type, enabled=False):
-            z = distributed.gather_rows(self.to_code_space(rows))
+            z = distributed.gather_rows(self._on_sphere(self.to_code_space(rows)))
             vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))
             self.codebook.initialize(z, vectors_per_step=vectors_per_step, seed=seed)
         self.latent_spread.copy_(spread(z))

@@ -1,11 +1,11 @@
 """Which code is chosen."""
 
-import torch
-import torch.nn.functional as F
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from vqkit import kernels
-from vqkit.base import Selection
+from vqkit.base import Noise
 from vqkit.config import Configured
 from vqkit.kernels import Metric
 
@@ -17,9 +17,14 @@ class Search(Configured, nn.Module):
         metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric
             decides the choice alone: the code that is passed on and penalised keeps its length.
 
+    Class attributes:
+        samples: whether the choice is drawn at random where it is given noise, in training.
+
     Raises:
         ValueError: another metric.
     """
+
+    samples: ClassVar[bool] = False
 
     def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
@@ -27,16 +32,15 @@ class Search(Configured, nn.Module):
             raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
         self.metric: Metric = metric
 
-    def forward(self, z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
-        """Search `codes` (K, D) for each row of `z` (N, D); rows that are not `valid` (N,) get index -1."""
-        nearest = kernels.nearest(z.detach(), codes.detach(), metric=self.metric).indices
-        return Selection(
-            z=z,
-            codes=codes,
-            indices=torch.where(valid, nearest, -1),
-            selected=F.embedding(nearest, codes),
-            valid=valid,
-        )
+    def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes: (N,) int64.
+
+        Args:
+            z: the vectors.
+            codes: the codes.
+            noise: what a search that `samples` draws with; None outside of training.
+        """
+        return kernels.nearest(z.detach(), codes.detach(), metric=self.metric).indices
 
     def extra_repr(self) -> str:
         """The metric, and what searches on the CPU."""

@@ -134,8 +134,8 @@ def test_stages_of_different_metrics_are_searched_one_by_one() -> None:
 
 def test_a_search_of_another_kind_is_not_replaced() -> None:
     class Farthest(vqkit.Search):
-        def forward(self, z: Tensor, codes: Tensor, valid: Tensor) -> object:
-            return super().forward(-z, codes, valid)
+        def forward(self, z: Tensor, codes: Tensor, noise: vqkit.Noise | None = None) -> Tensor:
+            return super().forward(-z, codes, noise)
 
     residual = quantizer(search=Farthest()).eval()
     x = torch.randn(1, 50, 8)

@@ -90,7 +90,8 @@ def test_temperature_sharpens_the_gradient() -> None:
 
 
 def selection(z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
-    return Selection(z=z, codes=codes, indices=valid.long() - 1, selected=codes[:1].expand(len(z), -1), valid=valid)
+    selected = codes[:1].expand(len(z), -1)
+    return Selection(latents=z, z=z, codes=codes, indices=valid.long() - 1, selected=selected, valid=valid)
 
 
 def test_masked_vectors_count_in_neither_entropy() -> None:

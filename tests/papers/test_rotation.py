@@ -8,9 +8,8 @@ from vqkit import RotationTrick, Selection, StraightThrough
 
 
 def select(z: Tensor, q: Tensor) -> Selection:
-    return Selection(
-        z=z, codes=None, indices=torch.arange(len(z)), selected=q, valid=torch.ones(len(z), dtype=torch.bool)
-    )
+    indices, valid = torch.arange(len(z)), torch.ones(len(z), dtype=torch.bool)
+    return Selection(latents=z, z=z, codes=None, indices=indices, selected=q, valid=valid)
 
 
 def pairs(n: int = 50, dim: int = 5, *, acute: bool = True) -> tuple[Tensor, Tensor, Tensor]:

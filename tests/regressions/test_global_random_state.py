@@ -20,7 +20,8 @@ class DrawsGlobally(RandomRestart):
     def refresh(self, codebook: Codebook, z: Tensor, valid: Tensor) -> None:
         chosen = torch.randperm(len(z))[: codebook.codebook_size]
         dead = codebook.usage < self.threshold * codebook.usage.mean()
-        codebook.overwrite(torch.arange(codebook.codebook_size), z[chosen], dead)
+        usage = torch.where(dead, codebook.usage.mean(), codebook.usage)
+        codebook.overwrite(torch.arange(codebook.codebook_size), z[chosen], share=dead.float(), usage=usage)
 
 
 def check(policy: type[RandomRestart]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqkit import Quantizer, Search, Selection
+from vqkit import Noise, Quantizer, Search, Selection
 from vqkit.kernels.reference import nearest_indices
 
 ROWS, CODES, DIM = 1024, 16384, 4
@@ -20,11 +20,8 @@ ROWS, CODES, DIM = 1024, 16384, 4
 class AllDistances(Search):
     """Forms every distance at once."""
 
-    def forward(self, z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
-        indices = torch.cdist(z.detach(), codes.detach()).argmin(1)
-        return Selection(
-            z=z, codes=codes, indices=torch.where(valid, indices, -1), selected=codes[indices], valid=valid
-        )
+    def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        return torch.cdist(z.detach(), codes.detach()).argmin(1)
 
 
 class OneHotStatistics(Quantizer):

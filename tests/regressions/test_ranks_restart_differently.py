@@ -18,7 +18,10 @@ class OwnVectors(RandomRestart):
 
     def refresh(self, codebook: Codebook, z: Tensor, valid: Tensor) -> None:
         dead = codebook.usage < self.threshold * codebook.usage.mean()
-        codebook.overwrite(torch.arange(codebook.codebook_size), z[: codebook.codebook_size], dead)
+        usage = torch.where(dead, codebook.usage.mean(), codebook.usage)
+        codebook.overwrite(
+            torch.arange(codebook.codebook_size), z[: codebook.codebook_size], share=dead.float(), usage=usage
+        )
 
 
 def train(rank: int, policy: type[RandomRestart]) -> tuple[Tensor, bool]:

@@ -16,8 +16,8 @@ class SumRemembers(EMACodebook):
 
     sums: Tensor | None = None
 
-    def overwrite(self, indices: Tensor, vectors: Tensor, mask: Tensor) -> None:
-        self.vectors[indices[mask]] = vectors[mask]
+    def overwrite(self, indices: Tensor, vectors: Tensor, *, share: Tensor, usage: Tensor) -> None:
+        self.vectors[indices[share > 0]] = vectors[share > 0]
 
     def _fold(self, decay: Tensor) -> None:
         sums = self.usage.unsqueeze(1) * self.vectors if self.sums is None else self.sums

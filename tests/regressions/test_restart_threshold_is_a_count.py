@@ -18,7 +18,9 @@ class BelowTwo(RandomRestart):
 
     def refresh(self, codebook: Codebook, z: Tensor, valid: Tensor) -> None:
         rows, drawn = distributed.shared_rows(z, valid, count=codebook.codebook_size, seed=0, step=codebook.steps)
-        codebook.overwrite(torch.arange(codebook.codebook_size), rows, (codebook.usage < 2) & drawn)
+        share = ((codebook.usage < 2) & drawn).float()
+        usage = torch.lerp(codebook.usage, codebook.usage.mean(), share)
+        codebook.overwrite(torch.arange(codebook.codebook_size), rows, share=share, usage=usage)
 
 
 class Counting(EMACodebook):
@@ -26,9 +28,9 @@ class Counting(EMACodebook):
 
     overwritten = 0
 
-    def overwrite(self, indices: Tensor, vectors: Tensor, mask: Tensor) -> None:
-        self.overwritten += int(mask.sum())
-        super().overwrite(indices, vectors, mask)
+    def overwrite(self, indices: Tensor, vectors: Tensor, *, share: Tensor, usage: Tensor) -> None:
+        self.overwritten += int(share.sum())
+        super().overwrite(indices, vectors, share=share, usage=usage)
 
 
 def check(policy: RandomRestart, tokens: int) -> None:

@@ -42,7 +42,9 @@ def pairs() -> Selection:
     near = lengths * unit(codes[:30] + 0.1 * torch.randn(30, 8))
     opposite = -codes[30:] + torch.logspace(-7, -1, 30).unsqueeze(1) * torch.randn(30, 8)
     z = torch.cat([near, opposite]).requires_grad_()
-    return Selection(z=z, codes=None, indices=torch.arange(60), selected=codes, valid=torch.ones(60, dtype=torch.bool))
+    return Selection(
+        latents=z, z=z, codes=None, indices=torch.arange(60), selected=codes, valid=torch.ones(60, dtype=torch.bool)
+    )
 
 
 def check_value(estimator: Estimator) -> None:

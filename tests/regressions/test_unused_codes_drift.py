@@ -44,7 +44,7 @@ def check(codebook: EMACodebook, steps: int) -> None:
     before = codebook.vectors.clone()
     z = 100 + torch.randn(12, 4)
     valid = torch.ones(12, dtype=torch.bool)
-    selection = Selection(z=z, codes=None, indices=torch.arange(12) % 4, selected=z, valid=valid)
+    selection = Selection(latents=z, z=z, codes=None, indices=torch.arange(12) % 4, selected=z, valid=valid)
     for _ in range(steps):
         codebook.observe(selection)
         codebook.step()

@@ -162,7 +162,8 @@ class ResidualQuantizer(BaseQuantizer):
             return total
         rows, selected = latents.flatten(0, -2), total.detach().flatten(0, -2)
         positions = valid.flatten()
-        selection = Selection(z=rows, codes=None, indices=positions.long() - 1, selected=selected, valid=positions)
+        indices = positions.long() - 1
+        selection = Selection(latents=rows, z=rows, codes=None, indices=indices, selected=selected, valid=positions)
         return estimator(selection).reshape(latents.shape)
 
     @property

@@ -72,7 +72,7 @@ class FSQ(VectorQuantizer):
             far = (z.detach().abs() > 3).to(self.dtype).mean(-1)
             self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
         quantized = straight_through(selected, self._code(bounded)) if torch.is_grad_enabled() else selected
-        return quantized, Selection(z=z, codes=None, indices=indices, selected=selected, valid=valid)
+        return quantized, Selection(latents=z, z=z, codes=None, indices=indices, selected=selected, valid=valid)
 
     def bound(self, z: Tensor) -> Tensor:
         """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for

@@ -5,7 +5,7 @@
     python scripts/publish.py                      # only write the tables anew
 
 It copies a run's figures, configuration, log and pictures into docs/results, and writes each table that stands between
-`<!-- table NAME -->` and `<!-- end -->` in README.md and docs/results.md from docs/results/NAME.json.
+`<!-- table NAME -->` and `<!-- end -->` in the documents: from docs/results/NAME.json, or from the code.
 """
 
 import argparse
@@ -14,13 +14,21 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import document_tables
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/quantizers.md")
+FROM_CODE = {
+    "methods": document_tables.methods,
+    "parts": document_tables.parts,
+    "incompatible-parts": document_tables.incompatible_parts,
+    "faults": document_tables.faults,
+}
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
 
@@ -53,7 +61,9 @@ def publish(run: Path) -> None:
 
 def rendered(text: str) -> str:
     """A document with its tables written anew."""
-    return TABLE.sub(lambda match: f"{match[1]}{table(match['name'])}\n{match[3]}", text)
+    return TABLE.sub(
+        lambda match: f"{match[1]}{FROM_CODE.get(match['name'], partial(table, match['name']))()}\n{match[3]}", text
+    )
 
 
 def table(name: str) -> str:

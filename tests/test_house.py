@@ -22,6 +22,7 @@ ROWS = [
     {"methods", "lookup_free", "composites"},
     {"quantizer"},
     {"tokenizer"},
+    {"baking", "exporting"},
     {"__init__"},
 ]
 LEVEL = {name: number for number, row in enumerate(ROWS) for name in row}

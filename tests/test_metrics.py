@@ -59,6 +59,50 @@ def test_levels_are_counted_apart():
     assert expected[0]["perplexity"] != pytest.approx(expected[2]["perplexity"])
 
 
+def test_levels_of_other_sizes():
+    """Each level is described by its own K, and what lies beyond it is no dead code."""
+    sizes = (40, 7, 250)
+    indices = torch.stack([skewed((6, 90), size, seed) for seed, size in enumerate(sizes)], dim=-1)
+    usage = CodebookUsage(sizes)
+    usage.update(indices)
+    report = usage.compute()
+    expected = [reference(level, size) for level, size in zip(indices.unbind(-1), sizes, strict=True)]
+    for name in expected[0]:
+        per_level = [level[name] for level in expected]
+        assert report[f"{name}_per_level"] == pytest.approx(per_level)
+        assert report[name] == pytest.approx(sum(per_level) if name in ("dead", "tokens") else np.mean(per_level))
+    usage.reset()
+    usage.update(torch.stack([torch.arange(280) % size for size in sizes], dim=-1))
+    report = usage.compute()
+    assert report["usage_per_level"] == [1, 1, 1]
+    assert report["dead"] == 0
+    assert report["normalized_entropy_per_level"][1] == pytest.approx(1)
+    assert repr(usage) == "CodebookUsage(codebook_sizes=(40, 7, 250))"
+
+
+def test_each_level_has_its_own_range():
+    usage = CodebookUsage((3, 5))
+    usage.update(torch.tensor([[2, 4], [-1, -1]]))
+    for wrong in ([3, 0], [0, 5], [0, -2]):
+        with pytest.raises(ValueError, match=r"at level \d: expected -1 \(left out\) or 0"):
+            usage.update(torch.tensor([wrong]))
+    assert usage.counts.sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "levels", "message"),
+    [
+        ((3, 5), 3, "lists 2 sizes"),
+        ((), None, "expected at least 1"),
+        ((3, 0), None, "expected at least 1"),
+        (3, 0, "num_codebooks=0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, levels, message):
+    with pytest.raises(ValueError, match=message):
+        CodebookUsage(sizes, num_codebooks=levels)
+
+
 def test_left_out_positions_are_not_counted():
     usage = CodebookUsage(8)
     usage.update(torch.tensor([[-1, 3], [3, -1]]))

@@ -10,29 +10,49 @@ import torch
 import vqkit
 from vqkit import (
     FSQ,
+    LFQ,
+    NSVQ,
     BaseQuantizer,
+    BridgedCodebook,
+    ClusterReinit,
     Codebook,
     CodebookLoss,
     CodebookUsage,
+    CodeSplit,
     Commitment,
+    Contrastive,
+    Disentanglement,
+    DistributionMatching,
+    DiVeQ,
     DoubleQuantization,
     EMACodebook,
     Entropy,
     Estimator,
+    FeatureCodebook,
+    GroupedQuantizer,
+    GumbelSoftmax,
     IncompatibleParts,
     IndexBackpropagation,
+    Orthogonality,
+    ProbabilisticAnchor,
     ProjectedCodebook,
+    PublishedDisentanglement,
     Quantizer,
     RandomRestart,
+    Reflection,
+    ReinMax,
+    RelaxedGumbelSoftmax,
     ResidualQuantizer,
     RotationTrick,
     Search,
     Selection,
     StraightThrough,
+    UniformPrior,
 )
 
 SIZES = {"dim": 4, "codebook_size": 8}
-vq, ema, simvq = (partial(Quantizer, method, **SIZES) for method in ("vq", "ema", "simvq"))
+METHODS = ("vq", "ema", "simvq", "ibq", "gumbel", "cascaded", "seeded")
+vq, ema, simvq, ibq, gumbel, cascaded, seeded = (partial(Quantizer, method, **SIZES) for method in METHODS)
 
 
 class TrainsCodes(Estimator):
@@ -106,6 +126,82 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "the losses of one method with the codebook of another": (
         lambda: vq(codebook=EMACodebook),
         ("CodebookLoss sends a gradient", "EMACodebook is trained by statistics"),
+    ),
+    "a noisy estimator that trains running means": (
+        lambda: ema(estimator=NSVQ()),
+        ("NSVQ sends a gradient", "EMACodebook is trained by statistics", "leave NSVQ out"),
+    ),
+    "a matched distribution for running means": (
+        lambda: ema(losses=[Commitment(), DistributionMatching()]),
+        ("DistributionMatching sends a gradient", "EMACodebook is trained by statistics"),
+    ),
+    "a gradient for a table that is never trained": (
+        lambda: seeded(losses=[CodebookLoss()]),
+        ("CodebookLoss sends a gradient", "SeededCodebook is trained by nothing"),
+    ),
+    "codes that only repel each other": (
+        lambda: vq(losses=[Commitment(), Orthogonality()]),
+        ("Codebook learns by gradient", "that of Orthogonality draws no code to a vector", "add CodebookLoss()"),
+    ),
+    "a prior that is all that trains the codes": (
+        lambda: gumbel(estimator=StraightThrough()),
+        ("NormalCodebook learns by gradient", "that of UniformPrior draws no code to a vector", "add CodebookLoss()"),
+    ),
+    "a sampled code's gradient for the best code": (
+        lambda: ibq(estimator=ReinMax(), losses=[]),
+        ("ReinMax has the gradient of a code drawn at random", "Search takes the best one", "search=GumbelSearch()"),
+    ),
+    "a sampled code's gradient for the nearest code": (
+        lambda: vq(estimator=RelaxedGumbelSoftmax()),
+        ("RelaxedGumbelSoftmax has the gradient of a code drawn at random", "search=GumbelSearch()"),
+    ),
+    "Gumbel-softmax without its search": (
+        lambda: gumbel(search=Search("dot")),
+        ("GumbelSoftmax has the gradient of a code drawn at random", "Search takes the best one"),
+    ),
+    "a soft choice among codes that are not searched": (
+        lambda: cascaded(search=Search("dot"), estimator=IndexBackpropagation()),
+        (
+            "IndexBackpropagation compares the vectors with all codes",
+            "CascadedCodebook searches one table and reads another",
+            "leave IndexBackpropagation out",
+        ),
+    ),
+    "an entropy of codes that are not searched": (
+        lambda: cascaded(losses=[Entropy()]),
+        ("Entropy compares the vectors with all codes", "CascadedCodebook searches one table", "leave Entropy out"),
+    ),
+    "restarts of frozen rows": (
+        lambda: cascaded(maintenance=[RandomRestart()]),
+        ("RandomRestart rewrites codes", "the rows of CascadedCodebook are frozen", "maintenance=[]"),
+    ),
+    "splits of frozen rows": (
+        lambda: seeded(maintenance=[CodeSplit()]),
+        ("CodeSplit rewrites codes", "the rows of SeededCodebook are frozen", "maintenance=[]"),
+    ),
+    "anchors for derived rows": (
+        lambda: simvq(maintenance=[ClusterReinit()]),
+        ("ClusterReinit rewrites codes", "ProjectedCodebook are derived", "maintenance=[]"),
+    ),
+    "a reflection in one dimension": (
+        lambda: Quantizer("vq", dim=1, codebook_size=8, estimator=Reflection()),
+        ("Reflection needs codes of at least 2 dimensions", "this codebook has 1"),
+    ),
+    "a codebook's loss without a codebook": (
+        lambda: LFQ(4, losses=[CodebookLoss()]),
+        ("CodebookLoss needs a stored codebook, and LFQ has none", "leave it out", "BitEntropy()"),
+    ),
+    "a noisy estimator over a sum of stages": (
+        lambda: ResidualQuantizer(vq, 2, estimator=DiVeQ()),
+        ("DiVeQ", "pass estimator=None, and give it to the stages"),
+    ),
+    "codes of groups that differ in dimension": (
+        lambda: GroupedQuantizer([vq, partial(Quantizer, "vq", dim=2, codebook_size=8)], losses=[Disentanglement()]),
+        ("Disentanglement takes inner products", "[4, 2] dimensions", "one codebook_dim"),
+    ),
+    "codes of a group without a codebook": (
+        lambda: GroupedQuantizer([vq, partial(FSQ, [3, 3, 3, 3])], losses=[PublishedDisentanglement()]),
+        ("PublishedDisentanglement compares the codes", "groups [1] have no codebook", "make every group a Quantizer"),
     ),
     "a rotation in one dimension": (
         lambda: Quantizer("vq", dim=1, codebook_size=8, estimator=RotationTrick()),
@@ -215,8 +311,8 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "method": (lambda: Quantizer("emma", **SIZES), ("method='emma'", "'vq', 'ema', 'simvq'", "did you mean 'ema'?")),
     "method with one wrong letter": (lambda: Quantizer("simvk", **SIZES), ("method='simvk'", "did you mean 'simvq'?")),
     "method far off": (
-        lambda: Quantizer("gumbel", **SIZES),
-        ("method='gumbel'", "expected one of 'vq', 'ema', 'simvq'"),
+        lambda: Quantizer("product", **SIZES),
+        ("method='product'", "expected one of 'vq', 'ema', 'simvq'"),
     ),
     "dim": (lambda: Quantizer("vq", dim=0, codebook_size=8), ("dim=0", "at least 1")),
     "codebook_size": (lambda: Quantizer("vq", dim=4, codebook_size=0), ("codebook_size=0", "at least 1")),
@@ -241,6 +337,36 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "entropy without a temperature": (lambda: Entropy(temperature=-1.0), ("temperature=-1.0", "positive", "0.01")),
     "negative diversity": (lambda: Entropy(diversity=-1.0), ("diversity=-1.0", "at least 0")),
     "entropy by angle": (lambda: Entropy(metric="cosine"), ("metric='cosine'", "'dot' or 'euclidean'")),
+    "patches that do not fit": (
+        lambda: Quantizer("fvq", dim=4, codebook_size=24),
+        ("codebook_size=24", "multiple of patch_size^2 = 16", "16 or 32 is nearest"),
+    ),
+    "heads that do not divide": (lambda: BridgedCodebook(16, 4, heads=3), ("heads=3", "divisor of width=256")),
+    "features of an unnamed size": (
+        lambda: FeatureCodebook(8, 4, base_path="features.safetensors"),
+        ("base_dim=None", "base_path='features.safetensors'", "the size of the features"),
+    ),
+    "a size for features that are not given": (
+        lambda: FeatureCodebook(8, 4, base_dim=768),
+        ("base_dim=768 without base_path", "leave base_dim out", "name a file"),
+    ),
+    "gumbel without a temperature": (lambda: GumbelSoftmax(0.0), ("temperature=0.0", "positive")),
+    "negative variance": (lambda: DiVeQ(-1e-3), ("variance=-0.001", "at least 0", "1e-3 in the paper")),
+    "contrast without a temperature": (lambda: Contrastive(temperature=0.0), ("temperature=0.0", "positive")),
+    "anchors by another metric": (lambda: ProbabilisticAnchor("l2"), ("metric='l2'", "'euclidean', 'dot' or 'cosine'")),
+    "anchors never": (lambda: ClusterReinit(every=0), ("every=0", "at least 1")),
+    "no step of a split": (lambda: CodeSplit(step=0.0), ("step=0.0", "above 0")),
+    "bits beyond an index": (lambda: LFQ(63), ("bits=63", "at most 62", "GroupedQuantizer of several LFQ", "BSQ")),
+    "no bits": (lambda: LFQ(0), ("bits=0", "at least 1")),
+    "another bit order": (lambda: LFQ(4, bit_order="little"), ("bit_order='little'", "'lsb_first' or 'msb_first'")),
+    "weight of a prior": (lambda: UniformPrior(-1.0), ("UniformPrior weight=-1.0", "at least 0")),
+    "num_groups": (lambda: GroupedQuantizer(vq), ("num_groups=None", "at least 1")),
+    "groups counted twice": (lambda: GroupedQuantizer([vq, ema], 3), ("num_groups=3", "expected None", "lists 2")),
+    "no groups": (lambda: GroupedQuantizer([]), ("group=[]", "at least 1")),
+    "a loss between groups twice": (
+        lambda: GroupedQuantizer(vq, 2, losses=[Disentanglement(), PublishedDisentanglement()]),
+        ("['disentanglement'] named twice", "keep one"),
+    ),
     "threshold as a count": (lambda: RandomRestart(2), ("threshold=2", "fraction of uniform usage", "[0, 1)", "0.1")),
     "every": (lambda: RandomRestart(every=0), ("every=0", "at least 1")),
     "limit": (lambda: RandomRestart(limit=0), ("limit=0", "at least 1")),

@@ -1,11 +1,12 @@
 """The command line: one run folder, a tracked run, checkpoints that are found again, and errors in a line."""
 
+import itertools
 import logging
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +244,7 @@ class TokenizerCLI(LightningCLI):
         }
         listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
         quantizer = tokenizer.quantizer
-        codes = quantizer.codebook_size
-        if quantizer.level_axis:
-            codes = f"{quantizer.num_codebooks} x {codes}"
+        codes = codes_in_words(quantizer.codebook_sizes)
         _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {codes} codes")
         if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
             try:
@@ -254,6 +253,12 @@ class TokenizerCLI(LightningCLI):
                 raise UserError(str(error)) from error
         if self.checkpoint:
             _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {self.checkpoint}")
+
+
+def codes_in_words(sizes: Sequence[int]) -> str:
+    """The sizes of the codebooks, level by level, those that repeat in one: 4096 + 3 x 1024."""
+    counted = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
+    return " + ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in counted)
 
 
 @rank_zero_only

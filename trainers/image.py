@@ -82,8 +82,7 @@ class ImageTokenizerTask(TokenizerTask):
     def on_validation_epoch_start(self) -> None:
         """Start to measure."""
         quantizer = self.tokenizer.quantizer
-        metrics = ImageMetrics(quantizer.codebook_size, num_codebooks=quantizer.num_codebooks)
-        self.metrics = metrics.to(self.device)
+        self.metrics = ImageMetrics(quantizer.codebook_sizes).to(self.device)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Reconstruct and measure a batch."""

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ PROTOCOL = {
     "psnr": "10 log10(255^2 / mse) per image over pixels and channels, then the mean over images; equal images: 100 dB",
     "ssim": "torchmetrics, Gaussian window 11 px, sigma 1.5, data_range 255, per image, then the mean over images",
     "ms_ssim": "torchmetrics, five scales with their published weights, window as for ssim, then the mean over images",
-    "bpp": "tokens * log2(codebook_size) / pixels, without entropy coding",
+    "bpp": "tokens * log2(codebook_size) / pixels, per level, without entropy coding",
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
     "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
 }
@@ -61,11 +62,12 @@ class ImageMetrics:
     neither in checkpoints nor touched by weight averaging.
 
     Args:
-        codebook_size: K.
-        num_codebooks: levels of the quantizer; with more than one, the last axis of the indices.
+        codebook_size: K, or that of each level.
+        num_codebooks: levels of the quantizer; with more than one, the last axis of the indices. None means as many as
+            sizes are listed, 1 for a single number.
     """
 
-    def __init__(self, codebook_size: int, *, num_codebooks: int = 1) -> None:
+    def __init__(self, codebook_size: int | Sequence[int], *, num_codebooks: int | None = None) -> None:
         self.usage = CodebookUsage(codebook_size, num_codebooks=num_codebooks)
         # Sums over images: psnr, ssim, ms_ssim, images, images large enough for ms_ssim, pixels.
         self.sums = torch.zeros(6, dtype=torch.float64)
@@ -124,9 +126,10 @@ class ImageMetrics:
         if large == images:
             figures["ms_ssim"] = ms_ssim_sum / images
         tokens = _levels(usage, "tokens")
+        sizes = zip(tokens, self.usage.codebook_sizes, strict=True)
         bits = sum(count * entropy for count, entropy in zip(tokens, _levels(usage, "entropy"), strict=True))
         return figures | {
-            "bpp": sum(tokens) * math.log2(self.usage.codebook_size) / pixels,
+            "bpp": sum(count * math.log2(size) for count, size in sizes) / pixels,
             "entropy_bpp": bits / pixels,
             "tokens_per_image": sum(tokens) / images,
             "images": int(images),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from trainers.moments import forget_rewritten_rows
 from vqkit import Codebook, Tokenizer
 
 
@@ -110,7 +111,8 @@ class TokenizerTask(LightningModule):
         self.tokenizer.quantizer.step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log gradient norms, before clipping."""
+        """Forget the moments of codes that were rewritten, and log gradient norms, before clipping."""
+        forget_rewritten_rows(self.tokenizer.quantizer, optimizer)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
             return
         norms = {name: _gradient_norm(part.parameters()) for name, part in self.tokenizer.named_children()}

@@ -69,7 +69,9 @@ class Noise:
         return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 
     def _draw(self, positions: Tensor) -> Tensor:
-        return distributed.counter_random(positions, seed=self.seed, step=self.step) + 2.0**-54
+        # In the middle of 2^52 intervals: neither 0 nor 1 can come out.
+        drawn = distributed.counter_random(positions, seed=self.seed, step=self.step)
+        return (drawn * 2**52).floor() * 2.0**-52 + 2.0**-53
 
     def _positions(self, columns: int, rows: slice) -> Tensor:
         numbers = self.first + torch.arange(self.count, device=self.seed.device)[rows]
@@ -91,6 +93,8 @@ class Selection:
         indices: (N,) int64, -1 where not valid.
         selected: (N, D) the chosen codes, with graph to the codebook.
         valid: (N,) bool.
+        matched: (N, D) the row that was searched, where one table is searched and another read; None where `selected`
+            is that row.
         noise: the random numbers of this forward, where a part draws some; None outside of training.
     """
 
@@ -100,6 +104,7 @@ class Selection:
     indices: Tensor
     selected: Tensor
     valid: Tensor
+    matched: Tensor | None = None
     noise: Noise | None = None
 
     def mean(self, values: Tensor) -> Tensor:

@@ -4,13 +4,11 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.base import Selection, recomputing
 from vqkit.config import Configured
-from vqkit.functional import matrix_square_root
 from vqkit.kernels import SegmentStats, segment_stats
 from vqkit.kmeans import kmeans
 from vqkit.precision import FullPrecisionModule
@@ -244,9 +242,10 @@ class EMACodebook(Codebook):
 
 
 class ProjectedCodebook(Codebook):
-    """K codes derived from a frozen random base through one trainable linear map: e_k = W b_k + c.
+    """K codes that one trainable map makes of a base: e_k = W b_k + c.
 
-    Every code moves at every step, since all share W: a code cannot die for want of being chosen.
+    Every code moves at every step, since all share W: a code cannot die for want of being chosen. Subclasses have
+    another base (features, trained vectors) and another map (`projector`, from (K, base_dim) to (K, D)).
 
     State:
         base: (K, D) float32 buffer, never trained.
@@ -268,6 +267,7 @@ class ProjectedCodebook(Codebook):
     derived = True
 
     base: Tensor
+    projector: nn.Module
 
     def _register_vectors(self, generator: torch.Generator) -> None:
         base = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32) / math.sqrt(self.dim)
@@ -279,21 +279,74 @@ class ProjectedCodebook(Codebook):
 
     def forward(self) -> Tensor:
         """The projected codes (K, D)."""
-        return F.linear(self.base, self.projector.weight, self.projector.bias)
+        return self.projector(self.base)
 
     @torch.no_grad()
     def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
-        """Set the projector so that the codes have the mean and covariance of `samples` (M, D): the base is isotropic
-        already.
-        """
-        mean = samples.mean(0)
-        covariance = (samples - mean).mT @ (samples - mean) / len(samples)
-        root = distributed.from_first_rank(matrix_square_root(covariance))
-        self.projector.weight.copy_(root * math.sqrt(self.dim))
-        self.projector.bias.copy_(mean)
+        """Set the map so that the codes have the mean and covariance of `samples` (M, D); see `Codebook`."""
+        self._match(samples, seed)
         self.usage.fill_(vectors_per_step / self.codebook_size)
         self._clear_pending()
         self._pending_batches = 0
+
+    def _match(self, samples: Tensor, seed: int) -> None:
+        assert isinstance(self.projector, nn.Linear)  # a subclass with another map matches it in its own way
+        match_linear(self.projector, self.base, samples)
+
+
+class TableCodebook(Codebook):
+    """K codes that are stored and never trained: what `vqkit.bake` makes of every other codebook.
+
+    State:
+        vectors: (K, D) float32 buffer; zeros until they are loaded, or `initialize` puts k-means centres there.
+        And usage as in `Codebook`.
+    """
+
+    trained_by = "nothing"
+    writable = False
+
+    def _register_vectors(self, generator: torch.Generator) -> None:
+        self.register_buffer("vectors", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
+
+
+@torch.no_grad()
+def match_linear(layer: nn.Linear, inputs: Tensor, samples: Tensor) -> None:
+    """Set a linear layer so that it gives `inputs` the mean and covariance of `samples`; the same on every rank."""
+    assert layer.bias is not None  # the mean has to go somewhere
+    weight, bias = matching_map(inputs, samples)
+    layer.weight.copy_(distributed.from_first_rank(weight))
+    layer.bias.copy_(distributed.from_first_rank(bias))
+
+
+@torch.no_grad()
+def matching_map(inputs: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine map after which `inputs` (K, H) have the mean and covariance of `samples` (M, D).
+
+    With the covariances U L U^T and V S V^T, largest eigenvalues first: W = V (S / L)^(1/2) U^T, in float64. As many
+    directions are taken as both sides have; inputs of fewer than D (H < D, K <= D, or dependent columns) get the
+    leading ones of the samples and no spread in the others.
+
+    Returns:
+        W (D, H) and c (D,), for inputs W^T + c.
+    """
+    mean, variances, directions = _principal_axes(inputs)
+    target, wanted, axes = _principal_axes(samples)
+    # Below this, what varies is the rounding of float32.
+    rank = min(int((variances > 1e-10 * variances[0]).sum()), len(wanted))
+    scales = (wanted[:rank] / variances[:rank]).sqrt()
+    weight = (axes[:, :rank] * scales) @ directions[:, :rank].mT
+    return weight, target - weight @ mean
+
+
+def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), variances (D,) in falling order, and their directions (D, D) in columns; all float64."""
+    mean = rows.mean(0, dtype=torch.float64)
+    covariance = mean.new_zeros(len(mean), len(mean))
+    for chunk in rows.split(2**14):
+        centered = chunk.to(torch.float64) - mean
+        covariance += centered.mT @ centered / len(rows)
+    variances, directions = torch.linalg.eigh(covariance)
+    return mean, variances.clamp(min=0).flip(0), directions.flip(1)
 
 
 def _uniform(codebook_size: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,9 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +20,27 @@ from torch import nn
 
 _MARKS = {"class_path", "factory", "float"}
 """Keys that give a dictionary of a configuration a meaning of its own."""
+
+_weights_follow: ContextVar[bool] = ContextVar("_weights_follow", default=False)
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Context for building modules whose state is loaded right afterwards.
+
+    A module that takes its first values from a file of the machine that it was trained on must not ask for that file
+    again: it looks at `weights_will_follow()` and allocates. `from_pretrained` and `bake` build in this context.
+    """
+    token = _weights_follow.set(True)
+    try:
+        yield
+    finally:
+        _weights_follow.reset(token)
+
+
+def weights_will_follow() -> bool:
+    """Whether this is inside of `weights_follow()`, so that only the shapes of new state count."""
+    return _weights_follow.get()
 
 
 class Configured:

@@ -146,6 +146,33 @@ def shared_rows(
         return all_reduce_sum(sent).to(rows.dtype), filled
 
 
+def joined_positions(number: int, device: torch.device) -> Tensor:
+    """(number,) int64: the places of this rank's rows in the joined batch, that of all ranks one after another.
+
+    Args:
+        number: how many rows this rank has; ranks may differ.
+        device: of the rows.
+    """
+    return torch.arange(number, device=device) + _first_position(number, device)
+
+
+def best_rows(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the rows that the ranks propose for each of K places, the one with the highest score, on every rank.
+
+    Args:
+        scores: (K,) floating point; -inf where this rank proposes nothing. The first rank wins a tie.
+        rows: (K, D) finite.
+
+    Returns:
+        rows (K, D), zero where no rank proposed one, and found (K,) bool, False there.
+    """
+    gathered = _all_gather(scores)
+    winner = gathered.argmax(dim=0)  # the first, among equals
+    found = (gathered > -torch.inf).any(dim=0)
+    own = torch.where((found & (winner == rank())).unsqueeze(-1), rows, 0)
+    return all_reduce_sum(own), found  # each place has one owner: the sum is exact
+
+
 def _all_gather(tensor: Tensor) -> Tensor:
     """(...) on each rank -> (world size, ...)."""
     if not is_distributed():

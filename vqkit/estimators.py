@@ -4,11 +4,14 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vqkit.base import Selection
 from vqkit.config import Configured
 from vqkit.functional import straight_through, unit
 from vqkit.kernels import Metric, index_backpropagation
+from vqkit.kernels.panels import Panel, backpropagate, prepare
+from vqkit.precision import autocast_disabled
 
 
 class Estimator(Configured, nn.Module):
@@ -155,3 +158,88 @@ class IndexBackpropagation(Estimator):
     def extra_repr(self) -> str:
         """The temperature."""
         return f"temperature={self.temperature}"
+
+
+class Reflection(Estimator):
+    """Reflects and scales the vector onto its code, with the map held constant: d quantized / d z = lambda H.
+
+    With q the code, H = I - 2 v v^T and v = (z^ - q^)/|z^ - q^| is the Householder map that takes z/|z| to q/|q|, and
+    lambda = |q|/|z|. Unlike the rotation it turns one direction around, however close z and q are; where they have the
+    same direction H is taken to be I.
+
+    Source: a variant in the published code of Fifty et al. 2024 (arXiv 2410.06424).
+    Differs: the value is exactly q, and a row falls back to straight-through where |z| or |q| is near zero or their
+    ratio is extreme, with the bounds of `RotationTrick`.
+    """
+
+    min_dim = 2
+    smallest_angle: ClassVar[float] = 1e-6
+    """In radians; of a smaller one, rounding decides the direction of v."""
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D), equal to `selection.selected`."""
+        z, q = selection.z, selection.selected.detach()
+        with torch.no_grad():
+            z_norm, q_norm = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+            difference = unit(z) - unit(q)
+            v = torch.where(difference.norm(dim=-1, keepdim=True) > self.smallest_angle, unit(difference), 0)
+            ratio = q_norm / z_norm.clamp(min=RotationTrick.smallest_norm)
+            defined = (z_norm > RotationTrick.smallest_norm) & (q_norm > RotationTrick.smallest_norm)
+            defined &= (ratio < RotationTrick.largest_scale) & (ratio > 1 / RotationTrick.largest_scale)
+        reflected = ratio * (z - 2 * v * (v * z).sum(-1, keepdim=True))
+        return straight_through(q, torch.where(defined, reflected, z))
+
+
+class ReinMax(Estimator):
+    """A second-order gradient for a code that was drawn with probability p = softmax(z . e).
+
+    With D the one-hot of the code that was drawn and J(q) = diag(q) - q q^T, the logits get 2 J((p + D)/2) v - J(p) v/2
+    where v_k = g . e_k: for v_D that of the drawn code,
+
+        dlogits_k = (p_k (v_k - v_D) + D_k (v_D - sum_j p_j v_j)) / 2
+
+    so that dz = (Cov_p[e] + (e_D - mu) (e_D - mu)^T) g / 2. Its expectation over draws is the gradient of the expected
+    loss wherever the loss is linear or quadratic in the code; that of straight-through is right for linear ones only.
+    Nothing of size N x K is held. Without noise (eval mode with gradients on) it is `IndexBackpropagation`.
+
+    Source: Liu et al. 2023 (arXiv 2304.08612), at temperature 1.
+    Differs: no other temperature, since the draw is at temperature 1: the gradient would be wrong for linear losses
+    too. The value is bit for bit the code; logits are z . e, so codes receive dlogits_k z besides the drawn one's g.
+    """
+
+    trains_codebook = True
+    metric = "dot"
+    of_samples = True
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D), equal to `selection.selected` where valid."""
+        assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
+        if selection.noise is None:
+            return index_backpropagation(selection.z, selection.codes, selection.indices)
+        return _SecondOrder.apply(selection.z, selection.codes, selection.indices)
+
+
+class _SecondOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(z, codes, indices)
+        return torch.where(indices.unsqueeze(-1) >= 0, codes[indices.clamp(min=0)], 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
+        z, codes, indices = ctx.saved_tensors
+        drawn = indices.clamp(min=0).unsqueeze(-1)
+        with autocast_disabled(z.device):
+            problem = prepare(z, codes, 1.0, indices >= 0)
+            gradient = torch.where(indices.unsqueeze(-1) >= 0, gradient, 0).to(problem.x.dtype)
+
+            def dlogits(panel: Panel) -> Tensor:
+                chosen = drawn[panel.part]
+                values = torch.mm(gradient[panel.part], problem.codes.T, out=panel.logits)
+                result = values.sub_(values.gather(1, chosen)).mul_(panel.probabilities)
+                return result.scatter_add_(1, chosen, -result.sum(1, keepdim=True)).mul_(0.5)
+
+            dz, dcodes = backpropagate(problem, dlogits)
+            dcodes.index_add_(0, drawn.squeeze(-1), gradient)
+        return dz.to(z.dtype), dcodes.to(codes.dtype), None

@@ -1,6 +1,7 @@
 """How a codebook is used over a whole set of data: a streaming histogram and the figures read from it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,27 +34,35 @@ class CodebookUsage(nn.Module):
     checkpoint.
 
     Args:
-        codebook_size: K, at least 1.
-        num_codebooks: levels L of a composite quantizer; with L > 1 the last axis of the indices holds the levels.
+        codebook_size: K, at least 1; or one for each level, as `quantizer.codebook_sizes` lists them.
+        num_codebooks: levels L of a composite quantizer; with L > 1 the last axis of the indices holds the levels. None
+            means as many as sizes are listed, 1 for a single number.
 
     Raises:
-        ValueError: a size is not positive, or more than 2^28 codes would be counted.
+        ValueError: a size is not positive, the sizes are not one for each level, or more than 2^28 codes would be
+            counted.
     """
 
     counts: Tensor
 
-    def __init__(self, codebook_size: int, *, num_codebooks: int = 1) -> None:
+    def __init__(self, codebook_size: int | Sequence[int], *, num_codebooks: int | None = None) -> None:
         super().__init__()
-        if codebook_size < 1 or num_codebooks < 1:
+        sizes = (codebook_size,) * (num_codebooks or 1) if isinstance(codebook_size, int) else tuple(codebook_size)
+        if not sizes or min(sizes) < 1 or (num_codebooks is not None and num_codebooks < 1):
             raise ValueError(f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: expected at least 1")
-        if codebook_size * num_codebooks > LARGEST_HISTOGRAM:
+        if num_codebooks not in (None, len(sizes)):
             raise ValueError(
-                f"codebook_size={codebook_size}, num_codebooks={num_codebooks}: a histogram of more than "
+                f"codebook_size={codebook_size} lists {len(sizes)} sizes: expected num_codebooks={num_codebooks} of "
+                "them, or no num_codebooks"
+            )
+        if max(sizes) * len(sizes) > LARGEST_HISTOGRAM:
+            raise ValueError(
+                f"codebook_size={codebook_size}, num_codebooks={len(sizes)}: a histogram of more than "
                 f"{LARGEST_HISTOGRAM} codes does not fit the memory; count the levels of each dimension instead"
             )
-        self.codebook_size = codebook_size
-        self.num_codebooks = num_codebooks
-        self.register_buffer("counts", torch.zeros(num_codebooks, codebook_size, dtype=torch.int64), persistent=False)
+        self.codebook_sizes = sizes
+        self.num_codebooks = len(sizes)
+        self.register_buffer("counts", torch.zeros(len(sizes), max(sizes), dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
     def update(self, indices: Tensor) -> None:
@@ -63,7 +72,8 @@ class CodebookUsage(nn.Module):
             indices: integers of any shape, with a last axis of L levels when `num_codebooks` > 1; -1 is not counted.
 
         Raises:
-            ValueError: no integers, a last axis that is not L, or an index outside -1 ... codebook_size - 1.
+            ValueError: no integers, a last axis that is not L, or an index outside -1 ... codebook_size - 1 of its
+                level.
         """
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise ValueError(f"indices has dtype {indices.dtype}: expected integers")
@@ -75,13 +85,13 @@ class CodebookUsage(nn.Module):
         if indices.numel() == 0:
             return
         # One cell in front of each level's codes takes the -1.
-        width = self.codebook_size + 1
+        width = self.counts.shape[1] + 1
         cells = indices.detach().to(self.counts.device, torch.int64).reshape(-1, self.num_codebooks) + 1
-        low, high = (int(bound) - 1 for bound in cells.aminmax())
-        if low < -1 or high >= self.codebook_size:
-            raise ValueError(
-                f"indices lie in {low} ... {high}: expected -1 (left out) or 0 ... {self.codebook_size - 1}"
-            )
+        bounds = (torch.stack(cells.aminmax(dim=0), dim=1) - 1).tolist()
+        for level, ((low, high), size) in enumerate(zip(bounds, self.codebook_sizes, strict=True)):
+            if low < -1 or high >= size:
+                where = f" at level {level}" if self.num_codebooks > 1 else ""
+                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
         cells += width * torch.arange(self.num_codebooks, device=cells.device)
         histogram = torch.bincount(cells.flatten(), minlength=width * self.num_codebooks)
         self.counts += histogram.view(self.num_codebooks, width)[:, 1:]
@@ -91,7 +101,8 @@ class CodebookUsage(nn.Module):
 
         Returns:
             The figures below. With several levels each is the mean over the levels (`dead` and `tokens`: the sum), and
-            `<name>_per_level` lists them, coarse first. A level without a token has usage 0, perplexity 0 and `dead` K.
+            `<name>_per_level` lists them, coarse first. K is that of each level. A level without a token has usage 0,
+            perplexity 0 and `dead` K.
 
             usage: share of the codes used at least once, in [0, 1].
             perplexity: 2 ** entropy, in [1, K].
@@ -103,7 +114,8 @@ class CodebookUsage(nn.Module):
             top_percent: share of the tokens that went to the most used 1 % of the codes (at least one code).
             tokens: how many tokens were counted.
         """
-        levels = [_describe(counts) for counts in self.total_counts().cpu()]
+        counts = self.total_counts().cpu()
+        levels = [_describe(level[:size]) for level, size in zip(counts, self.codebook_sizes, strict=True)]
         if self.num_codebooks == 1:
             return dict(levels[0])
         report: dict[str, float | list[float]] = {}
@@ -115,7 +127,9 @@ class CodebookUsage(nn.Module):
         return report
 
     def total_counts(self) -> Tensor:
-        """(L, K) int64 counts of all ranks. Every rank must call it."""
+        """(L, K) int64 counts of all ranks; K is the largest, and what lies beyond a level's own size is 0. Every rank
+        must call it.
+        """
         return distributed.all_reduce_sum(self.counts.clone())
 
     def reset(self) -> None:
@@ -124,7 +138,7 @@ class CodebookUsage(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes."""
-        return f"codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}"
+        return f"codebook_sizes={self.codebook_sizes}"
 
 
 def _describe(counts: Tensor) -> dict[str, float]:

@@ -87,10 +87,17 @@ def _rows_must_be_writable(parts: _Built) -> Iterator[str]:
 
 def _a_gradient_needs_a_sender_and_a_receiver(parts: _Built) -> Iterator[str]:
     book = _name(parts.codebook)
-    senders = [_name(part) for part in (parts.estimator, *parts.losses) if part.trains_codebook]
+    losses = [loss for loss in parts.losses if loss.trains_codebook]
+    senders = [_name(parts.estimator)] * parts.estimator.trains_codebook + [_name(loss) for loss in losses]
     if parts.codebook.trained_by == "gradient" and not senders:
         yield (
             f"{book} learns by gradient, but neither {_name(parts.estimator)} nor a loss sends it one: add "
+            "CodebookLoss() to losses, or use EMACodebook"
+        )
+    fits_data = parts.estimator.trains_codebook or any(loss.fits_data for loss in losses)
+    if parts.codebook.trained_by == "gradient" and senders and not fits_data:
+        yield (
+            f"{book} learns by gradient, but that of {' and '.join(senders)} draws no code to a vector: add "
             "CodebookLoss() to losses, or use EMACodebook"
         )
     if parts.codebook.trained_by != "gradient":
@@ -103,15 +110,15 @@ def _a_gradient_needs_a_sender_and_a_receiver(parts: _Built) -> Iterator[str]:
 
 def _the_estimator_must_fit_the_search(parts: _Built) -> Iterator[str]:
     rule, metric = _name(parts.estimator), parts.estimator.metric
-    if metric not in (None, parts.search.metric):
-        yield (
-            f"{rule} differentiates a choice by {metric!r}, but the search chooses by {parts.search.metric!r}: pass "
-            f"search=Search({metric!r}), or use StraightThrough()"
-        )
     if parts.estimator.of_samples and not parts.search.samples:
         yield (
             f"{rule} has the gradient of a code drawn at random, but {_name(parts.search)} takes the best one: pass "
             "search=GumbelSearch(), or use IndexBackpropagation()"
+        )
+    elif metric not in (None, parts.search.metric):
+        yield (
+            f"{rule} differentiates a choice by {metric!r}, but the search chooses by {parts.search.metric!r}: pass "
+            f"search=Search({metric!r}), or use StraightThrough()"
         )
 
 

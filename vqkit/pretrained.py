@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqkit.config import Configured, from_config, resolve_class, to_config
+from vqkit.config import Configured, from_config, resolve_class, to_config, weights_follow
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
@@ -101,8 +101,9 @@ class Pretrained(Configured):
                 f" {found.__name__}.from_pretrained."
             )
         state = _read_weights(folder / WEIGHTS_NAME)
-        module = from_config(config, allow=allow)
-        _match_dtypes(module, state)
+        with weights_follow():
+            module = from_config(config, allow=allow)
+        match_dtypes(module, state)
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
@@ -143,7 +144,7 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
     return state
 
 
-def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
+def match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Move each part whose state is of one floating point type to that type, since loading keeps the module's own."""
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""

@@ -1,14 +1,49 @@
-"""Every quantizer that the contract holds for, with an input it takes. A new method appears here through `METHODS`."""
+"""Every quantizer that the contract holds for, with an input it takes. A new method appears here through `METHODS`.
 
-from collections.abc import Callable
+`CASES` are always tested. `MATRIX` has every method with every estimator that fits it, and as residual stages and
+groups; its tests carry the marker `matrix` and run with `pytest -m matrix`.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.contract.two_scale import TwoScaleQuantizer
-from vqkit import FSQ, BaseQuantizer, Quantizer, ResidualQuantizer, RotationTrick, Search
+from vqkit import (
+    BSQ,
+    FSQ,
+    LFQ,
+    NSVQ,
+    BaseQuantizer,
+    CenteredFSQ,
+    Codebook,
+    CodebookLoss,
+    CodeSplit,
+    Commitment,
+    Disentanglement,
+    DistributionMatching,
+    DiVeQ,
+    Estimator,
+    GroupedQuantizer,
+    GumbelSearch,
+    IncompatibleParts,
+    IndexBackpropagation,
+    Orthogonality,
+    Quantizer,
+    RawStraightThrough,
+    ReadThrough,
+    Reflection,
+    ReinMax,
+    RelaxedGumbelSoftmax,
+    ResidualQuantizer,
+    RotationTrick,
+    Search,
+    StraightThrough,
+)
 from vqkit.methods import METHODS
 
 DIM = 8
@@ -20,7 +55,6 @@ class Case:
 
     build: Callable[..., BaseQuantizer]
     spatial: bool = False
-    trains_codebook: bool = True
 
     def example(self, batch: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, T, D) rows, or (B, D, H, W) images for a spatial quantizer."""
@@ -32,21 +66,105 @@ class Case:
         return x[:, 0].shape if self.spatial else x[..., 0].shape
 
 
-def stage(method: str = "vq", **options) -> Quantizer:
-    return Quantizer(method, dim=DIM, codebook_size=16, **options)
+def trains_codebook(quantizer: BaseQuantizer) -> bool:
+    """Whether any code can move."""
+    return any(isinstance(part, Codebook) and part.trained_by != "nothing" for part in quantizer.modules())
 
+
+def draws_in_training(quantizer: BaseQuantizer) -> bool:
+    """Whether the value in training is another one than in eval mode, by declaration."""
+    parts = list(quantizer.modules())
+    inexact = any(isinstance(part, Estimator) and not part.exact for part in parts)
+    return inexact or any(isinstance(part, Search) and part.samples for part in parts) or bool(dropout(quantizer))
+
+
+def dropout(quantizer: BaseQuantizer) -> float:
+    return getattr(quantizer, "dropout", 0.0)
+
+
+stage = partial(Quantizer, dim=DIM, codebook_size=16)
+vq, ema, gumbel = (partial(Quantizer, method, dim=DIM, codebook_size=32) for method in ("vq", "ema", "gumbel"))
+unit_group = partial(stage, dim=4, codebook_dim=2, normalize=True)
 
 CASES: dict[str, Case] = {
     **{name: Case(partial(Quantizer, name, dim=DIM, codebook_size=32)) for name in METHODS},
-    "rotation": Case(partial(Quantizer, "vq", dim=DIM, codebook_size=32, estimator=RotationTrick())),
-    "normalized": Case(partial(Quantizer, "ema", dim=DIM, codebook_size=32, normalize=True)),
-    "factorized": Case(partial(Quantizer, "vq", dim=DIM, codebook_size=32, codebook_dim=4, search=Search("cosine"))),
-    "fsq": Case(partial(FSQ, [4, 3, 5, 2, 2, 2, 2, 2]), trains_codebook=False),
-    "fsq_projected": Case(partial(FSQ, [5, 5, 4], dim=DIM), trains_codebook=False),
+    "rotation": Case(partial(vq, estimator=RotationTrick())),
+    "normalized": Case(partial(ema, normalize=True)),
+    "factorized": Case(partial(Quantizer, "factorized", dim=DIM, codebook_size=32, codebook_dim=4)),
+    "vit_vqgan": Case(partial(vq, normalize=True, estimator=RawStraightThrough(), codebook_dim=4)),
+    "reinmax": Case(partial(gumbel, estimator=ReinMax())),
+    "split": Case(partial(ema, maintenance=[CodeSplit(every=2)])),
+    "more_losses": Case(
+        partial(vq, losses=[Commitment(), CodebookLoss(), Orthogonality(), DistributionMatching()]),
+    ),
+    "fsq": Case(partial(FSQ, [4, 3, 5, 2, 2, 2, 2, 2])),
+    "fsq_projected": Case(partial(CenteredFSQ, [5, 5, 4], dim=DIM)),
+    "lfq": Case(partial(LFQ, DIM)),
+    "lfq_projected": Case(partial(LFQ, 40, dim=DIM, bit_order="msb_first")),
+    "bsq": Case(partial(BSQ, DIM)),
+    "bsq_wide": Case(partial(BSQ, 70, dim=DIM, gradient="textbook")),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
         partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
     ),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
+    "residual_unequal": Case(
+        partial(ResidualQuantizer, [partial(stage, "ema", codebook_size=32), partial(stage, "simvq")])
+    ),
+    "grouped": Case(
+        partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
+    ),
+    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }
+
+ESTIMATORS = [
+    StraightThrough(),
+    RawStraightThrough(),
+    ReadThrough(),
+    RotationTrick(),
+    Reflection(),
+    IndexBackpropagation(),
+    NSVQ(),
+    DiVeQ(),
+    ReinMax(),
+    RelaxedGumbelSoftmax(),
+]
+
+
+def _matrix() -> Iterator[tuple[str, Case]]:
+    for name in METHODS:
+        for estimator in ESTIMATORS:
+            search = GumbelSearch() if estimator.of_samples else Search(estimator.metric) if estimator.metric else None
+            build = partial(Quantizer, name, dim=DIM, codebook_size=32, estimator=estimator, search=search)
+            try:
+                build()
+            except IncompatibleParts:
+                continue
+            yield f"{name}-{type(estimator).__name__}", Case(build)
+        member = partial(stage, name)
+        yield f"residual-{name}", Case(partial(ResidualQuantizer, member, 2, estimator=None))
+        yield f"grouped-{name}", Case(partial(GroupedQuantizer, partial(member, dim=DIM // 2), 2))
+
+
+MATRIX: dict[str, Case] = dict(_matrix())
+ALL = CASES | MATRIX
+
+
+def each(cases: dict[str, Case], matrix: dict[str, Case]) -> pytest.MarkDecorator:
+    """Parametrize a test with `case`, those of the matrix behind its marker."""
+    marked = [pytest.param(case, id=name, marks=pytest.mark.matrix) for name, case in matrix.items()]
+    return pytest.mark.parametrize("case", [*(pytest.param(case, id=name) for name, case in cases.items()), *marked])
+
+
+def name_of(case: Case) -> str:
+    """For processes that build their own."""
+    return next(name for name, other in ALL.items() if other is case)
+
+
+def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
+    return {name: case for name, case in cases.items() if not case.spatial}
+
+
+every_case = each(CASES, MATRIX)
+pointwise = each(_pointwise(CASES), _pointwise(MATRIX))

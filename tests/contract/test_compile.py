@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.cases import CASES, Case
-from tests.contract.test_contract import every_case, initialized
+from tests.contract.cases import CASES, Case, every_case
+from tests.contract.test_contract import initialized
 from vqkit import BaseQuantizer
 
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.cases import CASES, DIM, Case
-from vqkit import BaseQuantizer
-
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-pointwise = pytest.mark.parametrize(
-    "case",
-    [case for case in CASES.values() if not case.spatial],
-    ids=[name for name, case in CASES.items() if not case.spatial],
+from tests.contract.cases import (
+    CASES,
+    DIM,
+    Case,
+    draws_in_training,
+    every_case,
+    pointwise,
+    trains_codebook,
 )
+from vqkit import BaseQuantizer
 
 
 def initialized(case: Case, **options) -> BaseQuantizer:
@@ -66,8 +67,8 @@ def test_decode_of_encode_is_the_eval_output_bit_for_bit(case: Case) -> None:
 @every_case
 def test_training_forward_has_the_value_of_eval(case: Case) -> None:
     quantizer = initialized(case)
-    if getattr(quantizer, "dropout", 0):
-        pytest.skip("quantizer dropout is a stated difference of training")
+    if draws_in_training(quantizer):
+        pytest.skip("random in training, as it declares")
     x = case.example()
     assert torch.equal(copy.deepcopy(quantizer)(x).quantized, quantizer.eval()(x).quantized)
 
@@ -91,9 +92,9 @@ def test_every_parameter_is_in_every_training_graph(case: Case) -> None:
 
 @every_case
 def test_the_codebook_learns(case: Case) -> None:
-    if not case.trains_codebook:
-        pytest.skip("nothing is stored")
     quantizer = initialized(case)
+    if not trains_codebook(quantizer):
+        pytest.skip("no code can move")
     data = (case.example(32, seed=2) * 1.5 + 0.5).requires_grad_()
     optimizer = torch.optim.Adam([*quantizer.parameters(), torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
     by_gradient = any(value.requires_grad for value in quantizer.parameters())
@@ -230,7 +231,7 @@ def test_low_precision_in_and_out_with_full_precision_inside(case: Case, dtype: 
     assert output.quantized.dtype == dtype and output.loss.dtype == torch.float32
     assert torch.equal(output.indices, reference.indices)
     assert torch.equal(output.quantized, reference.quantized.to(dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(quantizer(x).indices, reference.indices)
         assert torch.equal(quantizer.decode(reference.indices), reference.quantized)
 
@@ -286,7 +287,7 @@ def test_any_layout_is_the_channel_last_one_rearranged(case: Case, channel_dim: 
 def test_the_loss_does_not_grow_with_the_batch(case: Case) -> None:
     quantizer = initialized(case).eval()
     x = case.example(4)
-    assert torch.allclose(quantizer(x).loss, quantizer(torch.cat([x] * 5)).loss, rtol=1e-5)
+    assert torch.allclose(quantizer(x).loss, quantizer(torch.cat([x] * 5)).loss, rtol=1e-5, atol=1e-6)
 
 
 @every_case

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.contract.cases import Case
-from tests.contract.test_contract import every_case, initialized
+from tests.contract.cases import Case, every_case
+from tests.contract.test_contract import initialized
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vqkit import FSQ
+from vqkit import FSQ, CenteredFSQ
 
 PUBLISHED = [[8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5]]
 
@@ -28,6 +28,60 @@ def test_value_and_gradient_of_one_dimension(levels: int) -> None:
     expected = [oracle(float(value), levels) for value in z.detach()]
     assert [float(value) for value in output.quantized.detach()] == [value for value, _ in expected]
     torch.testing.assert_close(z.grad.squeeze(1), torch.tensor([slope for _, slope in expected], dtype=torch.float64))
+
+
+def centered(z: float, levels: int) -> tuple[float, float]:
+    """Value and derivative of one dimension by the centred rule, in scalar arithmetic."""
+    half = (levels - 1) * (1 + 1e-3) / 2
+    offset = 0.5 if levels % 2 == 0 else 0.0
+    shift = math.atanh(offset / half)
+    slope = half / math.cosh(z + shift) ** 2 / (levels // 2)
+    return round(math.tanh(z + shift) * half - offset) / (levels // 2), slope
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8, 1000])
+def test_value_and_gradient_of_the_centered_rule(levels: int) -> None:
+    quantizer = CenteredFSQ([levels]).double()
+    z = torch.linspace(-9, 9, 201, dtype=torch.float64).unsqueeze(1).requires_grad_()
+    output = quantizer(z)
+    output.quantized.sum().backward()
+    expected = [centered(float(value), levels) for value in z.detach()]
+    assert [float(value) for value in output.quantized.detach()] == [value for value, _ in expected]
+    torch.testing.assert_close(z.grad.squeeze(1), torch.tensor([slope for _, slope in expected], dtype=torch.float64))
+    assert levels > 9 or len(output.quantized.unique()) == levels
+    assert (output.indices.min(), output.indices.max()) == (0, levels - 1)
+    assert torch.equal(quantizer.decode(output.indices), output.quantized)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 7, 8])
+def test_zero_is_a_level_by_the_centered_rule_and_none_by_the_paper(levels: int) -> None:
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    assert abs(float(CenteredFSQ([levels]).double().bound(zero))) < 1e-12
+    distance = abs(float(FSQ([levels]).double().bound(zero)))
+    assert distance == 0 if levels % 2 else distance > 1e-5
+
+
+def test_share_of_values_and_tokens_in_which_the_two_rules_differ() -> None:
+    z = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0))
+    levels = [8, 5, 5, 5]
+    paper, other = FSQ(levels).decode(FSQ(levels).encode(z)), CenteredFSQ(levels).decode(CenteredFSQ(levels).encode(z))
+    values = (paper != other).float().mean(0)
+    assert ((values > 0.002) & (values < 0.004)).all()
+    assert 0.0095 < (paper != other).any(1).float().mean() < 0.0115
+
+
+def test_even_numbers_of_levels_are_skewed_by_the_paper_s_rule() -> None:
+    z = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(FSQ([4]).encode(z).flatten(), minlength=4) / len(z)
+    torch.testing.assert_close(shares, torch.tensor([0.126, 0.242, 0.312, 0.321]), rtol=0, atol=0.005)
+    assert abs(float((FSQ([2]).encode(z) == 1).float().mean()) - 0.94) < 0.01
+
+
+def test_quantizing_a_code_gives_another_code() -> None:
+    """The bound moves it: a grid is no projection."""
+    quantizer = FSQ([8])
+    codes = quantizer.decode(torch.arange(8))
+    assert (quantizer.encode(codes) != torch.arange(8)).any()
 
 
 @pytest.mark.parametrize("levels", PUBLISHED)
@@ -93,6 +147,11 @@ def test_saturation_is_a_share_of_the_unmasked_vectors() -> None:
 def test_bad_levels_are_refused(levels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FSQ(levels)
+
+
+def test_levels_that_the_centered_rule_would_round_beyond_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 1000 each"):
+        CenteredFSQ([5, 1001])
 
 
 def test_62_bits_of_indices_are_exact() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vqkit import (
-    FSQ,
     BaseQuantizer,
+    CodebookUsage,
     Estimator,
     Quantizer,
     QuantizerOutput,
@@ -19,6 +19,7 @@ from vqkit import (
     RotationTrick,
     StraightThrough,
 )
+from vqkit.methods import METHODS
 from vqkit.parts import IncompatibleParts
 
 DIM = 6
@@ -73,6 +74,20 @@ def test_initialize_fits_each_stage_to_what_the_stages_before_leave_over() -> No
     errors = [float((data - quantizer.decode(indices[:, :levels])).square().mean()) for levels in range(1, 5)]
     assert errors[0] < float(data.var(0).mean()) and all(later < 0.9 * earlier for earlier, later in pairwise(errors))
     assert all(len(indices[:, level].unique()) > 8 for level in range(4))
+
+
+def test_stage_i_starts_from_the_k_means_of_what_the_stages_before_leave_over() -> None:
+    """Not of the data, and not of a batch that the stage before has just become the centres of."""
+    data = torch.randn(400, DIM) + 3
+    quantizer = ResidualQuantizer([partial(Quantizer, "vq", dim=DIM, codebook_size=size) for size in (16, 8, 4)])
+    quantizer.initialize([data[:150], data[150:]], seed=5)
+    for number, size in enumerate((16, 8, 4)):
+        alone = Quantizer("vq", dim=DIM, codebook_size=size)
+        alone.initialize([data], seed=5 + number)
+        codebook = quantizer.stages[number].codebook
+        torch.testing.assert_close(codebook.vectors, alone.codebook.vectors, rtol=0, atol=1e-6)
+        torch.testing.assert_close(codebook.usage.sum(), torch.tensor(200.0))  # of a batch
+        data = data - alone.decode(alone.encode(data)).detach()
 
 
 # ---------------------------------------------------------------------- gradients
@@ -300,6 +315,35 @@ def test_recomputation_under_checkpointing_draws_the_same_depths() -> None:
 # ---------------------------------------------------------------------- what may be a stage
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_a_stage(method: str) -> None:
+    """With one estimator over the sum where that cuts nothing off, else with each stage's own."""
+    build = partial(Quantizer, method, dim=DIM, codebook_size=16)
+    sample = build()
+    own = sample.has_projection or sample.estimator.trains_codebook
+    if own:
+        with pytest.raises(IncompatibleParts, match="estimator=None"):
+            ResidualQuantizer(build, 3)
+    quantizer = ResidualQuantizer(build, 3, **({"estimator": None} if own else {}))
+    data = torch.randn(256, DIM)
+    quantizer.initialize([data])
+    parameters = list(quantizer.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-3) if parameters else None
+    for _ in range(3):
+        x = torch.randn(64, DIM, requires_grad=True)
+        output = quantizer(x)
+        (output.quantized.square().mean() + output.loss).backward()
+        assert x.grad.any() and torch.isfinite(x.grad).all() and torch.isfinite(output.loss)
+        if optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
+        quantizer.step()
+    indices = quantizer.eval().encode(data)
+    assert indices.shape == (256, 3) and torch.equal(quantizer.decode(indices), quantizer(data).quantized)
+    errors = [float((data - quantizer.decode(indices[:, :n]).detach()).square().mean()) for n in (1, 3)]
+    assert errors[1] < errors[0] or sample.has_projection  # which starts at random, and has to learn
+
+
 def nested(estimator: Estimator | None, **inner) -> ResidualQuantizer:
     stage = partial(Quantizer, "ema", dim=DIM, codebook_size=16)
     return ResidualQuantizer(partial(ResidualQuantizer, stage, 2, **inner), 3, estimator=estimator)
@@ -352,8 +396,29 @@ def test_stages_of_different_methods_work_together() -> None:
     size = {"dim": DIM, "codebook_size": 16}
     quantizer = ResidualQuantizer(alternating(partial(Quantizer, "ema", **size), partial(Quantizer, "ema", **size)), 2)
     assert check_round_trip(quantizer).losses.keys() == {"commitment"}
-    with pytest.raises(ValueError, match=r"\[15625, 729\] codes: expected one size"):
-        ResidualQuantizer(alternating(partial(FSQ, [5] * DIM), partial(FSQ, [3] * DIM)), 2)
+
+
+@pytest.mark.parametrize("spelling", ["a list", "a factory"])
+def test_stages_of_different_sizes(spelling: str) -> None:
+    """Each level has its own range, and one search of all stages gives the indices of the stages one by one."""
+    sizes = (64, 16, 5)
+    builders = [partial(Quantizer, "ema", dim=DIM, codebook_size=size) for size in sizes]
+    quantizer = ResidualQuantizer(builders) if spelling == "a list" else ResidualQuantizer(alternating(*builders), 3)
+    assert quantizer.codebook_sizes == sizes and quantizer.codebook_size == 64 and quantizer.num_codebooks == 3
+    data = torch.randn(500, DIM)
+    quantizer.initialize([data])
+    output = quantizer.eval()(data)
+    assert "all stages in one call" in repr(quantizer) and torch.equal(quantizer.encode(data), output.indices)
+    assert [len(level.unique()) for level in output.indices.unbind(-1)] == list(sizes)
+    assert torch.equal(quantizer.decode(output.indices), output.quantized)
+    errors = [float((data - quantizer.decode(output.indices[:, :n])).square().mean()) for n in (1, 2, 3)]
+    assert errors[0] > errors[1] > errors[2]
+    for wrong in ([64, 0, 0], [0, 16], [0, 0, 5]):
+        with pytest.raises(ValueError, match=rf"0 \.\.\. {sizes[len(wrong) - 1 if wrong[0] == 0 else 0] - 1}"):
+            quantizer.decode(torch.tensor([wrong]))
+    usage = CodebookUsage(quantizer.codebook_sizes)
+    usage.update(output.indices)
+    assert usage.compute()["usage_per_level"] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("order", [("vq", "ema"), ("ema", "vq")])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import RotationTrick, Selection, StraightThrough
+from vqkit import Reflection, RotationTrick, Selection, StraightThrough
 
 
 def select(z: Tensor, q: Tensor) -> Selection:
@@ -97,3 +97,61 @@ def test_where_the_rotation_is_undefined_the_gradient_passes_unchanged(obtuse: s
     q = torch.tensor([[1, 2, 3], [1, 0, 0], [0, 0, 0], [-1, 0, 0], [1, 0, 0], [-2, -1, 1e-4]], dtype=torch.float32)
     result = gradient(RotationTrick(obtuse=obtuse), z.requires_grad_(), q, g)
     assert torch.equal(result, g)
+
+
+def test_radial_drop_is_the_rotation_of_what_is_across_z() -> None:
+    z, q, g = pairs(acute=False)
+    result = gradient(RotationTrick(radial="drop", obtuse="rotate"), z, q, g)
+    for row in range(len(z)):
+        y = z[row].detach()
+        across = torch.eye(5, dtype=torch.float64) - torch.outer(y, y) / (y @ y)
+        expected = q[row].norm() / y.norm() * across @ rotation(y, q[row]).T @ g[row]
+        torch.testing.assert_close(result[row], expected, rtol=0, atol=1e-11)
+
+
+def test_beyond_a_right_angle_the_rotation_turns_the_gradient_against_itself() -> None:
+    """Why straight-through is the default there: in the plane of z and q, cos(dz, g) is the cosine of their angle."""
+    z, q, _ = pairs()
+    y = z.detach()
+    g = q - 2 * (q * y).sum(1, keepdim=True) / y.square().sum(1, keepdim=True) * y  # q turned away, in the same plane
+    turned = torch.cosine_similarity(gradient(RotationTrick(obtuse="rotate"), z, g, g), g)
+    torch.testing.assert_close(turned, torch.cosine_similarity(y, g))
+    assert (turned < 0).all()
+
+
+def householder(z: Tensor, q: Tensor) -> Tensor:
+    v = z / z.norm() - q / q.norm()
+    return torch.eye(len(z), dtype=z.dtype) - 2 * torch.outer(v, v) / (v @ v)
+
+
+def test_the_reflection_takes_the_vector_to_its_code() -> None:
+    z, q, g = pairs(acute=False)
+    result = gradient(Reflection(), z, q, g)
+    for row in range(len(z)):
+        y = z[row].detach()
+        matrix, scale = householder(y, q[row]), q[row].norm() / y.norm()
+        assert abs(float(torch.linalg.det(matrix)) + 1) < 1e-12
+        torch.testing.assert_close(scale * matrix @ y, q[row], rtol=0, atol=1e-12)
+        torch.testing.assert_close(result[row], scale * matrix.T @ g[row], rtol=0, atol=1e-11)
+    torch.testing.assert_close((result * z).sum(1), (g * q).sum(1))
+
+
+def test_the_reflection_is_equivariant_and_its_value_the_code() -> None:
+    z, q, g = pairs()
+    basis = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    turned = gradient(Reflection(), (z.detach() @ basis).requires_grad_(), q @ basis, g @ basis)
+    torch.testing.assert_close(turned, gradient(Reflection(), z, q, g) @ basis, rtol=0, atol=1e-12)
+    code = q.float().requires_grad_()
+    value = Reflection()(select(z.float(), code))
+    assert torch.equal(value, code)
+    value.sum().backward()
+    assert code.grad is None
+
+
+def test_where_the_reflection_is_undefined_the_gradient_passes_unchanged() -> None:
+    """The last row has the direction of its code: no mirror lies between them, and only the length is scaled."""
+    g = torch.randn(5, 3)
+    z = torch.tensor([[0, 0, 0], [1e-9, 0, 0], [1, 0, 0], [1e-5, 0, 0], [1, 2, 3]], dtype=torch.float32)
+    q = torch.tensor([[1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 0, 0], [2, 4, 6]], dtype=torch.float32)
+    result = gradient(Reflection(), z.requires_grad_(), q, g)
+    assert torch.equal(result[:4], g[:4]) and torch.equal(result[4], 2 * g[4])

@@ -1,6 +1,6 @@
 """Quantizer dropout never happens at batch size 1: it is drawn for the first floor(B p) samples of a batch.
 
-Seen in: DAC (read), quantizer sheet 1.5; DAC#40, DAC#106.
+Seen in: DAC (read); DAC#40, DAC#106.
 Avoided since 0.1.0: every sample draws for itself, whatever its place in the batch and the size of the batch.
 """
 

@@ -1,8 +1,7 @@
 """The forward pass registers buffers anew, runs its own backward, or moves the codes that it has just passed on.
 
 Seen in: vector-quantize-pytorch 1.32.0 (read: in-place codebook optimizer, affine statistics), and EMA codebooks in
-general, where a code that moves between forward and backward gives an estimator the gradient of another code
-(architecture C5).
+general, where a code that moves between forward and backward gives an estimator the gradient of another code.
 Avoided since 0.1.0: codes are written before the search, statistics are recorded after it and folded in at the next
 step; state tensors are changed in place only.
 """

@@ -1,7 +1,7 @@
 """Every training step waits for the device: the depth of quantizer dropout, or a check for dead codes, is read on the
 host.
 
-Seen in: vector-quantize-pytorch 1.32.0 (read: dropout depth), architecture decision "no host sync in forward".
+Seen in: vector-quantize-pytorch 1.32.0 (read: dropout depth).
 Avoided since 0.1.0: dropout, restarts and counters are tensor operations of fixed shape; `health()` reads the
 counters when it is called.
 """

@@ -1,8 +1,7 @@
 """After k-means the codes collapse to the origin: the running sum starts at the centre, the count at the size of the
 cluster.
 
-Seen in: EnCodec and early AudioCraft (measured: mean norm of the codes 8.70, then 0.55 after one step), quantizer
-sheet 1.4.
+Seen in: EnCodec and early AudioCraft (measured: mean norm of the codes 8.70, then 0.55 after one step).
 Avoided since 0.1.0: `EMACodebook` stores the mean itself and no sum; the count is only the inertia of the mean.
 """
 

@@ -1,7 +1,7 @@
 """Only the first stage's commitment reaches the encoder: the residual of later stages is built from straight-through
 values.
 
-Seen in: EnCodec, encodec#25; espnet#6268; quantizer sheet 1.5.
+Seen in: EnCodec, encodec#25; espnet#6268.
 Avoided since 0.1.0: `ResidualQuantizer` subtracts the detached sum of the stages before. (`estimator=None`, which
 keeps the chain for stages with projections, has this property by construction where there are none; it has to be
 asked for.)

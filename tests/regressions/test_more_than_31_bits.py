@@ -1,8 +1,8 @@
 """A lookup-free codebook of more than 2^31 codes overflows: bit masks and indices are 32 bits wide.
 
 Seen in: vector-quantize-pytorch 1.32.0 (measured for LFQ: allocation failure), VQP#99 asks for 2^32.
-Avoided since 0.1.0: indices are int64 throughout, and nothing of the size of the codebook is allocated (FSQ; up to
-2^62 codes).
+Avoided since 0.1.0: indices are int64 throughout, and nothing of the size of the codebook is allocated (FSQ and LFQ up
+to 2^62 codes, BSQ any number).
 """
 
 from dataclasses import replace
@@ -11,30 +11,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import FSQ, Selection
+from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, Selection
 
 
 class IndicesOf32Bits(FSQ):
     """Adds the digits up in int32."""
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        quantized, selection = super().quantize(z, valid)
+    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        quantized, selection = super().quantize(latents, valid)
         return quantized, replace(selection, indices=selection.indices.int().long().clamp(min=0))
 
 
-def check(quantizer: FSQ) -> None:
-    x = 3 * torch.randn(200, quantizer.dim)
-    quantizer.eval()
+class MaskOf32Bits(LFQ):
+    """Weighs the bits by an int32 mask."""
+
+    def _pack(self, bits: Tensor) -> Tensor:
+        return (bits * self.place_values.int()).sum(-1, keepdim=True).clamp(min=0)
+
+
+def check(quantizer: BaseQuantizer) -> None:
+    x = (3 * torch.randn(200, quantizer.dim)).requires_grad_()
     output = quantizer(x)
+    output.loss.backward()
+    quantizer.eval()
+    assert torch.equal(quantizer(x).indices, output.indices)
     assert torch.equal(quantizer.decode(output.indices), output.quantized)
-    assert len(output.indices.unique()) == 200 and output.indices.max() > 2**31
+    assert len(output.indices.unique(dim=0)) == 200 and output.indices.max() > 2**31
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(FSQ([2] * 40))
-    check(FSQ([8] * 20))
+@pytest.mark.parametrize(
+    "quantizer",
+    [FSQ([2] * 40), FSQ([8] * 20), CenteredFSQ([8] * 20), LFQ(40), LFQ(62, bit_order="msb_first"), BSQ(40), BSQ(130)],
+    ids=["fsq", "fsq of 8 levels", "centered fsq", "lfq", "lfq of 62 bits", "bsq", "bsq of 130 bits"],
+)
+def test_vqkit_does_not_have_the_fault(quantizer: BaseQuantizer) -> None:
+    check(quantizer)
 
 
 def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(IndicesOf32Bits([2] * 40))
+    for quantizer in (IndicesOf32Bits([2] * 40), MaskOf32Bits(40)):
+        with pytest.raises(AssertionError):
+            check(quantizer)

@@ -1,7 +1,7 @@
 """There is no usage or perplexity, or it is the mean over batches, which cannot exceed the number of tokens in one.
 
 Seen in: vector-quantize-pytorch 1.32.0 (no output; VQP#63 is open since 2023), VQP#24, SimVQ#3, sonnet#257; per-batch
-means in several papers' code, quantizer sheet 1.6.
+means in several papers' code.
 Avoided since 0.1.0: `CodebookUsage` counts, and describes the histogram of the whole set; positions that were left
 out (-1) do not count.
 """

@@ -1,7 +1,7 @@
 """The encoder's gradient is multiplied by the number of residual stages.
 
 Seen in: vector-quantize-pytorch 1.32.0, ResidualVQ and ResidualSimVQ with straight-through (measured: exactly 8 times
-at 8 stages), VQP#33, quantizer sheet 1.5.
+at 8 stages), VQP#33.
 Avoided since 0.1.0: with an estimator the chain is detached and the estimator is applied once to the sum; with
 `estimator=None` nothing is detached, and the identities of the stages telescope. Detaching and keeping each stage's
 estimator cannot be expressed.

@@ -1,7 +1,7 @@
 """A codebook whose scale is not that of the latents collapses, and nothing says so.
 
-Seen in: VQGAN-LC's initialization (measured: 0.2 % of the codes used, against 93 % at a matching scale), quantizer
-sheet 1.7; VQP#154, VQP#170, 1d-tokenizer#27.
+Seen in: VQGAN-LC's initialization (measured: 0.2 % of the codes used, against 93 % at a matching scale), VQP#154,
+VQP#170, 1d-tokenizer#27.
 Avoided since 0.1.0: `initialize(latents)` matches the scale for every kind of codebook, and `health()` warns once
 where the ratio of spreads leaves 0.1 ... 3.
 """

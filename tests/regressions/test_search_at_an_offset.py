@@ -1,7 +1,7 @@
 """The expanded square |z|^2 + |e|^2 - 2 z e loses the codes where the data lie away from the origin.
 
 Seen in: vector-quantize-pytorch 1.32.0 and `torch.cdist` (measured: 1.2 % wrong codes at an offset of 100 deviations,
-72 % at 1,000), and every other released search, quantizer sheet 1.2.
+72 % at 1,000), and every other released search.
 Avoided since 0.1.0: `kernels.nearest` subtracts the mean code, and searches again in float64 the rows that float32
 cannot decide.
 """

@@ -1,6 +1,6 @@
 """Autocast or a lowered matmul precision changes which code is nearest: tokens differ between machines.
 
-Seen in: SimVQ, IBQ, LlamaGen, FVQ, vqtorch (read: all search inside autocast), quantizer sheet 1.2 (measured: 1 to 10
+Seen in: SimVQ, IBQ, LlamaGen, FVQ, vqtorch (read: all search inside autocast; measured: 1 to 10
 % wrong codes in bfloat16), sglang-omni#774, transformers#35166.
 Avoided since 0.1.0: the search leaves autocast, and forms its products in float64 where
 `torch.set_float32_matmul_precision` is not "highest".

@@ -1,6 +1,6 @@
 """SimVQ decodes the frozen base, while the forward pass uses the projected codes: tokens decode to noise.
 
-Seen in: the released SimVQ, `get_codebook_entry` (read), quantizer sheet 2.2.
+Seen in: the released SimVQ, `get_codebook_entry` (read).
 Avoided since 0.1.0: `ProjectedCodebook()` is the only way to its codes, for search, losses and decoding alike.
 """
 

@@ -2,7 +2,7 @@
 much.
 
 Seen in: EnCodec, vector-quantize-pytorch (measured: norm 200, then 162 after 1,000 and 5.5 after 1,500 steps), and
-Mimi's floor where restarts are off; quantizer sheet 1.4.
+Mimi's floor where restarts are off.
 Avoided since 0.1.0: the update is e + (1 - decay) (s - c e) / n, whose change is exactly 0 where the count c of a
 step is 0.
 """

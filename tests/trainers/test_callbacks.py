@@ -1,6 +1,7 @@
 """Callbacks one by one, on a run of a few steps."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_age_counts_batches_since_a_code_was_used():
             self.tokenizer = torch.nn.Module()
             self.tokenizer.quantizer = torch.nn.Module()
             self.tokenizer.quantizer.codebook_size = 4
-            self.tokenizer.quantizer.num_codebooks = 1
+            self.tokenizer.quantizer.codebook_sizes = (4,)
 
     class Steps:
         global_step = 0
@@ -69,6 +70,27 @@ def test_age_counts_batches_since_a_code_was_used():
     for indices in batches[2:]:
         resumed.on_train_batch_end(steps, module, {"indices": indices}, None, 0)
     assert (resumed.batches - resumed.last_used).tolist() == [[3, 0, 0, 4]]
+
+
+def test_levels_of_other_sizes_have_no_codes_beyond_their_own():
+    logged = {}
+    quantizer = SimpleNamespace(codebook_sizes=(2, 5), health=dict)
+    module = SimpleNamespace(
+        tokenizer=SimpleNamespace(quantizer=quantizer), device=torch.device("cpu"), log=lambda *_, **__: None
+    )
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger])
+    report = CodebookReport(every_n_steps=2)
+    report.on_fit_start(trainer, module)
+    for step, code in enumerate((torch.tensor([[0, 4], [1, 3], [0, 2]]), torch.tensor([[1, 1], [0, 4], [-1, 0]])), 1):
+        trainer.global_step = step
+        report.on_train_batch_end(trainer, module, {"indices": code}, None, 0)
+    assert logged["codebook/dead_codes"] == 0
+    assert (logged["codebook/dead_age_mean"], logged["codebook/dead_age_max"]) == (0, 1)
+    assert (logged["codebook/usage_level_0"], logged["codebook/usage_level_1"]) == (1, 1)
+    histogram = usage_histogram([torch.tensor([1, 1]), torch.tensor([0, 1, 1, 1, 2])]).histogram
+    assert sum(histogram) == 7
+    assert histogram[0] == 1
 
 
 def test_report_describes_a_window_as_a_set(tmp_path):

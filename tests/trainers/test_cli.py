@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from tests.trainers.pictures import draw_pictures
-from trainers.cli import main
+from trainers.cli import codes_in_words, main
 from trainers.data.tokens import TokenShards
 from trainers.tracking import reason_to_stay_offline
 from vqkit import Tokenizer
@@ -181,17 +181,17 @@ QUANTIZER = "model.tokenizer.quantizer"
 MISTAKES = [
     (
         {f"{QUANTIZER}.method": "simqv"},
-        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', 'ibq', got 'simqv'",
+        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', 'ibq', 'gumbel', 'nsvq'",
     ),
     ({f"{QUANTIZER}.method": "simqv"}, "did you mean 'simvq'?"),
     (
         {f"{QUANTIZER}.codebok_size": "8"},
         "vqkit.Quantizer has no argument 'codebok_size'; did you mean 'codebook_size'?",
     ),
-    ({QUANTIZER: "vqkit.FQS"}, "choices: vqkit.FSQ, vqkit.Quantizer, vqkit.ResidualQuantizer"),
+    ({QUANTIZER: "vqkit.Quantiser"}, "did you mean 'Quantizer'?; choices: vqkit.BSQ, vqkit.CenteredFSQ, vqkit.FSQ"),
     (
         {f"{QUANTIZER}.estimator": "vqkit.RotationTrik"},
-        "choices: vqkit.IndexBackpropagation, vqkit.RotationTrick, vqkit.StraightThrough",
+        "did you mean 'RotationTrick'?; choices: vqkit.DiVeQ, vqkit.GumbelSoftmax",
     ),
     (
         {f"{QUANTIZER}.losses": '["vqkit.CodebookLoss"]'},
@@ -248,3 +248,9 @@ def test_errors_of_a_run_leave_their_traceback_in_its_folder(cli, tmp_path):
     assert "do not fill a batch" in errors
     assert "Traceback" not in errors
     assert "Traceback" in (tmp_path / "run" / "traceback.txt").read_text()
+
+
+def test_codes_of_all_levels_are_said():
+    assert codes_in_words((1024,)) == "1024"
+    assert codes_in_words((1024, 1024)) == "2 x 1024"
+    assert codes_in_words((7, 20, 7, 7)) == "7 + 20 + 2 x 7"

@@ -70,17 +70,26 @@ def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, pictures,
     old, new = plain["model"]["init_args"]["tokenizer"]["init_args"].pop("quantizer"), parts.pop("quantizer")
     assert plain == swapped
     assert new["init_args"]["channel_dim"] == old["init_args"]["channel_dim"]
-    stage = new["init_args"].get("stage", new)["init_args"]
-    assert stage["dim"] == parts["encoder"]["init_args"]["dim"] == old["init_args"]["dim"]
+    assert dim_of(new["init_args"]) == parts["encoder"]["init_args"]["dim"] == old["init_args"]["dim"]
 
 
-def test_overlay_leaves_nothing_of_an_earlier_one(pictures, monkeypatch, capsys):
+def dim_of(arguments):
+    """The size of the channel axis; stages share it, and groups add up to it."""
+    if "group" in arguments:
+        return arguments["num_groups"] * arguments["group"]["init_args"]["dim"]
+    return arguments.get("stage", {"init_args": arguments})["init_args"]["dim"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "overlay"),
+    [("rotation", "vq"), ("rotation", "ema"), ("rotation", "simvq"), ("fqgan", "grouped"), ("grouped", "fqgan")],
+)
+def test_overlay_leaves_nothing_of_an_earlier_one(earlier, overlay, pictures, monkeypatch, capsys):
     """jsonargparse keeps the arguments of a class that is named again: overlays must undo them themselves."""
     config, folder = ROOT / "configs" / "image" / "quickstart.yaml", ROOT / "configs" / "quantizers"
-    for overlay in ("vq", "ema", "simvq"):
-        alone = printed([config, folder / f"{overlay}.yaml"], pictures, monkeypatch, capsys)
-        after = printed([config, folder / "rotation.yaml", folder / f"{overlay}.yaml"], pictures, monkeypatch, capsys)
-        assert after == alone
+    alone = printed([config, folder / f"{overlay}.yaml"], pictures, monkeypatch, capsys)
+    after = printed([config, folder / f"{earlier}.yaml", folder / f"{overlay}.yaml"], pictures, monkeypatch, capsys)
+    assert after == alone
 
 
 def printed(configs, pictures, monkeypatch, capsys):

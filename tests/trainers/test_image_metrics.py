@@ -93,6 +93,19 @@ def test_rate_of_levels():
     assert metrics.per_level()["usage_per_level"] == [0.5, 1 / 64]
 
 
+def test_rate_of_levels_of_other_sizes():
+    """A masked token costs nothing, and each level its own bits."""
+    original, copy = pictures(2, 16, noise=0.1)
+    indices = torch.stack([torch.arange(32).reshape(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)], dim=-1)
+    indices[0, 0, 0, 1] = -1
+    metrics = ImageMetrics((64, 8))
+    metrics.update(original, copy, indices)
+    figures = metrics.compute()
+    assert figures["bpp"] == pytest.approx((32 * 6 + 31 * 3) / 512)
+    assert figures["tokens_per_image"] == 31.5
+    assert metrics.per_level()["usage_per_level"] == [0.5, 1 / 8]
+
+
 def measure_on_rank(rank):
     original, copy = pictures(3, 16, noise=0.2)
     metrics = ImageMetrics(64)

@@ -67,6 +67,35 @@ def test_storage_is_the_smallest_type_and_keeps_the_extremes(tmp_path, codebook_
     assert second["indices"].tolist() == [1, 2, 3]
 
 
+def test_levels_of_other_sizes(tmp_path):
+    sizes = {"codebook_size": 300, "num_codebooks": 2, "codebook_sizes": (300, 8)}
+    with writer(tmp_path, **sizes) as shards:
+        shards.add(torch.tensor([[[299, 7], [0, -1]]]), ["a"])
+        for wrong, last in (([300, 0], 299), ([0, 8], 7)):
+            with pytest.raises(ValueError, match=rf"indices must lie in -1 \.\. {last}, got 0"):
+                shards.add(torch.tensor([[wrong, [0, 0]]]), ["b"])
+        with pytest.raises(ValueError, match="last axis of 2 levels"):
+            shards.add(torch.zeros(1, 2, 3, dtype=torch.int64), ["b"])
+    read = TokenShards(tmp_path)
+    assert (read.codebook_size, read.codebook_sizes, len(read)) == (300, (300, 8), 1)
+    assert read[0]["indices"].tolist() == [[299, 7], [0, -1]]
+    with pytest.raises(ValueError, match="codebook_sizes must be num_codebooks=2 sizes"):
+        writer(tmp_path / "other", **(sizes | {"codebook_sizes": (300, 301)}))
+
+
+def test_manifests_without_sizes_are_read(tmp_path):
+    """As they were written before levels could differ."""
+    with writer(tmp_path, num_codebooks=3) as shards:
+        fill(shards, 0, 4)
+    (path,) = tmp_path.glob("manifest-*.json")
+    manifest = json.loads(path.read_text())
+    del manifest["codebook_sizes"]
+    path.write_text(json.dumps(manifest))
+    assert TokenShards(tmp_path).codebook_sizes == (1000, 1000, 1000)
+    with writer(tmp_path, num_codebooks=3) as shards:
+        assert len(shards.done) == 4
+
+
 def test_masks_cost_nothing_where_there_are_none(tmp_path):
     with writer(tmp_path) as shards:
         fill(shards, 0, 4)

@@ -1,5 +1,6 @@
 """How the codebook fares during training."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
@@ -50,7 +51,7 @@ class CodebookReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an empty window."""
         quantizer = pl_module.tokenizer.quantizer
-        self.usage = CodebookUsage(quantizer.codebook_size, num_codebooks=quantizer.num_codebooks).to(pl_module.device)
+        self.usage = CodebookUsage(quantizer.codebook_sizes).to(pl_module.device)
         if self.last_used is None or self.last_used.shape != self.usage.counts.shape:
             self.last_used = torch.zeros_like(self.usage.counts)
         self.last_used = self.last_used.to(pl_module.device)
@@ -74,8 +75,9 @@ class CodebookReport(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         figures = self.usage.compute()
-        counts = self.usage.total_counts()
-        age = self.batches - _max_over_ranks(self.last_used)
+        levels = self._levels(self.usage.total_counts())
+        counts = torch.cat(levels)
+        age = self.batches - torch.cat(self._levels(_max_over_ranks(self.last_used)))
         report = {f"codebook/{name}": figures[source] for source, name in LOGGED.items()}
         report["codebook/dead_age_mean"] = age[counts == 0].double().mean().nan_to_num().item()
         report["codebook/dead_age_max"] = age.max().item()
@@ -89,10 +91,14 @@ class CodebookReport(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(report, step=trainer.global_step)
                 if isinstance(logger, WandbLogger):
-                    histogram = usage_histogram(counts)
+                    histogram = usage_histogram(levels)
                     logger.experiment.log(
                         {"codebook/usage_histogram": histogram, "trainer/global_step": trainer.global_step}
                     )
+
+    def _levels(self, cells: Tensor) -> list[Tensor]:
+        """(L, K) with the largest K -> one tensor for each level, as long as its codebook."""
+        return [level[:size] for level, size in zip(cells, self.usage.codebook_sizes, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """The age of codes survives a resume."""
@@ -107,14 +113,14 @@ class CodebookReport(Callback):
         self.last_used = state_dict["last_used"]
 
 
-def usage_histogram(counts: Tensor) -> wandb.Histogram:
+def usage_histogram(levels: Iterable[Tensor]) -> wandb.Histogram:
     """How many codes are used how often: relative to uniform use, in 32 logarithmic bins from 1/100 to 100.
 
     Args:
-        counts: (L, K) int64. Codes below the first bin, the unused ones above all, are counted in it; so is the top in
-            the last.
+        levels: the counts (K,) of each level, int64. Codes below the first bin, the unused ones above all, are counted
+            in it; so is the top in the last.
     """
-    relative = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1) * counts.shape[-1]
+    relative = torch.cat([counts.double() / counts.sum().clamp(min=1) * len(counts) for counts in levels])
     edges = numpy.logspace(-2, 2, 33)
     values, edges = numpy.histogram(relative.clamp(edges[0], edges[-1]).cpu().numpy(), bins=edges)
     return wandb.Histogram(np_histogram=(values, edges))

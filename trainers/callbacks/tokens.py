@@ -37,6 +37,7 @@ class TokenWriter(Callback):
             codebook_size=quantizer.codebook_size,
             codebook_hash=codebook_hash(quantizer),
             num_codebooks=quantizer.num_codebooks,
+            codebook_sizes=quantizer.codebook_sizes,
             data_hash=data.predict_hash(),
             tokenizer=str(trainer.ckpt_path),
             samples_per_shard=self.samples_per_shard,

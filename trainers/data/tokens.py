@@ -92,9 +92,10 @@ class TokenShardWriter:
 
     Args:
         directory: Made if missing.
-        codebook_size: K, indices are 0 .. K - 1, or -1 where masked.
+        codebook_size: K, indices are 0 .. K - 1, or -1 where masked; where levels differ, the largest.
         codebook_hash: `codebook_hash(quantizer)`.
         num_codebooks: Codebooks (levels) on the last axis of the indices; 1 if there is no such axis.
+        codebook_sizes: K of each level; None means `codebook_size` for all.
         data_hash: Identifies the data that is predicted, so that a run on other data is not mixed in.
         tokenizer: Where the tokenizer is saved, for the reader's use.
         samples_per_shard: Samples in a full shard.
@@ -114,6 +115,7 @@ class TokenShardWriter:
         codebook_size: int,
         codebook_hash: str,
         num_codebooks: int = 1,
+        codebook_sizes: Sequence[int] | None = None,
         data_hash: str = "",
         tokenizer: str = "",
         samples_per_shard: int = 4096,
@@ -125,8 +127,15 @@ class TokenShardWriter:
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        sizes = [codebook_size] * num_codebooks if codebook_sizes is None else list(codebook_sizes)
+        if len(sizes) != num_codebooks or max(sizes) != codebook_size or min(sizes) < 1:
+            raise ValueError(
+                f"codebook_sizes must be num_codebooks={num_codebooks} sizes with codebook_size={codebook_size} the "
+                f"largest, got {sizes}."
+            )
         self.directory = Path(directory)
         self.codebook_size = codebook_size
+        self.codebook_sizes = tuple(sizes)
         self.samples_per_shard = samples_per_shard
         rank, world_size = ranks()
         self._own = f"{rank:05d}-of-{world_size:05d}"
@@ -134,6 +143,7 @@ class TokenShardWriter:
             "format_version": FORMAT_VERSION,
             "codebook_size": codebook_size,
             "num_codebooks": num_codebooks,
+            "codebook_sizes": sizes,
             "codebook_hash": codebook_hash,
             "data_hash": data_hash,
             "tokenizer": tokenizer,
@@ -201,9 +211,7 @@ class TokenShardWriter:
             )
         if len(indices) == 0:
             return
-        low, high = int(indices.min()), int(indices.max())
-        if low < -1 or high >= self.codebook_size:
-            raise ValueError(f"indices must lie in -1 .. {self.codebook_size - 1}, got {low} .. {high}.")
+        self._check_range(indices)
         shape = list(indices.shape[1:])
         if self._manifest["shape"] not in (None, shape):
             raise ValueError(
@@ -222,6 +230,18 @@ class TokenShardWriter:
         self._names.extend(names)
         while len(self._names) >= self.samples_per_shard:
             self._write_shard(self.samples_per_shard)
+
+    def _check_range(self, indices: Tensor) -> None:
+        uneven = len(set(self.codebook_sizes)) > 1
+        if uneven and indices.shape[-1] != len(self.codebook_sizes):
+            raise ValueError(
+                f"indices must have a last axis of {len(self.codebook_sizes)} levels, got {tuple(indices.shape)}."
+            )
+        levels = indices.unbind(-1) if uneven else [indices]
+        for level, size in zip(levels, self.codebook_sizes, strict=False):
+            low, high = int(level.min()), int(level.max())
+            if low < -1 or high >= size:
+                raise ValueError(f"indices must lie in -1 .. {size - 1}, got {low} .. {high}.")
 
     def _write_shard(self, samples: int) -> None:
         indices, self._indices = torch.stack(self._indices[:samples]), self._indices[samples:]
@@ -265,8 +285,9 @@ class TokenShards(Dataset[dict[str, Any]]):
         directory: What `TokenShardWriter` filled.
 
     Attributes:
-        codebook_size: K.
+        codebook_size: K, the largest where levels differ.
         num_codebooks: Codebooks on the last axis; 1 if there is no such axis.
+        codebook_sizes: K of each level.
         codebook_hash: Equals `codebook_hash(quantizer)` of the quantizer that can decode these tokens.
         tokenizer: Where that tokenizer was saved; empty if it was not said.
         shape: Shape of one sample.
@@ -293,6 +314,9 @@ class TokenShards(Dataset[dict[str, Any]]):
             raise ValueError(f"The manifests in {self.directory} have samples of different shapes: {sorted(shapes)}.")
         self.codebook_size: int = first["codebook_size"]
         self.num_codebooks: int = first["num_codebooks"]
+        # Manifests that were written before levels could differ do not list the sizes.
+        sizes = first.get("codebook_sizes", [self.codebook_size] * self.num_codebooks)
+        self.codebook_sizes: tuple[int, ...] = tuple(sizes)
         self.codebook_hash: str = first["codebook_hash"]
         self.tokenizer: str = first["tokenizer"]
         self.shape: tuple[int, ...] = next(iter(shapes), ())

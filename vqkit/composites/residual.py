@@ -1,12 +1,13 @@
 """Residual quantization: each stage quantizes what the stages before it left over."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.base import BaseQuantizer, Selection
+from vqkit.composites.members import build_members, joined_sizes, member_health, summed_losses
 from vqkit.estimators import Estimator, StraightThrough
 from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts import IncompatibleParts
@@ -33,8 +34,9 @@ class ResidualQuantizer(BaseQuantizer):
     (FSQ) is the same at every stage, and too coarse for what the first one leaves over.
 
     Args:
-        stage: builds one stage; called `num_stages` times, so that no two stages share a codebook.
-        num_stages: at least 1.
+        stage: builds one stage, and is called `num_stages` times so that no two share a codebook; or a list of one
+            factory for each stage, which may differ in method and codebook size.
+        num_stages: at least 1; None with a list.
         estimator: see above.
         dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ...
             num_stages. Dropped stages have index -1, no loss and no statistics.
@@ -49,26 +51,24 @@ class ResidualQuantizer(BaseQuantizer):
     Raises:
         IncompatibleParts: stages with trainable projections or codebook-training estimators, and `estimator` is not
             None.
-        ValueError: an argument is out of its range, or stages differ in `dim` or `codebook_size`.
+        ValueError: an argument is out of its range, or stages differ in `dim` or share state.
     """
 
     level_axis = True
 
     def __init__(
         self,
-        stage: Callable[[], BaseQuantizer],
-        num_stages: int,
+        stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        num_stages: int | None = None,
         *,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         dropout: float = 0.0,
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        if num_stages < 1:
-            raise ValueError(f"num_stages={num_stages}: expected at least 1")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
-        stages = [stage() for _ in range(num_stages)]
+        stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
         super().__init__(stages[0].dim, channel_dim=channel_dim)
         _check_stages(stages, estimator)
         self.stages = nn.ModuleList(stages)
@@ -76,8 +76,13 @@ class ResidualQuantizer(BaseQuantizer):
         self.dropout = dropout
         self.seed = seed
         self.draws = 0
-        self.codebook_size = stages[0].codebook_size
-        self.num_codebooks = sum(inner.num_codebooks for inner in stages)
+        self.num_codebooks = len(joined_sizes(stages))
+        self.codebook_size = max(joined_sizes(stages))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The size of each codebook, coarse first."""
+        return joined_sizes(self._stages)
 
     def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         total = torch.zeros_like(latents)
@@ -93,8 +98,7 @@ class ResidualQuantizer(BaseQuantizer):
             weighted.append(output.loss)
             used.append(stage_valid.any())
         stages_used = torch.stack(used).sum().clamp(min=1)
-        names = dict.fromkeys(name for loss in losses for name in loss)
-        mean_losses = {name: sum(loss[name] for loss in losses if name in loss) / stages_used for name in names}
+        mean_losses = {name: loss / stages_used for name, loss in summed_losses(losses).items()}
         quantized = total if self.estimator is None else self._estimate(self.estimator, latents, total, valid)
         return quantized, torch.cat(indices, dim=-1), sum(weighted) / stages_used, mean_losses
 
@@ -171,10 +175,7 @@ class ResidualQuantizer(BaseQuantizer):
         return self.stages  # type: ignore[return-value]  # nn.ModuleList forgets its element type
 
     def _health(self) -> dict[str, float]:
-        report = super()._health()
-        for number, stage in enumerate(self._stages):
-            report |= {f"stage_{number}/{name}": value for name, value in stage.health().items() if name != "nonfinite"}
-        return report
+        return super()._health() | member_health(self._stages, "stage")
 
     def get_extra_state(self) -> Tensor:
         """How many dropout draws were made."""
@@ -197,15 +198,6 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
     dims = [stage.dim for stage in stages]
     if len(set(dims)) > 1:
         raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
-    sizes = [stage.codebook_size for stage in stages]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"stage built quantizers of {sizes} codes: expected one size, which rates and usage rely on")
-    if any(stage.channel_dim != -1 for stage in stages):
-        raise ValueError(
-            "stage built quantizers with another channel_dim than -1: give channel_dim to ResidualQuantizer instead"
-        )
-    if len({id(stage) for stage in stages}) < len(stages):
-        raise ValueError("stage gave the same quantizer again: expected a new one at each call; codebooks have state")
     if estimator is None:
         return
     conflicts = []
@@ -221,7 +213,12 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
             f"the stages' estimator trains their codebooks through the decoder, and a {type(estimator).__name__} over "
             "the sum would replace it: pass estimator=None"
         )
-    if estimator.trains_codebook:
+    if estimator.random:
+        conflicts.append(
+            f"{type(estimator).__name__} draws random numbers, which a quantizer with a codebook gives it and a sum of "
+            "several does not: pass estimator=None, and give it to the stages"
+        )
+    elif estimator.trains_codebook:
         conflicts.append(
             f"{type(estimator).__name__} differentiates the choice from one codebook, and a sum of several has none: "
             "pass estimator=None, and give it to the stages"

@@ -4,15 +4,15 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqkit import distributed
 from vqkit.base import Selection
 from vqkit.functional import straight_through
+from vqkit.lookup_free.projection import standardize_projection
 from vqkit.pointwise import VectorQuantizer
-from vqkit.precision import autocast_disabled
 
 _LARGEST_CODEBOOK = 2**62
+_MOST_CENTERED_LEVELS = 1000
 
 
 class FSQ(VectorQuantizer):
@@ -31,9 +31,8 @@ class FSQ(VectorQuantizer):
 
     Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505), sec. 3 and
     appendix A.1; eps = 1e-3.
-    Differs: shift = tan(offset / half) is what the paper's listing has; its inverse for tanh would be atanh, which
-    other libraries use and which moves 0.2 to 0.4 % of the values to another level. The forward value is the code
-    exactly.
+    Differs: the forward value is the code exactly. shift = tan(offset / half) is what the paper's listing has, though
+    the inverse of tanh is atanh: `CenteredFSQ` is the variant of other libraries.
 
     Raises:
         ValueError: fewer than two levels in a dimension, no dimension, or more than 2^62 codes.
@@ -94,24 +93,13 @@ class FSQ(VectorQuantizer):
     def _half_width(self) -> Tensor:
         return self.level_counts // 2
 
-    @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.
 
         The grid itself is fixed. Without a projection there is nothing to set, and `latents` is not read. See
         `BaseQuantizer`.
         """
-        if not self.has_projection:
-            return
-        rows, _ = self._collect(latents, 65_536 if samples is None else samples)
-        with autocast_disabled(rows.device):
-            z = distributed.gather_rows(self.to_code_space(rows))
-        spread = z.std(0, correction=0)
-        # A dimension without spread (one vector, equal vectors) keeps its scale.
-        scale = torch.where(spread > 1e-6 * z.abs().amax().clamp(min=1e-30), 1 / spread, 1.0)
-        assert isinstance(self.project_in, nn.Linear)
-        self.project_in.weight.copy_(distributed.from_first_rank(self.project_in.weight * scale.unsqueeze(-1)))
-        self.project_in.bias.copy_(distributed.from_first_rank((self.project_in.bias - z.mean(0)) * scale))
+        standardize_projection(self, latents, samples)
         self.health()
 
     def _health(self) -> dict[str, float]:
@@ -127,3 +115,37 @@ class FSQ(VectorQuantizer):
     def extra_repr(self) -> str:
         """Levels and layout."""
         return f"levels={list(self.levels)}, dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+class CenteredFSQ(FSQ):
+    """Finite scalar quantization in which a latent of 0 is exactly a level, for odd and even L.
+
+    As `FSQ`, but with half = (L - 1)(1 + eps) / 2 and shift = atanh(offset / half), so that b(0) = 0. Of standard
+    normal values 0.2 to 0.4 % get another level than by the paper's rule, and of [8, 5, 5, 5] tokens about 1 %: a model
+    must be decoded by the rule that it was trained with.
+
+    Args:
+        levels: L of each dimension, in 2 ... 1000.
+        dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
+        channel_dim: see `BaseQuantizer`.
+
+    Source: vector-quantize-pytorch (its FSQ, version 1.32.0), and what was derived from it; eps = 1e-3.
+    Differs: the forward value is the code exactly.
+
+    Raises:
+        ValueError: no dimension, fewer than 2 or more than 1000 levels in one, or more than 2^62 codes.
+    """
+
+    def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
+        if levels and max(levels) > _MOST_CENTERED_LEVELS:
+            raise ValueError(
+                f"levels={list(levels)}: expected at most {_MOST_CENTERED_LEVELS} each, since (L - 1)(1 + 1e-3) / 2 "
+                "rounds to a level that is not there beyond; use FSQ"
+            )
+        super().__init__(levels, dim=dim, channel_dim=channel_dim)
+
+    def bound(self, z: Tensor) -> Tensor:
+        """As `FSQ.bound`, with 0 for z = 0."""
+        half = (self.level_counts.to(z.dtype) - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(z.dtype)
+        return (z + (offset / half).atanh()).tanh() * half - offset

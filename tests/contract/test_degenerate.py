@@ -1,0 +1,88 @@
+"""One code, one vector, one dimension, fewer vectors than codes, equal codes, vectors of zeros (property P6)."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from vqkit import BridgedCodebook, Quantizer, bake
+from vqkit.methods import METHODS
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def build(method: str, *, dim: int = 4, codebook_size: int = 8, **options) -> Quantizer:
+    if method == "fvq":  # its grid of codes has to hold whole patches
+        options["codebook"] = partial(BridgedCodebook, patch_size=1)
+    return Quantizer(method, dim=dim, codebook_size=codebook_size, **options)
+
+
+def train(quantizer: Quantizer, x: torch.Tensor) -> torch.Tensor:
+    """Two steps; everything that comes out is finite."""
+    for _ in range(2):
+        inputs = x.clone().requires_grad_()
+        output = quantizer(inputs)
+        (output.quantized.square().mean() + output.loss).backward()
+        assert output.quantized.isfinite().all() and inputs.grad.isfinite().all()
+        assert all(value.grad is not None and value.grad.isfinite().all() for value in quantizer.parameters())
+    quantizer.step()
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    return output.indices
+
+
+@every_method
+def test_one_code(method: str) -> None:
+    quantizer = build(method, codebook_size=1)
+    quantizer.initialize([torch.randn(20, 4)])
+    assert not train(quantizer, torch.randn(9, 4)).any()
+
+
+@every_method
+def test_one_vector(method: str) -> None:
+    quantizer = build(method)
+    quantizer.initialize([torch.randn(20, 4)])
+    assert train(quantizer, torch.randn(1, 4)).shape == (1,)
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:.*the codes spread")
+def test_fewer_vectors_than_codes(method: str) -> None:
+    quantizer = build(method, codebook_size=16)
+    quantizer.initialize([torch.randn(3, 4)])
+    train(quantizer, torch.randn(5, 4))
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:.*the codes spread")
+def test_one_dimension(method: str) -> None:
+    quantizer = build(method, dim=1)
+    quantizer.initialize([torch.randn(50, 1)])
+    train(quantizer, torch.randn(20, 1))
+
+
+@every_method
+def test_vectors_of_zeros(method: str) -> None:
+    quantizer = build(method)
+    quantizer.initialize([torch.randn(20, 4)])
+    indices = train(quantizer, torch.zeros(6, 4))
+    assert len(indices.unique()) == 1 or quantizer.search.samples
+
+
+@every_method
+def test_equal_vectors_only(method: str) -> None:
+    quantizer = build(method)
+    quantizer.initialize([torch.ones(20, 4)])
+    train(quantizer, torch.ones(6, 4))
+
+
+@every_method
+@pytest.mark.parametrize("normalize", [False, True])
+def test_of_equal_codes_the_first_is_taken(method: str, normalize: bool) -> None:
+    quantizer = build(method, normalize=normalize)
+    quantizer.initialize([torch.randn(50, 4)])
+    quantizer = bake(quantizer)
+    tables = [value for value in quantizer.codebook.state_dict().values() if value.shape == (8, quantizer.codebook_dim)]
+    for table in tables:
+        table[4:] = table[:4].clone()
+    indices = quantizer.encode(torch.randn(100, 4))
+    assert indices.max() < 4 and len(indices.unique()) > 1

@@ -1,0 +1,116 @@
+"""DiVeQ against its equations (Vali et al. 2025), in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import DiVeQ, Noise, Quantizer, Selection
+
+N, K, D = 50, 9, 5
+
+
+def select(z: Tensor, codes: Tensor, *, noisy: bool = True) -> Selection:
+    indices = torch.cdist(z.detach(), codes.detach()).argmin(1)
+    noise = Noise(seed=torch.tensor(7), step=torch.tensor(2), first=0, count=len(z)) if noisy else None
+    valid = torch.ones_like(indices, dtype=torch.bool)
+    return Selection(latents=z, z=z, codes=codes, indices=indices, selected=codes[indices], valid=valid, noise=noise)
+
+
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    z, g = (torch.randn(N, D, dtype=torch.float64) for _ in range(2))
+    return z.requires_grad_(), torch.randn(K, D, dtype=torch.float64, requires_grad=True), g
+
+
+def expected_gradients(selection: Selection, d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    error = (selection.selected - selection.z).detach()
+    along = (g * d).sum(1, keepdim=True) * error / error.norm(dim=1, keepdim=True)
+    return g - along, torch.zeros_like(selection.codes).index_add_(0, selection.indices, along)
+
+
+@pytest.mark.parametrize("variance", [1e-3, 0.5])
+def test_value_and_gradients(variance: float) -> None:
+    z, codes, g = problem()
+    selection = select(z, codes)
+    value = DiVeQ(variance)(selection)
+    error = (selection.selected - z).detach()
+    d = math.sqrt(variance) * selection.noise.normal(D) + error
+    d = d / d.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(value, z + error.norm(dim=1, keepdim=True) * d, rtol=0, atol=1e-12)
+    gradients = torch.autograd.grad((value * g).sum(), [z, codes])
+    for ours, expected in zip(gradients, expected_gradients(selection, d, g), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_without_noise_the_value_is_the_code_and_the_gradient_splits_along_the_error(noisy: bool) -> None:
+    """The paper's detached variant, and what eval mode does at any variance."""
+    z, codes, g = problem()
+    selection = select(z, codes, noisy=noisy)
+    value = DiVeQ(0.0 if noisy else 1e-3)(selection)
+    assert torch.equal(value, selection.selected)
+    dz, dcodes = torch.autograd.grad((value * g).sum(), [z, codes])
+    error = (selection.selected - z).detach()
+    u = error / error.norm(dim=1, keepdim=True)
+    projected = torch.einsum("nde,ne->nd", torch.eye(D, dtype=torch.float64) - u[:, :, None] * u[:, None], g)
+    torch.testing.assert_close(dz, projected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dcodes, expected_gradients(selection, u, g)[1], rtol=0, atol=1e-12)
+
+
+def test_gradients_of_vector_and_code_add_up_to_what_arrives() -> None:
+    z, codes, g = problem()
+    for row in range(5):
+        value = DiVeQ()(select(z[row : row + 1], codes))
+        dz, dcodes = torch.autograd.grad((value * g[row]).sum(), [z, codes])
+        torch.testing.assert_close(dz[row] + dcodes.sum(0), g[row], rtol=0, atol=1e-12)
+
+
+def test_value_is_as_far_away_as_the_code_and_near_it() -> None:
+    """With noise of variance s^2 far below |e - z|^2 the two differ by about s in each of D - 1 directions."""
+    z = torch.zeros(20_000, D, dtype=torch.float64)
+    code = torch.full((1, D), 10.0, dtype=torch.float64)
+    value = DiVeQ()(select(z, code))
+    torch.testing.assert_close(value.norm(dim=1), code.norm().expand(len(z)), rtol=0, atol=1e-12)
+    assert abs(float((value - code).square().sum(1).mean()) / (D - 1) - 1e-3) < 5e-5
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-3])
+def test_a_vector_that_is_its_code_keeps_the_gradient(variance: float) -> None:
+    codes = torch.randn(K, D)
+    z = codes[:4].clone().requires_grad_()
+    codes.requires_grad_()
+    value, g = DiVeQ(variance)(select(z, codes)), torch.randn(4, D)
+    assert torch.equal(value, z)
+    dz, dcodes = torch.autograd.grad((value * g).sum(), [z, codes])
+    assert torch.equal(dz, g) and (dcodes == 0).all()
+
+
+def test_the_method_its_variance_and_codes_in_eval() -> None:
+    quantizer = Quantizer("diveq", dim=D, codebook_size=K)
+    x = torch.randn(N, D)
+    output = quantizer(x)
+    assert quantizer.estimator.variance == 1e-3 and output.loss == 0 and not output.losses
+    assert not torch.equal(output.quantized, quantizer.decode(output.indices))
+    assert torch.equal(quantizer.eval()(x).quantized, quantizer.decode(quantizer.encode(x)))
+    assert not DiVeQ().exact and DiVeQ(0.0).exact
+
+
+def test_descent_of_the_output_alone_brings_codes_to_the_vectors() -> None:
+    quantizer = Quantizer("diveq", dim=2, codebook_size=4, maintenance=[])
+    centers = torch.tensor([[2.0, 2], [2, -2], [-2, 2], [-2, -2]])
+    x = centers.repeat(20, 1) + 0.1 * torch.randn(80, 2)
+    with torch.no_grad():
+        quantizer.codebook.vectors.copy_(0.5 * centers)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
+    for _ in range(80):
+        optimizer.zero_grad()
+        (quantizer(x).quantized - x).square().mean().backward()
+        optimizer.step()
+    assert (quantizer.codebook.vectors - centers).norm(dim=1).max() < 0.1
+
+
+def test_variance_is_not_negative() -> None:
+    for value in (-1e-3, math.nan):
+        with pytest.raises(ValueError, match="variance"):
+            DiVeQ(value)

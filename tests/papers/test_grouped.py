@@ -1,0 +1,332 @@
+"""Grouped quantization against its identities, and FQGAN's factorized quantization (Bai et al. 2024), in float64."""
+
+import copy
+from functools import partial
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.conftest import RankPair
+from vqkit import (
+    FSQ,
+    BaseQuantizer,
+    CodebookUsage,
+    Disentanglement,
+    GroupedQuantizer,
+    PublishedDisentanglement,
+    Quantizer,
+    ResidualQuantizer,
+)
+from vqkit.config import from_config, to_config
+from vqkit.parts import IncompatibleParts
+
+SMALL = partial(Quantizer, "vq", dim=3, codebook_size=7)
+LARGE = partial(Quantizer, "ema", dim=5, codebook_size=20)
+UNIT = partial(Quantizer, "vq", dim=8, codebook_size=32, normalize=True)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def uneven(**options) -> GroupedQuantizer:
+    """Groups of 3, 5 and 3 channels: 7 codes, 20 codes, and two levels of 7 codes."""
+    quantizer = GroupedQuantizer([SMALL, LARGE, partial(ResidualQuantizer, SMALL, 2)], **options).double()
+    for module in quantizer.modules():
+        if isinstance(module, Quantizer):
+            torch.nn.init.normal_(module.codebook.vectors)
+    return quantizer
+
+
+# ---------------------------------------------------------------------- values
+
+
+def test_each_group_quantizes_its_own_channels() -> None:
+    quantizer, z = uneven().eval(), random(4, 6, 11)
+    output = quantizer(z)
+    parts = [group(part) for group, part in zip(quantizer.groups, z.split([3, 5, 3], -1), strict=True)]
+    assert torch.equal(output.quantized, torch.cat([part.quantized for part in parts], -1))
+    assert torch.equal(output.indices[..., 0], parts[0].indices)
+    assert torch.equal(output.indices[..., 1], parts[1].indices)
+    assert torch.equal(output.indices[..., 2:], parts[2].indices)
+    assert quantizer.codebook_sizes == (7, 20, 7, 7) and quantizer.codebook_size == 20
+    assert torch.equal(quantizer.encode(z), output.indices) and torch.equal(
+        quantizer.decode(output.indices), output.quantized
+    )
+
+
+def test_the_codes_are_the_product_of_the_books() -> None:
+    """The nearest of all K_1 * K_2 joined vectors is the pair of nearest ones."""
+    quantizer, z = GroupedQuantizer([SMALL, LARGE]).double(), random(50, 8)
+    first, second = (group.codebook.vectors.detach() for group in quantizer.groups)
+    product = torch.cat([first.repeat_interleave(20, 0), second.repeat(7, 1)], 1)
+    joined = (z.unsqueeze(1) - product).square().sum(-1).argmin(1)
+    assert torch.equal(quantizer.encode(z), torch.stack([joined // 20, joined % 20], 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 4), (3, 2, 2, 2)])
+def test_channels_first(shape: tuple[int, ...]) -> None:
+    images, rows = uneven(channel_dim=1).eval(), uneven().eval()
+    rows.load_state_dict(images.state_dict())
+    z = random(shape[0], 11, *shape[1:])
+    output = images(z)
+    assert output.indices.shape == (*shape, 4)
+    assert torch.equal(output.quantized.movedim(1, -1), rows(z.movedim(1, -1)).quantized)
+    assert torch.equal(images.decode(output.indices), output.quantized)
+
+
+def test_losses_and_gradients_are_those_of_the_groups_averaged() -> None:
+    quantizer, z = uneven(), random(30, 11).requires_grad_()
+    twin = copy.deepcopy(quantizer)
+    y = z.detach().clone().requires_grad_()
+    upstream = random(30, 11, seed=1)
+    output = quantizer(z)
+    (output.loss + (output.quantized * upstream).sum()).backward()
+    parts = [group(part) for group, part in zip(twin.groups, y.split([3, 5, 3], -1), strict=True)]
+    loss = sum(part.loss for part in parts) / 3
+    (loss + (torch.cat([part.quantized for part in parts], -1) * upstream).sum()).backward()
+    torch.testing.assert_close(output.loss, loss, rtol=0, atol=1e-14)
+    torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-14)
+    for ours, theirs in zip(quantizer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-14)
+    commitments = [part.losses["commitment"] for part in parts]
+    torch.testing.assert_close(output.losses["commitment"], sum(commitments) / 3, rtol=0, atol=1e-14)
+
+
+def test_masks_and_left_out_groups() -> None:
+    quantizer, z, mask = uneven().eval(), random(4, 6, 11), torch.rand(4, 6) < 0.5
+    output = quantizer(z, mask)
+    assert (output.indices[~mask] == -1).all() and (output.indices[mask] >= 0).all()
+    torch.testing.assert_close(output.loss, quantizer(z[mask].unsqueeze(0)).loss)
+    cut = output.indices.clone()
+    cut[..., 1] = -1
+    decoded = quantizer.decode(cut)
+    assert not decoded[..., 3:8].any() and torch.equal(decoded[..., :3], output.quantized[..., :3])
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_part_of_the_groups_is_not_decoded(levels: int) -> None:
+    quantizer = uneven()
+    with pytest.raises(ValueError, match="its last axis holds 4 indices"):
+        quantizer.decode(quantizer.encode(random(5, 11))[:, :levels])
+
+
+def test_each_level_has_its_own_range() -> None:
+    quantizer = uneven()
+    quantizer.decode(torch.tensor([[6, 19, 6, 6]]))
+    for wrong in ([7, 0, 0, 0], [0, 20, 0, 0], [0, 0, 0, 7], [-2, 0, 0, 0]):
+        with pytest.raises(ValueError, match="indices lie in"):
+            quantizer.decode(torch.tensor([wrong]))
+
+
+def test_initialize_fits_every_group_to_its_channels() -> None:
+    scale = torch.tensor([1.0] * 3 + [10.0] * 5 + [100.0] * 3)
+    data = torch.randn(2000, 11) * scale + 2 * scale
+    quantizer = uneven().float()
+    quantizer.initialize([data])
+    error = (data - quantizer.decode(quantizer.encode(data)).detach()).square().split([3, 5, 3], -1)
+    variance = data.var(0).split([3, 5, 3], -1)
+    assert all(float(e.mean() / v.mean()) < 0.75 for e, v in zip(error, variance, strict=True))
+    report = quantizer.health()
+    assert report["group_1/scale_ratio"] == pytest.approx(1, abs=0.3) and "group_2/stage_1/dead" in report
+
+
+def test_usage_is_counted_for_each_codebook() -> None:
+    quantizer = uneven()
+    usage = CodebookUsage(quantizer.codebook_sizes)
+    usage.update(quantizer.encode(random(500, 11)))
+    report = usage.compute()
+    assert len(report["perplexity_per_level"]) == 4 and report["usage_per_level"][0] == 1
+
+
+def test_nested_in_a_residual_quantizer() -> None:
+    pair = partial(GroupedQuantizer, partial(Quantizer, "ema", dim=3, codebook_size=16), 2)
+    quantizer, data = ResidualQuantizer(pair, 3), torch.randn(500, 6)
+    quantizer.initialize([data])
+    indices = quantizer.eval().encode(data)
+    assert indices.shape == (500, 6) and torch.equal(quantizer.decode(indices), quantizer(data).quantized)
+    errors = [float((data - quantizer.decode(indices[:, : 2 * stages])).square().mean()) for stages in (1, 2, 3)]
+    assert errors[0] > 1.2 * errors[1] > 1.4 * errors[2]
+
+
+def test_configuration_builds_it_again() -> None:
+    for quantizer in (
+        GroupedQuantizer(UNIT, 2, losses=[Disentanglement(0.2)], channel_dim=1),
+        GroupedQuantizer([SMALL, partial(FSQ, [5, 5])]),
+    ):
+        again = from_config(to_config(quantizer))
+        assert repr(again) == repr(quantizer) and again.codebook_sizes == quantizer.codebook_sizes
+        again.load_state_dict(quantizer.state_dict())
+
+
+def train(rank: int, rows: int) -> list[Tensor]:
+    quantizer = GroupedQuantizer([partial(Quantizer, "ema", dim=3, codebook_size=8), LARGE])
+    torch.manual_seed(0)
+    for _ in range(4):
+        data = torch.randn(60, 8)
+        quantizer(data[:rows] if rank == 0 else data[rows:])
+        quantizer.step()
+    return [group.codebook.vectors for group in quantizer.groups]
+
+
+@pytest.mark.parametrize("rows", [30, 0])
+def test_two_ranks_equal_one_process(rank_pair: RankPair, rows: int) -> None:
+    first, second = rank_pair(train, rows)
+    for ours, theirs, alone in zip(first, second, train(0, 60), strict=True):
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- FQGAN
+
+
+def unit_codes(groups: int = 2, loss: type = Disentanglement, **options) -> GroupedQuantizer:
+    quantizer = GroupedQuantizer(partial(UNIT, **options), groups, losses=[loss()]).double()
+    for number, group in enumerate(quantizer.groups):
+        with torch.no_grad():
+            group.codebook.vectors.copy_(random(32, group.codebook_dim, seed=10 + number))
+    return quantizer
+
+
+def test_the_gradient_to_the_encoder_is_orthogonal_to_the_vector() -> None:
+    """dz = (I - z^ z^^T) g / |z|, for the decoder's part."""
+    quantizer, z, upstream = unit_codes(), random(40, 16).requires_grad_(), random(40, 16, seed=1)
+    quantizer(z).quantized.backward(upstream)
+    for part, gradient, g in zip(z.detach().split(8, -1), z.grad.split(8, -1), upstream.split(8, -1), strict=True):
+        z_hat, length = F.normalize(part), part.norm(dim=1, keepdim=True)
+        expected = (g - z_hat * (z_hat * g).sum(1, keepdim=True)) / length
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-14)
+        torch.testing.assert_close((gradient * part).sum(1), torch.zeros(40, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+@pytest.mark.parametrize("loss", [Disentanglement, PublishedDisentanglement])
+def test_disentanglement_and_its_gradients(loss: type, groups: int) -> None:
+    """The mean over pairs of mean(<q_i, q_j>^2), and where its gradient goes in either form."""
+    quantizer, z = unit_codes(groups, loss), random(40, 8 * groups).requires_grad_()
+    y = z.detach().clone().requires_grad_()
+    output = quantizer(z)
+    output.losses["disentanglement"].backward()
+    codes = [group.codebook.vectors.detach().clone().requires_grad_() for group in quantizer.groups]
+    q = []
+    for number, (e, part) in enumerate(zip(codes, y.split(8, -1), strict=True)):
+        chosen, z_hat = F.normalize(e)[output.indices[:, number]], F.normalize(part)
+        q.append(chosen if loss is Disentanglement else z_hat + (chosen - z_hat).detach())
+    pairs = list(combinations(q, 2))
+    expected = sum((a * b).sum(1).square().mean() for a, b in pairs) / len(pairs)
+    expected.backward()
+    torch.testing.assert_close(output.losses["disentanglement"], expected, rtol=0, atol=1e-14)
+    for group, e in zip(quantizer.groups, codes, strict=True):
+        if loss is Disentanglement:
+            torch.testing.assert_close(group.codebook.vectors.grad, e.grad, rtol=0, atol=1e-14)
+            assert e.grad.any()
+        else:
+            assert group.codebook.vectors.grad is None
+    if loss is Disentanglement:
+        assert z.grad is None
+    else:
+        torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-14)
+        assert z.grad.any()
+
+
+def test_the_total_adds_a_tenth_of_it() -> None:
+    output, plain = unit_codes().eval()(random(40, 16)), unit_codes()
+    plain.losses = torch.nn.ModuleList()
+    difference = output.loss - plain.eval()(random(40, 16)).loss
+    torch.testing.assert_close(difference, 0.1 * output.losses["disentanglement"], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [Disentanglement, PublishedDisentanglement])
+def test_independent_codes_have_the_value_one_over_d(loss: type) -> None:
+    """0.0125 in the total at d = 8, with the weight 0.1."""
+    quantizer = GroupedQuantizer(partial(UNIT, codebook_size=2048), 2, losses=[loss()])
+    for group in quantizer.groups:
+        torch.nn.init.normal_(group.codebook.vectors)
+    value = quantizer(torch.randn(4096, 16)).losses["disentanglement"]
+    assert 0.1 * float(value.detach()) == pytest.approx(0.0125, rel=0.1)
+
+
+def test_swapping_the_groups_swaps_the_indices_and_keeps_the_loss() -> None:
+    quantizer, swapped, z = unit_codes().eval(), unit_codes().eval(), random(40, 16)
+    swapped.groups = torch.nn.ModuleList(reversed(swapped.groups))
+    first, second = quantizer(z), swapped(z.roll(8, -1))
+    assert torch.equal(first.indices.flip(-1), second.indices)
+    torch.testing.assert_close(first.loss, second.loss, rtol=0, atol=1e-15)
+    assert torch.equal(first.quantized.roll(8, -1), second.quantized)
+
+
+def test_masked_vectors_have_no_part_in_it() -> None:
+    quantizer, z, mask = unit_codes(), random(40, 16), torch.arange(40) % 3 > 0
+    whole = quantizer(z[mask]).losses["disentanglement"]
+    masked = quantizer(z.unsqueeze(0), mask.unsqueeze(0)).losses["disentanglement"]
+    torch.testing.assert_close(masked, whole, rtol=0, atol=1e-14)
+    nothing = quantizer(z.unsqueeze(0), torch.zeros(1, 40, dtype=torch.bool))
+    nothing.loss.backward()
+    assert nothing.losses["disentanglement"] == 0
+
+
+def test_codes_are_compared_in_the_code_space() -> None:
+    """FQGAN projects each branch to 8 dimensions: the inner product is of the codes there, not of what comes out."""
+    quantizer, z = unit_codes(dim=12, codebook_dim=8), random(40, 24)
+    output = quantizer(z)
+    first, second = (
+        F.normalize(group.codebook.vectors)[output.indices[:, number]] for number, group in enumerate(quantizer.groups)
+    )
+    expected = (first * second).sum(1).square().mean()
+    torch.testing.assert_close(output.losses["disentanglement"], expected, rtol=0, atol=1e-14)
+
+
+REFUSED = {
+    "other dimensions": (
+        lambda: [UNIT, partial(UNIT, dim=6)],
+        Disentanglement,
+        r"\[8, 6\] dimensions: give all groups one",
+    ),
+    "a composite": (
+        lambda: [UNIT, partial(ResidualQuantizer, UNIT, 2)],
+        Disentanglement,
+        r"groups \[1\] have no codebook",
+    ),
+    "a grid": (lambda: [UNIT, partial(FSQ, [5] * 8)], PublishedDisentanglement, r"groups \[1\] have no codebook"),
+    "one group": (lambda: [UNIT], Disentanglement, "there is one: leave it out"),
+    "averages": (
+        lambda: [UNIT, partial(Quantizer, "ema", dim=8, codebook_size=32)],
+        Disentanglement,
+        "group 1 has EMACodebook, which is trained by statistics: use Codebook, or PublishedDisentanglement",
+    ),
+}
+
+
+@pytest.mark.parametrize(("groups", "loss", "message"), REFUSED.values(), ids=REFUSED)
+def test_groups_that_it_is_not_defined_for_are_refused(groups, loss: type, message: str) -> None:
+    with pytest.raises(IncompatibleParts, match=message):
+        GroupedQuantizer(groups(), losses=[loss()])
+
+
+def same() -> BaseQuantizer:
+    return SAME
+
+
+SAME = SMALL()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group": SMALL}, "num_groups=None: expected at least 1"),
+        ({"group": SMALL, "num_groups": 0}, "num_groups=0"),
+        ({"group": [SMALL], "num_groups": 2}, "num_groups=2: expected None"),
+        ({"group": []}, r"group=\[\]"),
+        ({"group": same, "num_groups": 2}, "same quantizer again"),
+        ({"group": [partial(SMALL, channel_dim=1)]}, "give channel_dim to GroupedQuantizer"),
+        ({"group": UNIT, "num_groups": 2, "losses": [Disentanglement(), PublishedDisentanglement()]}, "named twice"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupedQuantizer(**arguments)
+    with pytest.raises(ValueError, match="weight=-1"):
+        Disentanglement(-1.0)

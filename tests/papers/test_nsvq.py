@@ -1,0 +1,105 @@
+"""NSVQ against its equation (Vali, Bäckström 2022), in float64."""
+
+import torch
+from torch import Tensor
+
+from tests.conftest import RankPair
+from vqkit import NSVQ, Noise, Quantizer, Selection
+
+N, K, D = 50, 9, 5
+
+
+def select(z: Tensor, codes: Tensor, *, seed: int = 7) -> Selection:
+    indices = torch.cdist(z.detach(), codes.detach()).argmin(1)
+    noise = Noise(seed=torch.tensor(seed), step=torch.tensor(2), first=0, count=len(z))
+    valid = torch.ones_like(indices, dtype=torch.bool)
+    return Selection(latents=z, z=z, codes=codes, indices=indices, selected=codes[indices], valid=valid, noise=noise)
+
+
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    z, g = (torch.randn(N, D, dtype=torch.float64) for _ in range(2))
+    return z.requires_grad_(), torch.randn(K, D, dtype=torch.float64, requires_grad=True), g
+
+
+def test_value_and_gradients() -> None:
+    z, codes, g = problem()
+    selection = select(z, codes)
+    value = NSVQ()(selection)
+    dz, dcodes = torch.autograd.grad((value * g).sum(), [z, codes])
+    with torch.no_grad():
+        noise = selection.noise.normal(D)
+        n = noise / noise.norm(dim=1, keepdim=True)
+        error = selection.selected - z
+        u = error / error.norm(dim=1, keepdim=True)
+        along = (g * n).sum(1, keepdim=True) * u
+        expected = torch.zeros_like(codes).index_add_(0, selection.indices, along)
+    torch.testing.assert_close(value, z + error.norm(dim=1, keepdim=True) * n, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dz, g - along, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dcodes, expected, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_vector_and_code_add_up_to_what_arrives() -> None:
+    z, codes, g = problem()
+    for row in range(5):
+        value = NSVQ()(select(z[row : row + 1], codes))
+        dz, dcodes = torch.autograd.grad((value * g[row]).sum(), [z, codes])
+        torch.testing.assert_close(dz[row] + dcodes.sum(0), g[row], rtol=0, atol=1e-12)
+
+
+def test_value_is_as_far_away_as_the_code_in_directions_that_favour_none() -> None:
+    z, codes, _ = problem()
+    selection = select(z, codes)
+    error = NSVQ()(selection).detach() - z.detach()
+    torch.testing.assert_close(error.norm(dim=1), (selection.selected - z).norm(dim=1).detach(), rtol=0, atol=1e-12)
+    many = torch.zeros(20_000, D, dtype=torch.float64)
+    directions = NSVQ()(select(many, torch.ones(1, D, dtype=torch.float64))) / D**0.5
+    assert directions.mean(0).norm() < 0.02
+    covariance = directions.T @ directions / len(many)
+    torch.testing.assert_close(covariance, torch.eye(D, dtype=torch.float64) / D, rtol=0, atol=0.01)
+
+
+def test_a_vector_that_is_its_code_keeps_the_gradient() -> None:
+    codes = torch.randn(K, D)
+    z = codes[:4].clone().requires_grad_()
+    codes.requires_grad_()
+    value, g = NSVQ()(select(z, codes)), torch.randn(4, D)
+    assert torch.equal(value, z)
+    dz, dcodes = torch.autograd.grad((value * g).sum(), [z, codes])
+    assert torch.equal(dz, g) and (dcodes == 0).all()
+
+
+def test_the_method_has_no_loss_and_codes_in_eval() -> None:
+    quantizer = Quantizer("nsvq", dim=D, codebook_size=K)
+    x = torch.randn(N, D, requires_grad=True)
+    output = quantizer(x)
+    assert output.loss == 0 and not output.losses
+    assert not torch.equal(output.quantized, quantizer.decode(output.indices))
+    evaluated = quantizer.eval()(x)
+    assert torch.equal(evaluated.quantized, quantizer.decode(quantizer.encode(x)))
+    (gradient,) = torch.autograd.grad(evaluated.quantized.sum(), [x])
+    assert torch.equal(gradient, torch.ones(N, D))
+
+
+def test_descent_of_the_output_alone_brings_codes_to_the_vectors() -> None:
+    quantizer = Quantizer("nsvq", dim=2, codebook_size=4, maintenance=[])
+    centers = torch.tensor([[2.0, 2], [2, -2], [-2, 2], [-2, -2]])
+    x = centers.repeat(20, 1) + 0.1 * torch.randn(80, 2)
+    with torch.no_grad():
+        quantizer.codebook.vectors.copy_(0.5 * centers)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
+    for _ in range(80):
+        optimizer.zero_grad()
+        (quantizer(x).quantized - x).square().mean().backward()
+        optimizer.step()
+    assert (quantizer.codebook.vectors - centers).norm(dim=1).max() < 0.3
+
+
+def noisy_on_rank(rank: int) -> Tensor:
+    torch.manual_seed(0)
+    return Quantizer("nsvq", dim=D, codebook_size=K)(torch.randn(2 * N, D).chunk(2)[rank]).quantized.detach()
+
+
+def test_ranks_draw_what_one_process_would(rank_pair: RankPair) -> None:
+    torch.manual_seed(0)
+    joined = Quantizer("nsvq", dim=D, codebook_size=K)(torch.randn(2 * N, D)).quantized
+    assert torch.equal(torch.cat(rank_pair(noisy_on_rank)), joined)

@@ -1,0 +1,57 @@
+"""Indices of a codebook with a projector, a bridge or a second table decode to other vectors than forward gave.
+
+Seen in: vector-quantize-pytorch 1.32.0 (measured: off by 0.53 with a bridge), the released VQGAN-LC, whose decoding of
+indices is broken (read).
+Avoided since 0.1.0: `codebook()` is the only way to the codes, for search, losses and decoding alike, and what is
+searched instead of them (`search_vectors`) is read by the search alone.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import Quantizer
+
+
+class ReadsTheBase(Quantizer):
+    """Looks codes up before the projector or the bridge."""
+
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        return self.codebook.base[indices]
+
+
+class ReadsTheIndexVectors(Quantizer):
+    """Looks codes up in the table that is searched."""
+
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        return self.codebook.index_vectors[indices]
+
+
+def check(quantizer: Quantizer) -> None:
+    x = torch.randn(2, 6, 4, 6)
+    quantizer.initialize([x])
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        output = quantizer(x)
+        (output.loss + output.quantized.square().mean()).backward()
+        optimizer.step()
+    quantizer.eval()
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x).quantized)
+
+
+SIZES = {"dim": 6, "codebook_size": 32, "channel_dim": 1}
+
+
+@pytest.mark.parametrize("codebook_dim", [None, 3])
+@pytest.mark.parametrize("method", ["vqgan_lc", "fvq", "cascaded"])
+def test_vqkit_does_not_have_the_fault(method: str, codebook_dim: int | None) -> None:
+    check(Quantizer(method, codebook_dim=codebook_dim, **SIZES))
+
+
+@pytest.mark.parametrize(
+    ("faulty", "method"), [(ReadsTheBase, "vqgan_lc"), (ReadsTheBase, "fvq"), (ReadsTheIndexVectors, "cascaded")]
+)
+def test_the_check_catches_the_fault(faulty: type[Quantizer], method: str) -> None:
+    with pytest.raises(AssertionError):
+        check(faulty(method, **SIZES))

@@ -1,0 +1,65 @@
+"""Training a lookup-free quantizer holds the N x K probabilities of all codes several times over.
+
+Seen in: vector-quantize-pytorch 1.32.0 (measured for LFQ: seven times the N x K matrix).
+Avoided since 0.1.0: the entropy of a vector is a sum over its bits; that of the batch needs only sums over vectors,
+which are a matrix product of two halves of the bits, block by block.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqkit import LFQ, BitEntropy, Selection
+from vqkit.kernels import entropy
+from vqkit.lookup_free.bits import sum_patterns, sum_patterns_backward
+
+ROWS, BITS = 1024, 14
+
+
+class AllCodes(BitEntropy):
+    """Forms the probability of every code for every vector."""
+
+    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
+        codes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=BITS)))
+        p = (2 * selection.z @ codes.T / self.temperature).softmax(1)
+        return entropy(p).mean() - self.diversity * entropy(p.mean(0))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most bytes that one tensor took, inside the operators as well."""
+
+    largest = 0
+    inside = {
+        torch.ops.vqkit.pattern_sums.default: sum_patterns,
+        torch.ops.vqkit.pattern_sums_backward.default: sum_patterns_backward,
+    }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in self.inside:
+            with self:
+                return self.inside[func](*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+def check(loss: BitEntropy) -> None:
+    quantizer, z = LFQ(BITS, losses=[loss]), torch.randn(ROWS, BITS, requires_grad=True)
+    with LargestTensor() as record:
+        quantizer(z).loss.backward()
+    assert 0 < record.largest <= ROWS * 2**BITS * 4 / 32, "a tensor of N x K numbers"
+
+
+def test_vqkit_does_not_have_the_fault() -> None:
+    check(BitEntropy())
+    check(BitEntropy(group_bits=BITS))
+
+
+def test_the_check_catches_the_fault() -> None:
+    with pytest.raises(AssertionError, match="N x K"):
+        check(AllCodes())

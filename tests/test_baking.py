@@ -1,0 +1,237 @@
+"""`bake`: a copy for inference with plain tables, whose indices and vectors are those of the module, bit for bit."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.contract.cases import CASES, DIM, Case
+from tests.contract.test_contract import every_case, initialized
+from vqkit import (
+    BaseQuantizer,
+    BridgedCodebook,
+    CascadedCodebook,
+    Codebook,
+    FeatureCodebook,
+    GroupedQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    RotationTrick,
+    Search,
+    TableCodebook,
+    Tokenizer,
+    bake,
+)
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.config import to_config
+
+ALLOW = ("vqkit", "tests")
+
+
+def trained(quantizer: BaseQuantizer, case: Case) -> BaseQuantizer:
+    """After a few steps, with something pending."""
+    parameters = [*quantizer.parameters(), nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    for seed in range(3):
+        optimizer.zero_grad()
+        output = quantizer(case.example(seed=seed).requires_grad_())
+        (output.loss + output.quantized.square().mean()).backward()
+        optimizer.step()
+    return quantizer
+
+
+def assert_same_inference(ours: BaseQuantizer, expected: BaseQuantizer, x: Tensor) -> None:
+    ours.eval(), expected.eval()
+    indices = expected.encode(x)
+    assert torch.equal(ours.encode(x), indices)
+    assert torch.equal(ours.decode(indices), expected.decode(indices))
+    assert torch.equal(ours(x).quantized, expected(x).quantized)
+    with torch.no_grad():
+        assert torch.equal(ours(x).indices, expected(x).indices)
+
+
+def built_by_a_function(quantizer: BaseQuantizer) -> bool:
+    """Whether its members come from a function, which no configuration can name."""
+    try:
+        to_config(quantizer)
+    except ValueError:
+        return True
+    return False
+
+
+def codebooks(module: nn.Module) -> list[Codebook]:
+    return [part for part in module.modules() if isinstance(part, Codebook)]
+
+
+@every_case
+def test_the_copy_gives_the_same_indices_and_vectors_and_can_be_saved(case: Case, tmp_path: Path) -> None:
+    quantizer = trained(initialized(case), case)
+    if built_by_a_function(quantizer):
+        with pytest.raises(ValueError, match="cannot be written to a configuration"):
+            bake(quantizer)
+        return
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    table = bake(quantizer)
+    assert type(table) is type(quantizer) and not any(part.training for part in table.modules())
+    for ours, theirs in zip(codebooks(table), codebooks(quantizer), strict=True):
+        assert not ours.derived and torch.equal(ours.usage, theirs.usage) and ours.steps == theirs.steps
+    after = quantizer.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert_same_inference(table, quantizer, case.example(8, seed=5))
+    table.save_pretrained(tmp_path)
+    loaded = BaseQuantizer.from_pretrained(tmp_path, allow=ALLOW)
+    assert_same_inference(loaded, quantizer, case.example(8, seed=6))
+    assert_same_inference(bake(loaded), quantizer, case.example(8, seed=7))
+
+
+@pytest.mark.parametrize("name", ["vq", "ema", "simvq", "ibq", "vqgan_lc", "fvq", "cascaded", "normalized"])
+def test_nothing_of_training_is_left(name: str) -> None:
+    table = bake(initialized(CASES[name]))
+    assert len(codebooks(table)) == len(codebooks(CASES[name].build()))
+    for part in table.modules():
+        if isinstance(part, Quantizer):
+            assert isinstance(part.codebook, TableCodebook) and not part.losses and not part.maintenance
+    assert not list(table.parameters())
+    assert table(CASES[name].example()).loss == 0
+
+
+def test_the_copy_shares_no_memory() -> None:
+    quantizer = initialized(CASES["vq"])
+    table = bake(quantizer)
+    with torch.no_grad():
+        quantizer.codebook.vectors.zero_()
+    assert table.codebook.vectors.any()
+
+
+def test_parts_of_inference_stay() -> None:
+    quantizer = Quantizer(
+        "simvq", dim=8, codebook_size=16, codebook_dim=4, channel_dim=1, search=Search("cosine"), normalize=True
+    )
+    table = bake(quantizer)
+    x = torch.randn(2, 8, 3, 5)
+    assert_same_inference(table, quantizer, x)
+    assert table.search.metric == "cosine" and table.normalize and table.channel_dim == 1
+    assert torch.equal(table.project_in.weight, quantizer.project_in.weight)
+
+
+def test_both_tables_of_a_cascade_stay(tmp_path: Path) -> None:
+    quantizer = initialized(CASES["cascaded"])
+    with torch.no_grad():
+        quantizer.codebook.vectors.add_(3 * torch.randn_like(quantizer.codebook.vectors))
+    table = bake(quantizer)
+    assert_same_inference(table, quantizer, CASES["cascaded"].example(8))
+    table.save_pretrained(tmp_path)
+    assert_same_inference(Quantizer.from_pretrained(tmp_path), quantizer, CASES["cascaded"].example(8, seed=1))
+
+
+def test_double_precision_stays() -> None:
+    quantizer = initialized(CASES["fvq"]).double()
+    table = bake(quantizer)
+    assert table.dtype == torch.float64 and table.codebook.vectors.dtype == torch.float64
+    assert_same_inference(table, quantizer, CASES["fvq"].example(dtype=torch.float64))
+
+
+def test_codes_are_computed_in_full_precision_under_autocast() -> None:
+    quantizer = initialized(CASES["fvq"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        table = bake(quantizer)
+    assert_same_inference(table, quantizer, CASES["fvq"].example())
+
+
+stage = partial(Quantizer, dim=DIM, codebook_size=16)
+COMPOSITES = {
+    "one factory": partial(ResidualQuantizer, partial(stage, "simvq"), 2),
+    "the default method": partial(ResidualQuantizer, stage, 2),
+    "a codebook and an estimator": partial(
+        ResidualQuantizer,
+        partial(stage, "fvq", codebook=partial(BridgedCodebook, width=8), estimator=RotationTrick(), maintenance=[]),
+        2,
+        estimator=None,
+    ),
+    "a list": partial(GroupedQuantizer, [partial(Quantizer, "simvq", dim=3, codebook_size=9), partial(stage, dim=5)]),
+    "two tables": partial(
+        ResidualQuantizer, partial(stage, "cascaded", codebook=partial(CascadedCodebook, seed=3)), 2, estimator=None
+    ),
+    "two tables, by the method": partial(ResidualQuantizer, partial(stage, "cascaded"), 2, estimator=None),
+    "a composite of composites": partial(
+        GroupedQuantizer, partial(ResidualQuantizer, partial(stage, "vqgan_lc", dim=4), 2), 2
+    ),
+}
+
+
+@pytest.mark.parametrize("build", COMPOSITES.values(), ids=COMPOSITES)
+def test_factories_in_every_form(build, tmp_path: Path) -> None:
+    quantizer = build()
+    quantizer.initialize([torch.randn(300, quantizer.dim)])
+    trained(quantizer, Case(build))
+    table = bake(quantizer)
+    assert len(codebooks(table)) == len(codebooks(quantizer))
+    for ours, theirs in zip(codebooks(table), codebooks(quantizer), strict=True):
+        assert isinstance(ours, TableCodebook) and ours.cascaded == theirs.cascaded
+        assert theirs.get_extra_state()[2] == 1 and ours.get_extra_state()[2] == 0  # batches pending
+    assert_same_inference(table, quantizer, torch.randn(50, quantizer.dim))
+    table.save_pretrained(tmp_path)
+    assert_same_inference(type(quantizer).from_pretrained(tmp_path), quantizer, torch.randn(50, quantizer.dim))
+
+
+def test_a_file_of_features_is_not_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    save_file({"f": torch.randn(16, 12)}, path)
+    book = partial(FeatureCodebook, base_path=str(path), base_dim=12)
+    quantizer = Quantizer("vqgan_lc", dim=DIM, codebook_size=16, codebook=book)
+    path.unlink()
+    table = bake(quantizer)
+    assert_same_inference(table, quantizer, torch.randn(50, DIM))
+    table.save_pretrained(tmp_path / "saved")
+    assert str(path) not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_a_file_is_not_asked_for_where_no_configuration_reaches(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    save_file({"f": torch.randn(8, 4)}, path)
+    quantizer = ReadsAFile(str(path))
+    path.unlink()
+    assert torch.equal(bake(quantizer).inner.codebook.index_vectors, quantizer.inner.codebook.index_vectors)
+
+
+def test_a_tokenizer_bakes(tmp_path: Path) -> None:
+    sizes = {"dim": DIM, "channels": 32, "num_res_blocks": 1}
+    tokenizer = Tokenizer(
+        ConvEncoder2d(**sizes), Quantizer("simvq", dim=DIM, codebook_size=16, channel_dim=1), ConvDecoder2d(**sizes)
+    ).eval()
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    table = bake(tokenizer)
+    assert type(table.quantizer.codebook) is TableCodebook
+    table.save_pretrained(tmp_path)
+    for copy in (table, Tokenizer.from_pretrained(tmp_path)):
+        indices = tokenizer.encode(images)
+        assert torch.equal(copy.encode(images), indices)
+        assert torch.equal(copy.decode(indices), tokenizer.decode(indices))
+
+
+class BuildsItsOwn(BaseQuantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.codebook_size = 8
+        self.inner = Quantizer("simvq", dim=dim, codebook_size=8)
+
+
+class ReadsAFile(BaseQuantizer):
+    def __init__(self, path: str) -> None:
+        super().__init__(4)
+        self.codebook_size = 8
+        book = partial(CascadedCodebook, base_path=path)
+        self.inner = Quantizer("cascaded", dim=4, codebook_size=8, codebook=book)
+
+
+def test_what_cannot_be_baked_is_refused_with_words() -> None:
+    with pytest.raises(ValueError, match=r"bake got Linear: expected a module whose configuration can be written"):
+        bake(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"inner.codebook is a ProjectedCodebook which BuildsItsOwn builds where"):
+        bake(BuildsItsOwn(4))
+    book = lambda size, dim: Codebook(size, dim)  # noqa: E731
+    with pytest.raises(ValueError, match="argument 'codebook' cannot be written"):
+        bake(Quantizer("vq", dim=4, codebook_size=8, codebook=book))

@@ -1,0 +1,169 @@
+"""ONNX Runtime, from the written file, gives the codes and the vectors of eager."""
+
+import builtins
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqkit import (
+    BSQ,
+    FSQ,
+    LFQ,
+    BaseQuantizer,
+    CenteredFSQ,
+    Decode,
+    Encode,
+    Quantizer,
+    ResidualQuantizer,
+    Search,
+    Tokenizer,
+    export_onnx,
+)
+from vqkit.exporting import _nearest, _residual_nearest
+from vqkit.kernels import nearest, residual_nearest
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SIZES = {"dim": 8, "codebook_size": 64}
+QUANTIZERS: dict[str, Callable[[], BaseQuantizer]] = {
+    "vq": partial(Quantizer, "vq", **SIZES),
+    "simvq": partial(Quantizer, "simvq", **SIZES),
+    "ibq": partial(Quantizer, "ibq", **SIZES),
+    "cosine": partial(Quantizer, "vq", search=Search("cosine"), **SIZES),
+    "normalized": partial(Quantizer, "vq", normalize=True, **SIZES),
+    "factorized": partial(Quantizer, "vq", codebook_dim=4, **SIZES),
+    "residual": partial(ResidualQuantizer, partial(Quantizer, "vq", **SIZES), 3),
+    "residual projected": partial(
+        ResidualQuantizer, partial(Quantizer, "vq", codebook_dim=4, **SIZES), 2, estimator=None
+    ),
+    "fsq": partial(FSQ, [8, 5, 5], dim=8),
+    "centered fsq": partial(CenteredFSQ, [8, 5, 5, 5, 4, 3, 2, 2]),
+    "lfq": partial(LFQ, 40, dim=8),
+    "bsq": partial(BSQ, 8),
+    "bsq of two levels": partial(BSQ, 70, dim=8),
+}
+
+
+class File:
+    """A written file, run by ONNX Runtime on the CPU."""
+
+    def __init__(self, module: Encode | Decode, example: Tensor, path: Path, **options: bool) -> None:
+        export_onnx(module, example, path, **options)
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (self.input,), (self.output,) = self.session.get_inputs(), self.session.get_outputs()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {self.input.name: x.detach().numpy()})[0])
+
+
+def fitted(name: str) -> tuple[BaseQuantizer, tuple[Tensor, Tensor]]:
+    """A quantizer, and batches at the origin and at 100 times their spread; half of the codes lie at each."""
+    quantizer = QUANTIZERS[name]()
+    batches = torch.randn(40, 10, 8), torch.randn(40, 10, 8) + 100
+    quantizer.initialize([torch.cat(batches)], samples=800)
+    return quantizer.eval(), batches
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_codes_of_eager(name: str, tmp_path: Path) -> None:
+    quantizer, batches = fitted(name)
+    encode = File(Encode(quantizer), batches[0][:3], tmp_path / "encode.onnx")
+    for x in batches:
+        assert torch.equal(encode(x), quantizer.encode(x))
+
+
+# What the others decode with is among these.
+@pytest.mark.parametrize("name", ["vq", "simvq", "normalized", "residual projected", "fsq", "bsq of two levels"])
+def test_vectors_of_eager(name: str, tmp_path: Path) -> None:
+    quantizer, batches = fitted(name)
+    decode = File(Decode(quantizer), quantizer.encode(batches[0][:3]), tmp_path / "decode.onnx")
+    for x in batches:
+        indices = quantizer.encode(x)
+        indices[0, 0] = -1
+        # Relative to 100: simvq's codes and projected ones are sums of such terms, which runtimes add in their order.
+        torch.testing.assert_close(decode(indices), quantizer.decode(indices).detach(), rtol=0, atol=1e-6 * 100)
+        if name in ("vq", "normalized"):
+            torch.testing.assert_close(decode(indices), quantizer.decode(indices).detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture
+def tokenizer() -> tuple[Tokenizer, Tensor]:
+    encoder, decoder = torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.ConvTranspose2d(8, 3, 4, stride=4)
+    tokenizer = Tokenizer(encoder, Quantizer("vq", channel_dim=1, **SIZES), decoder)
+    images = torch.rand(6, 3, 16, 24)
+    tokenizer.initialize([images], samples=64)
+    return tokenizer.eval(), images
+
+
+def test_a_tokenizer_encodes_any_number_of_images_even_if_the_example_was_one(tokenizer, tmp_path: Path) -> None:
+    tokenizer, images = tokenizer
+    encode = File(Encode(tokenizer), images[:1], tmp_path / "encode.onnx")
+    for number in (1, 6):
+        assert torch.equal(encode(images[:number]), tokenizer.encode(images[:number]))
+
+
+def test_a_tokenizer_decodes_a_fixed_batch_and_its_file_says_nothing_of_this_machine(tokenizer, tmp_path: Path) -> None:
+    tokenizer, images = tokenizer
+    indices, path = tokenizer.encode(images), tmp_path / "decode.onnx"
+    decode = File(Decode(tokenizer), indices, path, dynamic_batch=False)
+    assert (decode.input.name, decode.input.shape) == ("indices", [6, 4, 6])
+    torch.testing.assert_close(decode(indices), tokenizer.decode(indices).detach(), rtol=0, atol=1e-6)
+    assert str(Path(__file__).parents[1]).encode() not in path.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["decode.onnx"]
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "dot", "cosine"])
+def test_lowered_search_has_the_ties_masks_and_order_of_the_operator(metric) -> None:
+    """Codes on a grid tie often, and there are copies and zeros among them."""
+    codes = torch.randint(-1, 2, (2, 40, 3)).float()
+    rows = torch.randint(-2, 3, (2, 300, 3)).float()
+    valid = torch.rand(2, 40) < 0.8
+    for k, mask in ((1, None), (1, valid), (3, None), (3, valid)):
+        expected = nearest(rows, codes, metric=metric, k=k, valid=mask).indices.view(2, 300, k)
+        assert torch.equal(_nearest(rows, codes, mask, metric, k, "exact"), expected)
+    expected = residual_nearest(rows[0], [codes[0], codes[1] / 2], metric=metric).indices
+    assert torch.equal(_residual_nearest(rows[0], [codes[0], codes[1] / 2], metric), expected)
+
+
+def test_lowered_search_is_exact_far_from_the_origin() -> None:
+    codes, rows = torch.randn(512, 8) + 1000, torch.randn(2000, 8) + 1000
+    expected = nearest(rows, codes).indices
+    assert torch.equal(_nearest(rows[None], codes[None], None, "euclidean", 1, "exact")[0, :, 0], expected)
+    in_float32 = (0.5 * codes.square().sum(1) - rows @ codes.T).argmin(1)
+    assert (in_float32 != expected).float().mean() > 0.1
+
+
+def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
+    quantizer = Quantizer("vq", **SIZES)
+    with pytest.raises(ValueError, match=r"training mode: expected eval mode; call .eval\(\)"):
+        export_onnx(Encode(quantizer), torch.randn(2, 8), tmp_path / "a.onnx")
+    with pytest.raises(FileNotFoundError, match="is not a folder: create it first"):
+        export_onnx(Encode(quantizer.eval()), torch.randn(2, 8), tmp_path / "missing" / "a.onnx")
+    original = builtins.__import__
+
+    def without_onnxscript(name: str, *arguments, **keywords):
+        if name == "onnxscript":
+            raise ModuleNotFoundError(name)
+        return original(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_onnxscript)
+    with pytest.raises(ImportError, match=r"pip install \"vqkit\[export\]\""):
+        export_onnx(Encode(quantizer), torch.randn(2, 8), tmp_path / "a.onnx")
+
+
+def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "encode.onnx"
+    path.write_text("before")
+
+    def fail(*_) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vqkit.exporting.os.replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        export_onnx(Encode(Quantizer("vq", **SIZES).eval()), torch.randn(2, 8), path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

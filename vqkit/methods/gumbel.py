@@ -1,0 +1,232 @@
+"""Gumbel-softmax quantization: in training a code is drawn at random, in proportion to a softmax over all codes.
+
+Source: the discrete VAE of Ramesh et al. 2021 (arXiv 2102.12092) in the form of taming-transformers (Esser et al. 2021,
+arXiv 2012.09841); the estimator is that of Jang, Gu, Poole 2016 (arXiv 1611.01144) and Maddison, Mnih, Teh 2016 (arXiv
+1611.00712).
+Differs: there, logits come from a 1 x 1 convolution of their own beside the table of codes. Here they are z . e with
+the codes themselves, so that the codebook is one table, an index is the largest dot product, and every metric, search
+and export of a codebook holds for this one too.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vqkit.base import Noise, Selection
+from vqkit.codebooks import NormalCodebook
+from vqkit.estimators import Estimator
+from vqkit.kernels import assignment_entropy, index_backpropagation
+from vqkit.kernels.panels import FEWEST_ROWS, PANEL, PANEL_ON_A_DEVICE, prepare
+from vqkit.losses import Loss
+from vqkit.parts import Parts
+from vqkit.precision import autocast_disabled
+from vqkit.search import Search
+
+DRAW = 2**16  # random numbers made at a time: some ten operations pass over them, in the processor's cache
+DRAW_ON_A_DEVICE = 2**23
+
+
+class GumbelSearch(Search):
+    """In training a code drawn with probability softmax(z . e); otherwise the one of the largest dot product.
+
+    The largest of z . e plus standard Gumbel noise is such a draw. Without noise (`encode`, eval mode, `no_grad`) the
+    search is exact: indices of the same data are the same each time.
+
+    Source: the Gumbel-max trick, as in Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 1.
+    Differs: no temperature; it would divide logits and noise alike and leave the largest where it is.
+    """
+
+    samples = True
+
+    def __init__(self) -> None:
+        super().__init__("dot")
+
+    # Its loop over panels is in Python, and a compiler would write out each of them.
+    @torch.compiler.disable
+    def _draw(self, z: Tensor, codes: Tensor, noise: Noise) -> Tensor:
+        indices = torch.empty_like(z[:, 0], dtype=torch.int64)
+        for rows, _, logits in _perturbed_logits(z, codes, noise):
+            indices[rows] = logits.argmax(1)
+        return indices
+
+    def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes, (N,) int64: drawn if `noise` is given."""
+        if noise is None:
+            return super().forward(z, codes)
+        return self._draw(z.detach(), codes.detach(), noise)
+
+
+class GumbelSoftmax(Estimator):
+    """The drawn code, with the gradient of a soft choice that sees the same noise: straight-through Gumbel-softmax.
+
+    With p = softmax((z . e + noise) / temperature) and h the one-hot of the index, which is the largest p, the value is
+    the code and the gradient that of (h - sg(p) + p) times the codebook:
+
+        dz = sum_k p_k (g . (e_k - mu)) e_k / temperature, mu = sum_k p_k e_k
+        de_k = h_k g + p_k (g . (e_k - mu)) z / temperature
+
+    Noise and logits are formed again in the backward, some rows at a time: nothing of size N x K is held. Without noise
+    (eval mode with gradients on) it is `IndexBackpropagation`. For a schedule, set `temperature` between steps.
+
+    Args:
+        temperature: of the softmax, positive. The lower, the nearer p is to h, and the less gradient passes to z.
+
+    Source: Jang, Gu, Poole 2016 (arXiv 1611.01144), sec. 2.2, straight-through; temperature 1 and the default of
+    taming-transformers.
+    Differs: the value is bit for bit the code; logits z . e (see the module).
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    trains_codebook = True
+    metric = "dot"
+    random = True
+    of_samples = True
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a positive number, 1.0 in the published defaults")
+        self.temperature = temperature
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D), equal to `selection.selected` where valid."""
+        assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
+        z, codes, indices = selection.z, selection.codes, selection.indices
+        if selection.noise is None:
+            return index_backpropagation(z, codes, indices, temperature=self.temperature)
+        return _soft_choice(z, codes, selection.noise, self.temperature, indices.clamp(min=0))
+
+    def extra_repr(self) -> str:
+        """The temperature."""
+        return f"temperature={self.temperature}"
+
+
+class RelaxedGumbelSoftmax(GumbelSoftmax):
+    """In training the mean of all codes under p, rather than one of them: the relaxation that the discrete VAE trains
+    with.
+
+    With p = softmax((z . e + noise) / temperature) the value is sum_k p_k e_k, and the gradient its own. Without noise
+    (eval mode, `encode`, `decode`) the value is the code of the largest dot product: the decoder sees codes then that
+    it was not trained with, the less so the lower the temperature has become.
+
+    Args:
+        temperature: of the softmax, positive. 1 falling to 1/16 in the discrete VAE.
+
+    Source: Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 2; the discrete VAE of Ramesh et al. 2021 (arXiv 2102.12092).
+    """
+
+    exact = False
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D): sum_k p_k e_k, or `selection.selected` without noise."""
+        if selection.noise is None:
+            return super().forward(selection)
+        assert selection.codes is not None
+        return _soft_choice(selection.z, selection.codes, selection.noise, self.temperature, None)
+
+
+class UniformPrior(Loss):
+    """Keeps each vector's choice open: KL(p || uniform) = log K - H(p) with p = softmax(z . e), in nats, the mean over
+    valid vectors.
+
+    Nothing of size N x K is held: `vqkit.kernels.assignment_entropy`.
+
+    Source: the discrete VAE's prior, Ramesh et al. 2021 (arXiv 2102.12092); weight 5e-4 and the reduction (sum over
+    codes, mean over vectors) as in taming-transformers (Esser et al. 2021).
+    Differs: no eps in the logarithm.
+    """
+
+    name = "uniform_prior"
+    trains_codebook = True
+    compares_with_all = True
+    fits_data = False
+
+    def __init__(self, weight: float = 5e-4) -> None:
+        super().__init__(weight)
+
+    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
+        """mean_n (log K - H(p_n))."""
+        assert selection.codes is not None  # only quantizers with a codebook take losses that train one
+        weights = selection.valid.to(selection.z.dtype)
+        per_sample, _ = assignment_entropy(selection.z, selection.codes, temperature=1.0, weights=weights)
+        return selection.mean(math.log(len(selection.codes)) - per_sample)
+
+
+def gumbel() -> Parts:
+    """A code drawn by softmax(z . e), straight-through Gumbel-softmax, 5e-4 KL(p || uniform); no distance, no
+    commitment.
+    """
+    return Parts(
+        codebook=NormalCodebook,
+        search=GumbelSearch(),
+        estimator=GumbelSoftmax(1.0),
+        losses=(UniformPrior(5e-4),),
+    )
+
+
+@torch.compiler.disable
+def _soft_choice(z: Tensor, codes: Tensor, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:
+    """(N, D) the codes of `indices` (N,), or without these the mean of all codes under p; gradients of either."""
+    return _SoftChoice.apply(z, codes, noise, temperature, indices)
+
+
+class _SoftChoice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, codes: Tensor, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(z, codes, indices)
+        ctx.noise, ctx.temperature = noise, temperature
+        if indices is not None:
+            return codes[indices]
+        mixture = torch.empty_like(z)
+        for rows, _, logits in _perturbed_logits(z, codes, noise):
+            mixture[rows] = _probabilities(logits, temperature).to(codes.dtype) @ codes
+        return mixture
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
+        z, codes, indices = ctx.saved_tensors
+        dz, dcodes = torch.empty_like(z), torch.zeros_like(codes)
+        with autocast_disabled(z.device):
+            for rows, centred, logits in _perturbed_logits(z, codes, ctx.noise):
+                probabilities = _probabilities(logits, ctx.temperature)
+                upstream = gradient[rows].to(logits.dtype)
+                # The mean code falls out of both products, since each row of dlogits adds up to 0.
+                values = upstream @ centred.T
+                values -= torch.linalg.vecdot(probabilities, values).unsqueeze(1)
+                dlogits = values.mul_(probabilities).div_(ctx.temperature)
+                dz[rows] = (dlogits @ centred).to(z.dtype)
+                dcodes += (dlogits.T @ z[rows].to(logits.dtype)).to(codes.dtype)
+                if indices is None:
+                    dcodes += (probabilities.T @ upstream).to(codes.dtype)
+            if indices is not None:
+                dcodes.index_add_(0, indices, gradient.to(codes.dtype))
+        return dz, dcodes, None, None, None
+
+
+def _probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (logits / temperature).softmax(1)
+
+
+def _perturbed_logits(z: Tensor, codes: Tensor, noise: Noise) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some rows after the other: which rows, the codes less their mean (K, D), and z . e plus Gumbel noise (R, K)."""
+    x, centred, _, _ = prepare(z, codes, 1.0, torch.ones_like(z[:, 0], dtype=torch.bool))
+    size = len(centred)
+    panel, draw = (PANEL_ON_A_DEVICE, DRAW_ON_A_DEVICE) if x.is_cuda else (PANEL, DRAW)
+    for rows in _slices(0, len(x), max(FEWEST_ROWS, panel // size)):
+        logits = x[rows] @ centred.T
+        for part in _slices(rows.start, rows.stop, max(1, draw // size)):
+            # 1 - u is as uniform as u, and a u that was rounded to 1 gives a code that is never drawn, not infinity.
+            exponential = noise.uniform(size, rows=part).neg_().log1p_().neg_()
+            logits[part.start - rows.start : part.stop - rows.start] -= exponential.log_()
+        yield rows, centred, logits
+
+
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))

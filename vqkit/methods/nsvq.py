@@ -1,0 +1,55 @@
+"""NSVQ: the quantization error replaced by noise of the same length, which lets one gradient train encoder and codes.
+
+Source: Vali, Bäckström 2022, "NSVQ: Noise Substitution in Vector Quantization for Machine Learning" (IEEE Access 10).
+"""
+
+import torch
+from torch import Tensor
+
+from vqkit.base import Selection
+from vqkit.codebooks import Codebook
+from vqkit.estimators import Estimator
+from vqkit.functional import straight_through, unit
+from vqkit.maintenance import RandomRestart
+from vqkit.parts import Parts
+from vqkit.search import Search
+
+
+class NSVQ(Estimator):
+    """In training y = z + |e - z| n with n of random direction and length 1.
+
+    With u = (e - z) / |e - z| a gradient g of y becomes g - (g . n) u for the vector and (g . n) u for its code: both
+    follow from the length of the error, and add up to g. Without noise (eval mode with gradients on) it is
+    straight-through; where a vector is its code, the whole gradient goes to the vector.
+
+    Source: Vali, Bäckström 2022 (IEEE Access 10).
+    Differs: no 1e-12 is added to lengths, whose gradient at zero is defined as zero.
+    """
+
+    trains_codebook = True
+    exact = False
+    random = True
+
+    def forward(self, selection: Selection) -> Tensor:
+        """(N, D): as far from z as the code, in a random direction; `selection.selected` without noise."""
+        z, selected = selection.z, selection.selected
+        if selection.noise is None:
+            return straight_through(selected, z)
+        direction = unit(selection.noise.normal(z.shape[1])).to(z.dtype)
+        return z + torch.linalg.vector_norm(selected - z, dim=-1, keepdim=True) * direction
+
+
+def nsvq() -> Parts:
+    """The estimator alone, with no loss on codes or vectors, and dead codes restarted.
+
+    Differs: published, the user calls for the replacement, and a code that less than 1 % of the forwards since the
+    last call chose becomes a copy of a used code, a little beside it; the nearest to that is
+    `maintenance=[CodeSplit()]`. Here codes below a tenth of the mean usage become vectors of the batch, which reaches
+    data that no code is near; usage counts vectors, not forwards, and is summed over ranks.
+    """
+    return Parts(
+        codebook=Codebook,
+        search=Search("euclidean"),
+        estimator=NSVQ(),
+        maintenance=(RandomRestart(),),
+    )

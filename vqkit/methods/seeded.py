@@ -1,0 +1,53 @@
+"""A random codebook that is never trained: the baseline that every trained one has to beat."""
+
+import torch
+from torch import Tensor
+
+from vqkit import distributed
+from vqkit.codebooks import TableCodebook, matching_map
+from vqkit.estimators import StraightThrough
+from vqkit.losses import Commitment
+from vqkit.parts import Parts
+from vqkit.search import Search
+
+
+class SeededCodebook(TableCodebook):
+    """K codes drawn from N(0, 1) with a seed, and left there.
+
+    What a trained codebook gains over this one is what its training is worth: the encoder alone can adapt. `initialize`
+    gives the codes the mean and covariance of the data, so that the comparison is not one of scales.
+
+    State:
+        vectors: (K, D) float32 buffer.
+        And usage as in `Codebook`.
+
+    Args:
+        codebook_size: K.
+        dim: D.
+        usage_decay: see `Codebook`.
+        seed: of the codes.
+    """
+
+    def _register_vectors(self, generator: torch.Generator) -> None:
+        vectors = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
+        self.register_buffer("vectors", vectors)
+
+    @torch.no_grad()
+    def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
+        """Give the codes the mean and covariance of `samples` (M, D); see `Codebook`."""
+        weight, bias = matching_map(self.vectors, samples)
+        vectors = self.vectors.to(weight.dtype) @ weight.mT + bias
+        self.vectors.copy_(distributed.from_first_rank(vectors))
+        self.usage.fill_(vectors_per_step / self.codebook_size)
+        self._clear_pending()
+        self._pending_batches = 0
+
+
+def seeded() -> Parts:
+    """A random table; 0.25 mse(z, sg e), straight-through: only the encoder learns."""
+    return Parts(
+        codebook=SeededCodebook,
+        search=Search("euclidean"),
+        estimator=StraightThrough(),
+        losses=(Commitment(0.25),),
+    )

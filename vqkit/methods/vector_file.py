@@ -1,0 +1,68 @@
+"""Vectors that a codebook starts from, read from a file; `scripts/build_codebook.py` writes such files."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vqkit.config import weights_will_follow
+
+
+def read_vectors(path: str | os.PathLike[str], codebook_size: int, dim: int, *, dim_name: str) -> Tensor:
+    """The one tensor of a safetensors file, as float32.
+
+    Where the state of the module is loaded right afterwards (`vqkit.config.weights_follow`), the file is not needed
+    and an empty tensor of the same shape is returned.
+
+    Args:
+        path: of the file.
+        codebook_size: K, the expected number of rows.
+        dim: the expected size of a row.
+        dim_name: the argument that gave `dim`, for messages.
+
+    Returns:
+        (codebook_size, dim), finite.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a safetensors file, or holds something else than one tensor of these sizes.
+    """
+    if weights_will_follow():
+        return torch.empty(codebook_size, dim, dtype=torch.float32)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"base_path={str(path)!r}: there is no such file; scripts/build_codebook.py makes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            _check_shape(path, shapes, codebook_size, dim, dim_name)
+            vectors = file.get_tensor(names[0])
+    except SafetensorError as error:
+        raise ValueError(
+            f"base_path={str(path)!r} is not a valid safetensors file ({error}): build it again"
+        ) from error
+    if not vectors.is_floating_point():
+        raise ValueError(f"base_path={str(path)!r} holds {vectors.dtype}: expected floating point")
+    vectors = vectors.to(torch.float32)
+    if not vectors.isfinite().all():
+        raise ValueError(f"base_path={str(path)!r} holds NaN or infinity (in float32): drop such features and rebuild")
+    return vectors
+
+
+def _check_shape(
+    path: str | os.PathLike[str], shapes: dict[str, tuple[int, ...]], codebook_size: int, dim: int, dim_name: str
+) -> None:
+    if len(shapes) != 1:
+        raise ValueError(f"base_path={str(path)!r} holds {len(shapes)} tensors {sorted(shapes)}: expected one")
+    shape = next(iter(shapes.values()))
+    if len(shape) != 2:
+        raise ValueError(f"base_path={str(path)!r} holds a tensor of shape {shape}: expected ({codebook_size}, {dim})")
+    if shape[0] != codebook_size:
+        raise ValueError(
+            f"base_path={str(path)!r} holds {shape[0]} vectors: expected codebook_size={codebook_size}; build a file "
+            "of that size with scripts/build_codebook.py, or change codebook_size"
+        )
+    if shape[1] != dim:
+        raise ValueError(f"base_path={str(path)!r} holds vectors of {shape[1]} numbers: expected {dim_name}={dim}")

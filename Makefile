@@ -38,7 +38,7 @@ benchmark: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	@bash scripts/check_requirements.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,native,bench,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,native,export,bench,dev]"
 	touch $(SETUP)
 
 clean:

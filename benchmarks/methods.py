@@ -64,6 +64,7 @@ QUANTIZERS: dict[str, Callable[[], BaseQuantizer]] = {
     "ema, RotationTrick": partial(ema, estimator=RotationTrick()),
     "ema, normalize": partial(ema, normalize=True),
     "vq, RotationTrick": partial(vq, estimator=RotationTrick()),
+    "cascaded, Commitment": partial(Quantizer, "cascaded", dim=DIM, codebook_size=2**BITS, losses=[Commitment()]),
     "vq, DistributionMatching": partial(vq, losses=matched),
     "FSQ, 5 dimensions of 4 levels": partial(FSQ, [4] * (BITS // 2), dim=DIM),
     "LFQ, 10 bits": partial(LFQ, BITS, dim=DIM),
@@ -171,8 +172,9 @@ def report(rows: dict[str, dict[str, Result]], options: argparse.Namespace, load
         "# Every method on the same patches",
         "",
         *circumstances(command, "cpu", options.threads, load),
-        f"- data: {options.patches} patches of 8 x 8 pixels of the {trained} photographs in assets/images/train; measured on all "
-        f"{patches} patches of the regular grids of the {photographs} in assets/images/eval, each decoded from its token alone",
+        f"- data: {options.patches} patches of 8 x 8 pixels of the {trained} photographs in assets/images/train; "
+        f"measured on all {patches} patches of the regular grids of the {photographs} in assets/images/eval, each decoded "
+        "from its token alone",
         f"- training: {options.steps} steps of {options.batch} patches, AdamW, 1e-3 to 0 (cosine), squared error of "
         f"pixels in [-1, 1] plus the quantizer's own loss, float32, seed {options.seed}; {2**BITS} codes of {DIM} "
         f"dimensions or what the name says: {BITS} bits a patch, {BITS / PATCH**2:.3f} bits a pixel",

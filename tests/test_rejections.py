@@ -13,7 +13,9 @@ from vqkit import (
     LFQ,
     NSVQ,
     BaseQuantizer,
+    BitEntropy,
     BridgedCodebook,
+    CenteredFSQ,
     ClusterReinit,
     Codebook,
     CodebookLoss,
@@ -191,6 +193,26 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: LFQ(4, losses=[CodebookLoss()]),
         ("CodebookLoss needs a stored codebook, and LFQ has none", "leave it out", "BitEntropy()"),
     ),
+    "an entropy of bits for a codebook": (
+        lambda: vq(losses=[CodebookLoss(), BitEntropy()]),
+        ("BitEntropy speaks of codes that are all patterns of bits", "Codebook stores 8 of them", "use Entropy()"),
+    ),
+    "the estimator's output of a lookup-free quantizer": (
+        lambda: LFQ(4, losses=[DoubleQuantization()]),
+        ("DoubleQuantization reads the quantized vectors", "LFQ", "cancels", "leave it out"),
+    ),
+    "values that nothing trains": (
+        lambda: cascaded(estimator=StraightThrough()),
+        ("CascadedCodebook learns by gradient", "neither StraightThrough nor a loss", "add CodebookLoss()"),
+    ),
+    "one group to disentangle": (
+        lambda: GroupedQuantizer(vq, 1, losses=[Disentanglement()]),
+        ("Disentanglement compares groups, and there is one", "leave it out"),
+    ),
+    "running means to disentangle": (
+        lambda: GroupedQuantizer([vq, ema], losses=[Disentanglement()]),
+        ("group 1 has EMACodebook", "trained by statistics", "PublishedDisentanglement()"),
+    ),
     "a noisy estimator over a sum of stages": (
         lambda: ResidualQuantizer(vq, 2, estimator=DiVeQ()),
         ("DiVeQ", "pass estimator=None, and give it to the stages"),
@@ -356,6 +378,11 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "anchors by another metric": (lambda: ProbabilisticAnchor("l2"), ("metric='l2'", "'euclidean', 'dot' or 'cosine'")),
     "anchors never": (lambda: ClusterReinit(every=0), ("every=0", "at least 1")),
     "no step of a split": (lambda: CodeSplit(step=0.0), ("step=0.0", "above 0")),
+    "too many levels for the common rule": (lambda: CenteredFSQ([1001]), ("levels=[1001]", "at most 1000 each")),
+    "groups with a layout": (
+        lambda: GroupedQuantizer(partial(vq, channel_dim=1), 2),
+        ("another channel_dim than -1", "give channel_dim to GroupedQuantizer"),
+    ),
     "bits beyond an index": (lambda: LFQ(63), ("bits=63", "at most 62", "GroupedQuantizer of several LFQ", "BSQ")),
     "no bits": (lambda: LFQ(0), ("bits=0", "at least 1")),
     "another bit order": (lambda: LFQ(4, bit_order="little"), ("bit_order='little'", "'lsb_first' or 'msb_first'")),

@@ -93,9 +93,9 @@ class Selection:
         indices: (N,) int64, -1 where not valid.
         selected: (N, D) the chosen codes, with graph to the codebook.
         valid: (N,) bool.
+        noise: the random numbers of this forward, where a part draws some; None outside of training.
         matched: (N, D) the row that was searched, where one table is searched and another read; None where `selected`
             is that row.
-        noise: the random numbers of this forward, where a part draws some; None outside of training.
     """
 
     latents: Tensor
@@ -104,8 +104,8 @@ class Selection:
     indices: Tensor
     selected: Tensor
     valid: Tensor
-    matched: Tensor | None = None
     noise: Noise | None = None
+    matched: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` (N, ...) over the valid vectors and all trailing axes; 0, with a graph, if none is valid."""

@@ -21,6 +21,7 @@ class Loss(Configured, nn.Module):
         fits_data: whether that gradient draws codes to vectors, so that it is enough to train a codebook.
         reads_quantized: whether it looks at the estimator's output, so that its gradient depends on the estimator.
         compares_with_all: whether it compares each vector with all codes, which must then be those that are searched.
+        of_bits: whether it speaks of codes that are all patterns of bits, so that no codebook may be stored.
 
     Args:
         weight: factor in the total; at least 0.
@@ -34,6 +35,7 @@ class Loss(Configured, nn.Module):
     fits_data: ClassVar[bool] = True
     reads_quantized: ClassVar[bool] = False
     compares_with_all: ClassVar[bool] = False
+    of_bits: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()

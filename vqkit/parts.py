@@ -133,6 +133,15 @@ def _a_soft_choice_must_be_among_what_is_searched(parts: _Built) -> Iterator[str
         )
 
 
+def _bits_are_no_codebook(parts: _Built) -> Iterator[str]:
+    for loss in parts.losses:
+        if loss.of_bits:
+            yield (
+                f"{_name(loss)} speaks of codes that are all patterns of bits, but {_name(parts.codebook)} stores "
+                f"{parts.codebook.codebook_size} of them: use Entropy(), or LFQ or BSQ"
+            )
+
+
 def _a_loss_of_the_output_needs_an_estimator_for_it(parts: _Built) -> Iterator[str]:
     if parts.estimator.trains_codebook:
         return
@@ -163,6 +172,7 @@ _RULES = (
     _a_gradient_needs_a_sender_and_a_receiver,
     _the_estimator_must_fit_the_search,
     _a_soft_choice_must_be_among_what_is_searched,
+    _bits_are_no_codebook,
     _a_loss_of_the_output_needs_an_estimator_for_it,
     _codes_must_have_enough_dimensions,
     _losses_must_differ_in_name,

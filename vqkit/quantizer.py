@@ -121,8 +121,8 @@ class Quantizer(VectorQuantizer):
             indices=torch.where(valid, nearest, -1),
             selected=nn.functional.embedding(nearest, codes),
             valid=valid,
-            matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
             noise=noise,
+            matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
         )
         quantized = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
         if self.learning:

@@ -20,10 +20,12 @@ from vqkit import (
     NSVQ,
     BaseQuantizer,
     CenteredFSQ,
+    ClusterReinit,
     Codebook,
     CodebookLoss,
     CodeSplit,
     Commitment,
+    Contrastive,
     Disentanglement,
     DistributionMatching,
     DiVeQ,
@@ -33,7 +35,9 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     Orthogonality,
+    ProbabilisticAnchor,
     Quantizer,
+    RandomAnchor,
     RawStraightThrough,
     ReadThrough,
     Reflection,
@@ -83,7 +87,7 @@ def dropout(quantizer: BaseQuantizer) -> float:
 
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
-vq, ema, gumbel = (partial(Quantizer, method, dim=DIM, codebook_size=32) for method in ("vq", "ema", "gumbel"))
+vq, ema, cvq, gumbel = (partial(stage, method, codebook_size=32) for method in ("vq", "ema", "cvq", "gumbel"))
 unit_group = partial(stage, dim=4, codebook_dim=2, normalize=True)
 
 CASES: dict[str, Case] = {
@@ -94,6 +98,9 @@ CASES: dict[str, Case] = {
     "vit_vqgan": Case(partial(vq, normalize=True, estimator=RawStraightThrough(), codebook_dim=4)),
     "reinmax": Case(partial(gumbel, estimator=ReinMax())),
     "split": Case(partial(ema, maintenance=[CodeSplit(every=2)])),
+    "cvq_random": Case(partial(cvq, maintenance=[ClusterReinit(RandomAnchor())])),
+    "cvq_probabilistic": Case(partial(cvq, maintenance=[ClusterReinit(ProbabilisticAnchor())])),
+    "contrastive": Case(partial(cvq, losses=[Commitment(), CodebookLoss(), Contrastive(0.1)])),
     "more_losses": Case(
         partial(vq, losses=[Commitment(), CodebookLoss(), Orthogonality(), DistributionMatching()]),
     ),

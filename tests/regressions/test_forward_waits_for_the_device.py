@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqkit import FSQ, BaseQuantizer, Quantizer, RandomRestart, ResidualQuantizer
+from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CodeSplit, GroupedQuantizer, Quantizer, RandomRestart, ResidualQuantizer
+from vqkit.methods import METHODS
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
 
@@ -59,6 +60,15 @@ SOUND = {
     "simvq": partial(Quantizer, "simvq", dim=6, codebook_size=8),
     "fsq": partial(FSQ, [5, 5, 4], dim=6),
     "residual": partial(ResidualQuantizer, stage, 3, dropout=0.5),
+    **{
+        name: partial(Quantizer, name, dim=6, codebook_size=16)
+        for name in METHODS
+        if name not in ("vq", "ema", "simvq")
+    },
+    "split": partial(stage, maintenance=[CodeSplit(every=1)]),
+    "lfq": partial(LFQ, 6),
+    "bsq": partial(BSQ, 70, dim=6),
+    "grouped": partial(GroupedQuantizer, partial(stage, dim=2), 3),
 }
 
 

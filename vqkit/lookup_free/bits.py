@@ -47,6 +47,7 @@ class BitEntropy(Loss):
     """
 
     name = "entropy"
+    of_bits = True
 
     def __init__(
         self, weight: float = 0.1, *, temperature: float = 0.01, diversity: float = 1.0, group_bits: int = 9
@@ -67,11 +68,6 @@ class BitEntropy(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mean_n H(p_n) - diversity H(mean_n p_n)."""
-        if selection.codes is not None:
-            raise ValueError(
-                "BitEntropy speaks of codes that are all patterns of bits, and this quantizer stores a codebook: use "
-                "Entropy(), or LFQ or BSQ"
-            )
         logits = selection.z * selection.selected.detach().abs() * (4 / self.temperature)
         weights = selection.valid.to(logits.dtype)
         sizes = near_equal(logits.shape[-1], self.group_bits)

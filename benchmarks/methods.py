@@ -173,8 +173,8 @@ def report(rows: dict[str, dict[str, Result]], options: argparse.Namespace, load
         "",
         *circumstances(command, "cpu", options.threads, load),
         f"- data: {options.patches} patches of 8 x 8 pixels of the {trained} photographs in assets/images/train; "
-        f"measured on all {patches} patches of the regular grids of the {photographs} in assets/images/eval, each decoded "
-        "from its token alone",
+        f"measured on all {patches} patches of the regular grids of the {photographs} in assets/images/eval, each "
+        "decoded from its token alone",
         f"- training: {options.steps} steps of {options.batch} patches, AdamW, 1e-3 to 0 (cosine), squared error of "
         f"pixels in [-1, 1] plus the quantizer's own loss, float32, seed {options.seed}; {2**BITS} codes of {DIM} "
         f"dimensions or what the name says: {BITS} bits a patch, {BITS / PATCH**2:.3f} bits a pixel",

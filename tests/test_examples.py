@@ -11,7 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vqkit import FSQ, CodebookLoss, Commitment, Quantizer, ResidualQuantizer, RotationTrick
+from vqkit import (
+    FSQ,
+    LFQ,
+    BitEntropy,
+    CenteredFSQ,
+    CodebookLoss,
+    Commitment,
+    Quantizer,
+    ResidualQuantizer,
+    RotationTrick,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MIGRATING = ROOT / "docs" / "migrating.md"
@@ -149,7 +159,7 @@ def test_what_is_said_to_be_missing_is_missing() -> None:
     import vqkit
 
     missing = MIGRATING.read_text(encoding="utf-8").partition("## What vqkit does not have")[2]
-    for name in ("LFQ", "ResidualLFQ", "LatentQuantize", "GroupedResidualVQ", "HierarchicalVQ", "BinaryMapper"):
+    for name in ("EvoLFQ", "ResidualLFQ", "LatentQuantize", "FSP", "HierarchicalVQ", "BinaryMapper"):
         assert f"`{name}`" in missing and not hasattr(vqkit, name)
 
 
@@ -233,6 +243,22 @@ class TestFactsAboutTheOtherLibrary:
         x = torch.randn(1, 20_000, 4)
         different = (peer.FSQ([8, 5, 5, 5])(x)[1] != FSQ([8, 5, 5, 5])(x).indices).double().mean()
         assert 0 < different < 0.02
+        ours = CenteredFSQ([8, 5, 5, 5])(x)
+        quantized, indices = peer.FSQ([8, 5, 5, 5])(x)
+        assert torch.equal(ours.indices, indices) and torch.equal(ours.quantized, quantized)
+
+    def test_lfq_has_the_same_indices_and_entropy(self, peer: ModuleType) -> None:
+        x = torch.randn(2, 200, 10)
+        theirs = peer.LFQ(codebook_size=2**10, dim=10)
+        (_, indices, _), parts = theirs(x, return_loss_breakdown=True)
+        ours = LFQ(10, bit_order="msb_first", losses=[BitEntropy(0.1, group_bits=10)])(x)
+        assert torch.equal(ours.indices, indices)
+        expected = parts.per_sample_entropy - parts.batch_entropy
+        torch.testing.assert_close(ours.losses["entropy"], expected, rtol=1e-3, atol=1e-3)
+
+    def test_directional_reparam_has_another_variance(self, peer: ModuleType) -> None:
+        defaults = inspect.signature(peer.VectorQuantize).parameters
+        assert defaults["directional_reparam_variance"].default == 5e-3
 
     def test_restart_threshold_is_a_count(self, peer: ModuleType) -> None:
         vq = peer.VectorQuantize(dim=4, codebook_size=8, threshold_ema_dead_code=2, rotation_trick=False)

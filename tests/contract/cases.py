@@ -55,10 +55,15 @@ DIM = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A quantizer and the shape of its input; `spatial` ones need images."""
+    """A quantizer and the shape of its input.
+
+    `spatial` ones need images. One with `ranked_losses` has a term that ranks the vectors of a batch, as its
+    docstring says: it depends on the size of the batch, and is not that of the joined batch over ranks.
+    """
 
     build: Callable[..., BaseQuantizer]
     spatial: bool = False
+    ranked_losses: bool = False
 
     def example(self, batch: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, T, D) rows, or (B, D, H, W) images for a spatial quantizer."""
@@ -100,7 +105,7 @@ CASES: dict[str, Case] = {
     "split": Case(partial(ema, maintenance=[CodeSplit(every=2)])),
     "cvq_random": Case(partial(cvq, maintenance=[ClusterReinit(RandomAnchor())])),
     "cvq_probabilistic": Case(partial(cvq, maintenance=[ClusterReinit(ProbabilisticAnchor())])),
-    "contrastive": Case(partial(cvq, losses=[Commitment(), CodebookLoss(), Contrastive(0.1)])),
+    "contrastive": Case(partial(cvq, losses=[Commitment(), CodebookLoss(), Contrastive(0.1)]), ranked_losses=True),
     "more_losses": Case(
         partial(vq, losses=[Commitment(), CodebookLoss(), Orthogonality(), DistributionMatching()]),
     ),

@@ -285,6 +285,8 @@ def test_any_layout_is_the_channel_last_one_rearranged(case: Case, channel_dim: 
 
 @every_case
 def test_the_loss_does_not_grow_with_the_batch(case: Case) -> None:
+    if case.ranked_losses:
+        pytest.skip("a term ranks the batch, as it declares")
     quantizer = initialized(case).eval()
     x = case.example(4)
     assert torch.allclose(quantizer(x).loss, quantizer(torch.cat([x] * 5)).loss, rtol=1e-5, atol=1e-6)

@@ -74,6 +74,8 @@ def test_ranks_agree_bit_for_bit(case: Case, empty: str, rank_pair) -> None:
 @every_case
 def test_two_ranks_equal_one_process(case: Case, rank_pair) -> None:
     """In float64: over a dozen steps some methods magnify what float32 rounds a hundred thousand times."""
+    if case.ranked_losses:
+        pytest.skip("a term ranks the batch of each rank, as it declares")
     alone = initialized(case).double()
     train(alone, batches(case, torch.float64, empty="never"), slice(0, 8))
     alone.step()

@@ -196,7 +196,7 @@ def report(rows: dict[str, dict[str, Result]], options: argparse.Namespace, load
     return "\n".join([*lines, ""])
 
 
-DEFAULT_STEPS = 1500
+DEFAULT_STEPS = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,8 +41,11 @@ def methods() -> str:
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
         idea = _first_paragraph(module).partition(": ")
         parts = method()
-        chosen = [_factory(parts.codebook), f"`{parts.search.metric}`", _call(parts.estimator)]
+        search = f"`{parts.search.metric}`" if type(parts.search) is Search else _call(parts.search)
+        chosen = [_factory(parts.codebook), search, _call(parts.estimator)]
         chosen += map(_call, (*parts.losses, *parts.maintenance))
+        if parts.codebook_dim is not None:
+            chosen.append(f"`codebook_dim={parts.codebook_dim}`")
         cells = [f"`{name}`", idea[2] or idea[0], _first_paragraph(inspect.getdoc(method) or ""), ", ".join(chosen)]
         lines.append(f"| {' | '.join([*cells, _source(module)])} |")
     return "\n".join(lines)

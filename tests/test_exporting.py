@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.contract.cases import CASES, Case
+from tests.contract.test_contract import initialized
 from vqkit import (
     BSQ,
     FSQ,
@@ -17,6 +19,7 @@ from vqkit import (
     CenteredFSQ,
     Decode,
     Encode,
+    GroupedQuantizer,
     Quantizer,
     ResidualQuantizer,
     Search,
@@ -46,6 +49,12 @@ QUANTIZERS: dict[str, Callable[[], BaseQuantizer]] = {
     "lfq": partial(LFQ, 40, dim=8),
     "bsq": partial(BSQ, 8),
     "bsq of two levels": partial(BSQ, 70, dim=8),
+    # Sums of more than 53 bits, which ONNX Runtime would round.
+    "lfq of 62 bits": partial(LFQ, 62, dim=8),
+    "fsq of 60 bits": partial(FSQ, [8] * 20, dim=8),
+    "fvq": partial(Quantizer, "fvq", **SIZES),
+    "cascaded": partial(Quantizer, "cascaded", **SIZES),
+    "grouped": partial(GroupedQuantizer, partial(Quantizer, "seeded", dim=4, codebook_size=32), 2),
 }
 
 
@@ -89,6 +98,17 @@ def test_vectors_of_eager(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(decode(indices), quantizer.decode(indices).detach(), rtol=0, atol=1e-6 * 100)
         if name in ("vq", "normalized"):
             torch.testing.assert_close(decode(indices), quantizer.decode(indices).detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_case_of_the_contract(case: Case, tmp_path: Path) -> None:
+    quantizer = initialized(case).eval()
+    x = case.example(5)
+    indices = File(Encode(quantizer), x, tmp_path / "encode.onnx", dynamic_batch=not case.spatial)(x)
+    assert torch.equal(indices, quantizer.encode(x))
+    vectors = File(Decode(quantizer), indices, tmp_path / "decode.onnx", dynamic_batch=not case.spatial)(indices)
+    torch.testing.assert_close(vectors, quantizer.decode(indices).detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture

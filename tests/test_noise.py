@@ -30,6 +30,8 @@ def test_normal_numbers_are_normal_and_independent_of_the_uniform_ones() -> None
     drawn, uniform = noise().normal(50), noise().uniform(50)
     assert abs(drawn.mean()) < 0.01 and abs(drawn.std() - 1) < 0.01
     assert abs((drawn**4).mean() - 3) < 0.1
+    radius, angle = noise().uniform(100).chunk(2, dim=-1)
+    assert torch.isclose(drawn, (-2 * radius.log()).sqrt() * (2 * torch.pi * angle).cos()).double().mean() < 0.01
     both = torch.stack([drawn.flatten(), uniform.flatten(), drawn.roll(1, 0).flatten(), drawn.roll(1, 1).flatten()])
     assert (both.corrcoef() - torch.eye(4)).abs().max() < 0.02
 
@@ -104,7 +106,7 @@ def test_a_resumed_run_draws_on() -> None:
     assert torch.equal(estimator.drawn[-1], twins_estimator.drawn[-1])
 
 
-MEMBER = partial(Quantizer, "nsvq", dim=4, codebook_size=8)
+MEMBER = partial(Quantizer, "diveq", dim=4, codebook_size=8)
 
 
 @pytest.mark.parametrize(

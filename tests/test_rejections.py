@@ -41,6 +41,7 @@ from vqkit import (
     PublishedDisentanglement,
     Quantizer,
     RandomRestart,
+    ReadThrough,
     Reflection,
     ReinMax,
     RelaxedGumbelSoftmax,
@@ -53,8 +54,8 @@ from vqkit import (
 )
 
 SIZES = {"dim": 4, "codebook_size": 8}
-METHODS = ("vq", "ema", "simvq", "ibq", "gumbel", "cascaded", "seeded")
-vq, ema, simvq, ibq, gumbel, cascaded, seeded = (partial(Quantizer, method, **SIZES) for method in METHODS)
+METHODS = ("vq", "ema", "simvq", "ibq", "gumbel", "nsvq", "cascaded", "seeded")
+vq, ema, simvq, ibq, gumbel, nsvq, cascaded, seeded = (partial(Quantizer, method, **SIZES) for method in METHODS)
 
 
 class TrainsCodes(Estimator):
@@ -213,9 +214,29 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: GroupedQuantizer([vq, ema], losses=[Disentanglement()]),
         ("group 1 has EMACodebook", "trained by statistics", "PublishedDisentanglement()"),
     ),
-    "a noisy estimator over a sum of stages": (
-        lambda: ResidualQuantizer(vq, 2, estimator=DiVeQ()),
-        ("DiVeQ", "pass estimator=None, and give it to the stages"),
+    "noise over a sum of running means": (
+        lambda: ResidualQuantizer(ema, 2, estimator=DiVeQ()),
+        ("DiVeQ sends a gradient to the codebooks", "EMACodebook is trained by statistics", "StraightThrough()"),
+    ),
+    "stages that leave noise over": (
+        lambda: ResidualQuantizer(nsvq, 2, estimator=None),
+        ("NSVQ lies far from the code", "trained on noise", "pass estimator=NSVQ()", "DiVeQ()"),
+    ),
+    "stages of frozen indices": (
+        lambda: ResidualQuantizer(cascaded, 2, estimator=None),
+        ("what a cascaded codebook leaves over depends on its values", "GroupedQuantizer"),
+    ),
+    "the task's gradient for codes that are searched": (
+        lambda: vq(estimator=ReadThrough()),
+        ("ReadThrough trains codes for the task alone", "Codebook are searched too", "use CascadedCodebook"),
+    ),
+    "an entropy that is all that trains the codes": (
+        lambda: vq(losses=[Entropy()]),
+        ("that of Entropy draws no code to a vector", "add CodebookLoss()"),
+    ),
+    "a distribution of codes that are not searched": (
+        lambda: cascaded(losses=[DistributionMatching()]),
+        ("DistributionMatching compares the vectors with all codes", "CascadedCodebook searches one table"),
     ),
     "codes of groups that differ in dimension": (
         lambda: GroupedQuantizer([vq, partial(Quantizer, "vq", dim=2, codebook_size=8)], losses=[Disentanglement()]),
@@ -394,6 +415,14 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         lambda: GroupedQuantizer(vq, 2, losses=[Disentanglement(), PublishedDisentanglement()]),
         ("['disentanglement'] named twice", "keep one"),
     ),
+    "an infinite weight": (lambda: Commitment(float("inf")), ("Commitment weight=inf", "at least 0")),
+    "an infinite temperature": (lambda: IndexBackpropagation(float("inf")), ("temperature=inf", "positive")),
+    "a loss that is no list": (lambda: vq(losses=Commitment()), ("losses=Commitment(", "expected a list")),
+    "a policy that is no list": (lambda: vq(maintenance=RandomRestart()), ("maintenance=RandomRestart(", "a list")),
+    "half a level": (lambda: FSQ([8.5, 5]), ("levels=[8.5, 5]", "at least 2 levels")),
+    "half a bit": (lambda: LFQ(10.5), ("bits=10.5", "whole number")),
+    "half a bit in a group": (lambda: BitEntropy(group_bits=9.5), ("group_bits=9.5", "expected 1 to 20")),
+    "no channels of a grid": (lambda: FSQ([5, 5], dim=0), ("dim=0", "at least 1")),
     "threshold as a count": (lambda: RandomRestart(2), ("threshold=2", "fraction of uniform usage", "[0, 1)", "0.1")),
     "every": (lambda: RandomRestart(every=0), ("every=0", "at least 1")),
     "limit": (lambda: RandomRestart(limit=0), ("limit=0", "at least 1")),

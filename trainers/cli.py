@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trainers.callbacks import (
 from trainers.explain import explain, suggest
 from trainers.task import TokenizerTask
 from trainers.tracking import RunLogger
+from vqkit.config import weights_follow
 
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -97,8 +99,11 @@ class TokenizerCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; parts that do not fit are found here, before any data are read."""
+        # A run may be taken up where the file of its first codebook is gone: the checkpoint has what was in it.
+        filled = weights_follow() if self.checkpoint else nullcontext()
         try:
-            super().instantiate_classes()
+            with filled:
+                super().instantiate_classes()
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(explain(str(error))) from error
 

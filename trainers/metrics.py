@@ -17,6 +17,7 @@ from torchmetrics.functional.image import (
 
 from vqkit import CodebookUsage
 from vqkit.distributed import all_reduce_sum
+from vqkit.metrics import countable
 
 MS_SSIM_SMALLEST = 161
 """Five scales of an 11 pixel window need more than (11 - 1) * 2**4 pixels on the shorter side."""
@@ -68,13 +69,18 @@ class ImageMetrics:
     """
 
     def __init__(self, codebook_size: int | Sequence[int], *, num_codebooks: int | None = None) -> None:
-        self.usage = CodebookUsage(codebook_size, num_codebooks=num_codebooks)
+        sizes = [codebook_size] if isinstance(codebook_size, int) else list(codebook_size)
+        self.codebook_sizes = sizes * (num_codebooks or 1) if isinstance(codebook_size, int) else sizes
+        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+        self.tokens = torch.zeros(len(self.codebook_sizes), dtype=torch.int64)
         # Sums over images: psnr, ssim, ms_ssim, images, images large enough for ms_ssim, pixels.
         self.sums = torch.zeros(6, dtype=torch.float64)
 
     def to(self, device: torch.device) -> "ImageMetrics":
         """Move the sums to a device."""
-        self.usage.to(device)
+        if self.usage is not None:
+            self.usage.to(device)
+        self.tokens = self.tokens.to(device)
         self.sums = self.sums.to(device)
         return self
 
@@ -105,34 +111,36 @@ class ImageMetrics:
         self.sums += torch.cat(
             [torch.stack([value.double().to(self.sums.device) for value in sums]), counts.to(self.sums)]
         )
-        self.usage.update(indices)
+        if self.usage is not None:
+            self.usage.update(indices)
+        self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)
 
     def compute(self) -> dict[str, float]:
         """The figures of all ranks; every rank must call it.
 
         Returns:
-            psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, entropy_bpp, tokens_per_image, images,
-            codebook_usage, perplexity, entropy (bits per token), normalized_entropy, gini, dead_codes, top_code,
-            top_percent.
+            psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, tokens_per_image, images. And if the
+            codes can be counted, which more than 2^28 cannot: entropy_bpp, codebook_usage, perplexity, entropy (bits
+            per token), normalized_entropy, gini, dead_codes, top_code, top_percent.
 
         Raises:
             ValueError: no image was seen on any rank.
         """
         psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels = all_reduce_sum(self.sums.clone()).tolist()
-        usage = self.usage.compute()
+        tokens = all_reduce_sum(self.tokens).tolist()
+        usage = None if self.usage is None else self.usage.compute()
         if not images:
             raise ValueError("no images were measured: the split is empty")
         figures = {"psnr": psnr_sum / images, "ssim": ssim_sum / images}
         if large == images:
             figures["ms_ssim"] = ms_ssim_sum / images
-        tokens = _levels(usage, "tokens")
-        sizes = zip(tokens, self.usage.codebook_sizes, strict=True)
-        bits = sum(count * entropy for count, entropy in zip(tokens, _levels(usage, "entropy"), strict=True))
+        bits = sum(count * math.log2(size) for count, size in zip(tokens, self.codebook_sizes, strict=True))
+        figures |= {"bpp": bits / pixels, "tokens_per_image": sum(tokens) / images, "images": int(images)}
+        if usage is None:
+            return figures
+        coded = sum(count * entropy for count, entropy in zip(tokens, _levels(usage, "entropy"), strict=True))
         return figures | {
-            "bpp": sum(count * math.log2(size) for count, size in sizes) / pixels,
-            "entropy_bpp": bits / pixels,
-            "tokens_per_image": sum(tokens) / images,
-            "images": int(images),
+            "entropy_bpp": coded / pixels,
             "codebook_usage": usage["usage"],
             "perplexity": usage["perplexity"],
             "entropy": usage["entropy"],
@@ -145,7 +153,7 @@ class ImageMetrics:
 
     def per_level(self) -> dict[str, list[float]]:
         """Usage and perplexity of each level, coarse first; empty for a single codebook. Every rank must call it."""
-        usage = self.usage.compute()
+        usage = {} if self.usage is None else self.usage.compute()
         return {name: value for name, value in usage.items() if isinstance(value, list)}
 
 

@@ -1,5 +1,6 @@
 """How gradients pass the choice of a code."""
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -22,16 +23,21 @@ class Estimator(Configured, nn.Module):
         min_dim: the smallest code dimension for which it is defined.
         metric: the only metric of the search for which its gradient is right, or None for any.
         exact: whether its value in training is bit for bit the chosen code. Without gradients that holds for all.
+        near_code: whether that value is at least close to the code, so that what it leaves over resembles what a later
+            residual stage will be given.
         random: whether it draws from `selection.noise`.
         of_samples: whether its gradient is that of a code drawn at random, so that the search has to sample.
+        of_values: whether it trains codes for the task alone, so that they must not be the ones that are searched.
     """
 
     trains_codebook: ClassVar[bool] = False
     min_dim: ClassVar[int] = 1
     metric: ClassVar[Metric | None] = None
     exact: bool = True
-    random: ClassVar[bool] = False
+    near_code: ClassVar[bool] = True
+    random: bool = False
     of_samples: ClassVar[bool] = False
+    of_values: ClassVar[bool] = False
 
     def forward(self, selection: Selection) -> Tensor:
         """Quantized vectors (N, D)."""
@@ -146,7 +152,7 @@ class IndexBackpropagation(Estimator):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature}: expected a positive number, 1.0 in the paper")
         self.temperature = temperature
 

@@ -32,6 +32,18 @@ def spread(vectors: Tensor) -> Tensor:
     return (vectors - vectors.mean(0, keepdim=True)).square().mean().sqrt() if len(vectors) else vectors.new_zeros(())
 
 
+def exact_sum(numbers: Tensor) -> Tensor:
+    """(..., D) int64 -> (...): their sum, by additions of two.
+
+    ONNX Runtime reduces int64 in float64, which is exact up to 2^53 only; it adds two numbers as integers.
+    """
+    while numbers.shape[-1] > 1:
+        half = numbers.shape[-1] // 2
+        paired = numbers[..., :half] + numbers[..., half : 2 * half]
+        numbers = torch.cat([paired, numbers[..., 2 * half :]], dim=-1)
+    return numbers.squeeze(-1)
+
+
 def row_mean_square(rows: Tensor) -> Tensor:
     """(N, D) -> (N,): mean of the squares of each row, without a temporary of the size of `rows`."""
     return torch.linalg.vecdot(rows, rows) / rows.shape[-1]

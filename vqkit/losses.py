@@ -1,5 +1,6 @@
 """What is penalised. A loss is stateless and knows one equation; its weight scales it in the total only."""
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -39,7 +40,7 @@ class Loss(Configured, nn.Module):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
         self.weight = weight
 
@@ -139,6 +140,7 @@ class Entropy(Loss):
 
     name = "entropy"
     trains_codebook = True
+    fits_data = False
     compares_with_all = True
 
     def __init__(
@@ -150,9 +152,9 @@ class Entropy(Loss):
         metric: Literal["dot", "euclidean"] = "dot",
     ) -> None:
         super().__init__(weight)
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature}: expected a positive number, 0.01 in the paper")
-        if not diversity >= 0:
+        if not 0 <= diversity < math.inf:
             raise ValueError(f"diversity={diversity}: expected a number of at least 0, 1.0 in the paper")
         if metric not in ("dot", "euclidean"):
             raise ValueError(f"metric={metric!r}: expected 'dot' or 'euclidean'")
@@ -235,6 +237,7 @@ class DistributionMatching(Loss):
 
     name = "distribution_matching"
     trains_codebook = True
+    compares_with_all = True
 
     def __init__(self, weight: float = 0.5) -> None:
         super().__init__(weight)

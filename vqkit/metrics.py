@@ -25,6 +25,11 @@ FIGURES = (
 LARGEST_HISTOGRAM = 2**28
 
 
+def countable(codebook_sizes: Sequence[int]) -> bool:
+    """Whether a histogram of these codebooks fits the memory, so that `CodebookUsage` can count them."""
+    return max(codebook_sizes) * len(codebook_sizes) <= LARGEST_HISTOGRAM
+
+
 class CodebookUsage(nn.Module):
     """Counts codes over any number of batches, and describes their distribution.
 

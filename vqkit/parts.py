@@ -113,12 +113,21 @@ def _the_estimator_must_fit_the_search(parts: _Built) -> Iterator[str]:
     if parts.estimator.of_samples and not parts.search.samples:
         yield (
             f"{rule} has the gradient of a code drawn at random, but {_name(parts.search)} takes the best one: pass "
-            "search=GumbelSearch(), or use IndexBackpropagation()"
+            "search=GumbelSearch(), or use IndexBackpropagation() with search=Search('dot')"
         )
     elif metric not in (None, parts.search.metric):
         yield (
             f"{rule} differentiates a choice by {metric!r}, but the search chooses by {parts.search.metric!r}: pass "
             f"search=Search({metric!r}), or use StraightThrough()"
+        )
+
+
+def _codes_that_the_task_alone_trains_must_not_be_searched(parts: _Built) -> Iterator[str]:
+    if parts.estimator.of_values and not parts.codebook.cascaded:
+        yield (
+            f"{_name(parts.estimator)} trains codes for the task alone, which draws them away from the vectors, but "
+            f"those of {_name(parts.codebook)} are searched too: use CascadedCodebook, or StraightThrough() with "
+            "CodebookLoss()"
         )
 
 
@@ -171,6 +180,7 @@ _RULES = (
     _rows_must_be_writable,
     _a_gradient_needs_a_sender_and_a_receiver,
     _the_estimator_must_fit_the_search,
+    _codes_that_the_task_alone_trains_must_not_be_searched,
     _a_soft_choice_must_be_among_what_is_searched,
     _bits_are_no_codebook,
     _a_loss_of_the_output_needs_an_estimator_for_it,

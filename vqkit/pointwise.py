@@ -32,6 +32,8 @@ class VectorQuantizer(BaseQuantizer):
         losses: Sequence[Loss] = (),
     ) -> None:
         super().__init__(dim, channel_dim=channel_dim)
+        if isinstance(losses, nn.Module):
+            raise ValueError(f"losses={losses}: expected a list, [{losses}]")
         if codebook_dim is not None and codebook_dim < 1:
             raise ValueError(f"codebook_dim={codebook_dim}: expected at least 1, or None for dim={dim}")
         self.codebook_dim = codebook_dim or dim

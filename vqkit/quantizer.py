@@ -86,6 +86,8 @@ class Quantizer(VectorQuantizer):
             channel_dim=channel_dim,
             losses=parts.losses if losses is None else losses,
         )
+        if isinstance(maintenance, nn.Module):
+            raise ValueError(f"maintenance={maintenance}: expected a list, [{maintenance}]")
         self.method = method
         self.normalize = normalize
         self.codebook_size = codebook_size

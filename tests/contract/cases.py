@@ -119,6 +119,7 @@ CASES: dict[str, Case] = {
     "residual_dropout": Case(
         partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
     ),
+    "residual_nsvq": Case(partial(ResidualQuantizer, partial(stage, "nsvq"), 2, estimator=NSVQ(), dropout=0.3)),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
     "residual_unequal": Case(
         partial(ResidualQuantizer, [partial(stage, "ema", codebook_size=32), partial(stage, "simvq")])
@@ -148,18 +149,23 @@ def _matrix() -> Iterator[tuple[str, Case]]:
     for name in METHODS:
         for estimator in ESTIMATORS:
             search = GumbelSearch() if estimator.of_samples else Search(estimator.metric) if estimator.metric else None
-            build = partial(Quantizer, name, dim=DIM, codebook_size=32, estimator=estimator, search=search)
-            try:
-                build()
-            except IncompatibleParts:
-                continue
+            build = partial(stage, name, codebook_size=32, estimator=estimator, search=search)
             yield f"{name}-{type(estimator).__name__}", Case(build)
         member = partial(stage, name)
-        yield f"residual-{name}", Case(partial(ResidualQuantizer, member, 2, estimator=None))
+        over_the_sum = NSVQ() if name == "nsvq" else None
+        yield f"residual-{name}", Case(partial(ResidualQuantizer, member, 2, estimator=over_the_sum))
         yield f"grouped-{name}", Case(partial(GroupedQuantizer, partial(member, dim=DIM // 2), 2))
 
 
-MATRIX: dict[str, Case] = dict(_matrix())
+def _fits(case: Case) -> bool:
+    try:
+        case.build()
+    except IncompatibleParts:
+        return False
+    return True
+
+
+MATRIX: dict[str, Case] = {name: case for name, case in _matrix() if _fits(case)}
 ALL = CASES | MATRIX
 
 

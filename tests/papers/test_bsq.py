@@ -153,5 +153,5 @@ def test_a_masked_position_has_index_minus_one_at_every_level() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="gradient='exact': expected 'published' or 'textbook'"):
         BSQ(4, gradient="exact")
-    with pytest.raises(ValueError, match="bits=0: expected at least 1"):
+    with pytest.raises(ValueError, match="bits=0: expected a whole number"):
         BSQ(0)

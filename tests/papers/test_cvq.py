@@ -336,3 +336,15 @@ def test_a_quantizer_with_the_contrastive_term_learns_and_compiles() -> None:
     compiled = torch.compile(quantizer.eval(), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.equal(compiled(x).loss, quantizer(x).loss)
+
+
+@pytest.mark.parametrize("usage_decay", [0.9, 0.999])
+def test_alpha_counts_in_the_memory_of_the_running_usage(usage_decay: float) -> None:
+    codebook = Codebook(K, D, usage_decay=usage_decay).double()
+    codebook.usage.copy_(10 ** torch.linspace(-4, 1, K, dtype=torch.float64))
+    before, z = codebook.vectors.detach().clone(), random(N, D, seed=1)
+    anchors, _ = ClosestAnchor()(before, z, torch.ones(N, dtype=torch.bool), seed=0, step=0)
+    share = codebook.usage / codebook.usage.sum()
+    weight = torch.exp(-10 * K * share / (1 - usage_decay) - 1e-3).unsqueeze(1)
+    after = refresh(ClusterReinit(), codebook, z)
+    torch.testing.assert_close(after, (1 - weight) * before + weight * anchors, rtol=0, atol=1e-12)

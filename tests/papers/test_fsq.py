@@ -159,3 +159,8 @@ def test_62_bits_of_indices_are_exact() -> None:
     indices = torch.tensor([0, 1, 2**61, 2**62 - 1, 123_456_789_012_345_678])
     codes = quantizer.decode(indices)
     assert torch.equal(quantizer.encode(codes * 3), indices)
+
+
+def test_a_state_of_other_levels_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"levels are \[8, 5, 5\], and the state has \[5, 8, 5\]"):
+        FSQ([8, 5, 5]).load_state_dict(FSQ([5, 8, 5]).state_dict())

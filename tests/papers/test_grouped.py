@@ -330,3 +330,10 @@ def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
         GroupedQuantizer(**arguments)
     with pytest.raises(ValueError, match="weight=-1"):
         Disentanglement(-1.0)
+
+
+def test_each_group_is_initialized_with_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    monkeypatch.setattr(Quantizer, "initialize", lambda self, latents, *, samples, seed: seeds.append(seed))
+    GroupedQuantizer(partial(Quantizer, "vq", dim=2, codebook_size=4), 3).initialize([torch.randn(20, 6)], seed=5)
+    assert seeds == [5, 6, 7]

@@ -233,7 +233,7 @@ def test_a_small_batch_says_nothing_about_stuck_bits() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LFQ(0), "bits=0: expected at least 1"),
+        (lambda: LFQ(0), "bits=0: expected a whole number"),
         (lambda: LFQ(63), "bits=63: an int64 index holds at most 62; use GroupedQuantizer of several LFQ, or BSQ"),
         (lambda: LFQ(4, bit_order="big"), "bit_order='big': expected 'lsb_first' or 'msb_first'"),
         (lambda: BitEntropy(temperature=0), "temperature=0: expected a positive number"),
@@ -264,3 +264,10 @@ def test_losses_that_have_no_meaning_are_refused(losses, message: str) -> None:
 def test_bit_entropy_of_a_stored_codebook_is_refused() -> None:
     with pytest.raises(IncompatibleParts, match=r"BitEntropy .* EMACodebook stores 8 of them"):
         Quantizer("ema", dim=4, codebook_size=8, losses=[BitEntropy()])
+
+
+def test_a_state_of_another_bit_order_is_refused() -> None:
+    state = LFQ(8, bit_order="msb_first").state_dict()
+    with pytest.raises(RuntimeError, match="packs its bits in another order"):
+        LFQ(8).load_state_dict(state)
+    LFQ(8, bit_order="msb_first").load_state_dict(state)

@@ -7,9 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqkit import (
+    NSVQ,
     BaseQuantizer,
     CodebookUsage,
     Estimator,
@@ -315,16 +317,18 @@ def test_recomputation_under_checkpointing_draws_the_same_depths() -> None:
 # ---------------------------------------------------------------------- what may be a stage
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "cascaded"])
 def test_every_method_can_be_a_stage(method: str) -> None:
-    """With one estimator over the sum where that cuts nothing off, else with each stage's own."""
+    """With one estimator over the sum where that cuts nothing off, else with each stage's own; `cascaded` alone is
+    refused: what it leaves over depends on values that are no part of the search."""
     build = partial(Quantizer, method, dim=DIM, codebook_size=16)
     sample = build()
     own = sample.has_projection or sample.estimator.trains_codebook
     if own:
         with pytest.raises(IncompatibleParts, match="estimator=None"):
             ResidualQuantizer(build, 3)
-    quantizer = ResidualQuantizer(build, 3, **({"estimator": None} if own else {}))
+    over_the_sum = {"estimator": NSVQ()} if method == "nsvq" else {"estimator": None} if own else {}
+    quantizer = ResidualQuantizer(build, 3, **over_the_sum)
     data = torch.randn(256, DIM)
     quantizer.initialize([data])
     parameters = list(quantizer.parameters())
@@ -439,3 +443,44 @@ def check_round_trip(quantizer: BaseQuantizer) -> QuantizerOutput:
     output = quantizer.eval()(x)
     assert torch.equal(quantizer.decode(output.indices), output.quantized)
     return output
+
+
+def test_one_substitution_of_the_sum() -> None:
+    """y = z + |s - z| n, with s the sum of the codes: the encoder and every stage's codes are trained by its length."""
+    quantizer = ResidualQuantizer(partial(Quantizer, "nsvq", dim=DIM, codebook_size=8), 3, estimator=NSVQ()).double()
+    quantizer.initialize([torch.randn(500, DIM, dtype=torch.float64)])
+    z = torch.randn(20, DIM, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(20, DIM, dtype=torch.float64)
+    output = quantizer(z)
+    (output.quantized * upstream).sum().backward()
+    codes = [stage.codebook.vectors for stage in quantizer.stages]
+    total = sum(book[output.indices[:, level]] for level, book in enumerate(codes)).detach()
+    residual, direction = z.detach(), output.quantized.detach() - z.detach()
+    torch.testing.assert_close(direction.norm(dim=1), (total - residual).norm(dim=1), rtol=0, atol=1e-12)
+    n, u = F.normalize(direction, dim=1), F.normalize(total - residual, dim=1)
+    along = (upstream * n).sum(1, keepdim=True) * u
+    torch.testing.assert_close(z.grad, upstream - along, rtol=0, atol=1e-12)
+    for level, book in enumerate(codes):
+        expected = torch.zeros_like(book).index_add_(0, output.indices[:, level], along)
+        torch.testing.assert_close(book.grad, expected, rtol=0, atol=1e-12)
+    for level, book in enumerate(codes):  # each stage was given what the codes before it leave over, not the noise
+        assert torch.equal(output.indices[:, level], torch.cdist(residual, book).argmin(1))
+        residual = residual - book[output.indices[:, level]].detach()
+
+
+def test_stages_of_noise_learn_through_the_sum() -> None:
+    data = torch.randn(2000, 4) * torch.tensor([3.0, 2.0, 1.0, 0.5])
+    quantizer = ResidualQuantizer(partial(Quantizer, "nsvq", dim=4, codebook_size=16), 2, estimator=NSVQ())
+    quantizer.initialize([data])
+
+    def error() -> float:
+        return float((quantizer.decode(quantizer.encode(data)).detach() - data).square().mean())
+
+    before = error()
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=3e-3)
+    for rows in torch.randint(len(data), (300, 256)):
+        output = quantizer(data[rows])
+        optimizer.zero_grad()
+        (output.quantized - data[rows]).square().mean().backward()
+        optimizer.step()
+    assert error() < before

@@ -155,3 +155,12 @@ def test_where_the_reflection_is_undefined_the_gradient_passes_unchanged() -> No
     q = torch.tensor([[1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 0, 0], [2, 4, 6]], dtype=torch.float32)
     result = gradient(Reflection(), z.requires_grad_(), q, g)
     assert torch.equal(result[:4], g[:4]) and torch.equal(result[4], 2 * g[4])
+
+
+def test_nearly_equal_directions_are_not_reflected() -> None:
+    """Within a millionth of a radian, rounding alone would choose the mirror."""
+    z = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    for angle in (1e-8, 1e-15):
+        q = torch.tensor([[1.0, angle, -angle]], dtype=torch.float64)
+        upstream = torch.randn(1, 3, dtype=torch.float64)
+        torch.testing.assert_close(gradient(Reflection(), z, q, upstream), upstream, rtol=0, atol=1e-12)

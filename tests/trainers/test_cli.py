@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from tests.trainers.pictures import draw_pictures
 from trainers.cli import codes_in_words, main
@@ -172,6 +173,22 @@ def test_two_ranks_end_in_the_same_weights(tmp_path, pictures):
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def test_a_run_goes_on_without_the_file_that_its_codebook_came_from(cli, tmp_path):
+    features = tmp_path / "features.safetensors"
+    save_file({"features": torch.randn(32, 6)}, features)
+    quantizer = "model.tokenizer.quantizer"
+    codebook = {"class_path": "vqkit.FeatureCodebook", "init_args": {"base_path": str(features), "base_dim": 6}}
+    options = {f"{quantizer}.method": "vqgan_lc", f"{quantizer}.codebook": json.dumps(codebook)}
+    code, _, errors = cli("fit", **options)
+    assert code == 0, errors
+    features.unlink()
+    for command, more in (("fit", {"ckpt_path": "last", "trainer.max_steps": 5}), ("test", {}), ("predict", {})):
+        code, _, errors = cli(command, **options, **more)
+        assert code == 0, errors
+    code, _, errors = cli("fit", name="new", **options)
+    assert code == 2 and "features.safetensors" in errors
 
 
 # ---------------------------------------------------------------------- what it says

@@ -161,3 +161,14 @@ def test_a_record_is_replaced_whole(tmp_path):
         write_json(path, {"psnr": object()})
     assert json.loads(path.read_text()) == {"psnr": 1.0}
     assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_more_codes_than_can_be_counted_still_have_a_rate():
+    metrics = ImageMetrics((2**36, 2**34))
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    indices = torch.randint(2**34, (2, 8, 8, 2))
+    indices[0, 0, 0, 1] = -1
+    metrics.update(images, images, indices)
+    figures = metrics.compute()
+    assert figures["bpp"] == pytest.approx((128 * 36 + 127 * 34) / (2 * 32 * 32))
+    assert figures["tokens_per_image"] == 255 / 2 and "perplexity" not in figures and metrics.per_level() == {}

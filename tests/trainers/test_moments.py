@@ -133,3 +133,10 @@ def test_the_trainer_forgets_at_the_optimizer_boundary(accumulate: int, monkeypa
     monkeypatch.setattr(task_module, "forget_rewritten_rows", lambda *_: None)
     moment, expected = train(accumulate)
     assert (moment - expected).norm() > 0.1 * expected.norm()
+
+
+def test_what_is_rewritten_twice_before_a_step_adds_up() -> None:
+    codebook = Codebook(K, D)
+    for share in (0.5, 0.5):
+        codebook.overwrite(torch.tensor([2]), torch.zeros(1, D), share=torch.tensor([share]), usage=torch.ones(1))
+    assert codebook.rewritten.tolist() == [0, 0, 0.75, 0, 0, 0]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqkit import CodebookUsage
 from vqkit.distributed import is_distributed
+from vqkit.metrics import countable
 
 LOGGED = {
     "usage": "usage",
@@ -51,31 +52,44 @@ class CodebookReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an empty window."""
         quantizer = pl_module.tokenizer.quantizer
+        self._reported_step = trainer.global_step
+        self.usage = None
+        if not countable(quantizer.codebook_sizes):
+            pl_module.print("more codes than can be counted (2^28): their usage is not reported")
+            return
         self.usage = CodebookUsage(quantizer.codebook_sizes).to(pl_module.device)
         if self.last_used is None or self.last_used.shape != self.usage.counts.shape:
             self.last_used = torch.zeros_like(self.usage.counts)
         self.last_used = self.last_used.to(pl_module.device)
         self._counted = self.usage.counts.clone()
-        self._reported_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch; report when a window is full."""
         self.batches += 1
-        self.usage.update(outputs["indices"])
-        used = self.usage.counts > self._counted
-        self.last_used = torch.where(used, self.batches, self.last_used)
-        self._counted.copy_(self.usage.counts)
+        if self.usage is not None:
+            self.usage.update(outputs["indices"])
+            used = self.usage.counts > self._counted
+            self.last_used = torch.where(used, self.batches, self.last_used)
+            self._counted.copy_(self.usage.counts)
         if trainer.global_step - self._reported_step >= self.every_n_steps:
             self._reported_step = trainer.global_step
-            self._report(trainer, pl_module)
-            self.usage.reset()
-            self._counted.zero_()
+            health = pl_module.tokenizer.quantizer.health()
+            report = {f"codebook/health/{name}": value for name, value in health.items()}
+            histogram = None
+            if self.usage is not None:
+                figures, histogram = self._describe_usage(self.usage)
+                pl_module.log("usage", figures["codebook/usage"], prog_bar=True, logger=False)
+                report |= figures
+                self.usage.reset()
+                self._counted.zero_()
+            if trainer.is_global_zero:
+                _log(trainer, report, histogram)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = self.usage.compute()
-        levels = self._levels(self.usage.total_counts())
+    def _describe_usage(self, usage: CodebookUsage) -> tuple[dict[str, float], wandb.Histogram]:
+        figures = usage.compute()
+        levels = self._levels(usage.total_counts())
         counts = torch.cat(levels)
         age = self.batches - torch.cat(self._levels(_max_over_ranks(self.last_used)))
         report = {f"codebook/{name}": figures[source] for source, name in LOGGED.items()}
@@ -84,17 +98,7 @@ class CodebookReport(Callback):
         for source, values in figures.items():
             if source in ("usage_per_level", "perplexity_per_level"):
                 report |= {f"codebook/{source[:-10]}_level_{level}": value for level, value in enumerate(values)}
-        health = pl_module.tokenizer.quantizer.health()
-        report |= {f"codebook/health/{name}": value for name, value in health.items()}
-        pl_module.log("usage", figures["usage"], prog_bar=True, logger=False)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(report, step=trainer.global_step)
-                if isinstance(logger, WandbLogger):
-                    histogram = usage_histogram(levels)
-                    logger.experiment.log(
-                        {"codebook/usage_histogram": histogram, "trainer/global_step": trainer.global_step}
-                    )
+        return report, usage_histogram(levels)
 
     def _levels(self, cells: Tensor) -> list[Tensor]:
         """(L, K) with the largest K -> one tensor for each level, as long as its codebook."""
@@ -111,6 +115,14 @@ class CodebookReport(Callback):
         """Restore the age of codes."""
         self.batches = state_dict["batches"]
         self.last_used = state_dict["last_used"]
+
+
+def _log(trainer: Trainer, report: dict[str, float], histogram: wandb.Histogram | None) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(report, step=trainer.global_step)
+        if histogram is not None and isinstance(logger, WandbLogger):
+            step = {"trainer/global_step": trainer.global_step}
+            logger.experiment.log({"codebook/usage_histogram": histogram} | step)
 
 
 def usage_histogram(levels: Iterable[Tensor]) -> wandb.Histogram:

@@ -29,7 +29,10 @@ IDENTITY = ("codebook_size", "num_codebooks", "codebook_hash", "data_hash")  # w
 
 
 def codebook_hash(quantizer: nn.Module) -> str:
-    """A hash of all that gives indices their meaning: two quantizers that agree in it decode alike.
+    """A hash of a quantizer's state: with another one, indices may mean something else.
+
+    A baked copy has another hash, although it decodes alike; and settings that leave no trace in the state, such as
+    `normalize`, are not in it: keep the run's configuration beside the tokens.
 
     Returns:
         The sha256, in hexadecimal, over name, dtype, shape and bytes of every tensor of the state, ordered by name.

@@ -1,5 +1,6 @@
 """What is penalised between the groups of a `GroupedQuantizer`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -56,7 +57,7 @@ class GroupLoss(Configured, nn.Module):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
         self.weight = weight
 

@@ -47,7 +47,10 @@ def build_members(
 
 
 def _draw_apart(member: BaseQuantizer, number: int) -> None:
-    """Members of one factory have one seed: restarts and noise would be the same for all of them."""
+    """Give members of one factory, which have one seed, different restarts and noise.
+
+    The vectors that they start with stay equal, until `initialize` fits each to what it is given.
+    """
     for codebook in member.modules():
         if isinstance(codebook, Codebook):
             codebook.seed = (codebook.seed * 1_000_003 + number) % 2**62

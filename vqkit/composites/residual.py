@@ -1,12 +1,13 @@
 """Residual quantization: each stage quantizes what the stages before it left over."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.base import BaseQuantizer, Selection
+from vqkit.base import BaseQuantizer, Noise, Selection
+from vqkit.codebooks import Codebook
 from vqkit.composites.members import build_members, joined_sizes, member_health, summed_losses
 from vqkit.estimators import Estimator, StraightThrough
 from vqkit.kernels import Metric, residual_nearest
@@ -21,8 +22,9 @@ class ResidualQuantizer(BaseQuantizer):
     - `estimator=StraightThrough()` (or another): the stages see z minus the detached sum of the stages before, and the
       estimator is applied once to the sum. The encoder gets the decoder's gradient once, whatever the number of stages,
       and every stage's commitment.
+      An estimator that trains codes by the error (`NSVQ`, `DiVeQ`) trains those of all stages through the sum.
     - `estimator=None`: each stage keeps its own estimator and nothing is detached (DAC). Needed for stages with
-      trainable projections or estimators that train their codebook, which the first form would cut off from the
+      trainable projections or estimators that differentiate their choice, which the first form would cut off from the
       decoder.
 
     `encode` searches all stages in one call where each is the nearest code of a stored or derived codebook (no
@@ -49,8 +51,8 @@ class ResidualQuantizer(BaseQuantizer):
     1). Losses are averaged over the stages that were used.
 
     Raises:
-        IncompatibleParts: stages with trainable projections or codebook-training estimators, and `estimator` is not
-            None.
+        IncompatibleParts: stages that leave over something else in training than they will later (`NSVQ` of their own,
+            cascaded codebooks), or that the estimator over the sum would cut off.
         ValueError: an argument is out of its range, or stages differ in `dim` or share state.
     """
 
@@ -87,12 +89,15 @@ class ResidualQuantizer(BaseQuantizer):
     def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         total = torch.zeros_like(latents)
         indices, losses, weighted, used = [], [], [], []
+        if self.stochastic:
+            self._count_draw()
         active = self._draw_depths(latents) if self.dropout and self.stochastic else None
+        trains_codes = self.estimator is not None and self.estimator.trains_codebook
         for number, stage in enumerate(self._stages):
             stage_valid = valid if active is None else valid & (active > number)
             residual = latents - (total if self.estimator is None else total.detach())
             output = stage(residual, stage_valid)
-            total = total + output.quantized
+            total = total + (stage.lookup(output.indices) if trains_codes else output.quantized)
             indices.append(output.indices.reshape(*valid.shape, stage.num_codebooks))
             losses.append(output.losses)
             weighted.append(output.loss)
@@ -149,10 +154,20 @@ class ResidualQuantizer(BaseQuantizer):
             stage.step()
 
     @torch.compiler.disable
-    def _draw_depths(self, latents: Tensor) -> Tensor:
-        """(B, 1, ...) how many stages each sample uses."""
+    def _count_draw(self) -> None:
         if self.learning:
             self.draws += 1
+
+    @torch.compiler.disable
+    def _noise(self, estimator: Estimator, count: int) -> Noise | None:
+        if not (estimator.random and self.stochastic):
+            return None
+        seed, step = (torch.full((), number, device=self.latent_spread.device) for number in (self.seed, self.draws))
+        return Noise(seed=seed, step=step, first=distributed.rank() * count, count=count)
+
+    @torch.compiler.disable
+    def _draw_depths(self, latents: Tensor) -> Tensor:
+        """(B, 1, ...) how many stages each sample uses."""
         # The global number of a sample, if all ranks hold as many: then N ranks draw as one process would.
         samples = torch.arange(len(latents), device=latents.device) + distributed.rank() * len(latents)
         chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=self.draws) for k in (0, 1))
@@ -160,14 +175,19 @@ class ResidualQuantizer(BaseQuantizer):
         stages = torch.where(chance < self.dropout, drawn, len(self.stages))
         return stages.reshape(-1, *[1] * (latents.ndim - 2))
 
-    @staticmethod
-    def _estimate(estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor) -> Tensor:
+    def _estimate(self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return total
-        rows, selected = latents.flatten(0, -2), total.detach().flatten(0, -2)
-        positions = valid.flatten()
-        indices = positions.long() - 1
-        selection = Selection(latents=rows, z=rows, codes=None, indices=indices, selected=selected, valid=positions)
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=self._noise(estimator, len(rows)),
+        )
         return estimator(selection).reshape(latents.shape)
 
     @property
@@ -198,34 +218,67 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
     dims = [stage.dim for stage in stages]
     if len(set(dims)) > 1:
         raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
-    if estimator is None:
-        return
-    conflicts = []
     inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
-    if any(getattr(module, "has_projection", False) for module in inner):
-        conflicts.append(
-            f"the stages project into a code space, and a {type(estimator).__name__} over the sum would cut these "
-            "projections off from the decoder: pass estimator=None, so that each stage keeps its own estimator, or "
-            "leave codebook_dim out"
-        )
-    if any(getattr(getattr(module, "estimator", None), "trains_codebook", False) for module in inner):
-        conflicts.append(
-            f"the stages' estimator trains their codebooks through the decoder, and a {type(estimator).__name__} over "
-            "the sum would replace it: pass estimator=None"
-        )
-    if estimator.random:
-        conflicts.append(
-            f"{type(estimator).__name__} draws random numbers, which a quantizer with a codebook gives it and a sum of "
-            "several does not: pass estimator=None, and give it to the stages"
-        )
-    elif estimator.trains_codebook:
-        conflicts.append(
-            f"{type(estimator).__name__} differentiates the choice from one codebook, and a sum of several has none: "
-            "pass estimator=None, and give it to the stages"
-        )
-    if stages[0].dim < estimator.min_dim:
-        conflicts.append(
-            f"{type(estimator).__name__} needs dim of at least {estimator.min_dim}, the stages have {stages[0].dim}"
-        )
+    conflicts = [*_misleading_residuals(inner, estimator)]
+    if estimator is not None:
+        conflicts += _cut_off(inner, estimator)
+        if stages[0].dim < estimator.min_dim:
+            conflicts.append(
+                f"{type(estimator).__name__} needs dim of at least {estimator.min_dim}, the stages have {stages[0].dim}"
+            )
     if conflicts:
         raise IncompatibleParts(conflicts)
+
+
+def _misleading_residuals(inner: list[BaseQuantizer], estimator: Estimator | None) -> Iterator[str]:
+    """Stages whose residual is another one in training than it will be in use."""
+    estimators = {type(own).__name__ for own in map(_estimator_of, inner) if own is not None and not own.near_code}
+    if estimator is None and estimators:
+        names = " and ".join(sorted(estimators))
+        yield (
+            f"the value of {names} lies far from the code in training, so that later stages would be trained on noise: "
+            "pass estimator=NSVQ() for one error of the sum, or give the stages DiVeQ() or GumbelSoftmax()"
+        )
+    if any(codebook.cascaded for codebook in _codebooks_of(inner)):
+        yield (
+            "what a cascaded codebook leaves over depends on its values, so that training these would change the "
+            "indices of later stages: use one Quantizer, or GroupedQuantizer"
+        )
+
+
+def _cut_off(inner: list[BaseQuantizer], estimator: Estimator) -> Iterator[str]:
+    """What one estimator over the sum of the stages cannot do."""
+    name = type(estimator).__name__
+    if any(getattr(module, "has_projection", False) for module in inner):
+        yield (
+            f"the stages project into a code space, and a {name} over the sum would cut these projections off from the "
+            "decoder: pass estimator=None, so that each stage keeps its own estimator, or leave codebook_dim out"
+        )
+    trained = any(own.trains_codebook for own in map(_estimator_of, inner) if own is not None)
+    if trained and not estimator.trains_codebook:
+        yield (
+            f"the stages' estimator trains their codebooks through the decoder, and a {name} over the sum would "
+            "replace it: pass estimator=None"
+        )
+    if estimator.metric is not None or estimator.of_values:
+        yield (
+            f"{name} differentiates the choice from one codebook, and a sum of several has none: pass estimator=None, "
+            "and give it to the stages"
+        )
+    elif estimator.trains_codebook:
+        for book in {type(codebook).__name__: codebook for codebook in _codebooks_of(inner)}.values():
+            if book.trained_by != "gradient":
+                yield (
+                    f"{name} sends a gradient to the codebooks, but {type(book).__name__} is trained by "
+                    f"{book.trained_by}: use StraightThrough(), or stages with Codebook"
+                )
+
+
+def _estimator_of(quantizer: BaseQuantizer) -> Estimator | None:
+    found = getattr(quantizer, "estimator", None)
+    return found if isinstance(found, Estimator) else None
+
+
+def _codebooks_of(quantizers: list[BaseQuantizer]) -> list[Codebook]:
+    found = (getattr(quantizer, "codebook", None) for quantizer in quantizers)
+    return [codebook for codebook in found if isinstance(codebook, Codebook)]

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqkit.base import Selection
-from vqkit.functional import straight_through
+from vqkit.functional import exact_sum, straight_through
 from vqkit.lookup_free.bits import near_equal
 from vqkit.lookup_free.projection import standardize_projection
 from vqkit.losses import Loss
@@ -49,8 +50,8 @@ class BinaryQuantizer(VectorQuantizer):
     def __init__(
         self, bits: int, *, dim: int | None, lsb_first: bool, losses: Sequence[Loss], channel_dim: int
     ) -> None:
-        if bits < 1:
-            raise ValueError(f"bits={bits}: expected at least 1, such as 18 for 2^18 codes")
+        if not isinstance(bits, int) or bits < 1:
+            raise ValueError(f"bits={bits}: expected a whole number of at least 1, such as 18 for 2^18 codes")
         super().__init__(bits if dim is None else dim, codebook_dim=bits, losses=losses, channel_dim=channel_dim)
         _check_losses(type(self).__name__, losses)
         self.bits = bits
@@ -60,8 +61,9 @@ class BinaryQuantizer(VectorQuantizer):
         self.level_axis = self.num_codebooks > 1
         ends = list(accumulate(self.level_bits))
         self._levels = [slice(end - width, end) for end, width in zip(ends, self.level_bits, strict=True)]
-        places = [torch.arange(width) if lsb_first else torch.arange(width).flip(0) for width in self.level_bits]
-        self.register_buffer("place_values", 2 ** torch.cat(places))
+        places = [range(width) if lsb_first else reversed(range(width)) for width in self.level_bits]
+        self._place_values = [2**place for level in places for place in level]
+        self.register_buffer("place_values", torch.tensor(self._place_values))
         self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)
 
     place_values: Tensor
@@ -124,13 +126,33 @@ class BinaryQuantizer(VectorQuantizer):
     def _pack(self, bits: Tensor) -> Tensor:
         """(N, D) bool -> (N, levels) int64; integers throughout, since a float32 sum holds 24 bits."""
         weighted = bits * self.place_values
-        return torch.stack([weighted[:, dimensions].sum(-1) for dimensions in self._levels], -1)
+        return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
 
     def _record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         count = valid.sum()
         share = (bits & valid.unsqueeze(-1)).sum(0) / count.clamp(min=1)
         stuck = ((share < 0.01) | (share > 0.99)).to(self.dtype).mean()
         self.stuck_bits.copy_(torch.where(count >= _ENOUGH_VECTORS, stuck, 0))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}place_values")
+        if found is not None and found.tolist() != self._place_values:
+            error_msgs.append(
+                f"{prefix}place_values: the state packs its bits in another order, or in other levels, than this "
+                f"{type(self).__name__}({self.extra_repr()})"
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.

@@ -53,11 +53,11 @@ class BitEntropy(Loss):
         self, weight: float = 0.1, *, temperature: float = 0.01, diversity: float = 1.0, group_bits: int = 9
     ) -> None:
         super().__init__(weight)
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature}: expected a positive number, 0.01 for LFQ and 1.0 for BSQ")
-        if not diversity >= 0:
+        if not 0 <= diversity < math.inf:
             raise ValueError(f"diversity={diversity}: expected a number of at least 0, 1.0 in the papers")
-        if not 1 <= group_bits <= _LARGEST_GROUP:
+        if not (isinstance(group_bits, int) and 1 <= group_bits <= _LARGEST_GROUP):
             raise ValueError(
                 f"group_bits={group_bits}: expected 1 to {_LARGEST_GROUP}, since 2^group_bits numbers are held; 9 in "
                 "the paper"

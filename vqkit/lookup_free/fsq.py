@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqkit.base import Selection
-from vqkit.functional import straight_through
+from vqkit.functional import exact_sum, straight_through
 from vqkit.lookup_free.projection import standardize_projection
 from vqkit.pointwise import VectorQuantizer
 
@@ -39,7 +40,7 @@ class FSQ(VectorQuantizer):
     """
 
     def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
-        if not levels or min(levels) < 2:
+        if not levels or not all(isinstance(level, int) and level > 1 for level in levels):
             raise ValueError(
                 f"levels={list(levels)}: expected at least one dimension, each of at least 2 levels, such as "
                 "[8, 5, 5, 5]"
@@ -48,7 +49,7 @@ class FSQ(VectorQuantizer):
             raise ValueError(
                 f"levels={list(levels)}: {math.prod(levels)} codes do not fit an int64 index; use fewer levels"
             )
-        super().__init__(dim or len(levels), codebook_dim=len(levels), channel_dim=channel_dim)
+        super().__init__(len(levels) if dim is None else dim, codebook_dim=len(levels), channel_dim=channel_dim)
         self.levels = tuple(levels)
         self.codebook_size = math.prod(levels)
         sizes = torch.tensor(self.levels)
@@ -66,12 +67,29 @@ class FSQ(VectorQuantizer):
         rounded = bounded.detach().round()
         selected = self._code(rounded)
         digits = (rounded + self._half_width).long()
-        indices = torch.where(valid, (digits * self.place_values).sum(-1), -1)
+        indices = torch.where(valid, exact_sum(digits * self.place_values), -1)
         if self.learning:
             far = (z.detach().abs() > 3).to(self.dtype).mean(-1)
             self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
         quantized = straight_through(selected, self._code(bounded)) if torch.is_grad_enabled() else selected
         return quantized, Selection(latents=z, z=z, codes=None, indices=indices, selected=selected, valid=valid)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}level_counts")
+        if found is not None and found.tolist() != list(self.levels):
+            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def bound(self, z: Tensor) -> Tensor:
         """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
@@ -143,6 +161,23 @@ class CenteredFSQ(FSQ):
                 "rounds to a level that is not there beyond; use FSQ"
             )
         super().__init__(levels, dim=dim, channel_dim=channel_dim)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}level_counts")
+        if found is not None and found.tolist() != list(self.levels):
+            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def bound(self, z: Tensor) -> Tensor:
         """As `FSQ.bound`, with 0 for z = 0."""

@@ -48,7 +48,7 @@ class LFQ(BinaryQuantizer):
         losses: Sequence[Loss] | None = None,
         channel_dim: int = -1,
     ) -> None:
-        if bits > LARGEST_INDEX_BITS:
+        if isinstance(bits, int) and bits > LARGEST_INDEX_BITS:
             raise ValueError(
                 f"bits={bits}: an int64 index holds at most {LARGEST_INDEX_BITS}; use GroupedQuantizer of several LFQ, "
                 "or BSQ, which gives several indices"

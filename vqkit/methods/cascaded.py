@@ -109,6 +109,7 @@ class ReadThrough(Estimator):
     """
 
     trains_codebook = True
+    of_values = True
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D), equal to `selection.selected`."""

@@ -4,6 +4,8 @@ used.
 Source: Zheng, Vedaldi 2023, "Online Clustered Codebook" (arXiv 2307.15139).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -108,7 +110,7 @@ class Contrastive(Loss):
 
     def __init__(self, weight: float = 1.0, *, temperature: float = 0.07) -> None:
         super().__init__(weight)
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature}: expected a positive number, 0.07 in the paper")
         self.temperature = temperature
 

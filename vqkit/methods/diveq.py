@@ -5,6 +5,8 @@ Source: Vali, Bäckström, Solin 2025, "DiVeQ: Differentiable Vector Quantizatio
 no integer index tells, so that there is nothing to decode.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,14 +39,22 @@ class DiVeQ(Estimator):
     """
 
     trains_codebook = True
-    random = True
 
     def __init__(self, variance: float = 1e-3) -> None:
         super().__init__()
-        if not variance >= 0:
+        if not 0 <= variance < math.inf:
             raise ValueError(f"variance={variance}: expected a number of at least 0, 1e-3 in the paper")
         self.variance = variance
-        self.exact = variance == 0
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Without variance."""
+        return self.variance == 0
+
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        """With variance."""
+        return self.variance > 0
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D): nearly `selection.selected`, and equal to it without noise."""

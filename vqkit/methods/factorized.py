@@ -38,6 +38,8 @@ def factorized() -> Parts:
     codebook_dim=8)` is LlamaGen's; with `estimator=RawStraightThrough()` and `codebook_dim=32` that of ViT-VQGAN;
     `Quantizer("ema", normalize=True)` that of vector-quantize-pytorch's `use_cosine_sim`.
 
+    Where `dim` is 8 already there are no maps, and a smaller `dim` is led up to 8: then set `codebook_dim`.
+
     Differs: the maps in and out are plain linear layers (DAC's are weight-normalized, which changes how they train but
     not what they can be).
     """

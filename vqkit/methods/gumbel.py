@@ -89,7 +89,7 @@ class GumbelSoftmax(Estimator):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature}: expected a positive number, 1.0 in the published defaults")
         self.temperature = temperature
 
@@ -121,6 +121,7 @@ class RelaxedGumbelSoftmax(GumbelSoftmax):
     """
 
     exact = False
+    near_code = False
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D): sum_k p_k e_k, or `selection.selected` without noise."""

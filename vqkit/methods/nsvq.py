@@ -22,12 +22,16 @@ class NSVQ(Estimator):
     follow from the length of the error, and add up to g. Without noise (eval mode with gradients on) it is
     straight-through; where a vector is its code, the whole gradient goes to the vector.
 
+    In a residual chain, `ResidualQuantizer(stage, n, estimator=NSVQ())` substitutes the error of the sum: with noise
+    in place of each stage's error, the later stages would learn noise.
+
     Source: Vali, Bäckström 2022 (IEEE Access 10).
     Differs: no 1e-12 is added to lengths, whose gradient at zero is defined as zero.
     """
 
     trains_codebook = True
     exact = False
+    near_code = False
     random = True
 
     def forward(self, selection: Selection) -> Tensor:

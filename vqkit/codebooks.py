@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.base import Selection, recomputing
 from vqkit.config import Configured
+from vqkit.functional import matching_map
 from vqkit.kernels import SegmentStats, segment_stats
 from vqkit.kmeans import kmeans
 from vqkit.precision import FullPrecisionModule
@@ -117,7 +118,6 @@ class Codebook(Configured, FullPrecisionModule):
         seen = (self.pending_counts.sum() > 0).to(self.usage.dtype)
         self._fold(1 - (1 - self.usage_decay) * seen)
         self._clear_pending()
-        self._pending_batches = 0
         self.steps += 1
 
     def _statistics(self, selection: Selection) -> Tensor:
@@ -131,6 +131,11 @@ class Codebook(Configured, FullPrecisionModule):
 
     def _clear_pending(self) -> None:
         self.pending_counts.zero_()
+        self._pending_batches = 0
+
+    def _assume_uniform_usage(self, vectors_per_step: int) -> None:
+        self.usage.fill_(vectors_per_step / self.codebook_size)
+        self._clear_pending()
 
     # ------------------------------------------------------------------ rewriting
 
@@ -162,7 +167,6 @@ class Codebook(Configured, FullPrecisionModule):
         self.vectors.copy_(distributed.from_first_rank(centers))
         self.usage.copy_(distributed.from_first_rank(counts) * (vectors_per_step / len(samples)))
         self._clear_pending()
-        self._pending_batches = 0
 
     # ------------------------------------------------------------------ state
 
@@ -285,9 +289,7 @@ class ProjectedCodebook(Codebook):
     def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
         """Set the map so that the codes have the mean and covariance of `samples` (M, D); see `Codebook`."""
         self._match(samples, seed)
-        self.usage.fill_(vectors_per_step / self.codebook_size)
-        self._clear_pending()
-        self._pending_batches = 0
+        self._assume_uniform_usage(vectors_per_step)
 
     def _match(self, samples: Tensor, seed: int) -> None:
         assert isinstance(self.projector, nn.Linear)  # a subclass with another map matches it in its own way
@@ -316,37 +318,6 @@ def match_linear(layer: nn.Linear, inputs: Tensor, samples: Tensor) -> None:
     weight, bias = matching_map(inputs, samples)
     layer.weight.copy_(distributed.from_first_rank(weight))
     layer.bias.copy_(distributed.from_first_rank(bias))
-
-
-@torch.no_grad()
-def matching_map(inputs: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """The affine map after which `inputs` (K, H) have the mean and covariance of `samples` (M, D).
-
-    With the covariances U L U^T and V S V^T, largest eigenvalues first: W = V (S / L)^(1/2) U^T, in float64. As many
-    directions are taken as both sides have; inputs of fewer than D (H < D, K <= D, or dependent columns) get the
-    leading ones of the samples and no spread in the others.
-
-    Returns:
-        W (D, H) and c (D,), for inputs W^T + c.
-    """
-    mean, variances, directions = _principal_axes(inputs)
-    target, wanted, axes = _principal_axes(samples)
-    # Below this, what varies is the rounding of float32.
-    rank = min(int((variances > 1e-10 * variances[0]).sum()), len(wanted))
-    scales = (wanted[:rank] / variances[:rank]).sqrt()
-    weight = (axes[:, :rank] * scales) @ directions[:, :rank].mT
-    return weight, target - weight @ mean
-
-
-def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), variances (D,) in falling order, and their directions (D, D) in columns; all float64."""
-    mean = rows.mean(0, dtype=torch.float64)
-    covariance = mean.new_zeros(len(mean), len(mean))
-    for chunk in rows.split(2**14):
-        centered = chunk.to(torch.float64) - mean
-        covariance += centered.mT @ centered / len(rows)
-    variances, directions = torch.linalg.eigh(covariance)
-    return mean, variances.clamp(min=0).flip(0), directions.flip(1)
 
 
 def _uniform(codebook_size: int, dim: int, generator: torch.Generator) -> Tensor:

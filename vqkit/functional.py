@@ -60,3 +60,34 @@ def matrix_square_root(matrix: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+@torch.no_grad()
+def matching_map(inputs: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine map after which `inputs` (K, H) have the mean and covariance of `samples` (M, D).
+
+    With the covariances U L U^T and V S V^T, largest eigenvalues first: W = V (S / L)^(1/2) U^T, in float64. As many
+    directions are taken as both sides have; inputs of fewer than D (H < D, K <= D, or dependent columns) get the
+    leading ones of the samples and no spread in the others.
+
+    Returns:
+        W (D, H) and c (D,), for inputs W^T + c.
+    """
+    mean, variances, directions = _principal_axes(inputs)
+    target, wanted, axes = _principal_axes(samples)
+    # Below this, what varies is the rounding of float32.
+    rank = min(int((variances > 1e-10 * variances[0]).sum()), len(wanted))
+    scales = (wanted[:rank] / variances[:rank]).sqrt()
+    weight = (axes[:, :rank] * scales) @ directions[:, :rank].mT
+    return weight, target - weight @ mean
+
+
+def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), variances (D,) in falling order, and their directions (D, D) in columns; all float64."""
+    mean = rows.mean(0, dtype=torch.float64)
+    covariance = mean.new_zeros(len(mean), len(mean))
+    for chunk in rows.split(2**14):
+        centered = chunk.to(torch.float64) - mean
+        covariance += centered.mT @ centered / len(rows)
+    variances, directions = torch.linalg.eigh(covariance)
+    return mean, variances.clamp(min=0).flip(0), directions.flip(1)

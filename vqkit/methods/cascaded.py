@@ -88,9 +88,7 @@ class CascadedCodebook(Codebook):
             super().initialize(samples, vectors_per_step=vectors_per_step, seed=seed)
             self.index_vectors.copy_(self.vectors)
             return
-        self.usage.fill_(vectors_per_step / self.codebook_size)
-        self._clear_pending()
-        self._pending_batches = 0
+        self._assume_uniform_usage(vectors_per_step)
 
     def extra_repr(self) -> str:
         """Sizes, and where the vectors come from."""

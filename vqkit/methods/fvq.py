@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.codebooks import ProjectedCodebook, matching_map
+from vqkit.codebooks import ProjectedCodebook
 from vqkit.estimators import StraightThrough
+from vqkit.functional import matching_map
 from vqkit.losses import CodebookLoss, Commitment
 from vqkit.parts import Parts
 from vqkit.search import Search

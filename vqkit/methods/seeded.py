@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
-from vqkit.codebooks import TableCodebook, matching_map
+from vqkit.codebooks import TableCodebook
 from vqkit.estimators import StraightThrough
+from vqkit.functional import matching_map
 from vqkit.losses import Commitment
 from vqkit.parts import Parts
 from vqkit.search import Search
@@ -38,9 +39,7 @@ class SeededCodebook(TableCodebook):
         weight, bias = matching_map(self.vectors, samples)
         vectors = self.vectors.to(weight.dtype) @ weight.mT + bias
         self.vectors.copy_(distributed.from_first_rank(vectors))
-        self.usage.fill_(vectors_per_step / self.codebook_size)
-        self._clear_pending()
-        self._pending_batches = 0
+        self._assume_uniform_usage(vectors_per_step)
 
 
 def seeded() -> Parts:

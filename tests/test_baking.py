@@ -153,9 +153,9 @@ COMPOSITES = {
     ),
     "a list": partial(GroupedQuantizer, [partial(Quantizer, "simvq", dim=3, codebook_size=9), partial(stage, dim=5)]),
     "two tables": partial(
-        ResidualQuantizer, partial(stage, "cascaded", codebook=partial(CascadedCodebook, seed=3)), 2, estimator=None
+        GroupedQuantizer, partial(stage, "cascaded", dim=4, codebook=partial(CascadedCodebook, seed=3)), 2
     ),
-    "two tables, by the method": partial(ResidualQuantizer, partial(stage, "cascaded"), 2, estimator=None),
+    "two tables, by the method": partial(GroupedQuantizer, partial(stage, "cascaded", dim=4), 2),
     "a composite of composites": partial(
         GroupedQuantizer, partial(ResidualQuantizer, partial(stage, "vqgan_lc", dim=4), 2), 2
     ),

@@ -124,13 +124,15 @@ def _rewritten(value: Any, allow: Sequence[str]) -> Any:
         built = resolve_class(value[mark], allow=allow)
         taken = inspect.signature(built).parameters.keys()
         arguments: dict[str, Any] = value.get("init_args", {})
+        straight_through = {"class_path": _path(StraightThrough)}
         if issubclass(built, BaseQuantizer) and "losses" in taken:
             value["init_args"] = arguments = arguments | {"losses": []}
         if issubclass(built, Quantizer) and taken >= _REPLACED:
             method = arguments.get("method", *value.get("args", ["vq"])[:1])
             table = {"factory": _path(_table(method, arguments.get("codebook"), allow))}
-            estimator = {"class_path": _path(StraightThrough)}
-            value["init_args"] = arguments | {"codebook": table, "estimator": estimator, "maintenance": []}
+            value["init_args"] = arguments | {"codebook": table, "estimator": straight_through, "maintenance": []}
+        elif issubclass(built, BaseQuantizer) and arguments.get("estimator") is not None:
+            value["init_args"] = arguments | {"estimator": straight_through}  # that of a sum, which may train codes
     return value
 
 

@@ -1,5 +1,6 @@
 # make quickstart: set up .venv, train on the photographs in assets/, print a table and leave runs/quickstart/.
 # make test: set up .venv and run the tests.
+# make matrix: the contract over every method with every estimator, as stages and as groups (some fifteen minutes more).
 # make data: fetch the larger set of photographs into data/photos.
 # make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
 # make check: what CI runs besides the tests (lint, types, the wheel's content).
@@ -9,13 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart test data native check benchmark clean
+.PHONY: quickstart test matrix data native check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
 
 test: $(SETUP)
 	$(BIN)/python -m pytest
+
+matrix: $(SETUP)
+	$(BIN)/python -m pytest -m matrix
 
 data: $(SETUP)
 	$(BIN)/python scripts/fetch_data.py photos --destination data/photos

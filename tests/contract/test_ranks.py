@@ -30,10 +30,12 @@ def batches(case: Case, dtype: torch.dtype, *, empty: str) -> list[tuple[Tensor,
     return made
 
 
-def train(quantizer: torch.nn.Module, data: list[tuple[Tensor, Tensor]], share: slice) -> dict[str, Tensor]:
+def train(
+    quantizer: torch.nn.Module, data: list[tuple[Tensor, Tensor]], share: slice, *, learning_rate: float
+) -> dict[str, Tensor]:
     """Plain SGD on a task loss and the quantizer's own; the mean over ranks is taken by DDP."""
     parameters = [value for value in quantizer.parameters() if value.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.5) if parameters else None
+    optimizer = torch.optim.SGD(parameters, lr=learning_rate) if parameters else None
     for x, mask in data:
         output = quantizer(x[share], mask[share])
         if optimizer:
@@ -50,7 +52,7 @@ def on_rank(rank: int, name: str, empty: str, dtype: torch.dtype) -> dict[str, T
     model = quantizer
     if any(value.requires_grad for value in quantizer.parameters()):
         model = DistributedDataParallel(quantizer, broadcast_buffers=False, find_unused_parameters=False)
-    train(model, batches(case, dtype, empty=empty), slice(4 * rank, 4 * rank + 4))
+    train(model, batches(case, dtype, empty=empty), slice(4 * rank, 4 * rank + 4), learning_rate=case.learning_rate)
     quantizer.step()
     return quantizer.state_dict()
 
@@ -77,7 +79,7 @@ def test_two_ranks_equal_one_process(case: Case, rank_pair) -> None:
     if case.ranked_losses:
         pytest.skip("a term ranks the batch of each rank, as it declares")
     alone = initialized(case).double()
-    train(alone, batches(case, torch.float64, empty="never"), slice(0, 8))
+    train(alone, batches(case, torch.float64, empty="never"), slice(0, 8), learning_rate=case.learning_rate)
     alone.step()
     together = rank_pair(on_rank, name_of(case), "never", torch.float64)[0]
     for key, value in alone.state_dict().items():

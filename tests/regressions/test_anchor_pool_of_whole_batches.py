@@ -16,7 +16,7 @@ from vqkit import Anchor, ClusterReinit, Quantizer, RandomAnchor
 class Pool(Anchor):
     """A pool of K features, written in whole batches."""
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         pool = torch.zeros_like(codes)
         for start in range(0, len(pool), len(z)):
             pool[start : start + len(z)] = z

@@ -15,7 +15,7 @@ from vqkit import Anchor, ClosestAnchor, ClusterReinit, ProbabilisticAnchor, Qua
 class OwnFeatures(Anchor):
     """The closest feature of this rank."""
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         return z[torch.cdist(codes, z).argmin(1)], torch.ones(len(codes), dtype=torch.bool)
 
 

@@ -16,7 +16,7 @@ from vqkit.functional import unit
 class Sorted(Anchor):
     """Takes the end of an ascending order."""
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         order = (unit(codes) @ unit(z).mT).sort(dim=1, stable=True).indices
         return z[order[:, -1]], torch.ones(len(codes), dtype=torch.bool)
 

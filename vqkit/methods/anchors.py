@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit import distributed, kernels
 from vqkit.config import Configured
@@ -16,10 +16,13 @@ _PIECE = 2**20
 """Entries of a K x N matrix that are held at a time."""
 
 
-class Anchor(Configured, nn.Module):
-    """Which feature of the batch a code is drawn to. Stateless."""
+class Anchor(Configured):
+    """Which feature of the batch a code is drawn to. No module: it has nothing to train, and no mode."""
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __init__(self) -> None:
+        """Without arguments, unless a subclass has some."""
+
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Choose a feature for each code, the same on every rank, and as one process with the joined batch would.
 
         Args:
@@ -45,11 +48,10 @@ class ClosestAnchor(Anchor):
     """
 
     def __init__(self, metric: Metric = "cosine") -> None:
-        super().__init__()
         _check_metric(metric)
         self.metric: Metric = metric
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """The most similar feature of all ranks."""
         z, valid = at_least_one(z, valid)
         # NaN never wins: a mask would have to be read, which waits for the device. Where no vector counts, the codes
@@ -61,9 +63,9 @@ class ClosestAnchor(Anchor):
         scores = _similarity(codes.to(wide), z[nearest].to(wide), self.metric)
         return distributed.best_rows(torch.where(valid[nearest], scores, -torch.inf), z[nearest])
 
-    def extra_repr(self) -> str:
+    def __repr__(self) -> str:
         """The similarity."""
-        return f"metric={self.metric!r}"
+        return f"{type(self).__name__}(metric={self.metric!r})"
 
 
 class RandomAnchor(Anchor):
@@ -74,7 +76,7 @@ class RandomAnchor(Anchor):
     there are codes, a random choice of the codes gets one at this step.
     """
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Features drawn without replacement, given to the codes in random order."""
         size = len(codes)
         rows, drawn = distributed.shared_rows(z, valid, count=size, seed=seed, step=step)
@@ -82,6 +84,10 @@ class RandomAnchor(Anchor):
         keys = distributed.counter_random(~torch.arange(size, device=codes.device), seed=seed, step=step)
         order = keys.argsort(stable=True)
         return rows[order], drawn[order]
+
+    def __repr__(self) -> str:
+        """The name."""
+        return "RandomAnchor()"
 
 
 class ProbabilisticAnchor(Anchor):
@@ -99,11 +105,10 @@ class ProbabilisticAnchor(Anchor):
     """
 
     def __init__(self, metric: Metric = "cosine") -> None:
-        super().__init__()
         _check_metric(metric)
         self.metric: Metric = metric
 
-    def forward(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """The feature with the largest noisy similarity of all ranks."""
         positions = distributed.joined_positions(len(z), z.device)
         z, valid = at_least_one(z, valid)
@@ -117,9 +122,9 @@ class ProbabilisticAnchor(Anchor):
             scores[numbers], chosen[numbers] = torch.where(valid, noisy, -torch.inf).max(dim=1)
         return distributed.best_rows(scores, z[chosen])
 
-    def extra_repr(self) -> str:
+    def __repr__(self) -> str:
         """The similarity."""
-        return f"metric={self.metric!r}"
+        return f"{type(self).__name__}(metric={self.metric!r})"
 
 
 def at_least_one(z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ class ClusterReinit(Maintenance):
         ValueError: `every` is below 1.
     """
 
-    def __init__(self, anchor: Anchor = ClosestAnchor(), *, every: int = 1) -> None:  # noqa: B008 - stateless
+    def __init__(self, anchor: Anchor = ClosestAnchor(), *, every: int = 1) -> None:  # noqa: B008 - no state
         super().__init__()
         if every < 1:
             raise ValueError(f"every={every}: expected a number of steps, at least 1")
@@ -78,8 +78,8 @@ class ClusterReinit(Maintenance):
         )
 
     def extra_repr(self) -> str:
-        """How often."""
-        return f"every={self.every}"
+        """Which feature, and how often."""
+        return f"anchor={self.anchor!r}, every={self.every}"
 
 
 class Contrastive(Loss):

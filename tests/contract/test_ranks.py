@@ -4,6 +4,7 @@
 divergence.
 """
 
+import secrets
 import warnings
 
 import pytest
@@ -126,7 +127,8 @@ def built_before_the_group(rank: int) -> tuple[bool, Tensor]:
 
 
 def _shared_number() -> int:
-    number = torch.randint(2**40, (1,)) if torch.distributed.get_rank() == 0 else torch.zeros(1, dtype=torch.int64)
+    """A number that no other run has: torch's generators are seeded, and a store that a killed run left would hang."""
+    number = torch.tensor([secrets.randbits(60) if torch.distributed.get_rank() == 0 else 0])
     torch.distributed.broadcast(number, 0)
     return int(number)
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vqkit"
 
 # From bottom to top: a module may import from lower rows only, type hints excepted.
 ROWS = [
-    {"version", "precision", "functional", "distributed", "config"},
+    {"version", "precision", "functional", "distributed", "config", "streaming", "blocks", "resampling"},
     {"kernels", "pretrained", "metrics", "backbones"},
     {"kmeans"},
     {"base"},
@@ -22,6 +22,8 @@ ROWS = [
     {"methods", "lookup_free", "composites"},
     {"quantizer"},
     {"tokenizer"},
+    {"audio_tokenizer"},
+    {"cross_scale"},
     {"baking", "exporting"},
     {"__init__"},
 ]

@@ -6,6 +6,7 @@
 Everything public is named here; nothing else is.
 """
 
+from vqkit.audio_tokenizer import AudioTokenizer as AudioTokenizer
 from vqkit.baking import bake as bake
 from vqkit.base import BaseQuantizer as BaseQuantizer
 from vqkit.base import Noise as Noise
@@ -16,11 +17,13 @@ from vqkit.codebooks import EMACodebook as EMACodebook
 from vqkit.codebooks import NormalCodebook as NormalCodebook
 from vqkit.codebooks import ProjectedCodebook as ProjectedCodebook
 from vqkit.codebooks import TableCodebook as TableCodebook
+from vqkit.composites.cross_scale import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.composites.disentanglement import Disentanglement as Disentanglement
 from vqkit.composites.disentanglement import GroupLoss as GroupLoss
 from vqkit.composites.disentanglement import PublishedDisentanglement as PublishedDisentanglement
 from vqkit.composites.grouped import GroupedQuantizer as GroupedQuantizer
 from vqkit.composites.residual import ResidualQuantizer as ResidualQuantizer
+from vqkit.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer
 from vqkit.estimators import Estimator as Estimator
 from vqkit.estimators import IndexBackpropagation as IndexBackpropagation
 from vqkit.estimators import Reflection as Reflection

@@ -179,6 +179,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         """The indices of `_forward`, for `encode`, which needs no losses."""
         return self._forward(latents, valid)[1]
 
+    def _bottleneck(self, latents: Tensor) -> Tensor:
+        """The linear maps around the choice, for `bottleneck`: (..., D) -> (..., D)."""
+        return latents
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (..., [levels]) int64 -> (..., D) in `self.dtype`; 0 where the index is -1."""
         raise NotImplementedError
@@ -237,6 +241,23 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         latents, valid, _ = self._enter(x, mask)
         with autocast_disabled(x.device):
             return self._encode(latents, valid)
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """`x` through the linear maps into the code space and out of it, without a choice; `x` where there are none.
+
+        It is what the quantizer would pass on if every vector were a code of its own: for pre-training without
+        quantization (Gu, Diao 2024, arXiv 2404.19441, sec. 3.3), and as the ceiling of what a codebook can do.
+
+        Args:
+            x: as for `forward`; non-finite vectors become 0.
+
+        Returns:
+            Shape and dtype of `x`, with graph.
+        """
+        latents, valid, _ = self._enter(x, None)
+        with autocast_disabled(x.device):
+            passed = torch.where(valid.unsqueeze(-1), self._bottleneck(latents), 0)
+        return passed.movedim(-1, self.channel_dim).to(x.dtype)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Vectors of `indices`, in the layout of `forward`.

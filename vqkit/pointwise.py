@@ -75,6 +75,9 @@ class VectorQuantizer(BaseQuantizer):
         total = 0 * output.flatten()[:1].sum() + sum(loss.weight * losses[loss.name] for loss in self._losses)
         return output.reshape(latents.shape), selection.indices.reshape(valid.shape), total, losses
 
+    def _bottleneck(self, latents: Tensor) -> Tensor:
+        return self.project_out(self.to_code_space(latents))
+
     @property
     def _losses(self) -> Iterable[Loss]:
         return self.losses  # type: ignore[return-value]  # nn.ModuleList forgets its element type

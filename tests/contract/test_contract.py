@@ -75,6 +75,29 @@ def test_training_forward_has_the_value_of_eval(case: Case) -> None:
 
 
 @every_case
+def test_the_bottleneck_is_the_maps_without_the_choice(case: Case) -> None:
+    quantizer = initialized(case)
+    x = case.example().requires_grad_()
+    before = state_of(quantizer)
+    passed = quantizer.bottleneck(x)
+    assert passed.shape == x.shape and passed.dtype == x.dtype
+    assert_same_state(before, state_of(quantizer))
+    if any(getattr(module, "has_projection", False) for module in quantizer.modules()):
+        assert not torch.equal(passed, x)
+        passed.square().sum().backward()
+        assert all(
+            parameter.grad is not None
+            for name, parameter in quantizer.named_parameters()
+            if "project_" in name and "codebook" not in name
+        )
+    else:
+        assert torch.equal(passed, x)
+    poisoned = x.detach().clone()
+    poisoned.flatten()[0] = float("nan")
+    assert quantizer.bottleneck(poisoned).isfinite().all()
+
+
+@every_case
 def test_gradient_reaches_the_encoder_and_stays_finite(case: Case) -> None:
     quantizer = initialized(case)
     x = case.example().requires_grad_()

@@ -97,6 +97,10 @@ class GroupedQuantizer(BaseQuantizer):
         parts = zip(self._groups, self._slices(latents), strict=True)
         return self._join([group.encode(part, valid) for group, part in parts], valid)
 
+    def _bottleneck(self, latents: Tensor) -> Tensor:
+        parts = zip(self._groups, self._slices(latents), strict=True)
+        return torch.cat([group.bottleneck(part) for group, part in parts], dim=-1)
+
     def lookup(self, indices: Tensor) -> Tensor:
         """The groups' vectors side by side: (..., num_codebooks) int64 -> (..., dim)."""
         if indices.shape[-1] != self.num_codebooks:

@@ -115,6 +115,12 @@ class ResidualQuantizer(BaseQuantizer):
         indices = residual_nearest(latents, codebooks, metric=metric).indices
         return torch.where(valid.unsqueeze(-1), indices, -1)
 
+    def _bottleneck(self, latents: Tensor) -> Tensor:
+        total = torch.zeros_like(latents)
+        for stage in self._stages:
+            total = total + stage.bottleneck(latents - total)
+        return total
+
     @property
     def _metric_of_all_stages(self) -> Metric | None:
         """The metric, if encoding is one residual search; None where a stage does more than that."""

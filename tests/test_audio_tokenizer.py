@@ -1,0 +1,235 @@
+"""The tokenizer of sound: lengths, rates, bad input, streams and blocks; on small models with random weights."""
+
+import sys
+from functools import partial
+
+import pytest
+import soundfile
+import torch
+
+from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, Tokenizer
+from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+from vqkit.resampling import resample
+
+HOP = 20
+SIZES = {"dim": 8, "channels": 4, "strides": (2, 2, 5)}
+
+
+def make_codec(*, levels=3, causal=True, channels=1, **sizes):
+    torch.manual_seed(0)
+    sizes = {**SIZES, "causal": causal, **sizes}
+    if levels:
+        stage = partial(Quantizer, "ema", dim=8, codebook_size=32)
+        quantizer = ResidualQuantizer(stage, levels, channel_dim=1)
+    else:
+        quantizer = Quantizer("ema", dim=8, codebook_size=32, channel_dim=1)
+    encoder, decoder = ConvEncoder1d(in_channels=channels, **sizes), ConvDecoder1d(out_channels=channels, **sizes)
+    codec = AudioTokenizer(encoder, quantizer, decoder, sample_rate=8000)
+    codec.initialize([noise(4, channels, 4000)], samples=400)
+    return codec.eval()
+
+
+def noise(*shape):
+    return 0.3 * torch.randn(*shape)
+
+
+def chunks_of(wave, seed):
+    generator = torch.Generator().manual_seed(seed)
+    start = 0
+    while start < wave.shape[-1]:
+        length = int(torch.randint(1, 3 * HOP, (), generator=generator))
+        yield wave[..., start : start + length]
+        start += length
+
+
+@pytest.mark.parametrize("length", [1, HOP - 1, HOP, HOP + 1, 1000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_any_length_comes_back(length, channels):
+    codec = make_codec(channels=channels)
+    wave = noise(2, channels, length)
+    indices = codec.encode(wave)
+    assert indices.shape == (2, -(-length // HOP), 3)
+    output = codec(wave)
+    assert output.reconstruction.shape == wave.shape
+    torch.testing.assert_close(codec.decode(indices, length=length), output.reconstruction)
+    assert torch.equal(output.quantizer.indices, indices)
+
+
+def test_the_tail_is_zeros_and_nothing_else():
+    codec = make_codec()
+    wave = noise(1, 1, 2 * HOP + 3)
+    filled = torch.cat([wave, torch.zeros(1, 1, HOP - 3)], dim=-1)
+    assert torch.equal(codec.encode(wave), codec.encode(filled))
+    assert not torch.equal(codec.encode(wave)[:, :2], codec.encode(-filled)[:, :2])
+
+
+def test_single_codebooks_have_no_level_axis():
+    codec = make_codec(levels=0)
+    assert codec.encode(noise(2, 1, 100)).shape == (2, 5)
+    assert codec.kbps == pytest.approx(400 * 5 / 1000)
+    assert make_codec(levels=3).kbps == pytest.approx(3 * 400 * 5 / 1000)
+    assert codec.frame_rate == 400
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_gives_the_codes_of_the_whole(levels, seed):
+    codec = make_codec(levels=levels)
+    wave = noise(2, 1, 1003)
+    whole = codec.encode(wave)
+    with codec.streaming() as stream:
+        parts = [stream.encode(chunk) for chunk in chunks_of(wave, seed)] + [stream.flush()]
+    streamed = torch.cat(parts, dim=1)
+    assert torch.equal(streamed, whole)
+    with codec.streaming():
+        sound = torch.cat([codec.decode(part) for part in streamed.split([1, 7, 2, 41], dim=1)], dim=-1)
+    torch.testing.assert_close(sound, codec.decode(whole), atol=1e-5, rtol=0)
+
+
+def test_a_stream_has_an_end_and_leaves_nothing_behind():
+    codec = make_codec()
+    wave = noise(1, 1, 5 * HOP)
+    with codec.streaming():
+        assert codec.encode(wave[..., :3]).shape == (1, 0, 3)
+        codec.encode(wave)
+    assert codec.encode(wave[..., :3]).shape == (1, 1, 3)
+    with codec.streaming():
+        assert torch.equal(codec.encode(wave), make_codec().encode(wave))
+        assert codec.flush().shape == (1, 0, 3)
+        with pytest.raises(ValueError, match="ended by flush"):
+            codec.encode(wave)
+        with pytest.raises(ValueError, match="call it once"):
+            codec.flush()
+    with pytest.raises(ValueError, match="flush ends a stream"):
+        codec.flush()
+
+
+def test_a_model_that_looks_ahead_does_not_stream():
+    with pytest.raises(ValueError, match=r"causal=True, or use encode_blocks"), make_codec(causal=False).streaming():
+        pass
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("frames_per_block", [1, 7, 256])
+def test_blocks_give_the_codes_of_the_whole(causal, frames_per_block):
+    codec = make_codec(causal=causal)
+    wave = noise(2, 1, 1503)
+    whole = codec.encode(wave)
+    blocks = codec.encode_blocks(chunks_of(wave, 1), frames_per_block=frames_per_block)
+    assert torch.equal(torch.cat(list(blocks), dim=1), whole)
+    sound = codec.decode_blocks(whole.split(11, dim=1), frames_per_block=frames_per_block)
+    torch.testing.assert_close(torch.cat(list(sound), dim=-1), codec.decode(whole), atol=1e-5, rtol=0)
+
+
+def test_latency_is_what_the_sound_of_a_frame_waits_for():
+    assert make_codec().latency == HOP / 8000
+    codec = make_codec(causal=False, levels=0).double()
+    first, wave = 60 * HOP, noise(1, 1, 120 * HOP).double().requires_grad_()
+    codec.autoencode(wave).reconstruction[..., first : first + HOP].sum().backward()
+    assert int(wave.grad[0, 0].nonzero().max()) - first + 1 == codec.latency * 8000
+
+
+def test_other_rates_are_resampled():
+    codec = make_codec()
+    times = torch.arange(24000) / 24000
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * times)[None, None]
+    at_model_rate = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(8000) / 8000)[None, None]
+    resampled = resample(tone, 24000, 8000)
+    torch.testing.assert_close(resampled[..., 100:-100], at_model_rate[..., 100:-100], atol=2e-3, rtol=0)
+    assert torch.equal(codec.encode(tone, 24000), codec.encode(resampled))
+    assert torch.equal(codec.encode(tone, 8000), codec.encode(tone))
+
+
+def test_resampling_does_not_alias():
+    times = torch.arange(24000, dtype=torch.float64) / 24000
+    tone = torch.sin(2 * torch.pi * 5000 * times)  # above half of 8000 Hz
+    assert resample(tone, 24000, 8000)[100:-100].abs().max() < 1e-4
+
+
+def test_resampling_without_torchaudio_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
+    with pytest.raises(ImportError, match=r"24000 Hz to 8000 Hz needs torchaudio: pip install 'vqkit\[audio\]'"):
+        make_codec().encode(noise(1, 1, 300), 24000)
+
+
+BAD = {
+    "mono to a stereo model": (lambda: make_codec(channels=2).encode(noise(1, 1, 100)), r"expected \(B, 2, T\)"),
+    "stereo to a mono model": (lambda: make_codec().encode(noise(1, 2, 100)), r"mono from stereo is"),
+    "no batch axis": (lambda: make_codec().encode(noise(1, 100)), r"data\[None\]"),
+    "no samples": (lambda: make_codec().encode(noise(1, 1, 0)), "no samples"),
+    "NaN": (lambda: make_codec().encode(noise(1, 1, 9).log()), "NaN or infinite"),
+    "integers": (lambda: make_codec()(torch.zeros(1, 1, 9, dtype=torch.int16)), r"int16 / 32768"),
+    "rate of zero": (lambda: make_codec().encode(noise(1, 1, 9), 0), "sample_rate=0"),
+    "more samples than frames": (
+        lambda: make_codec().decode(torch.zeros(1, 2, 3, dtype=torch.int64), length=41),
+        "length=41: expected 0 to 40, the samples of 2 frames",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_explained(case):
+    call, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_another_rate_inside_a_stream_is_refused():
+    codec = make_codec()
+    with codec.streaming(), pytest.raises(ValueError, match="resample the stream outside"):
+        codec.encode(noise(1, 1, 100), 16000)
+
+
+def test_parts_that_differ_are_refused():
+    encoder, decoder = ConvEncoder1d(**SIZES), ConvDecoder1d(**{**SIZES, "strides": (2, 5, 5)})
+    quantizer = Quantizer("vq", dim=8, codebook_size=4, channel_dim=1)
+    with pytest.raises(ValueError, match=r"decoder.downsampling_factor=50, but the encoder has 20"):
+        AudioTokenizer(encoder, quantizer, decoder, sample_rate=8000)
+    with pytest.raises(ValueError, match=r"decoder.out_channels=2, but the encoder has 1"):
+        AudioTokenizer(encoder, quantizer, ConvDecoder1d(out_channels=2, **SIZES), sample_rate=8000)
+    with pytest.raises(ValueError, match="sample_rate=0"):
+        AudioTokenizer(encoder, quantizer, ConvDecoder1d(**SIZES), sample_rate=0)
+
+
+def test_saved_and_loaded_it_gives_the_same_codes(tmp_path):
+    torch.manual_seed(0)
+    codec = AudioTokenizer(
+        ConvEncoder1d(**SIZES),
+        Quantizer("ema", dim=8, codebook_size=32, channel_dim=1),
+        ConvDecoder1d(**SIZES),
+        sample_rate=8000,
+    ).eval()
+    codec.save_pretrained(tmp_path)
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert isinstance(loaded, AudioTokenizer) and loaded.sample_rate == 8000
+    wave = noise(1, 1, 777)
+    assert torch.equal(loaded.encode(wave), codec.encode(wave))
+    assert torch.equal(loaded.decode(codec.encode(wave)), codec.decode(codec.encode(wave)))
+
+
+def test_autoencode_passes_latents_and_reaches_every_parameter():
+    codec = make_codec(levels=0).train()
+    quantizer = Quantizer("factorized", dim=8, codebook_size=32, codebook_dim=4, channel_dim=1)
+    codec = AudioTokenizer(codec.encoder, quantizer, codec.decoder, sample_rate=8000)
+    wave = noise(2, 1, 103)
+    output = codec.autoencode(wave)
+    assert output.reconstruction.shape == wave.shape
+    assert output.quantizer.indices.shape == (2, 6) and bool((output.quantizer.indices == -1).all())
+    (output.reconstruction.square().mean() + output.quantizer.loss).backward()
+    assert all(parameter.grad is not None for parameter in codec.parameters())
+    assert float(output.quantizer.loss.detach()) == 0
+    latents = codec.encoder(torch.nn.functional.pad(wave, (0, 17)))
+    expected = quantizer.project_out(quantizer.project_in(latents.movedim(1, -1))).movedim(-1, 1)
+    torch.testing.assert_close(output.quantizer.quantized, expected)
+
+
+def test_real_speech_streams(pytestconfig):
+    path = next((pytestconfig.rootpath / "assets/audio/eval").glob("*.flac"))
+    samples, rate = soundfile.read(path, dtype="float32", frames=16000)
+    codec = make_codec()
+    wave = torch.from_numpy(samples)[None, None]
+    whole = codec.encode(resample(wave, rate, 8000))
+    with codec.streaming():
+        chunks = chunks_of(resample(wave, rate, 8000), 3)
+        parts = [codec.encode(chunk) for chunk in chunks] + [codec.flush()]
+    assert torch.equal(torch.cat(parts, dim=1), whole)

@@ -1,0 +1,493 @@
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from vqkit import Quantizer, Tokenizer
+from vqkit.backbones.activations import ELU, Snake, Tanh
+from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+from vqkit.backbones.lapped import blocked_basis, lapped_basis
+from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
+from vqkit.backbones.transformer import WindowedTransformer
+from vqkit.config import from_config, to_config
+
+SMALL: dict[str, Any] = {"dim": 6, "channels": 4, "strides": (2, 3)}
+CAUSAL_TRANSFORMER = partial(WindowedTransformer, num_layers=2, num_heads=2, context_frames=3)
+TRANSFORMER = partial(CAUSAL_TRANSFORMER, causal=False)
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"causal": True},
+    {"strides": (5, 1, 3), "dilations": (1, 2), "residual_kernel_size": 3, "compress": 2, "activation": ELU},
+    {"strides": (7,), "kernel_size": 4, "latent_kernel_size": 2, "residual_kernel_size": 2, "patch_size": 3},
+    {"strides": (), "patch_size": 8, "causal": True, "linear_path": True},
+    {"linear_path": True, "max_channels": 6, "dilations": ()},
+    {"strides": (3, 5), "linear_path": True, "causal": True},
+    {"transformer": CAUSAL_TRANSFORMER, "causal": True},
+    {"transformer": TRANSFORMER, "linear_path": True, "patch_size": 2},
+]
+
+
+def names(options: dict[str, Any]) -> str:
+    return " ".join(options) or "default"
+
+
+def build(*, signals: int = 1, **options: Any) -> tuple[ConvEncoder1d, ConvDecoder1d]:
+    torch.manual_seed(0)
+    options = SMALL | options
+    return ConvEncoder1d(in_channels=signals, **options), ConvDecoder1d(out_channels=signals, **options)
+
+
+def shake(*modules: nn.Module, std: float = 0.3) -> None:
+    """Move parameters away from their first values, so that every branch takes part."""
+    for module in modules:
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=std)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("options", OPTIONS, ids=names)
+def test_shapes_and_gradients(options: dict[str, Any], signals: int) -> None:
+    encoder, decoder = build(signals=signals, **options)
+    shake(encoder, decoder)
+    factor = encoder.downsampling_factor
+    assert factor == decoder.downsampling_factor
+    assert factor == options.get("patch_size", 1) * math.prod(options.get("strides", (2, 3)))
+    waves = torch.randn(2, signals, 7 * factor, requires_grad=True)
+    latents = encoder(waves)
+    assert latents.shape == (2, 6, 7)
+    reconstruction = decoder(latents)
+    assert reconstruction.shape == waves.shape
+    reconstruction.square().sum().backward()
+    assert waves.grad is not None
+    for part in (encoder, decoder):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None and bool(parameter.grad.any()), name
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    strides=st.lists(st.integers(1, 6), max_size=3),
+    patch_size=st.integers(1, 4),
+    channels=st.integers(1, 3),
+    kernel_size=st.integers(1, 8),
+    causal=st.booleans(),
+    linear_path=st.booleans(),
+    frames=st.integers(1, 4),
+)
+def test_any_strides_and_any_kernels(strides, patch_size, channels, kernel_size, causal, linear_path, frames) -> None:
+    options = {
+        "dim": 3,
+        "channels": channels,
+        "strides": strides,
+        "dilations": (2,),
+        "kernel_size": kernel_size,
+        "residual_kernel_size": kernel_size,
+        "latent_kernel_size": kernel_size,
+        "patch_size": patch_size,
+        "causal": causal,
+        "linear_path": linear_path,
+    }
+    encoder, decoder = ConvEncoder1d(**options), ConvDecoder1d(**options)
+    waves = torch.randn(1, 1, frames * encoder.downsampling_factor)
+    latents = encoder(waves)
+    assert latents.shape == (1, 3, frames)
+    assert decoder(latents).shape == waves.shape
+
+
+def looked_at(module: nn.Module, x: Tensor, first: int, last: int) -> tuple[int, int]:
+    """First and last time step of x on which the outputs `first` to `last` depend."""
+    x = x.requires_grad_()
+    outputs = module(x)[..., first : last + 1]
+    (gradient,) = torch.autograd.grad((outputs * torch.randn_like(outputs)).sum(), x)
+    steps = gradient.abs().sum((0, 1)).nonzero()
+    return int(steps[0]), int(steps[-1])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=names)
+def test_the_context_is_exact(options: dict[str, Any]) -> None:
+    encoder, decoder = build(**options)
+    shake(encoder.double(), decoder.double(), std=0.5)
+    factor = encoder.downsampling_factor
+    assert encoder.context is not None and decoder.context is not None
+    if options.get("causal"):
+        assert encoder.context[1] == 0 and decoder.context[1] == 0
+    before, after = encoder.context
+    frame = -(-before // factor) + 1
+    waves = torch.randn(1, 1, (frame + 2) * factor + after, dtype=torch.float64)
+    waves = waves[..., : waves.shape[-1] // factor * factor]
+    start = frame * factor
+    assert looked_at(encoder, waves, frame, frame) == (start - before, start + factor - 1 + after)
+    before, after = decoder.context
+    latents = torch.randn(1, 6, before + after + 3, dtype=torch.float64)
+    start = (before + 1) * factor
+    assert looked_at(decoder, latents, start, start + factor - 1) == (1, before + 1 + after + 0)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=names)
+def test_a_block_with_its_context_is_as_good_as_the_whole(options: dict[str, Any]) -> None:
+    encoder, decoder = build(**options)
+    shake(encoder.double(), decoder.double())
+    assert encoder.context is not None and decoder.context is not None
+    factor = encoder.downsampling_factor
+    before, after = (-(-samples // factor) for samples in encoder.context)
+    with torch.no_grad():
+        waves = torch.randn(1, 1, (before + after + 9) * factor, dtype=torch.float64)
+        whole = encoder(waves)
+        part = encoder(waves[..., 2 * factor : (2 + before + 3 + after) * factor])
+        torch.testing.assert_close(part[..., before : before + 3], whole[..., 2 + before : 5 + before])
+        before, after = decoder.context
+        latents = torch.randn(1, 6, before + after + 9, dtype=torch.float64)
+        part = decoder(latents[..., 2 : 2 + before + 3 + after])[..., before * factor : (before + 3) * factor]
+        torch.testing.assert_close(part, decoder(latents)[..., (2 + before) * factor : (5 + before) * factor])
+
+
+def test_a_transformer_is_built_in_at_the_widest_place() -> None:
+    for plain, part in zip(build(), build(transformer=TRANSFORMER), strict=True):
+        (transformer,) = (module for module in part.modules() if isinstance(module, WindowedTransformer))
+        assert transformer.layers[0].attention.output.in_features == 4 * 2 * 2
+        reach = 2 * 3 * (part.downsampling_factor if isinstance(part, ConvEncoder1d) else 1)
+        assert part.context == (plain.context[0] + reach, plain.context[1] + reach)
+
+
+@pytest.mark.parametrize(("cap", "widths"), [(None, {4, 8, 16}), (10, {4, 8, 10}), (4, {4})])
+def test_widths_double_up_to_the_cap(cap: int | None, widths: set[int]) -> None:
+    for part in build(max_channels=cap, dim=1):
+        layers = [module for module in part.modules() if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)]
+        assert {width for layer in layers for width in (layer.in_channels, layer.out_channels)} == widths | {1}
+
+
+def test_published_sizes() -> None:
+    def millions(*modules: nn.Module) -> float:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
+
+    with torch.device("meta"):
+        pair = ConvEncoder1d(dim=1024), ConvDecoder1d(dim=1024)
+    # DAC for 44.1 kHz has 76 million with its quantizer, which has 0.2 of them.
+    assert millions(*pair) == pytest.approx(76.4, abs=0.1)
+    assert [part.downsampling_factor for part in pair] == [512, 512]
+
+
+class Everything(nn.Module):
+    """A bottleneck that looks at everything and does not say so."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True)
+
+
+def test_the_context_of_a_bottleneck_that_does_not_tell_is_unknown() -> None:
+    encoder, decoder = build(transformer=Everything)
+    assert encoder.context is None and decoder.context is None
+    assert decoder(encoder(torch.randn(1, 1, 12))).shape == (1, 1, 12)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(("strides", "patch_size"), [((4, 2), 1), ((3, 5), 1), ((3,), 4)])
+def test_the_lapped_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int) -> None:
+    hop = math.prod(strides) * patch_size
+    encoder, decoder = build(
+        signals=signals, dim=signals * hop, strides=strides, patch_size=patch_size, linear_path=True
+    )
+    waves = torch.randn(2, signals, 9 * hop)
+    with torch.no_grad():
+        error = (decoder(encoder(waves)) - waves).abs().amax((0, 1))
+    inner = error[hop - hop // 2 : len(error) - hop // 2]
+    assert inner.max() < 1e-5
+    assert error[0] > 0.01 and error[-1] > 0.01, "half a hop at each end has one window only"
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(("strides", "patch_size"), [((4, 2), 1), ((3, 5), 1), ((3,), 4)])
+def test_the_causal_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int) -> None:
+    hop = math.prod(strides) * patch_size
+    encoder, decoder = build(
+        signals=signals, dim=signals * hop + 1, strides=strides, patch_size=patch_size, linear_path=True, causal=True
+    )
+    waves = torch.randn(2, signals, 5 * hop)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(encoder(waves)), waves, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_short_linear_path_keeps_low_frequencies(causal: bool) -> None:
+    encoder, decoder = build(dim=16, strides=(8, 8), linear_path=True, causal=causal)
+    times = torch.arange(64 * 20)
+
+    def kept(cycles_per_hop: float) -> float:
+        wave = (2 * math.pi * cycles_per_hop / 64 * times).sin()[None, None]
+        with torch.no_grad():
+            inner = (decoder(encoder(wave)) - wave)[..., 64:-64]
+        return 1 - float(inner.square().mean() / wave.square().mean())
+
+    # A coefficient is half a cycle per hop wide, so that 16 of them reach to 8 cycles per hop.
+    assert kept(4.3) > (0.99 if not causal else 0.9)
+    assert abs(kept(20.3)) < 0.05
+
+
+@pytest.mark.parametrize(("dim", "channels"), [(12, 1), (7, 1), (10, 2), (30, 2)])
+def test_bases_are_orthonormal(dim: int, channels: int) -> None:
+    rank = min(dim, 12 * channels)
+    expected = torch.diag((torch.arange(dim) < rank).float())
+    for basis in (lapped_basis(dim, channels, 12), blocked_basis(dim, channels, 12)):
+        rows = basis.flatten(1)
+        torch.testing.assert_close(rows @ rows.T, expected, atol=1e-6, rtol=0)
+        if channels == 2:
+            torch.testing.assert_close(basis[0, 0], basis[0, 1])
+            assert any(torch.allclose(row[0], -row[1], atol=1e-6) and bool(row.any()) for row in basis)
+
+
+@pytest.mark.parametrize("activation", [Snake, ELU])
+@pytest.mark.parametrize("depth", [(2, 4), (2, 4, 5, 8)])
+def test_first_outputs_are_in_a_sane_range(activation: type[nn.Module], depth: tuple[int, ...]) -> None:
+    encoder, decoder = build(dim=32, channels=8, strides=depth, activation=activation)
+    waves = 0.1 * torch.randn(1, 1, 40 * encoder.downsampling_factor)
+    with torch.no_grad():
+        latents = encoder(waves)
+        assert 0.03 < latents.std() < 1
+        assert 0.03 < decoder(latents).std() < 2
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=names)
+def test_extreme_recordings_are_finite(options: dict[str, Any]) -> None:
+    encoder, decoder = build(**options)
+    time = torch.arange(10 * encoder.downsampling_factor)
+    square = (time // 7 % 2) * 2.0 - 1
+    for wave in (torch.zeros(len(time)), torch.ones(len(time)), square, 1e-6 * square, 1e4 * square):
+        with torch.no_grad():
+            assert bool(decoder(encoder(wave[None, None])).isfinite().all())
+
+
+def test_weight_norm_is_of_output_channels_and_not_of_what_starts_at_zero() -> None:
+    forward = Convolution1d(3, 5, 4, stride=2, causal=True).convolution.parametrizations.weight
+    back = Deconvolution1d(3, 5, 4, stride=2, causal=True).convolution.parametrizations.weight
+    assert forward.original0.shape == (5, 1, 1) and back.original0.shape == (1, 5, 1)
+    for part in build(linear_path=True):
+        plain = [module for module in part.modules() if type(module) in (nn.Conv1d, nn.ConvTranspose1d)]
+        assert sorted(bool(module.weight.any()) for module in plain) == [False, True]
+        normed = [module for module in part.modules() if hasattr(module, "parametrizations")]
+        assert len(normed) > 10 and all(bool(module.weight.any()) for module in normed)
+
+
+def test_snake_is_its_equation_and_stays_one() -> None:
+    snake = Snake(3, frequency=2.5).double()
+    x = torch.randn(2, 3, 50, dtype=torch.float64)
+    torch.testing.assert_close(snake(x), x + (2.5 * x).sin() ** 2 / 2.5)
+    with torch.no_grad():
+        snake.log_frequency.copy_(torch.tensor([-30.0, 0.0, 5.0])[:, None])
+    x.requires_grad_()
+    snake(x).sum().backward()
+    assert x.grad is not None and snake.log_frequency.grad is not None
+    assert bool(x.grad.isfinite().all()) and bool(snake.log_frequency.grad.isfinite().all())
+    torch.testing.assert_close(snake(x)[:, 0], x[:, 0])
+
+
+def test_snake_is_computed_in_full_precision() -> None:
+    snake = Snake(1, frequency=20.0).bfloat16()
+    x = torch.linspace(-8, 8, 999)[None, None].bfloat16()
+    frequency = snake.log_frequency.double().exp()
+    expected = x.double() + (frequency * x.double()).sin().square() / frequency
+    torch.testing.assert_close(snake(x), expected.bfloat16(), atol=0, rtol=2**-8)
+
+
+def test_an_output_activation_is_what_everything_goes_through() -> None:
+    _, plain = build(linear_path=True)
+    bounded = ConvDecoder1d(**SMALL, linear_path=True, output_activation=Tanh)
+    bounded.load_state_dict(plain.state_dict())
+    latents = 5 * torch.randn(1, 6, 4)
+    assert plain(latents).abs().max() > 1
+    torch.testing.assert_close(bounded(latents), plain(latents).tanh())
+
+
+def attention_oracle(layer: nn.Module, x: Tensor) -> Tensor:
+    """Frame by frame and head by head, with positions of the whole sequence."""
+    query, key, value = layer.query_key_value(x).chunk(3, -1)
+    half = query.shape[-1] // layer.num_heads // 2
+    frames = x.shape[1]
+    turns = torch.polar(
+        torch.ones(frames, half, dtype=x.dtype),
+        torch.arange(frames)[:, None] * 10_000.0 ** (-torch.arange(half, dtype=x.dtype) / half),
+    )
+    heads = []
+    for q, k, v in zip(*(part.chunk(layer.num_heads, -1) for part in (query, key, value)), strict=True):
+        q, k = (torch.complex(part[..., :half], part[..., half:]) * turns for part in (q, k))
+        scores = (q @ k.conj().mT).real / math.sqrt(2 * half)
+        distance = torch.arange(frames)[:, None] - torch.arange(frames)
+        scores[:, (distance > layer.before) | (-distance > layer.after)] = -math.inf
+        heads.append(scores.softmax(-1) @ v)
+    return layer.output(torch.cat(heads, -1))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("context_frames", "frames"), [(3, 1), (3, 4), (3, 13), (20, 7), (0, 5), (1, 6)])
+def test_windowed_attention_is_attention_with_a_window(causal: bool, context_frames: int, frames: int) -> None:
+    model = WindowedTransformer(12, num_layers=1, num_heads=3, context_frames=context_frames, causal=causal).double()
+    attention = model.layers[0].attention
+    x = torch.randn(2, frames, 12, dtype=torch.float64)
+    torch.testing.assert_close(attention(x), attention_oracle(attention, x))
+
+
+def test_the_memory_of_attention_grows_linearly(monkeypatch) -> None:
+    model = WindowedTransformer(4, num_layers=1, num_heads=1, context_frames=7)
+    attention = model.layers[0].attention
+    masks, mask = [], attention._mask
+    monkeypatch.setattr(attention, "_mask", lambda *arguments: masks.append(mask(*arguments)) or masks[-1])
+    model(torch.randn(1, 4, 999))
+    assert masks[0].shape == (125, 1, 8, 15)
+
+
+def test_without_its_branches_the_transformer_is_the_identity() -> None:
+    x = torch.randn(2, 8, 5)
+    assert torch.equal(WindowedTransformer(8, num_layers=2, num_heads=2, layer_scale=0.0)(x), x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim=0: expected a positive number"),
+        ({"channels": 0}, "channels=0: expected a positive number"),
+        ({"kernel_size": 0}, "kernel_size=0: expected a positive number"),
+        ({"residual_kernel_size": 0}, "residual_kernel_size=0: expected a positive number"),
+        ({"latent_kernel_size": 0}, "latent_kernel_size=0: expected a positive number"),
+        ({"compress": 0}, "compress=0: expected a positive number"),
+        ({"patch_size": 0}, "patch_size=0: expected a positive number"),
+        ({"strides": (2, 0)}, r"strides=\(2, 0\): expected positive numbers"),
+        ({"dilations": (0,)}, r"dilations=\(0,\): expected positive numbers"),
+        ({"max_channels": 3}, "max_channels=3 is below channels=4"),
+        ({"causal": True, "transformer": TRANSFORMER}, "causal=True with a transformer that is not"),
+        ({"causal": True, "transformer": Everything}, r"Everything.causal is not True"),
+        ({"transformer": partial(WindowedTransformer, num_heads=3)}, "num_heads=3 does not split 16 channels"),
+        ({"transformer": partial(WindowedTransformer, num_layers=0)}, "num_layers=0: expected a positive number"),
+        ({"transformer": partial(WindowedTransformer, context_frames=-1)}, "context_frames=-1: expected 0 or more"),
+        ({"activation": partial(Snake, frequency=0.0)}, "frequency=0.0: expected positive numbers"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ConvEncoder1d, ConvDecoder1d])
+def test_bad_arguments_are_refused(kind: type, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**SMALL | options)
+
+
+@pytest.mark.parametrize("kind", [Convolution1d, partial(Deconvolution1d)])
+def test_kernels_shorter_than_the_stride_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match="expected at least stride=4"):
+        kind(1, 1, 3, stride=4, causal=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 2, 12), r"waves has shape \(1, 2, 12\): expected \(B, 1, T\)"),
+        ((1, 12), r"add a batch axis with waves\[None\]"),
+        ((1, 1, 13), "13 samples are no whole number of frames: pad or cut them to a positive multiple of the .* 6"),
+        ((1, 1, 0), "0 samples are no whole number of frames"),
+    ],
+)
+def test_waves_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()[0](torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (6, 3), (1, 6, 0)])
+def test_latents_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \(B, 6, frames\)"):
+        build()[1](torch.zeros(shape))
+
+
+def codec() -> tuple[nn.Module, Tensor]:
+    pair = build(strides=(3,), dilations=(2,), causal=True, linear_path=True)
+    return nn.Sequential(*pair).eval(), torch.randn(3, 1, 30)
+
+
+def decoder() -> tuple[nn.Module, Tensor]:
+    return codec()[0][1], torch.randn(3, 6, 10)
+
+
+def transformer() -> tuple[nn.Module, Tensor]:
+    return WindowedTransformer(8, num_layers=1, num_heads=2, context_frames=3).eval(), torch.randn(3, 8, 10)
+
+
+@pytest.mark.parametrize("traced", [decoder, transformer])
+def test_compiles_in_one_graph(traced: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+    model, x = traced()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("traced", [decoder, transformer])
+def test_export_with_a_dynamic_batch(traced: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+    model, x = traced()
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_export_of_convolutions_with_a_dynamic_length() -> None:
+    model, x = codec()
+    frames = torch.export.Dim("frames", min=2, max=10_000)
+    program = torch.export.export(model, (x,), dynamic_shapes=({2: 3 * frames},))
+    longer = torch.randn(3, 1, 51)
+    torch.testing.assert_close(program.module()(longer), model(longer))
+
+
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[8]], ids=names)
+def test_autocast(options: dict[str, Any]) -> None:
+    model = nn.Sequential(*build(**options)).eval()
+    waves = torch.randn(2, 1, 10 * model[0].downsampling_factor)
+    with torch.no_grad():
+        expected = model(waves)
+        with torch.autocast("cpu", torch.bfloat16):
+            lowered = model(waves)
+    assert (lowered.float() - expected).square().mean() < 1e-3 * expected.var()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=names)
+def test_a_tokenizer_of_them_is_saved_and_loaded(options: dict[str, Any], tmp_path) -> None:
+    encoder, decoder = build(**options)
+    shake(encoder, decoder)
+    tokenizer = Tokenizer(encoder, Quantizer("vq", dim=6, codebook_size=8, channel_dim=1), decoder).eval()
+    tokenizer.save_pretrained(tmp_path)
+    restored = Tokenizer.from_pretrained(tmp_path)
+    waves = torch.randn(2, 1, 6 * encoder.downsampling_factor)
+    indices = tokenizer.encode(waves)
+    assert indices.shape == (2, 6) and torch.equal(restored.encode(waves), indices)
+    assert torch.equal(restored.decode(indices), tokenizer.decode(indices))
+    assert to_config(from_config(to_config(encoder))) == to_config(encoder)
+
+
+def test_yaml_builds_them() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--encoder", type=ConvEncoder1d)
+    text = """
+    class_path: vqkit.backbones.conv1d.ConvEncoder1d
+    init_args:
+      dim: 6
+      channels: 4
+      strides: [2, 3]
+      activation:
+        class_path: vqkit.backbones.activations.Snake
+        init_args: {frequency: 2.0}
+      transformer:
+        class_path: vqkit.backbones.transformer.WindowedTransformer
+        init_args: {num_layers: 1, num_heads: 2, context_frames: 3, causal: false}
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated spellings, whose successors older releases lack
+        encoder = parser.instantiate_classes(parser.parse_object({"encoder": yaml.safe_load(text)})).encoder
+    assert isinstance(encoder, ConvEncoder1d)
+    snakes = [module for module in encoder.modules() if isinstance(module, Snake)]
+    assert snakes and all(bool((module.log_frequency == math.log(2)).all()) for module in snakes)
+    restored = from_config(to_config(encoder))
+    restored.load_state_dict(encoder.state_dict())
+    waves = torch.randn(1, 1, 24)
+    torch.testing.assert_close(restored(waves), encoder(waves))

@@ -1,0 +1,67 @@
+"""Activations of audio codecs, as factories: each is built with the number of channels that it acts on."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqkit.config import Configured
+
+
+class Snake(Configured, nn.Module):
+    """x + sin^2(a x) / a, with a trainable frequency a > 0 per channel: a bias towards periodic signals.
+
+    Args:
+        channels: C.
+        frequency: a at the start, in radians per unit of x.
+
+    Source: Ziyin, Hartwig, Ueda 2020 (arXiv 2006.08195); per channel as in DAC (Kumar et al. 2023, arXiv
+    2306.06546), section 3.1.
+    Differs: log a is what is trained. So a stays positive and there is no small number to add before dividing by it,
+    and weight decay pulls a to 1 and not to 0, where Snake is the identity.
+
+    Raises:
+        ValueError: if `channels` or `frequency` is not positive.
+    """
+
+    def __init__(self, channels: int, *, frequency: float = 1.0) -> None:
+        super().__init__()
+        if channels < 1 or frequency <= 0:
+            raise ValueError(f"channels={channels}, frequency={frequency}: expected positive numbers")
+        self.log_frequency = nn.Parameter(torch.full((channels, 1), frequency).log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to the same; computed in float32 or better."""
+        frequency = self.log_frequency.to(torch.promote_types(x.dtype, torch.float32)).exp()
+        return (x + (x * frequency).sin().square() / frequency).to(x.dtype)
+
+
+class ELU(Configured, nn.Module):
+    """The exponential linear unit; the activation of SEANet, SoundStream, EnCodec and Mimi.
+
+    Args:
+        channels: C; not needed, taken since every activation is.
+
+    Source: Clevert, Unterthiner, Hochreiter 2016 (arXiv 1511.07289).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        return F.elu(x)
+
+
+class Tanh(Configured, nn.Module):
+    """The hyperbolic tangent, which DAC puts after its decoder.
+
+    Args:
+        channels: C; not needed, taken since every activation is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same, in [-1, 1]."""
+        return x.tanh()

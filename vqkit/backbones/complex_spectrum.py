@@ -1,0 +1,85 @@
+"""Waveforms as complex spectra and back, with exactly one spectrum for each hop."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vqkit.precision import FullPrecisionModule, autocast_disabled
+
+
+class ComplexSpectrum(FullPrecisionModule):
+    """Short-time Fourier transform with a Hann window, and its inverse, in float32 whatever surrounds it.
+
+    Spectrum k is centred on sample k * hop_length; the edges of a waveform are continued by reflection. The inverse is
+    overlap-add divided by the sum of squared windows, and exact for spectra that came from a waveform.
+
+    Args:
+        num_frequencies: from 0 to half the sample rate; the transform has 2 (num_frequencies - 1) points.
+        window_length: in samples; what it lacks to the points of the transform is zeros on both sides.
+        hop_length: in samples.
+
+    Raises:
+        ValueError: the window is longer than the transform, or the hop longer than half of the window.
+    """
+
+    window: Tensor
+
+    def __init__(self, num_frequencies: int, *, window_length: int, hop_length: int) -> None:
+        super().__init__()
+        self.num_points = 2 * (num_frequencies - 1)
+        self.window_length = window_length
+        self.hop_length = hop_length
+        if not 0 < window_length <= self.num_points:
+            raise ValueError(
+                f"window_length={window_length}: expected at most the {self.num_points} points of a transform with "
+                f"num_frequencies={num_frequencies}"
+            )
+        if not 0 < hop_length <= window_length // 2:
+            raise ValueError(
+                f"hop_length={hop_length}: expected at most half of window_length={window_length}, or the inverse would"
+                " divide by nothing"
+            )
+        self.register_buffer("window", torch.hann_window(window_length), persistent=False)
+
+    def analyse(self, wave: Tensor) -> Tensor:
+        """Real and imaginary parts of the spectra.
+
+        Args:
+            wave: (B, C, T) with T a multiple of `hop_length` and more than `num_frequencies`.
+
+        Returns:
+            (B, 2 C, num_frequencies, T / hop_length), for each channel of sound its real and its imaginary part.
+        """
+        with autocast_disabled(wave.device):
+            spectra = torch.stft(
+                wave.to(self.window.dtype).flatten(0, 1),
+                self.num_points,
+                hop_length=self.hop_length,
+                win_length=self.window_length,
+                window=self.window,
+                center=True,
+                pad_mode="reflect",
+                return_complex=True,
+            )
+        # The spectrum centred behind the last sample is left out: those before it cover every sample.
+        parts = torch.view_as_real(spectra[..., :-1])
+        return rearrange(parts, "(b c) f t part -> b (c part) f t", b=len(wave))
+
+    def synthesise(self, planes: Tensor) -> Tensor:
+        """The waveform (B, C, T) of what `analyse` returns, or of any other real and imaginary parts."""
+        with autocast_disabled(planes.device):
+            parts = rearrange(planes.to(self.window.dtype), "b (c part) f t -> part (b c) f t", part=2)
+            segments = torch.fft.irfft(torch.complex(parts[0], parts[1]), n=self.num_points, dim=1)
+            missing = self.num_points - self.window_length
+            window = F.pad(self.window, (missing // 2, missing - missing // 2)).unsqueeze(-1)
+            weights = window.square().expand(1, -1, planes.shape[-1])
+            wave = self._overlap_add(segments * window) / self._overlap_add(weights)
+        return wave.unflatten(0, (len(planes), -1))
+
+    def _overlap_add(self, segments: Tensor) -> Tensor:
+        """(N, num_points, spectra) to (N, spectra * hop_length), from the centre of the first segment on."""
+        count = segments.shape[-1]
+        length = self.num_points + self.hop_length * (count - 1)
+        summed = F.fold(segments, (1, length), (1, self.num_points), stride=(1, self.hop_length)).flatten(1)
+        return summed.narrow(-1, self.num_points // 2, count * self.hop_length)

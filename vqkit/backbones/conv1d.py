@@ -1,0 +1,314 @@
+"""Convolutional encoder and decoder for audio, of the SEANet family: SoundStream, EnCodec, DAC and Mimi.
+
+Residual units of dilated convolutions, strided convolutions of twice the stride between them while the width doubles,
+and the mirror image of it. Everything is zero padded and keeps its length: T samples are T / f frames and back.
+
+Source: Tagliasacchi et al. 2020 (arXiv 2009.02095) and Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), section
+III; EnCodec (Defossez et al. 2022, arXiv 2210.13438), section 3.1; DAC (Kumar et al. 2023, arXiv 2306.06546).
+Differs: zeros at the ends, not reflected samples (EnCodec), which is what lets a stream begin exactly; no LSTM
+(EnCodec), whose place the transformer of Mimi takes; residual branches start scaled down with their number, so that
+the variance does not grow with depth; weight norm of output channels in transposed convolutions too; two additions,
+`patch_size` and `linear_path`, make small models quick to train.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.backbones.activations import Snake
+from vqkit.backbones.lapped import blocked_basis, lapped_basis
+from vqkit.backbones.temporal import (
+    Convolution1d,
+    Deconvolution1d,
+    FromPatches1d,
+    ResidualUnit1d,
+    TemporalSequence,
+    ToPatches1d,
+)
+from vqkit.config import Configured
+
+
+class ConvEncoder1d(Configured, nn.Module):
+    """Audio (B, C, T) to latents (B, dim, T / f), with f = patch_size * the product of the strides.
+
+    A causal encoder's frame j is final with sample (j + 1) f - 1: its algorithmic latency is one frame, f samples. It
+    runs chunk by chunk in `vqkit.streaming.streaming`.
+
+    Args:
+        in_channels: C: 1 mono, 2 stereo.
+        dim: channels of the latents; the quantizer's `dim`.
+        channels: width at the sample rate (of patches, with `patch_size`); it doubles with each stride.
+        max_channels: where doubling stops; None: nowhere.
+        strides: of the downsampling convolutions, those next to the audio first; any numbers.
+        dilations: of the residual units before each stride; (1, 3, 9) is DAC, (1,) EnCodec.
+        kernel_size: taps of the first convolution.
+        residual_kernel_size: taps of the residual units: 7 DAC, 3 EnCodec.
+        latent_kernel_size: taps of the last convolution: 3 DAC, 7 EnCodec.
+        compress: the inner width of a residual unit is that much smaller: 1 DAC, 2 EnCodec.
+        activation: builds an activation for a width; it may not mix time steps.
+        transformer: builds a module (B, width, frames) -> the same, between the last stride and the last convolution;
+            None: none.
+        patch_size: p; p successive samples are first made p channels. 1 is the published models.
+        causal: whether convolutions look back only; a transformer must then be causal too.
+        linear_path: add a linear projection of each frame and its surroundings to the latents, and start the last
+            convolution at zero. Training then starts from a transform that keeps the lowest frequencies, `lapped_basis`
+            or, if causal, `blocked_basis`, instead of from noise. Give the decoder the same.
+
+    Attributes:
+        in_channels: as given.
+        dim: as given.
+        channel_dim: 1, the channel axis of the latents.
+        downsampling_factor: f, samples per frame.
+        causal: as given.
+        context: samples before the first and after the last of its own f on which a frame depends; None if the
+            transformer does not tell (it has no `reach`).
+
+    Raises:
+        ValueError: if a size is not positive or does not fit; in `forward` if T is not a positive multiple of f.
+
+    Example:
+        >>> encoder = ConvEncoder1d(dim=16, channels=8, strides=(2, 5), patch_size=4)
+        >>> encoder(torch.randn(1, 1, 400)).shape
+        torch.Size([1, 16, 10])
+    """
+
+    channel_dim = 1
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        dim: int,
+        channels: int = 64,
+        max_channels: int | None = None,
+        strides: Sequence[int] = (2, 4, 8, 8),
+        dilations: Sequence[int] = (1, 3, 9),
+        kernel_size: int = 7,
+        residual_kernel_size: int = 7,
+        latent_kernel_size: int = 3,
+        compress: int = 1,
+        activation: Callable[[int], nn.Module] = Snake,
+        transformer: Callable[[int], nn.Module] | None = None,
+        patch_size: int = 1,
+        causal: bool = False,
+        linear_path: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_positive(in_channels=in_channels, dim=dim, kernel_size=kernel_size)
+        _check_positive(latent_kernel_size=latent_kernel_size)
+        widths = _widths(channels, max_channels, strides, patch_size)
+        units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, causal)
+        self.in_channels = in_channels
+        self.dim = dim
+        self.downsampling_factor = patch_size * math.prod(strides)
+        self.causal = causal
+        layers: list[nn.Module] = [ToPatches1d(patch_size)] if patch_size > 1 else []
+        layers.append(Convolution1d(in_channels * patch_size, widths[0], kernel_size, causal=causal))
+        for stride, width, wider in zip(strides, widths, widths[1:], strict=False):
+            layers += [*units(width), activation(width)]
+            layers.append(Convolution1d(width, wider, 2 * stride, stride=stride, causal=causal))
+        bottleneck = _bottleneck(transformer, widths[-1], causal)
+        layers += bottleneck
+        gain = 0.0 if linear_path else 1.0
+        layers += [activation(widths[-1])]
+        layers += [Convolution1d(widths[-1], dim, latent_kernel_size, causal=causal, gain=gain)]
+        self.layers = TemporalSequence(*layers)
+        self.linear = _analysis(in_channels, dim, self.downsampling_factor, causal) if linear_path else None
+        reach = _reach(self.layers, self.linear, bottleneck, 0)
+        self.context = None if reach is None else (-reach[0], reach[1] - (self.downsampling_factor - 1))
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """Latents (B, dim, T / f) of audio (B, C, T) in [-1, 1]."""
+        if waves.ndim != 3 or waves.shape[1] != self.in_channels:
+            raise ValueError(
+                f"waves has shape {tuple(waves.shape)}: expected (B, {self.in_channels}, T); for one recording add a"
+                " batch axis with waves[None], for another number of channels set in_channels"
+            )
+        if waves.shape[-1] % self.downsampling_factor or not waves.shape[-1]:
+            raise ValueError(
+                f"waves of {waves.shape[-1]} samples are no whole number of frames: pad or cut them to a positive"
+                f" multiple of the downsampling factor {self.downsampling_factor}"
+            )
+        latents = self.layers(waves)
+        return latents if self.linear is None else latents + self.linear(waves)
+
+
+class ConvDecoder1d(Configured, nn.Module):
+    """Latents (B, dim, frames) to audio (B, C, frames * f), the mirror of `ConvEncoder1d`.
+
+    Args:
+        out_channels: C: 1 mono, 2 stereo.
+        dim: channels of the latents.
+        channels: width at the sample rate; DAC has 96 here, and 1536 = 16 * 96 at the latents.
+        max_channels: where doubling stops, seen from the audio; None: nowhere.
+        strides: in the order of the encoder, those next to the audio first.
+        dilations: of the residual units after each stride.
+        kernel_size: taps of the last convolution.
+        residual_kernel_size: taps of the residual units.
+        latent_kernel_size: taps of the first convolution.
+        compress: the inner width of a residual unit is that much smaller.
+        activation: builds an activation for a width; it may not mix time steps.
+        transformer: builds a module (B, width, frames) -> the same, after the first convolution; None: none.
+        patch_size: p; the last convolution makes patches of p samples.
+        causal: whether a frame changes its own samples and later ones only; a transformer must then be causal too.
+        linear_path: add a linear map from the latents to the samples and start the last convolution at zero; see
+            `ConvEncoder1d`.
+        output_activation: builds what the sum is passed through, such as `Tanh` in DAC. None, as in EnCodec and Mimi: a
+            hyperbolic tangent bends loud recordings, which the linear path reconstructs as they are, and its gradient
+            vanishes where they clip.
+
+    Attributes:
+        out_channels: as given.
+        dim: as given.
+        channel_dim: 1, the channel axis of the latents.
+        downsampling_factor: f, samples per frame.
+        causal: as given.
+        context: frames before and after on which the samples of a frame depend; None as in `ConvEncoder1d`.
+
+    Raises:
+        ValueError: if a size is not positive or does not fit.
+    """
+
+    channel_dim = 1
+
+    def __init__(
+        self,
+        *,
+        out_channels: int = 1,
+        dim: int,
+        channels: int = 96,
+        max_channels: int | None = None,
+        strides: Sequence[int] = (2, 4, 8, 8),
+        dilations: Sequence[int] = (1, 3, 9),
+        kernel_size: int = 7,
+        residual_kernel_size: int = 7,
+        latent_kernel_size: int = 7,
+        compress: int = 1,
+        activation: Callable[[int], nn.Module] = Snake,
+        transformer: Callable[[int], nn.Module] | None = None,
+        patch_size: int = 1,
+        causal: bool = False,
+        linear_path: bool = False,
+        output_activation: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(out_channels=out_channels, dim=dim, kernel_size=kernel_size)
+        _check_positive(latent_kernel_size=latent_kernel_size)
+        widths = _widths(channels, max_channels, strides, patch_size)
+        units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, causal)
+        self.out_channels = out_channels
+        self.dim = dim
+        self.downsampling_factor = patch_size * math.prod(strides)
+        self.causal = causal
+        layers: list[nn.Module] = [Convolution1d(dim, widths[-1], latent_kernel_size, causal=causal)]
+        bottleneck = _bottleneck(transformer, widths[-1], causal)
+        layers += bottleneck
+        for level in reversed(range(len(strides))):
+            width, stride = widths[level], strides[level]
+            layers.append(activation(widths[level + 1]))
+            layers.append(Deconvolution1d(widths[level + 1], width, 2 * stride, stride=stride, causal=causal))
+            layers += units(width)
+        gain = 0.0 if linear_path else 1.0
+        layers += [activation(widths[0])]
+        layers += [Convolution1d(widths[0], out_channels * patch_size, kernel_size, causal=causal, gain=gain)]
+        layers += [FromPatches1d(patch_size)] if patch_size > 1 else []
+        self.layers = TemporalSequence(*layers)
+        self.linear = _synthesis(dim, out_channels, self.downsampling_factor, causal) if linear_path else None
+        self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
+        reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
+        self.context = None if reach is None else (-reach[0], reach[1])
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Audio (B, C, frames * f), about in [-1, 1] and not clipped, of latents (B, dim, frames)."""
+        if latents.ndim != 3 or latents.shape[1] != self.dim or not latents.shape[-1]:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}: expected (B, {self.dim}, frames), frames > 0")
+        waves = self.layers(latents)
+        return self.output_activation(waves if self.linear is None else waves + self.linear(latents))
+
+
+def _residual_units(
+    levels: int,
+    dilations: Sequence[int],
+    kernel_size: int,
+    compress: int,
+    activation: Callable[[int], nn.Module],
+    causal: bool,
+) -> Callable[[int], list[nn.Module]]:
+    """Builds the residual units of a level from its width."""
+    _check_positive(residual_kernel_size=kernel_size, compress=compress)
+    if any(dilation < 1 for dilation in dilations):
+        raise ValueError(f"dilations={dilations!r}: expected positive numbers, such as (1, 3, 9)")
+    unit = partial(
+        ResidualUnit1d,
+        kernel_size=kernel_size,
+        compress=compress,
+        activation=activation,
+        causal=causal,
+        # (1 + 1 / n)^n < e: n branches together do not triple the variance.
+        gain=1 / math.sqrt(max(levels * len(dilations), 1)),
+    )
+    return lambda width: [unit(width, dilation=dilation) for dilation in dilations]
+
+
+def _widths(channels: int, max_channels: int | None, strides: Sequence[int], patch_size: int) -> list[int]:
+    """Width at the audio and after each stride."""
+    _check_positive(channels=channels, patch_size=patch_size)
+    if any(stride < 1 for stride in strides):
+        raise ValueError(f"strides={strides!r}: expected positive numbers, those next to the audio first")
+    if max_channels is not None and max_channels < channels:
+        raise ValueError(f"max_channels={max_channels} is below channels={channels}: raise it, or lower channels")
+    widths = [channels * 2**level for level in range(len(strides) + 1)]
+    return widths if max_channels is None else [min(width, max_channels) for width in widths]
+
+
+def _bottleneck(transformer: Callable[[int], nn.Module] | None, width: int, causal: bool) -> list[nn.Module]:
+    if transformer is None:
+        return []
+    module = transformer(width)
+    if causal and not getattr(module, "causal", False):
+        raise ValueError(
+            f"causal=True with a transformer that is not ({type(module).__name__}.causal is not True): build it with"
+            " causal=True, or the model with causal=False"
+        )
+    return [module]
+
+
+def _reach(
+    layers: TemporalSequence, linear: Convolution1d | Deconvolution1d | None, bottleneck: list[nn.Module], last: int
+) -> tuple[int, int] | None:
+    """Inputs on which the outputs 0 to `last` depend; None if the bottleneck does not tell."""
+    if not all(hasattr(module, "reach") for module in bottleneck):
+        return None
+    reaches = [part.reach(0, last) for part in (layers, linear) if part is not None]
+    return min(first for first, _ in reaches), max(end for _, end in reaches)
+
+
+def _analysis(channels: int, dim: int, hop_length: int, causal: bool) -> Convolution1d:
+    """The linear path of the encoder: a window of two hops, of which the causal one starts with the second alone."""
+    layer = Convolution1d(channels, dim, 2 * hop_length, stride=hop_length, causal=causal, gain=0.0)
+    with torch.no_grad():
+        if causal:
+            layer.convolution.weight[..., hop_length:] = blocked_basis(dim, channels, hop_length)
+        else:
+            layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))
+    return layer
+
+
+def _synthesis(dim: int, channels: int, hop_length: int, causal: bool) -> Deconvolution1d:
+    """The linear path of the decoder: two hops, of which the causal one starts with the first alone."""
+    layer = Deconvolution1d(dim, channels, 2 * hop_length, stride=hop_length, causal=causal, gain=0.0)
+    with torch.no_grad():
+        if causal:
+            layer.convolution.weight[..., :hop_length] = blocked_basis(dim, channels, hop_length)
+        else:
+            layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))
+    return layer
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: expected a positive number")

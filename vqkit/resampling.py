@@ -1,0 +1,35 @@
+"""Sound at another sample rate."""
+
+from torch import Tensor
+
+
+def resample(wave: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
+    """`wave` at another sample rate, by torchaudio's Kaiser-windowed sinc filter (64 zero crossings).
+
+    Args:
+        wave: (..., T).
+        sample_rate: of `wave`, in Hz.
+        new_sample_rate: in Hz.
+
+    Returns:
+        (..., ceil(T * new_sample_rate / sample_rate)).
+
+    Raises:
+        ImportError: torchaudio is not installed.
+    """
+    try:
+        from torchaudio.functional import resample as torchaudio_resample
+    except ImportError as error:
+        raise ImportError(
+            f"resampling from {sample_rate} Hz to {new_sample_rate} Hz needs torchaudio: pip install 'vqkit[audio]',"
+            " or resample before"
+        ) from error
+    return torchaudio_resample(
+        wave,
+        sample_rate,
+        new_sample_rate,
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.769656459379492,
+    )

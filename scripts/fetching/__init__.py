@@ -1,1 +1,1 @@
-"""Fetches real photographs from Debian packages; the parts behind ``scripts/fetch_data.py``."""
+"""Fetches real photographs and recordings from Debian packages; the parts behind ``scripts/fetch_data.py``."""

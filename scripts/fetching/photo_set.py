@@ -2,19 +2,15 @@
 
 ``<destination>/train/<package>/*.jpg`` and ``<destination>/validation/<package>/*.jpg`` hold the pictures,
 ``manifest.json`` says where each comes from, ``licences/<package>.txt`` is the package's own copyright file. A package
-is written aside and moved into place when it is whole; its record in ``.packages/`` is written last and is what a later
-run trusts.
+is written aside and moved into place when it is whole (see ``folders``).
 """
 
-import fcntl
 import hashlib
 import json
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from PIL import Image
 
 from fetching.debian import FetchError, PackageFile, obtain, unpack
 from fetching.files import sha256_of, write_atomically
+from fetching.folders import RECORDS, claimed, clear, complain, fill, move_into_place
 from fetching.photo_sources import PhotoSource, photo_sources, pictures_in
 from fetching.photographs import (
     NotAPhotograph,
@@ -38,7 +35,6 @@ RECIPE = 1
 JPEG_QUALITY = 95
 VALIDATION_SHARE = 0.1
 SPLITS = ("train", "validation")
-_RECORDS = ".packages"
 
 
 @dataclass
@@ -85,64 +81,31 @@ def build(packages: list[str], *, destination: Path, downloads: Path, say=print)
         FetchError: the destination holds something else, or at least one package could not be fetched; the others are
             then complete.
     """
-    _claim(destination)
-    with _alone(destination):
+    with claimed(destination):
         return _build(packages, destination, downloads, say)
 
 
 def _build(packages: list[str], destination: Path, downloads: Path, say) -> list[PackageRecord]:
     sources = photo_sources()
     records = {name: record for name in sources if (record := _finished(sources[name], destination)) is not None}
-    failed: dict[str, str] = {}
     # In the order of sources.toml, whatever order was asked for: the choice among duplicates is always the same.
     wanted = [name for name in sources if name in packages]
-    for number, name in enumerate(wanted, start=1):
-        heading = f"[{number}/{len(wanted)}] {name}"
-        if name in records:
-            say(f"{heading}: already there, {len(records[name].photographs)} photographs")
-            continue
-        try:
-            records[name] = _build_package(
-                sources[name], records, destination, downloads, lambda line, heading=heading: say(f"{heading}: {line}")
-            )
-        except (FetchError, DamagedResourceFile) as error:
-            failed[name] = str(error)
-            say(f"{heading}: FAILED. {error}")
+    failed = fill(
+        wanted,
+        records,
+        lambda name, progress: _build_package(sources[name], records, destination, downloads, progress),
+        counted=lambda record: f"{len(record.photographs)} photographs",
+        failures=(FetchError, DamagedResourceFile),
+        say=say,
+    )
     ordered = [records[name] for name in sources if name in records]
     write_atomically(destination / "manifest.json", _manifest(ordered))
-    if failed:
-        raise FetchError(
-            f"{len(failed)} of {len(wanted)} packages could not be fetched ({', '.join(failed)}); the reasons are "
-            "above. The others are complete."
-        )
+    complain(failed, wanted)
     return ordered
 
 
-def _claim(destination: Path) -> None:
-    if destination.exists() and not destination.is_dir():
-        raise FetchError(f"--destination {destination} is a file; name a folder.")
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / _RECORDS).is_dir():
-        raise FetchError(
-            f"--destination {destination} holds files that this command did not write, and it would delete some. "
-            "Name a new or an empty folder."
-        )
-    (destination / _RECORDS).mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _alone(destination: Path) -> Iterator[None]:
-    with (destination / _RECORDS / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FetchError(f"Another run is writing to {destination}; wait for it or name another folder.") from None
-        for leftover in destination.glob(".partial-*"):
-            shutil.rmtree(leftover)  # of a run that was killed
-        yield
-
-
 def _finished(source: PhotoSource, destination: Path) -> PackageRecord | None:
-    marker = destination / _RECORDS / f"{source.package}.json"
+    marker = destination / RECORDS / f"{source.package}.json"
     if not marker.is_file():
         return None
     try:
@@ -163,10 +126,7 @@ def _build_package(
     as_measured = deb.sha256 == source.sha256
     if not as_measured:
         say(f"{deb.version} is not the file that was measured ({source.version}); the number of photographs may differ")
-    # What an interrupted run left of this package: no record vouches for it.
-    (destination / _RECORDS / f"{source.package}.json").unlink(missing_ok=True)
-    for split in SPLITS:
-        shutil.rmtree(destination / split / source.package, ignore_errors=True)
+    clear(destination, source.package, SPLITS)
     known = [int(photo["hash"], 16) for record in records.values() for photo in record.photographs]
     record = PackageRecord(
         package=source.package,
@@ -179,13 +139,10 @@ def _build_package(
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=destination) as partial:
         staged = Path(partial)
         _stage(deb, source, known, record, staged, say)
-        for split in SPLITS:
-            if (staged / split).is_dir():
-                (destination / split).mkdir(exist_ok=True)
-                (staged / split).rename(destination / split / source.package)
+        move_into_place(staged, destination, source.package, SPLITS)
         if (staged / "copyright").is_file():
             write_atomically(destination / "licences" / f"{source.package}.txt", (staged / "copyright").read_bytes())
-    write_atomically(destination / _RECORDS / f"{source.package}.json", json.dumps(asdict(record), indent=1).encode())
+    write_atomically(destination / RECORDS / f"{source.package}.json", json.dumps(asdict(record), indent=1).encode())
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(record.left_out.items())) or "none"
     say(f"{len(record.photographs)} photographs (left out: {left_out})")
     return record

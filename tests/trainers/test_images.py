@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from trainers.data import pictures, sampler
-from trainers.data.images import ImageFolderData, split
+from trainers.data.files import split
+from trainers.data.images import ImageFolderData
 from trainers.data.pictures import Picture
 
 
@@ -109,7 +110,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[pictures.ORIENTATION_TAG] = orientation
     Image.fromarray(numpy.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
     assert numpy.array_equal(pixels(tmp_path / "a.png"), upright)
-    found = pictures.scan(tmp_path, min_size=1).pictures[0]
+    found = pictures.scan(tmp_path, min_size=1).files[0]
     assert (found.height, found.width) == (40, 60)
 
 
@@ -220,7 +221,7 @@ def test_identical_files_are_on_one_side(tmp_path):
 @pytest.mark.parametrize(("contents", "expected"), [("fe", "e"), ("01", "0")])
 def test_each_side_has_a_picture(contents, expected):
     files = [Picture(f"{number}.png", 1, 1, 16 * content) for number, content in enumerate(contents)]
-    training, validation = split(files, 0.2, Path("photos"))
+    training, validation = split(files, 0.2, Path("photos"), noun="picture")
     assert [picture.content for picture in validation] == [16 * expected]
     assert len(training) == 1
 
@@ -369,7 +370,7 @@ def test_too_few_pictures_stop_setup(tmp_path, monkeypatch):
         data(tmp_path, batch_size=16).setup("fit")
     data(tmp_path, batch_size=16, repeats=16).setup("fit")
     monkeypatch.setattr(sampler, "ranks", lambda: (0, 9))
-    monkeypatch.setattr("trainers.data.images.ranks", lambda: (0, 9))
+    monkeypatch.setattr("trainers.data.folder.ranks", lambda: (0, 9))
     with pytest.raises(ValueError, match=r"validation picture\(s\) cannot be divided among 9 ranks"):
         data(tmp_path, batch_size=1, repeats=16).setup("fit")
 

@@ -196,8 +196,8 @@ def test_directory_without_manifest_or_of_another_version_is_refused(tmp_path):
     with writer(tmp_path) as shards:
         fill(shards, 0, 2)
     path = tmp_path / "manifest-00000-of-00001.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
-    with pytest.raises(ValueError, match="has format_version 2; this reader knows 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
+    with pytest.raises(ValueError, match="has format_version 3; this reader knows 1 and 2"):
         TokenShards(tmp_path)
 
 
@@ -270,3 +270,92 @@ def test_hash_tells_shapes_types_and_levels_apart():
     hashes += [codebook_hash(FSQ(levels)) for levels in ([8, 5], [5, 8], [4, 10])]
     assert len(set(hashes)) == len(hashes)
     assert codebook_hash(FSQ([8, 5])) == codebook_hash(FSQ([8, 5]))
+
+
+# ---- sequences of differing length
+
+LENGTHS = (5, 1, 9, 9, 3, 7, 2)
+
+
+def utterance(number: int, levels: int = 2) -> torch.Tensor:
+    """(length, levels); no two utterances share an index, and each has a masked one."""
+    indices = 100 * number + torch.arange(LENGTHS[number] * levels).reshape(-1, levels)
+    indices[0, -1] = -1
+    return indices
+
+
+def speak(shards: TokenShardWriter, numbers) -> None:
+    for number in numbers:
+        shards.add(utterance(number)[None], [f"{number}.flac"])
+
+
+def check_utterances(directory: Path) -> None:
+    read = TokenShards(directory)
+    read.verify()
+    assert read.names == [f"{number}.flac" for number in range(len(LENGTHS))]
+    assert read.shape == (None, 2)
+    for number, sample in enumerate(read):
+        assert torch.equal(sample["indices"], utterance(number)), number
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 2, 3, 100])
+def test_utterances_keep_their_lengths(tmp_path, samples_per_shard):
+    with writer(tmp_path, num_codebooks=2, samples_per_shard=samples_per_shard) as shards:
+        speak(shards, range(len(LENGTHS)))
+    check_utterances(tmp_path)
+    assert list(DataLoader(TokenShards(tmp_path), batch_size=None, num_workers=0))[2]["indices"].shape == (9, 2)
+
+
+def test_utterances_in_batches_and_single_levels(tmp_path):
+    with writer(tmp_path) as shards:
+        shards.add(torch.tensor([[1, 2, 3], [4, 5, 6]]), ["a", "b"])
+        shards.add(torch.tensor([[7]]), ["c"])
+        shards.add(torch.zeros(1, 0, dtype=torch.int64), ["d"])
+    read = TokenShards(tmp_path)
+    assert [sample["indices"].tolist() for sample in read] == [[1, 2, 3], [4, 5, 6], [7], []]
+    assert read.shape == (None,)
+
+
+def test_utterances_of_one_length_are_written_as_before(tmp_path):
+    with writer(tmp_path, num_codebooks=2, samples_per_shard=2) as shards:
+        speak(shards, (2, 3))
+    assert json.loads((tmp_path / "manifest-00000-of-00001.json").read_text())["format_version"] == 1
+    assert TokenShards(tmp_path).shape == (9, 2)
+    assert set(load_file(tmp_path / "tokens-00000-of-00001-000000.safetensors")) == {"indices", "masked"}
+    with writer(tmp_path, num_codebooks=2, samples_per_shard=2) as shards:
+        speak(shards, (0, 1, 4, 5, 6))
+    assert json.loads((tmp_path / "manifest-00000-of-00001.json").read_text())["format_version"] == 2
+    check_utterances(tmp_path)
+
+
+def test_interrupted_utterances_are_continued(tmp_path, monkeypatch):
+    shards = writer(tmp_path, num_codebooks=2, samples_per_shard=2)
+    speak(shards, range(5))  # two shards are on the disk, the fifth utterance is lost with the process
+    assert shards.done == {"0.flac", "1.flac", "2.flac", "3.flac"}
+    again = writer(tmp_path, num_codebooks=2, samples_per_shard=2)
+    assert again.done == shards.done
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(tokens, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        speak(again, (4, 5))
+    last = writer(tmp_path, num_codebooks=2, samples_per_shard=2)
+    assert last.done == shards.done
+    speak(last, (4, 5, 6))
+    last.close()
+    check_utterances(tmp_path)
+
+
+def test_utterances_of_several_ranks_are_joined(tmp_path, monkeypatch):
+    for rank, numbers in enumerate([(2, 3), (0, 1, 4, 5, 6)]):  # the first rank has a fixed shape, the second has not
+        monkeypatch.setattr(tokens, "ranks", lambda rank=rank: (rank, 2))
+        with writer(tmp_path, num_codebooks=2) as shards:
+            speak(shards, numbers)
+    check_utterances(tmp_path)
+
+
+def test_utterances_with_other_levels_are_refused(tmp_path):
+    with writer(tmp_path, num_codebooks=2) as shards:
+        speak(shards, (0, 1))
+        with pytest.raises(ValueError, match=r"samples of shape \[4, 3\] do not fit a directory of shape \[None, 2\]"):
+            shards.add(torch.zeros(1, 4, 3, dtype=torch.int64), ["x"])
+        with pytest.raises(ValueError, match=r"samples of shape \[4\] do not fit a directory of shape \[None, 2\]"):
+            shards.add(torch.zeros(1, 4, dtype=torch.int64), ["x"])

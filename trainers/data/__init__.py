@@ -1,1 +1,1 @@
-"""Data for the trainers: pictures in, token shards out."""
+"""Data for the trainers: pictures and recordings in, token shards out."""

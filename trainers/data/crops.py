@@ -10,11 +10,12 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from trainers.data import pictures
+from trainers.data.files import FileStore
 from trainers.data.pictures import Picture
 from trainers.data.sampler import sample_generator
 
 
-class PictureStore:
+class PictureStore(FileStore[Picture]):
     """Decoded pictures of one folder, as far as a memory budget reaches; the rest is read from the file every time.
 
     Args:
@@ -24,43 +25,22 @@ class PictureStore:
     """
 
     def __init__(self, root: Path, files: list[Picture], *, shorter_side: int) -> None:
-        self.root = root
-        self.files = files
+        super().__init__(root, files)
         self.shorter_side = shorter_side
-        self._decoded: dict[str, numpy.ndarray] = {}
 
-    def preload(self, budget: int) -> tuple[int, dict[str, str]]:
-        """Decodes pictures until `budget` bytes are used, and drops those that cannot be decoded.
+    def size(self, file: Picture) -> int:
+        """Bytes of the pixels."""
+        height, width = pictures.reduced_size(file.height, file.width, self.shorter_side)
+        return 3 * height * width
 
-        Returns:
-            The bytes that are left, and the reason for every dropped picture by its path.
-        """
-        chosen = []
-        for picture in self.files:
-            height, width = pictures.reduced_size(picture.height, picture.width, self.shorter_side)
-            budget -= 3 * height * width
-            if budget < 0:
-                break
-            chosen.append(picture)
-        failed: dict[str, str] = {}
-        for picture, result in zip(chosen, pictures.in_threads(self._attempt, chosen), strict=True):
-            if isinstance(result, str):
-                failed[str(self.root / picture.name)] = result
-            else:
-                self._decoded[picture.name] = result
-        self.files = [picture for picture in self.files if str(self.root / picture.name) not in failed]
-        return max(0, budget), failed
-
-    def _attempt(self, picture: Picture) -> numpy.ndarray | str:
-        try:
-            return self.read(picture)
-        except ValueError as error:
-            return str(error)
+    def decode(self, file: Picture) -> numpy.ndarray:
+        """The pixels of a file, (height, width, 3) uint8."""
+        return pictures.read(self.root / file.name, shorter_side=self.shorter_side)
 
     def read(self, picture: Picture) -> numpy.ndarray:
         """The pixels of a picture, (height, width, 3) uint8; ValueError with the reason if it cannot be decoded."""
-        decoded = self._decoded.get(picture.name)
-        return pictures.read(self.root / picture.name, shorter_side=self.shorter_side) if decoded is None else decoded
+        kept = self.kept(picture)
+        return self.decode(picture) if kept is None else kept
 
 
 def finished(pixels: Tensor) -> Tensor:
@@ -112,7 +92,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
             try:
                 pixels = torch.from_numpy(self.store.read(picture)).permute(2, 0, 1)
             except ValueError as error:
-                failed[str(self.store.root / picture.name)] = str(error)
+                failed[self.store.path(picture)] = str(error)
                 continue
             return {"image": self.crop(pixels, epoch, sample), "name": picture.name, "failed": failed}
         raise ValueError(f"None of the {len(files)} training pictures under {self.store.root} can be decoded any more.")
@@ -162,7 +142,7 @@ class EvaluationImages(Dataset[dict[str, Any]]):
         try:
             pixels = torch.from_numpy(self.store.read(picture)).permute(2, 0, 1)
         except ValueError as error:
-            return {"failed": {str(self.store.root / picture.name): str(error)}}
+            return {"failed": {self.store.path(picture): str(error)}}
         if min(pixels.shape[1:]) != self.resolution:
             pixels = functional.resize(pixels, [self.resolution], InterpolationMode.BICUBIC, antialias=True)
         pixels = functional.center_crop(pixels, [self.resolution] * 2)

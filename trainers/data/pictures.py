@@ -1,20 +1,16 @@
 """Picture files: which of them can be used, and how one becomes pixels. Knows Pillow, not Lightning."""
 
-import hashlib
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 from PIL import Image
 
+from trainers.data.files import Folder, content_hash, found_under, inspected
+
 # EPS runs an outside program on the file; the others are recognised by Pillow but never decoded by it.
 LEFT_OUT_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-EDGE_BYTES = 65536
 ORIENTATION_TAG = 0x0112
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,36 +40,13 @@ class Picture:
     content: str
 
 
-@dataclass
-class Folder:
-    """What a folder holds.
-
-    Attributes:
-        root: The folder.
-        pictures: The usable pictures, ordered by name.
-        skipped: Why each unusable picture file is left out, by its path.
-        other_files: Number of files whose suffix is not one of a picture.
-    """
-
-    root: Path
-    pictures: list[Picture]
-    skipped: dict[str, str] = field(default_factory=dict)
-    other_files: int = 0
-
-
 def formats() -> list[str]:
     """Names of the formats that this installation of Pillow decodes."""
     Image.init()
     return sorted(set(Image.OPEN) - LEFT_OUT_FORMATS)
 
 
-def in_threads(function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
-    """Applies a function to every item, in order, in a few threads (Pillow decodes without the interpreter lock)."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, items))
-
-
-def scan(root: Path, *, min_size: int) -> Folder:
+def scan(root: Path, *, min_size: int) -> Folder[Picture]:
     """Finds the pictures under a folder by reading the header and the ends of every file with a picture's suffix.
 
     Nothing is decoded, so a file that is damaged in the middle is found only when it is read. Hidden files and folders
@@ -85,32 +58,8 @@ def scan(root: Path, *, min_size: int) -> Folder:
     """
     known = set(formats())
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in known}
-    candidates: list[Path] = []
-    other_files = 0
-    visited: set[str] = set()
-    for directory, subdirectories, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in visited:  # a link that leads back would never end
-            subdirectories.clear()
-            continue
-        visited.add(real)
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        for name in sorted(files):
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in suffixes:
-                candidates.append(Path(directory, name))
-            else:
-                other_files += 1
-    folder = Folder(root, [], other_files=other_files)
-    results = in_threads(lambda path: inspect(path, root, min_size), candidates)
-    for path, result in zip(candidates, results, strict=True):
-        if isinstance(result, Picture):
-            folder.pictures.append(result)
-        else:
-            folder.skipped[str(path)] = result
-    folder.pictures.sort(key=lambda picture: picture.name)
-    return folder
+    candidates, other_files = found_under(root, suffixes)
+    return inspected(root, candidates, lambda path: inspect(path, root, min_size), other_files=other_files)
 
 
 def inspect(path: Path, root: Path, min_size: int) -> Picture | str:
@@ -133,17 +82,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture that Pillow can identify"
     return f"cannot be read: {error or type(error).__name__}"
-
-
-def content_hash(path: Path) -> str:
-    """Hash of a file's size, first and last 64 KiB: reads little of a large file, and identical files agree."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(EDGE_BYTES))
-        file.seek(max(0, size - EDGE_BYTES))
-        digest.update(file.read(EDGE_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def orientation(image: Image.Image) -> int:

@@ -3,8 +3,9 @@
 A directory holds shards, `tokens-<rank>-of-<ranks>-<number>.safetensors`, and for every rank a manifest,
 `manifest-<rank>-of-<ranks>.json`. A shard has the tensor `indices` (samples, *shape), unsigned and as small as the
 codebook allows; if any index was -1, also `masked` (samples, *shape), bool, where `indices` is 0; and the samples'
-names in its metadata. Every file appears whole or not at all, and a manifest lists a shard only after it is on the
-disk.
+names in its metadata. Sequences that differ in length, such as utterances, are one after another on the first axis,
+`indices` (sum of lengths, ...), with `lengths` (samples,) int64. Every file appears whole or not at all, and a manifest
+lists a shard only after it is on the disk.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from torch.utils.data import Dataset
 from trainers.data.sampler import ranks
 
 FORMAT_VERSION = 1
+RAGGED_VERSION = 2  # of directories whose samples differ in length; all else is as in version 1
 IDENTITY = ("codebook_size", "num_codebooks", "codebook_hash", "data_hash")  # what the runs that fill a directory share
 
 
@@ -73,12 +75,28 @@ def read_manifests(directory: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(directory.glob("manifest-*-of-*.json")):
         manifests[path.name] = json.loads(path.read_text(encoding="utf-8"))
         version = manifests[path.name].get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, RAGGED_VERSION):
             raise ValueError(
-                f"{path} has format_version {version!r}; this reader knows {FORMAT_VERSION}. Write the tokens "
-                "again, or read them with the version of the code that wrote them."
+                f"{path} has format_version {version!r}; this reader knows {FORMAT_VERSION} and {RAGGED_VERSION}. "
+                "Write the tokens again, or read them with the version of the code that wrote them."
             )
     return manifests
+
+
+def joined_shape(first: Sequence[int | None] | None, second: Sequence[int | None] | None) -> list[int | None] | None:
+    """The shape of samples of two shapes, with None for a first axis whose length differs; one may be unknown (None).
+
+    Raises:
+        ValueError: If more than the first axis differs.
+    """
+    if first is None or second is None:
+        known = second if first is None else first
+        return None if known is None else list(known)
+    if list(first) == list(second):
+        return list(first)
+    if len(first) != len(second) or not first or list(first[1:]) != list(second[1:]):
+        raise ValueError(f"{list(first)} and {list(second)} differ in more than their length.")
+    return [None, *first[1:]]
 
 
 def shard_names(path: Path) -> list[str]:
@@ -166,7 +184,7 @@ class TokenShardWriter:
             manifest["shards"] = sound
             for shard in sound:
                 self.done.update(shard_names(self.directory / shard["file"]))
-            self._manifest["shape"] = manifest["shape"] if self._manifest["shape"] is None else self._manifest["shape"]
+            self._manifest["shape"] = joined_shape(self._manifest["shape"], manifest["shape"])
             if name == self._manifest_name:
                 self._manifest["shards"] = sound
             if changed and rank == 0:
@@ -200,7 +218,8 @@ class TokenShardWriter:
         """Adds samples; writes a shard whenever one is full.
 
         Args:
-            indices: (B, *shape) integers in -1 .. codebook_size - 1; the same shape in every call.
+            indices: (B, *shape) integers in -1 .. codebook_size - 1; the same shape in every call, save for sequences,
+                (B, length) or (B, length, num_codebooks), whose length may differ.
             names: B names, each only once in a directory.
 
         Raises:
@@ -215,26 +234,33 @@ class TokenShardWriter:
         if len(indices) == 0:
             return
         self._check_range(indices)
-        shape = list(indices.shape[1:])
-        if self._manifest["shape"] not in (None, shape):
-            raise ValueError(
-                f"samples of shape {shape} do not fit a directory of shape {self._manifest['shape']}. Give all "
-                "samples one size, such as by a fixed resolution."
-            )
-        self._manifest["shape"] = shape
+        shape = self._shape_with(list(indices.shape[1:]))
         fresh = set(names) - self._known
         if len(fresh) < len(names):
             repeated = sorted(self._known.intersection(names)) or sorted(names)
             raise ValueError(
                 f"Names must be unique, and those in `done` left out; {repeated[0]!r} is written or waiting already."
             )
+        self._manifest["shape"] = shape
         self._known |= fresh
         self._indices.extend(indices.to(torch.int64))
         self._names.extend(names)
         while len(self._names) >= self.samples_per_shard:
             self._write_shard(self.samples_per_shard)
 
+    def _shape_with(self, shape: list[int]) -> list[int | None] | None:
+        known = self._manifest["shape"]
+        is_sequence = len(shape) == 1 or (len(shape) == 2 and shape[1] == len(self.codebook_sizes))
+        if known in (None, shape) or (is_sequence and len(known) == len(shape) and known[1:] == shape[1:]):
+            return joined_shape(known, shape)
+        raise ValueError(
+            f"samples of shape {shape} do not fit a directory of shape {known}. Give all samples one size, such as by "
+            "a fixed resolution; only sequences may differ, in their length."
+        )
+
     def _check_range(self, indices: Tensor) -> None:
+        if indices.numel() == 0:
+            return
         uneven = len(set(self.codebook_sizes)) > 1
         if uneven and indices.shape[-1] != len(self.codebook_sizes):
             raise ValueError(
@@ -247,9 +273,14 @@ class TokenShardWriter:
                 raise ValueError(f"indices must lie in -1 .. {size - 1}, got {low} .. {high}.")
 
     def _write_shard(self, samples: int) -> None:
-        indices, self._indices = torch.stack(self._indices[:samples]), self._indices[samples:]
+        waiting, self._indices = self._indices[:samples], self._indices[samples:]
         names, self._names = self._names[:samples], self._names[samples:]
+        lengths = [sample.shape[:1].numel() for sample in waiting]
+        ragged = len(set(lengths)) > 1
+        indices = torch.cat(waiting) if ragged else torch.stack(waiting)
         tensors = {"indices": indices.clamp(min=0).to(storage_dtype(self.codebook_size))}
+        if ragged:
+            tensors["lengths"] = torch.tensor(lengths)
         if bool((indices < 0).any()):
             tensors["masked"] = indices < 0
         content = save(tensors, metadata={"names": json.dumps(names, ensure_ascii=False)})
@@ -263,6 +294,8 @@ class TokenShardWriter:
         self.done.update(names)
 
     def _write_manifest(self) -> None:
+        if None in (self._manifest["shape"] or []):
+            self._manifest["format_version"] = RAGGED_VERSION
         write_whole(self.directory / self._manifest_name, json.dumps(self._manifest, indent=1).encode())
 
     def close(self) -> None:
@@ -279,10 +312,29 @@ class TokenShardWriter:
         self.close()
 
 
+class _OpenShard:
+    """A shard that is being read, sample by sample."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        keys = self._file.keys()
+        self._masked = "masked" in keys
+        self._ends = self._file.get_tensor("lengths").cumsum(0).tolist() if "lengths" in keys else None
+
+    def sample(self, row: int) -> Tensor:
+        """The indices of a sample, int64, -1 where masked."""
+        place: int | slice = row
+        if self._ends is not None:
+            place = slice(self._ends[row - 1] if row else 0, self._ends[row])
+        indices = self._file.get_slice("indices")[place].to(torch.int64)
+        return indices.masked_fill(self._file.get_slice("masked")[place], -1) if self._masked else indices
+
+
 class TokenShards(Dataset[dict[str, Any]]):
     """Reads token shards: a map-style data set, ordered by name whatever number of ranks and runs wrote it.
 
     A sample is a dict: `"indices"`, (*shape) int64, -1 where masked; `"name"`, the file name that was predicted.
+    Sequences come in their own length: join them with a collate function that pads or packs.
 
     Args:
         directory: What `TokenShardWriter` filled.
@@ -293,7 +345,7 @@ class TokenShards(Dataset[dict[str, Any]]):
         codebook_sizes: K of each level.
         codebook_hash: Equals `codebook_hash(quantizer)` of the quantizer that can decode these tokens.
         tokenizer: Where that tokenizer was saved; empty if it was not said.
-        shape: Shape of one sample.
+        shape: Shape of one sample; None for a first axis whose length differs.
         names: The names, in order.
 
     Raises:
@@ -312,9 +364,12 @@ class TokenShards(Dataset[dict[str, Any]]):
             for key in IDENTITY:
                 if manifest[key] != first[key]:
                     raise ValueError(f"{name} in {self.directory} has {key}={manifest[key]!r}, others {first[key]!r}.")
-        shapes = {tuple(manifest["shape"]) for manifest in manifests.values() if manifest["shards"]}
-        if len(shapes) > 1:
-            raise ValueError(f"The manifests in {self.directory} have samples of different shapes: {sorted(shapes)}.")
+        shape: list[int | None] | None = None
+        try:
+            for manifest in manifests.values():
+                shape = joined_shape(shape, manifest["shape"] if manifest["shards"] else None)
+        except ValueError as error:
+            raise ValueError(f"The manifests in {self.directory} have samples of different shapes: {error}") from error
         self.codebook_size: int = first["codebook_size"]
         self.num_codebooks: int = first["num_codebooks"]
         # Manifests that were written before levels could differ do not list the sizes.
@@ -322,7 +377,7 @@ class TokenShards(Dataset[dict[str, Any]]):
         self.codebook_sizes: tuple[int, ...] = tuple(sizes)
         self.codebook_hash: str = first["codebook_hash"]
         self.tokenizer: str = first["tokenizer"]
-        self.shape: tuple[int, ...] = next(iter(shapes), ())
+        self.shape: tuple[int | None, ...] = tuple(shape or ())
         places: dict[str, tuple[int, int]] = {}
         for number, shard in enumerate(self._shards):
             path = self.directory / shard["file"]
@@ -348,12 +403,8 @@ class TokenShards(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._places[index]
         if number not in self._open:
-            self._open[number] = safe_open(self.directory / self._shards[number]["file"], framework="pt")
-        shard = self._open[number]
-        indices = shard.get_slice("indices")[row].to(torch.int64)
-        if "masked" in shard.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
-            indices = indices.masked_fill(shard.get_slice("masked")[row], -1)
-        return {"indices": indices, "name": self.names[index]}
+            self._open[number] = _OpenShard(self.directory / self._shards[number]["file"])
+        return {"indices": self._open[number].sample(row), "name": self.names[index]}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files stay in the process that opened them

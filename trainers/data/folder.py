@@ -1,0 +1,303 @@
+"""Folders of files as training, validation and prediction data: what all kinds of files have in common."""
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import lightning
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import Dataset
+
+from trainers.data.files import File, FileStore, Folder, named, split
+from trainers.data.sampler import EvaluationLoader, TrainingLoader, ranks
+
+
+class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
+    """Files under a root, divided, loaded, and an endless training stream that a checkpoint continues exactly.
+
+    A subclass says how files are found, kept and made into samples.
+
+    Args:
+        root: Folder of the files.
+        validation_root: Folder of the validation files; None splits `root` by each file's content.
+        predict_root: Folder of the files to predict; None is `root`.
+        batch_size: Samples in a training batch on one rank.
+        evaluation_batch_size: Samples in the other batches.
+        num_workers: Processes that load; 0 loads in the training process.
+        validation_fraction: Share of the files under `root` that validate, in (0, 1).
+        repeats: Training samples per file, or per part of it, and epoch.
+        seed: Seed of order and samples.
+        cache_bytes: Memory for decoded files.
+
+    Attributes:
+        skipped: Why each file that cannot be used is left out, by its path.
+
+    Raises:
+        ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few files.
+    """
+
+    noun: ClassVar[str]  # what one file is called
+    overfit_hint: ClassVar[str]  # the settings that give the same training samples in every epoch
+
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        validation_root: str | None,
+        predict_root: str | None,
+        batch_size: int,
+        evaluation_batch_size: int,
+        num_workers: int,
+        validation_fraction: float,
+        repeats: int,
+        seed: int,
+        cache_bytes: int,
+    ) -> None:
+        super().__init__()
+        for name, folder in (("root", root), ("validation_root", validation_root), ("predict_root", predict_root)):
+            if folder is not None and not Path(folder).expanduser().is_dir():
+                raise ValueError(f"{name}={folder!r} is not a folder. Give the folder that holds the {self.noun}s.")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("repeats", repeats, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("cache_bytes", cache_bytes, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}.")
+        self.root = Path(root).expanduser()
+        self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
+        self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()
+        self.batch_size = batch_size
+        self.evaluation_batch_size = evaluation_batch_size
+        self.num_workers = num_workers
+        self.validation_fraction = validation_fraction
+        self.repeats = repeats
+        self.seed = seed
+        self.cache_bytes = cache_bytes
+        self.skipped: dict[str, str] = {}
+        self._folders: dict[Path, Folder[File]] = {}
+        self._stores: tuple[FileStore[File], FileStore[File]] | None = None
+        self._training: TrainingLoader | None = None
+        self._predicted: set[str] = set()
+
+    # ---- what a kind of files adds
+
+    @abstractmethod
+    def find(self, root: Path) -> Folder[File]:
+        """Finds the usable files under a folder without decoding them."""
+
+    @abstractmethod
+    def least(self) -> str:
+        """In words what a file must have to be usable, and the argument that lowers it."""
+
+    @abstractmethod
+    def training_store(self, root: Path, files: list[File]) -> FileStore[File]:
+        """Where training samples come from."""
+
+    @abstractmethod
+    def evaluation_store(self, root: Path, files: list[File]) -> FileStore[File]:
+        """Where validation and prediction samples come from."""
+
+    @abstractmethod
+    def training_samples(self, store: FileStore[File]) -> Dataset[dict[str, Any]]:
+        """Training samples by (pass, sample), each a function of its key and the seed alone."""
+
+    @abstractmethod
+    def evaluation_samples(self, store: FileStore[File]) -> Dataset[dict[str, Any]]:
+        """One sample per file."""
+
+    @abstractmethod
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """The function that joins samples; those without data leave only their reason."""
+
+    @abstractmethod
+    def extent(self, files: list[File]) -> str:
+        """In words how much there is, and of what sizes."""
+
+    @abstractmethod
+    def settings_of_prediction(self) -> str:
+        """What else than the files decides what prediction reads."""
+
+    # ---- what there is
+
+    def _folder(self, root: Path) -> Folder[File]:
+        if root not in self._folders:
+            folder = self.find(root)
+            self._folders[root] = folder
+            self.skipped.update(folder.skipped)
+            if folder.skipped:
+                rank_zero_warn(f"{len(folder.skipped)} files under {root} are skipped: {named(folder.skipped)}")
+            if not folder.files:
+                raise ValueError(
+                    f"There is no usable {self.noun} under {root}: {len(folder.skipped)} skipped"
+                    f"{' (' + named(folder.skipped) + ')' if folder.skipped else ''}, {folder.other_files} other "
+                    f"files. Give a folder with {self.noun}s of {self.least()}."
+                )
+        return self._folders[root]
+
+    def _split(self) -> tuple[list[File], list[File]]:
+        """The training and the validation files."""
+        files = self._folder(self.root).files
+        if self.validation_root is None:
+            return split(files, self.validation_fraction, self.root, noun=self.noun)
+        validation = self._folder(self.validation_root).files
+        self._announce_shared(files, validation)
+        return files, validation
+
+    def _announce_shared(self, training: list[File], validation: list[File]) -> None:
+        contents = {file.content for file in training}
+        shared = [file.name for file in validation if file.content in contents]
+        if shared:
+            rank_zero_warn(
+                f"{len(shared)} of {len(validation)} validation {self.noun}s are training {self.noun}s too, "
+                f"{shared[0]} first: validation will look better than it is. Remove them from one of the two sides."
+            )
+
+    def _prepare(self) -> tuple[FileStore[File], FileStore[File]]:
+        """The training and the validation store, with their files decoded as far as the cache reaches."""
+        if self._stores is None:
+            training, validation = self._split()
+            stores = (
+                self.training_store(self.root, training),
+                self.evaluation_store(self.validation_root or self.root, validation),
+            )
+            budget = self.cache_bytes
+            failed: dict[str, str] = {}
+            for store in reversed(stores):
+                budget, broken = store.preload(budget)
+                failed |= broken
+            if failed:
+                self.skipped.update(failed)
+                rank_zero_warn(f"{len(failed)} files cannot be decoded and are skipped: {named(failed)}")
+            for name, store in zip(("training", "validation"), stores, strict=True):
+                if not store.files:
+                    raise ValueError(f"No {name} {self.noun} can be decoded: {named(failed)}. Add {self.noun}s.")
+            self._stores = stores
+        return self._stores
+
+    def describe(self) -> str:
+        """What was found, in a few lines: files, sizes, split, skipped files. Reads the folder on the first call."""
+        training, validation = self._prepare()
+        found = training.files + validation.files
+        lines = [
+            f"{len(found)} {self.noun}s under {self.root}"
+            + ("" if self.validation_root is None else f" and {self.validation_root}")
+            + f", {self.extent(found)}: {len(training.files)} train"
+            + (f" x {self.repeats}" if self.repeats > 1 else "")
+            + f", {len(validation.files)} validate"
+        ]
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} files skipped: {named(self.skipped)}")
+        return "\n".join(lines)
+
+    def predict_hash(self) -> str:
+        """A hash of what prediction reads: the files' names and contents, and the settings that change samples."""
+        listing = [f"{file.name} {file.content}" for file in self._folder(self.predict_root).files]
+        return hashlib.sha256("\n".join([self.settings_of_prediction(), *listing]).encode()).hexdigest()
+
+    # ---- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Finds the files that the stage needs, and puts the training stream at its start."""
+        if stage == "predict":
+            self._folder(self.predict_root)
+            return
+        _, validation = self._prepare()
+        if stage != "fit":
+            return
+        self._training = self.initialization_dataloader()
+        _, world_size = ranks()
+        if len(self._training) == 0:
+            raise ValueError(
+                f"{self._training.samples} training samples do not fill a batch of {self.batch_size} on each of "
+                f"{world_size} rank(s). Lower batch_size, raise repeats (now {self.repeats}), or add "
+                f"{self.noun}s to {self.root}."
+            )
+        if len(validation.files) < world_size:
+            raise ValueError(
+                f"{len(validation.files)} validation {self.noun}(s) cannot be divided among {world_size} ranks. Add "
+                f"{self.noun}s, raise validation_fraction, or use fewer devices."
+            )
+
+    def train_dataloader(self) -> TrainingLoader:
+        """The training stream; always the same object, so that its place is not lost when Lightning asks again."""
+        if self._training is None:
+            raise RuntimeError('Call setup("fit") before train_dataloader(); the Trainer does.')
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ValueError(
+                f"overfit_batches={self.trainer.overfit_batches} repeats the same batches, but every epoch has samples "
+                f"of its own here. Use a folder with a few {self.noun}s{self.overfit_hint}."
+            )
+        return self._training
+
+    def initialization_dataloader(self) -> TrainingLoader:
+        """A training stream of its own, for `Tokenizer.initialize`: reading it does not move the training stream."""
+        return TrainingLoader(
+            self.training_samples(self._prepare()[0]),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            collate=self.collate(),
+            finish=partial(without_failed, self.skipped, self.noun),
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """The validation files, each once, ordered by name."""
+        return self._evaluation(self._prepare()[1])
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """The validation files again: files that were never trained on."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """All files under `predict_root` that are not yet predicted, each once, ordered by name."""
+        files = [file for file in self._folder(self.predict_root).files if file.name not in self._predicted]
+        return self._evaluation(self.evaluation_store(self.predict_root, files))
+
+    def leave_out_predicted(self, names: Collection[str]) -> None:
+        """Leaves files out of prediction, because their tokens are already written; the same names on every rank."""
+        self._predicted = set(names)
+
+    def _evaluation(self, store: FileStore[File]) -> EvaluationLoader:
+        return EvaluationLoader(
+            self.evaluation_samples(store),
+            batch_size=self.evaluation_batch_size,
+            num_workers=self.num_workers,
+            collate=self.collate(),
+            finish=partial(without_failed, self.skipped, self.noun),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the training stream.
+
+        Lightning restores a loader's state only inside an unfinished epoch; a data module's always.
+        """
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Puts the training stream where the checkpoint was written; without effect outside `fit`."""
+        if self._training is not None and state_dict:
+            self._training.load_state_dict(state_dict)
+
+
+def without_failed(skipped: dict[str, str], noun: str, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """Moves the files of a batch that cannot be decoded to `skipped`, warning of new ones; None if no sample is left.
+
+    A function of the record alone: a method of the data module would tie the loaders, with their worker processes, into
+    a cycle (see `training_keys`).
+    """
+    for path, reason in batch.pop("failed").items():
+        if path not in skipped:
+            skipped[path] = reason
+            warnings.warn(f"{path} is left out or replaced by the next {noun}: {reason}", stacklevel=2)
+    return batch or None

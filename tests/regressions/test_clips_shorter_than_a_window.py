@@ -1,0 +1,52 @@
+"""A clip shorter than half a transform stops training: it cannot be reflected at its ends, nor can one that is shorter
+than a period.
+
+Seen in: auraloss 0.4.0 (measured: `RuntimeError` of the padding), descript-audio-codec c7cfc5d (`MPD.pad_to_period`
+reflects; read).
+Avoided since 0.1.0: short clips are filled by zeros, in objectives and in discriminators.
+"""
+
+from collections.abc import Callable
+
+import auraloss
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.discriminators import MultiBandSTFTDiscriminator, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
+from trainers.objectives import Adversary, ComplexSTFT, LinearAndLogMel, MultiResolutionMel, MultiResolutionSTFT
+
+
+def against(discriminator: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    adversary = Adversary([discriminator])
+    return lambda x, y: adversary(x, y).generator["feature_matching"]
+
+
+def check(distance: Callable[[Tensor, Tensor], Tensor]) -> None:
+    for samples in (1, 5, 100):
+        reconstruction = torch.randn(2, 1, samples, requires_grad=True)
+        value = distance(torch.randn(2, 1, samples), reconstruction)
+        value.backward()
+        assert value.isfinite() and reconstruction.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        MultiResolutionMel(16_000),
+        LinearAndLogMel(16_000),
+        MultiResolutionSTFT(),
+        ComplexSTFT(),
+        against(MultiPeriodDiscriminator(channels=2)),
+        against(MultiScaleSTFTDiscriminator(channels=2)),
+        against(MultiBandSTFTDiscriminator(channels=2)),
+    ],
+    ids=["mel", "linear and log mel", "stft", "complex stft", "periods", "multi-scale stft", "multi-band stft"],
+)
+def test_vqkit_does_not_have_the_fault(distance: Callable[[Tensor, Tensor], Tensor]) -> None:
+    check(distance)
+
+
+def test_the_check_catches_the_fault() -> None:
+    with pytest.raises(RuntimeError):
+        check(auraloss.freq.MultiResolutionSTFTLoss())

@@ -1,0 +1,351 @@
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers.discriminators import (
+    Discriminator,
+    DiscriminatorOutput,
+    MultiBandSTFTDiscriminator,
+    MultiPeriodDiscriminator,
+    MultiScaleSTFTDiscriminator,
+)
+from trainers.objectives import (
+    AdversarialLoss,
+    Adversary,
+    FeatureMatching,
+    Hinge,
+    LeastSquares,
+    LossBalancer,
+    RelativeFeatureMatching,
+    WaveformL1,
+)
+
+
+def discriminators() -> list[Discriminator]:
+    return [
+        MultiPeriodDiscriminator(periods=[2, 3], channels=2),
+        MultiBandSTFTDiscriminator(window_lengths=[64], bands=[0, 0.5, 1], channels=4),
+    ]
+
+
+def codec() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(1, 4, 9, padding=4), nn.Tanh(), nn.Conv1d(4, 1, 9, padding=4))
+
+
+games = pytest.mark.parametrize("loss", [LeastSquares(), Hinge()], ids=lambda loss: type(loss).__name__)
+matchings = pytest.mark.parametrize(
+    "matching", [FeatureMatching(), RelativeFeatureMatching()], ids=lambda matching: type(matching).__name__
+)
+
+
+# ------------------------------------------------------------------ equations
+
+
+def test_least_squares() -> None:
+    real, fake = torch.randn(50), torch.randn(50)
+    game = LeastSquares()
+    torch.testing.assert_close(game.discriminator(real, fake), ((real - 1) ** 2).mean() + (fake**2).mean())
+    torch.testing.assert_close(game.generator(fake), ((fake - 1) ** 2).mean())
+
+
+def test_hinge() -> None:
+    real, fake = torch.tensor([-1.0, 0.5, 3.0]), torch.tensor([-3.0, 0.5, 2.0])
+    game = Hinge()
+    torch.testing.assert_close(game.discriminator(real, fake), torch.tensor((2 + 0.5 + 0) / 3 + (0 + 1.5 + 3) / 3))
+    torch.testing.assert_close(game.generator(fake), torch.tensor((4 + 0.5 + 0) / 3))
+
+
+def test_feature_matching_and_its_relative_form() -> None:
+    real, fake = torch.tensor([[2.0, -4.0]]), torch.tensor([[1.0, -4.0]])
+    assert FeatureMatching().distance(real, fake) == 0.5
+    torch.testing.assert_close(RelativeFeatureMatching().distance(real, fake), torch.tensor(0.5 / 3))
+    torch.testing.assert_close(RelativeFeatureMatching().distance(8 * real, 8 * fake), torch.tensor(0.5 / 3))
+    silence = torch.zeros(2, 2)
+    assert RelativeFeatureMatching().distance(silence, silence) == 0
+
+
+@games
+@matchings
+def test_terms_are_means_over_subdiscriminators_and_layers(loss: AdversarialLoss, matching: FeatureMatching) -> None:
+    adversary = Adversary(discriminators(), loss=loss, matching=matching)
+    reference, reconstruction = torch.randn(2, 1, 500), torch.randn(2, 1, 500)
+    output = adversary(reference, reconstruction)
+    real, fake = ([o for d in adversary.discriminators for o in d(wave)] for wave in (reference, reconstruction))
+    pairs = list(zip(real, fake, strict=True))
+    assert len(pairs) == 3
+    expected = sum(loss.discriminator(r.logits, f.logits) for r, f in pairs) / 3
+    torch.testing.assert_close(output.discriminator, expected)
+    torch.testing.assert_close(output.generator["adversarial"], sum(loss.generator(f.logits) for f in fake) / 3)
+    layers = [matching.distance(a, b) for r, f in pairs for a, b in zip(r.features, f.features, strict=True)]
+    assert len(layers) == 5 + 5 + 10
+    torch.testing.assert_close(output.generator["feature_matching"], sum(layers) / 20)
+
+
+def test_the_number_of_discriminators_does_not_change_the_terms() -> None:
+    one = MultiPeriodDiscriminator(periods=[2, 3], channels=2)
+    reference, reconstruction = torch.randn(2, 1, 500), torch.randn(2, 1, 500)
+    alone = Adversary([one])(reference, reconstruction)
+    thrice = Adversary([one, one, copy.deepcopy(one)])(reference, reconstruction)
+    torch.testing.assert_close(thrice.discriminator, alone.discriminator)
+    for name, term in alone.generator.items():
+        torch.testing.assert_close(thrice.generator[name], term)
+
+
+# ------------------------------------------------------------------ gradients
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+def in_two_steps(adversary: Adversary, generator: nn.Module, wave: Tensor) -> tuple[dict, dict]:
+    """What alternating training does: the discriminators on a detached batch, then the generator against frozen
+    discriminators.
+    """
+    reconstruction = generator(wave)
+
+    def judge(x: Tensor) -> list:
+        return [output for discriminator in adversary.discriminators for output in discriminator(x)]
+
+    real, fake = judge(wave), judge(reconstruction.detach())
+    terms = [adversary.loss.discriminator(r.logits.float(), f.logits.float()) for r, f in zip(real, fake, strict=True)]
+    torch.stack(terms).mean().backward()
+    theirs = gradients(adversary)
+    adversary.requires_grad_(False)
+    real, fake = judge(wave), judge(reconstruction)
+    adversarial = torch.stack([adversary.loss.generator(f.logits.float()) for f in fake]).mean()
+    layers = [
+        adversary.matching.distance(a.float(), b.float())
+        for r, f in zip(real, fake, strict=True)
+        for a, b in zip(r.features, f.features, strict=True)
+    ]
+    (0.7 * adversarial + 2.0 * torch.stack(layers).mean()).backward()
+    adversary.requires_grad_(True)
+    return theirs, gradients(generator)
+
+
+@games
+@matchings
+@pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
+def test_one_backward_gives_the_gradients_of_two(loss: AdversarialLoss, matching: FeatureMatching, precision) -> None:
+    adversary, generator = Adversary(discriminators(), loss=loss, matching=matching), codec()
+    wave = torch.randn(3, 1, 400)
+    with nullcontext() if precision == "float32" else torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs, ours = in_two_steps(adversary, generator, wave)
+        adversary.zero_grad()
+        generator.zero_grad()
+        output = adversary(wave, generator(wave))
+        terms = output.generator
+        (0.7 * terms["adversarial"] + 2.0 * terms["feature_matching"] + output.discriminator).backward()
+    assert all(term.dtype == torch.float32 for term in (output.discriminator, *terms.values()))
+    rounding = {"rtol": 1e-4, "atol": 1e-7} if precision == "float32" else {"rtol": 2e-2, "atol": 1e-4}
+    for expected, module in ((theirs, adversary), (ours, generator)):
+        assert sum(gradient.abs().sum() for gradient in expected.values()) > 0
+        for name, gradient in gradients(module).items():
+            torch.testing.assert_close(gradient, expected[name], **rounding)
+
+
+def test_neither_side_sends_gradients_to_the_other() -> None:
+    adversary, generator = Adversary(discriminators()), codec()
+    wave = torch.randn(2, 1, 400)
+    output = adversary(wave, generator(wave))
+    sum(output.generator.values()).backward(retain_graph=True)
+    assert all(parameter.grad is None for parameter in adversary.parameters())
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    generator.zero_grad()
+    output.discriminator.backward()
+    assert all(parameter.grad is not None for parameter in adversary.parameters())
+    assert all(parameter.grad is None for parameter in generator.parameters())
+
+
+def test_a_call_changes_nothing_but_gradients() -> None:
+    adversary = Adversary(discriminators())
+    before = copy.deepcopy(adversary.state_dict())
+    adversary(torch.randn(2, 1, 400), torch.randn(2, 1, 400))
+    assert all(parameter.requires_grad for parameter in adversary.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in adversary.state_dict().items())
+
+
+def test_runs_without_gradients() -> None:
+    adversary = Adversary(discriminators())
+    with torch.no_grad():
+        output = adversary(torch.randn(2, 1, 400), torch.randn(2, 1, 400))
+    assert output.discriminator.isfinite() and not output.discriminator.requires_grad
+
+
+def test_idle_is_a_zero_with_a_graph_through_every_parameter() -> None:
+    adversary = Adversary(discriminators())
+    zero = adversary.idle()
+    zero.backward()
+    assert zero == 0 and zero.shape == ()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in adversary.parameters())
+
+
+def test_the_game_is_learned() -> None:
+    """Discriminators tell noise from a tone; then the generator's terms turn the noise into what passes for a tone."""
+    adversary = Adversary([MultiScaleSTFTDiscriminator(window_lengths=[32], channels=4)])
+    optimizer = torch.optim.Adam(adversary.parameters(), 2e-2)
+    tone = torch.sin(0.3 * torch.arange(200)).expand(2, 1, -1)
+    noise = 0.5 * torch.randn(2, 1, 200)
+    for _ in range(20):
+        optimizer.zero_grad()
+        output = adversary(tone, noise)
+        output.discriminator.backward()
+        optimizer.step()
+    assert output.figures["accuracy"] > 0.9
+    assert output.figures["logits_real"] > output.figures["logits_fake"] + 0.5
+    noise.requires_grad_()
+    optimizer = torch.optim.Adam([noise], 5e-2)
+    first = adversary(tone, noise).generator
+    for _ in range(15):
+        optimizer.zero_grad()
+        terms = adversary(tone, noise).generator
+        sum(terms.values()).backward()
+        optimizer.step()
+    assert all(terms[name] < 0.7 * first[name] for name in terms)
+
+
+# ------------------------------------------------------------------ figures, schedule, arguments
+
+
+def test_figures() -> None:
+    class Fixed(Discriminator):
+        """Finds half of the real logits real, and three quarters of the fake ones fake."""
+
+        def judge(self, wave: Tensor):
+            fake = wave.mean() < 0
+            logits = torch.tensor([[-1.0, -1.0, -1.0, 3.0]] if fake else [[-1.0, -1.0, 0.25, 2.0]])
+            return [DiscriminatorOutput(logits + 0 * wave.sum(), [wave])]
+
+    adversary = Adversary([Fixed(1)], loss=Hinge())
+    output = adversary(torch.ones(1, 1, 4), -torch.ones(1, 1, 4, requires_grad=True))
+    figures = {name: float(value) for name, value in output.figures.items()}
+    assert figures == pytest.approx(
+        {"logits_real": 0.0625, "logits_fake": 0.0, "accuracy": 0.625, "discriminator_loss": 1.1875 + 1.0}
+    )
+    assert not any(value.requires_grad for value in output.figures.values())
+
+
+def test_weights_start_late_and_rise_linearly() -> None:
+    adversary = Adversary(discriminators(), weight=2.0, feature_matching=4.0, start_step=10, ramp_steps=3)
+    assert [adversary.active(step) for step in (0, 9, 10, 99)] == [False, False, True, True]
+    assert [adversary.weights(step)["adversarial"] for step in (0, 9, 10, 11, 12, 13, 99)] == [0, 0, 0.5, 1, 1.5, 2, 2]
+    assert adversary.weights(10)["feature_matching"] == 1.0
+    at_once = Adversary(discriminators(), start_step=5)
+    assert [at_once.weights(step)["feature_matching"] for step in (4, 5, 6)] == [0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"discriminators": []}, "discriminators is empty"),
+        ({"weight": -1.0}, "weight=-1.0"),
+        ({"feature_matching": float("nan")}, "feature_matching=nan"),
+        ({"start_step": -1}, "start_step=-1"),
+        ({"ramp_steps": -1}, "ramp_steps=-1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"betas": (0.5, 1.0)}, "betas="),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Adversary(**{"discriminators": discriminators(), **arguments})
+
+
+def test_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected the same"):
+        Adversary(discriminators())(torch.zeros(2, 1, 100), torch.zeros(2, 1, 99))
+
+
+def test_yaml_builds_an_adversary() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--adversary", type=Adversary | None, default=None)
+    config = parser.parse_object(
+        {
+            "adversary": {
+                "class_path": "trainers.objectives.Adversary",
+                "init_args": {
+                    "discriminators": [
+                        {
+                            "class_path": "trainers.discriminators.MultiPeriodDiscriminator",
+                            "init_args": {"periods": [2], "channels": 2},
+                        },
+                        {
+                            "class_path": "trainers.discriminators.MultiScaleSTFTDiscriminator",
+                            "init_args": {"window_lengths": [64], "channels": 2},
+                        },
+                    ],
+                    "loss": {"class_path": "trainers.objectives.Hinge"},
+                    "matching": {"class_path": "trainers.objectives.RelativeFeatureMatching"},
+                    "start_step": 7,
+                },
+            }
+        }
+    )
+    adversary = parser.instantiate(config).adversary
+    assert len(adversary.discriminators) == 2 and adversary.start_step == 7
+    assert isinstance(adversary.loss, Hinge) and isinstance(adversary.matching, RelativeFeatureMatching)
+
+
+# ------------------------------------------------------------------ two processes
+
+
+class Training(nn.Module):
+    """A training step in one forward; the adversary starts at step 2."""
+
+    def __init__(self, balanced: bool) -> None:
+        super().__init__()
+        self.codec = codec()
+        self.adversary = Adversary(discriminators(), start_step=2)
+        self.balancer = LossBalancer(decay=0.9) if balanced else None
+        self.objective = WaveformL1()
+
+    def forward(self, wave: Tensor, step: int) -> Tensor:
+        reconstruction = self.codec(wave)
+        terms, weights = {"l1": self.objective(wave, reconstruction)}, {"l1": 1.0}
+        rest = self.adversary.idle()
+        if self.adversary.active(step):
+            output = self.adversary(wave, reconstruction)
+            terms, weights, rest = (
+                terms | output.generator,
+                weights | self.adversary.weights(step),
+                output.discriminator,
+            )
+        if self.balancer is not None:
+            return self.balancer(terms, weights, reconstruction) + rest
+        return sum(weights[name] * term for name, term in terms.items()) + rest
+
+
+def train(rank: int, balanced: bool, ranks: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    training = Training(balanced)
+    waves = torch.randn(5, 4, 1, 300)
+    run = DistributedDataParallel(training) if ranks > 1 else training
+    sides = [
+        {"params": part.parameters(), "lr": lr} for part, lr in ((training.codec, 0.1), (training.adversary, 0.05))
+    ]
+    optimizer = torch.optim.SGD(sides)
+    for step, wave in enumerate(waves):
+        optimizer.zero_grad()
+        run(wave.chunk(ranks)[rank], step).backward()
+        optimizer.step()
+    return {name: value.clone() for name, value in training.state_dict().items()}
+
+
+@pytest.mark.parametrize("balanced", [False, True], ids=["summed", "balanced"])
+def test_two_processes_train_like_one_with_the_joined_batch(rank_pair, balanced: bool) -> None:
+    first, second = rank_pair(train, balanced, 2)
+    alone = train(0, balanced, 1)
+    torch.manual_seed(0)
+    start = Training(balanced).state_dict()
+    assert first.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=2e-3, atol=1e-5, msg=name)
+    moved = {name.split(".")[0] for name in start if not torch.equal(start[name], alone[name])}
+    assert moved >= {"codec", "adversary"}

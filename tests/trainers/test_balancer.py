@@ -1,0 +1,258 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainers.objectives import LossBalancer
+
+
+def two_terms(reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
+    return {
+        "l1": (reconstruction - target).abs().mean(),
+        "cube": (reconstruction - target).abs().pow(3).mean(),
+    }
+
+
+def balanced_gradient(balancer: LossBalancer, terms, weights: dict[str, float], at: Tensor) -> Tensor:
+    reconstruction = at.clone().requires_grad_()
+    balancer(terms(reconstruction), weights, reconstruction).backward()
+    return reconstruction.grad
+
+
+def test_is_the_published_equation() -> None:
+    """Against EnCodec's sec. 3.4 in float64, over several steps with other batches."""
+    balancer = LossBalancer(decay=0.9, total_norm=1.5)
+    weights = {"l1": 1.0, "cube": 3.0}
+    sums = {name: 0.0 for name in weights}
+    count = 0.0
+    for _ in range(4):
+        target, at = torch.randn(2, 3, 1, 50, dtype=torch.float64) * torch.rand(1, dtype=torch.float64)
+        got = balanced_gradient(balancer, lambda x, y=target: two_terms(x, y), weights, at)
+        count = 0.9 * count + 1
+        expected = torch.zeros_like(at)
+        gradients = {
+            "l1": (at - target).sign() / at.numel(),
+            "cube": 3 * (at - target).abs() * (at - target) / at.numel(),
+        }
+        for name, gradient in gradients.items():
+            sums[name] = 0.9 * sums[name] + sum(item.norm() for item in gradient)
+            expected += 1.5 * weights[name] / 4.0 * gradient / (sums[name] / count)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_scale_of_a_term_does_not_matter() -> None:
+    target, at = torch.randn(2, 3, 1, 50)
+    weights = {"l1": 1.0, "cube": 1.0}
+    plain = balanced_gradient(LossBalancer(), lambda x: two_terms(x, target), weights, at)
+
+    def inflated(x: Tensor) -> dict[str, Tensor]:
+        terms = two_terms(x, target)
+        return terms | {"cube": 1000 * terms["cube"]}
+
+    torch.testing.assert_close(balanced_gradient(LossBalancer(), inflated, weights, at), plain)
+    tilted = balanced_gradient(LossBalancer(), lambda x: two_terms(x, target), {"l1": 1.0, "cube": 9.0}, at)
+    assert (tilted - plain).norm() > 0.1 * plain.norm()
+    everything = balanced_gradient(LossBalancer(), lambda x: two_terms(x, target), {"l1": 10.0, "cube": 10.0}, at)
+    torch.testing.assert_close(everything, plain)
+    waiting = balanced_gradient(
+        LossBalancer(), lambda x: two_terms(x, target), {"l1": 1.0, "cube": 1.0, "not there": 5.0}, at
+    )
+    torch.testing.assert_close(waiting, plain)
+
+
+def test_is_a_mean_over_the_batch() -> None:
+    """The gradient of a weight is that of a mean over items of length R, whatever the batch size."""
+    weight = torch.randn(50)
+    lengths = []
+    for batch in (2, 8):
+        at, target = weight.expand(batch, 1, 50), torch.zeros(batch, 1, 50)
+        gradient = balanced_gradient(
+            LossBalancer(total_norm=3.0), lambda x, y=target: two_terms(x, y), {"l1": 1.0, "cube": 0.0}, at
+        )
+        lengths.append(gradient.sum(0).norm())
+    torch.testing.assert_close(lengths[0], torch.tensor(3.0))
+    torch.testing.assert_close(lengths[0], lengths[1])
+
+
+def test_the_average_smooths() -> None:
+    """A batch of ten times the gradient counts ten times at first sight, against an average of many."""
+    balancer = LossBalancer(decay=0.99)
+    at = torch.ones(1, 1, 10)
+
+    def step(scale: float) -> Tensor:
+        return balanced_gradient(balancer, lambda x: {"a": scale * x.sum()}, {"a": 1.0}, at).norm()
+
+    for _ in range(100):
+        torch.testing.assert_close(step(1.0), torch.tensor(1.0))
+    assert 8.5 < step(10.0) < 9.6
+
+
+def test_zero_gradients_stay_zero() -> None:
+    balancer = LossBalancer()
+    at = torch.randn(2, 1, 10)
+    gradient = balanced_gradient(
+        balancer, lambda x: {"a": (x - at).square().sum(), "b": x.sum()}, {"a": 1.0, "b": 1.0}, at
+    )
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient.flatten(1).norm(dim=1), torch.full((2,), 0.25))
+    unused = balanced_gradient(
+        LossBalancer(), lambda x: {"a": torch.tensor(2.0, requires_grad=True) * 1}, {"a": 1.0}, at
+    )
+    assert not unused.any()
+
+
+def test_weights_of_zero_are_shares_of_nothing() -> None:
+    at = torch.randn(2, 1, 10)
+    assert not balanced_gradient(LossBalancer(), lambda x: {"a": x.sum()}, {"a": 0.0}, at).any()
+    only = balanced_gradient(LossBalancer(), lambda x: {"a": x.sum(), "b": -x.sum()}, {"a": 2.0, "b": 0.0}, at)
+    assert (only > 0).all()
+
+
+def test_the_value_is_the_weighted_sum() -> None:
+    target, at = torch.randn(2, 3, 1, 50)
+    reconstruction = at.clone().requires_grad_()
+    terms = two_terms(reconstruction, target)
+    expected = 2 * terms["l1"] + 5 * terms["cube"]
+    weights = {"l1": 2.0, "cube": 5.0, "not there": 1.0}
+    torch.testing.assert_close(LossBalancer()(terms, weights, reconstruction), expected)
+    balancer = LossBalancer()
+    with torch.no_grad():
+        torch.testing.assert_close(balancer(terms, weights, at), expected)
+    assert not balancer.state_dict()
+
+
+def test_the_decoder_is_passed_backwards_once() -> None:
+    decoder = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 20))
+    passes, terms_passed = [], []
+    for layer in decoder:
+        layer.register_full_backward_hook(lambda *_: passes.append(1))
+    latents, target = torch.randn(4, 1, 20, requires_grad=True), torch.randn(4, 1, 20)
+    latents.register_hook(lambda _: passes.append(1))
+    reconstruction = decoder(latents)
+    terms = two_terms(reconstruction, target)
+    terms["l1"].register_hook(lambda _: terms_passed.append(1))
+    loss = LossBalancer()(terms, {"l1": 1.0, "cube": 1.0}, reconstruction)
+    assert len(passes) == 0 and all(parameter.grad is None for parameter in decoder.parameters())
+    loss.backward()
+    assert len(passes) == 4 and len(terms_passed) == 1
+
+
+def test_the_quantizer_loss_stays_outside() -> None:
+    """What is added to the returned loss keeps its gradient, at its own size."""
+    decoder = nn.Linear(20, 20)
+    latents = torch.randn(4, 1, 20, requires_grad=True)
+    reconstruction = decoder(latents)
+    outside = latents.square().sum()
+    balanced = LossBalancer()({"a": 1e4 * reconstruction.square().sum()}, {"a": 1.0}, reconstruction)
+    (balanced + outside).backward()
+    through_decoder = latents.grad - 2 * latents.detach()
+    assert 0 < through_decoder.norm() < 4 * torch.linalg.matrix_norm(decoder.weight, 2)
+
+
+def test_a_loss_scaler_multiplies_the_surrogate() -> None:
+    target, at = torch.randn(2, 3, 1, 50)
+    weights = {"l1": 1.0, "cube": 2.0}
+    plain = balanced_gradient(LossBalancer(), lambda x: two_terms(x, target), weights, at)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    parameter = nn.Parameter(at.clone())
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    half = (parameter * 1).half()  # what a decoder gives under float16
+    reconstruction = half.float()
+    loss = LossBalancer()(two_terms(reconstruction, target), weights, reconstruction)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    torch.testing.assert_close(parameter.grad, plain, rtol=2e-2, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_show_but_do_not_enter_the_average() -> None:
+    balancer = LossBalancer(decay=0.9)
+    at = torch.ones(1, 1, 10)
+    weights = {"a": 1.0}
+    balanced_gradient(balancer, lambda x: {"a": x.sum()}, weights, at)
+    before = copy.deepcopy(balancer.state_dict())
+    assert not balanced_gradient(balancer, lambda x: {"a": torch.inf * x.sum()}, weights, at).isfinite().any()
+    assert all(torch.equal(value, before[name]) for name, value in balancer.state_dict().items())
+    torch.testing.assert_close(
+        balanced_gradient(balancer, lambda x: {"a": x.sum()}, weights, at).norm(), torch.tensor(1.0)
+    )
+
+
+def test_a_first_batch_that_is_not_finite_leaves_no_trace() -> None:
+    balancer = LossBalancer()
+    at = torch.ones(1, 1, 10)
+    balanced_gradient(balancer, lambda x: {"a": torch.nan * x.sum()}, {"a": 1.0}, at)
+    gradient = balanced_gradient(balancer, lambda x: {"a": 7 * x.sum()}, {"a": 1.0}, at)
+    torch.testing.assert_close(gradient.norm(), torch.tensor(1.0))
+
+
+def test_a_checkpoint_continues_the_averages() -> None:
+    target = torch.randn(3, 1, 50)
+    weights = {"l1": 1.0, "cube": 2.0}
+
+    def steps(balancer: LossBalancer, count: int) -> Tensor:
+        for number in range(count):
+            at = (number + 1) * torch.linspace(-1, 1, 150).reshape(3, 1, 50)
+            gradient = balanced_gradient(balancer, lambda x: two_terms(x, target), weights, at)
+        return gradient
+
+    first, resumed = LossBalancer(decay=0.9), nn.ModuleDict({"balancer": LossBalancer(decay=0.9)})
+    steps(first, 3)
+    resumed.load_state_dict(nn.ModuleDict({"balancer": first}).state_dict())
+    fresh = steps(LossBalancer(decay=0.9), 1)
+    expected = steps(first, 1)
+    assert torch.equal(steps(resumed["balancer"], 1), expected) and not torch.allclose(fresh, expected)
+
+
+def test_averages_stay_in_float32() -> None:
+    balancer = LossBalancer()
+    balanced_gradient(balancer, lambda x: {"a": x.sum()}, {"a": 1.0}, torch.ones(1, 1, 10))
+    balancer.bfloat16()
+    assert all(value.dtype == torch.float32 for value in balancer.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: LossBalancer(decay=1.0), "decay=1.0"),
+        (lambda: LossBalancer(total_norm=0.0), "total_norm=0.0"),
+        (lambda: LossBalancer()({}, {}, torch.zeros(1, 1, 2)), "terms is empty"),
+        (lambda: LossBalancer()({"a": torch.zeros(())}, {}, torch.zeros(1, 1, 2)), "term 'a' has the weight None"),
+        (lambda: LossBalancer()({"a": torch.zeros(())}, {"a": -1.0}, torch.zeros(1, 1, 2)), "at least 0"),
+        (lambda: LossBalancer()({"a.b": torch.zeros(())}, {"a.b": 1.0}, torch.zeros(1, 1, 2)), "without dots"),
+        (
+            lambda: LossBalancer()({"a": torch.zeros(())}, {"a": 1.0}, torch.zeros(1, 1, 2).half()),
+            r"cast it with reconstruction.float\(\)",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(act, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+# ------------------------------------------------------------------ two processes
+
+
+def on_a_rank(rank: int) -> tuple[dict[str, Tensor], Tensor]:
+    torch.manual_seed(0)
+    balancer = LossBalancer(decay=0.9)
+    for scale in (1.0, 5.0):
+        target, at = scale * torch.randn(2, 4, 1, 50)
+        mine = slice(2 * rank, 2 * rank + 2)
+        weights = {"l1": 1.0, "cube": 2.0}
+        gradient = balanced_gradient(balancer, lambda x, y=target[mine]: two_terms(x, y), weights, at[mine])
+    return balancer.state_dict(), gradient
+
+
+def test_ranks_share_the_averages_of_the_joined_batch(rank_pair) -> None:
+    (first, left), (second, right) = rank_pair(on_a_rank)
+    torch.manual_seed(0)
+    balancer = LossBalancer(decay=0.9)
+    for scale in (1.0, 5.0):
+        target, at = scale * torch.randn(2, 4, 1, 50)
+        gradient = balanced_gradient(balancer, lambda x, y=target: two_terms(x, y), {"l1": 1.0, "cube": 2.0}, at)
+    for name, value in balancer.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value)
+    torch.testing.assert_close(torch.cat([left, right]) / 2, gradient)  # DistributedDataParallel averages over ranks

@@ -1,0 +1,289 @@
+import math
+
+import auraloss
+import pytest
+import torch
+import torch.nn.functional as F
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+from trainers.objectives import (
+    ComplexSTFT,
+    LinearAndLogMel,
+    MultiResolutionMel,
+    MultiResolutionSTFT,
+    NegativeSISDR,
+    Objective,
+    WaveformL1,
+    WaveformL2,
+)
+from trainers.objectives.stft import MelSpectrum, ShortTimeSpectrum
+
+RATE = 16_000
+
+
+def everything() -> list[Objective]:
+    return [
+        MultiResolutionMel(RATE),
+        MultiResolutionMel(RATE, log_weight=2.0, linear_weight=1.0),
+        LinearAndLogMel(RATE),
+        MultiResolutionSTFT(),
+        ComplexSTFT(),
+        WaveformL1(),
+        WaveformL2(),
+        NegativeSISDR(),
+    ]
+
+
+each = pytest.mark.parametrize("objective", everything(), ids=lambda objective: type(objective).__name__)
+
+
+def pair(*shape: int) -> tuple[Tensor, Tensor]:
+    """A decaying tone and a noisy copy."""
+    time = torch.arange(shape[-1]) / RATE
+    wave = 0.5 * torch.exp(-3 * time) * torch.sin(2 * math.pi * 300 * time) * torch.rand(*shape[:-1], 1)
+    return wave, wave + 0.05 * torch.randn(shape)
+
+
+def mel_matrix(sample_rate: int, window: int, bins: int) -> Tensor:
+    """Slaney's mel bands, written out: linear below 1 kHz, logarithmic above, triangles of area 1. Float64."""
+
+    def hertz(mel: Tensor) -> Tensor:
+        return torch.where(mel < 15, 200 / 3 * mel, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+
+    top = sample_rate / 2
+    highest = 15 + 27 * math.log(top / 1000) / math.log(6.4)
+    edges = hertz(torch.linspace(0, highest, bins + 2, dtype=torch.float64))
+    frequencies = torch.linspace(0, top, window // 2 + 1, dtype=torch.float64)[:, None]
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    triangles = torch.minimum((frequencies - low) / (centre - low), (high - frequencies) / (high - centre)).clamp(min=0)
+    return triangles * 2 / (high - low)
+
+
+def magnitudes(wave: Tensor, window: int) -> Tensor:
+    """(T,) -> (frames, bins), one transform after another, in float64."""
+    padded = F.pad(wave.double()[None, None], (window // 2, window // 2), "reflect")[0, 0]
+    frames = padded.unfold(0, window, window // 4)
+    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(window, dtype=torch.float64) / window)
+    return torch.fft.rfft(frames * hann).abs()
+
+
+# ------------------------------------------------------------------ equations
+
+
+def test_mel_is_the_published_equation() -> None:
+    reference, reconstruction = pair(1, 1, 3000)
+    objective = MultiResolutionMel(
+        RATE, window_lengths=[64, 512], mel_bins=[10, 60], log_weight=0.7, linear_weight=0.2, floor=1e-3
+    )
+    expected = 0.0
+    for window, bins in ((64, 10), (512, 60)):
+        bands = mel_matrix(RATE, window, bins)
+        x, y = (magnitudes(wave[0, 0], window) @ bands for wave in (reference, reconstruction))
+        logs = (x.clamp(min=1e-3).log10() - y.clamp(min=1e-3).log10()).abs().mean()
+        expected += 0.7 * logs + 0.2 * (x - y).abs().mean()
+    torch.testing.assert_close(objective(reference, reconstruction), expected.float(), rtol=1e-4, atol=0)
+
+
+def test_linear_and_log_mel_is_the_published_equation() -> None:
+    reference, reconstruction = pair(1, 1, 3000)
+    objective = LinearAndLogMel(RATE, window_lengths=[32, 1024], mel_bins=64)
+    expected = []
+    for window in (32, 1024):
+        bands = mel_matrix(RATE, window, 64)
+        bands = bands[:, bands.sum(0) > 0]
+        length = torch.hann_window(window, dtype=torch.float64).norm()
+        x, y = (magnitudes(wave[0, 0], window) / length @ bands for wave in (reference, reconstruction))
+        expected.append((x - y).abs().mean() + ((x + 1e-5).log10() - (y + 1e-5).log10()).square().mean())
+    torch.testing.assert_close(objective(reference, reconstruction), (sum(expected) / 2).float(), rtol=1e-4, atol=0)
+
+
+def test_stft_agrees_with_auraloss() -> None:
+    reference, reconstruction = pair(2, 1, 4000)
+    ours = reconstruction.clone().requires_grad_()
+    theirs = reconstruction.clone().requires_grad_()
+    value, expected = MultiResolutionSTFT()(reference, ours), auraloss.freq.MultiResolutionSTFTLoss()(theirs, reference)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_complex_stft_compresses_both_parts() -> None:
+    reference, reconstruction = pair(1, 1, 3000)
+    spectra = [
+        torch.stft(wave[0], 382, 80, 320, torch.hann_window(320), return_complex=True)
+        for wave in (reference, reconstruction)
+    ]
+    parts = [torch.stack([s.real, s.imag]) for s in spectra]
+    x, y = (part.sign() * part.abs() ** 0.3 for part in parts)
+    torch.testing.assert_close(
+        ComplexSTFT(floor=1e-9)(reference, reconstruction), (x - y).square().mean(), rtol=0.01, atol=0
+    )
+    plain = ComplexSTFT(power=1.0)(reference, reconstruction)
+    torch.testing.assert_close(plain, (parts[0] - parts[1]).square().mean())
+
+
+def test_complex_stft_hears_the_phase_and_magnitudes_do_not() -> None:
+    reference, _ = pair(1, 1, 3000)
+    assert ComplexSTFT()(reference, -reference) > 0.1
+    assert MultiResolutionSTFT()(reference, -reference) == 0
+
+
+def test_waveform_distances() -> None:
+    reference, reconstruction = pair(3, 2, 400)
+    difference = reconstruction - reference
+    torch.testing.assert_close(WaveformL1()(reference, reconstruction), difference.abs().mean())
+    torch.testing.assert_close(WaveformL2()(reference, reconstruction), difference.square().mean())
+    ratio = scale_invariant_signal_distortion_ratio(reconstruction, reference)
+    torch.testing.assert_close(NegativeSISDR()(reference, reconstruction), -ratio.mean())
+
+
+def test_si_sdr_leaves_silent_recordings_out() -> None:
+    reference, reconstruction = pair(2, 1, 400)
+    alone = NegativeSISDR()(reference[:1], reconstruction[:1])
+    reference[1] = 0
+    torch.testing.assert_close(NegativeSISDR()(reference, reconstruction), alone)
+
+
+# ------------------------------------------------------------------ what holds for all
+
+
+@each
+def test_descends_and_is_least_at_the_recording(objective: Objective) -> None:
+    reference, start = pair(2, 1, 2000)
+    start.requires_grad_()
+    before = objective(reference, start)
+    before.backward()
+    gradient = start.grad
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    step = 1e-3 * start.detach().norm() / gradient.norm()
+    assert objective(reference, start.detach() - step * gradient) < before
+    if not isinstance(objective, NegativeSISDR):
+        assert objective(reference, reference) == 0
+    assert objective(reference, reference) < before
+
+
+@each
+@pytest.mark.parametrize("samples", [1, 2, 15, 17, 300])
+def test_takes_clips_shorter_than_its_windows(objective: Objective, samples: int) -> None:
+    reference, reconstruction = pair(2, 1, samples)
+    reconstruction.requires_grad_()
+    value = objective(reference, reconstruction)
+    value.backward()
+    assert value.isfinite() and reconstruction.grad.isfinite().all()
+
+
+@each
+@pytest.mark.parametrize("silent", ["reference", "reconstruction", "both"])
+def test_digital_silence_is_finite(objective: Objective, silent: str) -> None:
+    reference, reconstruction = pair(2, 1, 1000)
+    if silent != "reconstruction":
+        reference.zero_()
+    if silent != "reference":
+        reconstruction.zero_()
+    reconstruction.requires_grad_()
+    value = objective(reference, reconstruction)
+    value.backward()
+    assert value.isfinite() and reconstruction.grad.isfinite().all()
+    if silent == "both":
+        assert reconstruction.grad.abs().max() == 0
+
+
+@each
+def test_channels_count_as_items(objective: Objective) -> None:
+    reference, reconstruction = pair(2, 3, 1000)
+    mono = objective(reference.reshape(6, 1, 1000), reconstruction.reshape(6, 1, 1000))
+    torch.testing.assert_close(objective(reference, reconstruction), mono)
+
+
+@each
+def test_is_computed_in_float32_under_autocast(objective: Objective) -> None:
+    reference, reconstruction = pair(2, 1, 1000)
+    reconstruction = reconstruction.bfloat16()
+    expected = objective(reference, reconstruction.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = objective(reference, reconstruction)
+    assert value.dtype == torch.float32 and torch.equal(value, expected)
+    assert objective(reference.double(), reference.double() + 0.1).dtype == torch.float64
+
+
+@each
+def test_has_no_state_of_its_own(objective: Objective) -> None:
+    assert not objective.state_dict() and not list(objective.parameters())
+
+
+@each
+def test_refuses_different_shapes(objective: Objective) -> None:
+    wave = torch.zeros(2, 1, 100)
+    for other in (torch.zeros(2, 1, 101), torch.zeros(1, 1, 100)):
+        with pytest.raises(ValueError, match="expected the same"):
+            objective(wave, other)
+    with pytest.raises(ValueError, match="none of them 0"):
+        objective(wave[..., :0], wave[..., :0])
+    with pytest.raises(ValueError, match=r"\(batch, channels, samples\)"):
+        objective(wave[0], wave[0])
+
+
+# ------------------------------------------------------------------ empty bands, bad arguments, configuration
+
+
+def test_empty_bands_are_left_out() -> None:
+    spectrum = MelSpectrum(RATE, window_length=32, mel_bins=64)
+    assert 0 < spectrum.mel_bins < 64
+    assert (spectrum(torch.randn(1, 500)) > 0).all()
+    with pytest.raises(ValueError, match="lengthen the window"):
+        MelSpectrum(RATE, window_length=4, mel_bins=2, min_frequency=10, max_frequency=20)
+
+
+def test_band_limits_are_obeyed() -> None:
+    time = torch.arange(4000) / RATE
+    tone = torch.sin(2 * math.pi * 3000 * time)[None]
+    low = MelSpectrum(RATE, window_length=512, mel_bins=20, max_frequency=2000.0)
+    high = MelSpectrum(RATE, window_length=512, mel_bins=20, min_frequency=2000.0)
+    inner = slice(4, -4)  # the reflected ends of a tone hold all frequencies
+    assert high(tone)[:, inner].mean() > 100 * low(tone)[:, inner].mean()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: WaveformL1(weight=-1.0), "weight=-1.0 of the objective 'waveform_l1'"),
+        (lambda: WaveformL1(weight=math.nan), "at least 0"),
+        (lambda: MultiResolutionMel(RATE, window_lengths=[64], mel_bins=[5, 10]), "one number of bands"),
+        (lambda: MultiResolutionMel(RATE, window_lengths=[], mel_bins=[]), "at least one window"),
+        (lambda: MultiResolutionMel(RATE, floor=0.0), "floor=0.0: expected a positive"),
+        (lambda: MultiResolutionMel(RATE, log_weight=0.0), "one of them above 0"),
+        (lambda: MultiResolutionMel(RATE, max_frequency=9000.0), "sample_rate / 2"),
+        (lambda: LinearAndLogMel(RATE, window_lengths=[]), "window_lengths is empty"),
+        (lambda: LinearAndLogMel(RATE, mel_bins=0), "mel_bins=0"),
+        (lambda: MultiResolutionSTFT(fft_sizes=[512]), "one of each for every resolution"),
+        (lambda: MultiResolutionSTFT(floor=-1.0), "floor=-1.0"),
+        (lambda: ComplexSTFT(power=0.0), "power=0.0: expected an exponent"),
+        (lambda: ComplexSTFT(floor=0.0), "floor=0.0"),
+        (lambda: ShortTimeSpectrum(64, 16, 128), "window_length <= fft_size"),
+        (lambda: ShortTimeSpectrum(64, 0), "1 <= hop_length"),
+    ],
+)
+def test_bad_arguments_are_refused(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        build()
+
+
+def test_yaml_builds_a_list_of_objectives() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--objectives", type=list[Objective])
+    config = parser.parse_object(
+        {
+            "objectives": [
+                {
+                    "class_path": "trainers.objectives.MultiResolutionMel",
+                    "init_args": {"sample_rate": RATE, "window_lengths": [64], "mel_bins": [5], "weight": 3.0},
+                },
+                {"class_path": "trainers.objectives.WaveformL1"},
+            ]
+        }
+    )
+    mel, waveform = parser.instantiate(config).objectives
+    assert (mel.name, mel.weight, waveform.name, waveform.weight) == ("mel", 3.0, "waveform_l1", 1.0)

@@ -1,0 +1,139 @@
+"""Balancing of losses by the size of their gradients, so that a weight is a share and not a unit conversion."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqkit.distributed import all_reduce_sum, world_size
+from vqkit.precision import FullPrecisionModule
+
+_PREFIX = "gradient_norm_"
+
+
+class LossBalancer(FullPrecisionModule):
+    """Replaces the gradients of several losses by shares of a fixed length.
+
+    With g_i the gradient of loss i to the reconstruction, and <|g_i|> a moving average of its size:
+
+        g = sum_i  R * w_i / (sum_j w_j) * g_i / <|g_i|>
+
+    The average is corrected for its start (the first gradient is divided by its own size), is kept for each name in a
+    buffer, and is that of all ranks. A gradient of zero stays zero. A size that is not finite (float16 overflowed, or a
+    batch is broken) does not enter the average, but the returned loss is not finite then, for the loss scaler or a
+    guard to see.
+
+    Terms that are not functions of the reconstruction, above all the quantizer's losses and the discriminators', stay
+    outside and are added to what this returns.
+
+    Source: Défossez et al. 2022 (EnCodec, arXiv 2210.13438), sec. 3.4, "Balancer".
+    Differs: |g_i| is the sum over the batch of the Euclidean norms of the items, where EnCodec's code takes their mean.
+        Norms of items, as there, since they add up over ranks, which the norm of a whole batch does not; their sum,
+        since then g is the gradient of a mean over the batch, of items of length R, as that of every other loss here:
+        its share beside the quantizer's loss depends neither on the batch size, nor on the number of ranks or
+        accumulated batches. With the mean it grows with the batch size. EnCodec's g is ours with `total_norm`
+        multiplied by the batch size.
+
+    Args:
+        decay: beta of the moving average, in [0, 1).
+        total_norm: R, the length of the balanced gradient for each item, when all terms point the same way.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> balancer = LossBalancer()
+        >>> reconstruction = torch.zeros(1, 1, 4, requires_grad=True)
+        >>> terms = {"a": (reconstruction - 2).square().sum(), "b": 1000 * (reconstruction + 1).square().sum()}
+        >>> balancer(terms, {"a": 3.0, "b": 1.0}, reconstruction).backward()
+        >>> reconstruction.grad.flatten()
+        tensor([-0.2500, -0.2500, -0.2500, -0.2500])
+    """
+
+    def __init__(self, decay: float = 0.999, total_norm: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay}: expected a number in [0, 1), such as 0.999")
+        if not total_norm > 0:
+            raise ValueError(f"total_norm={total_norm}: expected a positive length")
+        self.decay = decay
+        self.total_norm = total_norm
+
+    def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], reconstruction: Tensor) -> Tensor:
+        """A loss whose gradient to `reconstruction` is the balanced one.
+
+        Every term is differentiated once as far as `reconstruction`; nothing behind it, such as the decoder, is
+        entered before the caller's one backward. The terms keep their graph for that long.
+
+        Args:
+            terms: name -> scalar, a function of `reconstruction`; all ranks pass the same names in the same order.
+            weights: name -> w_i, at least 0, for each of the terms; others are ignored.
+            reconstruction: (B, C, T) in float32: cast it before the terms are computed from it, since gradients of a
+                mean over samples underflow in float16.
+
+        Returns:
+            scalar; its value is the weighted sum of the terms, for logging, and its gradient the balanced one. Under
+            `torch.no_grad` it is the weighted sum.
+
+        Raises:
+            ValueError: there is no term, a weight is missing or negative, or `reconstruction` is in low precision.
+        """
+        self._check(terms, weights, reconstruction)
+        value = torch.stack([weights[name] * term.detach().float() for name, term in terms.items()]).sum()
+        if not reconstruction.requires_grad:
+            return value
+        gradients = {
+            name: torch.autograd.grad(term, reconstruction, retain_graph=True, materialize_grads=True)[0]
+            for name, term in terms.items()
+        }
+        sizes = self._averaged_sizes(gradients)
+        total = sum(weights[name] for name in terms) or 1.0
+        balanced = sum(
+            self.total_norm * weights[name] / total / sizes[name] * gradient for name, gradient in gradients.items()
+        )
+        surrogate = (balanced * reconstruction).sum()
+        return value + (surrogate - surrogate.detach())
+
+    @torch.no_grad()
+    def _averaged_sizes(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take this step's sizes into the averages, and return these."""
+        local = torch.stack([gradient.flatten(1).norm(dim=1).sum() for gradient in gradients.values()])
+        sizes = all_reduce_sum(local.float()) / world_size()
+        averaged = {}
+        for name, size in zip(gradients, sizes, strict=True):
+            average = self._average(_PREFIX + name, size)
+            added = torch.stack([size, torch.ones_like(size)])
+            average.copy_(torch.where(size.isfinite(), self.decay * average + added, average))
+            averaged[name] = (average[0] / average[1].clamp_min(1e-30)).clamp_min(1e-12)
+        return averaged
+
+    def _average(self, buffer: str, like: Tensor) -> Tensor:
+        """(2,): discounted sums of sizes and of ones; their ratio is the average, free of the bias of its start."""
+        if buffer not in self._buffers:
+            self.register_buffer(buffer, like.new_zeros(2))
+        return self.get_buffer(buffer)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # Names of terms are known from the first step on; those of a checkpoint from here on.
+        for key, value in state_dict.items():
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and name.startswith(_PREFIX):
+                self._average(name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @staticmethod
+    def _check(terms: Mapping[str, Tensor], weights: Mapping[str, float], reconstruction: Tensor) -> None:
+        if not terms:
+            raise ValueError("terms is empty: there is nothing to balance")
+        for name in terms:
+            if "." in name or not weights.get(name, -1.0) >= 0:
+                raise ValueError(
+                    f"term {name!r} has the weight {weights.get(name)}: expected a number of at least 0, "
+                    "and a name without dots"
+                )
+        if reconstruction.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"reconstruction is {reconstruction.dtype}: expected torch.float32; cast it with "
+                "reconstruction.float() before the terms are computed from it"
+            )

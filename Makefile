@@ -1,7 +1,9 @@
 # make quickstart: set up .venv, train on the photographs in assets/, print a table and leave runs/quickstart/.
+# make quickstart-audio: the same for sound: a small codec, trained on the speech in assets/, beside Opus and k-means.
 # make test: set up .venv and run the tests.
 # make matrix: the contract over every method with every estimator, as stages and as groups (some fifteen minutes more).
 # make data: fetch the larger set of photographs into data/photos.
+# make data-speech: fetch two hours of speech into data/speech.
 # make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
 # make check: what CI runs besides the tests (lint, types, the wheel's content).
 
@@ -10,10 +12,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart test matrix data native check benchmark clean
+.PHONY: quickstart quickstart-audio test matrix data data-speech native check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
+
+quickstart-audio: $(SETUP)
+	$(BIN)/python scripts/quickstart_audio.py
 
 test: $(SETUP)
 	$(BIN)/python -m pytest
@@ -24,6 +29,9 @@ matrix: $(SETUP)
 data: $(SETUP)
 	$(BIN)/python scripts/fetch_data.py photos --destination data/photos
 
+data-speech: $(SETUP)
+	$(BIN)/python scripts/fetch_data.py speech --destination data/speech
+
 native: $(SETUP)
 	$(BIN)/python -m vqkit.kernels.native
 
@@ -32,6 +40,7 @@ check: $(SETUP)
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_wheel.py
 	$(BIN)/python scripts/quickstart.py --runs build/check --steps 20 --kmeans-patches 20000
+	$(BIN)/python scripts/quickstart_audio.py --runs build/check --steps 20
 
 benchmark: $(SETUP)
 	$(BIN)/python benchmarks/quantizer_step.py
@@ -42,7 +51,7 @@ benchmark: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	@bash scripts/check_requirements.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,hub,native,export,bench,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,audio,listening,data,hub,native,export,bench,dev]"
 	touch $(SETUP)
 
 clean:

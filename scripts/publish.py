@@ -2,6 +2,7 @@
 
     python scripts/publish.py runs/quickstart      # after make quickstart
     python scripts/publish.py runs/photos-32       # after scripts/compare.py runs/photos-32 ...
+    python scripts/publish.py runs/quickstart-audio  # after make quickstart-audio (compare_audio.py for others)
     python scripts/publish.py                      # only write the tables anew
 
 It copies a run's figures, configuration, log and pictures into docs/results, and writes each table that stands between
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import document_tables
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,8 @@ FROM_CODE = {
 }
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
+LOGGED_OF_CODECS = ["train/loss", "validation/stoi", "validation/mel_distance", "validation/si_sdr", *LOGGED[-2:]]
+DISCRIMINATED = ["train/adversarial", "train/feature_matching", "train/discriminator_loss"]
 
 
 def main() -> None:
@@ -51,12 +55,20 @@ def publish(run: Path) -> None:
     shutil.copyfile(figures, RESULTS / f"{run.name}.json")
     shutil.copyfile(run / "config.yaml", RESULTS / f"{run.name}.yaml")
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
-    subprocess.run([*log, "--every", "50", "--columns", *LOGGED], check=True)
+    subprocess.run([*log, "--every", "50", "--columns", *logged(json.loads(figures.read_text()), run)], check=True)
     for name in ("reconstructions", "codebook"):
         with Image.open(run / f"{name}.png") as picture:
             picture = picture.convert("RGB")
             picture.thumbnail((1400, 1400))
             picture.save(RESULTS / f"{run.name}-{name}.jpg", quality=88)
+
+
+def logged(record: dict, run: Path) -> list[str]:
+    """Which columns of a run's log are published; those of the discriminators where it had any."""
+    if "psnr" in record:
+        return LOGGED
+    adversary = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"].get("adversary")
+    return LOGGED_OF_CODECS + DISCRIMINATED * bool(adversary)
 
 
 def rendered(text: str) -> str:
@@ -69,6 +81,11 @@ def rendered(text: str) -> str:
 def table(name: str) -> str:
     """The figures of docs/results/NAME.json as a Markdown table, with the circumstances below."""
     record = json.loads((RESULTS / f"{name}.json").read_text())
+    return images_table(record) if "psnr" in record else codec_table(record)
+
+
+def images_table(record: dict) -> str:
+    """Of an image tokenizer beside its baselines."""
     rows = {"vqkit": record, "k-means of raw patches": record["baselines"]["patch_kmeans"]}
     rows |= {"JPEG": record["baselines"]["jpeg"], "WebP": record["baselines"]["webp"]}
     lines = ["| | PSNR | SSIM | bits per pixel | usage | perplexity |", "|---|---:|---:|---:|---:|---:|"]
@@ -83,6 +100,52 @@ def table(name: str) -> str:
         f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps in "
         f"{training['seconds'] / 60:.1f} minutes{capped}, {training['precision']}, seed 0; "
         f"{training['circumstances']}.",
+    ]
+    return "\n".join(lines)
+
+
+CODECS = {
+    "mdct_kmeans": "k-means of MDCT frames (residual)",
+    "mdct_split_kmeans": "k-means of MDCT bands (split)",
+    "opus": "Opus",
+    "codec2": "Codec2",
+    "speex": "Speex",
+}
+
+
+def codec_table(record: dict) -> str:
+    """Of a codec beside its baselines."""
+    lines = [
+        "| | STOI | PESQ-WB | mel distance | SI-SDR | word errors | kbit/s | usage |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = {"vqkit": record}
+    rows |= {CODECS[name]: row for name, row in record["baselines"].items()}
+    absent = []
+    for title, row in rows.items():
+        if isinstance(row, str):
+            absent.append(f"{title} {row}")
+            continue
+        forms = {
+            "stoi": "{:.3f}",
+            "pesq_wb": "{:.2f}",
+            "mel_distance": "{:.3f}",
+            "si_sdr": "{:.2f} dB",
+            "wer": "{:.0%}",
+        }
+        cells = [form.format(row[figure]) if figure in row else "-" for figure, form in forms.items()]
+        cells += [f"{row['kbps']:.2f}", f"{row['codebook_usage']:.1%}" if "codebook_usage" in row else "-"]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    training, usage = record["training"], record.get("usage_per_level", [])
+    capped = ", stopped by the time limit" if training["capped"] else ""
+    levels = f" Usage of the levels, coarse first: {', '.join(f'{share:.0%}' for share in usage)}." if usage else ""
+    heard = f"{record['utterances']} utterances that it never heard, {record['seconds']:.0f} s"
+    lines += [
+        "",
+        f"{heard} ({record['protocol']['split']}); "
+        f"trained for {training['steps']} steps in {training['seconds'] / 60:.1f} minutes{capped}, "
+        f"{training['precision']}, seed 0; {training['circumstances']}. Opus is counted without its container."
+        f"{levels}" + "".join(f" {sentence}." for sentence in absent),
     ]
     return "\n".join(lines)
 

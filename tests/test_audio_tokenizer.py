@@ -55,6 +55,12 @@ def test_any_length_comes_back(length, channels):
     assert torch.equal(output.quantizer.indices, indices)
 
 
+def test_initialization_takes_segments_of_any_length():
+    codec = make_codec()
+    codec.initialize([{"audio": noise(3, 1, 4 * HOP + 7), "name": ["a", "b", "c"]}], samples=15)
+    assert codec.quantizer.stages[0].codebook.usage.count_nonzero() > 1
+
+
 def test_the_tail_is_zeros_and_nothing_else():
     codec = make_codec()
     wave = noise(1, 1, 2 * HOP + 3)

@@ -31,6 +31,7 @@ from trainers.callbacks import (
 from trainers.explain import explain, suggest
 from trainers.task import TokenizerTask
 from trainers.tracking import RunLogger
+from vqkit import AudioTokenizer
 from vqkit.config import weights_follow
 
 TRAINER_DEFAULTS = {
@@ -244,13 +245,13 @@ class TokenizerCLI(LightningCLI):
 
     def _announce(self, *, data: bool) -> None:
         tokenizer = self.model.tokenizer
-        sizes = {
-            name: sum(parameter.numel() for parameter in part.parameters()) for name, part in tokenizer.named_children()
-        }
+        parts = {name: part.parameters() for name, part in self.model.trained_parts().items()}
+        sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
         listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
-        quantizer = tokenizer.quantizer
-        codes = codes_in_words(quantizer.codebook_sizes)
-        _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {codes} codes")
+        codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
+        if isinstance(tokenizer, AudioTokenizer):
+            codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
+        _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {codes}")
         if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
             try:
                 _say(self.datamodule.describe())

@@ -1,15 +1,50 @@
 """Training of image tokenizers."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.io import encode_png
+from torchvision.utils import make_grid
 
-from trainers.metrics import ImageMetrics, protocol, psnr, to_uint8_grid, write_json
+from trainers.data.tokens import write_whole
+from trainers.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
+from trainers.objectives import Objective
 from trainers.task import TokenizerTask
 from vqkit import Tokenizer
+
+
+class AbsoluteError(Objective):
+    """Mean absolute error, in float32.
+
+    Args:
+        weight: in the total.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight=weight, name="l1")
+
+    def forward(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
+        """Over images (B, C, H, W)."""
+        return F.l1_loss(reconstruction.float(), reference.float())
+
+
+class SquaredError(Objective):
+    """Mean squared error, in float32.
+
+    Args:
+        weight: in the total.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight=weight, name="l2")
+
+    def forward(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
+        """Over images (B, C, H, W)."""
+        return F.mse_loss(reconstruction.float(), reference.float())
 
 
 class ImageTokenizerTask(TokenizerTask):
@@ -49,7 +84,7 @@ class ImageTokenizerTask(TokenizerTask):
     ) -> None:
         super().__init__(
             tokenizer,
-            weights={"l1": l1, "l2": l2},
+            objectives=[AbsoluteError(l1), SquaredError(l2)],
             learning_rate=learning_rate,
             final_learning_rate_ratio=final_learning_rate_ratio,
             warmup_steps=warmup_steps,
@@ -59,14 +94,11 @@ class ImageTokenizerTask(TokenizerTask):
             seed=seed,
         )
 
+    monitor = "validation/psnr"
+
     def inputs(self, batch: dict[str, Any]) -> Tensor:
         """The images (B, C, H, W)."""
         return batch["image"]
-
-    def reconstruction_terms(self, inputs: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Mean absolute and mean squared error, in float32."""
-        reconstruction, inputs = reconstruction.float(), inputs.float()
-        return {"l1": F.l1_loss(reconstruction, inputs), "l2": F.mse_loss(reconstruction, inputs)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The common step, and the PSNR of the batch."""
@@ -79,53 +111,22 @@ class ImageTokenizerTask(TokenizerTask):
 
     # ------------------------------------------------------------------ measuring
 
-    def on_validation_epoch_start(self) -> None:
-        """Start to measure."""
-        quantizer = self.tokenizer.quantizer
-        self.metrics = ImageMetrics(quantizer.codebook_sizes).to(self.device)
+    def new_metrics(self, split: str) -> ImageMetrics:
+        """The image metrics of either split."""
+        return ImageMetrics(self.tokenizer.quantizer.codebook_sizes)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch."""
-        inputs = self.inputs(batch)
-        output = self.tokenizer(inputs)
-        self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)
-        return {"inputs": inputs, "reconstruction": output.reconstruction, "indices": output.quantizer.indices}
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole set."""
-        self._log_figures("validation", self.metrics.compute())
-
-    def on_test_epoch_start(self) -> None:
-        """Start to measure."""
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch."""
-        return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole set, and write `metrics.json` with their protocol into the run folder."""
-        figures = self.metrics.compute()
-        record = {**figures, **self.metrics.per_level()}
-        self._log_figures("test", figures)
-        circumstances = {
-            "split": "test",
-            "preprocessing": self._preprocessing(),
-            "checkpoint": str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
-            "precision": str(self.trainer.precision),
-        }
-        record["protocol"] = protocol(figures, **circumstances)
-        if self.trainer.is_global_zero:
-            write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
-
-    def _log_figures(self, split: str, figures: dict[str, float]) -> None:
-        # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.
-        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
-
-    def _preprocessing(self) -> str:
+    def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
+        """How the figures were measured, and what was done to the images before."""
         size = self.trainer.datamodule.resolution
-        return f"centre square; shorter side resized to {size} px (bicubic, antialiased) where it differs"
+        preprocessing = f"centre square; shorter side resized to {size} px (bicubic, antialiased) where it differs"
+        return protocol(dict(figures), preprocessing=preprocessing, **circumstances)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The indices of a batch, with the names of its images."""
-        return {"indices": self.tokenizer.encode(self.inputs(batch)), "names": batch["name"]}
+    def write_examples(
+        self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]
+    ) -> list[Path]:
+        """`reconstructions.png`: originals above, their reconstructions below."""
+        images = to_uint8_grid(torch.stack([*originals, *reconstructions])).to("cpu", torch.uint8)
+        grid = make_grid(images, nrow=len(originals), padding=2, pad_value=255)
+        path = folder / "reconstructions.png"
+        write_whole(path, encode_png(grid).numpy().tobytes())
+        return [path]

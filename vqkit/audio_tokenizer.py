@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from vqkit.base import BaseQuantizer
 from vqkit.blocks import pad_end, run_in_blocks
 from vqkit.resampling import resample
 from vqkit.streaming import streaming
-from vqkit.tokenizer import Tokenizer, TokenizerOutput
+from vqkit.tokenizer import Tokenizer, TokenizerOutput, first_tensor
 
 
 class AudioTokenizer(Tokenizer):
@@ -267,6 +267,9 @@ class AudioTokenizer(Tokenizer):
         )
 
     # ------------------------------------------------------------------ what goes in
+
+    def _latents(self, loader: Iterable[Any]) -> Iterator[Tensor]:
+        return super()._latents(self._whole_frames(first_tensor(batch)) for batch in loader)
 
     def _checked(self, wave: Tensor) -> Tensor:
         self._check_shape(wave)

@@ -259,7 +259,7 @@ def test_a_resumed_run_writes_nothing_before_its_first_step(tmp_path):
 
 def test_reconstructions_show_originals_above(tmp_path):
     task = make_task()
-    make_trainer(max_epochs=1, callbacks=[Reconstructions(images=3)], default_root_dir=tmp_path).fit(
+    make_trainer(max_epochs=1, callbacks=[Reconstructions(examples=3)], default_root_dir=tmp_path).fit(
         task, datamodule=Images(4)
     )
     picture = read_image(str(tmp_path / "reconstructions.png"))

@@ -13,10 +13,11 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.trainers.pictures import draw_pictures
+from tests.trainers.recordings import write_recordings
 from trainers.cli import codes_in_words, main
 from trainers.data.tokens import TokenShards
 from trainers.tracking import reason_to_stay_offline
-from vqkit import Tokenizer
+from vqkit import AudioTokenizer, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +101,44 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
 
     tokenizer = Tokenizer.from_pretrained(run / "tokenizer")
     assert tokenizer.decode(shards[0]["indices"][None]).shape == (1, 3, 16, 16)
+
+
+TINY_SOUND = {
+    "data.segment_seconds": 0.2,
+    "data.batch_size": 2,
+    "model.tokenizer.encoder.channels": 4,
+    "model.tokenizer.decoder.channels": 4,
+    "model.tokenizer.quantizer.stage.init_args.codebook_size": 16,
+    "model.initialization_samples": 32,
+    "model.validation_measures": '["si_sdr"]',
+    "model.test_measures": '["si_sdr", "mel_distance"]',
+    "trainer.accelerator": "cpu",
+    "trainer.max_steps": 2,
+}
+
+
+def test_fit_test_and_predict_sound(cli, tmp_path):
+    folder = tmp_path / "recordings"
+    write_recordings(folder, 6, seconds=0.5)
+    sound = {"config": "configs/audio/quickstart.yaml", "data.root": folder}
+    code, output, errors = cli("fit", **(dict.fromkeys(TINY) | sound | TINY_SOUND))
+    assert code == 0, errors
+    assert "6 x 16 codes at 100 frames a second, 2.4 kbit/s" in output
+    run = tmp_path / "run"
+    alone = {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}
+    code, output, errors = cli("test", **alone)
+    assert code == 0, errors
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["kbps"] == pytest.approx(2.4)
+    assert len(metrics["usage_per_level"]) == 6
+    assert metrics["protocol"]["checkpoint"].endswith(".ckpt")
+    code, output, errors = cli("predict", **alone)
+    assert code == 0, errors
+    shards = TokenShards(run / "tokens")
+    tokenizer = AudioTokenizer.from_pretrained(run / "tokenizer")
+    frames = sorted(len(shards[number]["indices"]) for number in range(6))
+    assert frames[0] >= 50 and frames[0] < frames[-1]
+    assert tokenizer.decode(shards[0]["indices"][None, :, :2]).shape[1] == 1
 
 
 def test_a_second_run_says_so_and_a_resumed_one_goes_on(cli, tmp_path):

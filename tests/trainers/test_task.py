@@ -155,7 +155,7 @@ def test_random_state_is_continued():
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected a positive number"),
         ({"final_learning_rate_ratio": 1.5}, "final_learning_rate_ratio=1.5"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
-        ({"l1": -1.0}, "expected numbers of at least 0"),
+        ({"l1": -1.0}, "weight=-1.0 of the objective 'l1': expected a number of at least 0"),
         ({"l1": 0.0, "l2": 0.0}, "one of them above 0"),
     ],
 )

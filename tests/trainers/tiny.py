@@ -5,7 +5,11 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from vqkit import Quantizer, Tokenizer
+from trainers.audio import AudioTokenizerTask
+from trainers.discriminators import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
+from trainers.objectives import Adversary, MultiResolutionMel, WaveformL1
+from vqkit import AudioTokenizer, Quantizer, Tokenizer
+from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
 BACKBONE = {
@@ -64,3 +68,67 @@ def make_trainer(**arguments):
         "num_sanity_val_steps": 0,
     }
     return Trainer(**(options | arguments))
+
+
+CODEC = {"dim": 8, "channels": 4, "strides": (2, 4), "dilations": (1,), "patch_size": 2}
+
+
+def make_codec(quantizer=None, **arguments):
+    quantizer = quantizer or Quantizer("ema", dim=8, codebook_size=16, channel_dim=1)
+    torch.manual_seed(0)
+    encoder, decoder = ConvEncoder1d(**CODEC), ConvDecoder1d(**CODEC)
+    return AudioTokenizer(encoder, quantizer, decoder, **({"sample_rate": 16000} | arguments))
+
+
+def make_adversary(**arguments):
+    torch.manual_seed(1)
+    discriminators = [
+        MultiPeriodDiscriminator(periods=[2, 3], channels=2),
+        MultiScaleSTFTDiscriminator(window_lengths=[64], channels=2),
+    ]
+    return Adversary(discriminators, **arguments)
+
+
+def make_audio_task(tokenizer=None, **arguments):
+    mel = MultiResolutionMel(16000, weight=1.0, window_lengths=[64, 128], mel_bins=[5, 10])
+    options = {
+        "objectives": [mel, WaveformL1(weight=1.0)],
+        "validation_measures": ["si_sdr"],
+        "test_measures": ["si_sdr", "mel_distance"],
+        "initialization_samples": 256,
+        "warmup_steps": 2,
+        "learning_rate": 1e-3,
+    }
+    return AudioTokenizerTask(tokenizer or make_codec(), **(options | arguments))
+
+
+class Sounds(LightningDataModule):
+    """Sixteen waveforms of 20 ms, in order, to train; to validate and to test three of them, one by one."""
+
+    sample_rate = 16000
+    channels = 1
+
+    def __init__(self, batch_size, *, channels=1, sample_rate=16000):
+        super().__init__()
+        self.batch_size, self.channels, self.sample_rate = batch_size, channels, sample_rate
+        time = torch.arange(320) / 16000
+        pitch = torch.linspace(100, 2000, 16 * channels).reshape(16, channels, 1)
+        noise = torch.randn(16, channels, 320, generator=torch.Generator().manual_seed(2))
+        self.sounds = 0.5 * torch.sin(2 * torch.pi * pitch * time) + 0.02 * noise
+
+    def _loader(self, sounds, batch_size):
+        samples = [{"audio": sound, "name": str(number)} for number, sound in enumerate(sounds)]
+        return DataLoader(samples, batch_size=batch_size)
+
+    def train_dataloader(self):
+        return self._loader(self.sounds, self.batch_size)
+
+    def val_dataloader(self):
+        # Utterances of other lengths than the segments, and no whole number of frames.
+        return self._loader([sound[:, : 150 + 50 * number] for number, sound in enumerate(self.sounds[:3])], 1)
+
+    def test_dataloader(self):
+        return self.val_dataloader()
+
+    def initialization_dataloader(self):
+        return self.train_dataloader()

@@ -44,10 +44,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         folder: see `LastCheckpoint`.
-        monitor: what is compared; more is better.
+        monitor: what is compared, such as `validation/psnr`; more is better. None is the task's choice: PSNR for
+            images, STOI for audio. Validations during pre-training without quantization are no candidates.
     """
 
-    def __init__(self, folder: str | None = None, *, monitor: str = "validation/psnr") -> None:
+    def __init__(self, folder: str | None = None, *, monitor: str | None = None) -> None:
         super().__init__(
             dirpath=folder,
             filename="best",
@@ -56,6 +57,16 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the task what to compare, unless it was said."""
+        self.monitor = self.monitor or pl_module.monitor
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, unless there are no codes yet."""
+        if not pl_module.pretraining:
+            super().on_validation_end(trainer, pl_module)
 
 
 class SaveTokenizer(Callback):

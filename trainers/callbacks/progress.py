@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-SHOWN = ("loss", "psnr", "usage", "validation/psnr")
+SHOWN = ("loss", "psnr", "mel", "usage", "validation/psnr", "validation/stoi", "validation/mel_distance")
 
 
 class StepProgress(ProgressBar):

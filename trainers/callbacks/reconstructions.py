@@ -1,33 +1,38 @@
 """Originals beside their reconstructions."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-import torch
 import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
-from torchvision.io import encode_png
-from torchvision.utils import make_grid
-
-from trainers.metrics import to_uint8_grid
 
 
 class Reconstructions(Callback):
-    """After each validation: originals above their reconstructions, to `reconstructions.png` and to W&B.
+    """After each validation: the first samples and what became of them, as files in the run folder and in W&B.
+
+    Which files is the task's business (`TokenizerTask.write_examples`): a picture for images, sounds and a spectrogram
+    for audio.
 
     Args:
-        images: columns; the first images of the first validation batch, at least 1.
+        examples: the first samples of the validation split, at least 1; each rank but the first shows none.
 
     Raises:
-        ValueError: `images` is below 1.
+        ValueError: `examples` is below 1.
     """
 
-    def __init__(self, images: int = 8) -> None:
-        if images < 1:
-            raise ValueError(f"images={images}: expected at least 1")
-        self.images = images
+    def __init__(self, examples: int = 8) -> None:
+        if examples < 1:
+            raise ValueError(f"examples={examples}: expected at least 1")
+        self.examples = examples
+        self._originals: list[Tensor] = []
+        self._reconstructions: list[Tensor] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last validation."""
+        self._originals, self._reconstructions = [], []
 
     def on_validation_batch_end(
         self,
@@ -38,29 +43,23 @@ class Reconstructions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first batch."""
-        if batch_idx or dataloader_idx or trainer.sanity_checking or not trainer.is_global_zero:
+        """Keep the first samples."""
+        missing = self.examples - len(self._originals)
+        if missing <= 0 or dataloader_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        grid = comparison(outputs["inputs"][: self.images], outputs["reconstruction"][: self.images])
-        if not trainer.fast_dev_run:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "reconstructions.png").write_bytes(encode_png(grid).numpy().tobytes())
-        for logger in trainer.loggers:
+        self._originals += [sample.cpu() for sample in outputs["inputs"][:missing]]
+        self._reconstructions += [sample.cpu() for sample in outputs["reconstruction"][:missing]]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and show them."""
+        if not self._originals or trainer.fast_dev_run:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = pl_module.write_examples(folder, self._originals, self._reconstructions)
+        self._originals, self._reconstructions = [], []
+        for logger, path in itertools.product(trainer.loggers, files):
             if isinstance(logger, WandbLogger):
-                image = wandb.Image(grid.permute(1, 2, 0).numpy(), caption="above: originals; below: reconstructions")
-                logger.experiment.log({"reconstructions": image, "trainer/global_step": trainer.global_step})
-
-
-def comparison(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Two rows of images, originals above.
-
-    Args:
-        originals: (B, C, H, W) in [-1, 1].
-        reconstructions: like `originals`.
-
-    Returns:
-        (C, ..., ...) uint8 on the CPU.
-    """
-    images = to_uint8_grid(torch.cat([originals, reconstructions])).to("cpu", torch.uint8)
-    return make_grid(images, nrow=len(originals), padding=2, pad_value=255)
+                shown = wandb.Audio(str(path)) if path.suffix == ".wav" else wandb.Image(str(path))
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                logger.experiment.log({name: shown, "trainer/global_step": trainer.global_step})

@@ -66,7 +66,10 @@ class CodebookReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch; report when a window is full."""
+        """Count a batch; report when a window is full. While there are no codes yet, windows stay empty."""
+        if outputs["indices"] is None:
+            self._reported_step = trainer.global_step
+            return
         self.batches += 1
         if self.usage is not None:
             self.usage.update(outputs["indices"])

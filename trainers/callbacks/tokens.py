@@ -62,8 +62,11 @@ class TokenWriter(Callback):
     ) -> None:
         """Write a batch."""
         assert self._writer is not None
-        self._writer.add(outputs["indices"], outputs["names"])
-        self.written += len(outputs["names"])
+        first = 0
+        for indices in outputs["indices"]:
+            self._writer.add(indices, outputs["names"][first : first + len(indices)])
+            first += len(indices)
+        self.written += first
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is left."""

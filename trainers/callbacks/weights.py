@@ -1,17 +1,23 @@
-"""A running average of the weights, with the state of codebooks left as it is."""
+"""A running average of the tokenizer's weights, with the state of codebooks left as it is."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 
 class WeightEMA(EMAWeightAveraging):
-    """Exponential moving average of the parameters; validation, `best.ckpt` and the saved tokenizer use the average.
+    """Exponential moving average of the tokenizer; validation, `best.ckpt` and the saved tokenizer use the average.
 
+    What only training needs (discriminators, the norms of a loss balancer) is used and saved as it is.
     Buffers are copied, not averaged: those of an EMA codebook are running means already, pending statistics must not
     be averaged at all, and neither must integers. Parameters of gradient-trained codebooks are averaged like every
-    other parameter.
+    other parameter; where the quantizer is initialized late, after pre-training, their average starts there.
 
     Args:
         decay: of the average, in [0, 1).
@@ -19,8 +25,8 @@ class WeightEMA(EMAWeightAveraging):
         starting_at_step: first optimizer step that counts. Before it, the average is the model as it was initialized.
 
     Source: Lightning's `EMAWeightAveraging` around torch.optim.swa_utils.AveragedModel.
-    Differs: use_buffers=False; extra state (step counters of codebooks) is taken from the current model when saving,
-    because the averaged copy never sees a step.
+    Differs: use_buffers=False; only the tokenizer is exchanged; extra state (step counters of codebooks) is taken from
+    the current model when saving, because the averaged copy never sees a step.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -35,6 +41,13 @@ class WeightEMA(EMAWeightAveraging):
             use_buffers=False, decay=decay, update_every_n_steps=every_n_steps, update_starting_at_step=starting_at_step
         )
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the average, of the tokenizer alone."""
+        if stage == "fit":
+            self._average_model = AveragedModel(
+                pl_module.tokenizer, device=pl_module.device, use_buffers=False, **self._kwargs
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the average, which was made before the model went to its device."""
         if self._average_model is not None:
@@ -43,25 +56,68 @@ class WeightEMA(EMAWeightAveraging):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the model with its quantizer initialized, unless an average was loaded."""
         if self._average_model is not None and trainer.ckpt_path is None:
-            self._copy_current_to_average(pl_module)
+            self._average_model.module.load_state_dict(pl_module.tokenizer.state_dict())
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sanity check runs before training starts."""
         self.on_train_start(trainer, pl_module)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """The first step after a late initialization: what was averaged so far were codes that are gone."""
+        if self._average_model is not None and pl_module.quantizer_initialized_at == trainer.global_step:
+            quantizer = pl_module.tokenizer.quantizer
+            self._average_model.module.quantizer.load_state_dict(quantizer.state_dict())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take an optimizer step into the average."""
+        new = trainer.global_step > self._latest_update_step
+        if self._average_model is not None and new and self.should_update(step_idx=trainer.global_step - 1):
+            self._average_model.update_parameters(pl_module.tokenizer)
+            self._latest_update_step = trainer.global_step
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the average as the model, the model beside it, and the current counters in both."""
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        current = checkpoint.get("current_model_state", {})
-        for name, value in current.items():
-            if name.endswith("_extra_state"):
-                checkpoint["state_dict"][name] = value
+        """Save the average as the tokenizer, the model beside it, and the current counters in both."""
+        if self._average_model is None:
+            return
+        current = checkpoint["current_model_state"] = checkpoint["state_dict"]
+        average = {
+            f"tokenizer.{name}": value
+            for name, value in self._average_model.module.state_dict().items()
+            if not name.endswith("_extra_state")
+        }
+        checkpoint["state_dict"] = {**current, **average}
+        checkpoint["averaging_state"] = {"n_averaged": self._average_model.n_averaged}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Load the average only to go on training: a checkpoint's model is the average already."""
-        if self._average_model is not None:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self._average_model is None:
+            return
+        average = {
+            name.removeprefix("tokenizer."): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith("tokenizer.")
+        }
+        self._average_model.module.load_state_dict(average)
+        if "current_model_state" in checkpoint:
+            self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+            pl_module.load_state_dict(checkpoint["current_model_state"])
 
-    def _copy_current_to_average(self, pl_module: LightningModule) -> None:
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        for average, current in self._pairs(pl_module):
+            kept = average.clone()
+            average.copy_(current)
+            current.copy_(kept)
+
+    def _copy_average_to_current(self, pl_module: LightningModule) -> None:
+        for average, current in self._pairs(pl_module):
+            current.copy_(average)
+
+    def _pairs(self, pl_module: LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._average_model is not None
-        self._average_model.module.load_state_dict(pl_module.state_dict())
+        return zip(_tensors(self._average_model.module), _tensors(pl_module.tokenizer), strict=True)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return (tensor.detach() for tensor in itertools.chain(module.parameters(), module.buffers()))

@@ -1,0 +1,146 @@
+"""The first run of a codec: train one on the speech in assets/, and measure it on speech it never heard.
+
+    python scripts/quickstart_audio.py  # about four minutes of training on two CPU cores, then some of measuring
+
+It runs `python -m trainers fit --config configs/audio/quickstart.yaml`, then compares the codec with k-means of MDCT
+frames at the same bitrate and with Opus (and Codec2 and Speex, where they are installed) at the nearest, whatever the
+outcome, and leaves everything in `runs/quickstart-audio/`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from quickstart import bfloat16_is_fast, processor  # noqa: E402
+
+from trainers.audio_comparison import Utterance, compare, draw, load_utterances, table, verdict  # noqa: E402
+from trainers.audio_metrics import MEASURES, protocol  # noqa: E402
+from trainers.metrics import write_json  # noqa: E402
+from trainers.transcription import Transcriber, obstacle  # noqa: E402
+from vqkit import AudioTokenizer  # noqa: E402
+
+TRAIN, EVALUATION = ROOT / "assets/audio/train", ROOT / "assets/audio/eval"
+CONFIG = ROOT / "configs/audio/quickstart.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
+    parser.add_argument("--steps", type=int, help="training steps, instead of the config's")
+    parser.add_argument(
+        "--max-minutes", type=float, default=5.0, help="stop training after this long, and record it as capped"
+    )
+    parser.add_argument("--kmeans-frames", type=int, default=40_000, help="training frames of the k-means baselines")
+    parser.add_argument(
+        "--measures", nargs="+", default=list(MEASURES), choices=list(MEASURES), help="what is measured; all by default"
+    )
+    arguments = parser.parse_args()
+    folder = arguments.runs / "quickstart-audio"
+    own = ["python scripts/quickstart_audio.py", *sys.argv[1:]]
+    command = "make quickstart-audio" if len(sys.argv) == 1 else " ".join(own)
+
+    precision = "bf16-mixed" if bfloat16_is_fast() else "32-true"
+    seconds, steps, wanted = train(arguments, folder, precision)
+    tokenizer = AudioTokenizer.from_pretrained(folder / "tokenizer").eval()
+    print("measuring on speech it never heard, and fitting k-means of MDCT frames beside it ...", flush=True)
+    record = measured(arguments, tokenizer, folder)
+    record["training"] = {
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "capped": steps < wanted,
+        "precision": precision,
+        "circumstances": f"{torch.get_num_threads()} threads, {processor()}; `{command}`",
+    }
+    write_json(folder / "metrics.json", record)
+    report(record, folder)
+
+
+def train(arguments: argparse.Namespace, folder: Path, precision: str) -> tuple[float, int, int]:
+    """Run the trainer's command; seconds it took, steps taken, steps wanted."""
+    minutes = int(arguments.max_minutes)
+    limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
+    command = [sys.executable, "-m", "trainers", "fit", "--config", str(CONFIG.relative_to(ROOT))]
+    command += ["--runs", os.path.relpath(arguments.runs, ROOT)]
+    # The evaluation recordings are watched, and nothing is chosen by them: the last weights are the result.
+    roots = [str(part.relative_to(ROOT)) for part in (TRAIN, EVALUATION)]
+    command += ["--data.root", roots[0], "--data.validation_root", roots[1], "--data.repeats", "100"]
+    command += ["--trainer.precision", precision, "--trainer.max_time", limit]
+    if arguments.steps:
+        command += ["--trainer.max_steps", str(arguments.steps)]
+    print("$ python " + " ".join(command[1:]), flush=True)
+    start = time.monotonic()
+    status = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    if status:
+        sys.exit(f"training ended with status {status}; what it said stands above")
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
+    wanted = arguments.steps or yaml.safe_load(CONFIG.read_text())["trainer"]["max_steps"]
+    return time.monotonic() - start, checkpoint["global_step"], wanted
+
+
+def measured(arguments: argparse.Namespace, tokenizer: AudioTokenizer, folder: Path) -> dict:
+    """Compare and draw; the record but for how it was trained."""
+    rate = tokenizer.sample_rate
+    utterances = load_utterances(EVALUATION, rate)
+    training = [utterance.wave for utterance in load_utterances(TRAIN, rate)]
+    missing = obstacle()
+    transcriber = None if missing else Transcriber()
+    comparison = compare(
+        tokenizer,
+        utterances,
+        training,
+        measures=arguments.measures,
+        kmeans_frames=arguments.kmeans_frames,
+        transcriber=transcriber,
+    )
+    draw(comparison, folder, sample_rate=rate)
+    facts = protocol(
+        comparison.figures,
+        sample_rate=rate,
+        measures=arguments.measures,
+        split=split(utterances),
+        wer=f"not measured: {missing}" if transcriber is None else transcriber.protocol,
+        precision="measured in float32",
+    )
+    return {**comparison.figures, **comparison.per_level, "baselines": comparison.baselines, "protocol": facts}
+
+
+def split(utterances: list[Utterance]) -> str:
+    """What was measured on."""
+    return "assets/audio/eval, whole utterances: " + ", ".join(utterance.name for utterance in utterances)
+
+
+def report(record: dict, folder: Path) -> None:
+    """The table, and where to go from here."""
+    print("\n" + table(record, record["baselines"]))
+    print("\n" + verdict(record, record["baselines"]))
+    training = record["training"]
+    capped = ", CAPPED before the end" if training["capped"] else ""
+    print(f"{training['steps']} steps in {training['seconds']:.0f} s{capped}, {training['precision']}, ", end="")
+    print(f"{training['circumstances']}; {record['utterances']:.0f} utterances never trained on\n")
+    shown = os.path.relpath(folder)
+    for what, where in (
+        ("listen to it", f"{shown}/samples/ (originals and reconstructions)"),
+        ("look at it", f"{shown}/reconstructions.png and {shown}/codebook.png (figures: {shown}/metrics.json)"),
+        ("train on your own recordings", f"{shown_command()} --data.root DIR --name mine"),
+        ("swap the quantizer", "... --config configs/residual/simvq.yaml  (one overlay for each method)"),
+        ("stream, measure, other recipes", "docs/audio.md, configs/audio/"),
+        ("open the report", f"wandb sync {shown}/wandb/offline-run-*  (needs an account; until then it stays here)"),
+    ):
+        print(f"  {what + ':':34}{where}")
+
+
+def shown_command() -> str:
+    return ".venv/bin/python -m trainers fit --config configs/audio/quickstart.yaml"
+
+
+if __name__ == "__main__":
+    main()

@@ -119,10 +119,10 @@ def test_windows_come_from_everywhere_in_proportion_to_the_lengths():
 
 
 def test_opus_is_aligned_as_long_as_the_original_and_near_the_rate(speech):
-    coded = opus([speech, speech[:20000]], RATE, 14.0, steps=5)
+    coded = opus([speech, speech[:20000]], RATE, 11.0, steps=7)
     assert [len(wave) for wave in coded.waves] == [len(speech), 20000]
     assert [lag(copy, wave) for copy, wave in zip(coded.waves, (speech, speech[:20000]), strict=True)] == [0, 0]
-    assert coded.kbps == pytest.approx(14, abs=1.0)
+    assert coded.kbps == pytest.approx(11, abs=0.6), "rates have steps of whole bytes"
     assert coded.file_kbps > coded.kbps, "a file has a container too"
     error = (coded.waves[0] - speech).square().mean() / speech.square().mean()
     assert float(error) < 0.5, "it is the same speech"

@@ -183,11 +183,13 @@ def test_long_recordings_are_measured_in_pieces(monkeypatch, speech):
 def test_nan_in_a_reconstruction_is_counted_and_silent(speech):
     broken = speech.clone()
     broken[100:200] = math.nan
-    metrics = make(("si_sdr",))
+    metrics = make(("si_sdr", "mel_distance"))
     metrics.update(torch.stack([speech, speech])[:, None], torch.stack([speech, broken])[:, None], codes(2))
     figures = metrics.compute()
     assert figures["not_finite"] == 1 and figures["utterances"] == 2
-    assert math.isfinite(figures["si_sdr"])
+    assert math.isfinite(figures["mel_distance"])
+    silenced = SISDR(RATE)(speech, broken.nan_to_num(0.0))["si_sdr"]
+    assert figures["si_sdr"] == pytest.approx((SI_SDR_RANGE[1] + silenced) / 2)
 
 
 @pytest.mark.parametrize(

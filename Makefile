@@ -40,7 +40,7 @@ check: $(SETUP)
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_wheel.py
 	$(BIN)/python scripts/quickstart.py --runs build/check --steps 20 --kmeans-patches 20000
-	$(BIN)/python scripts/quickstart_audio.py --runs build/check --steps 20
+	$(BIN)/python scripts/quickstart_audio.py --runs build/check --steps 20 --kmeans-frames 2000 --measures si_sdr stoi mel_distance
 
 benchmark: $(SETUP)
 	$(BIN)/python benchmarks/quantizer_step.py

@@ -128,7 +128,7 @@ def codec_table(record: dict) -> str:
             continue
         forms = {
             "stoi": "{:.3f}",
-            "pesq_wb": "{:.2f}",
+            "pesq": "{:.2f}",
             "mel_distance": "{:.3f}",
             "si_sdr": "{:.2f} dB",
             "wer": "{:.0%}",

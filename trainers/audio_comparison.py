@@ -216,7 +216,7 @@ def table(figures: dict[str, Any], baselines: dict[str, dict[str, Any] | str]) -
             lines.append(f"{TITLES[name]:26}{row}")
             continue
         usage = f"{row['codebook_usage']:.1%}" if "codebook_usage" in row else "-"
-        pesq = row.get("pesq_wb", row.get("pesq_nb"))
+        pesq = row.get("pesq", row.get("pesq_nb"))
         cells = f"{_number(row.get('stoi'), 3):>7}{_number(pesq, 2):>7}{_number(row.get('mel_distance'), 3):>8}"
         decibels = f"{_number(row.get('si_sdr'), 2)} dB"
         words = "-" if row.get("wer") is None else f"{row['wer']:.0%}"

@@ -26,8 +26,8 @@ class WidebandPESQ(Measure):
     Source: ITU-T P.862.2 (2007).
     """
 
-    name = "pesq_wb"
-    figures = ("pesq_wb",)
+    name = "pesq"
+    figures = ("pesq",)
     packages: ClassVar[dict[str, str]] = {"pesq": "pesq"}
     rate: ClassVar[int] = 16000
     mode: ClassVar[str] = "wb"

@@ -45,8 +45,9 @@ def main() -> None:
     codecs = {name: load_codec(CONFIGS / f"{name}.yaml").to(arguments.device) for name in arguments.configs}
     rows = [measure(name, codec, arguments) for name, codec in codecs.items()]
     command = (
-        f"python benchmarks/codec.py --threads {arguments.threads} --rounds {arguments.rounds} "
-        f"--seconds {arguments.seconds} --chunk-ms {arguments.chunk_ms:g}"
+        f"python benchmarks/codec.py --configs {' '.join(arguments.configs)} --device {arguments.device} "
+        f"--threads {arguments.threads} --rounds {arguments.rounds} --seconds {arguments.seconds} "
+        f"--chunk-ms {arguments.chunk_ms:g}"
     )
     head = ["# Codecs: real-time factors and delays", ""]
     head += circumstances(command, arguments.device, arguments.threads, load)
@@ -88,7 +89,7 @@ def measure(name: str, codec: AudioTokenizer, arguments: argparse.Namespace) -> 
     if codec.causal:
         chunks = [stream(codec, wave, arguments.chunk_ms) for _ in range(arguments.rounds)]
         row["stream"] = statistics.median(sum(times) for times in chunks) / arguments.seconds
-        row["worst"] = statistics.median(max(times[1:]) for times in chunks)
+        row["worst"] = statistics.median(max(times[1:] or times) for times in chunks)
     return row
 
 

@@ -40,15 +40,34 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--levels", type=int, help="decode the first levels of residual stages only")
-    parser.add_argument("--chunk-ms", type=float, default=40.0, help="length of the chunks of `stream`")
+    parser.add_argument("--chunk-ms", type=positive, default=40.0, help="length of the chunks of `stream`")
     arguments = parser.parse_args()
     codec = AudioTokenizer.from_pretrained(arguments.tokenizer)
+    check_levels(codec, arguments.levels)
     if arguments.action == "encode":
         encode(codec, arguments.source, arguments.target)
     elif arguments.action == "decode":
         decode(codec, arguments.source, arguments.target, arguments.levels)
     else:
         stream(codec, arguments.source, arguments.target, arguments.levels, arguments.chunk_ms / 1000)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a length above 0")
+    return float(text)
+
+
+def check_levels(codec: AudioTokenizer, levels: int | None) -> None:
+    """Stop unless there are so many levels: frames have no axis of levels where one codebook is all."""
+    most = codec.quantizer.num_codebooks if codec.quantizer.level_axis else 0
+    if levels is not None and not 1 <= levels <= most:
+        raise SystemExit(
+            f"--levels {levels}: expected 1 to {most}"
+            if most
+            else "--levels: this codec has one codebook and no levels"
+        )
 
 
 def encode(codec: AudioTokenizer, source: Path, target: Path) -> None:
@@ -113,12 +132,18 @@ def read_blocks(path: Path, codec: AudioTokenizer, seconds: float) -> Iterator[T
     with soundfile.SoundFile(path) as file:
         resampler = soxr.ResampleStream(file.samplerate, codec.sample_rate, file.channels, quality="VHQ")
         length = max(1, round(seconds * file.samplerate))
+        found = False
         while True:
             block = file.read(length, dtype="float32", always_2d=True)
             done = len(block) < length
             piece = block if file.samplerate == codec.sample_rate else resampler.resample_chunk(block, last=done)
             if len(piece):
+                found = True
                 yield as_channels(piece, codec.channels)
+            if done and not found:
+                raise SystemExit(
+                    f"{path}: {file.frames} samples at {file.samplerate} Hz, too short for {codec.sample_rate} Hz"
+                )
             if done:
                 return
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import soundfile
 import torch
+from torch.nn.utils.parametrizations import weight_norm
 
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -180,6 +181,13 @@ def test_bad_input_is_explained(case):
         call()
 
 
+@pytest.mark.parametrize("call", ["forward", "autoencode"])
+def test_a_forward_does_not_touch_the_stream(call):
+    codec = make_codec()
+    with codec.streaming(), pytest.raises(ValueError, match=f"{call} inside of streaming"):
+        getattr(codec, call)(noise(1, 1, 100))
+
+
 def test_another_rate_inside_a_stream_is_refused():
     codec = make_codec()
     with codec.streaming(), pytest.raises(ValueError, match="resample the stream outside"):
@@ -239,3 +247,38 @@ def test_real_speech_streams(pytestconfig):
         chunks = chunks_of(resample(wave, rate, 8000), 3)
         parts = [codec.encode(chunk) for chunk in chunks] + [codec.flush()]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_a_stream_leaves_other_models_alone():
+    codec, other = make_codec(), weight_norm(torch.nn.Linear(4, 1))
+    with codec.streaming():
+        other(noise(1, 4))
+        with torch.enable_grad():
+            other(noise(1, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in other.parameters())
+
+
+def test_a_stream_takes_nothing_and_gives_nothing():
+    codec = make_codec()
+    with codec.streaming():
+        nothing = codec.encode(noise(1, 1, 0))
+        assert nothing.shape == (1, 0, 3) and codec.decode(nothing).shape == (1, 1, 0)
+        with pytest.raises(ValueError, match="began with 1 recordings and continues with 2"):
+            codec.encode(noise(2, 1, 100))
+        with pytest.raises(ValueError, match="inside of streaming"):
+            next(codec.encode_blocks([noise(1, 1, 100)]))
+
+
+def test_recordings_in_double_precision_are_taken():
+    codec, wave = make_codec(), noise(1, 1, 300)
+    assert torch.equal(codec.encode(wave.double()), codec.encode(wave))
+
+
+def test_blocks_have_frames():
+    codec = make_codec(causal=False)
+    for blocks in (
+        codec.encode_blocks([noise(1, 1, 99)], frames_per_block=0),
+        codec.decode_blocks([], frames_per_block=0),
+    ):
+        with pytest.raises(ValueError, match="frames_per_block=0"):
+            next(blocks)

@@ -93,6 +93,18 @@ class AudioTokenizerTask(TokenizerTask):
 
     def setup(self, stage: str) -> None:
         """Refuse data that the tokenizer was not made for."""
+        for objective in self.objectives:
+            given = getattr(objective, "sample_rate", self.tokenizer.sample_rate)
+            if given != self.tokenizer.sample_rate:
+                raise ValueError(
+                    f"objective {objective.name!r} has sample_rate={given}, but the tokenizer has "
+                    f"{self.tokenizer.sample_rate}: its bands would lie elsewhere; give both the same"
+                )
+        if self.balancer is not None and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "precision=16-mixed with a balancer: it differentiates each term without the loss scale, and the "
+                "discriminators' gradients underflow in float16; use bf16-mixed or 32-true"
+            )
         data = self.trainer.datamodule
         for name, where in (("sample_rate", "tokenizer.sample_rate"), ("channels", "in_channels and out_channels")):
             mine, given = getattr(self.tokenizer, name), getattr(data, name, None)
@@ -106,10 +118,13 @@ class AudioTokenizerTask(TokenizerTask):
     def monitor(self) -> str:
         """STOI, or the first other measure of validation of which more is better."""
         rising = [name for name in ("stoi", "estoi", "si_sdr", *MEASURES) if not name.endswith("_distance")]
-        found = [name for name in rising if name in self.measures["validation"]]
+        metrics = self.new_metrics("validation")
+        taken = {measure.name for measure in metrics.measures}
+        found = [name for name in rising if name in taken]
         if not found:
+            reasons = f" ({'; '.join(metrics.unavailable.values())})" if metrics.unavailable else ""
             raise ValueError(
-                f"validation_measures={list(self.measures['validation'])}: the best checkpoint needs one of "
+                f"validation_measures={list(self.measures['validation'])}{reasons}: the best checkpoint needs one of "
                 f"{', '.join(dict.fromkeys(rising))}; add one, or set best_checkpoint.monitor"
             )
         return f"validation/{found[0]}"

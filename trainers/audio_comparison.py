@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from torch import Tensor
 
@@ -13,10 +12,12 @@ from trainers.audio_baselines import Coded, opus, speech_codecs
 from trainers.audio_examples import write_sounds
 from trainers.audio_figures import spectrogram_figure, usage_figure
 from trainers.audio_metrics import MEASURES, AudioMetrics
+from trainers.data.files import named
+from trainers.data.recordings import scan, within_full_scale
+from trainers.data.segments import RecordingStore
 from trainers.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans
 from trainers.transcription import Transcriber
 from vqkit import AudioTokenizer
-from vqkit.audio_tokenizer import resample
 
 TITLES = {
     "vqkit": "vqkit (this run)",
@@ -73,19 +74,21 @@ def load_utterances(folder: Path, sample_rate: int) -> list[Utterance]:
     Raises:
         ValueError: there are none.
     """
-    suffixes = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".mp3"}
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise ValueError(f"{folder} holds no recordings that soundfile reads")
+    usable = scan(folder, channels=1, min_seconds=0.0)
+    if not usable.files:
+        raise ValueError(
+            f"{folder} holds no recordings that can be used; {len(usable.skipped)} skipped: {named(usable.skipped)}"
+        )
+    store = RecordingStore(folder, usable.files, sample_rate=sample_rate, channels=1)
     texts: dict[Path, str] = {}
     for table in folder.rglob("transcripts.tsv"):
         for line in table.read_text().splitlines()[1:]:
             name, _, text = line.partition("\t")
             texts[table.parent / name] = text
     found = []
-    for path in paths:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        wave = resample(torch.from_numpy(samples).mean(1), rate, sample_rate)
+    for recording in usable.files:
+        wave = torch.from_numpy(within_full_scale(store.wave(recording))[:, 0])
+        path = folder / recording.name
         found.append(Utterance(path.stem, wave, texts.get(path, "")))
     return found
 

@@ -1,5 +1,6 @@
 """Pictures of a trained codec that a person can judge it by: spectrograms side by side, and the use of its codes."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -85,7 +86,9 @@ def _mel_decibels(wave: Tensor, sample_rate: int) -> Tensor:
     size = 2 ** round(torch.tensor(0.04 * sample_rate).log2().item())
     padded = torch.nn.functional.pad(wave.detach().float().cpu(), (0, max(0, size - len(wave))))
     spectrum = torch.stft(padded, size, size // 4, window=torch.hann_window(size), return_complex=True).abs()
-    banks = melscale_fbanks(size // 2 + 1, 0.0, sample_rate / 2, MEL_BANDS, sample_rate)
+    with warnings.catch_warnings():  # of bands narrower than the spacing of the bins, at low sample rates
+        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
+        banks = melscale_fbanks(size // 2 + 1, 0.0, sample_rate / 2, MEL_BANDS, sample_rate)
     return 20 * (banks.T @ spectrum).clamp(min=1e-5).log10()
 
 

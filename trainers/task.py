@@ -275,6 +275,12 @@ class TokenizerTask(LightningModule):
         for module in self.tokenizer.quantizer.modules():
             if hasattr(module, "auto_step"):
                 module.auto_step = False
+        if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not self.trainer.fast_dev_run:
+            raise ValueError(
+                f"pretraining_steps={self.pretraining_steps} of {self.trainer.estimated_stepping_batches} optimizer "
+                "steps: the quantizer would never be initialized, and the saved codes mean nothing; lower "
+                "pretraining_steps (0 for none), or raise trainer.max_steps"
+            )
         if self.trainer.ckpt_path is None:
             self.quantizer_initialized_at = None
             if not self.pretraining_steps:

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from vqkit.base import BaseQuantizer
 from vqkit.blocks import pad_end, run_in_blocks
@@ -57,8 +56,8 @@ class AudioTokenizer(Tokenizer):
 
     def __init__(self, encoder: nn.Module, quantizer: BaseQuantizer, decoder: nn.Module, *, sample_rate: int) -> None:
         super().__init__(encoder, quantizer, decoder)
-        if sample_rate < 1:
-            raise ValueError(f"sample_rate={sample_rate}: expected a positive number of Hz, such as 16000")
+        if sample_rate < 1 or sample_rate != int(sample_rate):
+            raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")
         self.sample_rate = sample_rate
         self.channels = int(getattr(encoder, "in_channels", 1))
         self.downsampling_factor = int(encoder.downsampling_factor)  # type: ignore[arg-type]
@@ -109,11 +108,13 @@ class AudioTokenizer(Tokenizer):
         Args:
             data: (B, C, T) in [-1, 1] at `sample_rate`, T at least 1.
         """
+        self._check_no_stream("forward")
         output = super().forward(self._whole_frames(data))
         return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
 
     def autoencode(self, data: Tensor) -> TokenizerOutput:
         """Encode and decode without quantizing; see `Tokenizer.autoencode`."""
+        self._check_no_stream("autoencode")
         output = super().autoencode(self._whole_frames(data))
         return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
 
@@ -133,10 +134,11 @@ class AudioTokenizer(Tokenizer):
             ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
                 sample rate is given inside of `streaming()`, or the stream has ended.
         """
-        wave = self._at_model_rate(self._checked(data), sample_rate)
+        wave = self._checked(data)
         if self._is_streaming:
-            return self._encode_chunk(wave)
-        return super().encode(self._whole_frames(wave))
+            return self._encode_chunk(self._at_model_rate(wave, sample_rate))
+        self._check_filled(wave)
+        return super().encode(self._whole_frames(self._at_model_rate(wave, sample_rate)))
 
     def decode(self, indices: Tensor, *, length: int | None = None) -> Tensor:
         """The waveform of indices, of all levels or of the first ones.
@@ -151,7 +153,8 @@ class AudioTokenizer(Tokenizer):
         Raises:
             ValueError: `length` is negative or more than the frames hold.
         """
-        wave = super().decode(indices)
+        # A chunk of a stream may complete no frame.
+        wave = self._no_samples(len(indices)) if indices.shape[1:2] == (0,) else super().decode(indices)
         if length is None:
             return wave
         if not 0 <= length <= wave.shape[-1]:
@@ -176,15 +179,15 @@ class AudioTokenizer(Tokenizer):
         another sample rate is resampled outside, by a resampler that streams too, such as `soxr.ResampleStream`.
 
         Raises:
-            ValueError: the model is not causal: use `encode_blocks` and `decode_blocks`.
+            ValueError: the model is not causal (use `encode_blocks` and `decode_blocks`), or what is called inside is
+                not `encode`, `flush` or `decode`.
         """
         if not self.causal:
             raise ValueError(
                 "streaming needs a causal encoder and decoder, and these look ahead: build them with causal=True, or "
                 "use encode_blocks and decode_blocks, which run any model block by block"
             )
-        # Normalised weights are computed once for the stream, not for each chunk.
-        with torch.no_grad(), parametrize.cached(), streaming(self.encoder), streaming(self.decoder):
+        with torch.no_grad(), streaming(self.encoder), streaming(self.decoder):
             self._pending, self._is_streaming, self._ended = None, True, False
             try:
                 yield self
@@ -208,6 +211,11 @@ class AudioTokenizer(Tokenizer):
     def _encode_chunk(self, wave: Tensor) -> Tensor:
         if self._ended:
             raise ValueError("the stream was ended by flush: open a new one with `with codec.streaming():`")
+        if self._pending is not None and len(self._pending) != len(wave):
+            raise ValueError(
+                f"the stream began with {len(self._pending)} recordings and continues with {len(wave)}: keep the batch "
+                "as it is, or open a new stream"
+            )
         joined = wave if self._pending is None else torch.cat([self._pending, wave], dim=-1)
         whole = joined.shape[-1] // self.downsampling_factor * self.downsampling_factor
         self._pending = joined[..., whole:]
@@ -216,6 +224,10 @@ class AudioTokenizer(Tokenizer):
     def _no_frames(self, batch_size: int) -> Tensor:
         levels = (self.quantizer.num_codebooks,) if self.quantizer.level_axis else ()
         return torch.empty(batch_size, 0, *levels, dtype=torch.int64, device=self.quantizer.latent_spread.device)
+
+    def _no_samples(self, batch_size: int) -> Tensor:
+        weight = next(self.decoder.parameters(), self.quantizer.latent_spread)
+        return weight.new_empty(batch_size, self.channels, 0)
 
     # ------------------------------------------------------------------ in bounded memory
 
@@ -231,8 +243,10 @@ class AudioTokenizer(Tokenizer):
             indices (B, frames[, levels]); joined along axis 1 they are those of the joined pieces.
 
         Raises:
-            ValueError: the encoder depends on unbounded context.
+            ValueError: the encoder depends on unbounded context, `frames_per_block` is not positive, or a stream is
+                open, which blocks would disturb.
         """
+        self._check_blocks(frames_per_block)
         pieces = (self._checked(chunk) for chunk in chunks)
         yield from run_in_blocks(
             pieces,
@@ -255,8 +269,9 @@ class AudioTokenizer(Tokenizer):
             (B, C, samples); joined along the last axis they are the waveform of the joined pieces.
 
         Raises:
-            ValueError: the decoder depends on unbounded context.
+            ValueError: as for `encode_blocks`.
         """
+        self._check_blocks(frames_per_block)
         yield from run_in_blocks(
             blocks,
             super().decode,
@@ -276,7 +291,17 @@ class AudioTokenizer(Tokenizer):
         if not torch.compiler.is_compiling() and not bool(wave.isfinite().all()):
             count = int((~wave.isfinite()).sum())
             raise ValueError(f"data holds {count} samples that are NaN or infinite: repair or leave out this recording")
-        return wave
+        weight = next(self.encoder.parameters(), wave)
+        return wave.to(weight.dtype)  # recordings are often read as float64
+
+    def _check_blocks(self, frames_per_block: int) -> None:
+        if frames_per_block < 1:
+            raise ValueError(f"frames_per_block={frames_per_block}: expected at least 1")
+        self._check_no_stream("encode_blocks or decode_blocks")
+
+    def _check_no_stream(self, call: str) -> None:
+        if self._is_streaming:
+            raise ValueError(f"{call} inside of streaming() would go on where the stream stopped: close it first")
 
     def _check_shape(self, wave: Tensor) -> None:
         if wave.ndim != 3 or wave.shape[1] != self.channels:
@@ -286,11 +311,15 @@ class AudioTokenizer(Tokenizer):
             )
         if not wave.is_floating_point():
             raise ValueError(f"data has dtype {wave.dtype}: expected floating point in [-1, 1] (int16 / 32768)")
+
+    @staticmethod
+    def _check_filled(wave: Tensor) -> None:
         if not wave.shape[-1]:
             raise ValueError("data has no samples: expected at least one")
 
     def _whole_frames(self, wave: Tensor) -> Tensor:
         self._check_shape(wave)
+        self._check_filled(wave)
         return pad_end(wave, -wave.shape[-1] % self.downsampling_factor)
 
     def _at_model_rate(self, wave: Tensor, sample_rate: int | None) -> Tensor:

@@ -118,7 +118,9 @@ class CrossScaleTokenizer(AudioTokenizer):
             data: (B, C, T) in [-1, 1].
             sample_rate: of `data`, in Hz; where it is not the model's, `data` is resampled. None says that it is.
         """
-        return self._indices(self._whole_frames(self._at_model_rate(self._checked(data), sample_rate)))
+        wave = self._checked(data)
+        self._check_filled(wave)
+        return self._indices(self._whole_frames(self._at_model_rate(wave, sample_rate)))
 
     def decode(self, indices: Tensor, *, length: int | None = None) -> Tensor:
         """The waveform of the indices of all streams, or of the first ones.
@@ -139,6 +141,8 @@ class CrossScaleTokenizer(AudioTokenizer):
         def add(number: int, decoded: Tensor | None) -> Tensor:
             return self.quantizer.streams[number].decode(parts[number]).mT.to(self._dtype)
 
+        if not samples:
+            return self._no_samples(len(indices))
         wave = self._finish(self._walk(add, len(parts)), len(parts))
         return wave if length is None else wave[..., :length]
 
@@ -202,6 +206,7 @@ class CrossScaleTokenizer(AudioTokenizer):
         Yields:
             indices (B, frames, levels).
         """
+        self._check_blocks(frames_per_block)
         context = [
             before + after * self.downsampling_factor
             for before, after in zip(self.encoder.context, self.decoder.context, strict=True)
@@ -226,6 +231,7 @@ class CrossScaleTokenizer(AudioTokenizer):
         Yields:
             (B, C, samples).
         """
+        self._check_blocks(frames_per_block)
         yield from run_in_blocks(
             blocks,
             self.decode,

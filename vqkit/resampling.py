@@ -6,6 +6,9 @@ from torch import Tensor
 def resample(wave: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
     """`wave` at another sample rate, by torchaudio's Kaiser-windowed sinc filter (64 zero crossings).
 
+    The filter has a row for each phase, `new_sample_rate` over the greatest common divisor of both rates of them: fine
+    for 44100 to 16000 Hz, not for odd rates such as 44101 Hz, which are better resampled by soxr before.
+
     Args:
         wave: (..., T).
         sample_rate: of `wave`, in Hz.

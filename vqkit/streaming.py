@@ -122,6 +122,11 @@ def _streaming_layers(module: nn.Module) -> list[StreamingLayer]:
                 f"{where} is not causal (causal=False), so a frame depends on samples that a stream does not have yet:"
                 " build the model with causal=True, or process it in overlapping blocks"
             )
+        if getattr(part, "causal", False) and not any(isinstance(inner, StreamingLayer) for inner in part.modules()):
+            raise ValueError(
+                f"{where} is causal but remembers nothing between chunks, so it would begin anew with each: derive"
+                " what looks back in it from vqkit.streaming.StreamingLayer"
+            )
         if isinstance(part, StreamingLayer):
             if part.stream is not None:
                 raise RuntimeError(

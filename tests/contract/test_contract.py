@@ -93,8 +93,10 @@ def test_the_bottleneck_is_the_maps_without_the_choice(case: Case) -> None:
     else:
         assert torch.equal(passed, x)
     poisoned = x.detach().clone()
-    poisoned.flatten()[0] = float("nan")
-    assert quantizer.bottleneck(poisoned).isfinite().all()
+    vectors = poisoned.movedim(quantizer.channel_dim, -1)
+    vectors[(0,) * (vectors.ndim - 1)] = float("nan")
+    cleaned = quantizer.bottleneck(poisoned).movedim(quantizer.channel_dim, -1)
+    assert bool((cleaned[(0,) * (vectors.ndim - 1)] == 0).all()) and cleaned.isfinite().all()
 
 
 @every_case

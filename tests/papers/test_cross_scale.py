@@ -125,6 +125,14 @@ def test_the_loss_of_a_dropped_stream_is_zero_in_the_mean_over_samples() -> None
     outputs = [stream(latents, mask) for stream, mask in zip(quantizer.streams, masks, strict=True)]
     joined = quantizer.join(outputs, torch.tensor([2, 1]))
     torch.testing.assert_close(joined.loss, (alone[0][0] + alone[0][1] + alone[1][0]) / 2)
+    parts = [
+        stream(sample[None]).losses
+        for stream, sample in zip(
+            (*quantizer.streams, quantizer.streams[0]), (latents[0], latents[0], latents[1]), strict=True
+        )
+    ]
+    for name, loss in joined.losses.items():
+        torch.testing.assert_close(loss, sum(part[name] for part in parts) / 2)
 
 
 def test_frames_hold_their_patches_in_the_published_order() -> None:

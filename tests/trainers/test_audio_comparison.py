@@ -153,3 +153,17 @@ def test_recordings_of_any_rate_are_read_with_their_texts(tmp_path):
     assert (first.name, first.text, len(first.wave)) == ("a", "quiet", 160)
     assert (second.name, second.text, len(second.wave)) == ("b", "", 800)
     assert float(second.wave[300:500].mean()) == pytest.approx(0.25, abs=1e-3), "the mean of its channels"
+
+
+def test_a_folder_is_read_as_the_trainer_reads_it(tmp_path):
+    """The same suffixes, the same files left out, and nothing above full scale."""
+    wave = torch.linspace(-1, 1, 2000).numpy()
+    for name, loud in (("a.wav", 12.0), ("b.aif", 0.5), ("c.oga", 0.5)):
+        subtype, kind = ("FLOAT", "WAV") if name == "a.wav" else (None, {"b.aif": "AIFF", "c.oga": "OGG"}[name])
+        soundfile.write(tmp_path / name, loud * wave, 8000, subtype=subtype, format=kind)
+    (tmp_path / "._a.wav").write_bytes(b"of a file system")
+    (tmp_path / "damaged.wav").write_bytes(b"RIFF")
+    (tmp_path / "x.raw").write_bytes(bytes(100))
+    utterances = load_utterances(tmp_path, 8000)
+    assert [utterance.name for utterance in utterances] == ["a", "b", "c"]
+    assert all(utterance.wave.abs().max() <= 1 for utterance in utterances)

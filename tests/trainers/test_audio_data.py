@@ -669,3 +669,20 @@ def test_stereo_music_is_read_in_both_channels_and_as_their_mean():
 def test_drawing_is_a_function_of_its_key():
     first = [sample_generator(1, 2, 3).random() for _ in range(2)]
     assert first[0] == first[1] != sample_generator(1, 3, 2).random()
+
+
+def test_a_recording_of_one_sample_stays_one(tmp_path):
+    write_recordings(tmp_path / "many", 3)
+    soundfile.write(tmp_path / "many" / "one.wav", numpy.full((1, 1), 0.5, numpy.float32), 48000)
+    audio = data(tmp_path / "many", min_seconds=0.0, sample_rate=16000)
+    audio.setup("predict")
+    lengths = {batch["name"][0]: batch["audio"].shape[-1] for batch in audio.predict_dataloader()}
+    assert lengths["one.wav"] == 1
+
+
+@pytest.mark.parametrize("argument", ["predict_root", "validation_root"])
+def test_the_folder_of_a_manifest_is_not_the_files_that_it_lists(tmp_path, argument):
+    write_recordings(tmp_path, 4)
+    (tmp_path / "list.txt").write_text("000.wav\n001.wav\n")
+    with pytest.raises(ValueError, match=f"{argument}=.* is the folder of the manifest"):
+        data(None, manifest=str(tmp_path / "list.txt"), **{argument: str(tmp_path)})

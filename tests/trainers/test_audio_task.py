@@ -38,29 +38,29 @@ def state_of(module):
 # ---------------------------------------------------------------------- one step
 
 
-def step_of(task, monkeypatch, batch=4):
+def step_of(task, monkeypatch, batch=4, *, logs=False):
     """One training step on its own: what it returns, and what it logged."""
     logged = {}
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update({k: float(v) for k, v in values.items()}))
-    monkeypatch.setattr(type(task), "logs_this_step", False)
+    monkeypatch.setattr(type(task), "logs_this_step", logs)
     return task.training_step({"audio": Sounds(batch).sounds[:batch]}, 0), logged
 
 
 def test_what_is_summed_is_what_is_logged(monkeypatch):
     task = make_audio_task(
         make_codec(Quantizer("vq", dim=8, codebook_size=16, channel_dim=1)),
-        adversary=make_adversary(weight=3.0, feature_matching=2.0),
+        adversary=make_adversary(weight=3.0, feature_matching=2.0, ramp_steps=1),
     )
     forwards = []
     task.tokenizer.register_forward_hook(lambda *_: forwards.append(1))
-    step, logged = step_of(task, monkeypatch)
+    step, logged = step_of(task, monkeypatch, logs=True)
     assert len(forwards) == 1
     weights = {
         "mel": 1.0,
         "waveform_l1": 1.0,
-        "adversarial": 3.0,
-        "feature_matching": 2.0,
+        "adversarial": 1.5,  # half way up the ramp
+        "feature_matching": 1.0,
         "discriminator_loss": 1.0,
         "quantizer/commitment": 0.25,
         "quantizer/codebook": 1.0,
@@ -72,6 +72,11 @@ def test_what_is_summed_is_what_is_logged(monkeypatch):
     assert logged["train/loss"] == float(step["loss"].detach()) == pytest.approx(expected, rel=1e-5)
     assert {"train/logits_real", "train/logits_fake", "train/accuracy"} <= logged.keys()
     assert logged["mel"] == logged["train/mel"]
+    norms = []
+    for names in (("adversarial", "feature_matching"), ("mel", "waveform_l1")):
+        part = sum(weights[name] * step["terms"][name] for name in names)
+        norms.append(torch.autograd.grad(part, step["reconstruction"], retain_graph=True)[0].norm())
+    assert logged["train/adversarial_gradient_ratio"] == pytest.approx(float(norms[0] / norms[1]), rel=1e-4)
 
 
 def test_the_generator_learns_nothing_from_the_discriminators_loss(monkeypatch):
@@ -506,3 +511,39 @@ def test_other_data_than_the_tokenizers_are_refused_before_the_first_step(data, 
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_audio_task(**arguments)
+
+
+def test_codes_that_would_never_be_initialized_are_refused():
+    with pytest.raises(ValueError, match="pretraining_steps=50 of 4 optimizer steps"):
+        make_trainer(max_steps=4).fit(make_audio_task(pretraining_steps=50), datamodule=Sounds(4))
+
+
+def test_bands_of_another_sample_rate_are_refused():
+    with pytest.raises(ValueError, match="objective 'mel' has sample_rate=16000, but the tokenizer has 24000"):
+        make_trainer(max_steps=1).fit(make_audio_task(make_codec(sample_rate=24000)), datamodule=Sounds(4))
+
+
+def test_a_balancer_in_float16_is_refused(monkeypatch):
+    """Its gradients come without the loss scale, and those of the discriminators would underflow."""
+    task, trainer = make_audio_task(balancer=LossBalancer()), make_trainer()
+    monkeypatch.setattr(type(trainer), "precision", "16-mixed")
+    task._trainer = trainer
+    with pytest.raises(ValueError, match="use bf16-mixed or 32-true"):
+        task.setup("fit")
+
+
+def test_what_cannot_be_measured_is_not_what_is_compared():
+    codec = make_codec(sample_rate=8000)
+    task = make_audio_task(codec, validation_measures=["pesq", "si_sdr"])
+    assert task.monitor == "validation/si_sdr"
+    with pytest.raises(ValueError, match=r"pesq needs 16000 Hz.*set best_checkpoint\.monitor"):
+        _ = make_audio_task(codec, validation_measures=["pesq", "mel_distance"]).monitor
+
+
+def test_a_figure_that_every_utterance_left_out_does_not_end_training(tmp_path):
+    task = make_audio_task(validation_measures=["stoi", "si_sdr"])  # 20 ms are too short for STOI
+    best = BestCheckpoint(str(tmp_path))
+    trainer = make_trainer(max_epochs=1, callbacks=[best], enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="validation/stoi has no figure"):
+        trainer.fit(task, datamodule=Sounds(4))
+    assert trainer.global_step == 4 and not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from vqkit.config import to_config
 
@@ -64,9 +65,16 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare, unless there are no codes yet."""
-        if not pl_module.pretraining:
-            super().on_validation_end(trainer, pl_module)
+        """Compare, unless there are no codes yet, or nothing was measured."""
+        if pl_module.pretraining:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            rank_zero_warn(
+                f"{self.monitor} has no figure (every sample was left out: too short or silent), so best.ckpt is not "
+                "written: set best_checkpoint.monitor to another figure of validation"
+            )
+            return
+        super().on_validation_end(trainer, pl_module)
 
 
 class SaveTokenizer(Callback):

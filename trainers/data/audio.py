@@ -117,6 +117,12 @@ class AudioFolderData(FolderData[Recording]):
                 raise ValueError(f"{name} is relative to full scale and must not be above 0, got {level}.")
         if not gain_db[0] <= gain_db[1]:
             raise ValueError(f"gain_db must be (least, greatest), got {gain_db}.")
+        for name, folder in (("validation_root", self.validation_root), ("predict_root", predict_root)):
+            if listed and folder is not None and Path(folder).expanduser() == self.root:
+                raise ValueError(
+                    f"{name}={str(folder)!r} is the folder of the manifest, which stands for the files that it lists: "
+                    "move the manifest, or leave the argument out to take the listed files."
+                )
         self._listed = {listing.path: listing.side for listing in listed}
         if validation_root is not None and any(self._listed.values()):
             raise ValueError(f"{manifest} gives a split, and validation_root={validation_root!r} another: leave one.")

@@ -205,11 +205,13 @@ def with_channels(samples: numpy.ndarray, channels: int) -> numpy.ndarray:
 
 
 def resampled(samples: numpy.ndarray, old: int, new: int) -> numpy.ndarray:
-    """(frames, channels) float32 from one sample rate to another, in Hz; round(frames * new / old) frames."""
+    """(frames, channels) float32 from one sample rate to another, in Hz; round(frames * new / old) frames, at
+    least one of what has any.
+    """
     if old == new:
         return samples
     made = soxr.resample(numpy.ascontiguousarray(samples), old, new, quality="VHQ")
-    frames = round(len(samples) * new / old)
+    frames = max(min(1, len(samples)), round(len(samples) * new / old))  # a recording of one sample stays one
     return made[:frames] if len(made) >= frames else numpy.pad(made, ((0, frames - len(made)), (0, 0)))
 
 

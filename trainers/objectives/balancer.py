@@ -33,7 +33,7 @@ class LossBalancer(FullPrecisionModule):
         since then g is the gradient of a mean over the batch, of items of length R, as that of every other loss here:
         its share beside the quantizer's loss depends neither on the batch size, nor on the number of ranks or
         accumulated batches. With the mean it grows with the batch size. EnCodec's g is ours with `total_norm`
-        multiplied by the batch size.
+        multiplied by the batch size of one process.
 
     Args:
         decay: beta of the moving average, in [0, 1).

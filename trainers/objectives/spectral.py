@@ -69,6 +69,7 @@ class MultiResolutionMel(Objective):
             )
             for length, bins in zip(window_lengths, mel_bins, strict=True)
         )
+        self.sample_rate = sample_rate
         self.log_weight = log_weight
         self.linear_weight = linear_weight
         self.floor = floor
@@ -122,6 +123,7 @@ class LinearAndLogMel(Objective):
         self.spectra = nn.ModuleList(
             MelSpectrum(sample_rate, window_length=length, mel_bins=mel_bins) for length in window_lengths
         )
+        self.sample_rate = sample_rate
         self.floor = floor
 
     def distance(self, reference: Tensor, reconstruction: Tensor) -> Tensor:

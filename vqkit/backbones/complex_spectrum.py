@@ -20,7 +20,7 @@ class ComplexSpectrum(FullPrecisionModule):
         hop_length: in samples.
 
     Raises:
-        ValueError: the window is longer than the transform, or the hop longer than half of the window.
+        ValueError: the window is longer than the transform, or the hop longer than a third of the window.
     """
 
     window: Tensor
@@ -35,10 +35,11 @@ class ComplexSpectrum(FullPrecisionModule):
                 f"window_length={window_length}: expected at most the {self.num_points} points of a transform with "
                 f"num_frequencies={num_frequencies}"
             )
-        if not 0 < hop_length <= window_length // 2:
+        # The last samples have the end of one window alone: at half a window they would be divided by nearly nothing.
+        if not 0 < hop_length <= window_length // 3:
             raise ValueError(
-                f"hop_length={hop_length}: expected at most half of window_length={window_length}, or the inverse would"
-                " divide by nothing"
+                f"hop_length={hop_length}: expected at most a third of window_length={window_length} (ESC: a quarter),"
+                " or the inverse would divide the last samples by nearly nothing"
             )
         self.register_buffer("window", torch.hann_window(window_length), persistent=False)
 

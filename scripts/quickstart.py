@@ -9,18 +9,13 @@ everything in `runs/quickstart/`.
 
 import argparse
 import os
-import platform
-import subprocess
 import sys
-import time
 from pathlib import Path
-
-import torch
-import yaml
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from first_run import circumstances, train  # noqa: E402
 
 from trainers.comparison import PREPROCESSING, compare, draw, load_photographs, table  # noqa: E402
 from trainers.metrics import protocol, write_json  # noqa: E402
@@ -40,10 +35,8 @@ def main() -> None:
     parser.add_argument("--kmeans-patches", type=int, default=204_800, help="training patches of the k-means baseline")
     arguments = parser.parse_args()
     folder = arguments.runs / "quickstart"
-    command = "make quickstart" if len(sys.argv) == 1 else " ".join(["python scripts/quickstart.py", *sys.argv[1:]])
-
-    precision = "bf16-mixed" if bfloat16_is_fast() else "32-true"
-    seconds, steps, wanted = train(arguments, folder, precision)
+    options = {"repeats": 400, "steps": arguments.steps, "max_minutes": arguments.max_minutes}
+    training = train(CONFIG, folder, (TRAIN, EVALUATION), **options)
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer").eval()
     print("measuring on photographs it never saw, and fitting k-means of raw patches beside it ...", flush=True)
     originals = load_photographs(EVALUATION, tokenizer.encoder.downsampling_factor)
@@ -55,42 +48,13 @@ def main() -> None:
             comparison.figures,
             split="assets/images/eval: " + ", ".join(path.stem for path in sorted(EVALUATION.iterdir())),
             preprocessing=PREPROCESSING,
-            precision=f"trained in {precision}, measured in float32",
+            precision=f"trained in {training['precision']}, measured in float32",
         ),
-        "training": {
-            "steps": steps,
-            "seconds": round(seconds, 1),
-            "capped": steps < wanted,
-            "precision": precision,
-            "circumstances": f"{torch.get_num_threads()} threads, {processor()}; `{command}`",
-        },
+        "training": training | {"circumstances": circumstances("make quickstart")},
     }
     write_json(folder / "metrics.json", record)
     draw(comparison, tokenizer, folder)
     report(record, folder)
-
-
-def train(arguments: argparse.Namespace, folder: Path, precision: str) -> tuple[float, int, int]:
-    """Run the trainer's command; seconds it took, steps taken, steps wanted."""
-    minutes = int(arguments.max_minutes)
-    limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
-    command = [sys.executable, "-m", "trainers", "fit", "--config", str(CONFIG.relative_to(ROOT))]
-    command += ["--runs", os.path.relpath(arguments.runs, ROOT)]
-    # The evaluation photographs are watched, and nothing is chosen by them: the last weights are the result.
-    roots = [str(folder.relative_to(ROOT)) for folder in (TRAIN, EVALUATION)]
-    command += ["--data.root", roots[0], "--data.validation_root", roots[1], "--data.repeats", "400"]
-    command += ["--trainer.precision", precision, "--trainer.max_time", limit]
-    if arguments.steps:
-        command += ["--trainer.max_steps", str(arguments.steps)]
-    print("$ python " + " ".join(command[1:]), flush=True)
-    start = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    status = subprocess.run(command, cwd=ROOT, env=environment).returncode
-    if status:
-        sys.exit(f"training ended with status {status}; what it said stands above")
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
-    wanted = arguments.steps or yaml.safe_load(CONFIG.read_text())["trainer"]["max_steps"]
-    return time.monotonic() - start, checkpoint["global_step"], wanted
 
 
 def report(record: dict, folder: Path) -> None:
@@ -116,31 +80,6 @@ def report(record: dict, folder: Path) -> None:
 
 def shown_command() -> str:
     return ".venv/bin/python -m trainers fit --config configs/image/quickstart.yaml"
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether a convolution like those trained here runs a fifth faster in bfloat16 at least: tried, not guessed."""
-    convolution, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(16, 64, 16, 16)
-
-    def seconds(low_precision: bool) -> float:
-        best = float("inf")
-        for _ in range(8):
-            start = time.perf_counter()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low_precision):
-                convolution(x).float().sum().backward()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    return seconds(True) * 1.2 < seconds(False)
-
-
-def processor() -> str:
-    """What the machine calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

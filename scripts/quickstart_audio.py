@@ -1,6 +1,6 @@
 """The first run of a codec: train one on the speech in assets/, and measure it on speech it never heard.
 
-    python scripts/quickstart_audio.py  # about four minutes of training on two CPU cores, then some of measuring
+    python scripts/quickstart_audio.py  # about three minutes of training on two CPU cores, then one of measuring
 
 It runs `python -m trainers fit --config configs/audio/quickstart.yaml`, then compares the codec with k-means of MDCT
 frames at the same bitrate and with Opus (and Codec2 and Speex, where they are installed) at the nearest, whatever the
@@ -9,18 +9,13 @@ outcome, and leaves everything in `runs/quickstart-audio/`.
 
 import argparse
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
-
-import torch
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from quickstart import bfloat16_is_fast, processor  # noqa: E402
+from first_run import circumstances, train  # noqa: E402
 
 from trainers.audio_comparison import Utterance, compare, draw, load_utterances, table, verdict  # noqa: E402
 from trainers.audio_metrics import MEASURES, protocol  # noqa: E402
@@ -30,6 +25,8 @@ from vqkit import AudioTokenizer  # noqa: E402
 
 TRAIN, EVALUATION = ROOT / "assets/audio/train", ROOT / "assets/audio/eval"
 CONFIG = ROOT / "configs/audio/quickstart.yaml"
+SHOWN = ["si_sdr", "stoi", "estoi", "pesq", "mel_distance", "stft_distance"]
+"""What a first run waits for; `scripts/compare_audio.py` measures everything."""
 
 
 def main() -> None:
@@ -40,50 +37,17 @@ def main() -> None:
         "--max-minutes", type=float, default=5.0, help="stop training after this long, and record it as capped"
     )
     parser.add_argument("--kmeans-frames", type=int, default=40_000, help="training frames of the k-means baselines")
-    parser.add_argument(
-        "--measures", nargs="+", default=list(MEASURES), choices=list(MEASURES), help="what is measured; all by default"
-    )
+    parser.add_argument("--measures", nargs="+", default=SHOWN, choices=list(MEASURES), help="what is measured")
     arguments = parser.parse_args()
     folder = arguments.runs / "quickstart-audio"
-    own = ["python scripts/quickstart_audio.py", *sys.argv[1:]]
-    command = "make quickstart-audio" if len(sys.argv) == 1 else " ".join(own)
-
-    precision = "bf16-mixed" if bfloat16_is_fast() else "32-true"
-    seconds, steps, wanted = train(arguments, folder, precision)
+    options = {"repeats": 8, "steps": arguments.steps, "max_minutes": arguments.max_minutes}
+    training = train(CONFIG, folder, (TRAIN, EVALUATION), **options)
     tokenizer = AudioTokenizer.from_pretrained(folder / "tokenizer").eval()
     print("measuring on speech it never heard, and fitting k-means of MDCT frames beside it ...", flush=True)
     record = measured(arguments, tokenizer, folder)
-    record["training"] = {
-        "steps": steps,
-        "seconds": round(seconds, 1),
-        "capped": steps < wanted,
-        "precision": precision,
-        "circumstances": f"{torch.get_num_threads()} threads, {processor()}; `{command}`",
-    }
+    record["training"] = training | {"circumstances": circumstances("make quickstart-audio")}
     write_json(folder / "metrics.json", record)
     report(record, folder)
-
-
-def train(arguments: argparse.Namespace, folder: Path, precision: str) -> tuple[float, int, int]:
-    """Run the trainer's command; seconds it took, steps taken, steps wanted."""
-    minutes = int(arguments.max_minutes)
-    limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
-    command = [sys.executable, "-m", "trainers", "fit", "--config", str(CONFIG.relative_to(ROOT))]
-    command += ["--runs", os.path.relpath(arguments.runs, ROOT)]
-    # The evaluation recordings are watched, and nothing is chosen by them: the last weights are the result.
-    roots = [str(part.relative_to(ROOT)) for part in (TRAIN, EVALUATION)]
-    command += ["--data.root", roots[0], "--data.validation_root", roots[1], "--data.repeats", "100"]
-    command += ["--trainer.precision", precision, "--trainer.max_time", limit]
-    if arguments.steps:
-        command += ["--trainer.max_steps", str(arguments.steps)]
-    print("$ python " + " ".join(command[1:]), flush=True)
-    start = time.monotonic()
-    status = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
-    if status:
-        sys.exit(f"training ended with status {status}; what it said stands above")
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
-    wanted = arguments.steps or yaml.safe_load(CONFIG.read_text())["trainer"]["max_steps"]
-    return time.monotonic() - start, checkpoint["global_step"], wanted
 
 
 def measured(arguments: argparse.Namespace, tokenizer: AudioTokenizer, folder: Path) -> dict:

@@ -172,4 +172,7 @@ def write(target: Path, pieces: Iterable[Tensor], codec: AudioTokenizer, samples
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -181,6 +181,17 @@ def test_overlay_runs_on_sound(audio_cli, overlay):
     audio_cli(AUDIO_QUICKSTART, SINGLE, ROOT / "configs" / "quantizers" / f"{overlay}.yaml")
 
 
+@pytest.mark.parametrize("config", ["quickstart", "speech", "dac_24khz", "simvq_single_24khz"])
+def test_with_one_overlay_a_codec_streams(config, pictures, monkeypatch, capsys):
+    path, overlay = ROOT / "configs/audio" / f"{config}.yaml", ROOT / "configs/streaming/causal.yaml"
+    plain, causal = (printed(configs, pictures, monkeypatch, capsys) for configs in ([path], [path, overlay]))
+    for part in ("encoder", "decoder"):
+        ahead, back = (config["model"]["init_args"]["tokenizer"]["init_args"][part] for config in (plain, causal))
+        assert not ahead["init_args"]["causal"] and back["init_args"]["causal"]
+        ahead["init_args"]["causal"] = True
+    assert causal == plain
+
+
 OF_ANY_DIM = [path for path in OVERLAYS if not re.search(r"^ *dim:", path.read_text(), re.MULTILINE)]
 
 

@@ -52,7 +52,7 @@ def training_facts(run: Path, circumstances: str) -> dict[str, object]:
         "steps": checkpoint["global_step"],
         "seconds": timers[0] if timers else None,  # known where trainer.max_time was set
         "capped": checkpoint["global_step"] < config["trainer"]["max_steps"],
-        "precision": config["trainer"]["precision"],
+        "precision": config["trainer"]["precision"] or "32-true",  # what Lightning takes without one
         "circumstances": circumstances,
     }
 

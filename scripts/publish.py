@@ -97,11 +97,16 @@ def images_table(record: dict) -> str:
     lines += [
         "",
         f"{record['images']:.0f} photographs that it never saw ({record['protocol']['split']}), "
-        f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps in "
-        f"{training['seconds'] / 60:.1f} minutes{capped}, {training['precision']}, seed 0; "
+        f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps"
+        f"{duration(training)}{capped}, {training['precision']}, seed 0; "
         f"{training['circumstances']}.",
     ]
     return "\n".join(lines)
+
+
+def duration(training: dict) -> str:
+    """How long training took, where that is known: where trainer.max_time was set."""
+    return f" in {training['seconds'] / 60:.1f} minutes" if training["seconds"] else ""
 
 
 CODECS = {
@@ -143,7 +148,7 @@ def codec_table(record: dict) -> str:
     lines += [
         "",
         f"{heard} ({record['protocol']['split']}); "
-        f"trained for {training['steps']} steps in {training['seconds'] / 60:.1f} minutes{capped}, "
+        f"trained for {training['steps']} steps{duration(training)}{capped}, "
         f"{training['precision']}, seed 0; {training['circumstances']}. Opus is counted without its container."
         f"{levels}" + "".join(f" {sentence}." for sentence in absent),
     ]

@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.test_examples import load_example
 from tests.trainers.pictures import draw_pictures
+from tests.trainers.recordings import write_recordings
 from trainers.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,17 +26,21 @@ SHELL = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
+SHORT = "--trainer.max_steps 2 --model.initialization_samples 64 --trainer.accelerator cpu "
 SMALL = {
-    "fit": "--data.resolution 16 --data.batch_size 4 --trainer.max_steps 2 --model.initialization_samples 64 "
-    "--trainer.accelerator cpu --model.tokenizer.encoder.channels 32 --model.tokenizer.decoder.channels 32",
-    "test": "",
-    "predict": "",
+    "image": SHORT + "--data.resolution 16 --data.batch_size 4 "
+    "--model.tokenizer.encoder.channels 32 --model.tokenizer.decoder.channels 32",
+    "audio": SHORT + "--data.segment_seconds 0.1 --data.batch_size 4 "
+    "--model.tokenizer.encoder.channels 8 --model.tokenizer.decoder.channels 8",
 }
+"""What makes a fit of the README quick, for pictures and for sound."""
 
 
 def test_there_is_something_to_run() -> None:
     assert PYTHON and any(command.startswith("make") for command in SHELL)
-    assert {shlex.split(command)[3] for command in SHELL if command.startswith("python")} == set(SMALL)
+    trained = [shlex.split(command)[3] for command in SHELL if command.startswith("python -m trainers")]
+    coded = [shlex.split(command)[2] for command in SHELL if command.startswith("python examples/codec.py")]
+    assert set(trained) == {"fit", "test", "predict"} and coded == ["encode", "decode"]
 
 
 @pytest.mark.parametrize("block", PYTHON)
@@ -47,22 +54,32 @@ def test_make_knows_its_commands(command: str) -> None:
     assert planned.returncode == 0, planned.stderr
 
 
-def test_trainers_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
-    pictures = tmp_path / "pictures"
+def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
+    pictures, sounds = tmp_path / "pictures", tmp_path / "sounds"
     draw_pictures(pictures, 12)
+    write_recordings(sounds, 12, sample_rate=16000)
+    shutil.copyfile(sorted((ROOT / "assets/audio/eval").glob("*.flac"))[0], tmp_path / "speech.flac")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(ROOT)
     for command in SHELL:
-        if not command.startswith("python -m trainers"):
-            continue
-        words = command.replace("DIR", str(pictures)).replace("runs/", f"{tmp_path}/").split()[3:]
-        extra = SMALL[words[0]].split()
-        if "--ckpt_path" in words:
-            extra += ["--trainer.max_steps", "3"]
-        monkeypatch.setattr("sys.argv", ["trainers", *words, "--runs", str(tmp_path), *extra])
-        main()
+        kind = "audio" if "configs/audio" in command else "image"
+        folder = sounds if kind == "audio" else pictures
+        words = command.replace("DIR", str(folder)).replace("runs/", f"{tmp_path}/").split()
+        if command.startswith("python -m trainers"):
+            extra = SMALL[kind].split() if words[3] == "fit" else []
+            if "--ckpt_path" in words:
+                extra += ["--trainer.max_steps", "3"]
+            monkeypatch.setattr("sys.argv", ["trainers", *words[3:], "--runs", str(tmp_path), *extra])
+            main()
+        elif command.startswith("python examples/codec.py"):
+            files = [
+                str(tmp_path / word) if word.endswith((".flac", ".wav", ".safetensors")) else word for word in words
+            ]
+            monkeypatch.setattr("sys.argv", files[1:])
+            load_example("codec").main()
     assert (tmp_path / "mine/metrics.json").is_file() and list((tmp_path / "mine/tokens").glob("*.safetensors"))
     assert "resuming from" in capfd.readouterr().out
+    assert (tmp_path / "again.wav").stat().st_size > 32_000
 
 
 def test_tables_are_those_of_the_records() -> None:

@@ -1,7 +1,7 @@
 """How gradients pass the choice of a code."""
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Estimator(Configured, nn.Module):
     def forward(self, selection: Selection) -> Tensor:
         """Quantized vectors (N, D)."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Change nothing: an estimator has no mode, and one may belong to quantizers that are in different ones."""
+        return self
 
 
 class StraightThrough(Estimator):

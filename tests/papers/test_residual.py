@@ -484,3 +484,10 @@ def test_stages_of_noise_learn_through_the_sum() -> None:
         (output.quantized - data[rows]).square().mean().backward()
         optimizer.step()
     assert error() < before
+
+
+def test_a_shared_estimator_has_no_mode() -> None:
+    """The default is one instance for all: the eval mode of one quantizer is not that of another."""
+    stage = partial(Quantizer, "ema", dim=4, codebook_size=8)
+    one, other = ResidualQuantizer(stage, 2).eval(), ResidualQuantizer(stage, 2)
+    assert not one.training and all(module.training for module in other.modules())

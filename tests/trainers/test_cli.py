@@ -244,7 +244,10 @@ MISTAKES = [
         {f"{QUANTIZER}.codebok_size": "8"},
         "vqkit.Quantizer has no argument 'codebok_size'; did you mean 'codebook_size'?",
     ),
-    ({QUANTIZER: "vqkit.Quantiser"}, "did you mean 'Quantizer'?; choices: vqkit.BSQ, vqkit.CenteredFSQ, vqkit.FSQ"),
+    (
+        {QUANTIZER: "vqkit.Quantiser"},
+        "did you mean 'Quantizer'?; choices: vqkit.BSQ, vqkit.CenteredFSQ, vqkit.CrossScaleQuantizer, vqkit.FSQ",
+    ),
     (
         {f"{QUANTIZER}.estimator": "vqkit.RotationTrik"},
         "did you mean 'RotationTrick'?; choices: vqkit.DiVeQ, vqkit.GumbelSoftmax",

@@ -53,7 +53,9 @@ def publish(run: Path) -> None:
     if figures is None:
         sys.exit(f"{run} holds neither comparison.json nor metrics.json: run scripts/compare.py first")
     shutil.copyfile(figures, RESULTS / f"{run.name}.json")
-    shutil.copyfile(run / "config.yaml", RESULTS / f"{run.name}.yaml")
+    # Where the run lay on the machine that trained it is nobody's matter.
+    config = re.sub(r"^runs: .*$", "runs: runs", (run / "config.yaml").read_text(), flags=re.MULTILINE)
+    (RESULTS / f"{run.name}.yaml").write_text(config)
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
     subprocess.run([*log, "--every", "50", "--columns", *logged(json.loads(figures.read_text()), run)], check=True)
     for name in ("reconstructions", "codebook"):

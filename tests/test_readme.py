@@ -97,3 +97,8 @@ def test_tables_are_those_of_the_records() -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "docs/results").glob("*.yaml")), ids=lambda path: path.stem)
+def test_published_configs_name_no_place_of_a_machine(config: Path) -> None:
+    assert not re.search(r"(^|\s)/\w", config.read_text())

@@ -16,6 +16,9 @@ import torch
 
 TIMEOUT_SECONDS = 120
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by a test at the earliest
+
 
 @pytest.fixture(autouse=True)
 def reproducible() -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import torch
 
-from vqkit.kernels import native, tiles
+from vqkit.kernels import gpu, native, tiles
 
 
 @pytest.fixture
@@ -37,3 +39,14 @@ def shipped_path(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("torch_path")
     elif native.variant() is None:
         pytest.skip("the compiled search was not built")
+
+
+@pytest.fixture
+def gpu_path() -> Iterator[torch.device]:
+    """A device on which tensors go through the fused kernels: a GPU where there is one, else Triton's interpreter."""
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+        return
+    # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
+    with native.disabled(), gpu.interpreted(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        yield torch.device("cpu")

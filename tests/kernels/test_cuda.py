@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.data import DATA, METRICS, data_set, oracle
-from vqkit.kernels import nearest, residual_nearest, search_path
+from vqkit.kernels import gpu, nearest, residual_nearest, search_path
 
 pytestmark = pytest.mark.gpu
 
@@ -42,5 +42,8 @@ def test_the_codes_of_the_cpu(metric: str) -> None:
     assert torch.equal(levels.indices.cpu(), residual_nearest(x[0], list(codes), metric=metric).indices)
 
 
-def test_the_path_is_proven() -> None:
-    assert search_path("cuda") == ("torch", "exact")
+def test_the_torch_path_gives_the_same() -> None:
+    x, codes = data_set("gaussian")
+    with gpu.disabled():
+        assert search_path("cuda") == ("torch", "exact")
+        assert torch.equal(nearest(x.cuda(), codes.cuda()).indices.cpu(), oracle(x, codes, "euclidean"))

@@ -124,7 +124,7 @@ def test_nested_vmap() -> None:
         ((2, 3), (4, 3), {"metric": "l2"}, "metric is 'l2', expected 'euclidean', 'dot' or 'cosine'"),
         ((2, 3), (4, 3), {"k": 0}, "k is 0, expected 1 to 4"),
         ((2, 3), (4, 3), {"k": 5}, "k is 5, expected 1 to 4"),
-        ((2, 3), (4, 3), {"precision": "fast"}, "precision is 'fast', expected 'exact', 'high' or None"),
+        ((2, 3), (4, 3), {"precision": "best"}, "precision is 'best', expected 'exact', 'high', 'fast' or None"),
         ((2, 3), (4, 3), {"valid": torch.ones(3, dtype=torch.bool)}, r"valid has shape \(3,\), .* expected \(4,\)"),
         ((2, 3), (4, 3), {"valid": torch.ones(4)}, r"valid has .* dtype torch.float32"),
         ((2, 3), (4, 3), {"valid": torch.ones(4, device="meta") > 0}, "valid has .* is on meta"),

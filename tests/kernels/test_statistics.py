@@ -1,4 +1,4 @@
-"""Counts and sums by segment, in both ways of forming them."""
+"""Counts and sums by segment, in plain torch."""
 
 import pytest
 import torch
@@ -10,13 +10,6 @@ from tests.kernels.materialized import Watch
 from vqkit.kernels import SegmentStats, segment_stats, statistics
 
 
-@pytest.fixture(params=["by index", "sorted"])
-def add(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sorted form is what a GPU runs under `use_deterministic_algorithms`; here it takes the place of the other."""
-    if request.param == "sorted":
-        monkeypatch.setattr(statistics, "_add_by_index", statistics._add_sorted)
-
-
 def one_hot(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     chosen = (indices[:, None] == torch.arange(num_segments)).to(torch.float64)
     chosen = chosen if weights is None else chosen * weights.double()[:, None]
@@ -25,7 +18,7 @@ def one_hot(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | Non
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_equals_the_one_hot_product(dtype: torch.dtype, weighted: bool, add: None) -> None:
+def test_equals_the_one_hot_product(dtype: torch.dtype, weighted: bool) -> None:
     x, indices = torch.randn(300, 5).to(dtype), torch.randint(-2, 40, (300,))
     weights = torch.rand(300, dtype=torch.float64) if weighted else None
     found = segment_stats(x, indices, 50, weights=weights)
@@ -44,17 +37,15 @@ def test_whole_numbers_add_up_exactly(rows: int, num_segments: int, depth: int, 
     indices = torch.randint(-1, num_segments, (rows,), generator=generator)
     weights = torch.randint(0, 3, (rows,), generator=generator).to(torch.float32)
     counts, sums = one_hot(x, indices, num_segments, weights)
-    before = statistics.CHUNK, statistics._add_by_index
+    before, statistics.CHUNK = statistics.CHUNK, chunk
     try:
-        for form in (statistics._add_by_index, statistics._add_sorted):
-            statistics.CHUNK, statistics._add_by_index = chunk, form
-            found = segment_stats(x, indices.int(), num_segments, weights=weights, dtype=torch.float64)
-            assert torch.equal(found.counts, counts) and torch.equal(found.sums, sums)
+        found = segment_stats(x, indices.int(), num_segments, weights=weights, dtype=torch.float64)
     finally:
-        statistics.CHUNK, statistics._add_by_index = before
+        statistics.CHUNK = before
+    assert torch.equal(found.counts, counts) and torch.equal(found.sums, sums)
 
 
-def test_large_batches(add: None) -> None:
+def test_large_batches() -> None:
     rows, num_segments = 200_000, 37
     x = torch.arange(rows, dtype=torch.float32)[:, None] % 13
     indices = torch.arange(rows) * 7919 % num_segments
@@ -69,7 +60,7 @@ def test_counts_go_past_the_last_whole_number_of_float32() -> None:
     assert found.counts.item() == rows
 
 
-def test_empty_segments_no_rows_and_rows_left_out(add: None) -> None:
+def test_empty_segments_no_rows_and_rows_left_out() -> None:
     x = torch.randn(6, 2)
     nothing = torch.zeros(4), torch.zeros(4, 2)
     none, left_out = torch.zeros(0, dtype=torch.int64), torch.full((6,), -1)
@@ -81,7 +72,7 @@ def test_empty_segments_no_rows_and_rows_left_out(add: None) -> None:
         torch.testing.assert_close(found.sums[0], x.sum(0))
 
 
-def test_what_is_left_out_may_hold_anything(add: None) -> None:
+def test_what_is_left_out_may_hold_anything() -> None:
     x, indices, weights = torch.randn(6, 2), torch.tensor([0, -1, 1, 1, -7, 0]), torch.ones(6)
     expected = segment_stats(x[[0, 2, 5]], indices[[0, 2, 5]], 2)
     x[[1, 4]], x[3], weights[3], weights[1] = torch.nan, torch.inf, 0, torch.nan
@@ -118,18 +109,21 @@ def test_any_number_of_threads_gives_the_same_bits(weighted: bool) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_deterministic_where_it_is_told_to_be() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_is_deterministic(dtype: torch.dtype) -> None:
+    """Float32 always, by the fused kernels; float64 where it is told to be."""
     x, indices, weights = torch.randn(20_000, 16), torch.randint(-1, 7, (20_000,)), torch.rand(20_000)
     expected = segment_stats(x, indices, 7, weights=weights, dtype=torch.float64).packed
     before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(dtype == torch.float64)
     try:
-        for deterministic in (False, True):
-            torch.use_deterministic_algorithms(deterministic)
-            found = [segment_stats(x.cuda(), indices.cuda(), 7, weights=weights.cuda()).packed for _ in range(3)]
-            torch.testing.assert_close(found[0].double().cpu(), expected, rtol=1e-4, atol=1e-2)
-        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        found = [
+            segment_stats(x.cuda(), indices.cuda(), 7, weights=weights.cuda(), dtype=dtype).packed for _ in range(3)
+        ]
     finally:
         torch.use_deterministic_algorithms(before)
+    torch.testing.assert_close(found[0].double().cpu(), expected, rtol=1e-4, atol=1e-2)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_memory_is_that_of_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:

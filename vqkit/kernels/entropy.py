@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vqkit.kernels import gpu
 from vqkit.kernels.panels import (
     Panel,
     backpropagate,
@@ -114,6 +115,10 @@ def _augmented(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("vqkit::assignment_entropy", mutates_args=())
 def _assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Entropies (N,), mean probabilities (K,); weights (N,) add up to 1."""
+    if gpu.can_run(z, codes, weights):
+        from vqkit.kernels.gpu import soft as fused  # Triton is optional, and slow to import
+
+        return fused.assignment_entropy(z, codes, weights, temperature)
     with torch.autocast(z.device.type, enabled=False):
         problem = prepare(z, codes, temperature, weights > 0)
         weights = weights.to(problem.x.dtype)
@@ -137,6 +142,11 @@ def _assignment_entropy_fake(z: Tensor, codes: Tensor, weights: Tensor, temperat
 def _assignment_entropy_backward(
     dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
+    if gpu.can_run(dentropies, dmean, z, codes, weights):
+        from vqkit.kernels.gpu import soft as fused
+
+        dz, dcodes = fused.assignment_entropy_backward(dentropies, dmean, z, codes, weights, temperature)
+        return dz.to(z.dtype), dcodes.to(codes.dtype)
     with torch.autocast(z.device.type, enabled=False):
         kept = weights > 0
         problem = prepare(z, codes, temperature, kept)

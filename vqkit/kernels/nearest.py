@@ -5,13 +5,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels import native
+from vqkit.kernels import gpu, native
+from vqkit.kernels.gpu.bound import is_proven
 from vqkit.kernels.products import widest_dtype
 from vqkit.kernels.reference import nearest_indices
 from vqkit.kernels.scores import score_margins, score_values
 
 Metric = Literal["euclidean", "dot", "cosine"]
-Precision = Literal["exact", "high"]
+Precision = Literal["exact", "high", "fast"]
 
 
 class Nearest(NamedTuple):
@@ -36,8 +37,10 @@ class SearchPath(NamedTuple):
     """What `nearest` runs.
 
     Attributes:
-        name: "torch", or "native" and the variant for this processor, such as "native avx512".
-        precision: "exact" where the path finds the float64 argmin, "high" where the device has no float64.
+        name: "torch", "native" and the variant for this processor, such as "native avx512", or "triton" and the
+            architecture, such as "triton sm_90".
+        precision: "exact" where the path finds the float64 argmin, "high" where that is not proven: the device has no
+            float64, or its tensor cores round in an unknown way.
     """
 
     name: str
@@ -80,10 +83,12 @@ def nearest(
         k: how many codes, from 1 to K.
         valid: (K,) or (G, K) bool, codes that may win, at least one in each group; None for all. That there is one is
             checked by reading the mask, which waits for the device.
-        precision: "exact": the float64 argmin. "high": codes are compared by float32 scores, and in float64 only where
-            those are equal, which is faster on data that float32 cannot separate; near ties may then depend on the
-            batch size. None: the best that the device can do (`search_path`), "exact" where it has float64. Float64
-            inputs are searched in float64 in any case, and the compiled search is exact in any case.
+        precision: "exact": the float64 argmin. "high": codes are compared by scores with about the error of float32,
+            and in float64 only where those are equal, which is faster on data that such scores cannot separate; near
+            ties may then depend on the batch size. "fast": scores of numbers rounded to bfloat16 where tensor cores
+            form them, else as "high". None: the best that the fastest path of the device can prove (`search_path`).
+            It is the least that is asked for: float64 inputs are searched in float64 in any case, and the compiled
+            search for CPUs is exact in any case.
         return_scores: also return the scores of the chosen codes.
         return_margin: also return the margin to the next best code.
 
@@ -104,7 +109,7 @@ def nearest(
     mask = valid if valid is None or grouped else valid[None]
     number = codes.shape[-2]
     wanted = min(k + 1, number) if return_margin else k
-    precision = precision or _precision(x.device)
+    precision = precision or _precision(x, codes, wanted)
     found = torch.ops.vqkit.nearest(rows, books, mask, metric, wanted, precision)
     shape = x.shape[:-1]
     indices = found[..., :k]
@@ -128,12 +133,21 @@ def search_path(device: torch.device | str, dtype: torch.dtype = torch.float32) 
     """
     device = torch.device(device)
     probe = torch.empty(1, 1, 1, device=device, dtype=dtype)
-    name = f"native {native.variant()}" if native.can_search(probe, probe, 1) else "torch"
-    return SearchPath(name, _precision(device))
+    name = "torch"
+    if native.can_search(probe, probe, 1):
+        name = f"native {native.variant()}"
+    elif gpu.can_run(probe):
+        name = f"triton sm_{gpu.architecture(device)}"
+    return SearchPath(name, _precision(probe, probe, 1))
 
 
-def _precision(device: torch.device) -> Precision:
-    return "exact" if widest_dtype(device) == torch.float64 else "high"
+def _precision(x: Tensor, codes: Tensor, k: int) -> Precision:
+    """What the fastest path for these inputs can prove."""
+    if native.can_search(x, codes, k):
+        return "exact"
+    if k == 1 and gpu.can_run(x, codes):
+        return "exact" if is_proven(gpu.architecture(x.device)) else "high"
+    return "exact" if widest_dtype(x.device) == torch.float64 else "high"
 
 
 def _rows_per_group(x: Tensor, grouped: bool) -> int:
@@ -181,9 +195,9 @@ def _check_options(x: Tensor, codes: Tensor, k: int, valid: Tensor | None, preci
 
 
 def _check_precision(device: torch.device, precision: str | None) -> None:
-    if precision not in ("exact", "high", None):
-        raise ValueError(f"precision is {precision!r}, expected 'exact', 'high' or None; choose one of these.")
-    if precision == "exact" and _precision(device) != "exact":
+    if precision not in ("exact", "high", "fast", None):
+        raise ValueError(f"precision is {precision!r}, expected 'exact', 'high', 'fast' or None; choose one of these.")
+    if precision == "exact" and widest_dtype(device) != torch.float64:
         raise ValueError(f"precision is 'exact', but {device} has no float64 to prove it; pass None or 'high'.")
 
 
@@ -202,6 +216,10 @@ def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int
         raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
     if native.can_search(x, codes, k):
         return native.search(x, codes, valid, metric).unsqueeze(-1)
+    if k == 1 and gpu.can_run(x, codes) and (precision != "exact" or is_proven(gpu.architecture(x.device))):
+        from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
+
+        return fused.nearest(x, codes, valid, metric, precision).unsqueeze(-1)
     return nearest_indices(x, codes, valid, metric, k, precision)
 
 

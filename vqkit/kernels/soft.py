@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vqkit.kernels import gpu
 from vqkit.kernels.panels import (
     Panel,
     backpropagate,
@@ -63,6 +64,11 @@ def _index_backpropagation_fake(z: Tensor, codes: Tensor, indices: Tensor, tempe
 def _index_backpropagation_backward(
     gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
+    if gpu.can_run(gradient, z, codes):
+        from vqkit.kernels.gpu import soft as fused  # Triton is optional, and slow to import
+
+        dz, dcodes = fused.index_backpropagation_backward(gradient, z, codes, indices, temperature)
+        return dz.to(z.dtype), dcodes.to(codes.dtype)
     with torch.autocast(z.device.type, enabled=False):
         kept = indices >= 0
         problem = prepare(z, codes, temperature, kept)
@@ -125,6 +131,10 @@ def log_sum_exp(z: Tensor, codes: Tensor, *, temperature: float = 1.0, valid: Te
 
 @torch.library.custom_op("vqkit::log_sum_exp", mutates_args=())
 def _log_sum_exp(z: Tensor, codes: Tensor, temperature: float, valid: Tensor | None) -> Tensor:
+    if gpu.can_run(z, codes):
+        from vqkit.kernels.gpu import soft as fused
+
+        return fused.log_sum_exp(z, codes, temperature, valid)
     with torch.autocast(z.device.type, enabled=False):
         problem = prepare(z, codes, temperature, torch.ones_like(z[:, 0], dtype=torch.bool))
         values = (problem.x * problem.mean).sum(1) / temperature
@@ -151,6 +161,11 @@ def _log_sum_exp_fake(z: Tensor, codes: Tensor, temperature: float, valid: Tenso
 def _log_sum_exp_backward(
     gradient: Tensor, z: Tensor, codes: Tensor, temperature: float, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    if gpu.can_run(gradient, z, codes):
+        from vqkit.kernels.gpu import soft as fused
+
+        dz, dcodes = fused.log_sum_exp_backward(gradient, z, codes, temperature, valid)
+        return dz.to(z.dtype), dcodes.to(codes.dtype)
     with torch.autocast(z.device.type, enabled=False):
         if valid is not None:
             gradient = gradient * valid.any()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqkit.kernels import gpu
+
 CHUNK = 2**16  # numbers of x whose copy (in another dtype, or weighted) is held at once
 
 
@@ -39,8 +41,9 @@ def segment_stats(
     """Counts and sums of the rows of each segment, without a one-hot matrix.
 
     Rows with a negative index or the weight 0 are left out, whatever they hold. Nothing is differentiated. The result
-    is the same for any number of threads on a processor, bit for bit; on a GPU it is where
-    `torch.use_deterministic_algorithms` is on, by a stable sort that costs a copy of x, and else in any order.
+    is the same on every run, bit for bit: for any number of threads on a processor, and on a GPU for float32 sums where
+    its fused kernels run. Elsewhere on a GPU it is where `torch.use_deterministic_algorithms` is on, by which torch
+    orders `index_add_`, and else the sums are formed in any order.
 
     Args:
         x: (N, D) rows, floating point; N may be 0. D may be 0 where only the counts are wanted, as in `z[:, :0]`.
@@ -100,18 +103,21 @@ def check_range(indices: Tensor, size: int) -> None:
 def _segment_stats(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(K + K D,) counts and sums. An op of its own, so that tracers see neither chunks nor global flags."""
     check_range(indices, num_segments)
+    if dtype == torch.float32 and gpu.can_run(x):
+        from vqkit.kernels.gpu import statistics as fused  # Triton is optional, and slow to import
+
+        return fused.segment_sums(x, indices, num_segments, weights)
     left_out = indices < 0 if weights is None else (indices < 0) | (weights == 0)
     # One more segment takes what is left out: cheaper than a copy of x without it, and safe for NaN.
     segments = torch.where(left_out, num_segments, indices).to(torch.int64)
     total = x.new_zeros(num_segments + (num_segments + 1) * x.shape[1], dtype=dtype)
     sums = total[num_segments:].view(num_segments + 1, x.shape[1])
-    add = _add_sorted if x.is_cuda and torch.are_deterministic_algorithms_enabled() else _add_by_index
-    add(sums, x, segments, weights)
+    _add_by_index(sums, x, segments, weights)
     if weights is None:
         counts = _lengths(segments, num_segments + 1)
     else:
         counts = total.new_zeros(num_segments + 1, 1)
-        add(counts, weights[:, None], segments, None)
+        _add_by_index(counts, weights[:, None], segments, None)
     total[:num_segments] = counts[:num_segments].view(-1)
     return total[: num_segments * (1 + x.shape[1])]
 
@@ -138,12 +144,3 @@ def _add_by_index(sums: Tensor, x: Tensor, segments: Tensor, weights: Tensor | N
         part = slice(start, start + rows)
         chunk = x[part].to(sums.dtype)
         sums.index_add_(0, segments[part], chunk if weights is None else chunk * weights[part, None])
-
-
-def _add_sorted(sums: Tensor, x: Tensor, segments: Tensor, weights: Tensor | None) -> None:
-    """As `_add_by_index`, in the order of the rows: a stable sort, then one sum for each run of equal segments."""
-    order = torch.argsort(segments, stable=True)
-    rows = x[order].to(sums.dtype)
-    if weights is not None:
-        rows = rows * weights[order, None]
-    sums.add_(torch.segment_reduce(rows, "sum", lengths=_lengths(segments, len(sums)), unsafe=True))

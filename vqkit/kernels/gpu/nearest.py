@@ -1,0 +1,148 @@
+"""Nearest-code search on tensor cores: fused, without the N x K matrix, and without waiting for the device.
+
+1. `planes.py` centres rows and codes and splits them into 16-bit halves.
+2. `scan_kernel` forms tiles of scores and keeps, of each row, the two best groups of codes and the score of the third
+   best one. A group is the codes of a tile whose scores one thread holds, so that the loop needs one comparison a
+   score, a few for each group, and no exchange between threads.
+3. `decide_kernel` compares the codes of the best groups in float64. Rows whose third group is too near are listed.
+4. `list_kernel` forms the scores of the listed rows again and writes down all codes that may be the nearest one;
+   `settle_kernel` compares these in float64. How many rows are listed is known on the device only.
+
+docs/search.md, "On a GPU", derives when a row is certain.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from vqkit.kernels import gpu
+from vqkit.kernels.gpu.bound import BIAS_ERROR, relative_error
+from vqkit.kernels.gpu.decide import decide_kernel, settle_kernel
+from vqkit.kernels.gpu.pairs import EUCLIDEAN
+from vqkit.kernels.gpu.planes import CodePlanes, RowPlanes, centre_of, code_planes, row_planes
+from vqkit.kernels.gpu.scan import list_kernel, scan_kernel
+from vqkit.kernels.gpu.tiles import SLOTS, Tile, list_tile, scan_tile
+from vqkit.kernels.rounding import gamma
+
+METRICS = ("euclidean", "dot", "cosine")
+CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
+DECIDE_DEPTH, SETTLE_DEPTH = 32, 8  # numbers of each of these that are compared at once
+SETTLERS = 8  # programs for each multiprocessor that share the listed rows
+MOST_SPLITS = 32  # parts that the codes are divided into where there are few rows
+
+
+class Scan(NamedTuple):
+    """What the scan keeps of each row, for each split of the codes and each slot of a tile: (G, N', S, SLOTS)."""
+
+    best: Tensor  # float32, the smallest group minimum
+    second: Tensor
+    third: Tensor
+    best_tile: Tensor  # int32, the tile that it is from
+    second_tile: Tensor
+
+
+def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precision: str) -> Tensor:
+    """The nearest code of each row.
+
+    Args:
+        x: (G, N, D), float32, float16 or bfloat16.
+        codes: (G, K, D), likewise.
+        valid: (G, K) bool or None.
+        metric: "euclidean", "dot" or "cosine".
+        precision: "exact": the float64 argmin, which needs an architecture whose accumulators are known
+            (`bound.is_proven`). "high": groups are compared by the sums of three products of halves. "fast": by one
+            product of rounded numbers. The codes of the best groups are compared in float64 in any case.
+
+    Returns:
+        (G, N) int64.
+    """
+    dtype = x.dtype if x.dtype == codes.dtype else torch.float32
+    x, codes = x.to(dtype).contiguous(), codes.to(dtype).contiguous()
+    kind = METRICS.index(metric)
+    half = dtype != torch.float32 and metric != "cosine"  # numbers that a product takes as they are
+    planes = 1 if half or precision == "fast" else 2
+    architecture = gpu.architecture(x.device)
+    tile = scan_tile(gpu.generation(x.device), x.shape[-1], planes)
+    centre = None if half or metric == "cosine" else centre_of(codes)
+    rows = row_planes(x, centre if metric == "euclidean" else None, _padded(x.shape[1], tile.rows), tile.width, planes)
+    table = code_planes(codes, centre, valid, kind, _padded(codes.shape[1], tile.codes), tile.width, planes)
+    scan = _scan(rows, table, tile)
+    error = relative_error(architecture, tile.width, 2 * planes - 1) if precision == "exact" else 0.0
+    return _decide(x, codes, rows, table, scan, tile, kind, error)
+
+
+def _scan(rows: RowPlanes, table: CodePlanes, tile: Tile) -> Scan:
+    (planes, groups, padded_rows, _), padded_codes = rows.planes.shape, table.bias.shape[1]
+    tiles = padded_codes // tile.codes
+    programs = groups * padded_rows // tile.rows
+    splits = max(1, min(tiles, MOST_SPLITS, -(-2 * gpu.multiprocessors(rows.norms.device) // max(1, programs))))
+    shape = groups, padded_rows, splits, SLOTS
+    scan = Scan(
+        *(rows.norms.new_empty(shape) for _ in range(3)),
+        *(rows.norms.new_empty(shape, dtype=torch.int32) for _ in range(2)),
+    )
+    gpu.launch(
+        scan_kernel,
+        (padded_rows // tile.rows, splits, groups),
+        *(rows.planes, table.planes, table.bias, *scan),
+        *(padded_rows, padded_codes, -(-tiles // splits), groups),
+        **_product_constants(tile, planes),
+    )
+    return scan
+
+
+def _decide(
+    x: Tensor, codes: Tensor, rows: RowPlanes, table: CodePlanes, scan: Scan, tile: Tile, metric: int, error: float
+) -> Tensor:
+    (groups, number, depth), size = x.shape, codes.shape[1]
+    padded_rows, splits = scan.best.shape[1:3]
+    padded_codes = table.bias.shape[1]
+    indices = x.new_empty(groups, number, dtype=torch.int64)
+    listed, limits = x.new_empty(groups, number, dtype=torch.int32), x.new_empty(groups, number, dtype=torch.float32)
+    half = 0.5 if metric == EUCLIDEAN.value else 0.0
+    bias_error = half * BIAS_ERROR if error else 0.0
+    underflow = 2 * 3 * (tile.width + 1) * torch.finfo(torch.float32).tiny if error else 0.0
+    tie = gamma(4 * (depth + 4), torch.float64)
+    gpu.launch(
+        decide_kernel,
+        (number, groups),
+        *(x, codes, rows.norms, table.bias, table.state, *scan, indices, listed, limits),
+        *(number, size, padded_rows, padded_codes, error, bias_error, underflow, tie),
+        **{"METRIC": metric, "D": depth, "BD": DECIDE_DEPTH, "BK": tile.codes, "SLOTS": SLOTS},
+        **{"SPLITS": triton.next_power_of_2(splits), "splits": splits},
+    )
+    found = x.new_empty(groups, number, CANDIDATES, dtype=torch.int32)
+    counts = x.new_zeros(groups, number, dtype=torch.int32)
+    workers = min(gpu.multiprocessors(x.device) * SETTLERS, max(1, number))
+    tile = list_tile(tile)
+    tiles = padded_codes // tile.codes
+    parts = min(tiles, MOST_SPLITS)
+    blocks = min(-(-workers // parts), padded_rows // tile.rows)
+    gpu.launch(
+        list_kernel,
+        (blocks, parts, groups),
+        *(rows.planes, table.planes, table.bias, table.state, listed, limits, found, counts),
+        *(number, padded_rows, padded_codes, -(-tiles // parts), groups),
+        **{"CANDIDATES": CANDIDATES, **_product_constants(tile, rows.planes.shape[0])},
+    )
+    gpu.launch(
+        settle_kernel,
+        (workers, groups),
+        *(x, codes, table.usable, table.state, listed, found, counts, indices),
+        *(number, size, padded_codes, tie),
+        **{"METRIC": metric, "D": depth, "BD": SETTLE_DEPTH, "CANDIDATES": CANDIDATES},
+    )
+    return indices
+
+
+def _padded(number: int, block: int) -> int:
+    return -(-number // block) * block
+
+
+def _product_constants(tile: Tile, planes: int) -> dict[str, int]:
+    return {
+        **{"WIDTH": tile.width, "BD": tile.depth, "PLANES": planes, "BN": tile.rows, "BK": tile.codes},
+        **{"STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages},
+    }

@@ -1,0 +1,129 @@
+"""All levels of a residual search in one launch, without waiting for the device.
+
+1. `levels_kernel`: a program owns a tile of rows and goes through the levels. It keeps, of each row and each of the
+   slots that the codes of a tile fall into, the smallest score, its tile, and the second smallest score. Rows of which
+   only one or two codes may be the nearest are settled at once, the latter in float64. The others leave the search at
+   that level and are listed: by the bound a few in a thousand of random ones at most, but all where codes are repeated.
+2. `settle_levels_kernel` takes the listed rows through the levels that they have left, all codes compared in float64.
+   How many there are is known on the device only.
+
+What is left of a row is written out as bfloat16 halves once a level and read back by the same program.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from vqkit.kernels import gpu
+from vqkit.kernels.gpu.bound import BIAS_ERROR, is_proven, relative_error
+from vqkit.kernels.gpu.nearest import METRICS, SETTLERS
+from vqkit.kernels.gpu.pairs import EUCLIDEAN
+from vqkit.kernels.gpu.planes import centre_of, code_planes
+from vqkit.kernels.gpu.residual_kernels import levels_kernel, settle_levels_kernel
+from vqkit.kernels.rounding import gamma
+
+CHUNK = 128  # numbers of a row that are multiplied at once
+DEEPEST = 1024  # numbers of a row that its length is bounded for
+FEW_CODES = 4096  # with more, a device that the rows do not fill is better used by splitting the codes: level by level
+MOST_PADDING = 2  # times the codes that there are, where levels differ in size
+DEPTH_BLOCK = 16  # numbers of a row that are compared in float64 at once
+CODE_BLOCK = 32  # codes that a listed row is compared with at once
+ALL_REGISTERS = 255  # of a thread; without a number the compiler spills some, to fit more programs at a time
+
+
+class Tile(NamedTuple):
+    """Sizes of a tile of scores, and how it is computed."""
+
+    rows: int
+    codes: int
+    warps: int
+    stages: int
+
+
+# By generation. Chosen by what compiles without spills within the shared memory; nothing is measured yet.
+TILES = {
+    gpu.INTERPRETER: Tile(16, 16, 4, 1),  # several tiles in both directions in a small test
+    80: Tile(64, 32, 8, 2),
+    90: Tile(64, 64, 8, 2),
+    100: Tile(64, 32, 8, 2),
+}
+
+
+def can_search(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> bool:
+    """Whether one launch does it and is likely to be faster than a search for each level.
+
+    Args:
+        x: (N, D) float32.
+        codebooks: S of (K, D) float32; K may differ.
+        metric: "euclidean", "dot" or "cosine".
+    """
+    sizes = [len(codes) for codes in codebooks]
+    if not gpu.can_run(x, *codebooks) or not is_proven(gpu.architecture(x.device)):
+        return False
+    if metric == "cosine" or x.shape[1] > DEEPEST or max(sizes) * len(sizes) > MOST_PADDING * sum(sizes):
+        return False
+    programs = triton.cdiv(len(x), _tile(x).rows)
+    return max(sizes) <= FEW_CODES or programs >= gpu.multiprocessors(x.device)
+
+
+def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+    """The nearest code at each level, (N, S) int64, if `can_search`; see `vqkit.kernels.residual_nearest`."""
+    x, (number, depth), levels = x.contiguous(), x.shape, len(codebooks)
+    tile, kind, width = _tile(x), METRICS.index(metric), _width(x.shape[1])
+    codes, valid = _stack(codebooks)
+    size = codes.shape[1]
+    padded = triton.cdiv(size, tile.codes) * tile.codes
+    centre = centre_of(codes)
+    table = code_planes(codes, centre, valid, kind, padded, width, 2)
+    rows = triton.cdiv(number, tile.rows) * tile.rows
+    halves = x.new_empty(2, rows, width, dtype=torch.bfloat16)
+    total, left = torch.zeros_like(x), torch.empty_like(x)
+    indices = x.new_empty(number, levels, dtype=torch.int64)
+    listed, level_of = (x.new_empty(number, dtype=torch.int32) for _ in range(2))
+    count = x.new_zeros(1, dtype=torch.int32)
+    euclidean = kind == EUCLIDEAN.value
+    error = relative_error(gpu.architecture(x.device), width, 3)
+    underflow = 2 * 3 * (width + 1) * torch.finfo(torch.float32).tiny
+    tie = gamma(4 * (depth + 4), torch.float64)
+    gpu.launch(
+        levels_kernel,
+        (rows // tile.rows,),
+        *(x, codes, table.planes, centre, table.bias, table.state, total, halves, indices, listed, level_of, count),
+        *(number, levels, size, padded, rows, error, BIAS_ERROR / 2 if euclidean else 0.0, underflow, tie),
+        **{"METRIC": kind, "CENTRED": euclidean, "D": depth, "WIDTH": width, "BD": DEPTH_BLOCK},
+        **{"BN": tile.rows, "BK": tile.codes, "STAGES": tile.stages, "CHUNK": min(width, CHUNK)},
+        **{"num_warps": tile.warps, "num_stages": tile.stages},
+        maxnreg=ALL_REGISTERS,
+    )
+    gpu.launch(
+        settle_levels_kernel,
+        (min(number, gpu.multiprocessors(x.device) * SETTLERS),),
+        *(x, codes, table.usable, table.state, total, left, indices, listed, level_of, count),
+        *(levels, size, padded, tie),
+        **{"METRIC": kind, "D": depth, "BD": DEPTH_BLOCK, "BK": CODE_BLOCK},
+        maxnreg=ALL_REGISTERS,
+    )
+    return indices
+
+
+def _tile(x: Tensor) -> Tile:
+    return TILES[gpu.generation(x.device)]
+
+
+def _width(depth: int) -> int:
+    """The depth that rows and codes are padded to: chunks, or less."""
+    return triton.cdiv(depth, CHUNK) * CHUNK if depth > CHUNK else max(16, triton.next_power_of_2(depth))
+
+
+def _stack(codebooks: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """(S, K, D), and (S, K) bool of what is not padding, None where there is none."""
+    sizes = [len(codes) for codes in codebooks]
+    largest = max(sizes)
+    if min(sizes) == largest:
+        return torch.stack([*codebooks]), None
+    codes = torch.stack([torch.nn.functional.pad(codes, (0, 0, 0, largest - len(codes))) for codes in codebooks])
+    valid = torch.stack([torch.arange(largest, device=codes.device) < size for size in sizes])
+    return codes, valid

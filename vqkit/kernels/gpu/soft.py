@@ -1,0 +1,92 @@
+"""Soft assignment on a GPU: what the operators of `vqkit.kernels.soft` and `vqkit.kernels.entropy` call there.
+
+Nothing of size N x K is stored: the logits are formed anew in each pass, tile by tile. Inputs of any of the dtypes are
+taken at their values; torch's matmul precision flags play no part. docs/soft_assignment.md has the formulas.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqkit.kernels import gpu
+from vqkit.kernels.gpu.halves import TOP, split
+from vqkit.kernels.gpu.soft_passes import Problem, Terms, code_sums, gradients, row_sums
+from vqkit.kernels.gpu.soft_tiles import PADDING, SMALLEST
+
+
+def log_sum_exp(z: Tensor, codes: Tensor, temperature: float, valid: Tensor | None) -> Tensor:
+    """(N,) float32, as `vqkit.kernels.log_sum_exp`."""
+    problem = _prepare(z, codes, temperature, torch.ones_like(z[:, 0], dtype=torch.bool), valid)
+    sums = row_sums(problem, Terms())
+    values = (z.float() * problem.mean).sum(1) / temperature + (sums.largest + sums.total.log())[: len(z)]
+    return values if valid is None else torch.where(valid.any(), values, -torch.inf)
+
+
+def log_sum_exp_backward(
+    gradient: Tensor, z: Tensor, codes: Tensor, temperature: float, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Float32 gradients (N, D), (K, D) for the gradient (N,) to the log-sum-exp."""
+    gradient = gradient.float() if valid is None else gradient.float() * valid.any()
+    problem = _prepare(z, codes, temperature, gradient != 0, valid)
+    sums = row_sums(problem, Terms())
+    dz, dcodes = gradients(problem, sums, Terms(), -_padded(gradient, problem))
+    return dz.addcmul_(gradient[:, None], problem.mean, value=1 / temperature), dcodes
+
+
+def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Float32 entropies (N,) and mean probabilities (K,), as `vqkit.kernels.assignment_entropy`."""
+    problem = _prepare(z, codes, temperature, weights > 0, None)
+    sums = row_sums(problem, Terms(linear=torch.ones_like(problem.z.unit)))
+    # log s - sum p (l - max l): two terms of one sign, neither of which grows with the logits
+    entropies = sums.total.log() - sums.weighted / sums.total
+    mean = code_sums(problem, sums, _padded(weights, problem))
+    return torch.where(weights > 0, entropies[: len(z)], 0), mean
+
+
+def assignment_entropy_backward(
+    dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Float32 gradients (N, D), (K, D) for those to the entropies (N,) and to the mean probabilities (K,)."""
+    problem = _prepare(z, codes, temperature, weights > 0, None)
+    linear = _padded(-torch.where(weights > 0, dentropies, 0), problem)
+    value = F.pad(dmean.float(), (0, len(problem.bias) - len(dmean)))
+    terms = Terms(linear=linear, weight=_padded(weights, problem), value=value)
+    sums = row_sums(problem, terms)
+    return gradients(problem, sums, terms, sums.weighted / sums.total)
+
+
+def index_backpropagation_backward(
+    gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Float32 gradients (N, D), (K, D) for the gradient (N, D)."""
+    kept = indices >= 0
+    problem = _prepare(z, codes, temperature, kept, None)
+    gradient = _zeroed(gradient, kept)
+    terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
+    sums = row_sums(problem, terms)
+    dz, dcodes = gradients(problem, sums, terms, sums.weighted / sums.total)
+    return dz, dcodes.index_add_(0, indices.clamp(min=0), gradient)
+
+
+def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor, valid: Tensor | None) -> Problem:
+    padding = SMALLEST if gpu.architecture(z.device) == gpu.INTERPRETER else PADDING
+    rows, columns = (max(1, -(-len(vectors) // padding)) * padding for vectors in (z, codes))
+    mean = codes.mean(0, dtype=torch.float32)
+    # Less the mean code: it shifts all logits of a row alike, and would cost digits.
+    code_halves = split(codes - mean, columns, common=True)
+    row_halves = split(_zeroed(z, kept), rows, common=False)
+    factor = row_halves.unit * (code_halves.unit / (TOP * TOP * temperature))
+    bias = mean.new_zeros(columns)
+    bias[len(codes) :] = -torch.inf
+    if valid is not None:  # where none is, all, so that the sums stay finite
+        bias[: len(codes)].masked_fill_(~(valid | ~valid.any()), -torch.inf)
+    return Problem(row_halves, code_halves, mean, factor, bias, (len(z), *codes.shape), temperature)
+
+
+def _zeroed(rows: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept[:, None], rows, 0).float()
+
+
+def _padded(values: Tensor, problem: Problem) -> Tensor:
+    """(N') float32: values (N,) and zeros."""
+    return F.pad(values.float(), (0, len(problem.factor) - len(values)))

@@ -5,6 +5,7 @@
 # make data: fetch the larger set of photographs into data/photos.
 # make data-speech: fetch two hours of speech into data/speech.
 # make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
+# make gpu: on a machine with a GPU, its tests, calibration and benchmarks, in half an hour; elsewhere a dry run.
 # make check: what CI runs besides the tests (lint, types, the wheel's content).
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart quickstart-audio test matrix data data-speech native check benchmark clean
+.PHONY: quickstart quickstart-audio test matrix data data-speech native gpu check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
@@ -34,6 +35,9 @@ data-speech: $(SETUP)
 
 native: $(SETUP)
 	$(BIN)/python -m vqkit.kernels.native
+
+gpu: $(SETUP)
+	$(BIN)/python scripts/gpu.py
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py                                    # writes benchmarks/results/search_cpu.md
     python benchmarks/search.py --shapes 8192,1024,64 --threads 1 --methods torch native faiss
+    python benchmarks/search.py --device cuda                      # writes benchmarks/results/search_cuda.md
 
 All methods get the same float32 rows and codes, in one process, and take turns; `benchmarks/README.md` says what the
 columns mean. The other libraries are the extra `bench`; a method that is not there is a row that says so.
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
@@ -20,15 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import torch
 from torch import Tensor
 
+from benchmarks import device as devices
 from benchmarks import paired
 from benchmarks.arguments import Shape, parse_positive, parse_shape
 from benchmarks.machine import free_memory, write
 from benchmarks.memory import Killed, in_own_process, peak_growth, return_freed_memory
 from benchmarks.search_methods import METHODS, YARDSTICK, Call, data, float64_argmin
-from benchmarks.search_report import TARGET_SHAPES, Result, checked_rows, report, table
+from benchmarks.search_report import GPU_TARGETS, TARGET_SHAPES, Result, checked_rows, report, table
 
 PAUSE = 0.01  # seconds in which the threads of the OpenMP library that was used last stop spinning
 SHORT = 0.02  # seconds: a shorter call is warmed up by a call before it
+GRAPHS = 10  # launches of one in a row are timed
 LEAST = 0.002  # seconds: of a shorter one several in a row are timed
 SMALL_SHAPES = (Shape(1, 1024, 64), Shape(256, 1024, 64), Shape(1024, 8192, 16))
 
@@ -73,11 +77,11 @@ def run(calls: dict[str, Call], *, rounds: int, seconds: float) -> dict[str, Con
 
 
 def measure_memory(method: str, shape: Shape, device: str, threads: int, seed: int) -> int | None:
-    """Bytes by which memory rises during the first search of all rows; to be called in a process of its own."""
+    """Bytes by which memory rises during the first search of all rows; on a processor, in a process of its own."""
     torch.set_num_threads(threads)
     return_freed_memory()
     x, codes = data(shape, device, seed)
-    with torch.no_grad():
+    with torch.no_grad(), devices.kernels_on(device):
         call = _prepare(method, x, codes)
         return peak_growth(call, device)
 
@@ -88,50 +92,82 @@ def _prepare(method: str, x: Tensor, codes: Tensor) -> Call:
     return METHODS[method].prepare(x, codes)
 
 
+def _memory(*arguments: object, device: str) -> int | None:
+    """The allocator of a GPU knows its peak; on a processor only a new process shows what a search takes."""
+    measured = measure_memory if device != "cpu" else partial(in_own_process, measure_memory)
+    try:
+        return measured(*arguments)
+    except torch.OutOfMemoryError as error:
+        raise Killed(str(error).partition(".")[0]) from error
+
+
+def _graph_time(calls: Sequence[Call]) -> float | None:
+    """Seconds of a call without the processor's part in it; None where a graph cannot hold it."""
+    launch = devices.captured(calls)
+    if launch is None:
+        return None
+    launch()
+    return paired.timed(launch, calls=GRAPHS) / len(calls)
+
+
 def compare(shape: Shape, options: argparse.Namespace) -> list[Result]:
     """The rows of one shape."""
-    refusals, memory = {}, {}
+    refusals, memory, graph_times = {}, {}, {}
     for name in options.methods:
         refusals[name] = METHODS[name].refusal(shape, options.device, free_memory(options.device))
         if refusals[name] is None:
             try:
                 arguments = name, shape, options.device, options.threads, options.seed
-                memory[name] = in_own_process(measure_memory, *arguments)
+                memory[name] = _memory(*arguments, device=options.device)
             except Killed as error:  # in this process it would have ended all
                 refusals[name] = str(error)
     x, codes = data(shape, options.device, options.seed)
-    with torch.no_grad():
-        calls = {name: _prepare(name, x, codes) for name in memory}
-    contestants = run(calls, rounds=options.rounds, seconds=options.seconds)
+    with torch.no_grad(), devices.kernels_on(options.device):
+        inputs = devices.copies(x, codes)
+        calls = {name: [METHODS[name].prepare(*pair) for pair in inputs] for name in memory}
+        for name in memory:
+            _prepare(name, x, codes)
+        turns = {name: devices.in_turn(of_method) for name, of_method in calls.items()}
+        contestants = run(turns, rounds=options.rounds, seconds=options.seconds)
+        if options.device == "cuda":
+            graph_times = {name: _graph_time(of_method) for name, of_method in calls.items()}
     rows = checked_rows(shape)
     right = float64_argmin(x[rows], codes)
     results = []
     for name in options.methods:
         if refusals[name]:
-            results.append(Result(name, shape, refusal=refusals[name]))
+            results.append(Result(name, shape, refusal=refusals[name], device=options.device))
             continue
         found = contestants[name].indices
         agreement = None if found is None else (found[rows] == right).double().mean().item()
-        results.append(Result(name, shape, tuple(contestants[name].times), memory[name], agreement))
+        measured = memory[name], agreement, graph_times.get(name)
+        results.append(Result(name, shape, tuple(contestants[name].times), *measured, device=options.device))
     return results
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="search", description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--device", choices=devices.DEVICES, default="cpu", help="interpreter: GPU rows without figures, for dry runs"
+    )
     parser.add_argument("--threads", type=parse_positive, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--rounds", type=parse_positive, default=15, help="at most; default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=40.0, help="of calls for each method and shape, at most; default: %(default)s"
     )
-    shapes = [*TARGET_SHAPES, *SMALL_SHAPES]
-    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=shapes, metavar="N,K,D")
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="N,K,D", help="default: those of the targets")
     parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help=f"{YARDSTICK} is always one of them"
+        "--methods", nargs="+", choices=list(METHODS), help=f"{YARDSTICK} is always one of them; default: all"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the data; default: %(default)s")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/search_DEVICE.md")
     return parser
+
+
+def _methods_for(device: str) -> list[str]:
+    """All but those of our own that are for another device; of other libraries a row says why it is not there."""
+    ours = {"cpu": "cpu", "cuda": "cuda", "interpreter": "cuda"}[device]
+    return [name for name, method in METHODS.items() if method.module or method.only_on in (None, ours)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,8 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
-    options.methods = [name for name in METHODS if name == YARDSTICK or name in options.methods]
-    options.shapes = list(dict.fromkeys(options.shapes))
+    asked = options.methods or _methods_for(options.device)
+    options.methods = [name for name in METHODS if name == YARDSTICK or name in asked]
+    shapes = [*TARGET_SHAPES, *SMALL_SHAPES] if options.device == "cpu" else list(GPU_TARGETS)
+    options.shapes = list(dict.fromkeys(options.shapes or shapes))
     output = options.output or Path(__file__).parent / "results" / f"search_{options.device}.md"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     torch.set_num_threads(options.threads)

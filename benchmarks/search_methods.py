@@ -1,4 +1,4 @@
-"""Ways to find the nearest of K codes for each of N rows: vqkit's two paths, and what they are compared with.
+"""Ways to find the nearest of K codes for each of N rows: vqkit's paths, and what they are compared with.
 
 Each function takes x (N, D) and codes (K, D), float32, and returns a call without arguments that searches: (N,) int64
 indices, or nothing for the product alone. What the function itself does is preparation, which is not measured.
@@ -7,12 +7,15 @@ indices, or nothing for the product alone. What the function itself does is prep
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from benchmarks.arguments import Shape
-from vqkit.kernels import native, nearest
+from benchmarks.device import torch_device
+from vqkit.kernels import gpu, native, nearest
+from vqkit.kernels.nearest import Precision
 
 PEER_NAME = "vector-quantize-pytorch"
 TILE_ROWS = 256  # for each thread
@@ -45,10 +48,13 @@ class Method:
 
     def refusal(self, shape: Shape, device: str, free: int | None) -> str | None:
         """Why it cannot be measured, None where it can; `free` is the memory that is left, in bytes."""
-        if self.only_on not in (None, device):
+        here = "cuda" if device == "interpreter" else device
+        if self.only_on not in (None, here):
             return f"only on {self.only_on}"
         if self.module is not None and importlib.util.find_spec(self.module) is None:
             return "not installed"
+        if self.module is not None and device == "interpreter":
+            return "needs a GPU"
         if not self.takes(shape, device):
             return "not built for these inputs"
         needed = self.bytes_per_score * shape.vectors * shape.codes
@@ -105,9 +111,14 @@ def flash_kmeans(x: Tensor, codes: Tensor) -> Call:
     return lambda: euclid_assign_triton(x[None], codes[None], x[None].square().sum(-1))[0].long()
 
 
+def halved_product(x: Tensor, codes: Tensor) -> Call:
+    """As `tiled_product`, of bfloat16 numbers, which are there before the clock starts."""
+    return tiled_product(x.bfloat16(), codes.bfloat16())
+
+
 def torch_path(x: Tensor, codes: Tensor) -> Call:
     def search() -> Tensor:
-        with native.disabled():
+        with native.disabled(), gpu.disabled():
             return nearest(x, codes).indices
 
     return search
@@ -115,6 +126,11 @@ def torch_path(x: Tensor, codes: Tensor) -> Call:
 
 def native_path(x: Tensor, codes: Tensor) -> Call:
     return lambda: nearest(x, codes).indices
+
+
+def fused(precision: Precision) -> Callable[[Tensor, Tensor], Call]:
+    """The GPU kernels, at a precision."""
+    return lambda x, codes: lambda: nearest(x, codes, precision=precision).indices
 
 
 def _native_takes(shape: Shape, device: str) -> bool:
@@ -129,6 +145,7 @@ METHODS: dict[str, Method] = {
         tiled_product,
         f"`torch.mm` in tiles of {TILE_ROWS} rows for each thread and {TILE_CODES} codes (on CUDA 8192 x 8192)",
     ),
+    "mm16": Method("mm bfloat16", halved_product, "the same of bfloat16 numbers, result in bfloat16", only_on="cuda"),
     "cdist": Method("cdist", cdist_argmin, "`torch.cdist(x, codes).argmin(1)`", 4),
     "addmm": Method("addmm", addmm_argmin, "`torch.addmm(|codes|^2, x, codes.T, alpha=-2).argmin(1)`", 4),
     "faiss": Method(
@@ -152,8 +169,17 @@ METHODS: dict[str, Method] = {
         module="flash_kmeans",
         only_on="cuda",
     ),
-    "torch": Method("vqkit torch", torch_path, "`nearest(x, codes)` without the compiled library"),
+    "torch": Method("vqkit torch", torch_path, "`nearest(x, codes)` without the compiled library and fused kernels"),
     "native": Method("vqkit native", native_path, "`nearest(x, codes)`, compiled", only_on="cpu", takes=_native_takes),
+    **{
+        precision: Method(
+            f"vqkit {precision}",
+            fused(precision),
+            f'`nearest(x, codes, precision="{precision}")`, fused',
+            only_on="cuda",
+        )
+        for precision in get_args(Precision)
+    },
 }
 
 
@@ -162,7 +188,7 @@ def data(shape: Shape, device: str, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape.vectors, shape.dim, generator=generator)
     codes = torch.randn(shape.codes, shape.dim, generator=generator)
-    return x.to(device), codes.to(device)
+    return x.to(torch_device(device)), codes.to(torch_device(device))
 
 
 def float64_argmin(x: Tensor, codes: Tensor, *, most_scores: int = 2**22) -> Tensor:

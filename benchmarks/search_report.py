@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks import paired
 from benchmarks.arguments import Shape
+from benchmarks.device import NOT_MEASURED
+from benchmarks.device import circumstances as gpu_circumstances
 from benchmarks.machine import circumstances, instruction_sets, number, table_row, version
 from benchmarks.memory import MIB
 from benchmarks.search_methods import METHODS, PEER_NAME, YARDSTICK
@@ -18,6 +20,15 @@ NATIVE_TARGET, NATIVE_ROUNDS = 1.15, 15  # of the compiled search, times the pro
 TORCH_TARGET, TORCH_ROUNDS, TORCH_ROWS = 1.0, 3, 256  # of the torch path, times cdist; from so many rows on
 DISTURBED = 1.5  # times its minimum: where a reference has a larger median, other processes were measured
 TARGET_SHAPES = (Shape(8192, 1024, 64), Shape(16384, 16384, 8), Shape(16384, 16384, 256), Shape(4096, 262144, 64))
+# Seconds of the searches `fast` and `exact` on an H200, as asked for; estimates of a model of the chip.
+GPU_TARGETS = {
+    Shape(8192, 1024, 64): (12e-6, 25e-6),
+    Shape(16384, 16384, 8): (70e-6, 90e-6),
+    Shape(16384, 16384, 256): (250e-6, 700e-6),
+    Shape(4096, 262144, 64): (350e-6, 750e-6),
+    Shape(65536, 16384, 128): (500e-6, 1.4e-3),
+    Shape(16384, 262144, 256): (4e-3, 11e-3),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,9 @@ class Result:
     times: tuple[float, ...] = ()
     memory: int | None = None
     agreement: float | None = None
+    graph_time: float | None = None
     refusal: str | None = None
+    device: str = "cpu"
 
 
 def checked_rows(shape: Shape) -> slice:
@@ -44,21 +57,25 @@ def report(results: Sequence[Result], options: argparse.Namespace, load: float) 
         rows = list(group)
         checked = len(range(shape.vectors)[checked_rows(shape)])
         speed = 2e-9 * shape.vectors * shape.codes * shape.dim / statistics.median(_of(rows, YARDSTICK).times)
+        yardstick = f"{METHODS[YARDSTICK].title} runs at {number(speed)} GFLOP/s. "
         parts += [
             f"\n## N = {shape.vectors}, K = {shape.codes}, D = {shape.dim}\n",
             f"A float32 N x K matrix has {number(4 * shape.vectors * shape.codes / MIB)} MiB. "
-            f"{METHODS[YARDSTICK].title} runs at {number(speed)} GFLOP/s. Codes are checked on {checked} rows.\n",
+            f"{yardstick if options.device != 'interpreter' else ''}Codes are checked on {checked} rows.\n",
             *table(rows),
         ]
-    parts += ["\n## Targets\n", *targets(results), "\n## What is measured\n"]
+    met = targets(results) if options.device == "cpu" else gpu_targets(results)
+    parts += ["\n## Targets\n", *met, "\n## What is measured\n"]
     parts += [f"- {METHODS[name].title}: {METHODS[name].state}" for name in options.methods]
     return "\n".join(parts) + "\n"
 
 
 def table(rows: Sequence[Result]) -> list[str]:
     """The rows of one shape and their header."""
-    header = "| method | ms | minimum ms | times mm | times cdist | MiB | right codes | rounds |"
-    return [header, "|---|" + "---:|" * 7, *(_row(row, rows) for row in rows)]
+    columns = ["method", "ms", "minimum ms", "times mm", "times cdist", "MiB", "right codes", "rounds"]
+    if rows[0].device != "cpu":
+        columns += ["graph ms"]
+    return [table_row(columns), "|---|" + "---:|" * (len(columns) - 1), *(_row(row, rows) for row in rows)]
 
 
 def _of(rows: Sequence[Result], method: str) -> Result:
@@ -67,9 +84,11 @@ def _of(rows: Sequence[Result], method: str) -> Result:
 
 
 def _row(result: Result, rows: Sequence[Result]) -> str:
-    title = METHODS[result.method].title
+    title, width = METHODS[result.method].title, 7 if result.device == "cpu" else 8
     if result.refusal is not None:
-        return table_row([title, f"skipped: {result.refusal}", *"-" * 6])
+        return table_row([title, f"skipped: {result.refusal}", *"-" * (width - 1)])
+    if result.device == "interpreter":
+        return table_row([title, *[NOT_MEASURED] * width])
     cells = [
         title,
         number(statistics.median(result.times), 1e3),
@@ -79,8 +98,9 @@ def _row(result: Result, rows: Sequence[Result]) -> str:
         number(result.memory, 1 / MIB),
         "-" if result.agreement is None else f"{result.agreement:.2%}",
         len(result.times),
+        number(result.graph_time, 1e3),
     ]
-    return table_row(cells)
+    return table_row(cells[: width + 1])
 
 
 def _circumstances(options: argparse.Namespace, load: float) -> list[str]:
@@ -90,6 +110,9 @@ def _circumstances(options: argparse.Namespace, load: float) -> list[str]:
         f"--shapes {' '.join(map(str, options.shapes))}"
     )
     versions = [f"{name} {version(name)}" for name in ("faiss-cpu", PEER_NAME, "flash-kmeans")]
+    if options.device != "cpu":
+        head = [*gpu_circumstances(command, options.device), f"- others: {', '.join(versions[1:])}"]
+        return [*head, f"- data: standard normal rows and codes, float32, seed {options.seed}; several copies in turn"]
     head = circumstances(command, options.device, options.threads, load, versions)
     return [
         *head,
@@ -107,6 +130,20 @@ def targets(results: Sequence[Result]) -> list[str]:
             lines += _target(_of(rows, "native"), _of(rows, YARDSTICK), NATIVE_TARGET, NATIVE_ROUNDS)
         if shape.vectors >= TORCH_ROWS:
             lines += _target(_of(rows, "torch"), _of(rows, "cdist"), TORCH_TARGET, TORCH_ROUNDS)
+    return lines or ["- none applies to what was measured"]
+
+
+def gpu_targets(results: Sequence[Result]) -> list[str]:
+    """What was asked for on an H200, and what was measured, of calls without the processor's part."""
+    lines = []
+    for shape, group in itertools.groupby(results, key=lambda result: result.shape):
+        rows = list(group)
+        for method, limit in zip(("fast", "exact"), GPU_TARGETS.get(shape, ()), strict=False):
+            found, verdict = _of(rows, method).graph_time, NOT_MEASURED
+            if found is not None:
+                verdict = f"{number(found, 1e3)} ms, {'met' if found <= limit else 'missed'}"
+            asked = f"asked on an H200: at most {limit * 1e3:g} ms"
+            lines.append(f"- {METHODS[method].title} at {tuple(shape)}, {asked}: {verdict}")
     return lines or ["- none applies to what was measured"]
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/soft_assignment.py                           # writes benchmarks/results/soft_assignment.md
     python benchmarks/soft_assignment.py --shapes 4096,262144,256 --rounds 1
+    python benchmarks/soft_assignment.py --device cuda             # writes benchmarks/results/soft_assignment_cuda.md
 
 Both sides get the same tensors, in one process, and take turns; `benchmarks/README.md` says how time and memory are
 measured.
@@ -23,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import device as devices
 from benchmarks import paired
 from benchmarks.arguments import Shape, parse_positive, parse_shape
+from benchmarks.device import NOT_MEASURED, torch_device
 from benchmarks.machine import circumstances, free_memory, number, table_row, write
 from benchmarks.memory import MIB, Memory, in_own_process, observe, return_freed_memory
 from vqkit.kernels import assignment_entropy, entropy, index_backpropagation, nearest
@@ -32,8 +35,9 @@ from vqkit.kernels import assignment_entropy, entropy, index_backpropagation, ne
 TEMPERATURE = 0.01  # of the entropies
 MATRICES = 8  # of N x K numbers that the materialized side holds at once, at least
 LIMIT = 2 * 2**30  # bytes beyond outputs that are allowed at the full size
-FULL_SIZE = Shape(4096, 262144, 256)
-DEFAULT_SHAPES = (Shape(8192, 1024, 64), Shape(4096, 16384, 64), Shape(1024, 16384, 256), FULL_SIZE)
+FULL_SIZES = {"cpu": Shape(4096, 262144, 256), "cuda": Shape(16384, 262144, 256)}
+DEFAULT_SHAPES = (Shape(8192, 1024, 64), Shape(4096, 16384, 64), Shape(1024, 16384, 256), Shape(4096, 262144, 256))
+GPU_SHAPES = (Shape(16384, 16384, 64), Shape(4096, 262144, 256), FULL_SIZES["cuda"])
 
 
 class Step(NamedTuple):
@@ -82,6 +86,7 @@ class Result:
     agreement: float | None = None
     difference: float | None = None
     refusal: str | None = None
+    device: str = "cpu"
 
     @property
     def beyond_outputs(self) -> int | None:
@@ -97,16 +102,18 @@ def tensors(shape: Shape, device: str) -> tuple[Tensor, Tensor, Tensor]:
     z, codes, upstream = (
         torch.randn(size, shape.dim, generator=generator) for size in (shape.vectors, shape.codes, shape.vectors)
     )
-    z = (z / shape.dim**0.5).to(device)  # logits of unit variance: a softmax that is neither flat nor decided
-    return z.requires_grad_(), codes.to(device).requires_grad_(), upstream.to(device)
+    z = z / shape.dim**0.5  # logits of unit variance: a softmax that is neither flat nor decided
+    z, codes, upstream = (tensor.to(torch_device(device)) for tensor in (z, codes, upstream))
+    return z.requires_grad_(), codes.requires_grad_(), upstream
 
 
 def measure_memory(side: str, shape: Shape, device: str, threads: int) -> Memory:
     """Memory of the first full-size step; to be called in a process of its own."""
     torch.set_num_threads(threads)
     return_freed_memory()
-    SIDES[side](*tensors(Shape(64, 64, shape.dim), device))
-    return observe(partial(SIDES[side], *tensors(shape, device)), device)
+    with devices.kernels_on(device):
+        SIDES[side](*tensors(Shape(64, 64, shape.dim), device))
+        return observe(partial(SIDES[side], *tensors(shape, device)), device)
 
 
 class Contestant:
@@ -140,16 +147,18 @@ def compare(shape: Shape, options: argparse.Namespace) -> list[Result]:
     running = [side for side in SIDES if refusals[side] is None]
     memory = {side: in_own_process(measure_memory, side, shape, options.device, options.threads) for side in running}
     contestants = {side: Contestant(side, shape, options.device) for side in running}
-    for round_number in range(options.rounds):
-        paired.one_round({side: contestants[side].measure for side in running}, round_number)
-        spent = sum(sum(contestant.times) for contestant in contestants.values())
-        if spent * (round_number + 2) / (round_number + 1) > options.seconds:
-            break
-    rows = [Result(side, shape, refusal=refusals[side]) for side in SIDES if refusals[side]]
+    with devices.kernels_on(options.device):
+        for round_number in range(options.rounds):
+            paired.one_round({side: contestants[side].measure for side in running}, round_number)
+            spent = sum(sum(contestant.times) for contestant in contestants.values())
+            if spent * (round_number + 2) / (round_number + 1) > options.seconds:
+                break
+    rows = [Result(side, shape, refusal=refusals[side], device=options.device) for side in SIDES if refusals[side]]
     agreement, difference, speedup = _agreement(contestants)
     for side in running:
         found = (speedup, agreement, difference) if side == "vqkit" else (None, None, None)
-        rows.append(Result(side, shape, tuple(contestants[side].times), found[0], memory[side], *found[1:]))
+        measured = tuple(contestants[side].times), found[0], memory[side], *found[1:]
+        rows.append(Result(side, shape, *measured, device=options.device))
     return sorted(rows, key=lambda row: list(SIDES).index(row.side))
 
 
@@ -179,6 +188,8 @@ def table(rows: Sequence[Result]) -> list[str]:
 def _row(row: Result) -> str:
     if row.refusal:
         return table_row([row.side, row.refusal, *["-"] * 7])
+    if row.device == "interpreter":
+        return table_row([row.side, *[NOT_MEASURED] * 8])
     cells = [
         row.side,
         number(statistics.median(row.times), 1e3),
@@ -199,9 +210,13 @@ def report(groups: Sequence[Sequence[Result]], options: argparse.Namespace, load
         f"python benchmarks/soft_assignment.py --device {options.device} --threads {options.threads} "
         f"--rounds {options.rounds} --seconds {options.seconds:g} --shapes {' '.join(map(str, options.shapes))}"
     )
+    if options.device == "cpu":
+        head = circumstances(command, options.device, options.threads, load)
+    else:
+        head = devices.circumstances(command, options.device)
     parts = [
         "# Soft assignment\n",
-        *circumstances(command, options.device, options.threads, load),
+        *head,
         f"\nSearch by dot product, index backpropagation at temperature 1, entropy terms at {TEMPERATURE}; forward and "
         "backward to z and codes, float32. *times faster*: median of the ratios of each round. *MiB beyond outputs*: "
         "less the quantized vectors and the gradients to z and codes. *gradients differ*: the largest difference "
@@ -220,9 +235,11 @@ def report(groups: Sequence[Sequence[Result]], options: argparse.Namespace, load
 
 def _targets(rows: Sequence[Result]) -> list[str]:
     ours = [row for row in rows if row.side == "vqkit"]
+    if ours[0].device == "interpreter":
+        return [f"- under {number(LIMIT, 2**-30)} GiB beyond parameters and outputs: {NOT_MEASURED}"]
     lines = []
     for row in ours:
-        if row.shape == FULL_SIZE and row.beyond_outputs is not None:
+        if row.shape == FULL_SIZES[row.device] and row.beyond_outputs is not None:
             met = "met" if row.beyond_outputs < LIMIT else "missed"
             lines.append(
                 f"- {row.shape}: {number(row.beyond_outputs, 2**-30)} GiB beyond parameters and outputs (asked: under "
@@ -237,15 +254,16 @@ def _targets(rows: Sequence[Result]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="soft_assignment", description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--device", choices=devices.DEVICES, default="cpu", help="interpreter: GPU rows without figures, for dry runs"
+    )
     parser.add_argument("--threads", type=parse_positive, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--rounds", type=parse_positive, default=9, help="at most; default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=40.0, help="start no round that would end later; default: %(default)s"
     )
-    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=list(DEFAULT_SHAPES), metavar="N,K,D")
-    output = Path(__file__).parent / "results" / "soft_assignment.md"
-    parser.add_argument("--output", type=Path, default=output, help="default: benchmarks/results/soft_assignment.md")
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="N,K,D")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/soft_assignment.md")
     return parser
 
 
@@ -255,6 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
+    options.shapes = options.shapes or list(DEFAULT_SHAPES if options.device == "cpu" else GPU_SHAPES)
+    name = "soft_assignment.md" if options.device == "cpu" else f"soft_assignment_{options.device}.md"
+    output = options.output or Path(__file__).parent / "results" / name
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     torch.set_num_threads(options.threads)
     groups: list[list[Result]] = []
@@ -264,8 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("\n".join([f"\n{shape}", *table(groups[-1])]), flush=True)
     finally:
         torch.set_num_threads(threads)
-    write(options.output, report(groups, options, load))
-    print(f"written: {options.output}")
+    write(output, report(groups, options, load))
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,16 @@ def test_half_precision_is_taken_at_its_values(gpu_path: torch.device, types: tu
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codes_that_differ_in_last_bits(gpu_path: torch.device, dtype: torch.dtype, metric: str) -> None:
+    """Rounded once more to the dtype, as unit vectors would be, they could not be told apart."""
+    x, base = data_set("gaussian", rows=ROWS, size=4)
+    copies = base.repeat(16, 1) * (1 + torch.finfo(dtype).eps * torch.randint(-2, 3, (64, 24)))
+    x, codes = (base[torch.arange(ROWS) % 4] + 1e-3 * x).to(dtype), copies.to(dtype)
+    assert torch.equal(search(gpu_path, x, codes, metric=metric), oracle(x, codes, metric))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_groups_and_masks(gpu_path: torch.device, metric: str) -> None:
     x, codes = data_set("offset 10", rows=16, size=100)
     x, codes = x.view(2, 8, -1), codes.view(2, 50, -1)

@@ -15,11 +15,11 @@ def decide_kernel(
     indices_ptr, listed_ptr, limits_ptr,
     number, size, padded_rows, padded_codes, relative, bias_relative, underflow, tie, splits,
     METRIC: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, SLOTS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
 ):  # fmt: skip
     """One row: certain, or listed with the score up to which codes may be the nearest one."""
     row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    ENTRIES: tl.constexpr = SPLITS * SLOTS
+    ENTRIES: tl.constexpr = MOST_SPLITS * SLOTS
     entry = tl.arange(0, ENTRIES)
     at = (group * padded_rows + row) * splits * SLOTS + entry
     there = entry < splits * SLOTS

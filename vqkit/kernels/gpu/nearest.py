@@ -14,7 +14,6 @@ docs/search.md, "On a GPU", derives when a row is certain.
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from vqkit.kernels import gpu
@@ -23,14 +22,14 @@ from vqkit.kernels.gpu.decide import decide_kernel, settle_kernel
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.planes import CodePlanes, RowPlanes, centre_of, code_planes, row_planes
 from vqkit.kernels.gpu.scan import list_kernel, scan_kernel
-from vqkit.kernels.gpu.tiles import SLOTS, Tile, list_tile, scan_tile
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, Tile, list_tile, scan_tile
 from vqkit.kernels.rounding import gamma
 
 METRICS = ("euclidean", "dot", "cosine")
 CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
 DECIDE_DEPTH, SETTLE_DEPTH = 32, 8  # numbers of each of these that are compared at once
 SETTLERS = 8  # programs for each multiprocessor that share the listed rows
-MOST_SPLITS = 32  # parts that the codes are divided into where there are few rows
+MOST_SPLITS = 32  # a power of two; parts that the codes are divided into where there are few rows
 
 
 class Scan(NamedTuple):
@@ -111,12 +110,12 @@ def _decide(
         *(x, codes, rows.norms, table.bias, table.state, *scan, indices, listed, limits),
         *(number, size, padded_rows, padded_codes, error, bias_error, underflow, tie),
         **{"METRIC": metric, "D": depth, "BD": DECIDE_DEPTH, "BK": tile.codes, "SLOTS": SLOTS},
-        **{"SPLITS": triton.next_power_of_2(splits), "splits": splits},
+        **{"MOST_SPLITS": MOST_SPLITS, "splits": splits},
     )
     found = x.new_empty(groups, number, CANDIDATES, dtype=torch.int32)
     counts = x.new_zeros(groups, number, dtype=torch.int32)
     workers = min(gpu.multiprocessors(x.device) * SETTLERS, max(1, number))
-    tile = list_tile(tile)
+    tile = list_tile(tile, rows.planes.shape[0])
     tiles = padded_codes // tile.codes
     parts = min(tiles, MOST_SPLITS)
     blocks = min(-(-workers // parts), padded_rows // tile.rows)
@@ -133,6 +132,7 @@ def _decide(
         *(x, codes, table.usable, table.state, listed, found, counts, indices),
         *(number, size, padded_codes, tie),
         **{"METRIC": metric, "D": depth, "BD": SETTLE_DEPTH, "CANDIDATES": CANDIDATES},
+        maxnreg=ALL_REGISTERS,
     )
     return indices
 

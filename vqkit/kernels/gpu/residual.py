@@ -23,6 +23,7 @@ from vqkit.kernels.gpu.nearest import METRICS, SETTLERS
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.planes import centre_of, code_planes
 from vqkit.kernels.gpu.residual_kernels import levels_kernel, settle_levels_kernel
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS
 from vqkit.kernels.rounding import gamma
 
 CHUNK = 128  # numbers of a row that are multiplied at once
@@ -31,7 +32,6 @@ FEW_CODES = 4096  # with more, a device that the rows do not fill is better used
 MOST_PADDING = 2  # times the codes that there are, where levels differ in size
 DEPTH_BLOCK = 16  # numbers of a row that are compared in float64 at once
 CODE_BLOCK = 32  # codes that a listed row is compared with at once
-ALL_REGISTERS = 255  # of a thread; without a number the compiler spills some, to fit more programs at a time
 
 
 class Tile(NamedTuple):

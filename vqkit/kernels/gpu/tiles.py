@@ -7,6 +7,7 @@ from vqkit.kernels.gpu import INTERPRETER
 SLOTS = 4  # threads that share a row of a tensor core's result: groups in a tile
 DEEPEST = 256  # numbers of a row that stay on chip while codes pass
 CHUNK = 64  # of longer rows, that are multiplied at once
+ALL_REGISTERS = 255  # of a thread; without a number the compiler spills some, to fit more programs at a time
 
 
 class Tile(NamedTuple):
@@ -35,7 +36,7 @@ class Tile(NamedTuple):
 LONGER = 1024
 TILES = {
     80: {
-        1: {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 4, 2), LONGER: (128, 64, 8, 2)},
+        1: {64: (128, 32, 4, 3), 128: (256, 32, 4, 2), 256: (128, 32, 4, 2), LONGER: (128, 32, 4, 2)},
         2: {64: (128, 128, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2), LONGER: (128, 64, 8, 2)},
     },
     90: {
@@ -66,6 +67,6 @@ def scan_tile(generation: int, depth: int, planes: int) -> Tile:
     return Tile(rows, codes, chunk, width, warps, stages)
 
 
-def list_tile(tile: Tile) -> Tile:
-    """The tile for the second look at a few rows of the scan with a tile, whose epilogue needs more registers."""
-    return tile._replace(rows=min(tile.rows, 64), codes=min(tile.codes, 32), warps=4, stages=1)
+def list_tile(tile: Tile, planes: int) -> Tile:
+    """The tile for the second look at a few rows after a scan with a tile; its epilogue needs more registers."""
+    return tile._replace(rows=min(tile.rows, 64), codes=min(tile.codes, 16 * planes), warps=4, stages=1)

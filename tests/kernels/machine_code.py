@@ -1,0 +1,211 @@
+"""Compiles the fused kernels for a GPU that need not be here, and says what became of them, as JSON.
+
+    python -m tests.kernels.machine_code 90        # by compute capability times ten
+
+In a process of its own, without TRITON_INTERPRET: Triton decides at its import whether there is a compiler.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+
+from benchmarks import calibration
+from tests.kernels.sass import COMPARISONS, SPILLS, TENSOR_CORE, Listing, products_of_a_thread
+from vqkit.kernels import gpu, native
+
+OPERATORS = torch.ops.vqkit
+TEMPERATURE = 0.5
+PRODUCTS = {"scan.scan_kernel", "scan.list_kernel"}  # whose tiles depend on D
+
+
+class Case(NamedTuple):
+    """A call that launches kernels, and which of those are wanted, by module and name; None for all."""
+
+    name: str
+    call: Callable[[], object]
+    kernels: set[str] | None = None
+
+
+def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list[Case]:
+    """What is called: each operator at one depth, and again at others what is made anew for a depth.
+
+    Args:
+        rows: N; no kernel is made for an N or a K.
+        codes: K.
+        first: D of every operator.
+        others: further D.
+    """
+    x, e = torch.randn(rows, first), torch.randn(codes, first)
+    index, weights = torch.arange(rows) % codes, torch.rand(rows)
+    valid = torch.ones(1, codes, dtype=torch.bool)
+    found = [
+        _search("", x, e),
+        _search("of one plane", x.bfloat16(), e.bfloat16(), kernels={*PRODUCTS, "planes._codes_kernel"}),
+        _search("float16, dot", x.half(), e.half(), metric="dot", kernels={"scan.scan_kernel", "decide.decide_kernel"}),
+        _search("cosine, masked", x, e, valid, "cosine"),
+        Case("residual_nearest", lambda: OPERATORS.residual_nearest(x, [e, e], "euclidean")),
+        Case("segment_stats", lambda: OPERATORS.segment_stats(x, index, codes, None, torch.float32)),
+        Case("segment_stats, weights", lambda: OPERATORS.segment_stats(x, index, codes, weights, torch.float32)),
+        *_soft(x, e),
+        Case("calibration", _calibrate),
+    ]
+    for depth in others:
+        x, e = torch.randn(rows, depth), torch.randn(codes, depth)
+        found.append(_search("", x, e, kernels=PRODUCTS))
+        found.append(_search("of one plane", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
+    found += _soft(x, e)[-2:]
+    return found
+
+
+def _search(
+    detail: str,
+    x: torch.Tensor,
+    e: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    metric: str = "euclidean",
+    kernels: set[str] | None = None,
+) -> Case:
+    def call() -> None:
+        OPERATORS.nearest(x[None], e[None], valid, metric, 1, "high")
+
+    return Case(f"nearest D={x.shape[1]} {detail}", call, kernels)
+
+
+def _soft(z: torch.Tensor, e: torch.Tensor) -> list[Case]:
+    weights, index = torch.full(z.shape[:1], 1 / len(z)), torch.arange(len(z)) % len(e)
+    by_row, by_code, by_entry = torch.randn(len(z)), torch.randn(len(e)), torch.randn_like(z)
+    calls = {
+        "log_sum_exp": lambda: OPERATORS.log_sum_exp(z, e, TEMPERATURE, None),
+        "log_sum_exp backward": lambda: OPERATORS.log_sum_exp_backward(by_row, z, e, TEMPERATURE, None),
+        "assignment_entropy": lambda: OPERATORS.assignment_entropy(z, e, weights, TEMPERATURE),
+        "assignment_entropy backward": lambda: OPERATORS.assignment_entropy_backward(
+            by_row, by_code, z, e, weights, TEMPERATURE
+        ),
+        "index_backpropagation backward": lambda: OPERATORS.index_backpropagation_backward(
+            by_entry, z, e, index, TEMPERATURE
+        ),
+    }
+    return [Case(f"{name} D={z.shape[1]}", call) for name, call in calls.items()]
+
+
+def _calibrate() -> None:
+    with patch.object(calibration, "rate", lambda amount, call: call()):
+        calibration.cache_rate("cpu", blocks=2, block=64, turns=1)
+        calibration.comparison_rate("cpu", turns=1)
+    calibration.products(torch.zeros(64, 64).bfloat16(), torch.zeros(64, 64).bfloat16())
+
+
+def kernel_names() -> set[str]:
+    """Every `@triton.jit` function, of vqkit and the calibration, that no other one calls: those are launched."""
+    functions, used = {}, set()
+    for path in [
+        *Path(gpu.__file__).parent.glob("*.py"),
+        Path(calibration.__file__).with_name("calibration_kernels.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                functions[f"{path.stem}.{node.name}"] = node.name
+                used |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return {name for name, function in functions.items() if function not in used}
+
+
+@contextmanager
+def launching(step: Callable[[str, Callable[[], None]], None]) -> Iterator[None]:
+    """Inside the block a launch is left to `step(module and name of the kernel, launch)`."""
+    before = gpu.launch
+
+    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        module = kernel.fn.__module__.rpartition(".")[2]
+        step(f"{module}.{kernel.fn.__name__}", lambda: before(kernel, grid, *arguments, **options))
+
+    gpu.launch = launch
+    try:
+        yield
+    finally:
+        gpu.launch = before
+
+
+def reports(architecture: int, chosen: list[Case]) -> list[dict[str, Any]]:
+    """What the compiler made of each kernel that the cases launch, each form once; or why it made nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    with native.disabled(), gpu.compiled_for(architecture) as compiled:
+        for case in chosen:
+
+            def compile_wanted(name: str, launch: Callable[[], None], case: Case = case) -> None:
+                if case.kernels is not None and name not in case.kernels:
+                    return
+                try:
+                    launch()
+                except Exception as error:  # of whatever kind: the other kernels are worth a report too
+                    found[f"{case.name} {name}"] = {"case": case.name, "kernel": name, "failure": str(error)[-2000:]}
+                    return
+                kernel = compiled[-1][1]
+                if kernel.hash not in found:
+                    found[kernel.hash] = {"case": case.name, "kernel": name, **_report(kernel, architecture)}
+
+            with launching(compile_wanted):
+                case.call()
+    return list(found.values())
+
+
+def _report(kernel: Any, architecture: int) -> dict[str, Any]:
+    constants = {
+        kernel.src.fn.arg_names[place]: value
+        for (place,), value in kernel.src.constants.items()
+        if isinstance(value, int | bool)
+    }
+    pattern = TENSOR_CORE[architecture]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        listing = Listing(_tool("nvdisasm", "--print-code", "--no-dataflow", file.name))
+    return {
+        "constants": constants,
+        "warps": kernel.metadata.num_warps,
+        "shared": kernel.metadata.shared,
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "instructions": len(listing.instructions),
+        "spills": listing.count(SPILLS).total(),
+        "multiplies": "tt.dot" in kernel.asm["ttir"],
+        "tensor_core": len(listing.matching(pattern)),
+        "loops": [_loop(listing, loop, pattern) for loop in listing.innermost_loops(pattern)],
+        "whole_loops": [_loop(listing, loop, pattern) for loop in listing.outermost_loops(pattern)],
+    }
+
+
+def _loop(listing: Listing, loop: frozenset[int], pattern: str) -> dict[str, Any]:
+    return {
+        "instructions": len(loop),
+        "shuffles": listing.count(["SHFL"], loop).total(),
+        "comparisons": dict(listing.count(COMPARISONS, loop)),
+        "products": products_of_a_thread(listing.matching(pattern, loop)),
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    """Writes the reports to the standard output."""
+    architecture = int(sys.argv[1])
+    json.dump(reports(architecture, cases(300, 500, 64, (128, 512, 256))), sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

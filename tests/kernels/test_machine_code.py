@@ -1,0 +1,172 @@
+"""Gates on the machine code of the fused kernels, compiled for each kind of GPU, none of which need be here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.machine_code import kernel_names
+from tests.kernels.sass import TENSOR_CORE, Listing, products_of_a_thread
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[2]
+# Bytes that a program can have; 80 stands for all of its generation, of which the A100 alone has more, 163 KiB.
+SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MOST_COMPARISONS = 2.0  # for each score, in the loop of the search
+PLANES_PASSES = {1: 1, 2: 3}  # products for each score, of one plane and of two halves
+
+
+@pytest.fixture(scope="session", params=list(SHARED), ids="sm_{}".format)
+def machine_code(request: pytest.FixtureRequest) -> tuple[int, list[dict[str, Any]]]:
+    """Compute capability times ten, and the reports."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.machine_code", str(request.param)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return request.param, json.loads(done.stdout)
+
+
+def named(report: dict[str, Any]) -> str:
+    return f"{report['kernel']} of {report['case']}, {report.get('constants')}"
+
+
+def compiled(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [report for report in reports if "failure" not in report]
+
+
+def scores_of_a_thread(report: dict[str, Any]) -> float:
+    return report["constants"]["BN"] * report["constants"]["BK"] / (32 * report["warps"])
+
+
+def test_every_kernel_compiles(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+    _, reports = machine_code
+    assert {report["kernel"] for report in reports} == kernel_names()
+    failures = [f"{named(report)}: {report['failure']}" for report in reports if "failure" in report]
+    assert not failures, "\n".join(failures)
+
+
+def test_shared_memory_suffices(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+    architecture, reports = machine_code
+    large = [named(report) for report in compiled(reports) if report["shared"] > SHARED[architecture]]
+    assert not large, large
+
+
+def test_no_register_spills(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+    _, reports = machine_code
+    spilled = [f"{named(report)}: {report['spills']}" for report in compiled(reports) if report["spills"]]
+    assert not spilled, spilled
+
+
+def test_products_are_on_tensor_cores(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+    _, reports = machine_code
+    multiplying = [report for report in compiled(reports) if report["multiplies"]]
+    assert {report["kernel"] for report in multiplying} >= {"scan.scan_kernel", "scan.list_kernel"}
+    assert not [named(report) for report in multiplying if not report["tensor_core"]]
+
+
+def test_the_loop_of_the_search_is_lean(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+    """Two comparisons a score at most, and no exchange between threads: what the search takes beyond the products."""
+    _, reports = machine_code
+    scans = [report for report in compiled(reports) if report["kernel"] == "scan.scan_kernel"]
+    assert {report["constants"]["WIDTH"] for report in scans} >= {64, 128, 256}
+    faults = []
+    for report in scans:
+        (loop,) = report["whole_loops"]  # over tiles; inside it may be one over parts of the depth
+        scores = scores_of_a_thread(report)
+        if report["constants"]["WIDTH"] <= 256 and sum(loop["comparisons"].values()) > MOST_COMPARISONS * scores:
+            faults.append(f"{named(report)}: {loop['comparisons']} for {scores} scores")
+        if loop["shuffles"]:
+            faults.append(f"{named(report)}: {loop['shuffles']} shuffles")
+    assert not faults, "\n".join(faults)
+
+
+def test_the_loop_that_is_counted_is_one_tile(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+    """As many products as a tile has: else the comparisons for each score would be those of another loop."""
+    architecture, reports = machine_code
+    for report in compiled(reports):
+        if report["kernel"] == "scan.scan_kernel":
+            (loop,) = report["loops"]
+            constants = report["constants"]
+            products = scores_of_a_thread(report) * constants["WIDTH"] * PLANES_PASSES[constants["PLANES"]]
+            chunks = constants["WIDTH"] // constants["BD"]
+            expected = {products, products / chunks} if architecture < 100 else {None}  # a loop over chunks, or none
+            assert loop["products"] in expected, named(report)
+
+
+SIZES = """
+from tests.kernels.machine_code import cases
+from vqkit.kernels import gpu, native
+with native.disabled(), gpu.compiled_for(90) as compiled:
+    forms = []
+    for rows, codes in ((300, 500), (1, 512), (16, 8), (4097, 20)):
+        for case in cases(rows, codes, 64):
+            case.call()
+        forms.append({(name, kernel.hash) for name, kernel in compiled})
+print(len(forms[0]), *sorted(name for name, _ in forms[-1] - forms[0]))
+"""
+
+
+def test_no_kernel_is_made_for_a_batch_size() -> None:
+    """Nor for a codebook size; Triton would make its own for 1 and for multiples of 16, unless it is told not to."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SIZES]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    forms, *new = done.stdout.split()
+    assert int(forms) > 20 and not new, new
+
+
+LOOP = """
+scan:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/               @P1 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0030*/              @!P0 BRA `(.L_x_4) ;
+.L_x_5:
+        /*0040*/                   FMNMX R4, R4, R5, PT ;
+{inside}
+        /*0060*/               @P0 BRA `(.L_x_1) ;
+.L_x_0:
+        /*0070*/                   SHFL.BFLY PT, R5, R4, 0x1, 0x1f ;
+        /*0080*/                   EXIT ;
+.L_x_4:
+        /*0090*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P2, [UR27], R13 ;
+        /*00a0*/              @!P2 BRA `(.L_x_4) ;
+        /*00b0*/                   BRA `(.L_x_5) ;
+.L_x_2:
+        /*00c0*/                   BRA `(.L_x_2) ;
+        /*00d0*/                   NOP ;
+"""
+SHUFFLE = "        /*0050*/                   SHFL.BFLY PT, R7, R6, 0x2, 0x1f ;"
+
+
+@pytest.mark.parametrize(("inside", "shuffles"), [("", 0), (SHUFFLE, 1)], ids=["lean", "with a shuffle"])
+@pytest.mark.parametrize("jump", ["BRA", "CALL.REL.NOINC"])
+def test_loop_finder(jump: str, inside: str, shuffles: int) -> None:
+    """What stands behind the loop does not count, though the wait there jumps back into it; what is inside does."""
+    listing = Listing(LOOP.format(inside=inside).replace("BRA `(.L_x_1)", f"{jump} `(.L_x_1)"))
+    assert len(listing.loops) == 2  # and the wait; not the trap behind the end, which nothing leads to
+    (loop,) = listing.innermost_loops(TENSOR_CORE[80])
+    assert listing.count(["SHFL"], loop).total() == shuffles and listing.count(["SHFL"]).total() == 1 + shuffles
+    assert listing.count(["FMNMX", "SYNCS", "LDC"], loop) == {"FMNMX": 1, "SYNCS": 1}
+
+
+def test_loop_finder_takes_the_innermost_loop() -> None:
+    inner = LOOP.format(inside=SHUFFLE)
+    outer = inner.replace("EXIT ;", "@!P3 BRA `(.L_x_6) ;\n        /*0088*/  EXIT ;")
+    listing = Listing(outer.replace("[0x28] ;", "[0x28] ;\n.L_x_6:\n        /*0008*/  NOP ;"))
+    assert len(listing.loops) == 3
+    (loop,) = listing.innermost_loops(TENSOR_CORE[80])
+    assert listing.count(["SHFL", "NOP"], loop) == {"SHFL": 1}
+
+
+def test_products_of_instructions() -> None:
+    names = ["HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32", "HGMMA.64x128x16.F32.BF16", "UTCHMMA"]
+    text = "".join(f"        /*{16 * place:04x}*/  {name} R0, R4, R8 ;\n" for place, name in enumerate(names))
+    instructions = Listing(text).instructions
+    assert [products_of_a_thread([instruction]) for instruction in instructions] == [64, 32, 1024, None]

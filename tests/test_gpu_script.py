@@ -1,0 +1,137 @@
+"""scripts/gpu.py without a GPU: every step's code runs, tiny, and no table has a figure."""
+
+import json
+import time
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from benchmarks import calibration, device, search, search_report, soft_assignment, tile_sweep
+from benchmarks.arguments import Shape
+from benchmarks.memory import Memory
+from benchmarks.search_report import Result
+from scripts import gpu as script
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a dry run is for machines without a GPU")
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables, less headers."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_search(tmp_path: Path) -> None:
+    output = tmp_path / "table.md"
+    words = ["--shapes", "10,36,3", "--rounds", "1", "--threads", "1", "--methods", "fast", "high", "exact", "mm16"]
+    search.main(["--device", "interpreter", *words, "--output", str(output)])
+    table = rows(output.read_text())
+    assert [row[0] for row in table[1:]] == ["mm tiled", "mm bfloat16", "vqkit exact", "vqkit high", "vqkit fast"]
+    assert all(set(row[1:]) == {device.NOT_MEASURED} and len(row) == len(table[0]) for row in table[1:])
+    assert "GFLOP/s" not in output.read_text()
+
+
+def test_soft_assignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_assignment, "in_own_process", lambda *arguments: Memory(2**22, 2**9))
+    output = tmp_path / "table.md"
+    words = ["--shapes", "5,7,3", "--rounds", "1", "--threads", "1", "--output", str(output)]
+    soft_assignment.main(["--device", "interpreter", *words])
+    assert [set(row[1:]) for row in rows(output.read_text())[1:]] == [{device.NOT_MEASURED}] * 2
+    assert "GiB beyond parameters and outputs: not measured" in output.read_text()
+
+
+def test_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "CALLS", 1)
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
+    monkeypatch.setattr(calibration, "DEPTHS", (16,))
+    output = tmp_path / "calibration.md"
+    calibration.main(["--device", "interpreter", "--output", str(output)])
+    assert [set(row[1:]) for row in rows(output.read_text()) if row[0] not in ("what", "depth")] == [
+        {device.NOT_MEASURED}
+    ] * (8 + 1)
+    numbers = json.loads(output.with_suffix(".json").read_text())
+    assert set(numbers["rates"].values()) == {None} and numbers["errors"] is None
+
+
+def test_errors_above_the_bound_are_said() -> None:
+    row = {"depth": 16, "one product": 1e-6, "bound of one": 2e-6, "three products": 1e-6, "bound of three": 2e-6}
+    assert not calibration.exceeded([row])
+    assert calibration.exceeded([row, {**row, "one product": 3e-6}]) and calibration.exceeded(
+        [{**row, "three products": 1}]
+    )
+
+
+class Tile(NamedTuple):
+    rows: int
+    out: int
+    warps: int
+    stages: int
+
+
+def test_tiles_of_the_sweep() -> None:
+    """The one that stands is first; no size is 0, and none beyond its limits."""
+    bucket = tile_sweep.Bucket("", device, "number", (), Tile(64, 0, 1, 1), lambda: None, {"rows": (64, 128)})
+    found = tile_sweep.candidates(bucket)
+    assert found[0] == bucket.tile and len(found) == len(set(found)) == 2 * 1 * 2 * 2
+    assert {tile.rows for tile in found} == {64, 128} and {tile.out for tile in found} == {0}
+
+
+def test_the_sweep_takes_each_tile_and_puts_the_look_up_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.SimpleNamespace(look_up=lambda kernel, depth: Tile(8, 8, 1, 1))
+    taken = []
+
+    def call() -> None:
+        tile = module.look_up("rows", 3)
+        taken.append(tile)
+        if tile.rows == 16:
+            raise ValueError("too large")
+        time.sleep(0.02 * tile.warps)
+
+    before = module.look_up
+    bucket = tile_sweep.Bucket(
+        "", module, "look_up", ("rows",), Tile(8, 8, 2, 1), call, {"out": (8, 8), "stages": (1, 1)}
+    )
+    found = tile_sweep.sweep(bucket, 3, 10.0, 1, 1)
+    assert {*taken} == {tile for tile, _ in found} == {*tile_sweep.candidates(bucket)[:3]}
+    times = [value for _, value in found if isinstance(value, float)]
+    assert times == sorted(times) and next(tile.warps for tile, _ in found if tile.rows == 8) == 1
+    assert module.look_up is before
+    with tile_sweep.taking(bucket, Tile(1, 1, 1, 1)):
+        assert module.look_up("codes", 3) == Tile(8, 8, 1, 1)
+
+
+def test_gpu_targets() -> None:
+    shape = Shape(16384, 16384, 8)
+    found = [Result(name, shape, (1.0,), graph_time=80e-6, device="cuda") for name in ("fast", "exact")]
+    assert search_report.gpu_targets(found) == [
+        "- vqkit fast at (16384, 16384, 8), asked on an H200: at most 0.07 ms: 0.08 ms, missed",
+        "- vqkit exact at (16384, 16384, 8), asked on an H200: at most 0.09 ms: 0.08 ms, met",
+    ]
+    nothing = [Result(name, shape, (1.0,), device="interpreter") for name in ("fast", "exact")]
+    assert all(line.endswith(device.NOT_MEASURED) for line in search_report.gpu_targets(nothing))
+
+
+def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    """Steps that fail or hang do not keep the others from running, and the table says so."""
+    steps = {
+        "good": script.Step(1, "", "scripts/gpu.py --help"),
+        "bad": script.Step(1, "", "-c raise(SystemExit(3))"),
+        "slow": script.Step(0, "", "-c while(True):pass"),
+    }
+    monkeypatch.setattr(script, "STEPS", steps)
+    with pytest.raises(SystemExit, match="failed: bad, slow"):
+        script.main(["--build", str(tmp_path)])
+    text = (tmp_path / "gpu_dry_run.md").read_text()
+    for words in ("## Good", "exit status 0", "exit status 3", "exit status none, ended after 0 min", script.DRY):
+        assert words in text
+    assert script.DRY in capfd.readouterr().out
+    script.main(["--build", str(tmp_path), "--steps", "good"])
+
+
+def test_the_steps_take_half_an_hour_at_most() -> None:
+    assert sum(step.minutes for step in script.STEPS.values()) <= 30
+    assert all(step.minutes <= 10 for step in script.STEPS.values())

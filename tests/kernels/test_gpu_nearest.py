@@ -57,11 +57,21 @@ def test_codes_that_differ_in_last_bits(gpu_path: torch.device, dtype: torch.dty
 def test_groups_and_masks(gpu_path: torch.device, metric: str) -> None:
     x, codes = data_set("offset 10", rows=16, size=100)
     x, codes = x.view(2, 8, -1), codes.view(2, 50, -1)
-    valid = torch.arange(50) % 3 != torch.tensor([[0], [1]])
+    valid = (torch.arange(50)[:, None] % 3 != torch.tensor([0, 1])).T
     found = search(gpu_path, x, codes, metric=metric, valid=valid)
     for group in range(2):
         scores = oracle_scores(x[group], codes[group], metric).masked_fill(~valid[group], torch.inf)
         assert torch.equal(found[group], scores.argmin(1))
+
+
+def test_more_groups_than_a_grid_holds(gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "MOST_GROUPS", 2)
+    x, codes = torch.randn(5, 2, 4), torch.randn(5, 7, 4)
+    expected = torch.stack([oracle(*group, "euclidean") for group in zip(x, codes, strict=True)])
+    assert torch.equal(search(gpu_path, x, codes), expected)
+    valid = torch.arange(7) > 0
+    expected = torch.stack([oracle(a, b[1:], "euclidean") + 1 for a, b in zip(x, codes, strict=True)])
+    assert torch.equal(search(gpu_path, x, codes, valid=valid.expand(5, 7)), expected)
 
 
 def test_strides(gpu_path: torch.device) -> None:

@@ -29,6 +29,7 @@ METRICS = ("euclidean", "dot", "cosine")
 CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
 DECIDE_DEPTH, SETTLE_DEPTH = 32, 8  # numbers of each of these that are compared at once
 SETTLERS = 8  # programs for each multiprocessor that share the listed rows
+MOST_GROUPS = 65535  # of a grid, in the dimensions that groups are in
 MOST_SPLITS = 32  # a power of two; parts that the codes are divided into where there are few rows
 
 
@@ -57,6 +58,10 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     Returns:
         (G, N) int64.
     """
+    if len(codes) > MOST_GROUPS:
+        masks = [None] * len(codes) if valid is None else valid.split(MOST_GROUPS)
+        parts = zip(x.split(MOST_GROUPS), codes.split(MOST_GROUPS), masks, strict=False)
+        return torch.cat([nearest(*part, metric, precision) for part in parts])
     dtype = x.dtype if x.dtype == codes.dtype else torch.float32
     x, codes = x.to(dtype).contiguous(), codes.to(dtype).contiguous()
     kind = METRICS.index(metric)

@@ -38,18 +38,19 @@ def pair_differences(x_ptr, codes_ptr, ids, mask, square, other, depth, METRIC: 
     """
     difference = tl.zeros_like(ids).to(tl.float64)
     size, along, along_size, across, across_size = difference, difference, difference, difference, difference
+    other_ptr = codes_ptr + other.to(tl.int64) * depth
     other_square = tl.sum(tl.zeros([1], tl.float64), 0)
     if METRIC == COSINE:
         for start in range(0, depth, BD):
             place = start + tl.arange(0, BD)
-            r = tl.load(codes_ptr + other * depth + place, place < depth, 0).to(tl.float64)
+            r = tl.load(other_ptr + place, place < depth, 0).to(tl.float64)
             other_square += tl.sum(r * r, 0)
     first = tl.sqrt(square) < tl.sqrt(other_square)
     for start in range(0, depth, BD):
         place = start + tl.arange(0, BD)
         inside = place < depth
         x = tl.load(x_ptr + place, inside, 0).to(tl.float64)[None, :]
-        r = tl.load(codes_ptr + other * depth + place, inside, 0).to(tl.float64)[None, :]
+        r = tl.load(other_ptr + place, inside, 0).to(tl.float64)[None, :]
         e = _gather(codes_ptr, ids, mask, place, inside, depth)
         if METRIC == EUCLIDEAN:
             difference += tl.sum((e - r) * ((e - x) + (r - x)), 1)

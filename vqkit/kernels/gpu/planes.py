@@ -88,7 +88,7 @@ def code_planes(
     gpu.launch(
         _codes_kernel,
         (-(-padded // rows), groups),
-        *(codes, codes if centre is None else centre, usable if valid is None else valid.view(torch.int8)),
+        *(codes, codes if centre is None else centre, usable if valid is None else valid.contiguous().view(torch.int8)),
         *(planes, bias, usable, state, number, padded, groups),
         METRIC=metric,
         MASKED=valid is not None,

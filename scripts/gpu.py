@@ -45,7 +45,7 @@ class Step(NamedTuple):
 # The minutes add up to no more than 30.
 STEPS = {
     "tests": Step(
-        7,
+        10,
         "-m pytest tests/kernels -p no:cacheprovider --deselect tests/kernels/test_machine_code.py",
         "-m pytest tests/kernels/test_interpreter.py tests/kernels/test_cuda.py -p no:cacheprovider",
     ),
@@ -65,8 +65,8 @@ STEPS = {
         "benchmarks/soft_assignment.py --device interpreter --shapes 12,20,8 --rounds 1 --output OUTPUT",
     ),
     "tiles": Step(
-        8,
-        "benchmarks/tile_sweep.py --seconds 20 --output OUTPUT",
+        5,
+        "benchmarks/tile_sweep.py --seconds 12 --output OUTPUT",
         "benchmarks/tile_sweep.py --device interpreter --most 2 --output OUTPUT",
     ),
 }

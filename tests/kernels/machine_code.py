@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -54,17 +55,24 @@ def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list
         _search("float16, dot", x.half(), e.half(), metric="dot", kernels={"scan.scan_kernel", "decide.decide_kernel"}),
         _search("cosine, masked", x, e, valid, "cosine"),
         Case("residual_nearest", lambda: OPERATORS.residual_nearest(x, [e, e], "euclidean")),
-        Case("segment_stats", lambda: OPERATORS.segment_stats(x, index, codes, None, torch.float32)),
+        _statistics(x, index, codes),
         Case("segment_stats, weights", lambda: OPERATORS.segment_stats(x, index, codes, weights, torch.float32)),
         *_soft(x, e),
         Case("calibration", _calibrate),
     ]
     for depth in others:
         x, e = torch.randn(rows, depth), torch.randn(codes, depth)
-        found.append(_search("", x, e, kernels=PRODUCTS))
+        found.append(_search("", x, e, kernels=PRODUCTS if depth > first else None))
         found.append(_search("of one plane", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
+        found.append(_statistics(x, index, codes))
     found += _soft(x, e)[-2:]
+    found.append(Case(f"residual_nearest D={x.shape[1]}", lambda: OPERATORS.residual_nearest(x, [e, e], "dot")))
     return found
+
+
+def _statistics(x: torch.Tensor, index: torch.Tensor, codes: int) -> Case:
+    call = partial(OPERATORS.segment_stats, x, index, codes, None, torch.float32)
+    return Case(f"segment_stats D={x.shape[1]}", call)
 
 
 def _search(
@@ -204,7 +212,7 @@ def _tool(name: str, *arguments: str) -> str:
 def main() -> None:
     """Writes the reports to the standard output."""
     architecture = int(sys.argv[1])
-    json.dump(reports(architecture, cases(300, 500, 64, (128, 512, 256))), sys.stdout, indent=1)
+    json.dump(reports(architecture, cases(300, 500, 64, (8, 32, 128, 512, 256))), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

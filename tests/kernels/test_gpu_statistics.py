@@ -84,6 +84,15 @@ def test_depths(gpu_path: torch.device, depth: int) -> None:
     assert torch.equal(found.double().cpu(), expected(x, indices, 3, weights))
 
 
+def test_weights_of_any_strides(gpu_path: torch.device) -> None:
+    x, indices = torch.randint(-8, 9, (40, 3)).float(), torch.arange(40) % 5
+    for weights in (torch.arange(80.0)[::2], torch.tensor(2.0).expand(40)):
+        given = weights.to(gpu_path)
+        assert given.stride() == weights.stride()
+        found = segment_stats(x.to(gpu_path), indices.to(gpu_path), 5, weights=given).packed
+        assert torch.equal(found.double().cpu(), expected(x, indices, 5, weights))
+
+
 def test_the_same_bits_whatever_rows_of_other_segments_lie_between(gpu_path: torch.device) -> None:
     indices = random_indices(gpu_path)
     x, weights = problem(gpu_path, indices), torch.rand(len(indices), device=gpu_path)

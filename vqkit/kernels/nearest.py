@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import gpu, native
-from vqkit.kernels.gpu.bound import is_proven
+from vqkit.kernels.gpu.bound import MOST_PADDING, is_proven, relative_error
 from vqkit.kernels.products import widest_dtype
 from vqkit.kernels.reference import nearest_indices
 from vqkit.kernels.scores import score_margins, score_values
@@ -216,11 +216,16 @@ def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int
         raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
     if native.can_search(x, codes, k):
         return native.search(x, codes, valid, metric).unsqueeze(-1)
-    if k == 1 and gpu.can_run(x, codes) and (precision != "exact" or is_proven(gpu.architecture(x.device))):
+    if k == 1 and gpu.can_run(x, codes) and (precision != "exact" or _has_bound(x)):
         from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
 
         return fused.nearest(x, codes, valid, metric, precision).unsqueeze(-1)
     return nearest_indices(x, codes, valid, metric, k, precision)
+
+
+def _has_bound(x: Tensor) -> bool:
+    """Whether a bound on the scores of tensor cores covers rows of this depth, padded."""
+    return relative_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, passes=3) < torch.inf
 
 
 @_nearest.register_fake

@@ -22,6 +22,7 @@ UNIT = 2.0**-24  # unit roundoff of float32
 CUT = 2.0**-23  # what cutting off after 24 bits loses at most, relative to the largest addend
 SPLIT = 3 * 2.0**-16 * (1 + 2.0**-7)  # what three products of bfloat16 halves leave out: docs/search.md, "AMX"
 GROWTH = 1 + 2.0**-5  # sizes of all products of halves, and of partial sums, over |x| |e|
+MOST_PADDING = 128  # numbers that a row is padded by at the most, where the depth is near the end of the derivation
 MOST = 2.0**-8  # largest relative error that the derivation covers
 
 

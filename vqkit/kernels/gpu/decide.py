@@ -12,10 +12,10 @@ NO_CODE = tl.constexpr(2147483647)  # beyond all numbers of codes
 @triton.jit(do_not_specialize=["number", "size", "padded_rows", "padded_codes", "splits"])
 def decide_kernel(
     x_ptr, codes_ptr, norms_ptr, bias_ptr, state_ptr, best_ptr, second_ptr, third_ptr, best_tile_ptr, second_tile_ptr,
-    indices_ptr, listed_ptr, limits_ptr,
+    indices_ptr, listed_ptr, limits_ptr, counts_ptr,
     number, size, padded_rows, padded_codes, relative, bias_relative, underflow, tie, splits,
     METRIC: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, SLOTS: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """One row: certain, or listed with the score up to which codes may be the nearest one."""
     row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -62,7 +62,9 @@ def decide_kernel(
     elif ordinary & (tl.load(state_ptr + group * 4 + 1) > 0):
         place_in_list = tl.atomic_add(state_ptr + group * 4 + 3, 1)
         tl.store(listed_ptr + group * number + place_in_list, row)
-        tl.store(limits_ptr + group * number + row, tl.where(proven, limit, float("inf")))
+        # A row without a bound has all codes for candidates: nothing to list.
+        tl.store(limits_ptr + group * number + row, tl.where(proven, limit, float("-inf")))
+        tl.store(counts_ptr + group * number + row, tl.where(proven, 0, CANDIDATES + 1))
     else:  # a row that ties with everything, or no usable code
         usable, valid = tl.load(state_ptr + group * 4 + 1), tl.load(state_ptr + group * 4 + 2)
         tl.store(indices_ptr, (size - tl.where(usable > 0, usable, valid)).to(tl.int64))
@@ -84,7 +86,8 @@ def settle_kernel(
         row = group * number + tl.load(listed_ptr + group * number + entry)
         x = x_ptr + row * D
         candidates = tl.load(counts_ptr + row)
-        all_codes = candidates > CANDIDATES
+        # None where this pass rounds otherwise than the scan, and its score is just above the limit.
+        all_codes = (candidates > CANDIDATES) | (candidates == 0)
         listed = tl.load(found_ptr + row * CANDIDATES + lane, lane < candidates, 0)
         blocks = tl.where(all_codes, tl.cdiv(size, CANDIDATES), 1)
         best = tl.full([1], float("inf"), tl.float64)

@@ -28,6 +28,7 @@ from vqkit.kernels.rounding import gamma
 METRICS = ("euclidean", "dot", "cosine")
 CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
 DECIDE_DEPTH, SETTLE_DEPTH = 32, 8  # numbers of each of these that are compared at once
+EQUAL = 2.0**-20  # relative difference of scores that are as good as equal: the second look may add in another order
 SETTLERS = 8  # programs for each multiprocessor that share the listed rows
 MOST_GROUPS = 65535  # of a grid, in the dimensions that groups are in
 MOST_SPLITS = 32  # a power of two; parts that the codes are divided into where there are few rows
@@ -73,7 +74,7 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     rows = row_planes(x, centre if metric == "euclidean" else None, _padded(x.shape[1], tile.rows), tile.width, planes)
     table = code_planes(codes, centre, valid, kind, _padded(codes.shape[1], tile.codes), tile.width, planes)
     scan = _scan(rows, table, tile)
-    error = relative_error(architecture, tile.width, 2 * planes - 1) if precision == "exact" else 0.0
+    error = relative_error(architecture, tile.width, 2 * planes - 1) if precision == "exact" else EQUAL
     return _decide(x, codes, rows, table, scan, tile, kind, error)
 
 
@@ -105,20 +106,19 @@ def _decide(
     padded_codes = table.bias.shape[1]
     indices = x.new_empty(groups, number, dtype=torch.int64)
     listed, limits = x.new_empty(groups, number, dtype=torch.int32), x.new_empty(groups, number, dtype=torch.float32)
+    counts = x.new_zeros(groups, number, dtype=torch.int32)
     half = 0.5 if metric == EUCLIDEAN.value else 0.0
-    bias_error = half * BIAS_ERROR if error else 0.0
-    underflow = 2 * 3 * (tile.width + 1) * torch.finfo(torch.float32).tiny if error else 0.0
+    underflow = 2 * 3 * (tile.width + 1) * torch.finfo(torch.float32).tiny
     tie = gamma(4 * (depth + 4), torch.float64)
     gpu.launch(
         decide_kernel,
         (number, groups),
-        *(x, codes, rows.norms, table.bias, table.state, *scan, indices, listed, limits),
-        *(number, size, padded_rows, padded_codes, error, bias_error, underflow, tie),
-        **{"METRIC": metric, "D": depth, "BD": DECIDE_DEPTH, "BK": tile.codes, "SLOTS": SLOTS},
-        **{"MOST_SPLITS": MOST_SPLITS, "splits": splits},
+        *(x, codes, rows.norms, table.bias, table.state, *scan, indices, listed, limits, counts),
+        *(number, size, padded_rows, padded_codes, error, half * BIAS_ERROR, underflow, tie),
+        **{"METRIC": metric, "D": depth, "BD": min(DECIDE_DEPTH, tile.depth), "BK": tile.codes, "SLOTS": SLOTS},
+        **{"MOST_SPLITS": MOST_SPLITS, "CANDIDATES": CANDIDATES, "splits": splits},
     )
     found = x.new_empty(groups, number, CANDIDATES, dtype=torch.int32)
-    counts = x.new_zeros(groups, number, dtype=torch.int32)
     workers = min(gpu.multiprocessors(x.device) * SETTLERS, max(1, number))
     tile = list_tile(tile, rows.planes.shape[0])
     tiles = padded_codes // tile.codes

@@ -46,6 +46,7 @@ def levels_kernel(
         if tl.max(close.to(tl.int32), 0) > 0:
             one = _nearer(x_ptr, total_ptr, level_codes, rows, one, two, close, tie, METRIC, D, WIDTH, BD)
         tl.store(indices_ptr + rows * levels + level, one.to(tl.int64), open_rows)
+        tl.debug_barrier()  # other threads may have to read what one will write
         for start in tl.range(0, WIDTH, BD, num_stages=1):
             depth = start + tl.arange(0, BD)
             inside = open_rows[:, None] & (depth < D)[None, :]

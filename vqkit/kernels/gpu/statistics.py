@@ -47,6 +47,7 @@ def segment_sums(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor 
     narrow = num_segments < 2**31  # a sort of int64 takes twice as many passes
     keys = indices.clamp(LEFT_OUT, num_segments).to(torch.int32 if narrow else torch.int64)
     if weights is not None:
+        weights = weights.contiguous()
         keys = torch.where(weights == 0, LEFT_OUT, keys)
     keys, order = keys.sort(stable=True)
     torch._assert_async((keys[-1:] < num_segments).all(), "indices holds a value of num_segments or more")

@@ -109,7 +109,6 @@ def nearest(
     mask = valid if valid is None or grouped else valid[None]
     number = codes.shape[-2]
     wanted = min(k + 1, number) if return_margin else k
-    precision = precision or _precision(x, codes, wanted)
     found = torch.ops.vqkit.nearest(rows, books, mask, metric, wanted, precision)
     shape = x.shape[:-1]
     indices = found[..., :k]
@@ -210,8 +209,9 @@ def _check_valid(valid: Tensor, codes: Tensor) -> None:
 
 
 @torch.library.custom_op("vqkit::nearest", mutates_args=())
-def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
+def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None) -> Tensor:
     """(G, N, D), (G, K, D), (G, K) -> (G, N, k) int64. An op of its own: tracers see neither tiles nor global flags."""
+    precision = precision or _precision(x, codes, k)
     if valid is not None and not valid.any(-1).all():  # here, where there are values, whoever traces or batches
         raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
     if native.can_search(x, codes, k):
@@ -229,13 +229,13 @@ def _has_bound(x: Tensor) -> bool:
 
 
 @_nearest.register_fake
-def _nearest_fake(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
+def _nearest_fake(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None) -> Tensor:
     return x.new_empty((*x.shape[:2], k), dtype=torch.int64)
 
 
 @_nearest.register_vmap
 def _nearest_batched(  # type: ignore[no-untyped-def]
-    info, in_dims, x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str
+    info, in_dims, x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None
 ) -> tuple[Tensor, int]:
     """A batch of rows alone becomes more rows, a batch of codebooks more groups."""
     x_dim, codes_dim, valid_dim = in_dims[:3]

@@ -12,7 +12,7 @@ from typing import Any
 import vqkit
 from vqkit import Codebook, Estimator, IncompatibleParts, Loss, Maintenance, Search
 from vqkit.methods import METHODS
-from vqkit.parts import check_compatible
+from vqkit.parts.compatibility import check_compatible
 
 ROOT = Path(__file__).resolve().parent.parent
 REGRESSIONS = ROOT / "tests/regressions"

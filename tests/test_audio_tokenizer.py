@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
-from vqkit.resampling import resample
+from vqkit.tokenizers.resampling import resample
 
 HOP = 20
 SIZES = {"dim": 8, "channels": 4, "strides": (2, 2, 5)}

@@ -27,7 +27,7 @@ from vqkit import (
     bake,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
-from vqkit.config import to_config
+from vqkit.saving.config import to_config
 
 ALLOW = ("vqkit", "tests")
 

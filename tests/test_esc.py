@@ -17,9 +17,9 @@ from vqkit import FSQ, GroupedQuantizer, Quantizer, ResidualQuantizer, RotationT
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.windowed_attention import WindowAttention2d
-from vqkit.composites.cross_scale import CrossScaleQuantizer
-from vqkit.config import from_config, to_config
-from vqkit.cross_scale import CrossScaleTokenizer
+from vqkit.saving.config import from_config, to_config
+from vqkit.tokenizers.cross_scale import CrossScaleTokenizer
+from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer
 
 
 def build(dropout: float = 0.0, streams: int = 3, audio_channels: int = 1, **sizes) -> CrossScaleTokenizer:

@@ -455,7 +455,7 @@ PUBLIC_CLASSES = {
     for name, value in vars(vqkit).items()
     if inspect.isclass(value)
     and value.__module__.startswith("vqkit")
-    and value.__init__ is not torch.nn.Module.__init__
+    and value.__init__ not in (torch.nn.Module.__init__, object.__init__)
 }
 
 

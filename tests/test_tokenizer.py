@@ -19,7 +19,7 @@ from vqkit import (
     TokenizerOutput,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
-from vqkit.config import Configured
+from vqkit.saving.config import Configured
 
 SMALL: dict[str, Any] = {"dim": 4, "channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "patch_size": 4}
 

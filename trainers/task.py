@@ -16,7 +16,7 @@ from trainers.metrics import write_json
 from trainers.moments import forget_rewritten_rows
 from trainers.objectives import Objective
 from vqkit import Codebook, Tokenizer
-from vqkit.tokenizer import TokenizerOutput
+from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 
 class Metrics(Protocol):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vqkit import GroupedQuantizer, Quantizer
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
-from vqkit.composites.cross_scale import CrossScaleQuantizer
-from vqkit.cross_scale import CrossScaleTokenizer
+from vqkit.tokenizers.cross_scale import CrossScaleTokenizer
+from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer
 
 SIZES = {
     "channels": (8, 12, 16),

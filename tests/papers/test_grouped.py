@@ -20,8 +20,8 @@ from vqkit import (
     Quantizer,
     ResidualQuantizer,
 )
-from vqkit.config import from_config, to_config
-from vqkit.parts import IncompatibleParts
+from vqkit.parts.compatibility import IncompatibleParts
+from vqkit.saving.config import from_config, to_config
 
 SMALL = partial(Quantizer, "vq", dim=3, codebook_size=7)
 LARGE = partial(Quantizer, "ema", dim=5, codebook_size=20)

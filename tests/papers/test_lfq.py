@@ -20,8 +20,8 @@ from vqkit import (
     Quantizer,
     Selection,
 )
-from vqkit.lookup_free import bits as bits_module
-from vqkit.lookup_free.bits import bit_entropy, near_equal, pattern_sums
+from vqkit.quantizers import bit_entropy as bits_module
+from vqkit.quantizers.bit_entropy import bit_entropy, near_equal, pattern_sums
 
 NEAR_ZERO = 0.01
 """A scale at which the probabilities of the bits are neither 0 nor 1 at temperature 0.01."""

@@ -22,7 +22,7 @@ from vqkit import (
     StraightThrough,
 )
 from vqkit.methods import METHODS
-from vqkit.parts import IncompatibleParts
+from vqkit.parts.compatibility import IncompatibleParts
 
 DIM = 6
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.conftest import RankPair
 from vqkit import LFQ, BitEntropy, Selection, distributed
 from vqkit.kernels import entropy
-from vqkit.lookup_free.bits import bit_entropy, near_equal, pattern_sums
+from vqkit.quantizers.bit_entropy import bit_entropy, near_equal, pattern_sums
 
 
 class ThrownAway(BitEntropy):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit import LFQ, BitEntropy, Selection
 from vqkit.kernels import entropy
-from vqkit.lookup_free.bits import sum_patterns, sum_patterns_backward
+from vqkit.quantizers.bit_entropy import sum_patterns, sum_patterns_backward
 
 ROWS, BITS = 1024, 14
 

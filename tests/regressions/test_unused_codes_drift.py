@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqkit import Codebook, EMACodebook
-from vqkit.base import Selection
+from vqkit.parts.selection import Selection
 
 
 class Floored(EMACodebook):

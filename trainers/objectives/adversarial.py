@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainers.discriminators import Discriminator, DiscriminatorOutput
-from vqkit.precision import autocast_disabled
+from vqkit.runtime import autocast_disabled
 
 
 class AdversarialLoss:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vqkit.precision import autocast_disabled
+from vqkit.runtime import autocast_disabled
 
 
 class Objective(nn.Module):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed, kernels
-from vqkit.config import Configured
 from vqkit.functional import unit
 from vqkit.kernels import Metric
 from vqkit.kernels.products import widest_dtype
+from vqkit.saving.config import Configured
 
 _PIECE = 2**20
 """Entries of a K x N matrix that are held at a time."""

@@ -7,13 +7,13 @@ Source: UniCode^2, 2025, "Cascaded Large-scale Codebooks for Unified Multimodal 
 import torch
 from torch import Tensor, nn
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import Estimator
 from vqkit.functional import straight_through
 from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.search import Search
+from vqkit.parts.selection import Selection
 
 
 class CascadedCodebook(Codebook):

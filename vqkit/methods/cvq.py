@@ -9,15 +9,15 @@ import math
 import torch
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import StraightThrough
 from vqkit.functional import straight_through, unit
-from vqkit.losses import CodebookLoss, Commitment, Loss
-from vqkit.maintenance import Maintenance
 from vqkit.methods.anchors import Anchor, ClosestAnchor, at_least_one, pieces
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment, Loss
+from vqkit.parts.maintenance import Maintenance
+from vqkit.parts.search import Search
+from vqkit.parts.selection import Selection
 
 
 class UnusedCodebook(Codebook):

@@ -6,13 +6,13 @@ Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN" (DAC, 
 
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import NormalCodebook
-from vqkit.estimators import Estimator, StraightThrough
 from vqkit.functional import straight_through
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import NormalCodebook
+from vqkit.parts.estimators import Estimator, StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.search import Search
+from vqkit.parts.selection import Selection
 
 
 class RawStraightThrough(Estimator):

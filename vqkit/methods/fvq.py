@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.codebooks import ProjectedCodebook
-from vqkit.estimators import StraightThrough
 from vqkit.functional import matching_map
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import ProjectedCodebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.search import Search
 
 _EPSILON = 1e-6  # of the layer norms
 

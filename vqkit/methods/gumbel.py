@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqkit.base import Noise, Selection
-from vqkit.codebooks import NormalCodebook
-from vqkit.estimators import Estimator
 from vqkit.kernels import assignment_entropy, index_backpropagation
 from vqkit.kernels.panels import FEWEST_ROWS, PANEL, PANEL_ON_A_DEVICE, prepare
-from vqkit.losses import Loss
 from vqkit.parts import Parts
-from vqkit.precision import autocast_disabled
-from vqkit.search import Search
+from vqkit.parts.codebooks import NormalCodebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.losses import Loss
+from vqkit.parts.search import Search
+from vqkit.parts.selection import Noise, Selection
+from vqkit.runtime import autocast_disabled, uncompiled
 
 DRAW = 2**16  # random numbers made at a time: some ten operations pass over them, in the processor's cache
 DRAW_ON_A_DEVICE = 2**23
@@ -45,7 +45,7 @@ class GumbelSearch(Search):
         super().__init__("dot")
 
     # Its loop over panels is in Python, and a compiler would write out each of them.
-    @torch.compiler.disable
+    @uncompiled
     def _draw(self, z: Tensor, codes: Tensor, noise: Noise) -> Tensor:
         indices = torch.empty_like(z[:, 0], dtype=torch.int64)
         for rows, _, logits in _perturbed_logits(z, codes, noise):
@@ -170,7 +170,7 @@ def gumbel() -> Parts:
     )
 
 
-@torch.compiler.disable
+@uncompiled
 def _soft_choice(z: Tensor, codes: Tensor, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:
     """(N, D) the codes of `indices` (N,), or without these the mean of all codes under p; gradients of either."""
     return _SoftChoice.apply(z, codes, noise, temperature, indices)

@@ -6,13 +6,13 @@ Source: Vali, Bäckström 2022, "NSVQ: Noise Substitution in Vector Quantization
 import torch
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import Estimator
 from vqkit.functional import straight_through, unit
-from vqkit.maintenance import RandomRestart
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.maintenance import RandomRestart
+from vqkit.parts.search import Search
+from vqkit.parts.selection import Selection
 
 
 class NSVQ(Estimator):

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
-from vqkit.codebooks import TableCodebook
-from vqkit.estimators import StraightThrough
 from vqkit.functional import matching_map
-from vqkit.losses import Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import TableCodebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import Commitment
+from vqkit.parts.search import Search
 
 
 class SeededCodebook(TableCodebook):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.codebooks import ProjectedCodebook, match_linear
-from vqkit.estimators import StraightThrough
 from vqkit.kmeans import kmeans
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import ProjectedCodebook, match_linear
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.search import Search
 
 
 class FeatureCodebook(ProjectedCodebook):

@@ -1,0 +1,47 @@
+"""Which code is chosen."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vqkit import kernels
+from vqkit.kernels import Metric
+from vqkit.parts.selection import Noise
+from vqkit.saving.config import Configured
+
+
+class Search(Configured, nn.Module):
+    """The nearest code. Stateless; float32 whatever surrounds it; the lowest index on ties.
+
+    Args:
+        metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric
+            decides the choice alone: the code that is passed on and penalised keeps its length.
+
+    Class attributes:
+        samples: whether the choice is drawn at random where it is given noise, in training.
+
+    Raises:
+        ValueError: another metric.
+    """
+
+    samples: ClassVar[bool] = False
+
+    def __init__(self, metric: Metric = "euclidean") -> None:
+        super().__init__()
+        if metric not in ("euclidean", "dot", "cosine"):
+            raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
+        self.metric: Metric = metric
+
+    def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes: (N,) int64.
+
+        Args:
+            z: the vectors.
+            codes: the codes.
+            noise: what a search that `samples` draws with; None outside of training.
+        """
+        return kernels.nearest(z.detach(), codes.detach(), metric=self.metric).indices
+
+    def extra_repr(self) -> str:
+        """The metric, and what searches on the CPU."""
+        return f"metric={self.metric!r}, cpu={kernels.search_path('cpu').name!r}"

@@ -1,0 +1,85 @@
+"""What was chosen, for the parts that look at it: estimators, losses and statistics."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqkit import distributed
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Random numbers of one training forward.
+
+    They are a function of a seed, of the number of the forward, and of a vector's number among those of all ranks (if
+    these hold as many each). So a resumed run draws on as the first would have, a recomputation under activation
+    checkpointing repeats what it recomputes, N ranks draw what one process with the joined batch would, and a part that
+    asks again, for all rows or for some, is given the same numbers again.
+
+    Attributes:
+        seed: () int64.
+        step: () int64.
+        first: number of this rank's first vector in the joined batch.
+        count: N, how many vectors this rank has.
+    """
+
+    seed: Tensor
+    step: Tensor
+    first: int
+    count: int
+
+    def uniform(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
+        """(rows, columns) float64 in (0, 1), for all N vectors or a slice of them."""
+        return self._draw(self._positions(columns, rows))
+
+    def normal(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
+        """(rows, columns) float64, standard normal, independent of `uniform` (Box, Muller 1958)."""
+        radius, angle = self._draw(~self._positions(2 * columns, rows)).chunk(2, dim=-1)
+        return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+
+    def _draw(self, positions: Tensor) -> Tensor:
+        # In the middle of 2^52 intervals: neither 0 nor 1 can come out.
+        drawn = distributed.counter_random(positions, seed=self.seed, step=self.step)
+        return (drawn * 2**52).floor() * 2.0**-52 + 2.0**-53
+
+    def _positions(self, columns: int, rows: slice) -> Tensor:
+        numbers = self.first + torch.arange(self.count, device=self.seed.device)[rows]
+        return numbers.unsqueeze(-1) * columns + torch.arange(columns, device=self.seed.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which code was chosen for each of N vectors of dimension D, out of K codes.
+
+    Parts see all N rows, and `valid` says which of them count. They are not dropped, because a shape that depends on
+    the data would cost a synchronisation on a GPU and could be neither compiled nor exported; a part that averages with
+    `mean` and indexes with `indices >= 0` needs to know no more about masks.
+
+    Attributes:
+        latents: (N, D) the vectors as they came, with graph; z before `normalize`, where that is on.
+        z: (N, D) the vectors that were compared with the codes, with graph.
+        codes: (K, D) the codebook, with graph, or None where none is stored.
+        indices: (N,) int64, -1 where not valid.
+        selected: (N, D) the chosen codes, with graph to the codebook.
+        valid: (N,) bool.
+        noise: the random numbers of this forward, where a part draws some; None outside of training.
+        matched: (N, D) the row that was searched, where one table is searched and another read; None where `selected`
+            is that row.
+    """
+
+    latents: Tensor
+    z: Tensor
+    codes: Tensor | None
+    indices: Tensor
+    selected: Tensor
+    valid: Tensor
+    noise: Noise | None = None
+    matched: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `values` (N, ...) over the valid vectors and all trailing axes; 0, with a graph, if none is valid."""
+        weight = self.valid.to(values.dtype)
+        per_vector = values.flatten(1).mean(1) if values.ndim > 1 else values
+        return (per_vector * weight).sum() / weight.sum().clamp(min=1)

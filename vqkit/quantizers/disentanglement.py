@@ -1,0 +1,165 @@
+"""What is penalised between the groups of a `GroupedQuantizer`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.functional import straight_through, unit
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.compatibility import IncompatibleParts
+from vqkit.quantizers.vector import VectorQuantizer
+from vqkit.saving.config import Configured
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSelection:
+    """What one group chose for N vectors.
+
+    Attributes:
+        group: the quantizer.
+        latents: (N, dim) its slice of the channels, with graph, 0 where nothing was chosen.
+        indices: (N,) int64, -1 where nothing was chosen.
+    """
+
+    group: VectorQuantizer
+    latents: Tensor
+    indices: Tensor
+
+    def codes(self) -> Tensor:
+        """(N, D) the chosen codes in the code space, with graph to the codebook."""
+        return self.group.code_lookup(self.indices.clamp(min=0))
+
+    def z(self) -> Tensor:
+        """(N, D) the vectors in the code space, with graph."""
+        rows = self.group.to_code_space(self.latents)
+        return unit(rows) if getattr(self.group, "normalize", False) else rows
+
+
+class GroupLoss(Configured, nn.Module):
+    """A penalty on what several groups chose together. Stateless.
+
+    Class attributes:
+        name: its key in `QuantizerOutput.losses`.
+
+    Args:
+        weight: factor in the total; at least 0.
+
+    Raises:
+        ValueError: `weight` is negative or not a number.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
+        self.weight = weight
+
+    def check(self, groups: Sequence[nn.Module]) -> None:
+        """Refuse groups for which the penalty is not defined.
+
+        Raises:
+            IncompatibleParts: with all conflicts at once.
+        """
+        raise NotImplementedError
+
+    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+        """The unweighted loss, scalar; the mean over the vectors that were chosen for."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The weight."""
+        return f"weight={self.weight}"
+
+
+class Disentanglement(GroupLoss):
+    """Makes groups say different things: the mean over pairs of groups of mean(<e_i, e_j>^2), on the chosen codes.
+
+    For independent random unit codes of D dimensions the value is 1/D.
+
+    Source: FQGAN, Bai et al. 2024 (arXiv 2411.16681): groups with `codebook_dim=8, normalize=True`, weight 0.1.
+    Differs: the gradient reaches the codebooks, which is what the penalty is about: the published form (see
+    `PublishedDisentanglement`) computes the same value on the straight-through outputs, whose codes are constants. It
+    does not reach the encoder, which is pulled to the codes by the commitment.
+    """
+
+    name = "disentanglement"
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__(weight)
+
+    def check(self, groups: Sequence[nn.Module]) -> None:
+        """Groups need codes of one dimension in codebooks that learn by gradient."""
+        conflicts = _conflicts(self, groups)
+        for number, group in enumerate(groups):
+            codebook = getattr(group, "codebook", None)
+            if isinstance(codebook, Codebook) and codebook.trained_by != "gradient":
+                conflicts.append(
+                    f"{type(self).__name__} sends a gradient to the codebooks, but group {number} has "
+                    f"{type(codebook).__name__}, which is trained by {codebook.trained_by}: use Codebook, or "
+                    "PublishedDisentanglement(), which reaches the encoder instead"
+                )
+        if conflicts:
+            raise IncompatibleParts(conflicts)
+
+    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+        """Mean over pairs of mean(<e_i, e_j>^2)."""
+        return _pairwise(selections, [selection.codes() for selection in selections])
+
+
+class PublishedDisentanglement(GroupLoss):
+    """The same value on the straight-through outputs z + sg(e - z): the gradient reaches the encoder only.
+
+    Source: FQGAN, Bai et al. 2024 (arXiv 2411.16681), as its released code computes it. Whatever estimator the groups
+    have, this term takes the straight-through one.
+    """
+
+    name = "disentanglement"
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__(weight)
+
+    def check(self, groups: Sequence[nn.Module]) -> None:
+        """Groups need codes of one dimension."""
+        if conflicts := _conflicts(self, groups):
+            raise IncompatibleParts(conflicts)
+
+    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+        """Mean over pairs of mean(<q_i, q_j>^2), with q = z + sg(e - z)."""
+        return _pairwise(selections, [straight_through(chosen.codes(), chosen.z()) for chosen in selections])
+
+
+def _conflicts(loss: GroupLoss, groups: Sequence[nn.Module]) -> list[str]:
+    name = type(loss).__name__
+    if len(groups) < 2:
+        return [f"{name} compares groups, and there is one: leave it out"]
+    without = [
+        number
+        for number, group in enumerate(groups)
+        if not isinstance(group, VectorQuantizer) or not isinstance(getattr(group, "codebook", None), Codebook)
+    ]
+    if without:
+        return [
+            f"{name} compares the codes of the groups, but groups {without} have no codebook of their own (composites, "
+            "fixed grids): leave it out, or make every group a Quantizer"
+        ]
+    dims = [group.codebook_dim for group in groups if isinstance(group, VectorQuantizer)]
+    if len(set(dims)) > 1:
+        return [
+            f"{name} takes inner products of the groups' codes, which have {dims} dimensions: give all groups one "
+            "codebook_dim"
+        ]
+    return []
+
+
+def _pairwise(selections: Sequence[GroupSelection], vectors: Sequence[Tensor]) -> Tensor:
+    pairs = list(combinations(vectors, 2))
+    squares = torch.stack([torch.linalg.vecdot(first, second).square() for first, second in pairs]).mean(0)
+    valid = torch.stack([selection.indices >= 0 for selection in selections]).all(0).to(squares.dtype)
+    return (valid * squares).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,186 @@
+"""Finite scalar quantization: each dimension is bounded and rounded to a few levels."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqkit.functional import exact_sum, straight_through
+from vqkit.parts.selection import Selection
+from vqkit.quantizers.initialization import standardize_projection
+from vqkit.quantizers.vector import VectorQuantizer
+
+_LARGEST_CODEBOOK = 2**62
+_MOST_CENTERED_LEVELS = 1000
+
+
+class FSQ(VectorQuantizer):
+    """Finite scalar quantization: no codebook, no losses, nothing that can collapse.
+
+    Each of the D = len(levels) dimensions is bounded to its number of levels L and rounded: with half = (L - 1)(1 -
+    eps) / 2, offset = 0.5 for even L and 0 for odd, shift = tan(offset / half): b(z) = half tanh(z + shift) - offset;
+    the code is round(b(z)) / floor(L / 2), in [-1, 1]. The index is the mixed-radix number of the levels, first
+    dimension fastest.
+
+    Args:
+        levels: L of each dimension, each at least 2; recommended for 2^8, 2^10, 2^12, 2^14, 2^16 codes: [8, 6, 5], [8,
+            5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5].
+        dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
+        channel_dim: see `BaseQuantizer`.
+
+    Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505), sec. 3 and
+    appendix A.1; eps = 1e-3.
+    Differs: the forward value is the code exactly. shift = tan(offset / half) is what the paper's listing has, though
+    the inverse of tanh is atanh: `CenteredFSQ` is the variant of other libraries.
+
+    Raises:
+        ValueError: fewer than two levels in a dimension, no dimension, or more than 2^62 codes.
+    """
+
+    def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
+        if not levels or not all(isinstance(level, int) and level > 1 for level in levels):
+            raise ValueError(
+                f"levels={list(levels)}: expected at least one dimension, each of at least 2 levels, such as "
+                "[8, 5, 5, 5]"
+            )
+        if math.prod(levels) > _LARGEST_CODEBOOK:
+            raise ValueError(
+                f"levels={list(levels)}: {math.prod(levels)} codes do not fit an int64 index; use fewer levels"
+            )
+        super().__init__(len(levels) if dim is None else dim, codebook_dim=len(levels), channel_dim=channel_dim)
+        self.levels = tuple(levels)
+        self.codebook_size = math.prod(levels)
+        sizes = torch.tensor(self.levels)
+        self.register_buffer("level_counts", sizes)
+        self.register_buffer("place_values", torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)]))
+        self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
+
+    level_counts: Tensor
+    place_values: Tensor
+    saturated: Tensor
+
+    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Bound and round `z` (N, D)."""
+        bounded = self.bound(z)
+        rounded = bounded.detach().round()
+        selected = self._code(rounded)
+        digits = (rounded + self._half_width).long()
+        indices = torch.where(valid, exact_sum(digits * self.place_values), -1)
+        if self.learning:
+            far = (z.detach().abs() > 3).to(self.dtype).mean(-1)
+            self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
+        quantized = straight_through(selected, self._code(bounded)) if torch.is_grad_enabled() else selected
+        return quantized, Selection(latents=z, z=z, codes=None, indices=indices, selected=selected, valid=valid)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}level_counts")
+        if found is not None and found.tolist() != list(self.levels):
+            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def bound(self, z: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
+        odd.
+        """
+        half = (self.level_counts.to(z.dtype) - 1) * (1 - 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(z.dtype)
+        return (z + (offset / half).tan()).tanh() * half - offset
+
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        """Code vectors (..., D) of `indices` (...)."""
+        digits = indices.unsqueeze(-1) // self.place_values % self.level_counts
+        return self._code((digits - self._half_width).to(self.dtype))
+
+    def _code(self, rounded: Tensor) -> Tensor:
+        return rounded / self._half_width
+
+    @property
+    def _half_width(self) -> Tensor:
+        return self.level_counts // 2
+
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.
+
+        The grid itself is fixed. Without a projection there is nothing to set, and `latents` is not read. See
+        `BaseQuantizer`.
+        """
+        standardize_projection(self, latents, samples)
+        self.health()
+
+    def _health(self) -> dict[str, float]:
+        saturated = float(self.saturated)
+        if saturated > 0.5:
+            self._warn_once(
+                "saturation",
+                f"{saturated:.0%} of the latents lie beyond 3, where tanh passes almost no gradient: normalise the "
+                "encoder's output, or call initialize(latents) with a projection (dim != len(levels))",
+            )
+        return super()._health() | {"saturated": saturated}
+
+    def extra_repr(self) -> str:
+        """Levels and layout."""
+        return f"levels={list(self.levels)}, dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+class CenteredFSQ(FSQ):
+    """Finite scalar quantization in which a latent of 0 is exactly a level, for odd and even L.
+
+    As `FSQ`, but with half = (L - 1)(1 + eps) / 2 and shift = atanh(offset / half), so that b(0) = 0. Of standard
+    normal values 0.2 to 0.4 % get another level than by the paper's rule, and of [8, 5, 5, 5] tokens about 1 %: a model
+    must be decoded by the rule that it was trained with.
+
+    Args:
+        levels: L of each dimension, in 2 ... 1000.
+        dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
+        channel_dim: see `BaseQuantizer`.
+
+    Source: vector-quantize-pytorch (its FSQ, version 1.32.0), and what was derived from it; eps = 1e-3.
+    Differs: the forward value is the code exactly.
+
+    Raises:
+        ValueError: no dimension, fewer than 2 or more than 1000 levels in one, or more than 2^62 codes.
+    """
+
+    def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
+        if levels and max(levels) > _MOST_CENTERED_LEVELS:
+            raise ValueError(
+                f"levels={list(levels)}: expected at most {_MOST_CENTERED_LEVELS} each, since (L - 1)(1 + 1e-3) / 2 "
+                "rounds to a level that is not there beyond; use FSQ"
+            )
+        super().__init__(levels, dim=dim, channel_dim=channel_dim)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}level_counts")
+        if found is not None and found.tolist() != list(self.levels):
+            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def bound(self, z: Tensor) -> Tensor:
+        """As `FSQ.bound`, with 0 for z = 0."""
+        half = (self.level_counts.to(z.dtype) - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(z.dtype)
+        return (z + (offset / half).atanh()).tanh() * half - offset

@@ -1,0 +1,35 @@
+"""How torch runs the code around a call: autocast, recomputation and its compiler."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar, cast
+
+import torch
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def autocast_disabled(device: torch.device) -> AbstractContextManager[None]:
+    """Context in which no operation on `device` is autocast: searches, losses and statistics run in what they are
+    given.
+    """
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+def recomputing() -> bool:
+    """Whether this forward is a recomputation of activation checkpointing, which must not count a batch twice.
+
+    Only a recomputation runs a forward inside a backward pass. Always False while tracing.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def uncompiled(function: Function) -> Function:
+    """Decorator: torch.compile calls the function as it is, and does not trace it.
+
+    `torch.compiler.disable` does the same and loads the compiler at once, which takes longer than all of vqkit; this
+    form loads it with the first call.
+    """
+    return cast(Function, torch._disable_dynamo(function))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.functional import matrix_square_root, row_mean_square, straight_through, unit
+from vqkit.functional import matrix_square_root, straight_through, unit
 from vqkit.kernels import assignment_entropy, entropy
 from vqkit.parts.selection import Selection
 from vqkit.saving.config import Configured
@@ -77,7 +77,7 @@ class Commitment(Loss):
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(z, sg(e))."""
         target = selection.selected if selection.matched is None else selection.matched
-        return selection.mean(row_mean_square(selection.z - target.detach()))
+        return selection.mean_square(selection.z - target.detach())
 
 
 class CodebookLoss(Loss):
@@ -96,7 +96,7 @@ class CodebookLoss(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(sg(z), e)."""
-        return selection.mean(row_mean_square(selection.z.detach() - selection.selected))
+        return selection.mean_square(selection.z.detach() - selection.selected)
 
 
 class DoubleQuantization(Loss):
@@ -115,7 +115,7 @@ class DoubleQuantization(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(quantized, z)."""
-        return selection.mean(row_mean_square(quantized - selection.z))
+        return selection.mean_square(quantized - selection.z)
 
 
 class Entropy(Loss):

@@ -2,42 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vqkit.functional import straight_through, unit
+from vqkit.functional import straight_through
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.compatibility import IncompatibleParts
-from vqkit.quantizers.vector import VectorQuantizer
+from vqkit.parts.selection import Selection
+from vqkit.quantizers.base import VectorQuantizer
 from vqkit.saving.config import Configured
-
-
-@dataclass(frozen=True, eq=False)
-class GroupSelection:
-    """What one group chose for N vectors.
-
-    Attributes:
-        group: the quantizer.
-        latents: (N, dim) its slice of the channels, with graph, 0 where nothing was chosen.
-        indices: (N,) int64, -1 where nothing was chosen.
-    """
-
-    group: VectorQuantizer
-    latents: Tensor
-    indices: Tensor
-
-    def codes(self) -> Tensor:
-        """(N, D) the chosen codes in the code space, with graph to the codebook."""
-        return self.group.code_lookup(self.indices.clamp(min=0))
-
-    def z(self) -> Tensor:
-        """(N, D) the vectors in the code space, with graph."""
-        rows = self.group.to_code_space(self.latents)
-        return unit(rows) if getattr(self.group, "normalize", False) else rows
 
 
 class GroupLoss(Configured, nn.Module):
@@ -69,8 +45,12 @@ class GroupLoss(Configured, nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
-        """The unweighted loss, scalar; the mean over the vectors that were chosen for."""
+    def forward(self, selections: Sequence[Selection]) -> Tensor:
+        """The unweighted loss, scalar; the mean over the vectors that were chosen for.
+
+        Args:
+            selections: of each group, for the same N vectors.
+        """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -108,9 +88,9 @@ class Disentanglement(GroupLoss):
         if conflicts:
             raise IncompatibleParts(conflicts)
 
-    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+    def forward(self, selections: Sequence[Selection]) -> Tensor:
         """Mean over pairs of mean(<e_i, e_j>^2)."""
-        return _pairwise(selections, [selection.codes() for selection in selections])
+        return _pairwise(selections, [chosen.selected for chosen in selections])
 
 
 class PublishedDisentanglement(GroupLoss):
@@ -130,9 +110,9 @@ class PublishedDisentanglement(GroupLoss):
         if conflicts := _conflicts(self, groups):
             raise IncompatibleParts(conflicts)
 
-    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+    def forward(self, selections: Sequence[Selection]) -> Tensor:
         """Mean over pairs of mean(<q_i, q_j>^2), with q = z + sg(e - z)."""
-        return _pairwise(selections, [straight_through(chosen.codes(), chosen.z()) for chosen in selections])
+        return _pairwise(selections, [straight_through(chosen.selected, chosen.z) for chosen in selections])
 
 
 def _conflicts(loss: GroupLoss, groups: Sequence[nn.Module]) -> list[str]:
@@ -158,8 +138,8 @@ def _conflicts(loss: GroupLoss, groups: Sequence[nn.Module]) -> list[str]:
     return []
 
 
-def _pairwise(selections: Sequence[GroupSelection], vectors: Sequence[Tensor]) -> Tensor:
+def _pairwise(selections: Sequence[Selection], vectors: Sequence[Tensor]) -> Tensor:
     pairs = list(combinations(vectors, 2))
     squares = torch.stack([torch.linalg.vecdot(first, second).square() for first, second in pairs]).mean(0)
-    valid = torch.stack([selection.indices >= 0 for selection in selections]).all(0).to(squares.dtype)
+    valid = torch.stack([chosen.valid for chosen in selections]).all(0).to(squares.dtype)
     return (valid * squares).sum() / valid.sum().clamp(min=1)

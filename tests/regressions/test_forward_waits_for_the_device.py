@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CodeSplit, GroupedQuantizer, Quantizer, RandomRestart, ResidualQuantizer
+from vqkit import (
+    BSQ,
+    FSQ,
+    LFQ,
+    BaseQuantizer,
+    GroupedQuantizer,
+    LBGSplitting,
+    Quantizer,
+    RandomRestart,
+    ResidualQuantizer,
+)
 from vqkit.methods import METHODS
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
@@ -65,7 +75,7 @@ SOUND = {
         for name in METHODS
         if name not in ("vq", "ema", "simvq")
     },
-    "split": partial(stage, maintenance=[CodeSplit(every=1)]),
+    "split": partial(stage, maintenance=[LBGSplitting(every=1)]),
     "lfq": partial(LFQ, 6),
     "bsq": partial(BSQ, 70, dim=6),
     "grouped": partial(GroupedQuantizer, partial(stage, dim=2), 3),

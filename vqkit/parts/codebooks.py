@@ -33,8 +33,8 @@ class Codebook(Configured, FullPrecisionModule):
 
     Class attributes:
         trained_by: "gradient" (a loss or an estimator must reach it), "statistics" or "nothing".
-        writable: whether single rows may be overwritten (restarts).
-        derived: whether the rows are computed from other weights, so that `bake` has something to store.
+        rows: "writable" where single rows may be overwritten (restarts), "derived" where they are computed from other
+            weights (`bake` stores them), "frozen" where they stay.
         cascaded: whether one table is searched and another is read.
 
     Args:
@@ -51,8 +51,7 @@ class Codebook(Configured, FullPrecisionModule):
     """
 
     trained_by: ClassVar[Literal["gradient", "statistics", "nothing"]] = "gradient"
-    writable: ClassVar[bool] = True
-    derived: ClassVar[bool] = False
+    rows: ClassVar[Literal["writable", "derived", "frozen"]] = "writable"
     cascaded: ClassVar[bool] = False
 
     vectors: Tensor
@@ -76,12 +75,17 @@ class Codebook(Configured, FullPrecisionModule):
         self.refreshed_at = 0
         self._pending_batches = 0
         self._has_observed = False
-        self._register_vectors(torch.Generator().manual_seed(seed))
+        self.build_vectors(torch.Generator().manual_seed(seed))
         self.register_buffer("usage", torch.ones(codebook_size, dtype=torch.float32))
         self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.float32))
         self.register_buffer("rewritten", torch.zeros(codebook_size, dtype=torch.float32), persistent=False)
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Register the code vectors, or what they are computed from: called once, by the constructor.
+
+        Args:
+            generator: of the initial values, seeded with `seed`.
+        """
         self.vectors = nn.Parameter(_uniform(self.codebook_size, self.dim, generator))
 
     def forward(self) -> Tensor:
@@ -93,8 +97,8 @@ class Codebook(Configured, FullPrecisionModule):
         return vectors
 
     @property
-    def draw(self) -> int:
-        """A number of its own for each training forward, the same again in its recomputation."""
+    def noise_step(self) -> int:
+        """Number of this training forward, for `Noise`; its recomputation gets the same number."""
         return self.steps * 2**20 + self._pending_batches - recomputing()
 
     # ------------------------------------------------------------------ statistics
@@ -134,7 +138,8 @@ class Codebook(Configured, FullPrecisionModule):
         self.pending_counts.zero_()
         self._pending_batches = 0
 
-    def _assume_uniform_usage(self, vectors_per_step: int) -> None:
+    def assume_uniform_usage(self, vectors_per_step: int) -> None:
+        """Count every code as chosen by its even share of `vectors_per_step`; for `initialize`."""
         self.usage.fill_(vectors_per_step / self.codebook_size)
         self._clear_pending()
 
@@ -188,7 +193,8 @@ class Codebook(Configured, FullPrecisionModule):
 class NormalCodebook(Codebook):
     """K trainable codes that start as N(0, 1): a soft choice among smaller ones has next to no gradient to pass on."""
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Normal codes; see `Codebook`."""
         self.vectors = nn.Parameter(torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32))
 
 
@@ -212,7 +218,7 @@ class EMACodebook(Codebook):
     Mimi (2410.00037).
     Differs: those keep running sums m = n e and divide. The update above is the same algebra written for the mean
     itself: (decay n e + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible. A code
-    that is not used does not move by a bit, however long; no smoothing constant draws it to the origin; a row that is
+    that is not used does not move by a bit, however long; no smoothing constant pulls it to the origin; a row that is
     overwritten stays overwritten, since no sum remembers the old one. Statistics are summed over ranks and
     micro-batches before they are folded.
     """
@@ -221,7 +227,8 @@ class EMACodebook(Codebook):
 
     pending_sums: Tensor
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Uniform codes, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", _uniform(self.codebook_size, self.dim, generator))
         self.register_buffer("pending_sums", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
 
@@ -249,7 +256,7 @@ class EMACodebook(Codebook):
 class ProjectedCodebook(Codebook):
     """K codes that one trainable map makes of a base: e_k = W b_k + c.
 
-    Every code moves at every step, since all share W: a code cannot die for want of being chosen. Subclasses have
+    Every code moves at every step, since all share W: a code that no vector chooses does not die. Subclasses have
     another base (features, trained vectors) and another map (`projector`, from (K, base_dim) to (K, D)).
 
     State:
@@ -268,13 +275,13 @@ class ProjectedCodebook(Codebook):
     (the released look-up reads the base).
     """
 
-    writable = False
-    derived = True
+    rows = "derived"
 
     base: Tensor
     projector: nn.Module
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """The base and the projector; see `Codebook`."""
         base = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32) / math.sqrt(self.dim)
         self.register_buffer("base", base)
         self.projector = nn.Linear(self.dim, self.dim, dtype=torch.float32)
@@ -289,15 +296,21 @@ class ProjectedCodebook(Codebook):
     @torch.no_grad()
     def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
         """Set the map so that the codes have the mean and covariance of `samples` (M, D); see `Codebook`."""
-        self._match(samples, seed)
-        self._assume_uniform_usage(vectors_per_step)
+        self.match_samples(samples, seed)
+        self.assume_uniform_usage(vectors_per_step)
 
-    def _match(self, samples: Tensor, seed: int) -> None:
+    def match_samples(self, samples: Tensor, seed: int) -> None:
+        """Set the map for `initialize`.
+
+        Args:
+            samples: (M, D) finite, of all ranks.
+            seed: of random choices.
+        """
         assert isinstance(self.projector, nn.Linear)  # a subclass with another map matches it in its own way
         match_linear(self.projector, self.base, samples)
 
 
-class TableCodebook(Codebook):
+class FrozenCodebook(Codebook):
     """K codes that are stored and never trained: what `vqkit.bake` makes of every other codebook.
 
     State:
@@ -306,9 +319,10 @@ class TableCodebook(Codebook):
     """
 
     trained_by = "nothing"
-    writable = False
+    rows = "frozen"
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Zeros, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
 
 

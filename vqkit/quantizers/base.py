@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.kernels import Metric
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled, recomputing
 from vqkit.saving.pretrained import Pretrained
@@ -61,7 +63,11 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
     num_codebooks: int = 1
     level_axis: bool = False
     """Whether `indices` has a last axis of `num_codebooks` levels."""
+    has_projection: bool = False
+    """Whether trainable maps stand between the input and the code space."""
 
+    codebook: Codebook | None
+    estimator: Estimator | None
     latent_spread: Tensor
     nonfinite_seen: Tensor
 
@@ -73,6 +79,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
             raise ValueError("channel_dim=0 is the batch axis: use -1 for (B, T, D) or 1 for (B, D, H, W)")
         self.dim = dim
         self.channel_dim = channel_dim
+        self.codebook = None
+        self.estimator = None
         # Counters for `health`: tensors, so that the forward pass never waits for the device.
         self.register_buffer("latent_spread", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("nonfinite_seen", torch.zeros((), dtype=torch.int64), persistent=False)

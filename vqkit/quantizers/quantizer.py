@@ -60,6 +60,9 @@ class Quantizer(VectorQuantizer):
         ValueError: an unknown method, or a size that is not positive.
     """
 
+    codebook: Codebook
+    estimator: Estimator
+
     def __init__(
         self,
         method: Method = "vq",
@@ -157,10 +160,11 @@ class Quantizer(VectorQuantizer):
     # The step counters are Python numbers, on which a compiler would specialise anew at every step.
     @uncompiled
     def _noise(self, count: int) -> Noise | None:
-        if not (self.search.samples or self.estimator.random):
+        if not (self.search.uses_noise or self.estimator.uses_noise):
             return None
         device = self.latent_spread.device
-        seed, step = (torch.full((), number, device=device) for number in (self.codebook.seed, self.codebook.draw))
+        numbers = (self.codebook.seed, self.codebook.noise_step)
+        seed, step = (torch.full((), number, device=device) for number in numbers)
         return Noise(seed=seed, step=step, first=distributed.rank() * count, count=count)
 
     @property
@@ -168,7 +172,7 @@ class Quantizer(VectorQuantizer):
         """The metric of the search, unless there is a projection, a normalisation, a second table, or a search of
         another kind.
         """
-        plain = type(self.search) is Search
+        plain = self.search.finds_nearest
         plain &= not (self.has_projection or self.normalize or self.codebook.cascaded)
         return self.search.metric if plain else None
 

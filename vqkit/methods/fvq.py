@@ -124,7 +124,7 @@ class BridgedCodebook(ProjectedCodebook):
     layer, whitened for each position in a patch and coloured by the data.
 
     Raises:
-        ValueError: an argument is out of its range, or K is no multiple of patch_size^2.
+        ValueError: an argument is out of its range, or K is not a multiple of patch_size^2.
     """
 
     projector: Bridge

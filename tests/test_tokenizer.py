@@ -14,9 +14,9 @@ from vqkit import (
     Quantizer,
     RandomRestart,
     ResidualQuantizer,
-    RotationTrick,
     Tokenizer,
     TokenizerOutput,
+    UnscaledRotationTrick,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.saving.config import Configured
@@ -24,7 +24,7 @@ from vqkit.saving.config import Configured
 SMALL: dict[str, Any] = {"dim": 4, "channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "patch_size": 4}
 
 QUANTIZERS: dict[str, Callable[[], BaseQuantizer]] = {
-    "vq": lambda: Quantizer("vq", dim=4, codebook_size=16, channel_dim=1, estimator=RotationTrick("one")),
+    "vq": lambda: Quantizer("vq", dim=4, codebook_size=16, channel_dim=1, estimator=UnscaledRotationTrick()),
     "ema": lambda: Quantizer(
         "ema",
         dim=4,

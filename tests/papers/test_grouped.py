@@ -322,7 +322,7 @@ SAME = SMALL()
         ({"group": []}, r"group=\[\]"),
         ({"group": same, "num_groups": 2}, "same quantizer again"),
         ({"group": [partial(SMALL, channel_dim=1)]}, "give channel_dim to GroupedQuantizer"),
-        ({"group": UNIT, "num_groups": 2, "losses": [Disentanglement(), PublishedDisentanglement()]}, "named twice"),
+        ({"group": UNIT, "num_groups": 2, "losses": [Disentanglement(), PublishedDisentanglement()]}, "2 losses"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:

@@ -18,8 +18,8 @@ from vqkit import (
     FSQ,
     LFQ,
     BaseQuantizer,
-    CodeSplit,
     GroupedQuantizer,
+    LBGSplitting,
     Quantizer,
     RandomRestart,
     ResidualQuantizer,
@@ -76,7 +76,7 @@ SOUND = {
         for name in METHODS
         if name not in ("vq", "ema", "simvq")
     },
-    "split": partial(stage, maintenance=[CodeSplit(every=1)]),
+    "split": partial(stage, maintenance=[LBGSplitting(every=1)]),
     "lfq": partial(LFQ, 6),
     "bsq": partial(BSQ, 70, dim=6),
     "grouped": partial(GroupedQuantizer, partial(stage, dim=2), 3),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.methods import METHODS
-from vqkit.parts.codebooks import Codebook, TableCodebook
+from vqkit.parts.codebooks import Codebook, FrozenCodebook
 from vqkit.parts.estimators import StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.quantizer import Quantizer
@@ -21,20 +21,21 @@ _REPLACED = {"method", "codebook", "estimator", "maintenance"}
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class CascadedTable(TableCodebook):
+class CascadedTable(FrozenCodebook):
     """A stored table that is read, and another that is searched: what `bake` makes of a cascaded codebook.
 
     State:
         index_vectors: (K, D) float32 buffer, searched.
-        And that of `TableCodebook`.
+        And that of `FrozenCodebook`.
     """
 
     cascaded = True
 
     index_vectors: Tensor
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
-        super()._register_vectors(generator)
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Zeros, as buffers; see `Codebook`."""
+        super().build_vectors(generator)
         self.register_buffer("index_vectors", torch.zeros_like(self.vectors))
 
     def search_vectors(self, vectors: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def bake(module: Module) -> Module:
         >>> from vqkit import Quantizer
         >>> quantizer = Quantizer("simvq", dim=8, codebook_size=32)
         >>> bake(quantizer).codebook
-        TableCodebook(codebook_size=32, dim=8, usage_decay=0.99)
+        FrozenCodebook(codebook_size=32, dim=8, usage_decay=0.99)
     """
     if not (isinstance(module, Configured) and isinstance(module, nn.Module)):
         raise ValueError(
@@ -86,9 +87,9 @@ def bake(module: Module) -> Module:
     for name, part in module.named_modules(remove_duplicate=False):
         if isinstance(part, Quantizer):
             baked = copy.get_submodule(name).codebook
-            if isinstance(baked, TableCodebook):
+            if isinstance(baked, FrozenCodebook):
                 _store(state, f"{name}.codebook.".lstrip("."), part.codebook)
-            elif part.codebook.derived:
+            elif part.codebook.rows == "derived":
                 raise ValueError(
                     f"{name}.codebook is a {type(part.codebook).__name__} which {type(module).__name__} builds where "
                     "its configuration does not reach: take that quantizer as an argument, or bake it by itself"
@@ -136,9 +137,9 @@ def _rewritten(value: Any, allow: Sequence[str]) -> Any:
     return value
 
 
-def _table(method: str, codebook: dict[str, Any] | None, allow: Sequence[str]) -> type[TableCodebook]:
+def _table(method: str, codebook: dict[str, Any] | None, allow: Sequence[str]) -> type[FrozenCodebook]:
     factory = METHODS[method]().codebook if codebook is None else resolve_class(codebook["factory"], allow=allow)
-    return CascadedTable if getattr(factory, "cascaded", False) else TableCodebook
+    return CascadedTable if getattr(factory, "cascaded", False) else FrozenCodebook
 
 
 def _path(part: type) -> str:

@@ -35,8 +35,8 @@ class Codebook(Configured, FullPrecisionModule):
 
     Class attributes:
         trained_by: "gradient" (a loss or an estimator must reach it), "statistics" (`fold`) or "nothing".
-        writable: whether single rows may be overwritten (restarts).
-        derived: whether the rows are computed from other weights, so that `bake` has something to store.
+        rows: "writable" where single rows may be overwritten (restarts), "derived" where they are computed from other
+            weights (`bake` stores them), "frozen" where they stay.
         cascaded: whether one table is searched and another is read.
 
     Args:
@@ -53,8 +53,7 @@ class Codebook(Configured, FullPrecisionModule):
     """
 
     trained_by: ClassVar[Literal["gradient", "statistics", "nothing"]] = "gradient"
-    writable: ClassVar[bool] = True
-    derived: ClassVar[bool] = False
+    rows: ClassVar[Literal["writable", "derived", "frozen"]] = "writable"
     cascaded: ClassVar[bool] = False
 
     vectors: Tensor
@@ -79,7 +78,7 @@ class Codebook(Configured, FullPrecisionModule):
         self.refreshed_at = 0
         self._pending_batches = 0
         self.has_observed = False
-        self._register_vectors(torch.Generator().manual_seed(seed))
+        self.build_vectors(torch.Generator().manual_seed(seed))
         self.register_buffer("usage", torch.ones(codebook_size, dtype=torch.float32))
         self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.float32))
         sums = self.trained_by == "statistics"
@@ -88,7 +87,12 @@ class Codebook(Configured, FullPrecisionModule):
         )
         self.register_buffer("rewritten", torch.zeros(codebook_size, dtype=torch.float32), persistent=False)
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Register the code vectors, or what they are computed from: called once, by the constructor.
+
+        Args:
+            generator: of the initial values, seeded with `seed`.
+        """
         self.vectors = nn.Parameter(_uniform(self.codebook_size, self.dim, generator))
 
     def forward(self) -> Tensor:
@@ -100,8 +104,8 @@ class Codebook(Configured, FullPrecisionModule):
         return vectors
 
     @property
-    def draw(self) -> int:
-        """A number of its own for each training forward, the same again in its recomputation."""
+    def noise_step(self) -> int:
+        """Number of this training forward, for `Noise`; its recomputation gets the same number."""
         return self.steps * 2**20 + self._pending_batches - recomputing()
 
     # ------------------------------------------------------------------ statistics
@@ -127,25 +131,28 @@ class Codebook(Configured, FullPrecisionModule):
         if not self._pending_batches:
             return
         # A batch without one valid vector says nothing about usage: it must not age the codes.
-        seen = (self.pending_counts.sum() > 0).to(self.usage.dtype)
-        self.fold(1 - (1 - self.usage_decay) * seen)
+        fresh = (1 - self.usage_decay) * (self.pending_counts.sum() > 0).to(self.usage.dtype)
+        self.usage.mul_(1 - fresh).add_(fresh * self.pending_counts)
+        if self.trained_by == "statistics":
+            self.fold(fresh)
         self._forget_pending()
         self.steps += 1
 
-    def fold(self, decay: Tensor) -> None:
-        """Bring `usage`, and what else learns from statistics, up to date with the pending ones.
+    def fold(self, fresh: Tensor) -> None:
+        """Learn from the pending statistics, where `trained_by` is "statistics"; `usage` is up to date already.
 
         Args:
-            decay: () gamma of this step; 1 where no vector was seen.
+            fresh: () 1 - gamma, the weight of this step's statistics; 0 where no vector was seen.
         """
-        self.usage.mul_(decay).add_((1 - decay) * self.pending_counts)
+        raise TypeError(f"{type(self).__name__} is trained by {self.trained_by}: it has nothing to fold")
 
     def _forget_pending(self) -> None:
         self.pending_counts.zero_()
         self.pending_sums.zero_()
         self._pending_batches = 0
 
-    def _assume_uniform_usage(self, vectors_per_step: int) -> None:
+    def assume_uniform_usage(self, vectors_per_step: int) -> None:
+        """Count every code as chosen by its even share of `vectors_per_step`; for `initialize`."""
         self.usage.fill_(vectors_per_step / self.codebook_size)
         self._forget_pending()
 
@@ -199,7 +206,8 @@ class Codebook(Configured, FullPrecisionModule):
 class NormalCodebook(Codebook):
     """K trainable codes that start as N(0, 1): a soft choice among smaller ones has next to no gradient to pass on."""
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Normal codes; see `Codebook`."""
         self.vectors = nn.Parameter(torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32))
 
 
@@ -222,21 +230,21 @@ class EMACodebook(Codebook):
     Mimi (2410.00037).
     Differs: those keep running sums m = n e and divide. The update above is the same algebra written for the mean
     itself: (decay n e + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible. A code
-    that is not used does not move by a bit, however long; no smoothing constant draws it to the origin; a row that is
+    that is not used does not move by a bit, however long; no smoothing constant pulls it to the origin; a row that is
     overwritten stays overwritten, since no sum remembers the old one. Statistics are summed over ranks and
     micro-batches before they are folded.
     """
 
     trained_by = "statistics"
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Uniform codes, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", _uniform(self.codebook_size, self.dim, generator))
 
-    def fold(self, decay: Tensor) -> None:
-        """Move the codes, too; see `Codebook`."""
-        super().fold(decay)
-        # n is at least (1 - decay) c wherever c > 0, and where c = 0 the numerator is exactly 0.
-        weight = (1 - decay) / self.usage.clamp(min=torch.finfo(self.usage.dtype).tiny)
+    def fold(self, fresh: Tensor) -> None:
+        """Move the codes; see `Codebook`."""
+        # n is at least (1 - gamma) c wherever c > 0, and where c = 0 the numerator is exactly 0.
+        weight = fresh / self.usage.clamp(min=torch.finfo(self.usage.dtype).tiny)
         change = self.pending_sums - self.pending_counts.unsqueeze(-1) * self.vectors
         self.vectors.add_(change * weight.unsqueeze(-1))
 
@@ -244,7 +252,7 @@ class EMACodebook(Codebook):
 class ProjectedCodebook(Codebook):
     """K codes that one trainable map makes of a base: e_k = W b_k + c.
 
-    Every code moves at every step, since all share W: a code cannot die for want of being chosen. Subclasses have
+    Every code moves at every step, since all share W: a code that no vector chooses does not die. Subclasses have
     another base (features, trained vectors) and another map (`projector`, from (K, base_dim) to (K, D)).
 
     State:
@@ -263,13 +271,13 @@ class ProjectedCodebook(Codebook):
     (the released look-up reads the base).
     """
 
-    writable = False
-    derived = True
+    rows = "derived"
 
     base: Tensor
     projector: nn.Module
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """The base and the projector; see `Codebook`."""
         base = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32) / math.sqrt(self.dim)
         self.register_buffer("base", base)
         self.projector = nn.Linear(self.dim, self.dim, dtype=torch.float32)
@@ -284,15 +292,21 @@ class ProjectedCodebook(Codebook):
     @torch.no_grad()
     def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
         """Set the map so that the codes have the mean and covariance of `samples` (M, D); see `Codebook`."""
-        self._match(samples, seed)
-        self._assume_uniform_usage(vectors_per_step)
+        self.match_samples(samples, seed)
+        self.assume_uniform_usage(vectors_per_step)
 
-    def _match(self, samples: Tensor, seed: int) -> None:
+    def match_samples(self, samples: Tensor, seed: int) -> None:
+        """Set the map for `initialize`.
+
+        Args:
+            samples: (M, D) finite, of all ranks.
+            seed: of random choices.
+        """
         assert isinstance(self.projector, nn.Linear)  # a subclass with another map matches it in its own way
         match_linear(self.projector, self.base, samples)
 
 
-class TableCodebook(Codebook):
+class FrozenCodebook(Codebook):
     """K codes that are stored and never trained: what `vqkit.bake` makes of every other codebook.
 
     State:
@@ -301,9 +315,10 @@ class TableCodebook(Codebook):
     """
 
     trained_by = "nothing"
-    writable = False
+    rows = "frozen"
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Zeros, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
 
 

@@ -1,28 +1,33 @@
 """What is penalised. A loss is stateless and knows one equation; its weight scales it in the total only."""
 
 import math
-from typing import ClassVar, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.functional import matrix_square_root, straight_through, unit
+from vqkit.functional import unit
 from vqkit.kernels import assignment_entropy, entropy
 from vqkit.parts.selection import Selection
 from vqkit.saving.config import Configured
 
+if TYPE_CHECKING:
+    from vqkit.parts.codebooks import Codebook
+    from vqkit.parts.estimators import Estimator
 
-class Loss(Configured, nn.Module):
+
+class Loss(Configured, nn.Module, ABC):
     """A penalty on a selection.
 
     Class attributes:
         name: its key in `QuantizerOutput.losses`.
         trains_codebook: whether its gradient reaches the codebook.
-        fits_data: whether that gradient draws codes to vectors, so that it is enough to train a codebook.
-        reads_quantized: whether it looks at the estimator's output, so that its gradient depends on the estimator.
-        compares_with_all: whether it compares each vector with all codes, which must then be those that are searched.
-        of_bits: whether it speaks of codes that are all patterns of bits, so that no codebook may be stored.
+        attracts_codes: whether that gradient pulls codes to vectors, so that it is enough to train a codebook.
+        compares_with_all_codes: whether it compares each vector with all codes, so that these must be the codes that
+            are searched.
 
     Args:
         weight: factor in the total; at least 0.
@@ -33,10 +38,8 @@ class Loss(Configured, nn.Module):
 
     name: ClassVar[str]
     trains_codebook: ClassVar[bool] = False
-    fits_data: ClassVar[bool] = True
-    reads_quantized: ClassVar[bool] = False
-    compares_with_all: ClassVar[bool] = False
-    of_bits: ClassVar[bool] = False
+    attracts_codes: ClassVar[bool] = False
+    compares_with_all_codes: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -44,6 +47,7 @@ class Loss(Configured, nn.Module):
             raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
         self.weight = weight
 
+    @abstractmethod
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """The unweighted loss, scalar.
 
@@ -51,7 +55,18 @@ class Loss(Configured, nn.Module):
             selection: what was chosen, before the estimator.
             quantized: (N, D) the estimator's output.
         """
-        raise NotImplementedError
+
+    def conflicts(self, codebook: "Codebook | None", estimator: "Estimator | None") -> Iterator[str]:
+        """What this loss demands of the other parts beyond the class attributes.
+
+        Args:
+            codebook: of the quantizer; None where no code is stored.
+            estimator: of the quantizer; None where the quantizer goes straight through by itself.
+
+        Yields:
+            for each demand that is not met: what, why, and how to mend it.
+        """
+        yield from ()
 
     def extra_repr(self) -> str:
         """The weight."""
@@ -90,6 +105,7 @@ class CodebookLoss(Loss):
 
     name = "codebook"
     trains_codebook = True
+    attracts_codes = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -108,10 +124,20 @@ class DoubleQuantization(Loss):
     """
 
     name = "double_quantization"
-    reads_quantized = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)
+
+    def conflicts(self, codebook: "Codebook | None", estimator: "Estimator | None") -> Iterator[str]:
+        """The estimator has to pass the gradient of the quantized vectors on to the codes."""
+        reads = f"{type(self).__name__} reads the quantized vectors, but"
+        if estimator is None:
+            yield f"{reads} nothing of their gradient reaches a code, and that to the vectors cancels: leave it out"
+        elif not estimator.trains_codebook:
+            yield (
+                f"{reads} {type(estimator).__name__} passes no gradient through them to the codes, and that to the "
+                "vectors cancels: leave it out, or use IndexBackpropagation()"
+            )
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(quantized, z)."""
@@ -123,7 +149,7 @@ class Entropy(Loss):
 
     p_n = softmax(logits_n / temperature) over all codes; nothing of size N x K is held:
     `vqkit.kernels.assignment_entropy`. In training the mean of the second term is over the valid vectors of all ranks,
-    so that every rank has to compute it at every step; in eval mode it is over this rank's.
+    so every rank must compute it at every step. In eval mode it is over this rank's.
 
     Args:
         weight: factor in the total.
@@ -140,8 +166,7 @@ class Entropy(Loss):
 
     name = "entropy"
     trains_codebook = True
-    fits_data = False
-    compares_with_all = True
+    compares_with_all_codes = True
 
     def __init__(
         self,
@@ -200,7 +225,6 @@ class Orthogonality(Loss):
 
     name = "orthogonality"
     trains_codebook = True
-    fits_data = False
 
     def __init__(self, weight: float = 10.0) -> None:
         super().__init__(weight)
@@ -212,81 +236,3 @@ class Orthogonality(Loss):
         # |C C^T|^2 - 2 tr(C C^T) + K, where the trace is K less the number of zero vectors.
         squares = (codes.mT @ codes).square().sum()
         return selection.valid.any() * (squares - 2 * codes.square().sum() + size) / size**2
-
-
-class DistributionMatching(Loss):
-    """Moves codes and vectors towards one distribution: the 2-Wasserstein distance between the Gaussians of their means
-    and covariances.
-
-        W^2 = |mean_z - mean_e|^2 + tr(S_z + S_e - 2 (S_z^1/2 S_e S_z^1/2)^1/2)
-
-    in the units of the latents, so that it grows as sqrt(D); its gradient reaches both and is at most one in length for
-    a shift of all vectors. In training the vectors are the valid ones of all ranks, so that every rank has to compute
-    it at every step; in eval mode they are this rank's. Where rounding of W^2 hides W, at some 1e-7 of the spread,
-    value and gradient are 0. On a CUDA device it waits for decompositions of D x D matrices.
-
-    Args:
-        weight: factor in the total.
-
-    Source: Wasserstein VQ, Fang et al. 2025 (arXiv 2506.15078), its loss L_W, the root of W^2, with weight 0.5.
-    Differs: the gradient goes to both sides, as the equation has it; the released code holds the vectors constant,
-    takes them from a queue of 65,536, and divides both sides by the largest standard deviation. Covariances divide by
-    the count, not by one less, so that one vector has one. No eps under the roots: where a covariance lacks rank, the
-    gradient is the least of the possible ones.
-    """
-
-    name = "distribution_matching"
-    trains_codebook = True
-    compares_with_all = True
-
-    def __init__(self, weight: float = 0.5) -> None:
-        super().__init__(weight)
-
-    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
-        """W."""
-        assert selection.codes is not None  # only quantizers with a codebook take losses that train one
-        # In float64 one sum over ranks is enough: squares less the square of the mean lose nothing that matters,
-        # and what little they lose is less when both are counted from the mean code.
-        origin = selection.codes.detach().double().mean(0)
-        z, codes = selection.z.double() - origin, selection.codes.double() - origin
-        sums = _sums(z, selection.valid.double())
-        if self.training:
-            sums = distributed.sum_over_ranks(sums)
-        z_mean, z_covariance = _moments(sums, z.shape[1])
-        mean, covariance = _moments(_sums(codes, torch.ones_like(codes[:, 0])), z.shape[1])
-        apart = (z_mean - mean).square().sum()
-        spread = z_covariance.trace() + covariance.trace()
-        squared = apart + spread - 2 * _trace_of_root(z_covariance, covariance)
-        resolution = (8 * z.shape[1] * torch.finfo(z.dtype).eps * (apart + spread)).detach().clamp(min=1e-300)
-        distance = torch.where(squared > resolution, squared.clamp(min=resolution).sqrt(), 0)
-        return torch.where(sums[0] > 0, distance, 0).to(selection.z.dtype)
-
-
-def _sums(rows: Tensor, weights: Tensor) -> Tensor:
-    """Weights (1), rows (D) and their outer products (D x D), each summed over rows, in one vector."""
-    weighted = rows * weights.unsqueeze(-1)
-    return torch.cat([weights.sum()[None], weighted.sum(0), (weighted.mT @ rows).flatten()])
-
-
-def _moments(sums: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D)."""
-    averages = sums[1:] / sums[0].clamp(min=1)
-    mean, square = averages[:dim], averages[dim:].reshape(dim, dim)
-    return mean, square - torch.outer(mean, mean)
-
-
-def _trace_of_root(first: Tensor, second: Tensor) -> Tensor:
-    """tr((S^1/2 T S^1/2)^1/2), the sum of the singular values of T^1/2 S^1/2.
-
-    Its gradient has inverse roots of both matrices; singular values that are zero are left out of the inverse, where
-    the derivatives of the decompositions themselves would be infinite.
-    """
-    with torch.no_grad():
-        first_root, second_root = matrix_square_root(first), matrix_square_root(second)
-        left, values, right = torch.linalg.svd(second_root @ first_root)
-        nonzero = values > len(values) * torch.finfo(values.dtype).eps * values[:1]
-        inverse_root = torch.where(nonzero, values, torch.inf).rsqrt()
-        to_first = second_root @ left * inverse_root
-        to_second = first_root @ right.mT * inverse_root
-        first_slope, second_slope = to_first @ to_first.mT / 2, to_second @ to_second.mT / 2
-    return straight_through(values.sum(), (first_slope * first).sum() + (second_slope * second).sum())

@@ -1,6 +1,7 @@
 """What happens to codes that are not used. Policies are stateless: usage, counters and seeds belong to the codebook."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
 
 
-class Maintenance(Configured, nn.Module):
+class Maintenance(Configured, nn.Module, ABC):
     """A rule that may rewrite codes before a search, from the batch that is about to be quantized.
 
     Attributes:
@@ -22,6 +23,7 @@ class Maintenance(Configured, nn.Module):
 
     every: int = 1
 
+    @abstractmethod
     def refresh(self, codebook: "Codebook", z: Tensor, valid: Tensor) -> None:
         """Rewrite codes in place, the same on every rank; called at every `every`-th optimizer step, without
         gradients.
@@ -31,11 +33,10 @@ class Maintenance(Configured, nn.Module):
             z: (N, D) the vectors of this batch on this rank.
             valid: (N,) bool.
         """
-        raise NotImplementedError
 
 
 class RandomRestart(Maintenance):
-    """Replaces dead codes by random vectors of the batch, without drawing a vector twice.
+    """Replaces dead codes by random vectors of the batch, none of which is taken twice.
 
     A code is dead when its usage is below `threshold` times the mean usage, a rule that does not depend on the batch
     size. A replaced code starts with mean usage, so it has time to win vectors: with decay 0.99 and threshold 0.1 about
@@ -82,13 +83,13 @@ class RandomRestart(Maintenance):
         return f"threshold={self.threshold}, every={self.every}, limit={self.limit}"
 
 
-class CodeSplit(Maintenance):
-    """Replaces dead codes by halves of the most used ones: the i-th deadest code and the i-th most used one become two
-    copies of the latter, a small step apart, each with half of its usage.
+class LBGSplitting(Maintenance):
+    """Splits the most used codes in two, and gives the second half to dead codes.
 
-    A code is dead when its usage is below `threshold` times the mean usage. Only codes of at least mean usage are
-    split, each at most once in a check. No vectors of the batch are needed: the codebook's own record of usage says
-    where codes are missing.
+    The i-th least used code and the i-th most used one become two copies of the latter, a small step apart, each with
+    half of its usage. A code is dead when its usage is below `threshold` times the mean usage. Only codes of at least
+    mean usage are split, each at most once in a check. No vectors of the batch are needed: the codebook's own record of
+    usage says where codes are missing.
 
     Args:
         threshold: fraction of uniform usage, in [0, 1).
@@ -97,10 +98,9 @@ class CodeSplit(Maintenance):
         every: optimizer steps between checks; at least 1.
         limit: most codes replaced in one check (the most dead first); at least 1. At most half of the codes are.
 
-    Source: the splitting rule of Linde, Buzo, Gray 1980, "An algorithm for vector quantizer design", with which they
-    double a codebook, put to the use of single dead codes.
-    Differs: the direction of the step is drawn anew for each split, with a counter-based generator, so that it is the
-    same on every rank; theirs is fixed.
+    Source: the splitting rule of Linde, Buzo, Gray 1980, "An algorithm for vector quantizer design".
+    Differs: they double a codebook; here single dead codes are replaced. Their direction of the step is fixed; here it
+    is drawn for each split, with a counter-based generator, so that it is the same on every rank.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -18,13 +18,21 @@ class Search(Configured, nn.Module):
             decides the choice alone: the code that is passed on and penalised keeps its length.
 
     Class attributes:
-        samples: whether the choice is drawn at random where it is given noise, in training.
+        uses_noise: whether it samples the choice where it is given noise, in training.
+        finds_nearest: whether the choice without noise is the nearest code by `metric`, so that a fused search may take
+            its place. A subclass with a `forward` of its own declares it anew: there it is False unless it says True.
 
     Raises:
         ValueError: another metric.
     """
 
-    samples: ClassVar[bool] = False
+    uses_noise: ClassVar[bool] = False
+    finds_nearest: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.finds_nearest = vars(cls).get("finds_nearest", False)
 
     def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
@@ -38,7 +46,7 @@ class Search(Configured, nn.Module):
         Args:
             z: the vectors.
             codes: the codes.
-            noise: what a search that `samples` draws with; None outside of training.
+            noise: for a search that `uses_noise`; None outside of training.
         """
         return kernels.nearest(z.detach(), codes.detach(), metric=self.metric).indices
 

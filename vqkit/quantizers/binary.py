@@ -1,6 +1,5 @@
 """One bit per dimension: what LFQ and BSQ share, the packing of bits into indices above all."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqkit.functional import exact_sum, straight_through
-from vqkit.parts.compatibility import IncompatibleParts
+from vqkit.functional import exact_sum
+from vqkit.parts.compatibility import check_losses_without_codebook
+from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import VectorQuantizer
@@ -53,7 +53,7 @@ class BinaryQuantizer(VectorQuantizer):
         if not isinstance(bits, int) or bits < 1:
             raise ValueError(f"bits={bits}: expected a whole number of at least 1, such as 18 for 2^18 codes")
         super().__init__(bits if dim is None else dim, codebook_dim=bits, losses=losses, channel_dim=channel_dim)
-        _check_losses(type(self).__name__, losses)
+        check_losses_without_codebook(type(self).__name__, losses)
         self.bits = bits
         self.level_bits = near_equal(bits, LARGEST_INDEX_BITS)
         self.codebook_size = 2 ** max(self.level_bits)
@@ -171,25 +171,3 @@ class BinaryQuantizer(VectorQuantizer):
         """Bits and layout."""
         levels = f", level_bits={self.level_bits}" if self.level_axis else ""
         return f"bits={self.bits}{levels}, dim={self.dim}, channel_dim={self.channel_dim}"
-
-
-def _check_losses(quantizer: str, losses: Sequence[Loss]) -> None:
-    conflicts = [
-        f"{type(loss).__name__} needs a stored codebook, and {quantizer} has none: leave it out, or use BitEntropy() "
-        "for the entropy of bits"
-        for loss in losses
-        if loss.trains_codebook or loss.compares_with_all
-    ]
-    conflicts += [
-        f"{type(loss).__name__} reads the quantized vectors, but the gradient that {quantizer} passes through them to "
-        "the vectors cancels: leave it out"
-        for loss in losses
-        if loss.reads_quantized
-    ]
-    conflicts += [
-        f"{count} losses are called {name!r}, and results are reported by name: keep one of them"
-        for name, count in Counter(loss.name for loss in losses).items()
-        if count > 1
-    ]
-    if conflicts:
-        raise IncompatibleParts(conflicts)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqkit import distributed
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 
@@ -47,7 +49,6 @@ class BitEntropy(Loss):
     """
 
     name = "entropy"
-    of_bits = True
 
     def __init__(
         self, weight: float = 0.1, *, temperature: float = 0.01, diversity: float = 1.0, group_bits: int = 9
@@ -65,6 +66,14 @@ class BitEntropy(Loss):
         self.temperature = temperature
         self.diversity = diversity
         self.group_bits = group_bits
+
+    def conflicts(self, codebook: Codebook | None, estimator: Estimator | None) -> Iterator[str]:
+        """The codes have to be all patterns of bits."""
+        if codebook is not None:
+            yield (
+                f"{type(self).__name__} speaks of codes that are all patterns of bits, but {type(codebook).__name__} "
+                f"stores {codebook.codebook_size} of them: use Entropy(), or LFQ or BSQ"
+            )
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mean_n H(p_n) - diversity H(mean_n p_n)."""

@@ -1,6 +1,7 @@
 """What is penalised between the groups of a `GroupedQuantizer`."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import combinations
 from typing import ClassVar
@@ -8,19 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vqkit.functional import straight_through
-from vqkit.parts.codebooks import Codebook
-from vqkit.parts.compatibility import IncompatibleParts
+from vqkit.parts.estimators import straight_through
 from vqkit.parts.selection import Selection
-from vqkit.quantizers.base import VectorQuantizer
 from vqkit.saving.config import Configured
 
 
-class GroupLoss(Configured, nn.Module):
+class GroupLoss(Configured, nn.Module, ABC):
     """A penalty on what several groups chose together. Stateless.
 
     Class attributes:
         name: its key in `QuantizerOutput.losses`.
+        trains_codebook: whether its gradient reaches the codebooks.
 
     Args:
         weight: factor in the total; at least 0.
@@ -30,6 +29,7 @@ class GroupLoss(Configured, nn.Module):
     """
 
     name: ClassVar[str]
+    trains_codebook: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -37,21 +37,13 @@ class GroupLoss(Configured, nn.Module):
             raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
         self.weight = weight
 
-    def check(self, groups: Sequence[nn.Module]) -> None:
-        """Refuse groups for which the penalty is not defined.
-
-        Raises:
-            IncompatibleParts: with all conflicts at once.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def forward(self, selections: Sequence[Selection]) -> Tensor:
         """The unweighted loss, scalar; the mean over the vectors that were chosen for.
 
         Args:
             selections: of each group, for the same N vectors.
         """
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """The weight."""
@@ -70,23 +62,10 @@ class Disentanglement(GroupLoss):
     """
 
     name = "disentanglement"
+    trains_codebook = True
 
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__(weight)
-
-    def check(self, groups: Sequence[nn.Module]) -> None:
-        """Groups need codes of one dimension in codebooks that learn by gradient."""
-        conflicts = _conflicts(self, groups)
-        for number, group in enumerate(groups):
-            codebook = getattr(group, "codebook", None)
-            if isinstance(codebook, Codebook) and codebook.trained_by != "gradient":
-                conflicts.append(
-                    f"{type(self).__name__} sends a gradient to the codebooks, but group {number} has "
-                    f"{type(codebook).__name__}, which is trained by {codebook.trained_by}: use Codebook, or "
-                    "PublishedDisentanglement(), which reaches the encoder instead"
-                )
-        if conflicts:
-            raise IncompatibleParts(conflicts)
 
     def forward(self, selections: Sequence[Selection]) -> Tensor:
         """Mean over pairs of mean(<e_i, e_j>^2)."""
@@ -105,37 +84,9 @@ class PublishedDisentanglement(GroupLoss):
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__(weight)
 
-    def check(self, groups: Sequence[nn.Module]) -> None:
-        """Groups need codes of one dimension."""
-        if conflicts := _conflicts(self, groups):
-            raise IncompatibleParts(conflicts)
-
     def forward(self, selections: Sequence[Selection]) -> Tensor:
         """Mean over pairs of mean(<q_i, q_j>^2), with q = z + sg(e - z)."""
         return _pairwise(selections, [straight_through(chosen.selected, chosen.z) for chosen in selections])
-
-
-def _conflicts(loss: GroupLoss, groups: Sequence[nn.Module]) -> list[str]:
-    name = type(loss).__name__
-    if len(groups) < 2:
-        return [f"{name} compares groups, and there is one: leave it out"]
-    without = [
-        number
-        for number, group in enumerate(groups)
-        if not isinstance(group, VectorQuantizer) or not isinstance(getattr(group, "codebook", None), Codebook)
-    ]
-    if without:
-        return [
-            f"{name} compares the codes of the groups, but groups {without} have no codebook of their own (composites, "
-            "fixed grids): leave it out, or make every group a Quantizer"
-        ]
-    dims = [group.codebook_dim for group in groups if isinstance(group, VectorQuantizer)]
-    if len(set(dims)) > 1:
-        return [
-            f"{name} takes inner products of the groups' codes, which have {dims} dimensions: give all groups one "
-            "codebook_dim"
-        ]
-    return []
 
 
 def _pairwise(selections: Sequence[Selection], vectors: Sequence[Tensor]) -> Tensor:

@@ -1,12 +1,12 @@
 """Grouped (product) quantization: each group quantizes its own slice of the channels."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
+from vqkit.parts.compatibility import check_groups
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import CompositeQuantizer, build_members
 from vqkit.quantizers.disentanglement import GroupLoss
@@ -63,11 +63,7 @@ class GroupedQuantizer(CompositeQuantizer):
     ) -> None:
         groups = build_members(group, num_groups, kind="group", owner="GroupedQuantizer")
         super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim)
-        repeated = [name for name, count in Counter(loss.name for loss in losses).items() if count > 1]
-        if repeated:
-            raise ValueError(f"losses: {repeated} named twice, and results are reported by name: keep one of each")
-        for loss in losses:
-            loss.check(groups)
+        check_groups(groups, losses)
         self.groups = nn.ModuleList(groups)  # type: ignore[assignment]  # it forgets its element type
         self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
 

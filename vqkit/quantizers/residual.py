@@ -1,14 +1,13 @@
 """Residual quantization: each stage quantizes what the stages before it left over."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
-from vqkit.parts.codebooks import Codebook
-from vqkit.parts.compatibility import IncompatibleParts
+from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
@@ -148,7 +147,7 @@ class ResidualQuantizer(DepthDropout):
         if not torch.is_grad_enabled():
             return total
         rows, positions = latents.flatten(0, -2), valid.flatten()
-        draws = estimator.random and self.stochastic
+        draws = estimator.uses_noise and self.stochastic
         selection = Selection(
             latents=rows,
             z=rows,
@@ -179,66 +178,4 @@ def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> N
     if len(set(dims)) > 1:
         raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
     inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
-    conflicts = [*_misleading_residuals(inner, estimator)]
-    if estimator is not None:
-        conflicts += _cut_off(inner, estimator)
-        if stages[0].dim < estimator.min_dim:
-            conflicts.append(
-                f"{type(estimator).__name__} needs dim of at least {estimator.min_dim}, the stages have {stages[0].dim}"
-            )
-    if conflicts:
-        raise IncompatibleParts(conflicts)
-
-
-def _misleading_residuals(inner: list[BaseQuantizer], estimator: Estimator | None) -> Iterator[str]:
-    """Stages whose residual is another one in training than it will be in use."""
-    estimators = {type(own).__name__ for own in map(_estimator_of, inner) if own is not None and not own.near_code}
-    if estimator is None and estimators:
-        names = " and ".join(sorted(estimators))
-        yield (
-            f"the value of {names} lies far from the code in training, so that later stages would be trained on noise: "
-            "pass estimator=NSVQ() for one error of the sum, or give the stages DiVeQ() or GumbelSoftmax()"
-        )
-    if any(codebook.cascaded for codebook in _codebooks_of(inner)):
-        yield (
-            "what a cascaded codebook leaves over depends on its values, so that training these would change the "
-            "indices of later stages: use one Quantizer, or GroupedQuantizer"
-        )
-
-
-def _cut_off(inner: list[BaseQuantizer], estimator: Estimator) -> Iterator[str]:
-    """What one estimator over the sum of the stages cannot do."""
-    name = type(estimator).__name__
-    if any(getattr(module, "has_projection", False) for module in inner):
-        yield (
-            f"the stages project into a code space, and a {name} over the sum would cut these projections off from the "
-            "decoder: pass estimator=None, so that each stage keeps its own estimator, or leave codebook_dim out"
-        )
-    trained = any(own.trains_codebook for own in map(_estimator_of, inner) if own is not None)
-    if trained and not estimator.trains_codebook:
-        yield (
-            f"the stages' estimator trains their codebooks through the decoder, and a {name} over the sum would "
-            "replace it: pass estimator=None"
-        )
-    if estimator.metric is not None or estimator.of_values:
-        yield (
-            f"{name} differentiates the choice from one codebook, and a sum of several has none: pass estimator=None, "
-            "and give it to the stages"
-        )
-    elif estimator.trains_codebook:
-        for book in {type(codebook).__name__: codebook for codebook in _codebooks_of(inner)}.values():
-            if book.trained_by != "gradient":
-                yield (
-                    f"{name} sends a gradient to the codebooks, but {type(book).__name__} is trained by "
-                    f"{book.trained_by}: use StraightThrough(), or stages with Codebook"
-                )
-
-
-def _estimator_of(quantizer: BaseQuantizer) -> Estimator | None:
-    found = getattr(quantizer, "estimator", None)
-    return found if isinstance(found, Estimator) else None
-
-
-def _codebooks_of(quantizers: list[BaseQuantizer]) -> list[Codebook]:
-    found = (getattr(quantizer, "codebook", None) for quantizer in quantizers)
-    return [codebook for codebook in found if isinstance(codebook, Codebook)]
+    check_stages(dims[0], inner, estimator)

@@ -2,12 +2,12 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from vqkit import kernels
 from vqkit.base import Noise
 from vqkit.config import Configured
-from vqkit.kernels import Metric
+from vqkit.kernels import Metric, nearest, search_path
 
 
 class Search(Configured, nn.Module):
@@ -40,8 +40,9 @@ class Search(Configured, nn.Module):
             codes: the codes.
             noise: what a search that `samples` draws with; None outside of training.
         """
-        return kernels.nearest(z.detach(), codes.detach(), metric=self.metric).indices
+        return nearest(z.detach(), codes.detach(), metric=self.metric).indices
 
     def extra_repr(self) -> str:
-        """The metric, and what searches on the CPU."""
-        return f"metric={self.metric!r}, cpu={kernels.search_path('cpu').name!r}"
+        """The metric, and what searches on each device and why."""
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        return ", ".join([f"metric={self.metric!r}", *(f"{name}={str(search_path(name))!r}" for name in devices)])

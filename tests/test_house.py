@@ -99,9 +99,11 @@ def test_no_data_attribute_and_no_bare_except(path: Path) -> None:
 
 
 def test_the_library_does_not_print_log_or_read_the_environment() -> None:
+    switch = PACKAGE / "kernels" / "engines.py"  # VQKIT_FUSED, the only one
     for path in PACKAGE.rglob("*.py"):  # what `python -m` runs writes to sys.stdout
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        assert not calls & {"print", "os.getenv", "os.environ.get", "logging.getLogger"}, path
+        allowed = {"os.environ.get"} if path == switch else set()
+        assert not calls & {"print", "os.getenv", "os.environ.get", "logging.getLogger"} - allowed, path
 
 
 def test_everything_public_is_documented() -> None:

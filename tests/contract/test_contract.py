@@ -20,7 +20,7 @@ from tests.contract.cases import (
 from vqkit import (
     BaseQuantizer,
     ClusterReinit,
-    CodeSplit,
+    LBGSplitting,
     Maintenance,
     Quantizer,
     RandomRestart,
@@ -436,7 +436,7 @@ def test_repr_names_the_sizes(case: Case) -> None:
     assert str(DIM) in repr(case.build())
 
 
-@pytest.mark.parametrize("policy", [RandomRestart(every=3), CodeSplit(every=3), ClusterReinit(every=3)], ids=repr)
+@pytest.mark.parametrize("policy", [RandomRestart(every=3), LBGSplitting(every=3), ClusterReinit(every=3)], ids=repr)
 def test_policies_are_asked_at_their_every_nth_step(policy: Maintenance, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(type(policy), "refresh", lambda self, codebook, z, valid: asked.append(codebook.steps))

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from vqkit import kernels
-from vqkit.kernels import Metric
+from vqkit.kernels import Metric, nearest, search_path
 from vqkit.parts.selection import Noise
 from vqkit.saving.config import Configured
 
@@ -48,8 +48,9 @@ class Search(Configured, nn.Module):
             codes: the codes.
             noise: for a search that `uses_noise`; None outside of training.
         """
-        return kernels.nearest(z.detach(), codes.detach(), metric=self.metric).indices
+        return nearest(z.detach(), codes.detach(), metric=self.metric).indices
 
     def extra_repr(self) -> str:
-        """The metric, and what searches on the CPU."""
-        return f"metric={self.metric!r}, cpu={kernels.search_path('cpu').name!r}"
+        """The metric, and what searches on each device and why."""
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        return ", ".join([f"metric={self.metric!r}", *(f"{name}={str(search_path(name))!r}" for name in devices)])

@@ -48,9 +48,7 @@ class Noise:
         return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 
     def _draw(self, positions: Tensor) -> Tensor:
-        # In the middle of 2^52 intervals: neither 0 nor 1 can come out.
-        drawn = distributed.counter_random(positions, seed=self.seed, step=self.step)
-        return (drawn * 2**52).floor() * 2.0**-52 + 2.0**-53
+        return distributed.open_uniform(positions, seed=self.seed, step=self.step)
 
     def _positions(self, columns: int, rows: slice) -> Tensor:
         numbers = self.first + torch.arange(self.count, device=self.seed.device)[rows]

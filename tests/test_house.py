@@ -18,7 +18,7 @@ ROWS = [
     {"kernels", "saving", "metrics"},
     {"kmeans", "backbones"},
     {"parts.selection"},
-    {"parts.codebooks", "parts.search", "parts.estimators", "parts.losses", "parts.maintenance"},
+    {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility"},
     {"methods"},
     {"quantizers"},

@@ -17,8 +17,7 @@ from vqkit.parts import Parts
 from vqkit.parts.codebooks import NormalCodebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Noise, Selection
+from vqkit.parts.selection import Noise, Search, Selection
 
 
 class GumbelSearch(Search):

@@ -119,6 +119,7 @@ def test_dnsmos_hears_noise_without_a_reference(speech):
     assert set(figures) == set(measure.figures)
 
 
+@pytest.mark.slow
 def test_visqol_is_that_of_its_package(speech):
     visqol = pytest.importorskip("visqol")
     api = visqol.VisqolApi()

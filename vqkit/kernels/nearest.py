@@ -215,7 +215,7 @@ def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int
     if valid is not None and not valid.any(-1).all():  # here, where there are values, whoever traces or batches
         raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
     if native.can_search(x, codes, k):
-        return native.search(x, codes, valid, metric).unsqueeze(-1)
+        return native.search(x, codes, valid, metric, k)
     if k == 1 and gpu.can_run(x, codes) and (precision != "exact" or _has_bound(x)):
         from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
 

@@ -57,20 +57,20 @@ class Lists {
   bool is_full(int64_t row) const { return numbers_[row] > room_; }
   int64_t number(int64_t row) const { return numbers_[row]; }
   const int32_t* codes(int64_t row) const { return codes_ + row * stride_; }
-  // Codes that were left out have at least this score, where lists were shrunk.
-  float bound(int64_t row) const { return bounds_[row]; }
+  // Of each row: codes that were left out have at least this score, where lists were shrunk.
+  const float* bounds() const { return bounds_; }
 
   // Adds the scores of codes first, first + 1, ... of a panel that are below the bound; calls `make_room(row)` for a full list.
+  // Rarely called, and not inlined, so that the loop over all scores stays short.
   template <class MakeRoom>
-  inline void add(int64_t row, Floats low, Floats high, int64_t first, MakeRoom make_room) {
-    const uint32_t below_low = lanes_below(low, bounds_[row]), below_high = lanes_below(high, bounds_[row]);
-    if ((below_low | below_high) == 0) return;
+  __attribute__((noinline)) void add(int64_t row, Floats low, Floats high, int64_t first, MakeRoom make_room) {
+    const float bound = bounds_[row];
     float* scores = scores_ + row * stride_;
     int32_t* codes = codes_ + row * stride_;
     int64_t number = numbers_[row];
     const int32_t start = static_cast<int32_t>(first);
-    number += compress(low, count_from(start), below_low, scores + number, codes + number);
-    number += compress(high, count_from(start + kLanes), below_high, scores + number, codes + number);
+    number += compress(low, count_from(start), lanes_below(low, bound), scores + number, codes + number);
+    number += compress(high, count_from(start + kLanes), lanes_below(high, bound), scores + number, codes + number);
     numbers_[row] = static_cast<int32_t>(number);
     if (number > room_) make_room(row);
   }
@@ -184,9 +184,13 @@ double collect(
   const int64_t depth = book.depth;
   return for_packed_codes(book, first, last, [&](const float* panels, const float* bias, int64_t start, int64_t number) {
     for (int64_t row = 0; row < padded; row += kRows) {
+      const float* bounds = lists.bounds() + row;
       for (int64_t p = 0; p < number; ++p) {
         tile(packed_rows + row / kRows * block_floats(depth), panels + p * panel_floats(depth), bias + p * kPanel, depth,
-             [&](int64_t r, Floats low, Floats high) { lists.add(row + r, low, high, start + p * kPanel, make_room); });
+             [=, &lists](int64_t r, Floats low, Floats high) {
+               const Floats least = low < high ? low : high;
+               if (lanes_below(least, bounds[r]) != 0) lists.add(row + r, low, high, start + p * kPanel, make_room);
+             });
       }
     }
   });

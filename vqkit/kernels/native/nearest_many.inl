@@ -11,7 +11,7 @@ namespace vqkit {
 namespace {
 
 constexpr int64_t kSpare = 8;                    // more scores are kept than are asked for: the next ones may be as close
-constexpr int64_t kListBytes = 2 * 1024 * 1024;  // lists that are filled at once
+constexpr int64_t kListBytes = 1024 * 1024;  // lists that are filled at once
 
 class NearestMany {
  public:
@@ -29,7 +29,7 @@ class NearestMany {
 
   // Adds codes [first, last). Returns the length of the longest.
   double scan(const Book& book, int64_t first, int64_t last, const float* packed_rows) {
-    return collect(book, first, last, packed_rows, rows_, lists_, [&](int64_t row) { lists_.shrink(row, keep()); });
+    return collect(book, first, last, packed_rows, rows_, lists_, [this](int64_t row) { lists_.shrink(row, keep()); });
   }
 
   // Adds what another scan over other codes found for the same rows.
@@ -43,7 +43,7 @@ class NearestMany {
     lists_.sort(r, sorted_scores_, sorted_codes_);
     const double width = doubt_width(book, norm, sorted_scores_[k_ - 1]);
     *limit = sorted_scores_[k_ - 1] + width;
-    if (!(lists_.bound(r) > *limit)) return false;
+    if (!(lists_.bounds()[r] > *limit)) return false;
 
     int64_t number = k_, reference = -1;
     while (number < lists_.number(r) && sorted_scores_[number] <= *limit) ++number;

@@ -36,7 +36,7 @@ void look_twice(
     memcpy(rows + i * depth, x + undecided[i] * depth, depth * sizeof(float));
   }
   pack_rows(book, rows, number, packed, own_norms);
-  collect(book, 0, book.size, packed, padded, lists, [&](int64_t row) { lists.close(row); });
+  collect(book, 0, book.size, packed, padded, lists, [&lists](int64_t row) { lists.close(row); });
   for (int64_t i = 0; i < number; ++i) {
     const int64_t r = undecided[i];
     const int32_t* codes = lists.is_full(i) ? nullptr : lists.codes(i);

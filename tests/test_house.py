@@ -17,7 +17,7 @@ ROWS = [
     {"version", "precision", "runtime", "functional", "distributed"},
     {"kernels", "saving", "metrics"},
     {"kmeans", "backbones"},
-    {"parts.selection"},
+    {"parts.selection", "parts.part"},
     {"parts.codebooks", "parts.search", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility"},
     {"methods"},

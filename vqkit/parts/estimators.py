@@ -1,26 +1,26 @@
 """How gradients pass the choice of a code."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqkit.functional import straight_through
 from vqkit.kernels import Metric, index_backpropagation
 from vqkit.kernels.panels import Panel, backpropagate, prepare
+from vqkit.parts.part import Part
 from vqkit.parts.selection import Selection
 from vqkit.runtime import autocast_disabled
-from vqkit.saving.config import Configured
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
 
 
-class Estimator(Configured, nn.Module, ABC):
+class Estimator(Part):
     """Gradient rule, from a selection to the quantized vectors (N, D). Without gradients all give the chosen code.
 
     Class attributes:
@@ -106,10 +106,6 @@ class IndexBackpropagation(Estimator):
         """(N, D), equal to `selection.selected`; 0 where not valid."""
         assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
         return index_backpropagation(selection.z, selection.codes, selection.indices, temperature=self.temperature)
-
-    def extra_repr(self) -> str:
-        """The temperature."""
-        return f"temperature={self.temperature}"
 
 
 class ReinMax(Estimator):

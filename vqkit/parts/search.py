@@ -2,15 +2,15 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit import kernels
 from vqkit.kernels import Metric
+from vqkit.parts.part import Part
 from vqkit.parts.selection import Noise
-from vqkit.saving.config import Configured
 
 
-class Search(Configured, nn.Module):
+class Search(Part):
     """The nearest code. Stateless; float32 whatever surrounds it; the lowest index on ties.
 
     Args:
@@ -52,4 +52,4 @@ class Search(Configured, nn.Module):
 
     def extra_repr(self) -> str:
         """The metric, and what searches on the CPU."""
-        return f"metric={self.metric!r}, cpu={kernels.search_path('cpu').name!r}"
+        return f"{super().extra_repr()}, cpu={kernels.search_path('cpu').name!r}"

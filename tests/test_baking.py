@@ -27,7 +27,7 @@ from vqkit import (
     bake,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
-from vqkit.saving.config import to_config
+from vqkit.saving.config import Configured, to_config
 
 ALLOW = ("vqkit", "tests")
 
@@ -215,17 +215,15 @@ def test_a_tokenizer_bakes(tmp_path: Path) -> None:
         assert torch.equal(copy.decode(indices), tokenizer.decode(indices))
 
 
-class BuildsItsOwn(BaseQuantizer):
+class BuildsItsOwn(Configured, nn.Module):
     def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.codebook_size = 8
+        super().__init__()
         self.inner = Quantizer("simvq", dim=dim, codebook_size=8)
 
 
-class ReadsAFile(BaseQuantizer):
+class ReadsAFile(Configured, nn.Module):
     def __init__(self, path: str) -> None:
-        super().__init__(4)
-        self.codebook_size = 8
+        super().__init__()
         book = partial(CascadedCodebook, base_path=path)
         self.inner = Quantizer("cascaded", dim=4, codebook_size=8, codebook=book)
 

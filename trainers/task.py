@@ -4,6 +4,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainers.metrics import write_json
 from trainers.moments import forget_rewritten_rows
 from trainers.objectives import Objective
-from vqkit import Codebook, Tokenizer
+from vqkit import Codebook, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -57,7 +58,7 @@ class TokenizerTask(LightningModule, ABC):
         betas: of AdamW.
         initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
         seed: of the initialization.
-        pretraining_steps: optimizer steps without quantization (`Tokenizer.autoencode`), before the quantizer is
+        pretraining_steps: optimizer steps without quantization (`vqkit.without_quantization`), before the quantizer is
             initialized from the latents of that time. Until then there are no codes to count, validation measures
             what the decoder makes of unquantized latents (`validation_unquantized/`), and the optimizer leaves the
             codebooks alone.
@@ -168,7 +169,8 @@ class TokenizerTask(LightningModule, ABC):
 
     def reconstruct(self, inputs: Tensor) -> TokenizerOutput:
         """The tokenizer's output; during pre-training without quantization."""
-        return self.tokenizer.autoencode(inputs) if self.pretraining else self.tokenizer(inputs)
+        with without_quantization(self.tokenizer) if self.pretraining else nullcontext():
+            return self.tokenizer(inputs)
 
     def reconstruction_loss(self, inputs: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the objectives, and each of them unweighted by its name."""

@@ -60,7 +60,8 @@ from vqkit.parts.search import Search as Search
 from vqkit.parts.selection import Noise as Noise
 from vqkit.parts.selection import Selection as Selection
 from vqkit.quantizers.base import BaseQuantizer as BaseQuantizer
-from vqkit.quantizers.base import QuantizerOutput as QuantizerOutput
+from vqkit.quantizers.base import VectorQuantizer as VectorQuantizer
+from vqkit.quantizers.base import without_quantization as without_quantization
 from vqkit.quantizers.bit_entropy import BitEntropy as BitEntropy
 from vqkit.quantizers.bsq import BSQ as BSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
@@ -70,9 +71,10 @@ from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
 from vqkit.quantizers.grouped import GroupedQuantizer as GroupedQuantizer
 from vqkit.quantizers.lfq import LFQ as LFQ
+from vqkit.quantizers.output import Quantized as Quantized
+from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
-from vqkit.quantizers.vector import VectorQuantizer as VectorQuantizer
 from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer
 from vqkit.tokenizers.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer

@@ -9,27 +9,68 @@ def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     """Exactly `value` in the forward pass, the gradient of `surrogate` in the backward pass.
 
     The usual form `surrogate + (value - surrogate).detach()` rounds: its value is not bit for bit `value`, so that
-    decoding the indices of a batch gives something else than the batch gave. Adding an exact zero does not round.
+    decoding the indices of a batch gives something else than the batch gave.
 
     Args:
         value: any shape; no gradient flows into it.
-        surrogate: same shape, finite.
+        surrogate: same shape and dtype.
 
     Source: the identity for a discrete choice is Bengio, Léonard, Courville 2013 (arXiv 1308.3432).
     """
-    return value.detach() + (surrogate - surrogate.detach())
+    return _StraightThrough.apply(value.detach(), surrogate)
 
 
-def spread(vectors: Tensor) -> Tensor:
+class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()  # a view could not be written to
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+def connected_zero(tensor: Tensor) -> Tensor:
+    """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
+    return _ConnectedZero.apply(tensor)
+
+
+class _ConnectedZero(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> None:
+        return None
+
+
+def spread(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
     """Root mean square distance of a set of vectors from their mean, per dimension: the scale of a cloud of points.
 
     Args:
         vectors: (N, D).
+        valid: (N,) bool, which of them count; None for all.
 
     Returns:
-        scalar (): sqrt(mean over dimensions of the variance over N); 0 for N = 0 or 1.
+        scalar (): sqrt(mean over dimensions of the variance over those that count); 0 where fewer than two do.
     """
-    return (vectors - vectors.mean(0, keepdim=True)).square().mean().sqrt() if len(vectors) else vectors.new_zeros(())
+    weight = (vectors.new_ones(len(vectors)) if valid is None else valid.to(vectors.dtype)).unsqueeze(-1)
+    count = weight.sum().clamp(min=1)
+    mean = (vectors * weight).sum(0) / count
+    return (((vectors - mean) * weight).square().sum(0) / count).mean().sqrt()
 
 
 def exact_sum(numbers: Tensor) -> Tensor:
@@ -42,11 +83,6 @@ def exact_sum(numbers: Tensor) -> Tensor:
         paired = numbers[..., :half] + numbers[..., half : 2 * half]
         numbers = torch.cat([paired, numbers[..., 2 * half :]], dim=-1)
     return numbers.squeeze(-1)
-
-
-def row_mean_square(rows: Tensor) -> Tensor:
-    """(N, D) -> (N,): mean of the squares of each row, without a temporary of the size of `rows`."""
-    return torch.linalg.vecdot(rows, rows) / rows.shape[-1]
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import torch
+from torch import Tensor
+
+READ_WITHOUT_WAITING = ("cpu",)
+"""Devices whose values the host can read at no cost."""
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -33,3 +37,18 @@ def uncompiled(function: Function) -> Function:
     form loads it with the first call.
     """
     return cast(Function, torch._disable_dynamo(function))
+
+
+def keep_valid(vectors: Tensor, valid: Tensor) -> Tensor:
+    """`vectors` (..., D) where `valid` (...), and 0 elsewhere.
+
+    On a CPU the vectors themselves come back where all are valid: no copy, and none that autograd has to keep. On other
+    devices to ask would mean to wait.
+    """
+    if valid.device.type in READ_WITHOUT_WAITING and not torch.compiler.is_compiling():
+        try:
+            if bool(valid.all()):
+                return vectors
+        except RuntimeError:  # transforms such as vmap hold no values
+            pass
+    return torch.where(valid.unsqueeze(-1), vectors, 0)

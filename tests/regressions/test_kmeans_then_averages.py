@@ -19,8 +19,8 @@ class SumStartsAtTheCentre(EMACodebook):
         super().initialize(samples, vectors_per_step=vectors_per_step, seed=seed)
         self.sums = self.vectors.clone()  # sound: self.usage.unsqueeze(1) * self.vectors
 
-    def _fold(self, decay: Tensor) -> None:
-        Codebook._fold(self, decay)
+    def fold(self, decay: Tensor) -> None:
+        Codebook.fold(self, decay)
         self.sums = decay * self.sums + (1 - decay) * self.pending_sums
         self.vectors.copy_(self.sums / self.usage.unsqueeze(1))
 

@@ -23,9 +23,9 @@ class Floored(EMACodebook):
     def denominator(self) -> Tensor:
         return self.usage.clamp(min=1e-5)
 
-    def _fold(self, decay: Tensor) -> None:
+    def fold(self, decay: Tensor) -> None:
         sums = self.usage.unsqueeze(1) * self.vectors if self.sums is None else self.sums
-        Codebook._fold(self, decay)
+        Codebook.fold(self, decay)
         self.sums = decay * sums + (1 - decay) * self.pending_sums
         self.vectors.copy_(self.sums / self.denominator().unsqueeze(1))
 

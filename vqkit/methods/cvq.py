@@ -66,8 +66,6 @@ class ClusterReinit(Maintenance):
 
     def refresh(self, codebook: Codebook, z: Tensor, valid: Tensor) -> None:
         """Move all codes, most of them by next to nothing."""
-        if codebook.steps % self.every:
-            return
         usage, vectors = codebook.usage, codebook.vectors.detach()
         shares = usage / usage.sum().clamp(min=torch.finfo(usage.dtype).tiny)
         anchors, found = self.anchor(vectors, z.detach(), valid, seed=codebook.seed, step=codebook.steps)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.functional import matching_map
-from vqkit.kernels import SegmentStats, segment_stats
+from vqkit.kernels import segment_stats
 from vqkit.kmeans import kmeans
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
@@ -27,12 +27,14 @@ class Codebook(Configured, FullPrecisionModule):
         vectors: (K, D) float32 parameter.
         usage: (K,) running count of vectors per step that chose each code; starts at 1, uniform.
         pending_counts: (K,) counts since the last step.
+        pending_sums: (K, D) sums of the vectors that chose each code, since the last step; (K, 0), and not saved,
+            unless the codebook is trained by statistics.
         rewritten: (K,) the share of each row that was overwritten since whoever owns an optimizer last cleared it: the
             moments that it keeps for that row belong to a vector that is gone. Not saved.
         extra state: steps taken, the step of the last refresh, and the batches pending, as one int64 tensor.
 
     Class attributes:
-        trained_by: "gradient" (a loss or an estimator must reach it), "statistics" or "nothing".
+        trained_by: "gradient" (a loss or an estimator must reach it), "statistics" (`fold`) or "nothing".
         rows: "writable" where single rows may be overwritten (restarts), "derived" where they are computed from other
             weights (`bake` stores them), "frozen" where they stay.
         cascaded: whether one table is searched and another is read.
@@ -57,6 +59,7 @@ class Codebook(Configured, FullPrecisionModule):
     vectors: Tensor
     usage: Tensor
     pending_counts: Tensor
+    pending_sums: Tensor
     rewritten: Tensor
 
     def __init__(self, codebook_size: int, dim: int, *, usage_decay: float = 0.99, seed: int = 0) -> None:
@@ -74,10 +77,14 @@ class Codebook(Configured, FullPrecisionModule):
         self.steps = 0
         self.refreshed_at = 0
         self._pending_batches = 0
-        self._has_observed = False
+        self.has_observed = False
         self.build_vectors(torch.Generator().manual_seed(seed))
         self.register_buffer("usage", torch.ones(codebook_size, dtype=torch.float32))
         self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.float32))
+        sums = self.trained_by == "statistics"
+        self.register_buffer(
+            "pending_sums", torch.zeros(codebook_size, dim if sums else 0, dtype=torch.float32), persistent=sums
+        )
         self.register_buffer("rewritten", torch.zeros(codebook_size, dtype=torch.float32), persistent=False)
 
     def build_vectors(self, generator: torch.Generator) -> None:
@@ -109,10 +116,14 @@ class Codebook(Configured, FullPrecisionModule):
         """Add a batch to the pending statistics, summed over ranks. Every rank must call it, an empty batch
         included.
         """
-        statistics = distributed.all_reduce_sum(self._statistics(selection))
-        self._add_pending(statistics)
+        size, width = self.pending_sums.shape
+        # One tensor of counts and sums, so that a step costs one collective.
+        packed = segment_stats(selection.z[:, :width], selection.indices, size).packed
+        packed = distributed.all_reduce_sum(packed)
+        self.pending_counts.add_(packed[:size])
+        self.pending_sums.add_(packed[size:].view(size, width))
         self._pending_batches += 1
-        self._has_observed = True
+        self.has_observed = True
 
     @torch.no_grad()
     def step(self) -> None:
@@ -121,27 +132,27 @@ class Codebook(Configured, FullPrecisionModule):
             return
         # A batch without one valid vector says nothing about usage: it must not age the codes.
         seen = (self.pending_counts.sum() > 0).to(self.usage.dtype)
-        self._fold(1 - (1 - self.usage_decay) * seen)
-        self._clear_pending()
+        self.fold(1 - (1 - self.usage_decay) * seen)
+        self._forget_pending()
         self.steps += 1
 
-    def _statistics(self, selection: Selection) -> Tensor:
-        return segment_stats(selection.z[:, :0], selection.indices, self.codebook_size).packed
+    def fold(self, decay: Tensor) -> None:
+        """Bring `usage`, and what else learns from statistics, up to date with the pending ones.
 
-    def _add_pending(self, statistics: Tensor) -> None:
-        self.pending_counts.add_(statistics)
-
-    def _fold(self, decay: Tensor) -> None:
+        Args:
+            decay: () gamma of this step; 1 where no vector was seen.
+        """
         self.usage.mul_(decay).add_((1 - decay) * self.pending_counts)
 
-    def _clear_pending(self) -> None:
+    def _forget_pending(self) -> None:
         self.pending_counts.zero_()
+        self.pending_sums.zero_()
         self._pending_batches = 0
 
     def assume_uniform_usage(self, vectors_per_step: int) -> None:
         """Count every code as chosen by its even share of `vectors_per_step`; for `initialize`."""
         self.usage.fill_(vectors_per_step / self.codebook_size)
-        self._clear_pending()
+        self._forget_pending()
 
     # ------------------------------------------------------------------ rewriting
 
@@ -172,7 +183,7 @@ class Codebook(Configured, FullPrecisionModule):
         centers, counts = kmeans(samples, self.codebook_size, seed=seed)
         self.vectors.copy_(distributed.from_first_rank(centers))
         self.usage.copy_(distributed.from_first_rank(counts) * (vectors_per_step / len(samples)))
-        self._clear_pending()
+        self._forget_pending()
 
     # ------------------------------------------------------------------ state
 
@@ -183,7 +194,7 @@ class Codebook(Configured, FullPrecisionModule):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the counters."""
         self.steps, self.refreshed_at, self._pending_batches = (int(value) for value in state)
-        self._has_observed = self._has_observed or self._pending_batches > 0
+        self.has_observed = self.has_observed or self._pending_batches > 0
 
     def extra_repr(self) -> str:
         """Sizes and constants."""
@@ -205,7 +216,6 @@ class EMACodebook(Codebook):
 
     State:
         vectors: (K, D) float32 buffer.
-        pending_sums: (K, D) sums of the vectors that chose each code, since the last step.
         And that of `Codebook`, where `usage` is n.
 
     Args:
@@ -225,32 +235,17 @@ class EMACodebook(Codebook):
 
     trained_by = "statistics"
 
-    pending_sums: Tensor
-
     def build_vectors(self, generator: torch.Generator) -> None:
         """Uniform codes, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", _uniform(self.codebook_size, self.dim, generator))
-        self.register_buffer("pending_sums", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
 
-    def _statistics(self, selection: Selection) -> Tensor:
-        # One tensor of counts and sums, so that a step costs one collective.
-        return segment_stats(selection.z, selection.indices, self.codebook_size).packed
-
-    def _add_pending(self, statistics: Tensor) -> None:
-        found = SegmentStats.unpack(statistics, self.codebook_size)
-        self.pending_counts.add_(found.counts)
-        self.pending_sums.add_(found.sums)
-
-    def _fold(self, decay: Tensor) -> None:
-        super()._fold(decay)
+    def fold(self, decay: Tensor) -> None:
+        """Move the codes, too; see `Codebook`."""
+        super().fold(decay)
         # n is at least (1 - decay) c wherever c > 0, and where c = 0 the numerator is exactly 0.
         weight = (1 - decay) / self.usage.clamp(min=torch.finfo(self.usage.dtype).tiny)
         change = self.pending_sums - self.pending_counts.unsqueeze(-1) * self.vectors
         self.vectors.add_(change * weight.unsqueeze(-1))
-
-    def _clear_pending(self) -> None:
-        super()._clear_pending()
-        self.pending_sums.zero_()
 
 
 class ProjectedCodebook(Codebook):

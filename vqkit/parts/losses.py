@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
-from vqkit.functional import row_mean_square, unit
+from vqkit.functional import unit
 from vqkit.kernels import assignment_entropy, entropy
 from vqkit.parts.part import Part
 from vqkit.parts.selection import Selection
@@ -97,7 +97,7 @@ class Commitment(Loss):
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(z, sg(e))."""
         target = selection.selected if selection.matched is None else selection.matched
-        return selection.mean(row_mean_square(selection.z - target.detach()))
+        return selection.mean_square(selection.z - target.detach())
 
 
 class CodebookLoss(Loss):
@@ -117,7 +117,7 @@ class CodebookLoss(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(sg(z), e)."""
-        return selection.mean(row_mean_square(selection.z.detach() - selection.selected))
+        return selection.mean_square(selection.z.detach() - selection.selected)
 
 
 class DoubleQuantization(Loss):
@@ -146,7 +146,7 @@ class DoubleQuantization(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mse(quantized, z)."""
-        return selection.mean(row_mean_square(quantized - selection.z))
+        return selection.mean_square(quantized - selection.z)
 
 
 class Entropy(Loss):

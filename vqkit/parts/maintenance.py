@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 
 class Maintenance(Part):
-    """A rule that may rewrite codes before a search, from the batch that is about to be quantized."""
+    """A rule that may rewrite codes before a search, from the batch that is about to be quantized.
+
+    Attributes:
+        every: optimizer steps between two calls of `refresh`.
+    """
+
+    every: int = 1
 
     @abstractmethod
     def refresh(self, codebook: "Codebook", z: Tensor, valid: Tensor) -> None:
-        """Rewrite codes in place, the same on every rank; called once per optimizer step, without gradients.
+        """Rewrite codes in place, the same on every rank; called at every `every`-th optimizer step, without
+        gradients.
 
         Args:
             codebook: judged by its `usage` up to the previous step.
@@ -57,8 +64,6 @@ class RandomRestart(Maintenance):
 
     def refresh(self, codebook: "Codebook", z: Tensor, valid: Tensor) -> None:
         """Replace up to `limit` dead codes."""
-        if codebook.steps % self.every:
-            return
         count = min(self.limit, codebook.codebook_size)
         usage, candidates = torch.topk(codebook.usage, count, largest=False)
         dead = usage < self.threshold * codebook.usage.mean()
@@ -110,7 +115,7 @@ class LBGSplitting(Maintenance):
     def refresh(self, codebook: "Codebook", z: Tensor, valid: Tensor) -> None:
         """Replace up to `limit` dead codes."""
         count = min(self.limit, codebook.codebook_size // 2)
-        if codebook.steps % self.every or not count:
+        if not count:
             return
         # One stable order for both ends: they never overlap, and ties are broken alike on every rank and device.
         order = codebook.usage.argsort(stable=True)

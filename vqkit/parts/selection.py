@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
+from vqkit.runtime import uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,13 @@ class Noise:
     step: Tensor
     first: int
     count: int
+
+    @classmethod
+    @uncompiled  # Python numbers that change at every step: a compiler would specialise on each of them
+    def of_step(cls, seed: int, step: int, count: int, device: torch.device) -> "Noise":
+        """The noise of a training forward on this rank, if all ranks hold `count` vectors."""
+        numbers = [torch.full((), number, device=device) for number in (seed, step)]
+        return cls(seed=numbers[0], step=numbers[1], first=distributed.rank() * count, count=count)
 
     def uniform(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
         """(rows, columns) float64 in (0, 1), for all N vectors or a slice of them."""
@@ -61,7 +69,7 @@ class Selection:
         latents: (N, D) the vectors as they came, with graph; z before `normalize`, where that is on.
         z: (N, D) the vectors that were compared with the codes, with graph.
         codes: (K, D) the codebook, with graph, or None where none is stored.
-        indices: (N,) int64, -1 where not valid.
+        indices: (N,) or (N, levels) int64, -1 where not valid.
         selected: (N, D) the chosen codes, with graph to the codebook.
         valid: (N,) bool.
         noise: the random numbers of this forward, where a part draws some; None outside of training.
@@ -83,3 +91,9 @@ class Selection:
         weight = self.valid.to(values.dtype)
         per_vector = values.flatten(1).mean(1) if values.ndim > 1 else values
         return (per_vector * weight).sum() / weight.sum().clamp(min=1)
+
+    def mean_square(self, differences: Tensor) -> Tensor:
+        """Mean of the squares of `differences` (N, D) over the valid vectors and all dimensions; see `mean`."""
+        weight = self.valid.to(differences.dtype)
+        squares = torch.linalg.vecdot(differences, differences)  # without a temporary of their size
+        return (squares * weight).sum() / (weight.sum().clamp(min=1) * differences.shape[-1])

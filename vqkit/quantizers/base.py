@@ -1,53 +1,37 @@
-"""What every quantizer shares: layouts, masks, non-finite inputs, dtypes, and the one result type."""
+"""The door of every quantizer, which each call of a user passes once: layouts, masks, non-finite inputs, dtypes.
 
-import math
+Behind the door stand two verbs, `BaseQuantizer.quantize` for vectors and `lookup` for indices; composites call those of
+their members.
+"""
+
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vqkit import distributed
+from vqkit.functional import connected_zero
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
+from vqkit.parts.losses import Loss
+from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
-from vqkit.runtime import autocast_disabled, recomputing
+from vqkit.quantizers.output import Quantized, QuantizerOutput
+from vqkit.runtime import autocast_disabled, keep_valid, recomputing
 from vqkit.saving.pretrained import Pretrained
 
 
-@dataclass(frozen=True, eq=False)
-class QuantizerOutput:
-    """What a quantizer returns.
-
-    Attributes:
-        quantized: same shape and dtype as the input; 0 at positions that were left out.
-        indices: int64, the input's shape without its channel axis; composites add a last axis of stages, groups or
-            levels. -1 marks what was left out: masked positions, non-finite vectors, dropped stages.
-        loss: scalar, the weighted sum of `losses`; always part of the graph in training.
-        losses: name -> scalar, unweighted, for logging.
-        nonfinite: int64 scalar, how many unmasked input vectors held a NaN or an infinity, or were so long that their
-            squared length overflows, and were left out.
-    """
-
-    quantized: Tensor
-    indices: Tensor
-    loss: Tensor
-    losses: dict[str, Tensor]
-    nonfinite: Tensor
-
-
-torch.export.register_dataclass(QuantizerOutput, serialized_type_name="vqkit.QuantizerOutput")
-
-
-class BaseQuantizer(Pretrained, FullPrecisionModule):
+class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     """A module from vectors to indices and back, in any layout.
 
-    Subclasses write `_forward` and `lookup` for channel-last float32 tensors; this class moves the channel axis, keeps
-    masked and non-finite vectors out, leaves autocast, and restores layout and dtype. `forward(x).quantized` equals
-    `decode(encode(x))` bit for bit in eval mode. `eval()`, `encode`, `decode` and everything under `torch.no_grad()`
-    change no state.
+    Users call `forward`, `encode` and `decode`: these move the channel axis, keep masked and non-finite vectors out,
+    leave autocast, and restore layout and dtype. Subclasses write what stands behind them, for channel-last float32
+    tensors: `quantize`, `penalize`, `lookup` and `initialize`. In eval mode `forward(x).quantized` equals
+    `decode(encode(x))` bit for bit. `eval()`, `encode`, `decode` and whatever runs under `torch.no_grad()` change no
+    state.
 
     Args:
         dim: D, the size of the input's channel axis.
@@ -81,66 +65,13 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         self.channel_dim = channel_dim
         self.codebook = None
         self.estimator = None
+        self.passes_through = False
         # Counters for `health`: tensors, so that the forward pass never waits for the device.
         self.register_buffer("latent_spread", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("nonfinite_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self._warned: set[str] = set()
 
-    # ------------------------------------------------------------------ what subclasses write
-
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Quantize channel-last vectors.
-
-        Args:
-            latents: (B, *S, D) in `self.dtype`, finite, 0 where not valid.
-            valid: (B, *S) bool.
-
-        Returns:
-            quantized (B, *S, D), indices (B, *S[, levels]), loss (), losses.
-        """
-        raise NotImplementedError
-
-    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        """The indices of `_forward`, for `encode`, which needs no losses."""
-        return self._forward(latents, valid)[1]
-
-    def _bottleneck(self, latents: Tensor) -> Tensor:
-        """The linear maps around the choice, for `bottleneck`: (..., D) -> (..., D)."""
-        return latents
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """Vectors for indices: (..., [levels]) int64 -> (..., D) in `self.dtype`; 0 where the index is -1."""
-        raise NotImplementedError
-
-    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Fit the codebook to data before training; the same on every rank.
-
-        Args:
-            latents: tensors in the layout of `forward`, for instance the encoder's outputs over a few batches; each
-                rank gives its own. They are read until `samples` vectors are there.
-            samples: how many vectors to use in all, over all ranks; None lets the quantizer decide.
-            seed: of every random choice made here.
-
-        Raises:
-            ValueError: `samples` is below 1; `latents` held no finite vector, or vectors of another size.
-        """
-        raise NotImplementedError
-
-    def step(self) -> None:
-        """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
-
-    @property
-    def nearest_metric(self) -> Metric | None:
-        """The metric, where encoding is the nearest of `nearest_codes` and decoding reads it: what a composite has to
-        know to search several quantizers in one call. None where it is anything else.
-        """
-        return None
-
-    def nearest_codes(self) -> Tensor:
-        """The codes (K, dim) that `nearest_metric` speaks of."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------ what users call
+    # ------------------------------------------------------------------ the door: what users call
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize.
@@ -152,37 +83,21 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         Raises:
             ValueError: `x` or `mask` has the wrong shape or dtype.
         """
-        latents, valid, nonfinite = self._enter(x, mask)
+        latents, valid, nonfinite = self.open(x, mask)
         if self.learning:
             self.nonfinite_seen.add_(nonfinite)
         with autocast_disabled(x.device):
-            quantized, indices, loss, losses = self._forward(latents, valid)
-            quantized = torch.where(valid.unsqueeze(-1), quantized, 0)
-        return QuantizerOutput(quantized.movedim(-1, self.channel_dim).to(x.dtype), indices, loss, losses, nonfinite)
+            quantized = self.quantize(latents, valid)
+            loss, losses = self.penalize(quantized)
+        vectors = quantized.vectors.movedim(-1, self.channel_dim).to(x.dtype)
+        return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of `x`, as `forward(x, mask).indices` in eval mode; takes no part in training."""
-        latents, valid, _ = self._enter(x, mask)
+        latents, valid, _ = self.open(x, mask)
         with autocast_disabled(x.device):
-            return self._encode(latents, valid)
-
-    def bottleneck(self, x: Tensor) -> Tensor:
-        """`x` through the linear maps into the code space and out of it, without a choice; `x` where there are none.
-
-        It is what the quantizer would pass on if every vector were a code of its own: for pre-training without
-        quantization (Gu, Diao 2024, arXiv 2404.19441, sec. 3.3), and as the ceiling of what a codebook can do.
-
-        Args:
-            x: as for `forward`; non-finite vectors become 0.
-
-        Returns:
-            Shape and dtype of `x`, with graph.
-        """
-        latents, valid, _ = self._enter(x, None)
-        with autocast_disabled(x.device):
-            passed = torch.where(valid.unsqueeze(-1), self._bottleneck(latents), 0)
-        return passed.movedim(-1, self.channel_dim).to(x.dtype)
+            return self.assign(latents, valid)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Vectors of `indices`, in the layout of `forward`.
@@ -196,40 +111,134 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
         Raises:
             ValueError: not integers, or outside -1 ... codebook_size - 1.
         """
+        self._check_indices(indices)
+        with autocast_disabled(indices.device):
+            return self.lookup(indices.long()).movedim(-1, self.channel_dim)
+
+    def open(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """From a user's layout to that behind the door.
+
+        Args:
+            x: as for `forward`.
+            mask: as for `forward`.
+
+        Returns:
+            latents (B, *S, D) in `self.dtype`, 0 where not valid; valid (B, *S) bool; nonfinite, () int64, how many
+            unmasked vectors are not finite.
+
+        Raises:
+            ValueError: `x` or `mask` has the wrong shape or dtype.
+        """
+        if not x.is_floating_point():
+            raise ValueError(f"x has dtype {x.dtype}: expected floating point")
+        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
+                "batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
+            )
+        # Cast first: a float64 number may be finite, and infinite in float32.
+        latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
+        # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.
+        finite = torch.linalg.vector_norm(latents.detach(), dim=-1) < torch.inf
+        if mask is None:
+            valid = finite
+            nonfinite = (~finite).sum()
+        else:
+            if mask.dtype != torch.bool or mask.shape != finite.shape:
+                raise ValueError(
+                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: expected {tuple(finite.shape)}, the "
+                    "shape of x without its channels, and torch.bool (True where a vector counts)"
+                )
+            valid = finite & mask
+            nonfinite = (mask & ~finite).sum()
+        return keep_valid(latents, valid), valid, nonfinite
+
+    def _check_indices(self, indices: Tensor) -> None:
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise ValueError(f"indices has dtype {indices.dtype}: expected integers, as encode returns them")
-        indices = indices.long()
         if self.level_axis and not 1 <= indices.shape[-1] <= self.num_codebooks:
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {self.num_codebooks} levels, "
                 "coarse first"
             )
         # Reading values would break tracing; a traced decode trusts its caller.
-        if not torch.compiler.is_compiling() and indices.numel():
-            self._check_range(indices)
-        with autocast_disabled(indices.device):
-            return self.lookup(indices).movedim(-1, self.channel_dim)
+        if torch.compiler.is_compiling() or not indices.numel():
+            return
+        sizes = self.codebook_sizes if self.level_axis else self.codebook_sizes[:1]
+        levels = indices.unbind(-1) if len(set(sizes)) > 1 else [indices]
+        for number, (level, size) in enumerate(zip(levels, sizes, strict=False)):
+            low, high = (int(value) for value in level.aminmax())
+            if low < -1 or high >= size:
+                where = f" at level {number}" if len(levels) > 1 else ""
+                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
 
-    def health(self) -> dict[str, float]:
-        """Read the counters kept during training, and warn once about each thing that is wrong.
+    # ------------------------------------------------------------------ behind the door: what subclasses write
 
-        Waits for the device, unlike the forward pass.
+    @abstractmethod
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Choose a code for each vector.
+
+        Args:
+            latents: (B, *S, D) in `self.dtype`, finite; anything where not valid.
+            valid: (B, *S) bool. What is not valid counts nowhere.
         """
-        report = self._health()
-        if report["nonfinite"] > 0:
-            self._warn_once(
-                "nonfinite",
-                f"{report['nonfinite']:.0f} input vectors held NaN or infinity and were left out (index -1); look for "
-                "an overflow in the encoder (lower learning rate, gradient clipping, bfloat16 instead of float16)",
-            )
-        return report
+
+    @abstractmethod
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of what `quantize` just returned: their weighted sum (), and name -> scalar, unweighted.
+
+        Vectors and sum together have a graph to every parameter in training, also where no vector is valid: data
+        parallelism has to find them all.
+        """
+
+    @abstractmethod
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors for indices: (..., [levels]) int64 -> (..., D) in `self.dtype`; 0 where the index is -1."""
+
+    @abstractmethod
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Fit the codebook to data before training; the same on every rank.
+
+        Args:
+            latents: tensors in the layout of `forward`, for instance the encoder's outputs over a few batches; each
+                rank gives its own. They are read until `samples` vectors are there.
+            samples: how many vectors to use in all, over all ranks; None lets the quantizer decide.
+            seed: of every random choice made here.
+
+        Raises:
+            ValueError: `samples` is below 1; `latents` held no finite vector, or vectors of another size.
+        """
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The indices of `quantize` alone, where a quantizer has a shorter way to the same ones."""
+        return self.quantize(latents, valid).indices
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """`lookup(quantized.indices)`, (B, *S, dim), with a graph to the codebook: what was chosen, not what the
+        estimator made of it.
+        """
+        return self.lookup(quantized.indices)
+
+    def step(self) -> None:
+        """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
+
+    @property
+    def nearest_metric(self) -> Metric | None:
+        """The metric, where encoding is the nearest of `nearest_codes` and decoding reads it: what a composite has to
+        know to search several quantizers in one call. None where it is anything else.
+        """
+        return None
+
+    def nearest_codes(self) -> Tensor:
+        """The codes (K, dim) that `nearest_metric` speaks of."""
+        raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
+
+    # ------------------------------------------------------------------ what they share
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """The size of each of the `num_codebooks` codebooks, in the order of the levels."""
         return (self.codebook_size,) * self.num_codebooks
-
-    # ------------------------------------------------------------------ shared by subclasses
 
     @property
     def dtype(self) -> torch.dtype:
@@ -244,73 +253,150 @@ class BaseQuantizer(Pretrained, FullPrecisionModule):
     @property
     def learning(self) -> bool:
         """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
-        return self.stochastic and not recomputing()
+        return self.training and torch.is_grad_enabled() and not recomputing()
 
-    def _health(self) -> dict[str, float]:
-        return {"nonfinite": float(self.nonfinite_seen)}
+    def health(self) -> dict[str, float]:
+        """Read the counters kept during training, and warn once about each thing that is wrong.
 
-    def _warn_once(self, kind: str, message: str) -> None:
+        Waits for the device, unlike the forward pass. Subclasses add their figures to those of this method.
+        """
+        nonfinite = float(self.nonfinite_seen)
+        if nonfinite > 0:
+            self.warn_once(
+                "nonfinite",
+                f"{nonfinite:.0f} input vectors held NaN or infinity and were left out (index -1); look for "
+                "an overflow in the encoder (lower learning rate, gradient clipping, bfloat16 instead of float16)",
+            )
+        return {"nonfinite": nonfinite}
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn of something once for each quantizer and `kind`, with its name in front."""
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"{type(self).__name__}: {message}", stacklevel=3)
 
-    def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, *S, D) latents in `self.dtype`, (B, *S) validity, and the count of non-finite vectors."""
-        if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}: expected floating point")
-        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
-                "batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
-            )
-        # Cast first: a float64 number may be finite, and infinite in float32.
-        latents = x.movedim(self.channel_dim, -1).to(self.dtype)
-        # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.
-        finite = torch.linalg.vecdot(latents, latents) < torch.inf
-        if mask is None:
-            valid = finite
-            nonfinite = (~finite).sum()
+
+class VectorQuantizer(BaseQuantizer):
+    """A quantizer of single vectors: subclasses write `choose` and `code_lookup` for (N, D) rows in the code space.
+
+    Args:
+        dim: size of the input's channel axis.
+        codebook_dim: D, the size of the code space. If it differs from `dim`, two linear maps lead in and out
+            (factorized codes, Yu et al. 2021, arXiv 2110.04627); None means `dim`.
+        channel_dim: see `BaseQuantizer`.
+        losses: penalties, each with its weight; names must differ.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    losses: Iterable[Loss]
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        codebook_dim: int | None = None,
+        channel_dim: int = -1,
+        losses: Sequence[Loss] = (),
+    ) -> None:
+        super().__init__(dim, channel_dim=channel_dim)
+        if isinstance(losses, nn.Module):
+            raise ValueError(f"losses={losses}: expected a list, [{losses}]")
+        if codebook_dim is not None and codebook_dim < 1:
+            raise ValueError(f"codebook_dim={codebook_dim}: expected at least 1, or None for dim={dim}")
+        self.codebook_dim = codebook_dim or dim
+        self.losses = nn.ModuleList(losses)  # type: ignore[assignment]  # it forgets its element type
+        self.has_projection = self.codebook_dim != dim
+        linear = self.has_projection
+        self.project_in = nn.Linear(dim, self.codebook_dim, dtype=torch.float32) if linear else nn.Identity()
+        self.project_out = nn.Linear(self.codebook_dim, dim, dtype=torch.float32) if linear else nn.Identity()
+
+    @abstractmethod
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Choose a code for each row of `latents` (N, D).
+
+        Args:
+            latents: in the code space; anything finite where not valid.
+            valid: (N,) bool. What is not valid gets index -1 and counts nowhere.
+
+        Returns:
+            what is passed on (N, D), with the gradient of the estimator, and the selection.
+        """
+
+    @abstractmethod
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        """Code vectors (N, D) of `indices` (N,), all of which are in range."""
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Flatten, project into the code space, choose, and project out; see `BaseQuantizer`."""
+        rows, counts = self.project_in(latents.reshape(-1, self.dim)), valid.reshape(-1)
+        selection = None
+        if self.passes_through:
+            estimated, indices = rows, counts.new_full((len(rows), *self._level_shape), -1, dtype=torch.int64)
         else:
-            if mask.dtype != torch.bool or mask.shape != finite.shape:
-                raise ValueError(
-                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: expected {tuple(finite.shape)}, the "
-                    "shape of x without its channels, and torch.bool (True where a vector counts)"
-                )
-            valid = finite & mask
-            nonfinite = (mask & ~finite).sum()
-        return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
+            estimated, selection = self.choose(rows, counts)
+            indices = selection.indices
+        return Quantized(
+            vectors=keep_valid(self.project_out(estimated).reshape(latents.shape), valid),
+            indices=indices.reshape(*valid.shape, *self._level_shape),
+            valid=valid,
+            selection=selection,
+            estimated=None if selection is None else estimated,
+        )
 
-    def _check_range(self, indices: Tensor) -> None:
-        sizes = self.codebook_sizes if self.level_axis else self.codebook_sizes[:1]
-        levels = indices.unbind(-1) if len(set(sizes)) > 1 else [indices]
-        for number, (level, size) in enumerate(zip(levels, sizes, strict=False)):
-            low, high = (int(value) for value in level.aminmax())
-            if low < -1 or high >= size:
-                where = f" at level {number}" if len(levels) > 1 else ""
-                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses with their weights; see `BaseQuantizer`."""
+        losses: dict[str, Tensor] = {}
+        total = connected_zero(quantized.vectors)
+        if quantized.selection is None or quantized.estimated is None:
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            return total + sum(0 * parameter.flatten()[:1].sum() for parameter in trained), losses
+        for loss in self.losses:
+            losses[loss.name] = loss(quantized.selection, quantized.estimated)
+            total = total + loss.weight * losses[loss.name]
+        return total, losses
 
-    def _enough_samples(self, samples: int | None) -> int:
-        """The default of `initialize`: 64 vectors per code, within 65,536 and 262,144, and at least 4 per code."""
-        if samples is None:
-            return max(min(max(64 * self.codebook_size, 65_536), 262_144), 4 * self.codebook_size)
-        return samples
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
+        rows = indices.reshape(-1)
+        vectors = self.project_out(self.code_lookup(rows.clamp(min=0)))
+        return keep_valid(vectors, rows >= 0).reshape(*indices.shape, self.dim)
 
-    def _collect(self, latents: Iterable[Tensor], samples: int) -> tuple[Tensor, int]:
-        """This rank's share of `samples` finite vectors (M, D), and how many of them a batch held on average."""
-        if samples < 1:
-            raise ValueError(f"samples={samples}: expected at least 1 vector, or None for the default")
-        wanted = math.ceil(samples / distributed.world_size())
-        rows: list[Tensor] = []
-        collected, batches = 0, 0
-        for x in latents:
-            vectors, valid, _ = self._enter(x, None)
-            rows.append(vectors[valid])
-            collected += len(rows[-1])
-            batches += 1
-            if collected >= wanted:
-                break
-        # All ranks raise, or none: one that raised alone would leave the others waiting.
-        if not int(distributed.all_reduce_sum(self.nonfinite_seen.new_tensor(collected))):
-            raise ValueError("latents: expected at least one finite vector to initialize from, got none")
-        nothing = self.latent_spread.new_zeros(0, self.dim)
-        return torch.cat([nothing, *rows])[:wanted], math.ceil(collected / max(batches, 1))
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """The chosen codes, projected out; see `BaseQuantizer`."""
+        if quantized.selection is None:
+            return quantized.vectors
+        vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
+        return keep_valid(vectors, quantized.valid)
+
+    @property
+    def _level_shape(self) -> tuple[int, ...]:
+        """The last axes of the indices: none, or one of levels."""
+        return (self.num_codebooks,) if self.level_axis else ()
+
+
+@contextmanager
+def without_quantization(module: nn.Module) -> Iterator[None]:
+    """Context in which the quantizers of a module pass vectors on without a choice, through their linear maps alone.
+
+    It is as if every vector were a code of its own: for pre-training without quantization (Gu, Diao 2024, arXiv
+    2404.19441, sec. 3.3), and as the ceiling of what a codebook can do. Indices are -1, losses are 0 with a graph to
+    every parameter, nothing is recorded, and no stage is dropped. Everything else is as outside: layouts, masks,
+    gradients, and whatever a `Tokenizer` does around its quantizer.
+
+        >>> with without_quantization(tokenizer):
+        ...     reconstruction = tokenizer(images).reconstruction
+
+    Args:
+        module: a quantizer, or anything that holds some, such as a `Tokenizer`, compiled or wrapped or not.
+    """
+    quantizers = [part for part in module.modules() if isinstance(part, BaseQuantizer)]
+    before = [quantizer.passes_through for quantizer in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer.passes_through = True
+        yield
+    finally:
+        for quantizer, mode in zip(quantizers, before, strict=True):
+            quantizer.passes_through = mode

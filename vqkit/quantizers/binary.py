@@ -11,9 +11,9 @@ from vqkit.functional import exact_sum, straight_through
 from vqkit.parts.compatibility import check_losses_without_codebook
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
+from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.bit_entropy import near_equal
 from vqkit.quantizers.initialization import standardize_projection
-from vqkit.quantizers.vector import VectorQuantizer
 
 LARGEST_INDEX_BITS = 62
 """Bits of one index: 2^62 codes and their number fit an int64."""
@@ -80,7 +80,7 @@ class BinaryQuantizer(VectorQuantizer):
         """2 to the power of the bits of each level."""
         return tuple(2**width for width in self.level_bits)
 
-    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Take the signs of `latents` (N, D); 0 has the sign -1."""
         bits = latents > 0
         z = self.direction(latents)
@@ -88,19 +88,12 @@ class BinaryQuantizer(VectorQuantizer):
         if self.learning:
             self._record(latents.detach(), bits, valid)
         quantized = straight_through(selected, self.surrogate(z)) if torch.is_grad_enabled() else selected
-        # Parts that look at a selection ask of its indices only whether they are there.
-        indices = torch.where(valid, 0 if self.level_axis else self._pack(bits).squeeze(-1), -1)
+        packed = self._pack(bits)
+        indices = torch.where(valid.unsqueeze(-1), packed, -1)
+        if not self.level_axis:
+            indices = indices.squeeze(-1)
         selection = Selection(latents=latents, z=z, codes=None, indices=indices, selected=selected, valid=valid)
         return quantized, selection
-
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        quantized, indices, loss, losses = super()._forward(latents, valid)
-        return quantized, self._encode(latents, valid) if self.level_axis else indices, loss, losses
-
-    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        rows = self.to_code_space(latents.reshape(-1, self.dim))
-        indices = torch.where(valid.reshape(-1, 1), self._pack(rows > 0), -1)
-        return indices.reshape(*valid.shape, self.num_codebooks) if self.level_axis else indices.reshape(valid.shape)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...[, levels]) int64 -> (..., dim), for any prefix of the levels."""
@@ -162,15 +155,16 @@ class BinaryQuantizer(VectorQuantizer):
         standardize_projection(self, latents, samples)
         self.health()
 
-    def _health(self) -> dict[str, float]:
+    def health(self) -> dict[str, float]:
+        """The share of `stuck_bits`, which are the same for nearly all vectors; see `BaseQuantizer`."""
         stuck = float(self.stuck_bits)
         if stuck > 0.1:
-            self._warn_once(
+            self.warn_once(
                 "stuck bits",
                 f"{stuck:.0%} of the bits are the same for 99 % of the vectors, and say next to nothing: raise the "
                 "weight or the diversity of BitEntropy, or call initialize(latents) with a projection (dim != bits)",
             )
-        return super()._health() | {"stuck_bits": stuck}
+        return super().health() | {"stuck_bits": stuck}
 
     def extra_repr(self) -> str:
         """Bits and layout."""

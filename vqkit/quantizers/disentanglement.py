@@ -2,47 +2,26 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from vqkit.functional import straight_through, unit
+from vqkit.functional import straight_through
 from vqkit.parts.losses import Penalty
-from vqkit.quantizers.vector import VectorQuantizer
-
-
-@dataclass(frozen=True, eq=False)
-class GroupSelection:
-    """What one group chose for N vectors.
-
-    Attributes:
-        group: the quantizer.
-        latents: (N, dim) its slice of the channels, with graph, 0 where nothing was chosen.
-        indices: (N,) int64, -1 where nothing was chosen.
-    """
-
-    group: VectorQuantizer
-    latents: Tensor
-    indices: Tensor
-
-    def codes(self) -> Tensor:
-        """(N, D) the chosen codes in the code space, with graph to the codebook."""
-        return self.group.code_lookup(self.indices.clamp(min=0))
-
-    def z(self) -> Tensor:
-        """(N, D) the vectors in the code space, with graph."""
-        rows = self.group.to_code_space(self.latents)
-        return unit(rows) if getattr(self.group, "normalize", False) else rows
+from vqkit.parts.selection import Selection
 
 
 class GroupLoss(Penalty):
     """A penalty on what several groups chose together; see `Penalty`."""
 
     @abstractmethod
-    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
-        """The unweighted loss, scalar; the mean over the vectors that were chosen for."""
+    def forward(self, selections: Sequence[Selection]) -> Tensor:
+        """The unweighted loss, scalar; the mean over the vectors that were chosen for.
+
+        Args:
+            selections: of each group, for the same N vectors.
+        """
 
 
 class Disentanglement(GroupLoss):
@@ -62,9 +41,9 @@ class Disentanglement(GroupLoss):
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__(weight)
 
-    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+    def forward(self, selections: Sequence[Selection]) -> Tensor:
         """Mean over pairs of mean(<e_i, e_j>^2)."""
-        return _pairwise(selections, [selection.codes() for selection in selections])
+        return _pairwise(selections, [chosen.selected for chosen in selections])
 
 
 class PublishedDisentanglement(GroupLoss):
@@ -79,13 +58,13 @@ class PublishedDisentanglement(GroupLoss):
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__(weight)
 
-    def forward(self, selections: Sequence[GroupSelection]) -> Tensor:
+    def forward(self, selections: Sequence[Selection]) -> Tensor:
         """Mean over pairs of mean(<q_i, q_j>^2), with q = z + sg(e - z)."""
-        return _pairwise(selections, [straight_through(chosen.codes(), chosen.z()) for chosen in selections])
+        return _pairwise(selections, [straight_through(chosen.selected, chosen.z) for chosen in selections])
 
 
-def _pairwise(selections: Sequence[GroupSelection], vectors: Sequence[Tensor]) -> Tensor:
+def _pairwise(selections: Sequence[Selection], vectors: Sequence[Tensor]) -> Tensor:
     pairs = list(combinations(vectors, 2))
     squares = torch.stack([torch.linalg.vecdot(first, second).square() for first, second in pairs]).mean(0)
-    valid = torch.stack([selection.indices >= 0 for selection in selections]).all(0).to(squares.dtype)
+    valid = torch.stack([chosen.valid for chosen in selections]).all(0).to(squares.dtype)
     return (valid * squares).sum() / valid.sum().clamp(min=1)

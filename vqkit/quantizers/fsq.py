@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqkit.functional import exact_sum, straight_through
+from vqkit.functional import straight_through
 from vqkit.parts.selection import Selection
+from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.initialization import standardize_projection
-from vqkit.quantizers.vector import VectorQuantizer
 
 _LARGEST_CODEBOOK = 2**62
 _MOST_CENTERED_LEVELS = 1000
+_WATCHED_VECTORS = 4096
+"""Vectors of a batch from which `health` estimates how many are saturated."""
 
 
 class FSQ(VectorQuantizer):
@@ -54,25 +56,57 @@ class FSQ(VectorQuantizer):
         self.codebook_size = math.prod(levels)
         sizes = torch.tensor(self.levels)
         self.register_buffer("level_counts", sizes)
-        self.register_buffer("place_values", torch.cat([sizes.new_ones(1), sizes[:-1].cumprod(0)]))
+        self._places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(self._places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     level_counts: Tensor
     place_values: Tensor
     saturated: Tensor
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        """Bound and round `z` (N, D)."""
-        bounded = self.bound(z)
-        rounded = bounded.detach().round()
-        selected = self._code(rounded)
-        digits = (rounded + self._half_width).long()
-        indices = torch.where(valid, exact_sum(digits * self.place_values), -1)
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Bound and round `latents` (N, D)."""
+        half, offset, shift = self.grid(latents.dtype)
+        squashed = (latents + shift).tanh_()
+        levels = (squashed.detach() * half).sub_(offset).round_()
+        selected = levels / self._half_width
+        indices = torch.where(valid, self._pack(levels.add_(self._half_width)), -1)
         if self.learning:
-            far = (z.detach().abs() > 3).to(self.dtype).mean(-1)
-            self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
-        quantized = straight_through(selected, self._code(bounded)) if torch.is_grad_enabled() else selected
-        return quantized, Selection(latents=z, z=z, codes=None, indices=indices, selected=selected, valid=valid)
+            self._record(latents.detach(), valid)
+        if torch.is_grad_enabled():
+            estimated = straight_through(selected, squashed * (half / self._half_width))
+            selected = estimated.detach()
+        else:
+            estimated = selected
+        return estimated, Selection(
+            latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid
+        )
+
+    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """half, offset and shift of the bound, each (D,)."""
+        half = (self.level_counts.to(dtype) - 1) * (1 - 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
+        return half, offset, (offset / half).tan()
+
+    def bound(self, z: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
+        odd.
+        """
+        half, offset, shift = self.grid(z.dtype)
+        return (z + shift).tanh() * half - offset
+
+    def _pack(self, digits: Tensor) -> Tensor:
+        """(N, D) floating point -> (N,) int64, one dimension after the other: no (N, D) of integers is held."""
+        indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
+        for digit, place in zip(digits.unbind(-1), self._places, strict=True):
+            indices += digit.long() * place
+        return indices
+
+    def _record(self, latents: Tensor, valid: Tensor) -> None:
+        """Note how many of some latents lie where tanh passes almost no gradient."""
+        rows = slice(None, None, max(1, len(latents) // _WATCHED_VECTORS))
+        far = (latents[rows].abs() > 3).sum(-1) / self.codebook_dim
+        self.saturated.copy_((far * valid[rows]).sum() / valid[rows].sum().clamp(min=1))
 
     def _load_from_state_dict(
         self,
@@ -91,21 +125,10 @@ class FSQ(VectorQuantizer):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def bound(self, z: Tensor) -> Tensor:
-        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
-        odd.
-        """
-        half = (self.level_counts.to(z.dtype) - 1) * (1 - 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(z.dtype)
-        return (z + (offset / half).tan()).tanh() * half - offset
-
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""
         digits = indices.unsqueeze(-1) // self.place_values % self.level_counts
-        return self._code((digits - self._half_width).to(self.dtype))
-
-    def _code(self, rounded: Tensor) -> Tensor:
-        return rounded / self._half_width
+        return (digits - self._half_width).to(self.dtype) / self._half_width
 
     @property
     def _half_width(self) -> Tensor:
@@ -120,15 +143,16 @@ class FSQ(VectorQuantizer):
         standardize_projection(self, latents, samples)
         self.health()
 
-    def _health(self) -> dict[str, float]:
+    def health(self) -> dict[str, float]:
+        """The share of `saturated` latents; see `BaseQuantizer`."""
         saturated = float(self.saturated)
         if saturated > 0.5:
-            self._warn_once(
+            self.warn_once(
                 "saturation",
                 f"{saturated:.0%} of the latents lie beyond 3, where tanh passes almost no gradient: normalise the "
                 "encoder's output, or call initialize(latents) with a projection (dim != len(levels))",
             )
-        return super()._health() | {"saturated": saturated}
+        return super().health() | {"saturated": saturated}
 
     def extra_repr(self) -> str:
         """Levels and layout."""
@@ -162,25 +186,8 @@ class CenteredFSQ(FSQ):
             )
         super().__init__(levels, dim=dim, channel_dim=channel_dim)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        found = state_dict.get(f"{prefix}level_counts")
-        if found is not None and found.tolist() != list(self.levels):
-            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def bound(self, z: Tensor) -> Tensor:
-        """As `FSQ.bound`, with 0 for z = 0."""
-        half = (self.level_counts.to(z.dtype) - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(z.dtype)
-        return (z + (offset / half).atanh()).tanh() * half - offset
+    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """As `FSQ.grid`, with a bound of 0 for z = 0."""
+        half = (self.level_counts.to(dtype) - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
+        return half, offset, (offset / half).atanh()

@@ -1,6 +1,6 @@
 """Grouped (product) quantization: each group quantizes its own slice of the channels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.parts.compatibility import check_groups
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import build_members, joined_sizes, member_health, summed_losses
-from vqkit.quantizers.disentanglement import GroupLoss, GroupSelection
-from vqkit.quantizers.vector import VectorQuantizer
+from vqkit.quantizers.composite import CompositeQuantizer, build_members
+from vqkit.quantizers.disentanglement import GroupLoss
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.output import Quantized
 
 
-class GroupedQuantizer(BaseQuantizer):
+class GroupedQuantizer(CompositeQuantizer):
     """Several quantizers side by side, each on consecutive channels: one token is one index per group.
 
     The first group takes the first `group.dim` channels, the second the next, and so on; `dim` is their sum. Groups may
@@ -48,7 +49,9 @@ class GroupedQuantizer(BaseQuantizer):
         ValueError: an argument is out of its range, or groups share state.
     """
 
-    level_axis = True
+    member_name = "group"
+    groups: Sequence[BaseQuantizer]
+    losses: Sequence[GroupLoss]
 
     def __init__(
         self,
@@ -59,43 +62,39 @@ class GroupedQuantizer(BaseQuantizer):
         channel_dim: int = -1,
     ) -> None:
         groups = build_members(group, num_groups, kind="group", owner="GroupedQuantizer")
-        super().__init__(sum(member.dim for member in groups), channel_dim=channel_dim)
+        super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim)
         check_groups(groups, losses)
-        self.groups = nn.ModuleList(groups)
-        self.losses = nn.ModuleList(losses)
-        self.num_codebooks = len(joined_sizes(groups))
-        self.codebook_size = max(joined_sizes(groups))
+        self.groups = nn.ModuleList(groups)  # type: ignore[assignment]  # it forgets its element type
+        self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """The size of each codebook, in the order of the last axis of the indices."""
-        return joined_sizes(self._groups)
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The groups, in the order of the channels."""
+        return self.groups
 
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        slices = self._slices(latents)
-        outputs = [group(part, valid) for group, part in zip(self._groups, slices, strict=True)]
-        number = len(outputs)
-        losses = {name: total / number for name, total in summed_losses([out.losses for out in outputs]).items()}
-        total = torch.stack([output.loss for output in outputs]).sum() / number
-        if self.losses:
-            chosen = [
-                GroupSelection(group, part.reshape(-1, group.dim), output.indices.flatten())
-                for group, part, output in zip(self._groups, slices, outputs, strict=True)
-                if isinstance(group, VectorQuantizer)
-            ]
-            between = {loss.name: loss(chosen) for loss in self._losses}
-            total = total + sum(loss.weight * between[loss.name] for loss in self._losses)
-            losses |= between
-        quantized = torch.cat([output.quantized for output in outputs], dim=-1)
-        return quantized, self._join([output.indices for output in outputs], valid), total, losses
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize each group's channels; see `BaseQuantizer`."""
+        members = [group.quantize(part, valid) for group, part in self._with_channels(latents)]
+        return Quantized(
+            vectors=torch.cat([member.vectors for member in members], dim=-1),
+            indices=self.join_levels([member.indices for member in members], valid.shape),
+            valid=valid,
+            members=members,
+        )
 
-    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        parts = zip(self._groups, self._slices(latents), strict=True)
-        return self._join([group.encode(part, valid) for group, part in parts], valid)
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of the groups' losses, and those between groups; see `BaseQuantizer`."""
+        total, losses = self.penalize_members(quantized, len(self.groups))
+        selections = [made.selection for made in quantized.members if made.selection is not None]
+        for loss in self.losses if selections else ():
+            losses[loss.name] = loss(selections)
+            total = total + loss.weight * losses[loss.name]
+        return total, losses
 
-    def _bottleneck(self, latents: Tensor) -> Tensor:
-        parts = zip(self._groups, self._slices(latents), strict=True)
-        return torch.cat([group.bottleneck(part) for group, part in parts], dim=-1)
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The groups' own; see `BaseQuantizer`."""
+        parts = (group.assign(part, valid) for group, part in self._with_channels(latents))
+        return self.join_levels(parts, valid.shape)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The groups' vectors side by side: (..., num_codebooks) int64 -> (..., dim)."""
@@ -104,11 +103,13 @@ class GroupedQuantizer(BaseQuantizer):
                 f"indices has shape {tuple(indices.shape)}: its last axis holds {self.num_codebooks} indices, one for "
                 "each codebook of the groups; put -1 where a group shall give zeros"
             )
-        levels = indices.split([group.num_codebooks for group in self._groups], dim=-1)
-        parts = zip(self._groups, levels, strict=True)
-        return torch.cat(
-            [group.lookup(level if group.level_axis else level.squeeze(-1)) for group, level in parts], dim=-1
-        )
+        parts = zip(self.groups, self.split_levels(indices), strict=True)
+        return torch.cat([group.lookup(levels) for group, levels in parts], dim=-1)
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """What the groups chose, side by side; see `BaseQuantizer`."""
+        pairs = zip(self.groups, quantized.members, strict=True)
+        return torch.cat([group.chosen_vectors(made) for group, made in pairs], dim=-1)
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
@@ -120,33 +121,14 @@ class GroupedQuantizer(BaseQuantizer):
                 and at least 4 per code.
             seed: group i uses seed + i.
         """
-        rows, batch = self._collect(latents, self._enough_samples(samples))
+        rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-        for number, (group, part) in enumerate(zip(self._groups, self._slices(rows), strict=True)):
+        for number, (group, part) in enumerate(self._with_channels(rows)):
             group.initialize(part.split(batch), samples=samples, seed=seed + number)
 
-    def step(self) -> None:
-        """Fold the statistics of every group."""
-        for group in self._groups:
-            group.step()
-
-    def _slices(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split([group.dim for group in self._groups], dim=-1)
-
-    def _join(self, indices: Sequence[Tensor], valid: Tensor) -> Tensor:
-        parts = zip(self._groups, indices, strict=True)
-        return torch.cat([part.reshape(*valid.shape, group.num_codebooks) for group, part in parts], dim=-1)
-
-    @property
-    def _groups(self) -> Iterable[BaseQuantizer]:
-        return self.groups  # type: ignore[return-value]  # nn.ModuleList forgets its element type
-
-    @property
-    def _losses(self) -> Iterable[GroupLoss]:
-        return self.losses  # type: ignore[return-value]  # nn.ModuleList forgets its element type
-
-    def _health(self) -> dict[str, float]:
-        return super()._health() | member_health(self._groups, "group")
+    def _with_channels(self, latents: Tensor) -> Iterator[tuple[BaseQuantizer, Tensor]]:
+        """Each group and its channels of (..., dim)."""
+        return zip(self.groups, latents.split([group.dim for group in self.groups], dim=-1), strict=True)
 
     def extra_repr(self) -> str:
         """Sizes and layout."""

@@ -78,16 +78,17 @@ class LFQ(BinaryQuantizer):
         far = (latents.abs() > 3).to(self.dtype).mean(-1)
         self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
 
-    def _health(self) -> dict[str, float]:
+    def health(self) -> dict[str, float]:
+        """The share of `saturated` latents; see `BaseQuantizer`."""
         saturated = float(self.saturated)
         if saturated > 0.5:
-            self._warn_once(
+            self.warn_once(
                 "saturation",
                 f"{saturated:.0%} of the latents lie beyond 3, where the codes are +-1 and a gradient hardly ever "
                 "turns a bit: normalise the encoder's output, raise the weight of Commitment, or call "
                 "initialize(latents) with a projection (dim != bits)",
             )
-        return super()._health() | {"saturated": saturated}
+        return super().health() | {"saturated": saturated}
 
     def extra_repr(self) -> str:
         """Bits, their order and the layout."""

@@ -17,11 +17,15 @@ from vqkit.parts.losses import Loss
 from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.search import Search
 from vqkit.parts.selection import Noise, Selection
-from vqkit.quantizers.vector import VectorQuantizer
+from vqkit.quantizers.base import VectorQuantizer
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.runtime import recomputing, uncompiled
 
 HEALTHY_SCALE = (0.1, 3.0)
 """Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
+
+_SPREAD_VECTORS = 4096
+"""Vectors of a batch from which `health` estimates their spread."""
 
 
 class Quantizer(VectorQuantizer):
@@ -62,6 +66,7 @@ class Quantizer(VectorQuantizer):
 
     codebook: Codebook
     estimator: Estimator
+    maintenance: Iterable[Maintenance]
 
     def __init__(
         self,
@@ -98,7 +103,8 @@ class Quantizer(VectorQuantizer):
         self.codebook = (codebook or parts.codebook)(codebook_size, self.codebook_dim)
         self.search = search or parts.search
         self.estimator = estimator or parts.estimator
-        self.maintenance = nn.ModuleList(parts.maintenance if maintenance is None else maintenance)
+        policies = parts.maintenance if maintenance is None else maintenance
+        self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
@@ -106,16 +112,16 @@ class Quantizer(VectorQuantizer):
                 f"codebook_size={codebook_size} of dimension {self.codebook_dim}; a factory must use the sizes that it "
                 "is given"
             )
-        check_compatible(self.codebook, self.search, self.estimator, list(self._losses), list(self._policies))
+        check_compatible(self.codebook, self.search, self.estimator, list(self.losses), list(self.maintenance))
 
     # ------------------------------------------------------------------ the five steps
 
-    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
-        z = self._on_sphere(latents)
-        if self.learning:
-            self._maintain(z, valid)
-        elif self.stochastic and recomputing():
+        z, learning = unit(latents) if self.normalize else latents, self.learning
+        if learning:
+            self._refresh(z, valid)
+        elif self.stochastic:
             self._check_recomputation()
         codes, searched = self._codes()
         noise = self._noise(len(z)) if self.stochastic else None
@@ -130,42 +136,38 @@ class Quantizer(VectorQuantizer):
             noise=noise,
             matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
         )
-        quantized = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
-        if self.learning:
+        estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
+        if learning:
             self.codebook.observe(selection)
-        return quantized, selection
+        return estimated, selection
 
     def code_vectors(self) -> Tensor:
         """The codes (K, D) as they are passed on and decoded."""
-        return self._on_sphere(self.codebook())
+        return unit(self.codebook()) if self.normalize else self.codebook()
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...), all of which are in range."""
         return nn.functional.embedding(indices, self.code_vectors())
 
-    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
-        z = self._on_sphere(self.to_code_space(latents.reshape(-1, self.dim)))
-        return torch.where(valid, self.search(z, self._codes()[1]).reshape(valid.shape), -1)
-
-    def _on_sphere(self, vectors: Tensor) -> Tensor:
-        return unit(vectors) if self.normalize else vectors
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The search alone; see `BaseQuantizer`."""
+        rows = self.project_in(latents.reshape(-1, self.dim))
+        found = self.search(unit(rows) if self.normalize else rows, self._codes()[1])
+        return torch.where(valid, found.reshape(valid.shape), -1)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """The codes (K, D) that are read, and those that are searched."""
         vectors = self.codebook()
-        codes = self._on_sphere(vectors)
-        searched = self._on_sphere(self.codebook.search_vectors(vectors)) if self.codebook.cascaded else codes
-        return codes, searched
+        searched = self.codebook.search_vectors(vectors) if self.codebook.cascaded else vectors
+        if not self.normalize:
+            return vectors, searched
+        codes = unit(vectors)
+        return codes, unit(searched) if self.codebook.cascaded else codes
 
-    # The step counters are Python numbers, on which a compiler would specialise anew at every step.
-    @uncompiled
     def _noise(self, count: int) -> Noise | None:
         if not (self.search.uses_noise or self.estimator.uses_noise):
             return None
-        device = self.latent_spread.device
-        numbers = (self.codebook.seed, self.codebook.noise_step)
-        seed, step = (torch.full((), number, device=device) for number in numbers)
-        return Noise(seed=seed, step=step, first=distributed.rank() * count, count=count)
+        return Noise.of_step(self.codebook.seed, self.codebook.noise_step, count, self.latent_spread.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -180,24 +182,27 @@ class Quantizer(VectorQuantizer):
         """The codes (K, dim)."""
         return self.code_vectors()
 
-    # The step counters are Python numbers, on which a compiler would specialise anew at every step.
-    @uncompiled
+    @uncompiled  # the step counters are Python numbers: a compiler would specialise anew at every step
     @torch.no_grad()
-    def _maintain(self, z: Tensor, valid: Tensor) -> None:
-        self.latent_spread.copy_(_valid_spread(z, valid))
+    def _refresh(self, z: Tensor, valid: Tensor) -> None:
+        """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+        every = max(1, len(z) // _SPREAD_VECTORS)
+        self.latent_spread.copy_(spread(z[::every], valid[::every]))
         if self.auto_step:
-            self.step()
-        if self.codebook.refreshed_at < self.codebook.steps:
-            self.codebook.refreshed_at = self.codebook.steps
-            for policy in self._policies:
-                policy.refresh(self.codebook, z, valid)
+            self.codebook.step()
+        codebook = self.codebook
+        if codebook.refreshed_at < codebook.steps:
+            codebook.refreshed_at = codebook.steps
+            for policy in self.maintenance:
+                if codebook.steps % policy.every == 0:
+                    policy.refresh(codebook, z, valid)
 
     def step(self) -> None:
         """Fold the statistics gathered since the last step into the codebook."""
         self.codebook.step()
 
     def _check_recomputation(self) -> None:
-        if not self.codebook._has_observed:
+        if recomputing() and not self.codebook.has_observed:
             raise RuntimeError(
                 "this quantizer only ever ran inside a backward pass, as under "
                 "torch.utils.checkpoint(use_reentrant=True), where its codebook would never learn: pass "
@@ -217,40 +222,31 @@ class Quantizer(VectorQuantizer):
                 per code.
             seed: of the k-means.
         """
-        rows, rows_per_batch = self._collect(latents, self._enough_samples(samples))
+        rows, rows_per_batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         with torch.autocast(rows.device.type, enabled=False):
-            z = distributed.gather_rows(self._on_sphere(self.to_code_space(rows)))
+            z = self.project_in(rows)
+            z = distributed.gather_rows(unit(z) if self.normalize else z)
             vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))
             self.codebook.initialize(z, vectors_per_step=vectors_per_step, seed=seed)
         self.latent_spread.copy_(spread(z))
         self.health()
 
-    def _health(self) -> dict[str, float]:
+    def health(self) -> dict[str, float]:
+        """`scale_ratio` of the codes' spread to the latents', and the share of `dead` codes; see `BaseQuantizer`."""
         codebook = self.codebook
         latent_spread = float(self.latent_spread)
         ratio = float(spread(self.code_vectors().detach())) / latent_spread if latent_spread else float("nan")
         dead = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
         low, high = HEALTHY_SCALE
         if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
-            self._warn_once(
+            self.warn_once(
                 "scale",
                 f"the codes spread {ratio:.3g} times as far as the latents (healthy: {low} to {high}); a mismatch of "
                 "scale collapses a codebook whatever the method: call initialize(latents) before training, or "
                 "normalise the latents",
             )
-        return super()._health() | {"scale_ratio": ratio, "dead": dead}
-
-    @property
-    def _policies(self) -> Iterable[Maintenance]:
-        return self.maintenance  # type: ignore[return-value]  # nn.ModuleList forgets its element type
+        return super().health() | {"scale_ratio": ratio, "dead": dead}
 
     def extra_repr(self) -> str:
         """The method and the layout."""
         return f"method={self.method!r}, dim={self.dim}, channel_dim={self.channel_dim}, normalize={self.normalize}"
-
-
-def _valid_spread(z: Tensor, valid: Tensor) -> Tensor:
-    weight = valid.to(z.dtype).unsqueeze(-1)
-    count = weight.sum().clamp(min=1)
-    mean = (z * weight).sum(0) / count
-    return (((z - mean) * weight).square().sum(0) / count).mean().sqrt()

@@ -11,11 +11,12 @@ from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import build_members, joined_sizes, member_health, summed_losses
-from vqkit.runtime import uncompiled
+from vqkit.quantizers.composite import DepthDropout, build_members
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.output import Quantized
 
 
-class ResidualQuantizer(BaseQuantizer):
+class ResidualQuantizer(DepthDropout):
     """A chain of quantizers of the same `dim`; indices gain a last axis of stages, coarse first.
 
     Where the gradient passes is a choice:
@@ -30,8 +31,7 @@ class ResidualQuantizer(BaseQuantizer):
 
     `encode` searches all stages in one call where each is the nearest code of a stored or derived codebook (no
     `codebook_dim`, no `normalize`, one metric); `repr` tells. Training goes stage by stage, since the losses and
-    statistics of each need what it was given. (Where codes are so long that what is left over has a squared length
-    beyond float32, `forward` leaves that vector out of the later stages and `encode` does not.)
+    statistics of each need what it was given.
 
     Any prefix of the stages decodes: `decode(indices[..., :2])`. Stages are meant to store codebooks: a fixed grid
     (FSQ) is the same at every stage, and too coarse for what the first one leaves over.
@@ -57,7 +57,8 @@ class ResidualQuantizer(BaseQuantizer):
         ValueError: an argument is out of its range, or stages differ in `dim` or share state.
     """
 
-    level_axis = True
+    member_name = "stage"
+    stages: Sequence[BaseQuantizer]
 
     def __init__(
         self,
@@ -69,76 +70,63 @@ class ResidualQuantizer(BaseQuantizer):
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
         stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
-        super().__init__(stages[0].dim, channel_dim=channel_dim)
+        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
         _check_stages(stages, estimator)
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
-        self.dropout = dropout
-        self.seed = seed
-        self.draws = 0
-        self.num_codebooks = len(joined_sizes(stages))
-        self.codebook_size = max(joined_sizes(stages))
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """The size of each codebook, coarse first."""
-        return joined_sizes(self._stages)
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The stages, coarse first."""
+        return self.stages
 
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        total = torch.zeros_like(latents)
-        indices, losses, weighted, used = [], [], [], []
-        if self.stochastic:
-            self._count_draw()
-        active = self._draw_depths(latents) if self.dropout and self.stochastic else None
-        trains_codes = self.estimator is not None and self.estimator.trains_codebook
-        for number, stage in enumerate(self._stages):
-            stage_valid = valid if active is None else valid & (active > number)
-            residual = latents - (total if self.estimator is None else total.detach())
-            output = stage(residual, stage_valid)
-            total = total + (stage.lookup(output.indices) if trains_codes else output.quantized)
-            indices.append(output.indices.reshape(*valid.shape, stage.num_codebooks))
-            losses.append(output.losses)
-            weighted.append(output.loss)
-            used.append(stage_valid.any())
-        stages_used = torch.stack(used).sum().clamp(min=1)
-        mean_losses = {name: loss / stages_used for name, loss in summed_losses(losses).items()}
-        quantized = total if self.estimator is None else self._estimate(self.estimator, latents, total, valid)
-        return quantized, torch.cat(indices, dim=-1), sum(weighted) / stages_used, mean_losses
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize with one stage after the other; see `BaseQuantizer`."""
+        estimator = None if self.passes_through else self.estimator
+        depths = self.sample_depths(latents.shape[0])
+        total, members = torch.zeros_like(latents), []
+        for number, stage in enumerate(self.stages):
+            residual = latents - (total if estimator is None else total.detach())
+            used = valid if depths is None else valid & _per_sample(depths > number, valid)
+            members.append(stage.quantize(residual, used))
+            trains_codes = estimator is not None and estimator.trains_codebook
+            total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
+        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid)
+        indices = self.join_levels([member.indices for member in members], valid.shape)
+        return Quantized(vectors, indices, valid, members=members)
 
-    def _encode(self, latents: Tensor, valid: Tensor) -> Tensor:
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The stages' losses, averaged over the stages that any vector used; see `BaseQuantizer`."""
+        used = torch.stack([member.valid.any() for member in quantized.members]).sum()
+        return self.penalize_members(quantized, used.clamp(min=1))
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """One search of all stages, where each is the nearest code by one metric; see `BaseQuantizer`."""
         metric = self._metric_of_all_stages
-        if metric is None:
-            return super()._encode(latents, valid)
-        codebooks = [stage.nearest_codes() for stage in self._stages]
+        if metric is None or self.passes_through:
+            return super().assign(latents, valid)
+        codebooks = [stage.nearest_codes() for stage in self.stages]
         indices = residual_nearest(latents, codebooks, metric=metric).indices
         return torch.where(valid.unsqueeze(-1), indices, -1)
-
-    def _bottleneck(self, latents: Tensor) -> Tensor:
-        total = torch.zeros_like(latents)
-        for stage in self._stages:
-            total = total + stage.bottleneck(latents - total)
-        return total
 
     @property
     def _metric_of_all_stages(self) -> Metric | None:
         """The metric, if encoding is one residual search; None where a stage does more than that."""
-        metrics = {stage.nearest_metric for stage in self._stages}
+        metrics = {stage.nearest_metric for stage in self.stages}
         return metrics.pop() if len(metrics) == 1 else None
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Sum of the stages' vectors: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
         total = torch.zeros(*indices.shape[:-1], self.dim, dtype=self.dtype, device=indices.device)
-        first = 0
-        for stage in self._stages:
-            levels = indices[..., first : first + stage.num_codebooks]
-            if not levels.shape[-1]:
-                break
-            total = total + stage.lookup(levels if stage.level_axis else levels.squeeze(-1))
-            first += stage.num_codebooks
+        for stage, levels in zip(self.stages, self.split_levels(indices), strict=False):
+            total = total + stage.lookup(levels)
         return total
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """The sum of what the stages chose; see `BaseQuantizer`."""
+        pairs = zip(self.stages, quantized.members, strict=True)
+        return sum((stage.chosen_vectors(made) for stage, made in pairs), start=torch.zeros_like(quantized.vectors))
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
@@ -149,43 +137,17 @@ class ResidualQuantizer(BaseQuantizer):
             samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
             seed: stage i uses seed + i.
         """
-        rows, batch = self._collect(latents, self._enough_samples(samples))
-        for number, stage in enumerate(self._stages):
+        rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
+        for number, stage in enumerate(self.stages):
             samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
             stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
-
-    def step(self) -> None:
-        """Fold the statistics of every stage."""
-        for stage in self._stages:
-            stage.step()
-
-    @uncompiled
-    def _count_draw(self) -> None:
-        if self.learning:
-            self.draws += 1
-
-    @uncompiled
-    def _noise(self, estimator: Estimator, count: int) -> Noise | None:
-        if not (estimator.uses_noise and self.stochastic):
-            return None
-        seed, step = (torch.full((), number, device=self.latent_spread.device) for number in (self.seed, self.draws))
-        return Noise(seed=seed, step=step, first=distributed.rank() * count, count=count)
-
-    @uncompiled
-    def _draw_depths(self, latents: Tensor) -> Tensor:
-        """(B, 1, ...) how many stages each sample uses."""
-        # The global number of a sample, if all ranks hold as many: then N ranks draw as one process would.
-        samples = torch.arange(len(latents), device=latents.device) + distributed.rank() * len(latents)
-        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=self.draws) for k in (0, 1))
-        drawn = 1 + (depth * len(self.stages)).long()
-        stages = torch.where(chance < self.dropout, drawn, len(self.stages))
-        return stages.reshape(-1, *[1] * (latents.ndim - 2))
 
     def _estimate(self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return total
         rows, positions = latents.flatten(0, -2), valid.flatten()
+        noisy = estimator.uses_noise and self.stochastic
         selection = Selection(
             latents=rows,
             z=rows,
@@ -193,24 +155,9 @@ class ResidualQuantizer(BaseQuantizer):
             indices=positions.long() - 1,
             selected=total.flatten(0, -2),
             valid=positions,
-            noise=self._noise(estimator, len(rows)),
+            noise=Noise.of_step(self.seed, self.draws, len(rows), rows.device) if noisy else None,
         )
         return estimator(selection).reshape(latents.shape)
-
-    @property
-    def _stages(self) -> Iterable[BaseQuantizer]:
-        return self.stages  # type: ignore[return-value]  # nn.ModuleList forgets its element type
-
-    def _health(self) -> dict[str, float]:
-        return super()._health() | member_health(self._stages, "stage")
-
-    def get_extra_state(self) -> Tensor:
-        """How many dropout draws were made."""
-        return torch.tensor([self.draws], dtype=torch.int64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the count of draws."""
-        self.draws = int(state[0])
 
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""
@@ -219,6 +166,11 @@ class ResidualQuantizer(BaseQuantizer):
             f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
             f"encode={encode!r}"
         )
+
+
+def _per_sample(flags: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), with as many axes as `like`."""
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:

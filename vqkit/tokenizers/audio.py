@@ -112,12 +112,6 @@ class AudioTokenizer(Tokenizer):
         output = super().forward(self._whole_frames(data))
         return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
 
-    def autoencode(self, data: Tensor) -> TokenizerOutput:
-        """Encode and decode without quantizing; see `Tokenizer.autoencode`."""
-        self._check_no_stream("autoencode")
-        output = super().autoencode(self._whole_frames(data))
-        return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
-
     @torch.no_grad()
     def encode(self, data: Tensor, sample_rate: int | None = None) -> Tensor:
         """Indices of a waveform; of the frames that are complete, inside of `streaming()`.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.quantizers.base import QuantizerOutput
+from vqkit.quantizers.initialization import enough_samples
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.chunking import run_in_blocks
 from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer
@@ -90,25 +91,10 @@ class CrossScaleTokenizer(AudioTokenizer):
             data: (B, C, T) in [-1, 1] at `sample_rate`, T at least 1.
         """
         latents = self.encoder(self._whole_frames(data))
-        used = self.quantizer.draw_streams(len(data))
+        used = self.quantizer.sample_depths(len(data))
         decoded, outputs = self._refine(latents, used)
         wave = self._finish(decoded, len(outputs))
         return TokenizerOutput(wave[..., : data.shape[-1]], self.quantizer.join(outputs, used))
-
-    def autoencode(self, data: Tensor) -> TokenizerOutput:
-        """Encode and decode through the streams' linear maps alone, all of them; see `Tokenizer.autoencode`."""
-        latents = self.encoder(self._whole_frames(data))
-        passed: list[Tensor] = []
-
-        def add(number: int, decoded: Tensor | None) -> Tensor:
-            lacking = self._lacking(latents, number, decoded)
-            passed.append(self.quantizer.streams[number].bottleneck(lacking.mT).mT)
-            return passed[-1]
-
-        count = len(self.quantizer.streams)
-        wave = self._finish(self._walk(add, count), count)
-        output = self._nothing_chosen(torch.cat(passed, dim=1))
-        return TokenizerOutput(wave[..., : data.shape[-1]], output)
 
     @torch.no_grad()
     def encode(self, data: Tensor, sample_rate: int | None = None) -> Tensor:
@@ -133,7 +119,7 @@ class CrossScaleTokenizer(AudioTokenizer):
         Raises:
             ValueError: the levels end within a stream, or `length` is negative or more than the frames hold.
         """
-        parts = self.quantizer.split_levels(indices)
+        parts = self.quantizer.split_streams(indices)
         samples = indices.shape[1] * self.downsampling_factor
         if length is not None and not 0 <= length <= samples:
             raise ValueError(f"length={length}: expected 0 to {samples}, the samples of {indices.shape[1]} frames")
@@ -259,7 +245,7 @@ class CrossScaleTokenizer(AudioTokenizer):
             samples: frames to use, over all ranks; None lets the quantizer decide.
             seed: stream i uses seed + i.
         """
-        wanted = math.ceil(self.quantizer._enough_samples(samples) / distributed.world_size())
+        wanted = math.ceil(enough_samples(self.quantizer.codebook_size, samples) / distributed.world_size())
         waves: list[Tensor] = []
         frames = 0
         for batch in loader:

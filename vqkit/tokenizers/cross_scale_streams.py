@@ -1,25 +1,22 @@
 """The streams of cross-scale residual quantization (ESC): product quantizers that a tokenizer calls one by one."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vqkit import distributed
-from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
-from vqkit.quantizers.composite import member_health, summed_losses
-from vqkit.quantizers.grouped import GroupedQuantizer
-from vqkit.runtime import uncompiled
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.composite import DepthDropout, build_members
+from vqkit.quantizers.output import Quantized, QuantizerOutput
 
 
-class CrossScaleQuantizer(GroupedQuantizer):
+class CrossScaleQuantizer(DepthDropout):
     """The streams of a `vqkit.tokenizers.cross_scale.CrossScaleTokenizer`, coarse first, and the dropout between them.
 
     What a stream quantizes is what the decoder, given the streams before it, still lacks. That takes the decoder's
-    blocks, which belong to the decoder: so the tokenizer walks through them, and calls one stream after another. Called
-    by itself, this quantizer takes what is left over for all streams side by side, (B, dim, frames), as
-    `GroupedQuantizer` does.
+    blocks, which belong to the decoder: so the tokenizer walks through them, and calls one stream after another. This
+    quantizer cannot be called by itself.
 
     ESC-Base has six streams of 3 x 1024 codes, 1.5 kbit/s each:
 
@@ -43,39 +40,42 @@ class CrossScaleQuantizer(GroupedQuantizer):
         ValueError: an argument is out of its range, or streams share state.
     """
 
+    member_name = "stream"
+    groups: Sequence[BaseQuantizer]
+
     def __init__(self, stream: Sequence[Callable[[], BaseQuantizer]], *, dropout: float = 0.0, seed: int = 0) -> None:
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
-        super().__init__(stream, channel_dim=1)
-        self.dropout = dropout
-        self.seed = seed
-        self.draws = 0
+        streams = build_members(stream, None, kind="stream", owner="CrossScaleTokenizer")
+        dim = sum(member.dim for member in streams)
+        super().__init__(streams, dim, channel_dim=1, dropout=dropout, seed=seed)
+        self.groups = nn.ModuleList(streams)  # type: ignore[assignment]  # it forgets its element type
 
     @property
-    def streams(self) -> list[BaseQuantizer]:
+    def members(self) -> Iterable[BaseQuantizer]:
         """The quantizers of the streams; each takes (B, frames, dim)."""
-        return list(self._groups)
+        return self.groups
 
-    def draw_streams(self, batch_size: int) -> Tensor | None:
-        """How many streams each sample uses in this training forward, (B,) int64; None where all use all.
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Refused: see the class."""
+        raise self._by_itself()
 
-        A function of the seed, of the number of training forwards so far and of the number of a sample among those of
-        all ranks.
-        """
-        if not (self.dropout and self.stochastic):
-            return None
-        return self._draw(batch_size)
+    def lookup(self, indices: Tensor) -> Tensor:
+        """What each stream adds, side by side: (B, frames, levels) -> (B, frames, dim)."""
+        pairs = zip(self.groups, self.split_streams(indices), strict=True)
+        return torch.cat([stream.lookup(levels) for stream, levels in pairs], dim=-1)
 
-    # A Python number, on which a compiler would specialise anew at every step.
-    @uncompiled
-    def _draw(self, batch_size: int) -> Tensor:
-        if self.learning:
-            self.draws += 1
-        # The global number of a sample, if all ranks hold as many: then N ranks draw as one process would.
-        samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
-        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=self.draws) for k in (0, 1))
-        drawn = 1 + (depth * len(self.groups)).long()
-        return torch.where(chance < self.dropout, drawn, len(self.groups))
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """Refused: see the class."""
+        raise self._by_itself()
+
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Refused: see the class."""
+        raise self._by_itself()
+
+    def _by_itself(self) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__} cannot be called by itself: what a stream quantizes depends on the decoder, so "
+            "call the CrossScaleTokenizer that it belongs to"
+        )
 
     def join(self, outputs: Sequence[QuantizerOutput], used: Tensor | None) -> QuantizerOutput:
         """One result out of those of the streams.
@@ -89,46 +89,43 @@ class CrossScaleQuantizer(GroupedQuantizer):
             self.nonfinite_seen.add_(nonfinite)
         # A stream's loss is a mean over the samples that used it; over all of them, the others count as 0.
         everything = torch.ones((), device=nonfinite.device)
-        shares = [everything if used is None else (used > n).to(self.dtype).mean() for n in range(len(outputs))]
-        pairs = list(zip(shares, outputs, strict=True))
-        losses = [{name: share * loss for name, loss in output.losses.items()} for share, output in pairs]
-        frames = outputs[0].indices.shape[:2]
+        losses: dict[str, Tensor] = {}
+        total = everything.new_zeros(())
+        for number, output in enumerate(outputs):
+            share = everything if used is None else (used > number).to(self.dtype).mean()
+            total = total + share * output.loss
+            for name, loss in output.losses.items():
+                losses[name] = losses[name] + share * loss if name in losses else share * loss
         return QuantizerOutput(
             quantized=torch.cat([output.quantized for output in outputs], dim=-1).mT,
-            indices=torch.cat([output.indices.reshape(*frames, -1) for output in outputs], dim=-1),
-            loss=torch.stack([share * output.loss for share, output in pairs]).sum(),
-            losses=summed_losses(losses),
+            indices=self.join_levels([output.indices for output in outputs], outputs[0].indices.shape[:2]),
+            loss=total,
+            losses=losses,
             nonfinite=nonfinite,
         )
 
-    def split_levels(self, indices: Tensor) -> list[Tensor]:
+    def split_streams(self, indices: Tensor) -> list[Tensor]:
         """Indices (B, frames, levels) of each whole stream that `levels` covers, as that stream decodes them.
 
         Raises:
             ValueError: the levels end within a stream.
         """
-        widths = [stream.num_codebooks for stream in self.streams]
-        ends = list(itertools.accumulate(widths))
+        ends = list(itertools.accumulate(stream.num_codebooks for stream in self.groups))
         if indices.ndim != 3 or indices.shape[-1] not in ends:
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}: expected (B, frames, levels) with the levels of whole "
                 f"streams, one of {ends}"
             )
-        parts = indices.split(widths[: ends.index(indices.shape[-1]) + 1], dim=-1)
-        pairs = zip(self.streams, parts, strict=False)
-        return [part if stream.level_axis else part.squeeze(-1) for stream, part in pairs]
+        return self.split_levels(indices)
 
-    def _health(self) -> dict[str, float]:
-        return BaseQuantizer._health(self) | member_health(self.streams, "stream")
-
-    def get_extra_state(self) -> Tensor:
-        """How many dropout draws were made."""
-        return torch.tensor([self.draws], dtype=torch.int64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the count of draws."""
-        self.draws = int(state[0])
+    @property
+    def streams(self) -> Sequence[BaseQuantizer]:
+        """The quantizers of the streams; each takes (B, frames, dim)."""
+        return self.groups
 
     def extra_repr(self) -> str:
         """Streams and layout."""
-        return f"num_streams={len(self.groups)}, dropout={self.dropout}, {super().extra_repr()}"
+        return (
+            f"num_streams={len(self.groups)}, dropout={self.dropout}, codebook_sizes={self.codebook_sizes}, "
+            f"dim={self.dim}, channel_dim={self.channel_dim}"
+        )

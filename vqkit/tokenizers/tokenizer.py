@@ -77,19 +77,6 @@ class Tokenizer(Pretrained, nn.Module):
         output = self.quantizer(self.encoder(data))
         return TokenizerOutput(self._decode(output.quantized), output)
 
-    def autoencode(self, data: Tensor) -> TokenizerOutput:
-        """Encode and decode without quantizing: the linear maps of the quantizer alone (`BaseQuantizer.bottleneck`).
-
-        For pre-training before there are codes, and for finding out what the codes cost. All indices are -1, and the
-        loss is 0 with a graph to every parameter of the quantizer, so that data parallelism finds them all.
-
-        Args:
-            data: as for `forward`.
-        """
-        latents = self.encoder(data)
-        passed = self.quantizer.bottleneck(latents)
-        return TokenizerOutput(self._decode(passed), self._nothing_chosen(passed))
-
     @torch.no_grad()
     def encode(self, data: Tensor) -> Tensor:
         """Indices of the data.
@@ -136,16 +123,6 @@ class Tokenizer(Pretrained, nn.Module):
         # One dtype and one order in memory, however the vectors came: convolutions round differently for each order.
         weight = next(self.decoder.parameters(), quantized)
         return self.decoder(quantized.to(weight.dtype).contiguous())
-
-    def _nothing_chosen(self, passed: Tensor) -> QuantizerOutput:
-        quantizer = self.quantizer
-        shape = passed.movedim(quantizer.channel_dim, -1).shape[:-1]
-        shape += (quantizer.num_codebooks,) if quantizer.level_axis else ()
-        indices = torch.full(shape, -1, dtype=torch.int64, device=passed.device)
-        trained = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
-        loss = sum((0 * parameter.flatten()[:1].sum() for parameter in trained), start=passed.new_zeros(()).float())
-        nothing = torch.zeros((), dtype=torch.int64, device=passed.device)
-        return QuantizerOutput(passed, indices, loss, {}, nothing)
 
     def _latents(self, loader: Iterable[Any]) -> Iterator[Tensor]:
         weight = next(self.encoder.parameters(), None)

@@ -15,14 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from the checkout, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
 import torch
 
 from vqkit import Quantizer, ResidualQuantizer
 from vqkit.kernels import search_path
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vqkit"
 
 

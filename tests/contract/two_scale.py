@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqkit import BaseQuantizer, Quantized, Quantizer
-from vqkit.functional import straight_through
+from vqkit.parts.estimators import straight_through
 from vqkit.quantizers.initialization import collect_vectors
 
 

@@ -17,8 +17,8 @@ from vqkit import EMACodebook, Quantizer, ResidualQuantizer
 class CountsInBfloat16(EMACodebook):
     """Holds the counts in what the model is cast to."""
 
-    def fold(self, decay: Tensor) -> None:
-        super().fold(decay)
+    def fold(self, fresh: Tensor) -> None:
+        super().fold(fresh)
         self.usage.copy_(self.usage.bfloat16())
 
 

@@ -16,8 +16,8 @@ from vqkit import EMACodebook, Quantizer, Selection
 class RegistersAnew(EMACodebook):
     """Replaces a buffer."""
 
-    def fold(self, decay: Tensor) -> None:
-        super().fold(decay)
+    def fold(self, fresh: Tensor) -> None:
+        super().fold(fresh)
         self.register_buffer("usage", self.usage.clone())
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vqkit import Estimator, Quantizer, RotationTrick, Selection, TangentialRotationTrick
-from vqkit.functional import straight_through, unit
+from vqkit.functional import unit
+from vqkit.parts.estimators import straight_through
 
 
 class ValueFromTheRotation(Estimator):

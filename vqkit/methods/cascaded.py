@@ -9,11 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from vqkit.functional import straight_through
 from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import Codebook
-from vqkit.parts.estimators import Estimator
+from vqkit.parts.estimators import Estimator, straight_through
 from vqkit.parts.search import Search
 from vqkit.parts.selection import Selection
 

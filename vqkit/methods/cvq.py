@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from vqkit.functional import straight_through, unit
+from vqkit.functional import unit
 from vqkit.methods.anchors import Anchor, ClosestAnchor, at_least_one, pieces
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import Codebook
-from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.estimators import StraightThrough, straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.search import Search

@@ -6,10 +6,9 @@ Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN" (DAC, 
 
 from torch import Tensor
 
-from vqkit.functional import straight_through
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import NormalCodebook
-from vqkit.parts.estimators import Estimator, StraightThrough
+from vqkit.parts.estimators import Estimator, StraightThrough, straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment
 from vqkit.parts.search import Search
 from vqkit.parts.selection import Selection

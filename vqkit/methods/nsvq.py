@@ -6,10 +6,10 @@ Source: Vali, Bäckström 2022, "NSVQ: Noise Substitution in Vector Quantization
 import torch
 from torch import Tensor
 
-from vqkit.functional import straight_through, unit
+from vqkit.functional import unit
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import Codebook
-from vqkit.parts.estimators import Estimator
+from vqkit.parts.estimators import Estimator, straight_through
 from vqkit.parts.maintenance import RandomRestart
 from vqkit.parts.search import Search
 from vqkit.parts.selection import Selection

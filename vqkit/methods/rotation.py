@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from vqkit.functional import straight_through, unit
-from vqkit.parts.estimators import Estimator
+from vqkit.functional import unit
+from vqkit.parts.estimators import Estimator, straight_through
 from vqkit.parts.selection import Selection
 
 SMALLEST_NORM = 1e-6

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
-from vqkit.functional import matrix_square_root, straight_through
+from vqkit.functional import matrix_square_root
+from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 

@@ -131,18 +131,20 @@ class Codebook(Configured, FullPrecisionModule):
         if not self._pending_batches:
             return
         # A batch without one valid vector says nothing about usage: it must not age the codes.
-        seen = (self.pending_counts.sum() > 0).to(self.usage.dtype)
-        self.fold(1 - (1 - self.usage_decay) * seen)
+        fresh = (1 - self.usage_decay) * (self.pending_counts.sum() > 0).to(self.usage.dtype)
+        self.usage.mul_(1 - fresh).add_(fresh * self.pending_counts)
+        if self.trained_by == "statistics":
+            self.fold(fresh)
         self._forget_pending()
         self.steps += 1
 
-    def fold(self, decay: Tensor) -> None:
-        """Bring `usage`, and what else learns from statistics, up to date with the pending ones.
+    def fold(self, fresh: Tensor) -> None:
+        """Learn from the pending statistics, where `trained_by` is "statistics"; `usage` is up to date already.
 
         Args:
-            decay: () gamma of this step; 1 where no vector was seen.
+            fresh: () 1 - gamma, the weight of this step's statistics; 0 where no vector was seen.
         """
-        self.usage.mul_(decay).add_((1 - decay) * self.pending_counts)
+        raise TypeError(f"{type(self).__name__} is trained by {self.trained_by}: it has nothing to fold")
 
     def _forget_pending(self) -> None:
         self.pending_counts.zero_()
@@ -239,11 +241,10 @@ class EMACodebook(Codebook):
         """Uniform codes, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", _uniform(self.codebook_size, self.dim, generator))
 
-    def fold(self, decay: Tensor) -> None:
-        """Move the codes, too; see `Codebook`."""
-        super().fold(decay)
-        # n is at least (1 - decay) c wherever c > 0, and where c = 0 the numerator is exactly 0.
-        weight = (1 - decay) / self.usage.clamp(min=torch.finfo(self.usage.dtype).tiny)
+    def fold(self, fresh: Tensor) -> None:
+        """Move the codes; see `Codebook`."""
+        # n is at least (1 - gamma) c wherever c > 0, and where c = 0 the numerator is exactly 0.
+        weight = fresh / self.usage.clamp(min=torch.finfo(self.usage.dtype).tiny)
         change = self.pending_sums - self.pending_counts.unsqueeze(-1) * self.vectors
         self.vectors.add_(change * weight.unsqueeze(-1))
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqkit.functional import straight_through
 from vqkit.kernels import Metric, index_backpropagation
 from vqkit.kernels.panels import Panel, backpropagate, prepare
 from vqkit.parts.part import Part
@@ -59,6 +58,39 @@ class Estimator(Part):
     def train(self, mode: bool = True) -> Self:
         """Change nothing: an estimator has no mode, and one may belong to quantizers that are in different ones."""
         return self
+
+
+def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Exactly `value` in the forward pass, the gradient of `surrogate` in the backward pass.
+
+    The usual form `surrogate + (value - surrogate).detach()` rounds: its value is not bit for bit `value`, so that
+    decoding the indices of a batch gives something else than the batch gave.
+
+    Args:
+        value: any shape; no gradient flows into it.
+        surrogate: same shape and dtype.
+
+    Source: the identity for a discrete choice is Bengio, Léonard, Courville 2013 (arXiv 1308.3432).
+    """
+    if torch.compiler.is_compiling():  # the same in operations that a compiler fuses: an exact zero is added
+        return value.detach() + (surrogate - surrogate.detach())
+    return _StraightThrough.apply(value.detach(), surrogate)
+
+
+class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()  # a view could not be written to
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
 
 
 class StraightThrough(Estimator):

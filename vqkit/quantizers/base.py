@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vqkit.functional import connected_zero
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
@@ -164,10 +163,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         # Reading values would break tracing; a traced decode trusts its caller.
         if torch.compiler.is_compiling() or not indices.numel():
             return
-        sizes = self.codebook_sizes if self.level_axis else self.codebook_sizes[:1]
+        sizes = self.codebook_sizes if self.level_axis else (self.codebook_size,)
         levels = indices.unbind(-1) if len(set(sizes)) > 1 else [indices]
         for number, (level, size) in enumerate(zip(levels, sizes, strict=False)):
-            low, high = (int(value) for value in level.aminmax())
+            low, high = map(int, level.aminmax())
             if low < -1 or high >= size:
                 where = f" at level {number}" if len(levels) > 1 else ""
                 raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
@@ -333,13 +332,14 @@ class VectorQuantizer(BaseQuantizer):
         rows, counts = self.project_in(latents.reshape(-1, self.dim)), valid.reshape(-1)
         selection = None
         if self.passes_through:
-            estimated, indices = rows, counts.new_full((len(rows), *self._level_shape), -1, dtype=torch.int64)
+            levels = (self.num_codebooks,) if self.level_axis else ()
+            estimated, indices = rows, counts.new_full((len(rows), *levels), -1, dtype=torch.int64)
         else:
             estimated, selection = self.choose(rows, counts)
             indices = selection.indices
         return Quantized(
             vectors=keep_valid(self.project_out(estimated).reshape(latents.shape), valid),
-            indices=indices.reshape(*valid.shape, *self._level_shape),
+            indices=indices.reshape(*valid.shape, *indices.shape[1:]),
             valid=valid,
             selection=selection,
             estimated=None if selection is None else estimated,
@@ -348,20 +348,21 @@ class VectorQuantizer(BaseQuantizer):
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses with their weights; see `BaseQuantizer`."""
         losses: dict[str, Tensor] = {}
-        total = connected_zero(quantized.vectors)
         if quantized.selection is None or quantized.estimated is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            return total + sum(0 * parameter.flatten()[:1].sum() for parameter in trained), losses
+            return sum((0 * item.flatten()[:1].sum() for item in trained), start=_connected_zero(quantized.vectors)), {}
+        total: Tensor | None = None
         for loss in self.losses:
-            losses[loss.name] = loss(quantized.selection, quantized.estimated)
-            total = total + loss.weight * losses[loss.name]
-        return total, losses
+            losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
+            total = loss.weight * value if total is None else total + loss.weight * value
+        return _connected_zero(quantized.vectors) if total is None else total, losses
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
         rows = indices.reshape(-1)
         vectors = self.project_out(self.code_lookup(rows.clamp(min=0)))
-        return keep_valid(vectors, rows >= 0).reshape(*indices.shape, self.dim)
+        vectors = torch.where((rows >= 0).unsqueeze(-1), vectors, 0)
+        return vectors.reshape(*indices.shape, self.dim)
 
     def chosen_vectors(self, quantized: Quantized) -> Tensor:
         """The chosen codes, projected out; see `BaseQuantizer`."""
@@ -370,10 +371,28 @@ class VectorQuantizer(BaseQuantizer):
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
         return keep_valid(vectors, quantized.valid)
 
-    @property
-    def _level_shape(self) -> tuple[int, ...]:
-        """The last axes of the indices: none, or one of levels."""
-        return (self.num_codebooks,) if self.level_axis else ()
+
+def _connected_zero(tensor: Tensor) -> Tensor:
+    """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
+    if torch.compiler.is_compiling():
+        return 0 * tensor.flatten()[:1].sum()
+    return _ConnectedZero.apply(tensor)
+
+
+class _ConnectedZero(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> None:
+        return None
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqkit.functional import exact_sum, straight_through
+from vqkit.functional import exact_sum
 from vqkit.parts.compatibility import check_losses_without_codebook
+from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import VectorQuantizer

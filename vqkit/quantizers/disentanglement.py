@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from vqkit.functional import straight_through
+from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Penalty
 from vqkit.parts.selection import Selection
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqkit.functional import straight_through
+from vqkit.parts.estimators import straight_through
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.initialization import standardize_projection

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.functional import spread, unit
+from vqkit.functional import unit
 from vqkit.kernels import Metric
 from vqkit.methods import METHODS, Method
 from vqkit.parts.codebooks import Codebook
@@ -124,7 +124,8 @@ class Quantizer(VectorQuantizer):
         elif self.stochastic:
             self._check_recomputation()
         codes, searched = self._codes()
-        noise = self._noise(len(z)) if self.stochastic else None
+        uses_noise = self.search.uses_noise or self.estimator.uses_noise
+        noise = self._noise(len(z)) if uses_noise and self.stochastic else None
         nearest = self.search(z, searched, noise)
         selection = Selection(
             latents=latents,
@@ -143,7 +144,8 @@ class Quantizer(VectorQuantizer):
 
     def code_vectors(self) -> Tensor:
         """The codes (K, D) as they are passed on and decoded."""
-        return unit(self.codebook()) if self.normalize else self.codebook()
+        codes = self.codebook()
+        return unit(codes) if self.normalize else codes
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...), all of which are in range."""
@@ -164,9 +166,7 @@ class Quantizer(VectorQuantizer):
         codes = unit(vectors)
         return codes, unit(searched) if self.codebook.cascaded else codes
 
-    def _noise(self, count: int) -> Noise | None:
-        if not (self.search.uses_noise or self.estimator.uses_noise):
-            return None
+    def _noise(self, count: int) -> Noise:
         return Noise.of_step(self.codebook.seed, self.codebook.noise_step, count, self.latent_spread.device)
 
     @property
@@ -250,3 +250,19 @@ class Quantizer(VectorQuantizer):
     def extra_repr(self) -> str:
         """The method and the layout."""
         return f"method={self.method!r}, dim={self.dim}, channel_dim={self.channel_dim}, normalize={self.normalize}"
+
+
+def spread(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Root mean square distance of a set of vectors from their mean, per dimension: the scale of a cloud of points.
+
+    Args:
+        vectors: (N, D).
+        valid: (N,) bool, which of them count; None for all.
+
+    Returns:
+        scalar (): sqrt(mean over dimensions of the variance over those that count); 0 where fewer than two do.
+    """
+    weight = (vectors.new_ones(len(vectors)) if valid is None else valid.to(vectors.dtype)).unsqueeze(-1)
+    count = weight.sum().clamp(min=1)
+    mean = (vectors * weight).sum(0) / count
+    return (((vectors - mean) * weight).square().sum(0) / count).mean().sqrt()

@@ -98,6 +98,12 @@ def test_no_data_attribute_and_no_bare_except(path: Path) -> None:
     assert not written and not bare
 
 
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_abstractness_has_one_style(path: Path) -> None:
+    """`abc.abstractmethod` refuses the class where it is built; an error inside of the method comes too late."""
+    assert "NotImplementedError" not in path.read_text()
+
+
 def test_the_library_does_not_print_log_or_read_the_environment() -> None:
     for path in PACKAGE.rglob("*.py"):  # what `python -m` runs writes to sys.stdout
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}

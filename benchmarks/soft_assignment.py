@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 def streamed(z: Tensor, codes: Tensor, upstream: Tensor) -> Step:
-    """Ours: three passes over panels of a few rows."""
+    """Ours: three passes over blocks of rows."""
     indices = nearest(z, codes, metric="dot").indices
     quantized = index_backpropagation(z, codes, indices)
     found = assignment_entropy(z, codes, temperature=TEMPERATURE)

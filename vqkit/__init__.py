@@ -56,8 +56,8 @@ from vqkit.parts.losses import Orthogonality as Orthogonality
 from vqkit.parts.maintenance import LBGSplitting as LBGSplitting
 from vqkit.parts.maintenance import Maintenance as Maintenance
 from vqkit.parts.maintenance import RandomRestart as RandomRestart
-from vqkit.parts.search import Search as Search
 from vqkit.parts.selection import Noise as Noise
+from vqkit.parts.selection import Search as Search
 from vqkit.parts.selection import Selection as Selection
 from vqkit.quantizers.base import BaseQuantizer as BaseQuantizer
 from vqkit.quantizers.base import VectorQuantizer as VectorQuantizer

@@ -105,6 +105,12 @@ def counter_random(positions: Tensor, *, seed: int | Tensor, step: int | Tensor)
     return _counter_hash(positions, seed, step).bitwise_and((1 << 53) - 1).to(torch.float64) * 2.0**-53
 
 
+def open_uniform(positions: Tensor, *, seed: int | Tensor, step: int | Tensor) -> Tensor:
+    """`counter_random` in the open interval (0, 1), so that its logarithms are finite: (positions,) float64."""
+    # In the middle of 2^52 intervals: neither 0 nor 1 can come out.
+    return (counter_random(positions, seed=seed, step=step) * 2**52).floor() * 2.0**-52 + 2.0**-53
+
+
 def shared_rows(
     rows: Tensor, valid: Tensor, *, count: int, seed: int | Tensor, step: int | Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from vqkit.kernels import gpu, native, tiles
+from tests.kernels.stand_ins import interpreted, without
+from vqkit.kernels import engines, native, tiles
 
 
 @pytest.fixture
 def torch_path() -> Iterator[None]:
     """The search in plain torch, with the tiles that it ships."""
-    with native.disabled():
+    with without(native):
         yield
 
 
@@ -42,11 +43,12 @@ def shipped_path(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def gpu_path() -> Iterator[torch.device]:
+def gpu_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A device on which tensors go through the fused kernels: a GPU where there is one, else Triton's interpreter."""
     if torch.cuda.is_available():
+        monkeypatch.setenv(engines.SWITCH, "1")
         yield torch.device("cuda")
         return
     # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
-    with native.disabled(), gpu.interpreted(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with interpreted(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         yield torch.device("cpu")

@@ -22,7 +22,8 @@ import torch
 
 from benchmarks import calibration
 from tests.kernels.sass import COMPARISONS, SPILLS, TENSOR_CORE, Listing, products_of_a_thread
-from vqkit.kernels import gpu, native
+from tests.kernels.stand_ins import compiled_for
+from vqkit.kernels import gpu
 
 OPERATORS = torch.ops.vqkit
 TEMPERATURE = 0.5
@@ -93,8 +94,6 @@ def _soft(z: torch.Tensor, e: torch.Tensor) -> list[Case]:
     weights, index = torch.full(z.shape[:1], 1 / len(z)), torch.arange(len(z)) % len(e)
     by_row, by_code, by_entry = torch.randn(len(z)), torch.randn(len(e)), torch.randn_like(z)
     calls = {
-        "log_sum_exp": lambda: OPERATORS.log_sum_exp(z, e, TEMPERATURE, None),
-        "log_sum_exp backward": lambda: OPERATORS.log_sum_exp_backward(by_row, z, e, TEMPERATURE, None),
         "assignment_entropy": lambda: OPERATORS.assignment_entropy(z, e, weights, TEMPERATURE),
         "assignment_entropy backward": lambda: OPERATORS.assignment_entropy_backward(
             by_row, by_code, z, e, weights, TEMPERATURE
@@ -102,6 +101,7 @@ def _soft(z: torch.Tensor, e: torch.Tensor) -> list[Case]:
         "index_backpropagation backward": lambda: OPERATORS.index_backpropagation_backward(
             by_entry, z, e, index, TEMPERATURE
         ),
+        "reinmax backward": lambda: OPERATORS.reinmax_backward(by_entry, z, e, index),
     }
     return [Case(f"{name} D={z.shape[1]}", call) for name, call in calls.items()]
 
@@ -146,7 +146,7 @@ def launching(step: Callable[[str, Callable[[], None]], None]) -> Iterator[None]
 def reports(architecture: int, chosen: list[Case]) -> list[dict[str, Any]]:
     """What the compiler made of each kernel that the cases launch, each form once; or why it made nothing."""
     found: dict[str, dict[str, Any]] = {}
-    with native.disabled(), gpu.compiled_for(architecture) as compiled:
+    with compiled_for(architecture) as compiled:
         for case in chosen:
 
             def compile_wanted(name: str, launch: Callable[[], None], case: Case = case) -> None:

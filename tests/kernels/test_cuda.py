@@ -4,9 +4,18 @@ import pytest
 import torch
 
 from tests.kernels.data import DATA, METRICS, data_set, oracle
-from vqkit.kernels import gpu, nearest, residual_nearest, search_path
+from vqkit.kernels import engines, nearest, residual_nearest, search_path
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(engines.SWITCH, "1")
+
+
+def test_the_fused_kernels_run() -> None:
+    assert search_path("cuda").name.startswith("triton")
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -44,6 +53,4 @@ def test_the_codes_of_the_cpu(metric: str) -> None:
 
 def test_the_torch_path_gives_the_same() -> None:
     x, codes = data_set("gaussian")
-    with gpu.disabled():
-        assert search_path("cuda") == ("torch", "exact")
-        assert torch.equal(nearest(x.cuda(), codes.cuda()).indices.cpu(), oracle(x, codes, "euclidean"))
+    assert torch.equal(nearest(x.cuda(), codes.cuda(), impl="torch").indices.cpu(), oracle(x, codes, "euclidean"))

@@ -7,17 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import materialized
-from tests.kernels.materialized import Watch, few_rows, leaves
-from vqkit.kernels import AssignmentEntropy, assignment_entropy, entropy, panels
-from vqkit.kernels.entropy import _assignment_entropy, _assignment_entropy_backward
+from tests.kernels.graphs import Watch, few_rows, leaves
+from vqkit.kernels import AssignmentEntropy, assignment_entropy, entropy, naive, softmax_rows
+from vqkit.kernels.entropy import _backward, _forward
 
 N, K, D = 50, 30, 6
 METRICS = ("dot", "euclidean")
 
 
 @pytest.fixture(autouse=True)
-def several_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     few_rows(monkeypatch, 7)
 
 
@@ -40,7 +39,7 @@ def test_equals_the_materialized(temperature: float, metric: str) -> None:
     upstream = (torch.randn(N, dtype=z.dtype), torch.randn(K, dtype=z.dtype))
     ours, theirs = leaves(z, codes), leaves(z, codes)
     found = assignment_entropy(*ours, temperature=temperature, metric=metric, weights=weights)
-    expected = materialized.assignment_entropy(*theirs, temperature, metric, weights)
+    expected = naive.assignment_entropy(*theirs, temperature=temperature, metric=metric, weights=weights)
     for value, other in zip(everything(found, ours, upstream), everything(expected, theirs, upstream), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-10)
 
@@ -63,7 +62,7 @@ def test_either_result_alone_has_its_gradient() -> None:
         ours, theirs = leaves(z, codes), leaves(z, codes)
         upstream = torch.randn(N if number == 0 else K, dtype=z.dtype)
         found = assignment_entropy(*ours, temperature=0.3)[number]
-        expected = materialized.assignment_entropy(*theirs, 0.3, "dot", torch.ones(N, dtype=z.dtype))[number]
+        expected = naive.assignment_entropy(*theirs, temperature=0.3)[number]
         torch.testing.assert_close(
             torch.autograd.grad(found, ours, upstream), torch.autograd.grad(expected, theirs, upstream)
         )
@@ -81,7 +80,9 @@ def test_float32_at_temperature_one_hundredth(offset: float, metric: str, monkey
     found = everything(assignment_entropy(*ours, metric=metric), ours, upstream)
     weights = torch.ones(200, dtype=torch.float64)
     expected = everything(
-        materialized.assignment_entropy(*theirs, 0.01, metric, weights), theirs, [value.double() for value in upstream]
+        naive.assignment_entropy(*theirs, metric=metric, weights=weights),
+        theirs,
+        [value.double() for value in upstream],
     )
     assert 0.2 < expected[0].mean() < 5  # neither saturated nor flat
     for value, other in zip(found, expected, strict=True):
@@ -179,13 +180,13 @@ def test_entropy_of_probabilities() -> None:
 def test_a_lowered_matmul_precision_changes_nothing(precision: str) -> None:
     z, codes, weights = example(torch.float32)
     arguments = (torch.randn(N), torch.randn(K), z, codes, weights, 0.1)
-    expected = _assignment_entropy_backward._init_fn(*arguments)
+    expected = _backward(*arguments)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
         with Watch() as watch:
-            found = _assignment_entropy_backward._init_fn(*arguments)
-            _assignment_entropy._init_fn(z, codes, weights, 0.1)
+            found = _backward(*arguments)
+            _forward(z, codes, weights, 0.1)
         assert watch.products == {torch.float64}
     finally:
         torch.set_float32_matmul_precision(before)
@@ -231,9 +232,9 @@ def test_memory_does_not_grow_with_rows_times_codes(monkeypatch: pytest.MonkeyPa
     rows, size, depth = 3000, 6000, 4
     z, codes, weights = torch.randn(rows, depth), torch.randn(size, depth), torch.full((rows,), 1 / rows)
     with Watch() as watch:
-        _assignment_entropy._init_fn(z, codes, weights, 0.01)
-        _assignment_entropy_backward._init_fn(torch.randn(rows), torch.randn(size), z, codes, weights, 0.01)
-    bound = 4 * max(panels.PANEL, panels.FEWEST_ROWS * size)
+        _forward(z, codes, weights, 0.01)
+        _backward(torch.randn(rows), torch.randn(size), z, codes, weights, 0.01)
+    bound = 4 * max(softmax_rows.BLOCK, softmax_rows.FEWEST_ROWS * size)
     assert watch.largest <= bound < 4 * rows * size / 10
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.data import DATA, METRICS, data_set, oracle, oracle_scores
+from tests.kernels.stand_ins import without
 from vqkit.kernels import gpu, nearest, search_path
 from vqkit.kernels.gpu import bound
 from vqkit.kernels.gpu import nearest as fused
@@ -222,11 +223,11 @@ def test_an_architecture_whose_sums_are_unknown_is_not_exact(
     gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqkit.kernels.gpu.architecture", lambda device: 87)
-    assert search_path(gpu_path) == ("triton sm_87", "high")
+    assert search_path(gpu_path)[:2] == ("triton sm_87", "high")
 
 
 def test_the_path_is_told(gpu_path: torch.device) -> None:
-    assert search_path(gpu_path) == (f"triton sm_{gpu.architecture(gpu_path)}", "exact")
-    assert search_path(gpu_path, torch.float64) == ("torch", "exact")
-    with gpu.disabled():
+    assert search_path(gpu_path)[:2] == (f"triton sm_{gpu.architecture(gpu_path)}", "exact")
+    assert search_path(gpu_path, torch.float64)[:2] == ("torch", "exact")
+    with without(gpu):
         assert search_path(gpu_path)[0] == "torch"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.stand_ins import without
 from vqkit.kernels import gpu, native, residual_nearest
 
 METRICS = ("euclidean", "dot")
@@ -51,7 +52,7 @@ def problem(rows: int = 35, depth: int = 6, sizes: tuple[int, ...] = (40, 17, 20
 
 def check(device: torch.device, x: Tensor, books: list[Tensor], metric: str = "euclidean") -> None:
     """The codes are those of the loop on a processor."""
-    with gpu.disabled(), native.disabled():
+    with without(gpu), without(native):
         expected = residual_nearest(x, books, metric=metric)
     found = residual_nearest(x.to(device), [book.to(device) for book in books], metric=metric)
     assert torch.equal(found.indices.cpu(), expected.indices)

@@ -1,4 +1,4 @@
-"""Soft assignment by the fused kernels: the values and gradients of the materialized computation, in float32."""
+"""Soft assignment by the fused kernels: the values and gradients of the plain forms in float64."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import materialized
-from tests.kernels.materialized import leaves
-from vqkit.kernels import assignment_entropy, gpu, index_backpropagation, log_sum_exp
+from tests.kernels.graphs import leaves
+from vqkit.kernels import assignment_entropy, gpu, index_backpropagation, naive, reinmax
 
 pytest.importorskip("triton")
 
@@ -79,7 +78,7 @@ def test_index_backpropagation(shape: tuple[int, int, int], temperature: float, 
     indices[3], indices[11] = -1, -5
     assert_equal(
         lambda z, codes: (index_backpropagation(z, codes, indices, temperature=temperature),),
-        lambda z, codes: (materialized.index_backpropagation(z, codes, indices, temperature),),
+        lambda z, codes: (naive.index_backpropagation(z, codes, indices, temperature=temperature),),
         [z, codes],
         [gradient],
         5e-6,
@@ -94,21 +93,16 @@ def test_index_backpropagation_with_tensor_memory(monkeypatch: pytest.MonkeyPatc
     test_index_backpropagation((20, 20, 40), 0.5, gpu_path)
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_sum_exp(shape: tuple[int, int, int], masked: bool, gpu_path: torch.device) -> None:
+def test_reinmax(shape: tuple[int, int, int], gpu_path: torch.device) -> None:
     z, codes, gradient = example(shape, gpu_path)
-    valid = torch.arange(shape[1], device=gpu_path) % 29 > 25 if masked else None  # not in every tile of 16
-
-    def expected(z: Tensor, codes: Tensor) -> tuple[Tensor]:
-        logits = materialized.logits(z, codes, 0.1)
-        return ((logits if valid is None else logits.masked_fill(~valid, -torch.inf)).logsumexp(1),)
-
+    indices = torch.randint(shape[1], shape[:1], device=gpu_path)
+    indices[3], indices[11] = -1, -5
     assert_equal(
-        lambda z, codes: (log_sum_exp(z, codes, temperature=0.1, valid=valid),),
-        expected,
+        lambda z, codes: (reinmax(z, codes, indices),),
+        lambda z, codes: (naive.reinmax(z, codes, indices),),
         [z, codes],
-        [gradient[:, 0]],
+        [gradient],
         5e-6,
     )
 
@@ -123,7 +117,9 @@ def test_entropies(shape: tuple[int, int, int], temperature: float, metric: str,
     weights[[2, 13]] = 0
     assert_equal(
         lambda z, codes: assignment_entropy(z, codes, temperature=temperature, metric=metric, weights=weights),
-        lambda z, codes: materialized.assignment_entropy(z, codes, temperature, metric, weights.double()),
+        lambda z, codes: naive.assignment_entropy(
+            z, codes, temperature=temperature, metric=metric, weights=weights.double()
+        ),
         [z, codes],
         [torch.randn(shape[0], device=gpu_path), torch.randn(shape[1], device=gpu_path)],
         1e-4 if metric == "euclidean" and temperature == 0.1 else 1e-5,
@@ -133,17 +129,27 @@ def test_entropies(shape: tuple[int, int, int], temperature: float, metric: str,
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
 def test_temperature_one_hundredth(offset: float, metric: str, gpu_path: torch.device) -> None:
-    """As `test_entropy.py` asks of the panels: what is lost is the rounding of the logits, a hundred times."""
+    """As `test_entropy.py` asks of the torch engine: what is lost is the rounding of the logits, a hundred times."""
     z, codes = 0.14 * torch.randn(20, 32), 0.14 * torch.randn(40, 32) + offset
     z = z + offset if metric == "euclidean" else z
     weights = torch.ones(20, dtype=torch.float64, device=gpu_path)
     assert_equal(
         lambda z, codes: assignment_entropy(z, codes, metric=metric),
-        lambda z, codes: materialized.assignment_entropy(z, codes, 0.01, metric, weights),
+        lambda z, codes: naive.assignment_entropy(z, codes, metric=metric, weights=weights),
         [z.to(gpu_path), codes.to(gpu_path)],
         [torch.randn(20, device=gpu_path), torch.randn(40, device=gpu_path)],
         2e-5,
     )
+
+
+def log_sum_exp_gradients(z: Tensor, codes: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the passes without a term: g p for each row, in which nothing cancels."""
+    from vqkit.kernels.gpu import soft
+
+    problem = soft._prepare(z, codes, 1.0, torch.ones_like(z[:, 0], dtype=torch.bool))
+    sums = soft.row_sums(problem, soft.Terms())
+    dz, dcodes = soft.gradients(problem, sums, soft.Terms(), -soft._padded(gradient, problem))
+    return dz.addcmul_(gradient[:, None], problem.mean), dcodes
 
 
 def test_gradients_of_any_size_keep_their_digits(gpu_path: torch.device) -> None:
@@ -153,9 +159,9 @@ def test_gradients_of_any_size_keep_their_digits(gpu_path: torch.device) -> None
     z, gradient = z * torch.logspace(-6, 0, 20, device=gpu_path)[:, None], gradient * 1e-20
     codes[4] = -30 * z[19]  # probability e^-500 for that row and its kin, 1 / 20 for the short ones
     codes[17:19] = 20 * codes[17:19]
-    inputs, wide = leaves(z, codes), leaves(z, codes, dtype=torch.float64)
-    found = torch.autograd.grad(log_sum_exp(*inputs), inputs, gradient[:, 0])
-    expected = torch.autograd.grad(materialized.logits(*wide, 1.0).logsumexp(1), wide, gradient[:, 0].double())
+    wide = leaves(z, codes, dtype=torch.float64)
+    found = log_sum_exp_gradients(z, codes, gradient[:, 0])
+    expected = torch.autograd.grad(naive.logits(*wide, 1.0).logsumexp(1), wide, gradient[:, 0].double())
     for value, other in zip(found, expected, strict=True):
         per_vector = (value - other).norm(dim=1) / other.norm(dim=1)
         assert per_vector.amax() < 1e-4
@@ -172,17 +178,15 @@ def test_rows_that_are_left_out_disturb_nothing(gpu_path: torch.device) -> None:
     def everything(z: Tensor, gradient: Tensor, indices: Tensor, kept: Tensor) -> list[Tensor]:
         inputs = leaves(z, codes)
         entropies = assignment_entropy(*inputs, temperature=0.2, weights=kept.float())
-        results = index_backpropagation(*inputs, indices), *entropies, torch.where(kept, log_sum_exp(*inputs), 0)
-        upstream = [gradient, gradient[:, 0], torch.ones_like(codes[:, 0]).cumsum(0), gradient[:, 0].nan_to_num()]
+        results = index_backpropagation(*inputs, indices), *entropies, reinmax(*inputs, indices)
+        upstream = [gradient, gradient[:, 0], torch.ones_like(codes[:, 0]).cumsum(0), gradient]
         dz, dcodes = torch.autograd.grad(results, inputs, upstream)
-        assert all((result[~kept] == 0).all() for result in (results[0], results[1], dz))
+        assert all((result[~kept] == 0).all() for result in (results[0], results[1], results[3], dz))
         return [results[0][kept], results[1][kept], results[2], results[3][kept], dz[kept], dcodes]
 
     found = everything(spoilt, spoilt_gradient, indices, kept)
     everyone = torch.ones_like(kept[kept])
     torch.testing.assert_close(found, everything(z[kept], gradient[kept], indices[kept], everyone))
-    value = log_sum_exp(spoilt, codes)
-    assert value[~kept].isnan().all() and value[kept].isfinite().all()
 
 
 def test_few_rows_few_codes_one_dimension(gpu_path: torch.device) -> None:
@@ -190,12 +194,12 @@ def test_few_rows_few_codes_one_dimension(gpu_path: torch.device) -> None:
         inputs = leaves(torch.randn(rows, depth, device=gpu_path), torch.randn(size, depth, device=gpu_path))
         indices = torch.zeros(rows, dtype=torch.int64, device=gpu_path)
         found = assignment_entropy(*inputs)
-        quantized, sums = index_backpropagation(*inputs, indices), log_sum_exp(*inputs)
-        assert quantized.shape == (rows, depth) and found.per_sample.shape == sums.shape == (rows,)
-        dz, dcodes = torch.autograd.grad(quantized.sum() + sums.sum(), inputs)
+        quantized, drawn = index_backpropagation(*inputs, indices), reinmax(*inputs, indices)
+        assert quantized.shape == drawn.shape == (rows, depth) and found.per_sample.shape == (rows,)
+        dz, dcodes = torch.autograd.grad(quantized.sum() + drawn.sum(), inputs)
         assert dz.shape == (rows, depth) and dcodes.shape == (size, depth) and dcodes.isfinite().all()
-        if size == 1:  # no choice: the log-sum-exp is the logit
-            torch.testing.assert_close(dz, inputs[1].expand(rows, depth))
+        if size == 1:  # no choice: nothing is to be gained by another z
+            assert (dz == 0).all()
             assert (found.per_sample == 0).all() and (found.mean_probabilities == 1).all()
         if rows == 0:
             assert (dcodes == 0).all() and (found.mean_probabilities == 0).all()
@@ -203,10 +207,9 @@ def test_few_rows_few_codes_one_dimension(gpu_path: torch.device) -> None:
 
 def test_nothing_to_choose_from(gpu_path: torch.device) -> None:
     inputs = leaves(*example((20, 20, 4), gpu_path)[:2])
-    sums = log_sum_exp(*inputs, valid=torch.zeros(20, dtype=torch.bool, device=gpu_path))
     found = assignment_entropy(*inputs, weights=torch.zeros(20, device=gpu_path))
-    assert (sums == -torch.inf).all() and (found.per_sample == 0).all() and (found.mean_probabilities == 0).all()
-    gradients = torch.autograd.grad((sums, *found), inputs, [torch.ones_like(value) for value in (sums, *found)])
+    assert (found.per_sample == 0).all() and (found.mean_probabilities == 0).all()
+    gradients = torch.autograd.grad([*found], inputs, [torch.ones_like(value) for value in found])
     assert all((gradient == 0).all() for gradient in gradients)
 
 
@@ -239,35 +242,34 @@ def test_strides_and_repetition(gpu_path: torch.device) -> None:
 
 def test_every_operator_takes_the_kernels(gpu_path: torch.device, launched: list[str]) -> None:
     inputs = leaves(*example((20, 20, 4), gpu_path)[:2])
-    sums = log_sum_exp(*inputs)
     found = assignment_entropy(*inputs)
-    quantized = index_backpropagation(*inputs, torch.zeros(20, dtype=torch.int64, device=gpu_path))
-    assert launched == ["row_sums_kernel"] * 2 + ["code_sums_kernel"]
-    for result in (sums, found.per_sample, quantized):
+    indices = torch.zeros(20, dtype=torch.int64, device=gpu_path)
+    quantized, drawn = index_backpropagation(*inputs, indices), reinmax(*inputs, indices)
+    assert launched == ["row_sums_kernel", "code_sums_kernel"]
+    for result in (found.per_sample, quantized, drawn):
         launched.clear()
         torch.autograd.grad(result.sum(), inputs, retain_graph=True)
         assert launched == ["row_sums_kernel", "gradient_kernel", "gradient_kernel"]
     launched.clear()
-    log_sum_exp(*(tensor.double() for tensor in inputs))
-    with gpu.disabled():
-        log_sum_exp(*inputs)
+    assignment_entropy(*(tensor.double() for tensor in inputs))
+    assignment_entropy(*inputs, impl="torch")
     assert not launched
 
 
-@pytest.mark.parametrize("name", ["log_sum_exp", "assignment_entropy", "index_backpropagation"])
+@pytest.mark.parametrize("name", ["assignment_entropy", "index_backpropagation", "reinmax"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_operators_are_registered_right(name: str, backward: bool, gpu_path: torch.device) -> None:
     z, codes, gradient = example((5, 3, 2), gpu_path)
     weights, indices = torch.full((5,), 0.2, device=gpu_path), torch.arange(5, device=gpu_path) % 3
     last = {
-        "log_sum_exp": (0.5, indices[:3] > 0),
         "assignment_entropy": (weights, 0.5),
         "index_backpropagation": (indices, 0.5),
+        "reinmax": (indices,),
     }
     upstream = {
-        "log_sum_exp": (gradient[:, 0],),
         "assignment_entropy": (gradient[:, 0], codes[:, 0]),
         "index_backpropagation": (gradient,),
+        "reinmax": (gradient,),
     }
     arguments = (*upstream[name], z, codes) if backward else leaves(z, codes)
     operator = getattr(torch.ops.vqkit, name + "_backward" * backward).default

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, Products, data_set, oracle, oracle_scores
+from tests.kernels.stand_ins import without
 from vqkit.kernels import float64, native, nearest, reference, search_path
 
 
@@ -101,7 +102,7 @@ def test_the_compiled_path_gives_the_codes_of_the_torch_path() -> None:
         x, codes = data_set(name, rows=300, size=500)
         for metric in METRICS:
             compiled = nearest(x, codes, metric=metric).indices
-            with native.disabled():
+            with without(native):
                 plain = nearest(x, codes, metric=metric).indices
             assert torch.equal(plain, compiled), (name, metric)
 
@@ -231,11 +232,11 @@ def test_high_precision_differs_in_near_ties_only(small_tiles: None) -> None:
 
 
 def test_the_path_is_named() -> None:
-    with native.disabled():
-        assert search_path("cpu") == ("torch", "exact")
+    with without(native):
+        assert search_path("cpu")[:2] == ("torch", "exact")
         assert search_path("mps" if torch.backends.mps.is_available() else "cpu").name == "torch"
     if native.variant() is not None:
-        assert search_path("cpu") == (f"native {native.variant()}", "exact")
+        assert search_path("cpu")[:2] == (f"native {native.variant()}", "exact")
         assert search_path("cpu", torch.float64).name == "torch"
 
 

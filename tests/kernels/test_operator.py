@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.data import METRICS, Products, data_set, oracle
+from tests.kernels.stand_ins import without
 from vqkit.kernels import native, nearest, reference, tiles
 
 
@@ -49,7 +50,7 @@ def test_the_operator_is_registered_right() -> None:
         (x.expand(2, -1, -1), codes.expand(2, -1, -1), valid.expand(2, -1), "cosine", 4, "exact"),
     ):
         torch.library.opcheck(operator, arguments)
-        with native.disabled():
+        with without(native):
             torch.library.opcheck(operator, arguments)
 
 
@@ -154,7 +155,7 @@ def test_a_device_without_float64_says_high(monkeypatch: pytest.MonkeyPatch, tor
     for module in ("float64", "nearest", "scores", "tiles"):
         monkeypatch.setattr(sys.modules[f"vqkit.kernels.{module}"], "widest_dtype", lambda device: torch.float32)
     assert products.widest_dtype(torch.device("mps")) == torch.float32
-    assert search_path("cpu") == ("torch", "high")
+    assert search_path("cpu")[:2] == ("torch", "high")
     x, codes = data_set("gaussian")
     with pytest.raises(ValueError, match="precision is 'exact', but cpu has no float64"):
         nearest(x, codes, precision="exact")

@@ -1,19 +1,19 @@
-"""Index backpropagation and log-sum-exp against the materialized computation, and what must not disturb them."""
+"""Index backpropagation against its plain form, and what must not disturb it."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.kernels import materialized
-from tests.kernels.materialized import Watch, few_rows, leaves
-from vqkit.kernels import index_backpropagation, log_sum_exp, panels, soft
+from tests.kernels.graphs import Watch, few_rows, leaves
+from vqkit.kernels import index_backpropagation, naive, softmax_rows
+from vqkit.kernels.index_backpropagation import _backward
 
 N, K, D = 50, 30, 6
 
 
 @pytest.fixture(autouse=True)
-def several_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     few_rows(monkeypatch, 7)
 
 
@@ -25,11 +25,11 @@ def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor,
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01, 30.0])
-def test_index_backpropagation_equals_the_materialized(temperature: float) -> None:
+def test_index_backpropagation_equals_the_plain_form(temperature: float) -> None:
     z, codes, indices, gradient = example()
     ours, theirs = leaves(z, codes), leaves(z, codes)
     found = index_backpropagation(*ours, indices, temperature=temperature)
-    expected = materialized.index_backpropagation(*theirs, indices, temperature)
+    expected = naive.index_backpropagation(*theirs, indices, temperature=temperature)
     torch.testing.assert_close(found, expected)
     for ours_d, theirs_d in zip(
         torch.autograd.grad(found, ours, gradient), torch.autograd.grad(expected, theirs, gradient), strict=True
@@ -91,55 +91,11 @@ def test_saturated_and_flat_softmax(scale: float) -> None:
     z[0], indices[0] = 10 * codes[6], 6
     ours, theirs = leaves(scale * z, codes), leaves(scale * z, codes, dtype=torch.float64)
     found = torch.autograd.grad(index_backpropagation(*ours, indices), ours, gradient)
-    reference = materialized.index_backpropagation(*theirs, indices)
+    reference = naive.index_backpropagation(*theirs, indices)
     expected = torch.autograd.grad(reference, theirs, gradient.double())
     for value, other in zip(found, expected, strict=True):
         assert value.isfinite().all()
         torch.testing.assert_close(value, other.float(), rtol=1e-3, atol=1e-6 * scale)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.05])
-@pytest.mark.parametrize("masked", [False, True])
-def test_log_sum_exp_equals_the_materialized(temperature: float, masked: bool) -> None:
-    z, codes, _, gradient = example()
-    codes = codes + 3  # so that less the mean code is not the same
-    valid = torch.rand(K) > 0.4 if masked else None
-    ours, theirs = leaves(z, codes), leaves(z, codes)
-    found = log_sum_exp(*ours, temperature=temperature, valid=valid)
-    scores = materialized.logits(*theirs, temperature)
-    expected = (scores if valid is None else scores.masked_fill(~valid, -torch.inf)).logsumexp(1)
-    torch.testing.assert_close(found, expected)
-    weights = gradient[:, 0]
-    torch.testing.assert_close(
-        torch.autograd.grad(found, ours, weights), torch.autograd.grad(expected, theirs, weights), rtol=1e-9, atol=1e-9
-    )
-
-
-def test_log_sum_exp_gradcheck() -> None:
-    z, codes, *_ = example()
-    valid = torch.arange(K) % 3 > 0
-    inputs = leaves(z[:9], codes)
-    assert torch.autograd.gradcheck(lambda *inputs: log_sum_exp(*inputs, temperature=0.5, valid=valid), inputs)
-
-
-def test_log_sum_exp_without_a_valid_code() -> None:
-    inputs = leaves(*example()[:2])
-    found = log_sum_exp(*inputs, valid=torch.zeros(K, dtype=torch.bool))
-    assert (found == -torch.inf).all()
-    assert all((gradient == 0).all() for gradient in torch.autograd.grad(found.sum(), inputs))
-
-
-def test_log_sum_exp_of_a_row_that_nobody_asks_for() -> None:
-    z, codes, *_ = example()
-    z[4] = torch.nan
-    inputs = leaves(z, codes)
-    found = log_sum_exp(*inputs)
-    assert found[4].isnan() and found[torch.arange(N) != 4].isfinite().all()
-    used = torch.arange(N) != 4
-    dz, dcodes = torch.autograd.grad(torch.where(used, found, 0).sum(), inputs)
-    expected = torch.autograd.grad(log_sum_exp(*(kept := leaves(z[used], codes))).sum(), kept)
-    torch.testing.assert_close((dz[used], dcodes), expected)
-    assert (dz[4] == 0).all()
 
 
 def test_one_code_one_dimension_and_no_row() -> None:
@@ -147,11 +103,11 @@ def test_one_code_one_dimension_and_no_row() -> None:
         inputs = leaves(torch.randn(rows, depth), torch.randn(size, depth))
         indices = torch.zeros(rows, dtype=torch.int64)
         quantized = index_backpropagation(*inputs, indices)
-        dz, dcodes = torch.autograd.grad(quantized.sum() + log_sum_exp(*inputs).sum(), inputs)
+        dz, dcodes = torch.autograd.grad(quantized.sum(), inputs)
         assert quantized.shape == dz.shape == (rows, depth) and dcodes.shape == (size, depth)
         assert dz.isfinite().all() and dcodes.isfinite().all()
-        if size == 1:  # no choice: the log-sum-exp is the logit
-            torch.testing.assert_close(dz, inputs[1].expand(rows, depth))
+        if size == 1:  # no choice: nothing is to be gained by another z
+            assert (dz == 0).all()
 
 
 def test_strides_and_mixed_dtypes() -> None:
@@ -164,7 +120,6 @@ def test_strides_and_mixed_dtypes() -> None:
     quantized = index_backpropagation(*a, indices)
     dz, dcodes = torch.autograd.grad(quantized, a, gradient)
     assert (quantized.dtype, dz.dtype, dcodes.dtype) == (torch.float32, torch.bfloat16, torch.float32)
-    assert log_sum_exp(*a).dtype == torch.float32
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -172,13 +127,12 @@ def test_a_lowered_matmul_precision_changes_nothing(precision: str) -> None:
     """Processors with bfloat16 units would round the inputs of a float32 product; so none may be formed."""
     z, codes, indices, gradient = example(torch.float32)
     arguments = (gradient, z, codes, indices, 0.1)
-    expected = soft._index_backpropagation_backward._init_fn(*arguments)
+    expected = _backward(*arguments)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
         with Watch() as watch:
-            found = soft._index_backpropagation_backward._init_fn(*arguments)
-            soft._log_sum_exp._init_fn(z, codes, 0.1, None)
+            found = _backward(*arguments)
         assert watch.products == {torch.float64}
     finally:
         torch.set_float32_matmul_precision(before)
@@ -192,9 +146,9 @@ def test_autocast_changes_nothing() -> None:
     for enabled in (False, True):
         inputs = leaves(z, codes)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            quantized, sums = index_backpropagation(*inputs, indices), log_sum_exp(*inputs, temperature=0.1)
-            gradients = torch.autograd.grad((quantized, sums), inputs, (gradient, gradient[:, 0]))
-        results.append((quantized, sums, *gradients))
+            quantized = index_backpropagation(*inputs, indices)
+            gradients = torch.autograd.grad(quantized, inputs, gradient)
+        results.append((quantized, *gradients))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
@@ -218,9 +172,8 @@ def test_a_gpu_agrees() -> None:
     results = []
     for device in ("cpu", "cuda"):
         inputs = leaves(z.to(device), codes.to(device))
-        found = index_backpropagation(*inputs, indices.to(device)), log_sum_exp(*inputs, temperature=0.1)
-        upstream = gradient.to(device), gradient[:, 0].to(device)
-        results.append([tensor.cpu() for tensor in (*found, *torch.autograd.grad(found, inputs, upstream))])
+        found = index_backpropagation(*inputs, indices.to(device))
+        results.append([found.cpu(), *(part.cpu() for part in torch.autograd.grad(found, inputs, gradient.to(device)))])
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
@@ -230,10 +183,8 @@ def test_memory_does_not_grow_with_rows_times_codes(monkeypatch: pytest.MonkeyPa
     z, codes, gradient = torch.randn(rows, depth), torch.randn(size, depth), torch.randn(rows, depth)
     indices = torch.randint(size, (rows,))
     with Watch() as watch:
-        soft._index_backpropagation_backward._init_fn(gradient, z, codes, indices, 1.0)
-        soft._log_sum_exp._init_fn(z, codes, 1.0, None)
-        soft._log_sum_exp_backward._init_fn(gradient[:, 0], z, codes, 1.0, None)
-    bound = 4 * max(panels.PANEL, panels.FEWEST_ROWS * size)
+        _backward(gradient, z, codes, indices, 1.0)
+    bound = 4 * max(softmax_rows.BLOCK, softmax_rows.FEWEST_ROWS * size)
     assert watch.largest <= bound < 4 * rows * size / 10
 
 
@@ -242,8 +193,8 @@ def test_compile_and_export() -> None:
     z, codes, indices, gradient = example(torch.float32)
 
     class Soft(torch.nn.Module):
-        def forward(self, z: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-            return index_backpropagation(2 * z, codes, indices), log_sum_exp(z, codes, temperature=0.5)
+        def forward(self, z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
+            return index_backpropagation(2 * z, codes, indices)
 
     for rows in (N, 17):
         inputs, others = leaves(z[:rows], codes), leaves(z[:rows], codes)
@@ -251,7 +202,7 @@ def test_compile_and_export() -> None:
         for module in (Soft(), compiled):
             expected = Soft()(*inputs, indices[:rows])
             found = module(*others, indices[:rows])
-            upstream = (gradient[:rows], gradient[:rows, 0])
+            upstream = gradient[:rows]
             torch.testing.assert_close(found, expected)
             torch.testing.assert_close(
                 torch.autograd.grad(found, others, upstream), torch.autograd.grad(expected, inputs, upstream)
@@ -263,19 +214,15 @@ def test_compile_and_export() -> None:
 
 def test_the_operators_are_registered_right() -> None:
     z, codes, indices, gradient = example()
-    valid = torch.arange(K) % 2 > 0
     torch.library.opcheck(torch.ops.vqkit.index_backpropagation.default, (*leaves(z, codes), indices, 0.5))
     torch.library.opcheck(torch.ops.vqkit.index_backpropagation_backward.default, (gradient, z, codes, indices, 0.5))
-    torch.library.opcheck(torch.ops.vqkit.log_sum_exp.default, (*leaves(z, codes), 0.5, valid))
-    torch.library.opcheck(torch.ops.vqkit.log_sum_exp.default, (*leaves(z[:0], codes), 0.5, None))
-    torch.library.opcheck(torch.ops.vqkit.log_sum_exp_backward.default, (gradient[:, 0], z, codes, 0.5, valid))
 
 
 def test_a_second_derivative_is_refused() -> None:
     z, codes, indices, _ = example()
     inputs = leaves(z, codes)
     (dz,) = torch.autograd.grad(index_backpropagation(*inputs, indices).square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match="vqkit::index_backpropagation has no second derivative"):
         dz.sum().backward()
 
 
@@ -299,11 +246,3 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
     arguments |= {"temperature": 1.0} | changes
     with pytest.raises(ValueError, match=message):
         index_backpropagation(**arguments)
-
-
-def test_wrong_masks_are_named() -> None:
-    z, codes = torch.zeros(2, 4), torch.zeros(5, 4)
-    with pytest.raises(ValueError, match=r"valid has shape \(2,\) .* expected \(5,\)"):
-        log_sum_exp(z, codes, valid=torch.ones(2, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"valid has dtype torch\.int64, expected torch\.bool"):
-        log_sum_exp(z, codes, valid=torch.ones(5, dtype=torch.int64))

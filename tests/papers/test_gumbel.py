@@ -2,7 +2,6 @@
 float64."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -13,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import RankPair
 from vqkit import GumbelSearch, GumbelSoftmax, Noise, Quantizer, RelaxedGumbelSoftmax, Selection, UniformPrior
+from vqkit.kernels import gumbel, gumbel_nearest, gumbel_softmax, naive, softmax_rows
 
 N, K, D = 40, 9, 5
-module = sys.modules[GumbelSearch.__module__]  # the method of the same name hides it
 
 
 def some_noise(count: int = N, *, step: int = 3, first: int = 0) -> Noise:
@@ -45,15 +44,15 @@ def assert_near(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-@pytest.fixture(params=[2**20, 64], ids=["one_panel", "panels"])
-def panel(request, monkeypatch) -> None:
-    monkeypatch.setattr(module, "PANEL", request.param)
-    monkeypatch.setattr(module, "FEWEST_ROWS", 1)
-    monkeypatch.setattr(module, "DRAW", request.param // 2)
+@pytest.fixture(params=[2**20, 64], ids=["one_block", "blocks"])
+def block(request, monkeypatch) -> None:
+    monkeypatch.setattr(softmax_rows, "BLOCK", request.param)
+    monkeypatch.setattr(softmax_rows, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(gumbel, "DRAW", request.param // 2)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_value_and_gradients_of_the_drawn_code(panel, temperature: float) -> None:
+def test_value_and_gradients_of_the_drawn_code(block, temperature: float) -> None:
     noise, upstream = some_noise(), torch.randn(N, D, dtype=torch.float64)
     selection = drawn(noise)
     logits = selection.z @ selection.codes.T + perturbation(noise)
@@ -67,7 +66,7 @@ def test_value_and_gradients_of_the_drawn_code(panel, temperature: float) -> Non
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_value_and_gradients_of_the_relaxation(panel, temperature: float) -> None:
+def test_value_and_gradients_of_the_relaxation(block, temperature: float) -> None:
     noise, upstream = some_noise(), torch.randn(N, D, dtype=torch.float64)
     selection = drawn(noise)
     expected = ((selection.z @ selection.codes.T + perturbation(noise)) / temperature).softmax(1) @ selection.codes
@@ -212,15 +211,33 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("estimator", [GumbelSoftmax(), RelaxedGumbelSoftmax()])
-def test_nothing_of_all_vectors_by_all_codes_is_held(estimator: GumbelSoftmax, monkeypatch) -> None:
-    for name, value in (("PANEL", 4096), ("DRAW", 4096), ("FEWEST_ROWS", 1)):
-        monkeypatch.setattr(module, name, value)
-    quantizer = Quantizer("gumbel", dim=4, codebook_size=256, estimator=estimator, losses=[])
-    x = torch.randn(512, 4, requires_grad=True)
-    with LargestTensor() as largest:
-        quantizer(x).quantized.sum().backward()
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_nothing_of_all_vectors_by_all_codes_is_held(relaxed: bool, monkeypatch) -> None:
+    monkeypatch.setattr(softmax_rows, "BLOCK", 4096)
+    monkeypatch.setattr(softmax_rows, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(gumbel, "DRAW", 4096)
+    z, codes, noise = torch.randn(512, 4), torch.randn(256, 4), some_noise()
+    indices = None if relaxed else torch.zeros(512, dtype=torch.int64)
+    numbers = noise.seed, noise.step, noise.first
+    with LargestTensor() as largest:  # inside the operators, which a mode would see whole
+        gumbel._nearest(z, codes, *numbers)
+        gumbel._forward(z, codes, indices, *numbers, 1.0)
+        gumbel._backward(z, z, codes, indices, *numbers, 1.0)
     assert 4096 <= largest.numbers <= 8192 < 512 * 256 / 8
+
+
+@pytest.mark.parametrize("indices", [None, torch.arange(N) % K])
+def test_the_plain_form(indices: Tensor | None) -> None:
+    z, codes, noise = torch.randn(N, D, dtype=torch.float64), torch.randn(K, D, dtype=torch.float64), some_noise()
+    numbers = {"seed": noise.seed, "step": noise.step, "first": noise.first}
+    uniform = noise.uniform(K)
+    assert torch.equal(gumbel_nearest(z, codes, **numbers), naive.gumbel_nearest(z, codes, uniform))
+    inputs = z.requires_grad_(), codes.requires_grad_()
+    ours = gumbel_softmax(*inputs, indices, temperature=0.6, **numbers)
+    theirs = naive.gumbel_softmax(*inputs, indices, uniform, temperature=0.6)
+    upstream = torch.randn(N, D, dtype=torch.float64)
+    assert_near((ours,), (theirs,))
+    assert_near(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream))
 
 
 def test_one_code_and_no_vector() -> None:

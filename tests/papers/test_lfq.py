@@ -14,8 +14,8 @@ from vqkit import (
     CodebookUsage,
     Selection,
 )
-from vqkit.quantizers import bit_entropy as bits_module
-from vqkit.quantizers.bit_entropy import bit_entropy, near_equal, pattern_sums
+from vqkit.kernels import bit_patterns, pattern_sums
+from vqkit.quantizers.bit_entropy import bit_entropy, near_equal
 
 NEAR_ZERO = 0.01
 """A scale at which the probabilities of the bits are neither 0 nor 1 at temperature 0.01."""
@@ -112,7 +112,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch) -> None:
     logits = torch.randn(23, 7, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(23, dtype=torch.float64)
     whole = pattern_sums(logits, weights, [4, 3])
-    monkeypatch.setattr(bits_module, "_BLOCK_NUMBERS", 20)
+    monkeypatch.setattr(bit_patterns, "BLOCK", 20)
     assert torch.allclose(pattern_sums(logits, weights, [4, 3]), whole, rtol=0, atol=1e-13)
     assert torch.autograd.gradcheck(lambda x: pattern_sums(x, weights, [4, 3]), (logits,))
     assert pattern_sums(logits[:0], weights[:0], [4, 3]).tolist() == [0.0] * 24

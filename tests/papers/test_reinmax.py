@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqkit import Estimator, GumbelSearch, IncompatibleParts, IndexBackpropagation, Noise, Quantizer, ReinMax, Selection
-from vqkit.kernels import panels
+from vqkit.kernels import softmax_rows
 
 K, D = 7, 4
 
@@ -39,7 +39,7 @@ def jacobian(q: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rows", [30, 300])
 def test_value_and_gradients(rows: int, monkeypatch) -> None:
-    monkeypatch.setattr(panels, "PANEL", 1)  # then a panel has 128 rows
+    monkeypatch.setattr(softmax_rows, "BLOCK", 1)  # then a block has 128 rows
     z, codes = problem(rows)
     indices, g = torch.randint(K, (rows,)), torch.randn(rows, D, dtype=torch.float64)
     value = ReinMax()(choose(z, codes, indices))

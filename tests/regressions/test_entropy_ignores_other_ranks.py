@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.conftest import RankPair
 from vqkit import LFQ, BitEntropy, Selection, distributed
-from vqkit.kernels import entropy
-from vqkit.quantizers.bit_entropy import bit_entropy, near_equal, pattern_sums
+from vqkit.kernels import entropy, pattern_sums
+from vqkit.quantizers.bit_entropy import bit_entropy, near_equal
 
 
 class ThrownAway(BitEntropy):

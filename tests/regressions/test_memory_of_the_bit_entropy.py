@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit import LFQ, BitEntropy, Selection
 from vqkit.kernels import entropy
-from vqkit.quantizers.bit_entropy import sum_patterns, sum_patterns_backward
+from vqkit.kernels.bit_patterns import _backward, _forward
 
 ROWS, BITS = 1024, 14
 
@@ -33,8 +33,8 @@ class LargestTensor(TorchDispatchMode):
 
     largest = 0
     inside = {
-        torch.ops.vqkit.pattern_sums.default: sum_patterns,
-        torch.ops.vqkit.pattern_sums_backward.default: sum_patterns_backward,
+        torch.ops.vqkit.pattern_sums.default: _forward,
+        torch.ops.vqkit.pattern_sums_backward.default: _backward,
     }
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

@@ -5,15 +5,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels import gpu
-from vqkit.kernels.panels import (
-    Panel,
+from vqkit.kernels import engines
+from vqkit.kernels.operators import differentiable, operator
+from vqkit.kernels.softmax_rows import (
+    Block,
     backpropagate,
-    check_rows_and_codes,
+    check_logits,
     check_vector,
     prepare,
     result_dtype,
-    softmax_panels,
+    softmax_blocks,
 )
 
 
@@ -37,6 +38,7 @@ def assignment_entropy(
     temperature: float = 0.01,
     metric: Literal["dot", "euclidean"] = "dot",
     weights: Tensor | None = None,
+    impl: engines.Impl | None = None,
 ) -> AssignmentEntropy:
     """How undecided each row is between the codes, and how the rows use the codes together.
 
@@ -52,24 +54,27 @@ def assignment_entropy(
         metric: what the logits are.
         weights: (N,) floating point, without gradient, or None for 1. Rows whose weight is not positive and finite
             are left out, whatever they hold: they give 0 and no gradient.
+        impl: the engine, for tests and comparisons: "torch", "triton" (the fused kernels, on an NVIDIA GPU) or None for
+            the fastest that may be trusted.
 
     Returns:
         `AssignmentEntropy(per_sample (N,), mean_probabilities (K,))`, float32, float64 where an input is.
 
     Raises:
-        ValueError: a shape, dtype, device, metric or the temperature is wrong, or the weights require a gradient.
+        ValueError: a shape, dtype, device, metric or the temperature is wrong, the weights require a gradient, or
+            `impl` cannot run the call.
 
     Source: the entropy terms of LFQ, Yu et al. 2023 (arXiv 2310.05737), as in IBQ, Shi et al. 2024
     (arXiv 2412.02692): temperature 0.01, logits z . e.
     Differs: no eps is added in the logarithms; backward formulas in `docs/soft_assignment.md`.
     """
-    check_rows_and_codes(z, codes, temperature)
+    check_logits(z, codes, temperature)
     if metric not in ("dot", "euclidean"):
         raise ValueError(f"metric is {metric!r}, expected 'dot' or 'euclidean'; choose one of these.")
     weights = _normalized(weights, z, codes)
     if metric == "euclidean":
         z, codes = _augmented(z, codes)
-    return AssignmentEntropy(*torch.ops.vqkit.assignment_entropy(z, codes, weights, temperature))
+    return AssignmentEntropy(*torch.ops.vqkit.assignment_entropy(z, codes, weights, temperature, impl))
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -112,10 +117,19 @@ def _augmented(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.cat([codes, codes.square().sum(1, keepdim=True)], dim=1)
 
 
-@torch.library.custom_op("vqkit::assignment_entropy", mutates_args=())
-def _assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    z: Tensor, codes: Tensor, weights: Tensor, temperature: float, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype(z, codes)
+    return z.new_empty(z.shape[:1], dtype=dtype), codes.new_empty(codes.shape[:1], dtype=dtype)
+
+
+@operator("assignment_entropy", _forward_fake)
+def _forward(
+    z: Tensor, codes: Tensor, weights: Tensor, temperature: float, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Entropies (N,), mean probabilities (K,); weights (N,) add up to 1."""
-    if gpu.can_run(z, codes, weights):
+    if engines.choose("soft", (z, codes, weights), impl).engine == "triton":
         from vqkit.kernels.gpu import soft as fused  # Triton is optional, and slow to import
 
         return fused.assignment_entropy(z, codes, weights, temperature)
@@ -123,26 +137,38 @@ def _assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: 
         problem = prepare(z, codes, temperature, weights > 0)
         weights = weights.to(problem.x.dtype)
         entropies, mean = torch.empty_like(weights), torch.zeros_like(problem.codes[:, 0])
-        for panel in softmax_panels(problem):
-            mean.addmv_(panel.probabilities.T, weights[panel.part])
+        for block in softmax_blocks(problem):
+            mean.addmv_(block.probabilities.T, weights[block.part])
             # log s - sum p (l - max l): two terms of one sign, neither of which grows with the logits
-            expected = torch.mul(panel.logits, panel.probabilities, out=panel.logits).sum(1)
-            entropies[panel.part] = panel.log_normalizer() - expected
+            expected = torch.mul(block.logits, block.probabilities, out=block.logits).sum(1)
+            entropies[block.part] = block.log_normalizer() - expected
         entropies = torch.where(weights > 0, entropies, 0)
     return entropies.to(result_dtype(z, codes)), mean.to(result_dtype(z, codes))
 
 
-@_assignment_entropy.register_fake
-def _assignment_entropy_fake(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    dtype = result_dtype(z, codes)
-    return z.new_empty(z.shape[:1], dtype=dtype), codes.new_empty(codes.shape[:1], dtype=dtype)
-
-
-@torch.library.custom_op("vqkit::assignment_entropy_backward", mutates_args=())
-def _assignment_entropy_backward(
-    dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
+def _backward_fake(
+    dentropies: Tensor,
+    dmean: Tensor,
+    z: Tensor,
+    codes: Tensor,
+    weights: Tensor,
+    temperature: float,
+    impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if gpu.can_run(dentropies, dmean, z, codes, weights):
+    return z.new_empty(z.shape), codes.new_empty(codes.shape)
+
+
+@operator("assignment_entropy_backward", _backward_fake)
+def _backward(
+    dentropies: Tensor,
+    dmean: Tensor,
+    z: Tensor,
+    codes: Tensor,
+    weights: Tensor,
+    temperature: float,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    if engines.choose("soft", (dentropies, dmean, z, codes, weights), impl).engine == "triton":
         from vqkit.kernels.gpu import soft as fused
 
         dz, dcodes = fused.assignment_entropy_backward(dentropies, dmean, z, codes, weights, temperature)
@@ -154,9 +180,9 @@ def _assignment_entropy_backward(
         dentropies, weights = torch.where(kept, dentropies, 0).to(dtype)[:, None], weights.to(dtype)[:, None]
         dmean = dmean.to(dtype)
 
-        def dlogits(panel: Panel) -> Tensor:
+        def dlogits(block: Block) -> Tensor:
             """By probability: -a (l - expected l) + w (b - expected b), with a = dentropies and b = dmean."""
-            part, _, logits, probabilities = panel
+            part, logits, probabilities = block
             expected_dmean = (probabilities @ dmean)[:, None]
             result = logits.mul_(probabilities)
             expected_logit = result.sum(1, keepdim=True)
@@ -168,21 +194,14 @@ def _assignment_entropy_backward(
     return dx.to(z.dtype), dcodes.to(codes.dtype)
 
 
-@_assignment_entropy_backward.register_fake
-def _assignment_entropy_backward_fake(
-    dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), codes.new_empty(codes.shape)
-
-
 def _setup(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[no-untyped-def]
-    z, codes, weights, ctx.temperature = inputs
+    z, codes, weights, ctx.temperature, ctx.impl = inputs
     ctx.save_for_backward(z, codes, weights)
 
 
 def _autograd(ctx, dentropies: Tensor, dmean: Tensor) -> tuple:  # type: ignore[no-untyped-def]
     backward = torch.ops.vqkit.assignment_entropy_backward
-    return *backward(dentropies, dmean, *ctx.saved_tensors, ctx.temperature), None, None
+    return *backward(dentropies, dmean, *ctx.saved_tensors, ctx.temperature, ctx.impl), None, None, None
 
 
-_assignment_entropy.register_autograd(_autograd, setup_context=_setup)
+differentiable("assignment_entropy", _autograd, _setup)

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels import gpu, native
+from vqkit.kernels import engines, gpu, native
 from vqkit.kernels.gpu.bound import MOST_PADDING, is_proven, relative_error
+from vqkit.kernels.operators import batched, operator
 from vqkit.kernels.products import widest_dtype
 from vqkit.kernels.reference import nearest_indices
 from vqkit.kernels.scores import score_margins, score_values
@@ -41,10 +42,15 @@ class SearchPath(NamedTuple):
             architecture, such as "triton sm_90".
         precision: "exact" where the path finds the float64 argmin, "high" where that is not proven: the device has no
             float64, or its tensor cores round in an unknown way.
+        reason: why it is taken and nothing faster.
     """
 
     name: str
     precision: Precision
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 def nearest(
@@ -57,6 +63,7 @@ def nearest(
     precision: Precision | None = None,
     return_scores: bool = False,
     return_margin: bool = False,
+    impl: engines.Impl | None = None,
 ) -> Nearest:
     """Finds the k codes that are nearest to each row.
 
@@ -91,12 +98,15 @@ def nearest(
             search for CPUs is exact in any case.
         return_scores: also return the scores of the chosen codes.
         return_margin: also return the margin to the next best code.
+        impl: the engine that runs it, for tests and comparisons: "torch", "native" (the compiled search, on a CPU) or
+            "triton" (the fused kernels, on an NVIDIA GPU). None: the fastest that may be trusted (`search_path`).
 
     Returns:
         `Nearest(indices, scores, margin)`; indices and scores are (...) for k = 1 and (..., k) for k > 1.
 
     Raises:
-        ValueError: a shape, dtype, device, metric, k or precision is wrong, or a group has no valid code.
+        ValueError: a shape, dtype, device, metric, k or precision is wrong, a group has no valid code, or `impl` cannot
+            run the call.
 
     Source: the exact search of the VQ assignment, van den Oord et al. 2017, arXiv:1711.00937, eq. 1.
     """
@@ -109,7 +119,7 @@ def nearest(
     mask = valid if valid is None or grouped else valid[None]
     number = codes.shape[-2]
     wanted = min(k + 1, number) if return_margin else k
-    found = torch.ops.vqkit.nearest(rows, books, mask, metric, wanted, precision)
+    found = torch.ops.vqkit.nearest(rows, books, mask, metric, wanted, precision, impl)
     shape = x.shape[:-1]
     indices = found[..., :k]
     scores = score_values(rows, books, indices, metric).view(*shape, k) if return_scores else None
@@ -121,32 +131,23 @@ def nearest(
 
 
 def search_path(device: torch.device | str, dtype: torch.dtype = torch.float32) -> SearchPath:
-    """The path that `nearest` takes for one code a row, and the precision that it can prove.
+    """The path that `nearest` takes for one code a row, the precision that it can prove, and why it is that one.
 
     Args:
         device: of the rows and codes.
         dtype: of the rows and codes.
 
     Returns:
-        `SearchPath(name, precision)`.
+        `SearchPath(name, precision, reason)`; as text "name: reason".
     """
     device = torch.device(device)
     probe = torch.empty(1, 1, 1, device=device, dtype=dtype)
-    name = "torch"
-    if native.can_search(probe, probe, 1):
-        name = f"native {native.variant()}"
-    elif gpu.can_run(probe):
-        name = f"triton sm_{gpu.architecture(device)}"
-    return SearchPath(name, _precision(probe, probe, 1))
-
-
-def _precision(x: Tensor, codes: Tensor, k: int) -> Precision:
-    """What the fastest path for these inputs can prove."""
-    if native.can_search(x, codes, k):
-        return "exact"
-    if k == 1 and gpu.can_run(x, codes):
-        return "exact" if is_proven(gpu.architecture(x.device)) else "high"
-    return "exact" if widest_dtype(x.device) == torch.float64 else "high"
+    engine, reason = _choose(probe, probe, 1, None, None)
+    if engine == "native":
+        return SearchPath(f"native {native.variant()}", "exact", reason)
+    if engine == "triton":
+        return SearchPath(f"triton sm_{gpu.architecture(device)}", _provable(device), reason)
+    return SearchPath("torch", "exact" if widest_dtype(device) == torch.float64 else "high", reason)
 
 
 def _rows_per_group(x: Tensor, grouped: bool) -> int:
@@ -188,67 +189,85 @@ def check_rows_and_codes(x: Tensor, codes: Tensor, metric: str, *, name: str = "
 def _check_options(x: Tensor, codes: Tensor, k: int, valid: Tensor | None, precision: str | None) -> None:
     if not 1 <= k <= codes.shape[-2]:
         raise ValueError(f"k is {k}, expected 1 to {codes.shape[-2]}, the number of codes; ask for fewer.")
-    _check_precision(x.device, precision)
-    if valid is not None:
-        _check_valid(valid, codes)
-
-
-def _check_precision(device: torch.device, precision: str | None) -> None:
     if precision not in ("exact", "high", "fast", None):
         raise ValueError(f"precision is {precision!r}, expected 'exact', 'high', 'fast' or None; choose one of these.")
-    if precision == "exact" and widest_dtype(device) != torch.float64:
-        raise ValueError(f"precision is 'exact', but {device} has no float64 to prove it; pass None or 'high'.")
-
-
-def _check_valid(valid: Tensor, codes: Tensor) -> None:
-    if valid.dtype != torch.bool or valid.shape != codes.shape[:-1] or valid.device != codes.device:
+    if precision == "exact" and widest_dtype(x.device) != torch.float64:
+        raise ValueError(f"precision is 'exact', but {x.device} has no float64 to prove it; pass None or 'high'.")
+    if valid is not None and (
+        valid.dtype != torch.bool or valid.shape != codes.shape[:-1] or valid.device != codes.device
+    ):
         raise ValueError(
             f"valid has shape {tuple(valid.shape)}, dtype {valid.dtype} and is on {valid.device}, expected "
             f"{tuple(codes.shape[:-1])}, torch.bool and {codes.device}; pass one flag for each code."
         )
 
 
-@torch.library.custom_op("vqkit::nearest", mutates_args=())
-def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None) -> Tensor:
-    """(G, N, D), (G, K, D), (G, K) -> (G, N, k) int64. An op of its own: tracers see neither tiles nor global flags."""
-    precision = precision or _precision(x, codes, k)
-    if valid is not None and not valid.any(-1).all():  # here, where there are values, whoever traces or batches
-        raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
-    if native.can_search(x, codes, k):
-        return native.search(x, codes, valid, metric).unsqueeze(-1)
-    if k == 1 and gpu.can_run(x, codes) and (precision != "exact" or _has_bound(x)):
-        from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
-
-        return fused.nearest(x, codes, valid, metric, precision).unsqueeze(-1)
-    return nearest_indices(x, codes, valid, metric, k, precision)
-
-
-def _has_bound(x: Tensor) -> bool:
-    """Whether a bound on the scores of tensor cores covers rows of this depth, padded."""
-    return relative_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, passes=3) < torch.inf
-
-
-@_nearest.register_fake
-def _nearest_fake(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None) -> Tensor:
+def _nearest_fake(
+    x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None, impl: str | None = None
+) -> Tensor:
     return x.new_empty((*x.shape[:2], k), dtype=torch.int64)
 
 
-@_nearest.register_vmap
+@operator("nearest", _nearest_fake)
+def _nearest(
+    x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None, impl: str | None = None
+) -> Tensor:
+    """(G, N, D), (G, K, D), (G, K) -> (G, N, k) int64."""
+    if valid is not None and not valid.any(-1).all():  # here, where there are values, whoever traces or batches
+        raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
+    engine = _choose(x, codes, k, precision, impl).engine
+    if engine == "native":
+        return native.search(x, codes, valid, metric).unsqueeze(-1)
+    if engine == "triton":
+        from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
+
+        return fused.nearest(x, codes, valid, metric, precision or _provable(x.device)).unsqueeze(-1)
+    exact = precision == "exact" or (precision is None and widest_dtype(x.device) == torch.float64)
+    return nearest_indices(x, codes, valid, metric, k, "exact" if exact else "high")
+
+
+def _choose(x: Tensor, codes: Tensor, k: int, precision: str | None, impl: str | None) -> engines.Choice:
+    def unfit() -> str:
+        if k > 1:
+            return f"the fused kernels find one code a row, not {k}"
+        exact = (precision or _provable(x.device)) == "exact"
+        error = relative_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, passes=3)
+        return f"no error bound covers {x.shape[-1]} dimensions there" if exact and error == torch.inf else ""
+
+    return engines.choose("nearest", (x, codes), impl, compiled=native.can_search(x, codes, k), unfit=unfit)
+
+
+def _provable(device: torch.device) -> Precision:
+    """What the fused kernels can prove on a GPU."""
+    return "exact" if is_proven(gpu.architecture(device)) else "high"
+
+
 def _nearest_batched(  # type: ignore[no-untyped-def]
-    info, in_dims, x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None
+    info,
+    in_dims,
+    x: Tensor,
+    codes: Tensor,
+    valid: Tensor | None,
+    metric: str,
+    k: int,
+    precision: str | None,
+    impl: str | None = None,
 ) -> tuple[Tensor, int]:
     """A batch of rows alone becomes more rows, a batch of codebooks more groups."""
     x_dim, codes_dim, valid_dim = in_dims[:3]
     if codes_dim is None and valid_dim is None:
         rows = x.movedim(x_dim, 1)
-        found = torch.ops.vqkit.nearest(rows.flatten(1, 2), codes, valid, metric, k, precision)
+        found = torch.ops.vqkit.nearest(rows.flatten(1, 2), codes, valid, metric, k, precision, impl)
         return found.unflatten(1, rows.shape[1:3]), 1
     x, codes = _batch_first(x, x_dim, info.batch_size), _batch_first(codes, codes_dim, info.batch_size)
     if valid is not None:
         valid = _batch_first(valid, valid_dim, info.batch_size).flatten(0, 1)
-    found = torch.ops.vqkit.nearest(x.flatten(0, 1), codes.flatten(0, 1), valid, metric, k, precision)
+    found = torch.ops.vqkit.nearest(x.flatten(0, 1), codes.flatten(0, 1), valid, metric, k, precision, impl)
     return found.unflatten(0, x.shape[:2]), 0
 
 
 def _batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+batched("nearest", _nearest_batched)

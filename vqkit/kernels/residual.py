@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels import gpu, native
-from vqkit.kernels.nearest import Metric, check_rows_and_codes, nearest
+from vqkit.kernels import engines, native
+from vqkit.kernels.nearest import Metric, check_rows_and_codes
+from vqkit.kernels.operators import operator
 
 
 class ResidualNearest(NamedTuple):
@@ -22,7 +23,9 @@ class ResidualNearest(NamedTuple):
     quantized: Tensor
 
 
-def residual_nearest(x: Tensor, codebooks: Sequence[Tensor], *, metric: Metric = "euclidean") -> ResidualNearest:
+def residual_nearest(
+    x: Tensor, codebooks: Sequence[Tensor], *, metric: Metric = "euclidean", impl: engines.Impl | None = None
+) -> ResidualNearest:
     """Finds at each level the code that is nearest to what the levels before left over.
 
     Bit for bit the codes of a loop of `nearest` over the levels that subtracts the sum of the chosen codes from x.
@@ -34,13 +37,15 @@ def residual_nearest(x: Tensor, codebooks: Sequence[Tensor], *, metric: Metric =
         x: (..., D) rows, floating point, any strides.
         codebooks: S tensors (K, D) on the device of x, coarse first, S >= 1; K may differ.
         metric: as in `nearest`; the codes are added up as they are, whatever the metric.
+        impl: as in `nearest`.
 
     Returns:
         `ResidualNearest(indices (..., S), quantized (..., D))`. A row with a NaN or an infinity gets the indices that
         `nearest` gives it, at every level.
 
     Raises:
-        ValueError: there is no codebook, or a shape, dtype, device or the metric is wrong.
+        ValueError: there is no codebook, a shape, dtype, device or the metric is wrong, or `impl` cannot run
+            the call.
 
     Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1.
     """
@@ -56,30 +61,37 @@ def residual_nearest(x: Tensor, codebooks: Sequence[Tensor], *, metric: Metric =
         dtype = torch.promote_types(dtype, tensor.dtype)
     rows = x.detach().reshape(-1, x.shape[-1]).to(dtype)
     tables = [codes.detach().to(dtype) for codes in codebooks]
-    indices = torch.ops.vqkit.residual_nearest(rows, tables, metric)
+    indices = torch.ops.vqkit.residual_nearest(rows, tables, metric, impl)
     quantized = torch.zeros_like(rows)
     for level, codes in enumerate(tables):
         quantized = quantized + codes[indices[:, level]]
     return ResidualNearest(indices.view(*x.shape[:-1], len(tables)), quantized.view(x.shape))
 
 
-@torch.library.custom_op("vqkit::residual_nearest", mutates_args=())
-def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+def _residual_nearest_fake(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl: str | None = None) -> Tensor:
+    return x.new_empty((x.shape[0], len(codebooks)), dtype=torch.int64)
+
+
+@operator("residual_nearest", _residual_nearest_fake)
+def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl: str | None = None) -> Tensor:
     """Rows (N, D), S codebooks (K, D) -> (N, S) int64."""
-    if all(native.can_search(x, codes, 1) for codes in codebooks):
-        return native.search_levels(x, codebooks, metric)
-    if gpu.can_run(x, *codebooks):
+
+    def unfit() -> str:
         from vqkit.kernels.gpu import residual as fused  # Triton is optional, and slow to import
 
-        if fused.can_search(x, codebooks, metric):
-            return fused.search_levels(x, codebooks, metric)
+        return fused.unfit(x, codebooks, metric)
+
+    compiled = all(native.can_search(x, codes, 1) for codes in codebooks)
+    engine = engines.choose("residual", (x, *codebooks), impl, compiled=compiled, unfit=unfit).engine
+    if engine == "native":
+        return native.search_levels(x, codebooks, metric)
+    if engine == "triton":
+        from vqkit.kernels.gpu import residual as fused
+
+        return fused.search_levels(x, codebooks, metric)
     indices, total = [], torch.zeros_like(x)
     for codes in codebooks:
-        indices.append(nearest(x - total, codes, metric=metric).indices)  # type: ignore[arg-type]
+        found = torch.ops.vqkit.nearest((x - total)[None], codes[None], None, metric, 1, None, impl)
+        indices.append(found[0, :, 0])
         total = total + codes[indices[-1]]
     return torch.stack(indices, dim=1)
-
-
-@_residual_nearest.register_fake
-def _residual_nearest_fake(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
-    return x.new_empty((x.shape[0], len(codebooks)), dtype=torch.int64)

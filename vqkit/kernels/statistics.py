@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels import gpu
+from vqkit.kernels import engines
+from vqkit.kernels.operators import operator
 
 CHUNK = 2**16  # numbers of x whose copy (in another dtype, or weighted) is held at once
 
@@ -37,6 +38,7 @@ def segment_stats(
     *,
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    impl: engines.Impl | None = None,
 ) -> SegmentStats:
     """Counts and sums of the rows of each segment, without a one-hot matrix.
 
@@ -51,19 +53,21 @@ def segment_stats(
         num_segments: K, at least 1.
         weights: (N,) floating point, or None for 1.
         dtype: of the sums and counts, float32 or float64; None is float32, or float64 for float64 rows.
+        impl: the engine that runs it, for tests and comparisons: "torch", "triton" (the fused kernels, on an NVIDIA
+            GPU) or None for the fastest that may be trusted.
 
     Returns:
         `SegmentStats(counts (K,), sums (K, D), packed (K + K D,))`. Counts without weights are exact up to the rounding
         of their last digit (they are counted in int64).
 
     Raises:
-        ValueError: a shape, dtype or device is wrong; on a processor also an index of K or more. On a GPU, where to
-            ask would wait for the device, such an index ends in the device's own assertion.
+        ValueError: a shape, dtype or device is wrong, or `impl` cannot run the call; on a processor also an index of K
+            or more. On a GPU, where to ask would wait for the device, such an index ends in the device's own assertion.
     """
     _check(x, indices, num_segments, weights, dtype)
     dtype = dtype or torch.promote_types(x.dtype, torch.float32)
     weights = None if weights is None else weights.detach().to(dtype)
-    packed = torch.ops.vqkit.segment_stats(x.detach(), indices.to(torch.int64), num_segments, weights, dtype)
+    packed = torch.ops.vqkit.segment_stats(x.detach(), indices.to(torch.int64), num_segments, weights, dtype, impl)
     return SegmentStats.unpack(packed, num_segments)
 
 
@@ -99,11 +103,33 @@ def check_range(indices: Tensor, size: int) -> None:
         )
 
 
-@torch.library.custom_op("vqkit::segment_stats", mutates_args=())
-def _segment_stats(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(K + K D,) counts and sums. An op of its own, so that tracers see neither chunks nor global flags."""
+def _segment_stats_fake(
+    x: Tensor,
+    indices: Tensor,
+    num_segments: int,
+    weights: Tensor | None,
+    dtype: torch.dtype,
+    impl: str | None = None,
+) -> Tensor:
+    return x.new_empty(num_segments * (1 + x.shape[1]), dtype=dtype)
+
+
+@operator("segment_stats", _segment_stats_fake)
+def _segment_stats(
+    x: Tensor,
+    indices: Tensor,
+    num_segments: int,
+    weights: Tensor | None,
+    dtype: torch.dtype,
+    impl: str | None = None,
+) -> Tensor:
+    """(K + K D,) counts and sums."""
     check_range(indices, num_segments)
-    if dtype == torch.float32 and gpu.can_run(x):
+
+    def unfit() -> str:
+        return "" if dtype == torch.float32 else f"the fused kernels add up in float32, not {dtype}"
+
+    if engines.choose("statistics", (x,), impl, unfit=unfit).engine == "triton":
         from vqkit.kernels.gpu import statistics as fused  # Triton is optional, and slow to import
 
         return fused.segment_sums(x, indices, num_segments, weights)
@@ -120,13 +146,6 @@ def _segment_stats(x: Tensor, indices: Tensor, num_segments: int, weights: Tenso
         _add_by_index(counts, weights[:, None], segments, None)
     total[:num_segments] = counts[:num_segments].view(-1)
     return total[: num_segments * (1 + x.shape[1])]
-
-
-@_segment_stats.register_fake
-def _segment_stats_fake(
-    x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    return x.new_empty(num_segments * (1 + x.shape[1]), dtype=dtype)
 
 
 def _lengths(segments: Tensor, num_segments: int) -> Tensor:

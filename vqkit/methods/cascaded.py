@@ -13,8 +13,7 @@ from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator, straight_through
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Selection
+from vqkit.parts.selection import Search, Selection
 
 
 class CascadedCodebook(Codebook):

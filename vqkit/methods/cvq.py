@@ -15,8 +15,7 @@ from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import StraightThrough, straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.maintenance import Maintenance
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Selection
+from vqkit.parts.selection import Search, Selection
 
 
 class OnlineClusteredCodebook(Codebook):

@@ -10,8 +10,7 @@ from vqkit.parts import Parts
 from vqkit.parts.codebooks import NormalCodebook
 from vqkit.parts.estimators import Estimator, StraightThrough, straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Selection
+from vqkit.parts.selection import Search, Selection
 
 
 class UnnormalizedStraightThrough(Estimator):

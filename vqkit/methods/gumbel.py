@@ -9,24 +9,15 @@ and export of a codebook holds for this one too.
 """
 
 import math
-from collections.abc import Iterator
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vqkit.kernels import assignment_entropy, index_backpropagation
-from vqkit.kernels.panels import FEWEST_ROWS, PANEL, PANEL_ON_A_DEVICE, prepare
+from vqkit.kernels import assignment_entropy, gumbel_nearest, gumbel_softmax, index_backpropagation
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import NormalCodebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Noise, Selection
-from vqkit.runtime import autocast_disabled, uncompiled
-
-DRAW = 2**16  # random numbers made at a time: some ten operations pass over them, in the processor's cache
-DRAW_ON_A_DEVICE = 2**23
+from vqkit.parts.selection import Noise, Search, Selection
 
 
 class GumbelSearch(Search):
@@ -45,19 +36,11 @@ class GumbelSearch(Search):
     def __init__(self) -> None:
         super().__init__("dot")
 
-    # Its loop over panels is in Python, and a compiler would write out each of them.
-    @uncompiled
-    def _draw(self, z: Tensor, codes: Tensor, noise: Noise) -> Tensor:
-        indices = torch.empty_like(z[:, 0], dtype=torch.int64)
-        for rows, _, logits in _perturbed_logits(z, codes, noise):
-            indices[rows] = logits.argmax(1)
-        return indices
-
     def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
         """Which of `codes` (K, D) each row of `z` (N, D) takes, (N,) int64: drawn if `noise` is given."""
         if noise is None:
             return super().forward(z, codes)
-        return self._draw(z.detach(), codes.detach(), noise)
+        return gumbel_nearest(z, codes, seed=noise.seed, step=noise.step, first=noise.first)
 
 
 class GumbelSoftmax(Estimator):
@@ -100,7 +83,7 @@ class GumbelSoftmax(Estimator):
         z, codes, indices = selection.z, selection.codes, selection.indices
         if selection.noise is None:
             return index_backpropagation(z, codes, indices, temperature=self.temperature)
-        return _soft_choice(z, codes, selection.noise, self.temperature, indices.clamp(min=0))
+        return _soft_choice(selection, selection.noise, self.temperature, indices.clamp(min=0))
 
 
 class RelaxedGumbelSoftmax(GumbelSoftmax):
@@ -124,7 +107,7 @@ class RelaxedGumbelSoftmax(GumbelSoftmax):
         if selection.noise is None:
             return super().forward(selection)
         assert selection.codes is not None
-        return _soft_choice(selection.z, selection.codes, selection.noise, self.temperature, None)
+        return _soft_choice(selection, selection.noise, self.temperature, None)
 
 
 class UniformPrior(Loss):
@@ -165,64 +148,15 @@ def gumbel() -> Parts:
     )
 
 
-@uncompiled
-def _soft_choice(z: Tensor, codes: Tensor, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:
+def _soft_choice(selection: Selection, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:
     """(N, D) the codes of `indices` (N,), or without these the mean of all codes under p; gradients of either."""
-    return _SoftChoice.apply(z, codes, noise, temperature, indices)
-
-
-class _SoftChoice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z: Tensor, codes: Tensor, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(z, codes, indices)
-        ctx.noise, ctx.temperature = noise, temperature
-        if indices is not None:
-            return codes[indices]
-        mixture = torch.empty_like(z)
-        for rows, _, logits in _perturbed_logits(z, codes, noise):
-            mixture[rows] = _probabilities(logits, temperature).to(codes.dtype) @ codes
-        return mixture
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-        z, codes, indices = ctx.saved_tensors
-        dz, dcodes = torch.empty_like(z), torch.zeros_like(codes)
-        with autocast_disabled(z.device):
-            for rows, centred, logits in _perturbed_logits(z, codes, ctx.noise):
-                probabilities = _probabilities(logits, ctx.temperature)
-                upstream = gradient[rows].to(logits.dtype)
-                # The mean code falls out of both products, since each row of dlogits adds up to 0.
-                values = upstream @ centred.T
-                values -= torch.linalg.vecdot(probabilities, values).unsqueeze(1)
-                dlogits = values.mul_(probabilities).div_(ctx.temperature)
-                dz[rows] = (dlogits @ centred).to(z.dtype)
-                dcodes += (dlogits.T @ z[rows].to(logits.dtype)).to(codes.dtype)
-                if indices is None:
-                    dcodes += (probabilities.T @ upstream).to(codes.dtype)
-            if indices is not None:
-                dcodes.index_add_(0, indices, gradient.to(codes.dtype))
-        return dz, dcodes, None, None, None
-
-
-def _probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return (logits / temperature).softmax(1)
-
-
-def _perturbed_logits(z: Tensor, codes: Tensor, noise: Noise) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some rows after the other: which rows, the codes less their mean (K, D), and z . e plus Gumbel noise (R, K)."""
-    x, centred, _, _ = prepare(z, codes, 1.0, torch.ones_like(z[:, 0], dtype=torch.bool))
-    size = len(centred)
-    panel, draw = (PANEL_ON_A_DEVICE, DRAW_ON_A_DEVICE) if x.is_cuda else (PANEL, DRAW)
-    for rows in _slices(0, len(x), max(FEWEST_ROWS, panel // size)):
-        logits = x[rows] @ centred.T
-        for part in _slices(rows.start, rows.stop, max(1, draw // size)):
-            # 1 - u is as uniform as u, and a u that was rounded to 1 gives a code that is never drawn, not infinity.
-            exponential = noise.uniform(size, rows=part).neg_().log1p_().neg_()
-            logits[part.start - rows.start : part.stop - rows.start] -= exponential.log_()
-        yield rows, centred, logits
-
-
-def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    for first in range(start, stop, step):
-        yield slice(first, min(first + step, stop))
+    assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
+    return gumbel_softmax(
+        selection.z,
+        selection.codes,
+        indices,
+        seed=noise.seed,
+        step=noise.step,
+        first=noise.first,
+        temperature=temperature,
+    )

@@ -7,7 +7,7 @@ from vqkit.parts import Parts
 from vqkit.parts.codebooks import NormalCodebook
 from vqkit.parts.estimators import IndexBackpropagation
 from vqkit.parts.losses import CodebookLoss, Commitment, DoubleQuantization, Entropy
-from vqkit.parts.search import Search
+from vqkit.parts.selection import Search
 
 
 def ibq() -> Parts:

@@ -11,8 +11,7 @@ from vqkit.parts import Parts
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator, straight_through
 from vqkit.parts.maintenance import RandomRestart
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Selection
+from vqkit.parts.selection import Search, Selection
 
 
 class NSVQ(Estimator):

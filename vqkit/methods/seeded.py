@@ -9,7 +9,7 @@ from vqkit.parts import Parts
 from vqkit.parts.codebooks import FrozenCodebook
 from vqkit.parts.estimators import StraightThrough
 from vqkit.parts.losses import Commitment
-from vqkit.parts.search import Search
+from vqkit.parts.selection import Search
 
 
 class SeededCodebook(FrozenCodebook):

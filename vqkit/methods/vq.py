@@ -8,7 +8,7 @@ from vqkit.parts.codebooks import Codebook, EMACodebook
 from vqkit.parts.estimators import StraightThrough
 from vqkit.parts.losses import CodebookLoss, Commitment
 from vqkit.parts.maintenance import RandomRestart
-from vqkit.parts.search import Search
+from vqkit.parts.selection import Search
 
 
 def vq() -> Parts:

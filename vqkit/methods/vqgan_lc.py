@@ -14,7 +14,7 @@ from vqkit.parts import Parts
 from vqkit.parts.codebooks import ProjectedCodebook, match_linear
 from vqkit.parts.estimators import StraightThrough
 from vqkit.parts.losses import CodebookLoss, Commitment
-from vqkit.parts.search import Search
+from vqkit.parts.selection import Search
 
 
 class FeatureCodebook(ProjectedCodebook):

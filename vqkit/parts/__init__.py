@@ -1,8 +1,8 @@
 """The five parts of a quantizer with a codebook, one file each.
 
-codebooks.py: what the code vectors are. search.py: which one is chosen; selection.py: what was. estimators.py: how
-gradients pass. losses.py: what is penalised. maintenance.py: what happens to unused codes. compatibility.py: which of
-them work together.
+codebooks.py: what the code vectors are. selection.py: which one is chosen. estimators.py: how gradients pass.
+losses.py: what is penalised. maintenance.py: what happens to unused codes. compatibility.py: which of them work
+together.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
 from vqkit.parts.maintenance import Maintenance
-from vqkit.parts.search import Search
+from vqkit.parts.selection import Search
 
 
 @dataclass(frozen=True)

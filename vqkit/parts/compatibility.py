@@ -12,7 +12,7 @@ from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss, Penalty
 from vqkit.parts.maintenance import Maintenance
-from vqkit.parts.search import Search
+from vqkit.parts.selection import Search
 
 
 class IncompatibleParts(ValueError):

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vqkit.kernels import Metric, index_backpropagation
-from vqkit.kernels.panels import Panel, backpropagate, prepare
+from vqkit.kernels import Metric, index_backpropagation, reinmax
 from vqkit.parts.part import Part
 from vqkit.parts.selection import Selection
-from vqkit.runtime import autocast_disabled
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
@@ -150,7 +147,8 @@ class ReinMax(Estimator):
 
     so that dz = (Cov_p[e] + (e_D - mu) (e_D - mu)^T) g / 2. Its expectation over draws is the gradient of the expected
     loss wherever the loss is linear or quadratic in the code; that of straight-through is right for linear ones only.
-    Nothing of size N x K is held. Without noise (eval mode with gradients on) it is `IndexBackpropagation`.
+    Nothing of size N x K is held: `vqkit.kernels.reinmax`. Without noise (eval mode with gradients on) it is
+    `IndexBackpropagation`.
 
     Source: Liu et al. 2023 (arXiv 2304.08612), at temperature 1.
     Differs: no other temperature, since the draw is at temperature 1: the gradient would be wrong for linear losses
@@ -166,30 +164,4 @@ class ReinMax(Estimator):
         assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
         if selection.noise is None:
             return index_backpropagation(selection.z, selection.codes, selection.indices)
-        return _SecondOrder.apply(selection.z, selection.codes, selection.indices)
-
-
-class _SecondOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(z, codes, indices)
-        return torch.where(indices.unsqueeze(-1) >= 0, codes[indices.clamp(min=0)], 0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-        z, codes, indices = ctx.saved_tensors
-        drawn = indices.clamp(min=0).unsqueeze(-1)
-        with autocast_disabled(z.device):
-            problem = prepare(z, codes, 1.0, indices >= 0)
-            gradient = torch.where(indices.unsqueeze(-1) >= 0, gradient, 0).to(problem.x.dtype)
-
-            def dlogits(panel: Panel) -> Tensor:
-                chosen = drawn[panel.part]
-                values = torch.mm(gradient[panel.part], problem.codes.T, out=panel.logits)
-                result = values.sub_(values.gather(1, chosen)).mul_(panel.probabilities)
-                return result.scatter_add_(1, chosen, -result.sum(1, keepdim=True)).mul_(0.5)
-
-            dz, dcodes = backpropagate(problem, dlogits)
-            dcodes.index_add_(0, drawn.squeeze(-1), gradient)
-        return dz.to(z.dtype), dcodes.to(codes.dtype), None
+        return reinmax(selection.z, selection.codes, selection.indices)

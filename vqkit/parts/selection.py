@@ -1,12 +1,15 @@
-"""What was chosen, for the parts that look at it: estimators, losses and statistics."""
+"""Which code is chosen: the search, the selection that it leads to, and the noise of a choice that is sampled."""
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vqkit import distributed
+from vqkit.kernels import Metric, nearest, search_path
+from vqkit.parts.part import Part
 from vqkit.runtime import uncompiled
 
 
@@ -48,9 +51,7 @@ class Noise:
         return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 
     def _draw(self, positions: Tensor) -> Tensor:
-        # In the middle of 2^52 intervals: neither 0 nor 1 can come out.
-        drawn = distributed.counter_random(positions, seed=self.seed, step=self.step)
-        return (drawn * 2**52).floor() * 2.0**-52 + 2.0**-53
+        return distributed.open_uniform(positions, seed=self.seed, step=self.step)
 
     def _positions(self, columns: int, rows: slice) -> Tensor:
         numbers = self.first + torch.arange(self.count, device=self.seed.device)[rows]
@@ -97,3 +98,49 @@ class Selection:
         weight = self.valid.to(differences.dtype)
         squares = torch.linalg.vecdot(differences, differences)  # without a temporary of their size
         return (squares * weight).sum() / (weight.sum().clamp(min=1) * differences.shape[-1])
+
+
+class Search(Part):
+    """The nearest code. Stateless; float32 whatever surrounds it; the lowest index on ties.
+
+    Args:
+        metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric
+            decides the choice alone: the code that is passed on and penalised keeps its length.
+
+    Class attributes:
+        uses_noise: whether it samples the choice where it is given noise, in training.
+        finds_nearest: whether the choice without noise is the nearest code by `metric`, so that a fused search may take
+            its place. A subclass with a `forward` of its own declares it anew: there it is False unless it says True.
+
+    Raises:
+        ValueError: another metric.
+    """
+
+    uses_noise: ClassVar[bool] = False
+    finds_nearest: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.finds_nearest = vars(cls).get("finds_nearest", False)
+
+    def __init__(self, metric: Metric = "euclidean") -> None:
+        super().__init__()
+        if metric not in ("euclidean", "dot", "cosine"):
+            raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
+        self.metric: Metric = metric
+
+    def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes: (N,) int64.
+
+        Args:
+            z: the vectors.
+            codes: the codes.
+            noise: for a search that `uses_noise`; None outside of training.
+        """
+        return nearest(z.detach(), codes.detach(), metric=self.metric).indices
+
+    def extra_repr(self) -> str:
+        """The metric, and what searches on each device and why."""
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        return ", ".join([super().extra_repr(), *(f"{name}={str(search_path(name))!r}" for name in devices)])

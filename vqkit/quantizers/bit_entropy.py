@@ -1,13 +1,14 @@
 """The entropy of codes that are bits: exact for each vector, in groups of bits for the batch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqkit import distributed
+from vqkit.kernels import pattern_sums
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
@@ -15,8 +16,6 @@ from vqkit.parts.selection import Selection
 
 _LOG_2 = math.log(2)
 _LARGEST_GROUP = 20
-_BLOCK_NUMBERS = 2**20
-"""Probabilities that are held at once."""
 
 
 class BitEntropy(Loss):
@@ -111,106 +110,3 @@ def bit_entropy(logits: Tensor) -> Tensor:
     """
     size = logits.abs()
     return F.softplus(-size) + size * torch.sigmoid(-size)
-
-
-def pattern_sums(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    """Weighted sums over N rows of the probability of each pattern of bits, for groups of independent bits.
-
-    Differentiable once, to the logits. A group's probabilities are an outer product of those of its two halves, so that
-    their sum over rows is one matrix product, and nothing of size N x 2^g exists.
-
-    Args:
-        logits: (N, D) of each bit; N may be 0.
-        weights: (N,) finite, without gradient.
-        group_sizes: sizes g of consecutive groups; they add up to D.
-
-    Returns:
-        (sum of 2^g,): for each group 2^g sums, the first bit of the group the most significant.
-    """
-    return torch.ops.vqkit.pattern_sums(logits, weights, list(group_sizes))
-
-
-def sum_patterns(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    """`pattern_sums` without gradient: blocks of rows, two halves of each group."""
-    sums = [logits.new_zeros(2 ** (size // 2), 2 ** (size - size // 2)) for size in group_sizes]
-    for rows in _blocks(logits, group_sizes):
-        for total, group in zip(sums, logits[rows].split(list(group_sizes), 1), strict=True):
-            left, right = _halves(group)
-            total.addmm_((_probabilities(left) * weights[rows, None]).T, _probabilities(right))
-    return torch.cat([total.flatten() for total in sums])
-
-
-_pattern_sums = torch.library.custom_op("vqkit::pattern_sums", sum_patterns, mutates_args=())
-
-
-@_pattern_sums.register_fake
-def _pattern_sums_fake(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    return logits.new_empty(sum(2**size for size in group_sizes))
-
-
-def sum_patterns_backward(dsums: Tensor, logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    """Gradient of `pattern_sums` to the logits, from that of the sums."""
-    gradients = dsums.split([2**size for size in group_sizes])
-    result = torch.empty_like(logits)
-    for rows in _blocks(logits, group_sizes):
-        parts = []
-        for gradient, group in zip(gradients, logits[rows].split(list(group_sizes), 1), strict=True):
-            left, right = _halves(group)
-            p, q = _probabilities(left), _probabilities(right)
-            gradient = gradient.view(p.shape[1], q.shape[1])
-            parts += [_dlogits(left, p * (q @ gradient.T)), _dlogits(right, q * (p @ gradient))]
-        result[rows] = torch.cat(parts, 1) * weights[rows, None]
-    return result
-
-
-_pattern_sums_backward = torch.library.custom_op("vqkit::pattern_sums_backward", sum_patterns_backward, mutates_args=())
-
-
-@_pattern_sums_backward.register_fake
-def _pattern_sums_backward_fake(dsums: Tensor, logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    return torch.empty_like(logits)
-
-
-def _setup(ctx, inputs: tuple, output: Tensor) -> None:  # type: ignore[no-untyped-def]
-    logits, weights, ctx.group_sizes = inputs
-    ctx.save_for_backward(logits, weights)
-
-
-def _autograd(ctx, dsums: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-    return torch.ops.vqkit.pattern_sums_backward(dsums, *ctx.saved_tensors, ctx.group_sizes), None, None
-
-
-_pattern_sums.register_autograd(_autograd, setup_context=_setup)
-
-
-def _blocks(logits: Tensor, group_sizes: Sequence[int]) -> Iterator[slice]:
-    number = max(1, _BLOCK_NUMBERS >> (max(group_sizes) + 1) // 2)
-    return (slice(first, first + number) for first in range(0, logits.shape[0], number))
-
-
-def _halves(group: Tensor) -> tuple[Tensor, Tensor]:
-    middle = group.shape[1] // 2
-    return group[:, :middle], group[:, middle:]
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """(N, b) -> (N, 2^b): the probability of each pattern, the first bit the most significant."""
-    result = torch.ones_like(logits[:, :1]) if logits.shape[1] else logits.new_ones(logits.shape[0], 1)
-    for logit in logits.unbind(1):
-        result = torch.stack([result * torch.sigmoid(-logit)[:, None], result * torch.sigmoid(logit)[:, None]], -1)
-        result = result.flatten(1)
-    return result
-
-
-def _dlogits(logits: Tensor, weighted: Tensor) -> Tensor:
-    """(N, b): (1 - sigma_i) times the sum over patterns with bit i, less sigma_i times that over those without.
-
-    Args:
-        logits: (N, b).
-        weighted: (N, 2^b) probabilities of the patterns, times the gradients that arrive.
-    """
-    parts = []
-    for place, logit in enumerate(logits.unbind(1)):
-        without, present = weighted.view(len(weighted), 2**place, 2, -1).sum((1, 3)).unbind(1)
-        parts.append(torch.sigmoid(-logit) * present - torch.sigmoid(logit) * without)
-    return torch.stack(parts, 1) if parts else logits.new_empty(logits.shape)

@@ -15,8 +15,7 @@ from vqkit.parts.compatibility import check_compatible
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
 from vqkit.parts.maintenance import Maintenance
-from vqkit.parts.search import Search
-from vqkit.parts.selection import Noise, Selection
+from vqkit.parts.selection import Noise, Search, Selection
 from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.runtime import recomputing, uncompiled
@@ -149,7 +148,8 @@ class Quantizer(VectorQuantizer):
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...), all of which are in range."""
-        return nn.functional.embedding(indices, self.code_vectors())
+        codes = self.codebook()
+        return nn.functional.embedding(indices, unit(codes) if self.normalize else codes)
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The search alone; see `BaseQuantizer`."""

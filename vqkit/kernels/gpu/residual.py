@@ -52,8 +52,8 @@ TILES = {
 }
 
 
-def can_search(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> bool:
-    """Whether one launch does it and is likely to be faster than a search for each level.
+def unfit(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> str:
+    """Why one launch does not do it, or is not likely to be faster than a search for each level; "" where it is.
 
     Args:
         x: (N, D) float32.
@@ -61,16 +61,19 @@ def can_search(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> bool:
         metric: "euclidean", "dot" or "cosine".
     """
     sizes = [len(codes) for codes in codebooks]
-    if not gpu.can_run(x, *codebooks) or not is_proven(gpu.architecture(x.device)):
-        return False
-    if metric == "cosine" or x.shape[1] > DEEPEST or max(sizes) * len(sizes) > MOST_PADDING * sum(sizes):
-        return False
-    programs = triton.cdiv(len(x), _tile(x).rows)
-    return max(sizes) <= FEW_CODES or programs >= gpu.multiprocessors(x.device)
+    if not is_proven(gpu.architecture(x.device)):
+        return "it is not known how the tensor cores of this GPU round"
+    if metric == "cosine" or x.shape[1] > DEEPEST:
+        return f"all levels at once take 'euclidean', 'dot' and up to {DEEPEST} dimensions"
+    if max(sizes) * len(sizes) > MOST_PADDING * sum(sizes):
+        return "the codebooks differ too much in size"
+    if max(sizes) > FEW_CODES and triton.cdiv(len(x), _tile(x).rows) < gpu.multiprocessors(x.device):
+        return "few rows and many codes are searched level by level"
+    return ""
 
 
 def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
-    """The nearest code at each level, (N, S) int64, if `can_search`; see `vqkit.kernels.residual_nearest`."""
+    """The nearest code at each level, (N, S) int64, where `unfit` gives no reason."""
     x, (number, depth), levels = x.contiguous(), x.shape, len(codebooks)
     tile, kind, width = _tile(x), METRICS.index(metric), _width(x.shape[1])
     codes, valid = _stack(codebooks)

@@ -1,4 +1,4 @@
-"""Soft assignment on a GPU: what the operators of `vqkit.kernels.soft` and `vqkit.kernels.entropy` call there.
+"""Soft assignment on a GPU: what the operators of `vqkit.kernels` call there.
 
 Nothing of size N x K is stored: the logits are formed anew in each pass, tile by tile. Inputs of any of the dtypes are
 taken at their values; torch's matmul precision flags play no part. docs/soft_assignment.md has the formulas.
@@ -14,28 +14,9 @@ from vqkit.kernels.gpu.soft_passes import Problem, Terms, code_sums, gradients, 
 from vqkit.kernels.gpu.soft_tiles import PADDING, SMALLEST
 
 
-def log_sum_exp(z: Tensor, codes: Tensor, temperature: float, valid: Tensor | None) -> Tensor:
-    """(N,) float32, as `vqkit.kernels.log_sum_exp`."""
-    problem = _prepare(z, codes, temperature, torch.ones_like(z[:, 0], dtype=torch.bool), valid)
-    sums = row_sums(problem, Terms())
-    values = (z.float() * problem.mean).sum(1) / temperature + (sums.largest + sums.total.log())[: len(z)]
-    return values if valid is None else torch.where(valid.any(), values, -torch.inf)
-
-
-def log_sum_exp_backward(
-    gradient: Tensor, z: Tensor, codes: Tensor, temperature: float, valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Float32 gradients (N, D), (K, D) for the gradient (N,) to the log-sum-exp."""
-    gradient = gradient.float() if valid is None else gradient.float() * valid.any()
-    problem = _prepare(z, codes, temperature, gradient != 0, valid)
-    sums = row_sums(problem, Terms())
-    dz, dcodes = gradients(problem, sums, Terms(), -_padded(gradient, problem))
-    return dz.addcmul_(gradient[:, None], problem.mean, value=1 / temperature), dcodes
-
-
 def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Float32 entropies (N,) and mean probabilities (K,), as `vqkit.kernels.assignment_entropy`."""
-    problem = _prepare(z, codes, temperature, weights > 0, None)
+    problem = _prepare(z, codes, temperature, weights > 0)
     sums = row_sums(problem, Terms(linear=torch.ones_like(problem.z.unit)))
     # log s - sum p (l - max l): two terms of one sign, neither of which grows with the logits
     entropies = sums.total.log() - sums.weighted / sums.total
@@ -47,7 +28,7 @@ def assignment_entropy_backward(
     dentropies: Tensor, dmean: Tensor, z: Tensor, codes: Tensor, weights: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Float32 gradients (N, D), (K, D) for those to the entropies (N,) and to the mean probabilities (K,)."""
-    problem = _prepare(z, codes, temperature, weights > 0, None)
+    problem = _prepare(z, codes, temperature, weights > 0)
     linear = _padded(-torch.where(weights > 0, dentropies, 0), problem)
     value = F.pad(dmean.float(), (0, len(problem.bias) - len(dmean)))
     terms = Terms(linear=linear, weight=_padded(weights, problem), value=value)
@@ -60,7 +41,7 @@ def index_backpropagation_backward(
 ) -> tuple[Tensor, Tensor]:
     """Float32 gradients (N, D), (K, D) for the gradient (N, D)."""
     kept = indices >= 0
-    problem = _prepare(z, codes, temperature, kept, None)
+    problem = _prepare(z, codes, temperature, kept)
     gradient = _zeroed(gradient, kept)
     terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
     sums = row_sums(problem, terms)
@@ -68,7 +49,26 @@ def index_backpropagation_backward(
     return dz, dcodes.index_add_(0, indices.clamp(min=0), gradient)
 
 
-def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor, valid: Tensor | None) -> Problem:
+def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 gradients (N, D), (K, D) for the gradient (N, D).
+
+    The passes form p (v - v_D); what ReinMax adds to the logit of the drawn code D is one term for each row.
+    """
+    kept = indices >= 0
+    problem = _prepare(z, codes, 1.0, kept)
+    gradient, rows, drawn = _zeroed(gradient, kept), _zeroed(z, kept), indices.clamp(min=0)
+    terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
+    sums = row_sums(problem, terms)
+    centred = codes[drawn].float() - problem.mean
+    value = (gradient * centred).sum(1)
+    dz, dcodes = gradients(problem, sums, terms, _padded(value, problem))
+    excess = (value - (sums.weighted / sums.total)[: len(z)])[:, None]
+    dz.addcmul_(excess, centred)
+    dcodes.index_add_(0, drawn, excess * rows)
+    return dz.mul_(0.5), dcodes.mul_(0.5).index_add_(0, drawn, gradient)
+
+
+def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Problem:
     padding = SMALLEST if gpu.architecture(z.device) == gpu.INTERPRETER else PADDING
     rows, columns = (max(1, -(-len(vectors) // padding)) * padding for vectors in (z, codes))
     mean = codes.mean(0, dtype=torch.float32)
@@ -78,8 +78,6 @@ def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor, valid: 
     factor = row_halves.unit * (code_halves.unit / (TOP * TOP * temperature))
     bias = mean.new_zeros(columns)
     bias[len(codes) :] = -torch.inf
-    if valid is not None:  # where none is, all, so that the sums stay finite
-        bias[: len(codes)].masked_fill_(~(valid | ~valid.any()), -torch.inf)
     return Problem(row_halves, code_halves, mean, factor, bias, (len(z), *codes.shape), temperature)
 
 

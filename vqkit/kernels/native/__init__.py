@@ -5,8 +5,7 @@ the torch path: the float64 argmin. `docs/search.md` tells how; the sources are 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -16,9 +15,6 @@ from vqkit.kernels.native.build import library_path
 
 _METRICS = ("euclidean", "dot", "cosine")  # in the order of search.h
 _SINGLE = (torch.float32, torch.float16, torch.bfloat16)
-
-_enabled = True
-_variant = ""
 
 
 @cache
@@ -42,15 +38,13 @@ def variants() -> tuple[str, ...]:
 
 
 def variant() -> str | None:
-    """The variant that a search takes ("avx512" instead of "amx" where codes are short); None where there is none, or
-    it is `disabled`.
-    """
-    return (_variant or variants()[0]) if _enabled and variants() else None
+    """The variant that a search takes ("avx512" instead of "amx" where codes are short); None where there is none."""
+    return variants()[0] if variants() else None
 
 
 def can_search(x: Tensor, codes: Tensor, k: int) -> bool:
     """Whether `search` takes these inputs: on the CPU, of single precision or less, for one code a row."""
-    return k == 1 and x.device.type == "cpu" and {x.dtype, codes.dtype} <= {*_SINGLE} and variant() is not None
+    return k == 1 and x.device.type == "cpu" and {x.dtype, codes.dtype} <= {*_SINGLE} and bool(variants())
 
 
 def search(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str) -> Tensor:
@@ -76,35 +70,5 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
 
 
 def _search(x: Tensor, codebooks: Sequence[Tensor], valid: Tensor | None, metric: str) -> Tensor:
-    if variant() is None:
-        raise RuntimeError("the compiled search is not built or is disabled: ask `can_search` first")
     single = [tensor.detach().to(torch.float32).contiguous() for tensor in (x, *codebooks)]
-    return torch.ops.vqkit_native.search(single[0], single[1:], valid, _METRICS.index(metric), _variant)
-
-
-@contextmanager
-def disabled() -> Iterator[None]:
-    """Search without the compiled library inside the block: for tests and benchmarks."""
-    global _enabled
-    before, _enabled = _enabled, False
-    try:
-        yield
-    finally:
-        _enabled = before
-
-
-@contextmanager
-def only(name: str) -> Iterator[None]:
-    """Search with this one of `variants` inside the block: for tests and benchmarks.
-
-    Raises:
-        ValueError: it is not among them.
-    """
-    global _variant
-    if name not in variants():
-        raise ValueError(f"name={name!r}: expected one of the variants that were built and can run here, {variants()}")
-    before, _variant = _variant, name
-    try:
-        yield
-    finally:
-        _variant = before
+    return torch.ops.vqkit_native.search(single[0], single[1:], valid, _METRICS.index(metric), "")

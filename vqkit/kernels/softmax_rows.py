@@ -1,8 +1,8 @@
-"""Softmax over all codes, a panel of rows at a time, and gradients through it: the pass behind soft assignment.
+"""Softmax over all codes, by blocks of rows, and gradients through it: the torch engine of soft assignment.
 
-A panel holds the logits of some rows with all K codes. A row's normalization is known before its probabilities are
+A block holds the logits of some rows with all K codes. A row's normalization is known before its probabilities are
 used, so that no product is formed twice in a pass: one of N x K x D in a forward, three or four in a backward. Two
-panels are alive at a time, in the processor's last cache while K is below some ten thousands.
+matrices of a block are alive at a time, in the processor's last cache while K is below some ten thousands.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,40 +12,37 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels.products import product_is_lowered
+from vqkit.kernels.statistics import check_range
 
-PANEL = 2**20  # numbers of a panel on a processor, whose last cache should hold two
-PANEL_ON_A_DEVICE = 2**26
-FEWEST_ROWS = 128  # of a panel, however many codes there are: products with fewer rows are slow
+BLOCK = 2**20  # numbers of a block on a processor, whose last cache should hold two
+BLOCK_ON_A_DEVICE = 2**26
+FEWEST_ROWS = 128  # of a block, however many codes there are: products with fewer rows are slow
 
 
 class Problem(NamedTuple):
-    """Rows and codes as the panels need them.
+    """Rows and codes as the blocks need them.
 
     Attributes:
         x: (N, D) rows; zeros for those that are left out.
-        codes: (K, D) less `mean`, which shifts all logits of a row alike and takes their rounding errors away.
-        mean: (D,) the mean code.
+        codes: (K, D) less their mean, which shifts all logits of a row alike and takes their rounding errors away.
         temperature: by which the logits x . codes are divided.
     """
 
     x: Tensor
     codes: Tensor
-    mean: Tensor
     temperature: float
 
 
-class Panel(NamedTuple):
+class Block(NamedTuple):
     """R rows with all codes.
 
     Attributes:
         part: which rows.
-        largest: (R,) their largest logit.
-        logits: (R, K) less the largest: zero or negative.
-        probabilities: (R, K) their softmax. Both matrices are the receiver's to overwrite: the next panel reuses them.
+        logits: (R, K) less the row's largest: zero or negative.
+        probabilities: (R, K) their softmax. Both matrices are the receiver's to overwrite: the next block reuses them.
     """
 
     part: slice
-    largest: Tensor
     logits: Tensor
     probabilities: Tensor
 
@@ -59,8 +56,7 @@ def prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Probl
     dtype = result_dtype(z, codes)
     dtype = torch.float64 if product_is_lowered(z.device) else dtype
     codes = codes.to(dtype)
-    mean = codes.mean(0)
-    return Problem(torch.where(kept[:, None], z, 0).to(dtype), codes - mean, mean, temperature)
+    return Problem(torch.where(kept[:, None], z, 0).to(dtype), codes - codes.mean(0), temperature)
 
 
 def result_dtype(z: Tensor, codes: Tensor) -> torch.dtype:
@@ -68,52 +64,45 @@ def result_dtype(z: Tensor, codes: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
 
 
-def softmax_panels(problem: Problem, bias: Tensor | None = None) -> Iterator[Panel]:
-    """Panels of a few rows after the other, until all rows had their turn.
-
-    Args:
-        problem: rows, of which there may be none, and codes.
-        bias: (K,) added to the logits, or None; minus infinity takes a code out.
-    """
-    x, codes, _, temperature = problem
+def softmax_blocks(problem: Problem) -> Iterator[Block]:
+    """Blocks of rows, one after the other, until all rows, of which there may be none, had their turn."""
+    x, codes, temperature = problem
     number, size = x.shape[0], codes.shape[0]
-    budget = PANEL_ON_A_DEVICE if x.is_cuda else PANEL
-    step = max(1, min(number, max(FEWEST_ROWS, budget // size)))
+    step = max(1, min(number, block_rows(size, x.device)))
     logits, probabilities = x.new_empty(step, size), x.new_empty(step, size)
     for start in range(0, number, step):
         part = slice(start, min(start + step, number))
-        panel = logits[: part.stop - start]
-        torch.addmm(panel, x[part], codes.T, beta=0, alpha=1 / temperature, out=panel)
-        if bias is not None:
-            panel.add_(bias)
-        largest = panel.amax(1)
-        panel.sub_(largest[:, None])
-        yield Panel(part, largest, panel, torch.softmax(panel, 1, out=probabilities[: part.stop - start]))
+        block = logits[: part.stop - start]
+        torch.addmm(block, x[part], codes.T, beta=0, alpha=1 / temperature, out=block)
+        block.sub_(block.amax(1, keepdim=True))
+        yield Block(part, block, torch.softmax(block, 1, out=probabilities[: part.stop - start]))
 
 
-def backpropagate(
-    problem: Problem, dlogits: Callable[[Panel], Tensor], bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def block_rows(size: int, device: torch.device) -> int:
+    """Rows of a block for a number of codes."""
+    return max(FEWEST_ROWS, (BLOCK_ON_A_DEVICE if device.type == "cuda" else BLOCK) // size)
+
+
+def backpropagate(problem: Problem, dlogits: Callable[[Block], Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients to the rows (N, D) and to the codes (K, D), each contiguous.
 
     Args:
         problem: rows and codes.
-        dlogits: the gradient (R, K) to the logits of a panel, whose matrices it may overwrite. The products are taken
-            with codes less their mean; unless each row of it adds up to 0, the caller has to add what is missing.
-        bias: see `softmax_panels`.
+        dlogits: the gradient (R, K) to the logits of a block, whose matrices it may overwrite. Each row adds up to 0,
+            so that the mean code falls out.
     """
-    x, codes, _, temperature = problem
+    x, codes, temperature = problem
     # Laid out by column: products into this layout are several times faster at small D, and no slower at large.
     dx, dcodes = x.new_zeros(x.T.shape).T, codes.new_zeros(codes.T.shape).T
-    for panel in softmax_panels(problem, bias):
-        gradient = dlogits(panel)
-        torch.mm(gradient, codes, out=dx[panel.part])
-        dcodes.addmm_(gradient.T, x[panel.part], alpha=1 / temperature)
+    for block in softmax_blocks(problem):
+        gradient = dlogits(block)
+        torch.mm(gradient, codes, out=dx[block.part])
+        dcodes.addmm_(gradient.T, x[block.part], alpha=1 / temperature)
     dx.div_(temperature)
     return dx.contiguous(), dcodes.contiguous()
 
 
-def check_rows_and_codes(z: Tensor, codes: Tensor, temperature: float) -> None:
+def check_logits(z: Tensor, codes: Tensor, temperature: float) -> None:
     """Raises ValueError where `z` (N, D), `codes` (K, D) or the temperature cannot be meant."""
     for name, tensor, size in (("z", z, "N, D"), ("codes", codes, "K, D")):
         if tensor.ndim != 2 or not tensor.is_floating_point():
@@ -139,3 +128,20 @@ def check_vector(name: str, vector: Tensor, length: int, device: torch.device) -
             f"{name} has shape {tuple(vector.shape)} on {vector.device}, expected ({length},) on {device}; flatten it, "
             "one entry for each row or code."
         )
+
+
+def check_indices(indices: Tensor, z: Tensor) -> None:
+    """Raises ValueError unless `indices` holds an integer for each row of z (N, D)."""
+    check_vector("indices", indices, z.shape[0], z.device)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"indices has dtype {indices.dtype}, expected integers; use indices.long().")
+
+
+def chosen_codes(codes: Tensor, indices: Tensor) -> Tensor:
+    """The codes (N, D) of indices (N,), bit for bit; 0 where an index is negative.
+
+    Raises:
+        ValueError: an index is K or more, on a processor; a GPU is not asked, as that would wait.
+    """
+    check_range(indices, codes.shape[0])
+    return torch.where(indices[:, None] >= 0, codes[indices.clamp(min=0)], 0)

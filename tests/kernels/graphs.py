@@ -1,31 +1,10 @@
-"""Soft assignment with every N x K matrix written out: what the streamed operators are compared with."""
+"""Helpers of the tests of soft assignment: leaves of a graph, small blocks, and what an operation made."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqkit.kernels import panels
-
-
-def logits(z: Tensor, codes: Tensor, temperature: float, metric: str = "dot") -> Tensor:
-    if metric == "dot":
-        return z @ codes.T / temperature
-    return -(z[:, None] - codes).square().sum(-1) / temperature
-
-
-def index_backpropagation(z: Tensor, codes: Tensor, indices: Tensor, temperature: float = 1.0) -> Tensor:
-    soft = logits(z, codes, temperature).softmax(1)
-    hard = F.one_hot(indices.clamp(min=0), len(codes)).to(soft.dtype)
-    return ((hard - soft.detach() + soft) @ codes) * (indices >= 0)[:, None]
-
-
-def assignment_entropy(
-    z: Tensor, codes: Tensor, temperature: float, metric: str, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    log_p = logits(z, codes, temperature, metric).log_softmax(1)
-    per_sample = -(log_p.exp() * log_p).sum(1) * (weights > 0)
-    return per_sample, weights @ log_p.exp() / weights.sum()
+from vqkit.kernels import softmax_rows
 
 
 def leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -33,9 +12,9 @@ def leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
 
 
 def few_rows(monkeypatch, rows: int) -> None:
-    """Several panels at every size."""
-    monkeypatch.setattr(panels, "PANEL", 1)
-    monkeypatch.setattr(panels, "FEWEST_ROWS", rows)
+    """Several blocks at every size."""
+    monkeypatch.setattr(softmax_rows, "BLOCK", 1)
+    monkeypatch.setattr(softmax_rows, "FEWEST_ROWS", rows)
 
 
 class Watch(TorchDispatchMode):

@@ -1,0 +1,105 @@
+"""Small problems by which the fused kernels are compared with the torch engine before they are used where no test ran.
+
+They show a wrong index, a lost tile, a race or a miscompiled product; they are not the tests, which `make gpu` runs.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from vqkit.kernels import gpu
+from vqkit.kernels.gpu import nearest, residual, soft, statistics
+from vqkit.kernels.gpu.bound import is_proven
+
+ROWS, CODES, DEPTH = 300, 200, 20  # several tiles in each direction, the last of them padded
+TOLERANCE = 2.0**-10  # of the largest number: far above the rounding of either engine, far below a lost term
+
+
+def search(device: torch.device) -> str:
+    """Indices of one code a row: three metrics, two groups, a mask, equal codes."""
+    x, codes, _ = _problem(device)
+    x, codes = torch.stack([x, 2 * x]), torch.stack([codes, codes.flip(0)])
+    valid = torch.arange(CODES, device=device).expand(2, -1) % 7 != 3
+    precision = "exact" if is_proven(gpu.architecture(device)) else "high"
+    for metric in nearest.METRICS:
+        expected = torch.ops.vqkit.nearest(x, codes, valid, metric, 1, precision, "torch")[..., 0]
+        differing = int((nearest.nearest(x, codes, valid, metric, precision) != expected).sum())
+        if differing:
+            return f"nearest, {metric}: {differing} of {expected.numel()} indices"
+    return ""
+
+
+def levels(device: torch.device) -> str:
+    """Indices of three levels."""
+    x, codes, _ = _problem(device)
+    codebooks = [codes, codes.flip(0) / 2, codes / 4]
+    expected = torch.ops.vqkit.residual_nearest(x, codebooks, "euclidean", "torch")
+    differing = int((residual.search_levels(x, codebooks, "euclidean") != expected).sum())
+    return f"residual_nearest: {differing} of {expected.numel()} indices" if differing else ""
+
+
+def sums(device: torch.device) -> str:
+    """Counts and sums with and without weights, of integers: exact in any order of additions."""
+    x, _, indices = _problem(device)
+    x = (8 * x).round()
+    for weights in (None, indices.abs().float()):
+        expected = torch.ops.vqkit.segment_stats(x, indices, CODES, weights, torch.float32, "torch")
+        differing = int((statistics.segment_sums(x, indices, CODES, weights) != expected).sum())
+        if differing:
+            return f"segment_stats: {differing} of {expected.numel()} numbers"
+    return ""
+
+
+def assignment(device: torch.device) -> str:
+    """Entropies and the gradients of each operator of soft assignment."""
+    for name, found, expected in _assignments(device):
+        for a, b in zip(found, expected, strict=True):
+            error = float((a - b).abs().amax() / b.abs().amax())
+            if not error <= TOLERANCE:
+                return f"{name}: {error:.1e} of the largest number, where {TOLERANCE:.1e} is allowed"
+    return ""
+
+
+def _assignments(device: torch.device) -> Iterator[tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    z, codes, indices = _problem(device)
+    weights = torch.where(indices >= 0, 1.0 / ROWS, 0.0)
+    by_row, by_code, by_entry = z[:, 0].contiguous(), codes[:, 0].contiguous(), z.flip(0)
+    operators = torch.ops.vqkit
+    yield (
+        "assignment_entropy",
+        soft.assignment_entropy(z, codes, weights, 0.5),
+        operators.assignment_entropy(z, codes, weights, 0.5, "torch"),
+    )
+    yield (
+        "gradient of assignment_entropy",
+        soft.assignment_entropy_backward(by_row, by_code, z, codes, weights, 0.5),
+        operators.assignment_entropy_backward(by_row, by_code, z, codes, weights, 0.5, "torch"),
+    )
+    yield (
+        "gradient of index_backpropagation",
+        soft.index_backpropagation_backward(by_entry, z, codes, indices, 0.5),
+        operators.index_backpropagation_backward(by_entry, z, codes, indices, 0.5, "torch"),
+    )
+    yield (
+        "gradient of reinmax",
+        soft.reinmax_backward(by_entry, z, codes, indices),
+        operators.reinmax_backward(by_entry, z, codes, indices, "torch"),
+    )
+
+
+CHECKS: dict[str, Callable[[torch.device], str]] = {
+    "nearest": search,
+    "residual": levels,
+    "statistics": sums,
+    "soft": assignment,
+}
+
+
+def _problem(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N, D), codes (K, D), some of them equal, and indices (N,) from -1 to K - 1: the same on every device."""
+    generator = torch.Generator().manual_seed(0)
+    x, codes = (torch.randn(size, DEPTH, generator=generator) for size in (ROWS, CODES))
+    codes[CODES // 2 :: 3] = codes[: CODES // 2 : 3][: len(codes[CODES // 2 :: 3])]
+    indices = torch.randint(-1, CODES, (ROWS,), generator=generator)
+    return x.to(device), codes.to(device), indices.to(device)

@@ -1,5 +1,6 @@
 """One bit per dimension: what LFQ and BSQ share, the packing of bits into indices above all."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -68,13 +69,13 @@ class BinaryQuantizer(VectorQuantizer):
 
     place_values: Tensor
 
+    @abstractmethod
     def direction(self, latents: Tensor) -> Tensor:
         """(N, D) -> (N, D): what commitment and entropy look at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def surrogate(self, z: Tensor) -> Tensor:
         """(N, D) -> (N, D): what the gradient of the code is passed to."""
-        raise NotImplementedError
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 # make quickstart: set up .venv, train on the photographs in assets/, print a table and leave runs/quickstart/.
 # make quickstart-audio: the same for sound: a small codec, trained on the speech in assets/, beside Opus and k-means.
 # make test: set up .venv and run the tests.
+# make test-slow: the tests that take long, among them the kernels' on the code paths of other processors.
 # make matrix: the contract over every method with every estimator, as stages and as groups (some fifteen minutes more).
 # make data: fetch the larger set of photographs into data/photos.
 # make data-speech: fetch two hours of speech into data/speech.
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart quickstart-audio test matrix data data-speech native gpu check benchmark clean
+.PHONY: quickstart quickstart-audio test test-slow matrix data data-speech native gpu check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
@@ -23,6 +24,9 @@ quickstart-audio: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest
+
+test-slow: $(SETUP)
+	$(BIN)/python -m pytest -v -m slow
 
 matrix: $(SETUP)
 	$(BIN)/python -m pytest -m matrix

@@ -132,9 +132,9 @@ COMPARISONS: dict[str, Comparison] = {
         "`SimVQ(codebook_transform=nn.Linear(D, D), rotation_trick=False)`",
     ),
     "rotation": Comparison(
-        partial(_gradient_vq, estimator=RotationTrick(obtuse="rotate")),
+        partial(_gradient_vq, estimator=RotationTrick(largest_angle=180)),
         partial(_their_vq, learnable_codebook=True, ema_update=False, rotation_trick=True),
-        "as vq, with `estimator=RotationTrick(obtuse='rotate')`",
+        "as vq, with `estimator=RotationTrick(largest_angle=180)`",
         "as vq, with `rotation_trick=True`",
     ),
     "fsq": Comparison(

@@ -5,14 +5,16 @@ import inspect
 import itertools
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import vqkit
 from vqkit import Codebook, Estimator, IncompatibleParts, Loss, Maintenance, Search
 from vqkit.methods import METHODS
-from vqkit.parts import check_compatible
+from vqkit.parts.compatibility import check_compatible
 
 ROOT = Path(__file__).resolve().parent.parent
 REGRESSIONS = ROOT / "tests/regressions"
@@ -35,19 +37,26 @@ def faults() -> str:
 
 
 def methods() -> str:
-    """One row for each word that `Quantizer` knows: idea, equation, parts and source, from its file."""
-    lines = ["| method | idea | what it computes | parts | source |", "|---|---|---|---|---|"]
+    """One row for each word that `Quantizer` knows: idea and source, from its file."""
+    lines = ["| method | idea | source |", "|---|---|---|"]
     for name, method in METHODS.items():
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
         idea = _first_paragraph(module).partition(": ")
+        lines.append(f"| `{name}` | {idea[2] or idea[0]} | {_source(module)} |")
+    return "\n".join(lines)
+
+
+def method_parts() -> str:
+    """One row for each word that `Quantizer` knows: equation and parts, from its function."""
+    lines = ["| method | what it computes | parts |", "|---|---|---|"]
+    for name, method in METHODS.items():
         parts = method()
-        search = f"`{parts.search.metric}`" if type(parts.search) is Search else _call(parts.search)
+        search = f"`{parts.search.metric}`" if not parts.search.uses_noise else _call(parts.search)
         chosen = [_factory(parts.codebook), search, _call(parts.estimator)]
         chosen += map(_call, (*parts.losses, *parts.maintenance))
         if parts.codebook_dim is not None:
             chosen.append(f"`codebook_dim={parts.codebook_dim}`")
-        cells = [f"`{name}`", idea[2] or idea[0], _first_paragraph(inspect.getdoc(method) or ""), ", ".join(chosen)]
-        lines.append(f"| {' | '.join([*cells, _source(module)])} |")
+        lines.append(f"| `{name}` | {_first_paragraph(inspect.getdoc(method) or '')} | {', '.join(chosen)} |")
     return "\n".join(lines)
 
 
@@ -67,8 +76,8 @@ def _first_paragraph(docstring: str) -> str:
 
 def _source(docstring: str) -> str:
     found = re.search(r"^Source: (.+?)(?=\n\n|\n[A-Z][a-z]+: |\n[A-Z][a-z]+:$|\Z)", docstring, re.DOTALL | re.MULTILINE)
-    # What follows the reference is for readers of the code.
-    return _cell(re.split(r"(?<=\))\.\s", found[1])[0]) if found else "-"
+    # What follows the first reference is for readers of the code.
+    return _cell(re.split(r"(?<=\))[.:]\s|;\s", found[1])[0]) if found else "-"
 
 
 def _cell(text: str) -> str:
@@ -85,22 +94,25 @@ def _call(part: Any) -> str:
 
 
 def incompatible_parts() -> str:
-    """Which pairs of parts are refused, grouped by the reason, with the message of the first pair."""
+    """Which pairs of parts are refused, one item for each reason, with the message of the first pair."""
     groups: dict[str, list[tuple[str, str]]] = {}
     messages: dict[str, str] = {}
     for first, second, message in _refused_pairs():
-        reason = message.replace(first, "A").replace(second, "B")
+        reason = re.sub(rf"\b{second}\b", "B", re.sub(rf"\b{first}\b", "A", message))
         groups.setdefault(reason, []).append((first, second))
         messages.setdefault(reason, message)
-    lines = ["| these | with these | message, for the first pair |", "|---|---|---|"]
-    for reason, pairs in groups.items():
-        for ours, theirs in _rectangles(pairs):
-            lines.append(f"| {_names(ours)} | {_names(theirs)} | {messages[reason]} |")
-    return "\n".join(lines)
+    items = [
+        f"- {_names(ours)} with {_names(theirs)}: *{messages[reason]}*"
+        for reason, pairs in groups.items()
+        for ours, theirs in _rectangles(pairs)
+    ]
+    wrap = partial(textwrap.fill, width=150, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrap, items))
 
 
 def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    *most, last = (f"`{name}`" for name in names)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _rectangles(pairs: list[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
@@ -111,12 +123,10 @@ def _rectangles(pairs: list[tuple[str, str]]) -> Iterator[tuple[list[str], list[
 
 
 def _classes(base: type) -> list[type]:
-    """The public classes of a kind of part that can be built without a file."""
-    return [
-        value
-        for value in vars(vqkit).values()
-        if inspect.isclass(value) and issubclass(value, base) and value not in (Estimator, Loss, Maintenance)
-    ]
+    """The public classes of a kind of part that can be built without a file, those of no single method first."""
+    found = (value for value in vars(vqkit).values() if inspect.isclass(value) and issubclass(value, base))
+    concrete = (value for value in found if not inspect.isabstract(value))
+    return sorted(concrete, key=lambda value: not value.__module__.startswith("vqkit.parts."))
 
 
 def _refused_pairs() -> Iterator[tuple[str, str, str]]:
@@ -145,16 +155,17 @@ def _trainer(book: Codebook) -> list[Loss]:
 
 
 def _search_for(estimator: Estimator, searches: list[Search]) -> Search:
-    suits = (s for s in searches if s.metric == estimator.metric and s.samples >= estimator.of_samples)
-    return next(suits, Search(estimator.metric or "euclidean"))
+    if estimator.needs_sampled_choice:
+        return next(search for search in searches if search.uses_noise)
+    return Search(estimator.required_metric or "euclidean")
 
 
 def _conflict(first: Any, second: Any, *parts: Any) -> Iterator[tuple[str, str, str]]:
-    """(A, B, message) for each conflict that names both."""
+    """(A, B, message) for each conflict that names both before it tells how to mend it."""
     names = type(first).__name__, type(second).__name__
     try:
         check_compatible(*parts)
     except IncompatibleParts as refusal:
         for conflict in refusal.conflicts:
-            if all(re.search(rf"\b{name}\b", conflict) for name in names):
+            if all(re.search(rf"\b{name}\b", conflict.partition(": ")[0]) for name in names):
                 yield *names, conflict

@@ -27,6 +27,7 @@ RESULTS = ROOT / "docs/results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/quantizers.md")
 FROM_CODE = {
     "methods": document_tables.methods,
+    "method-parts": document_tables.method_parts,
     "parts": document_tables.parts,
     "incompatible-parts": document_tables.incompatible_parts,
     "faults": document_tables.faults,

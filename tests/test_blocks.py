@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vqkit.blocks import run_in_blocks
+from vqkit.tokenizers.chunking import run_in_blocks
 
 
 def pieces_of(sequence, lengths, dim=-1):

@@ -14,8 +14,8 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from vqkit.config import Configured, from_config, resolve_class, to_config
-from vqkit.estimators import StraightThrough
+from vqkit.parts.estimators import StraightThrough
+from vqkit.saving.config import Configured, from_config, resolve_class, to_config
 
 ALLOW = ("vqkit", __name__)
 
@@ -161,7 +161,7 @@ def test_tuples_become_lists_and_paths_strings() -> None:
      partial(some_function), partial(lambda cls: cls(), Book), {"class_path": "os.system"}],
 )  # fmt: skip
 def test_what_cannot_be_written_is_named(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"argument 'value\.1\.inner' cannot be written .*vqkit\.config\.Configured"):
+    with pytest.raises(ValueError, match=r"argument 'value\.1\.inner' cannot be written .*vqkit\.Configured"):
         to_config(Values([0, {"inner": value}]))
 
 
@@ -256,8 +256,9 @@ def test_configurations_without_factories_are_read_by_jsonargparse_too() -> None
 
 @pytest.mark.parametrize(
     "class_path",
-    ["os.system", "builtins.eval", "torch.nn.Linear", "vqkit.config.importlib.import_module", "vqkit.config.Path",
-     "vqkit.config.nn", "vqkit.config.to_config", "vqkit.config.nn.Linear", "vqkit.nothing.Class", "vqkit.config",
+    ["os.system", "builtins.eval", "torch.nn.Linear", "vqkit.saving.config.importlib.import_module",
+     "vqkit.saving.config.Path", "vqkit.saving.config.nn", "vqkit.saving.config.to_config",
+     "vqkit.saving.config.nn.Linear", "vqkit.nothing.Class", "vqkit.saving.config",
      "vqkitten.Class", "Whole", "", None, 3, f"{__name__}.some_function", f"{__name__}.Plain", f"{__name__}.ALLOW",
      f"{__name__}.partial", f"{__name__}.Path"],
 )  # fmt: skip

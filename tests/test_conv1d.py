@@ -18,7 +18,7 @@ from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.lapped import blocked_basis, lapped_basis
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
 from vqkit.backbones.transformer import WindowedTransformer
-from vqkit.config import from_config, to_config
+from vqkit.saving.config import from_config, to_config
 
 SMALL: dict[str, Any] = {"dim": 6, "channels": 4, "strides": (2, 3)}
 CAUSAL_TRANSFORMER = partial(WindowedTransformer, num_layers=2, num_heads=2, context_frames=3)

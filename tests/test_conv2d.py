@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d, cosine_basis
-from vqkit.config import from_config, to_config
+from vqkit.saving.config import from_config, to_config
 
 SMALL: dict[str, Any] = {"dim": 6, "channels": 8, "norm_groups": 4, "num_res_blocks": 1}
 SHAPES: list[dict[str, Any]] = [

@@ -212,7 +212,7 @@ class TestFactsAboutTheOtherLibrary:
         theirs = peer.VectorQuantize(
             dim=4, codebook_size=8, learnable_codebook=True, ema_update=False, rotation_trick=True
         )
-        ours = Quantizer("vq", dim=4, codebook_size=8, estimator=RotationTrick(obtuse="rotate"))
+        ours = Quantizer("vq", dim=4, codebook_size=8, estimator=RotationTrick(180.0))
         with torch.no_grad():
             theirs.codebook = torch.randn(8, 4)
             ours.codebook.vectors.copy_(theirs.codebook)

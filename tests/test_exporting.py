@@ -26,7 +26,7 @@ from vqkit import (
     Tokenizer,
     export_onnx,
 )
-from vqkit.exporting import _nearest, _residual_nearest
+from vqkit.deployment.onnx import _nearest, _residual_nearest
 from vqkit.kernels import nearest, residual_nearest
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -183,7 +183,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     def fail(*_) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("vqkit.exporting.os.replace", fail)
+    monkeypatch.setattr("vqkit.deployment.onnx.os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         export_onnx(Encode(Quantizer("vq", **SIZES).eval()), torch.randn(2, 8), path)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

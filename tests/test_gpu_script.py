@@ -115,6 +115,7 @@ def test_gpu_targets() -> None:
     assert all(line.endswith(device.NOT_MEASURED) for line in search_report.gpu_targets(nothing))
 
 
+@pytest.mark.slow
 def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     """Steps that fail or hang do not keep the others from running, and the table says so."""
     steps = {

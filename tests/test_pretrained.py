@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqkit import pretrained
-from vqkit.pretrained import Pretrained
+from vqkit.saving import pretrained
+from vqkit.saving.pretrained import Pretrained
 from vqkit.version import __version__
 
 ALLOW = ("vqkit", __name__)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit.audio_tokenizer import resample
+from vqkit.tokenizers.audio import resample
 
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 """Sample rates in Hz that Opus takes; others are resampled to the highest."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainers.audio_measures import Measure, has_signal
-from vqkit.audio_tokenizer import resample
+from vqkit.tokenizers.audio import resample
 
 PESQ_SECONDS = 20.0
 """Longer recordings overflow a fixed buffer of PESQ's C code, which ends the process: they are measured in pieces."""

@@ -32,7 +32,7 @@ from trainers.explain import explain, suggest
 from trainers.task import TokenizerTask
 from trainers.tracking import RunLogger
 from vqkit import AudioTokenizer
-from vqkit.config import weights_follow
+from vqkit.saving.config import weights_follow
 
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,

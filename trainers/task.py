@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainers.metrics import write_json
 from trainers.moments import forget_rewritten_rows
 from trainers.objectives import Objective
-from vqkit import Codebook, Tokenizer
-from vqkit.tokenizer import TokenizerOutput
+from vqkit import Codebook, Tokenizer, without_quantization
+from vqkit.parts.compatibility import check_names
+from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 
 class Metrics(Protocol):
@@ -35,7 +38,7 @@ class Metrics(Protocol):
         """Figures of each level of the codebook."""
 
 
-class TokenizerTask(LightningModule):
+class TokenizerTask(LightningModule, ABC):
     """Trains a tokenizer: one forward, named terms, one backward, one step.
 
     A modality derives from it and says what its inputs are and how they are measured. The total is the weighted sum of
@@ -55,7 +58,7 @@ class TokenizerTask(LightningModule):
         betas: of AdamW.
         initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
         seed: of the initialization.
-        pretraining_steps: optimizer steps without quantization (`Tokenizer.autoencode`), before the quantizer is
+        pretraining_steps: optimizer steps without quantization (`vqkit.without_quantization`), before the quantizer is
             initialized from the latents of that time. Until then there are no codes to count, validation measures
             what the decoder makes of unquantized latents (`validation_unquantized/`), and the optimizer leaves the
             codebooks alone.
@@ -105,22 +108,23 @@ class TokenizerTask(LightningModule):
     # ------------------------------------------------------------------ what a modality writes
 
     @property
+    @abstractmethod
     def monitor(self) -> str:
         """The figure of validation by which the best checkpoint is chosen; more is better."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, batch: Any) -> Tensor:
         """The tokenizer's input out of a batch."""
-        raise NotImplementedError
 
     def evaluation_inputs(self, batch: Any) -> Iterator[Tensor]:
         """The samples of a batch that is measured or encoded, in batches of samples that have one size."""
         yield self.inputs(batch)
 
+    @abstractmethod
     def new_metrics(self, split: str) -> Metrics:
         """What measures a split, "validation" or "test"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures of the test split were measured.
 
@@ -128,8 +132,8 @@ class TokenizerTask(LightningModule):
             figures: what `Metrics.compute` returned.
             circumstances: split, checkpoint and precision.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]
     ) -> list[Path]:
@@ -143,7 +147,6 @@ class TokenizerTask(LightningModule):
         Returns:
             The files, pictures (`.png`) and sounds (`.wav`).
         """
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ the step
 
@@ -166,7 +169,8 @@ class TokenizerTask(LightningModule):
 
     def reconstruct(self, inputs: Tensor) -> TokenizerOutput:
         """The tokenizer's output; during pre-training without quantization."""
-        return self.tokenizer.autoencode(inputs) if self.pretraining else self.tokenizer(inputs)
+        with without_quantization(self.tokenizer) if self.pretraining else nullcontext():
+            return self.tokenizer(inputs)
 
     def reconstruction_loss(self, inputs: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the objectives, and each of them unweighted by its name."""
@@ -367,8 +371,7 @@ def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def _check_objectives(objectives: Sequence[Objective]) -> None:
+    check_names(objectives)
     weights = {objective.name: objective.weight for objective in objectives}
-    if len(weights) < len(objectives):
-        raise ValueError(f"objectives named {[objective.name for objective in objectives]}: expected different names")
     if not any(weights.values()):
         raise ValueError(f"weights of objectives {weights}: expected one of them above 0")

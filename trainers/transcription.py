@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vqkit.audio_tokenizer import resample
+from vqkit.tokenizers.audio import resample
 
 RATE = 16000
 TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint"}

@@ -1,22 +1,12 @@
 """Keep the numbers that a codebook lives on in full precision, whatever the model around it is moved to."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
-
-
-def autocast_disabled(device: torch.device) -> AbstractContextManager[None]:
-    """Context in which no operation on `device` is autocast: searches, losses and statistics run in what they are
-    given.
-    """
-    if device.type == "meta":
-        return nullcontext()
-    return torch.autocast(device_type=device.type, enabled=False)
 
 
 class FullPrecisionModule(nn.Module):

@@ -23,23 +23,22 @@ from vqkit import (
     ClusterReinit,
     Codebook,
     CodebookLoss,
-    CodeSplit,
     Commitment,
     Contrastive,
     Disentanglement,
     DistributionMatching,
     DiVeQ,
+    EmbeddingStraightThrough,
     Estimator,
     GroupedQuantizer,
     GumbelSearch,
     IncompatibleParts,
     IndexBackpropagation,
+    LBGSplitting,
     Orthogonality,
     ProbabilisticAnchor,
     Quantizer,
     RandomAnchor,
-    RawStraightThrough,
-    ReadThrough,
     Reflection,
     ReinMax,
     RelaxedGumbelSoftmax,
@@ -47,6 +46,7 @@ from vqkit import (
     RotationTrick,
     Search,
     StraightThrough,
+    UnnormalizedStraightThrough,
 )
 from vqkit.methods import METHODS
 
@@ -84,9 +84,8 @@ def trains_codebook(quantizer: BaseQuantizer) -> bool:
 
 def draws_in_training(quantizer: BaseQuantizer) -> bool:
     """Whether the value in training is another one than in eval mode, by declaration."""
-    parts = list(quantizer.modules())
-    inexact = any(isinstance(part, Estimator) and not part.exact for part in parts)
-    return inexact or any(isinstance(part, Search) and part.samples for part in parts) or bool(dropout(quantizer))
+    noisy = any(isinstance(part, (Estimator, Search)) and part.uses_noise for part in quantizer.modules())
+    return noisy or bool(dropout(quantizer))
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
@@ -102,9 +101,9 @@ CASES: dict[str, Case] = {
     "rotation": Case(partial(vq, estimator=RotationTrick())),
     "normalized": Case(partial(ema, normalize=True)),
     "factorized": Case(partial(Quantizer, "factorized", dim=DIM, codebook_size=32, codebook_dim=4)),
-    "vit_vqgan": Case(partial(vq, normalize=True, estimator=RawStraightThrough(), codebook_dim=4)),
+    "vit_vqgan": Case(partial(vq, normalize=True, estimator=UnnormalizedStraightThrough(), codebook_dim=4)),
     "reinmax": Case(partial(gumbel, estimator=ReinMax())),
-    "split": Case(partial(ema, maintenance=[CodeSplit(every=2)])),
+    "split": Case(partial(ema, maintenance=[LBGSplitting(every=2)])),
     "cvq_random": Case(partial(cvq, maintenance=[ClusterReinit(RandomAnchor())])),
     "cvq_probabilistic": Case(partial(cvq, maintenance=[ClusterReinit(ProbabilisticAnchor())])),
     "contrastive": Case(partial(cvq, losses=[Commitment(), CodebookLoss(), Contrastive(0.1)]), ranked_losses=True),
@@ -135,8 +134,8 @@ CASES: dict[str, Case] = {
 
 ESTIMATORS = [
     StraightThrough(),
-    RawStraightThrough(),
-    ReadThrough(),
+    UnnormalizedStraightThrough(),
+    EmbeddingStraightThrough(),
     RotationTrick(),
     Reflection(),
     IndexBackpropagation(),
@@ -150,7 +149,8 @@ ESTIMATORS = [
 def _matrix() -> Iterator[tuple[str, Case]]:
     for name in METHODS:
         for estimator in ESTIMATORS:
-            search = GumbelSearch() if estimator.of_samples else Search(estimator.metric) if estimator.metric else None
+            metric = estimator.required_metric
+            search = GumbelSearch() if estimator.needs_sampled_choice else Search(metric) if metric else None
             build = partial(stage, name, codebook_size=32, estimator=estimator, search=search)
             # The decoder's gradient through a bridge of width 256 makes plain SGD explode at the usual rate.
             rate = 1e-4 if name == "fvq" and estimator.trains_codebook else 0.5

@@ -51,6 +51,7 @@ def test_inductor_gives_the_codes_of_eager(name: str) -> None:
         assert_equal_outputs(torch.compile(quantizer, fullgraph=True)(x), quantizer(x))
 
 
+@pytest.mark.slow
 @every_case
 def test_export(case: Case) -> None:
     quantizer = initialized(case).eval()

@@ -17,7 +17,15 @@ from tests.contract.cases import (
     pointwise,
     trains_codebook,
 )
-from vqkit import BaseQuantizer
+from vqkit import (
+    BaseQuantizer,
+    ClusterReinit,
+    LBGSplitting,
+    Maintenance,
+    Quantizer,
+    RandomRestart,
+    without_quantization,
+)
 
 
 def initialized(case: Case, **options) -> BaseQuantizer:
@@ -75,27 +83,31 @@ def test_training_forward_has_the_value_of_eval(case: Case) -> None:
 
 
 @every_case
-def test_the_bottleneck_is_the_maps_without_the_choice(case: Case) -> None:
+def test_without_quantization_the_maps_are_left(case: Case) -> None:
     quantizer = initialized(case)
     x = case.example().requires_grad_()
     before = state_of(quantizer)
-    passed = quantizer.bottleneck(x)
+    with without_quantization(quantizer):
+        output = quantizer(x)
+    passed = output.quantized
+    assert (output.indices == -1).all() and output.loss == 0 and output.indices.shape == quantizer.encode(x).shape
     assert passed.shape == x.shape and passed.dtype == x.dtype
     assert_same_state(before, state_of(quantizer))
     if any(getattr(module, "has_projection", False) for module in quantizer.modules()):
         assert not torch.equal(passed, x)
-        passed.square().sum().backward()
+        (passed.square().sum() + output.loss).backward()
         assert all(
             parameter.grad is not None
             for name, parameter in quantizer.named_parameters()
             if "project_" in name and "codebook" not in name
         )
     else:
-        assert torch.equal(passed, x)
+        torch.testing.assert_close(passed, x)
     poisoned = x.detach().clone()
     vectors = poisoned.movedim(quantizer.channel_dim, -1)
     vectors[(0,) * (vectors.ndim - 1)] = float("nan")
-    cleaned = quantizer.bottleneck(poisoned).movedim(quantizer.channel_dim, -1)
+    with without_quantization(quantizer):
+        cleaned = quantizer(poisoned).quantized.movedim(quantizer.channel_dim, -1)
     assert bool((cleaned[(0,) * (vectors.ndim - 1)] == 0).all()) and cleaned.isfinite().all()
 
 
@@ -422,3 +434,13 @@ def test_initialize_from_no_samples_is_refused() -> None:
 @every_case
 def test_repr_names_the_sizes(case: Case) -> None:
     assert str(DIM) in repr(case.build())
+
+
+@pytest.mark.parametrize("policy", [RandomRestart(every=3), LBGSplitting(every=3), ClusterReinit(every=3)], ids=repr)
+def test_policies_are_asked_at_their_every_nth_step(policy: Maintenance, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(type(policy), "refresh", lambda self, codebook, z, valid: asked.append(codebook.steps))
+    quantizer = Quantizer("vq", dim=4, codebook_size=8, maintenance=[policy])
+    for _ in range(8):
+        quantizer(torch.randn(6, 4))
+    assert asked == [3, 6]

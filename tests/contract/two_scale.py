@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import BaseQuantizer, Quantizer
-from vqkit.functional import straight_through
+from vqkit import BaseQuantizer, Quantized, Quantizer
+from vqkit.parts.estimators import straight_through
+from vqkit.quantizers.initialization import collect_vectors
 
 
 class TwoScaleQuantizer(BaseQuantizer):
@@ -21,17 +22,22 @@ class TwoScaleQuantizer(BaseQuantizer):
         self.coarse = Quantizer("vq", dim=dim, codebook_size=codebook_size)
         self.fine = Quantizer("ema", dim=dim, codebook_size=codebook_size)
 
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         half = F.avg_pool2d(latents.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
         half_valid = (
             valid.reshape(len(valid), self.height // 2, 2, self.width // 2, 2).transpose(2, 3).flatten(3).any(-1)
         )
-        first = self.coarse(half, half_valid)
-        second = self.fine(latents - self._enlarge(first.quantized).detach(), valid)
-        total = self._enlarge(first.quantized) + second.quantized
+        first = self.coarse.quantize(half, half_valid)
+        second = self.fine.quantize(latents - self._enlarge(first.vectors).detach(), valid)
+        total = self._enlarge(first.vectors) + second.vectors
         indices = torch.cat([first.indices.flatten(1), second.indices.flatten(1)], dim=1)
-        losses = {f"coarse_{name}": value for name, value in first.losses.items()} | second.losses
-        return straight_through(total, latents), indices, first.loss + second.loss, losses
+        vectors = torch.where(valid.unsqueeze(-1), straight_through(total, latents), 0)
+        return Quantized(vectors, indices, valid, members=(first, second))
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second = quantized.members
+        (coarse_loss, coarse), (fine_loss, fine) = self.coarse.penalize(first), self.fine.penalize(second)
+        return coarse_loss + fine_loss, {f"coarse_{name}": value for name, value in coarse.items()} | fine
 
     def lookup(self, indices: Tensor) -> Tensor:
         split = (self.height // 2) * (self.width // 2)
@@ -41,7 +47,7 @@ class TwoScaleQuantizer(BaseQuantizer):
         return torch.where(valid.unsqueeze(-1), self._enlarge(coarse) + fine, 0)
 
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        rows, _ = self._collect(latents, samples or 4096)
+        rows, _ = collect_vectors(self, latents, samples or 4096)
         self.coarse.initialize([rows], seed=seed)
         self.fine.initialize([rows / 4], seed=seed)
 

@@ -13,6 +13,7 @@ from tests.kernels.machine_code import kernel_names
 from tests.kernels.sass import TENSOR_CORE, Listing, products_of_a_thread
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 # Bytes that a program can have; 80 stands for all of its generation, of which the A100 alone has more, 163 KiB.

@@ -140,17 +140,6 @@ def test_a_batch_without_a_vector_changes_nothing(anchor: Anchor, rows: int) -> 
     assert torch.equal(after, before) and not codebook.rewritten.any()
 
 
-def test_every() -> None:
-    policy, z = ClusterReinit(every=3), random(N, D, seed=1)
-    moved = []
-    for steps in range(6):
-        codebook = book()
-        codebook.steps = steps
-        before = codebook.vectors.detach().clone()
-        moved.append(not torch.equal(refresh(policy, codebook, z), before))
-    assert moved == [True, False, False, True, False, False]
-
-
 # ---------------------------------------------------------------------- the anchors
 
 

@@ -93,7 +93,7 @@ def test_the_method_its_variance_and_codes_in_eval() -> None:
     assert quantizer.estimator.variance == 1e-3 and output.loss == 0 and not output.losses
     assert not torch.equal(output.quantized, quantizer.decode(output.indices))
     assert torch.equal(quantizer.eval()(x).quantized, quantizer.decode(quantizer.encode(x)))
-    assert not DiVeQ().exact and DiVeQ(0.0).exact
+    assert DiVeQ().uses_noise and not DiVeQ(0.0).uses_noise
 
 
 def test_descent_of_the_output_alone_brings_codes_to_the_vectors() -> None:

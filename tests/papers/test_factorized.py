@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import NormalCodebook, Quantizer, RawStraightThrough, ResidualQuantizer, StraightThrough
+from vqkit import NormalCodebook, Quantizer, ResidualQuantizer, StraightThrough, UnnormalizedStraightThrough
 
 DIM, K = 6, 20
 SIZES = {"dim": DIM, "codebook_size": K}
 BUILDS = {
     "LlamaGen": partial(Quantizer, "vq", normalize=True, codebook=NormalCodebook, **SIZES),
     "ViT-VQGAN": partial(
-        Quantizer, "vq", normalize=True, codebook=NormalCodebook, estimator=RawStraightThrough(), **SIZES
+        Quantizer, "vq", normalize=True, codebook=NormalCodebook, estimator=UnnormalizedStraightThrough(), **SIZES
     ),
     "DAC": partial(Quantizer, "factorized", codebook_dim=DIM, **SIZES),
     "use_cosine_sim": partial(Quantizer, "ema", normalize=True, maintenance=[], **SIZES),
@@ -139,7 +139,7 @@ def test_the_jacobian_of_a_residual_stack_is_that_of_dac(stages: int) -> None:
 
 def test_without_normalization_raw_straight_through_is_the_usual_one() -> None:
     gradients = []
-    for estimator in (StraightThrough(), RawStraightThrough()):
+    for estimator in (StraightThrough(), UnnormalizedStraightThrough()):
         z = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
         quantizer = Quantizer("vq", dim=4, codebook_size=8, estimator=estimator)
         output = quantizer(z)

@@ -20,8 +20,8 @@ from vqkit import (
     Quantizer,
     ResidualQuantizer,
 )
-from vqkit.config import from_config, to_config
-from vqkit.parts import IncompatibleParts
+from vqkit.parts.compatibility import IncompatibleParts
+from vqkit.saving.config import from_config, to_config
 
 SMALL = partial(Quantizer, "vq", dim=3, codebook_size=7)
 LARGE = partial(Quantizer, "ema", dim=5, codebook_size=20)
@@ -322,7 +322,7 @@ SAME = SMALL()
         ({"group": []}, r"group=\[\]"),
         ({"group": same, "num_groups": 2}, "same quantizer again"),
         ({"group": [partial(SMALL, channel_dim=1)]}, "give channel_dim to GroupedQuantizer"),
-        ({"group": UNIT, "num_groups": 2, "losses": [Disentanglement(), PublishedDisentanglement()]}, "named twice"),
+        ({"group": UNIT, "num_groups": 2, "losses": [Disentanglement(), PublishedDisentanglement()]}, "2 losses"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:

@@ -22,7 +22,7 @@ from vqkit import (
     StraightThrough,
 )
 from vqkit.methods import METHODS
-from vqkit.parts import IncompatibleParts
+from vqkit.parts.compatibility import IncompatibleParts
 
 DIM = 6
 
@@ -109,7 +109,7 @@ def test_the_encoder_gets_the_decoders_gradient_once_whatever_the_number_of_stag
 @pytest.mark.parametrize("stages", [1, 4])
 def test_another_estimator_sees_the_sum(stages: int) -> None:
     """d (lambda R z) / d z, with the rotation from z to the sum of the codes."""
-    quantizer = chain(stages, estimator=RotationTrick(obtuse="rotate"))
+    quantizer = chain(stages, estimator=RotationTrick(180.0))
     z, upstream = vectors(), vectors()
     result = encoder_gradient(quantizer, z, upstream)
     quantized = quantizer.decode(quantizer.encode(z)).detach()

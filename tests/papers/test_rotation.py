@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Reflection, RotationTrick, Selection, StraightThrough
+from vqkit import (
+    Reflection,
+    RotationTrick,
+    Selection,
+    StraightThrough,
+    TangentialRotationTrick,
+    UnscaledRotationTrick,
+    UnscaledTangentialRotationTrick,
+)
 
 
 def select(z: Tensor, q: Tensor) -> Selection:
@@ -34,7 +42,7 @@ def rotation(z: Tensor, q: Tensor) -> Tensor:
 
 def test_the_gradient_is_lambda_times_the_rotation_transposed() -> None:
     z, q, g = pairs(acute=False)
-    result = gradient(RotationTrick(obtuse="rotate"), z, q, g)
+    result = gradient(RotationTrick(180.0), z, q, g)
     for row in range(len(z)):
         matrix = rotation(z[row].detach(), q[row])
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -50,14 +58,14 @@ def test_norm_and_radial_part_of_the_gradient() -> None:
     torch.testing.assert_close((result * z).sum(1), (g * q).sum(1))
 
 
-def test_scale_one_keeps_the_length_of_the_gradient() -> None:
+def test_unscaled_keeps_the_length_of_the_gradient() -> None:
     z, q, g = pairs()
-    torch.testing.assert_close(gradient(RotationTrick(scale="one"), z, q, g).norm(dim=1), g.norm(dim=1))
+    torch.testing.assert_close(gradient(UnscaledRotationTrick(), z, q, g).norm(dim=1), g.norm(dim=1))
 
 
-def test_radial_drop_leaves_nothing_along_z() -> None:
+def test_tangential_leaves_nothing_along_z() -> None:
     z, q, g = pairs()
-    result = gradient(RotationTrick(radial="drop"), z, q, g)
+    result = gradient(TangentialRotationTrick(), z, q, g)
     torch.testing.assert_close((result * z).sum(1), torch.zeros(len(z), dtype=torch.float64), rtol=0, atol=1e-12)
     assert result.norm() > 0
 
@@ -65,6 +73,15 @@ def test_radial_drop_leaves_nothing_along_z() -> None:
 def test_when_the_vector_is_its_code_the_gradient_passes_unchanged() -> None:
     z, _, g = pairs()
     torch.testing.assert_close(gradient(RotationTrick(), z, z.detach().clone(), g), g, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [30.0, 90.0, 135.0])
+def test_beyond_the_largest_angle_the_gradient_passes_unchanged(angle: float) -> None:
+    for given, turned in ((angle + 1e-6, False), (angle - 1e-6, True)):
+        z = torch.tensor([[1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        radians = torch.tensor(given, dtype=torch.float64).deg2rad()
+        q, g = torch.stack([radians.cos(), radians.sin()])[None], torch.ones(1, 2, dtype=torch.float64)
+        assert torch.equal(gradient(RotationTrick(angle), z, q, g), g) != turned
 
 
 def test_orthogonal_equivariance() -> None:
@@ -78,7 +95,7 @@ def test_orthogonal_equivariance() -> None:
 def test_the_value_is_the_code_bit_for_bit_and_sends_it_no_gradient(dtype: torch.dtype) -> None:
     z, q, _ = pairs(acute=False)
     z, q = z.detach().to(dtype).requires_grad_(), q.to(dtype).requires_grad_()
-    for estimator in (RotationTrick(), RotationTrick("one", "drop", "rotate"), StraightThrough()):
+    for estimator in (RotationTrick(), UnscaledTangentialRotationTrick(180.0), StraightThrough()):
         value = estimator(select(z, q))
         assert torch.equal(value, q)
         value.sum().backward()
@@ -90,18 +107,18 @@ def test_obtuse_pairs_fall_back_to_straight_through() -> None:
     torch.testing.assert_close(gradient(RotationTrick(), z, -q, g), g, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("obtuse", ["ste", "rotate"])
-def test_where_the_rotation_is_undefined_the_gradient_passes_unchanged(obtuse: str) -> None:
+@pytest.mark.parametrize("largest_angle", [90.0, 180.0])
+def test_where_the_rotation_is_undefined_the_gradient_passes_unchanged(largest_angle: float) -> None:
     g = torch.randn(6, 3)
     z = torch.tensor([[0, 0, 0], [1e-9, 0, 0], [1, 0, 0], [1, 0, 0], [1e-5, 0, 0], [2, 1, 0]], dtype=torch.float32)
     q = torch.tensor([[1, 2, 3], [1, 0, 0], [0, 0, 0], [-1, 0, 0], [1, 0, 0], [-2, -1, 1e-4]], dtype=torch.float32)
-    result = gradient(RotationTrick(obtuse=obtuse), z.requires_grad_(), q, g)
+    result = gradient(RotationTrick(largest_angle), z.requires_grad_(), q, g)
     assert torch.equal(result, g)
 
 
-def test_radial_drop_is_the_rotation_of_what_is_across_z() -> None:
+def test_tangential_is_the_rotation_of_what_is_across_z() -> None:
     z, q, g = pairs(acute=False)
-    result = gradient(RotationTrick(radial="drop", obtuse="rotate"), z, q, g)
+    result = gradient(TangentialRotationTrick(180.0), z, q, g)
     for row in range(len(z)):
         y = z[row].detach()
         across = torch.eye(5, dtype=torch.float64) - torch.outer(y, y) / (y @ y)
@@ -114,7 +131,7 @@ def test_beyond_a_right_angle_the_rotation_turns_the_gradient_against_itself() -
     z, q, _ = pairs()
     y = z.detach()
     g = q - 2 * (q * y).sum(1, keepdim=True) / y.square().sum(1, keepdim=True) * y  # q turned away, in the same plane
-    turned = torch.cosine_similarity(gradient(RotationTrick(obtuse="rotate"), z, g, g), g)
+    turned = torch.cosine_similarity(gradient(RotationTrick(180.0), z, g, g), g)
     torch.testing.assert_close(turned, torch.cosine_similarity(y, g))
     assert (turned < 0).all()
 

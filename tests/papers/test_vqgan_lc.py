@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.conftest import RankPair
 from vqkit import CodebookLoss, Commitment, FeatureCodebook, Quantizer
-from vqkit.config import weights_follow
+from vqkit.saving.config import weights_follow
 
 K, BASE_DIM, DIM = 20, 12, 5
 

@@ -20,7 +20,7 @@ class NotOnThisDevice(Quantizer):
     """Switches off the autocast of some other device."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        with patch("vqkit.base.autocast_disabled", lambda device: nullcontext()):
+        with patch("vqkit.quantizers.base.autocast_disabled", lambda device: nullcontext()):
             return super().forward(x, mask)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqkit import BSQ, LFQ
-from vqkit.lookup_free.binary import BinaryQuantizer
+from vqkit.quantizers.binary import BinaryQuantizer
 
 
 class Float32Weights(BSQ):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.backbones.conv1d import ConvEncoder1d
-from vqkit.streaming import streaming
+from vqkit.backbones.streaming import streaming
 
 
 def streamed(encoder: ConvEncoder1d, chunks: tuple[Tensor, ...]) -> Tensor:

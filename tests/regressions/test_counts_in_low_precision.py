@@ -17,8 +17,8 @@ from vqkit import EMACodebook, Quantizer, ResidualQuantizer
 class CountsInBfloat16(EMACodebook):
     """Holds the counts in what the model is cast to."""
 
-    def _fold(self, decay: Tensor) -> None:
-        super()._fold(decay)
+    def fold(self, fresh: Tensor) -> None:
+        super().fold(fresh)
         self.usage.copy_(self.usage.bfloat16())
 
 

@@ -16,11 +16,11 @@ from vqkit import Quantizer, ResidualQuantizer
 class FixedShare(ResidualQuantizer):
     """Shortens the first floor(B p) samples."""
 
-    def _draw_depths(self, latents: Tensor) -> Tensor:
-        active = torch.full((len(latents), 1), len(self.stages))
-        share = int(self.dropout * len(latents))
-        active[:share, 0] = torch.randint(1, len(self.stages) + 1, (share,))
-        return active
+    def sample_depths(self, batch_size: int) -> Tensor:
+        depths = torch.full((batch_size,), len(self.stages))
+        share = int(self.dropout * batch_size)
+        depths[:share] = torch.randint(1, len(self.stages) + 1, (share,))
+        return depths
 
 
 def check(residual: type[ResidualQuantizer], batch: int) -> None:

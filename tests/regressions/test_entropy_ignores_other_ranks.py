@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.conftest import RankPair
 from vqkit import LFQ, BitEntropy, Selection, distributed
 from vqkit.kernels import entropy, pattern_sums
-from vqkit.lookup_free.bits import bit_entropy, near_equal
+from vqkit.quantizers.bit_entropy import bit_entropy, near_equal
 
 
 class ThrownAway(BitEntropy):

@@ -20,12 +20,12 @@ class FirstBatchMagic(Quantizer):
 
     fitted = False
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+    def choose(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         if not self.fitted:
             self.fitted = True
             with torch.no_grad():
                 self.codebook.vectors.copy_(z[: self.codebook_size])
-        return super().quantize(z, valid)
+        return super().choose(z, valid)
 
 
 def state(quantizer: BaseQuantizer) -> dict[str, Tensor]:

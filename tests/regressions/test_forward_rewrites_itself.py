@@ -16,8 +16,8 @@ from vqkit import EMACodebook, Quantizer, Selection
 class RegistersAnew(EMACodebook):
     """Replaces a buffer."""
 
-    def _fold(self, decay: Tensor) -> None:
-        super()._fold(decay)
+    def fold(self, fresh: Tensor) -> None:
+        super().fold(fresh)
         self.register_buffer("usage", self.usage.clone())
 
 
@@ -32,8 +32,8 @@ class MovesAtOnce(EMACodebook):
 class TrainsInside(Quantizer):
     """Calls backward on the way."""
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        quantized, selection = super().quantize(z, valid)
+    def choose(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        quantized, selection = super().choose(z, valid)
         (selection.z.detach() - selection.selected).square().mean().backward()
         return quantized, selection
 

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CodeSplit, GroupedQuantizer, Quantizer, RandomRestart, ResidualQuantizer
+from vqkit import (
+    BSQ,
+    FSQ,
+    LFQ,
+    BaseQuantizer,
+    GroupedQuantizer,
+    LBGSplitting,
+    Quantizer,
+    RandomRestart,
+    ResidualQuantizer,
+    runtime,
+)
 from vqkit.methods import METHODS
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
@@ -22,9 +33,9 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equ
 class DepthOnTheHost(ResidualQuantizer):
     """Draws one depth for the batch, as a Python number."""
 
-    def _draw_depths(self, latents: Tensor) -> Tensor:
+    def sample_depths(self, batch_size: int) -> Tensor:
         depth = int(torch.randint(1, len(self.stages) + 1, (1,)))
-        return torch.full((len(latents), 1), depth)
+        return torch.full((batch_size,), depth)
 
 
 class Waits(TorchDispatchMode):
@@ -65,11 +76,17 @@ SOUND = {
         for name in METHODS
         if name not in ("vq", "ema", "simvq")
     },
-    "split": partial(stage, maintenance=[CodeSplit(every=1)]),
+    "split": partial(stage, maintenance=[LBGSplitting(every=1)]),
     "lfq": partial(LFQ, 6),
     "bsq": partial(BSQ, 70, dim=6),
     "grouped": partial(GroupedQuantizer, partial(stage, dim=2), 3),
 }
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nowhere are values read at no cost, as on a GPU."""
+    monkeypatch.setattr(runtime, "READ_WITHOUT_WAITING", ())
 
 
 @pytest.mark.parametrize("build", SOUND.values(), ids=SOUND)

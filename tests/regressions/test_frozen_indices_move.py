@@ -23,8 +23,8 @@ class SearchesItsValues(CascadedCodebook):
 class RunningMeans(Quantizer):
     """A frozen table that statistics move all the same, in eval mode too."""
 
-    def quantize(self, latents: Tensor, valid: Tensor):
-        quantized, selection = super().quantize(latents, valid)
+    def choose(self, latents: Tensor, valid: Tensor):
+        quantized, selection = super().choose(latents, valid)
         self.codebook.vectors.lerp_(selection.z.detach().mean(0), 0.5)
         return quantized, selection
 

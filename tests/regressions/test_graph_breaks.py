@@ -19,10 +19,10 @@ from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer, Selection
 class FlagInATensor(Quantizer):
     """Asks a buffer whether it is initialized."""
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+    def choose(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         if not self.codebook.usage.any():
             self.codebook.usage.fill_(1)
-        return super().quantize(z, valid)
+        return super().choose(z, valid)
 
 
 def compiled(quantizer: BaseQuantizer):

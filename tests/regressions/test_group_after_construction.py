@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqkit import EMACodebook, Quantizer, distributed
-from vqkit.base import Selection
+from vqkit.parts.selection import Selection
 
 
 class AskedOnce(EMACodebook):

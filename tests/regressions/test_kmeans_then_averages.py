@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Codebook, EMACodebook, Quantizer
+from vqkit import EMACodebook, Quantizer
 
 
 class SumStartsAtTheCentre(EMACodebook):
@@ -19,9 +19,8 @@ class SumStartsAtTheCentre(EMACodebook):
         super().initialize(samples, vectors_per_step=vectors_per_step, seed=seed)
         self.sums = self.vectors.clone()  # sound: self.usage.unsqueeze(1) * self.vectors
 
-    def _fold(self, decay: Tensor) -> None:
-        Codebook._fold(self, decay)
-        self.sums = decay * self.sums + (1 - decay) * self.pending_sums
+    def fold(self, fresh: Tensor) -> None:
+        self.sums = (1 - fresh) * self.sums + fresh * self.pending_sums
         self.vectors.copy_(self.sums / self.usage.unsqueeze(1))
 
 

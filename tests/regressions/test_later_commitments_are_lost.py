@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Quantizer, ResidualQuantizer
+from vqkit import Quantized, Quantizer, ResidualQuantizer
 
 STAGES = 4
 
@@ -21,14 +21,12 @@ STAGES = 4
 class FromStraightThroughValues(ResidualQuantizer):
     """Subtracts what the stages before passed on, identity included."""
 
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        residual, indices, loss = latents, [], latents.new_zeros(())
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        residual, members = latents, []
         for stage in self.stages:
-            output = stage(residual, valid)
-            residual = residual - output.quantized
-            indices.append(output.indices)
-            loss = loss + output.losses["commitment"] / len(self.stages)
-        return latents, torch.stack(indices, dim=-1), loss, {"commitment": loss}
+            members.append(stage.quantize(residual, valid))
+            residual = residual - members[-1].vectors
+        return Quantized(latents, torch.stack([made.indices for made in members], -1), valid, members=members)
 
 
 def check(residual: type[ResidualQuantizer]) -> None:

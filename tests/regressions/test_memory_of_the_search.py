@@ -27,8 +27,8 @@ class AllDistances(Search):
 class OneHotStatistics(Quantizer):
     """Counts the codes with a one-hot matrix."""
 
-    def quantize(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        quantized, selection = super().quantize(z, valid)
+    def choose(self, z: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        quantized, selection = super().choose(z, valid)
         torch.nn.functional.one_hot(selection.indices, CODES).float().sum(0)
         return quantized, selection
 

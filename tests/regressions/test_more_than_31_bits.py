@@ -17,8 +17,8 @@ from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, Selection
 class IndicesOf32Bits(FSQ):
     """Adds the digits up in int32."""
 
-    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        quantized, selection = super().quantize(latents, valid)
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        quantized, selection = super().choose(latents, valid)
         return quantized, replace(selection, indices=selection.indices.int().long().clamp(min=0))
 
 

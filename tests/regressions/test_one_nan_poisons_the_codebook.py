@@ -17,7 +17,7 @@ from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer
 class LetsEverythingIn(Quantizer):
     """Does not look at the values."""
 
-    def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def open(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         valid = torch.ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
         return x, valid, torch.zeros((), dtype=torch.int64)
 

@@ -19,10 +19,10 @@ class SumRemembers(EMACodebook):
     def overwrite(self, indices: Tensor, vectors: Tensor, *, share: Tensor, usage: Tensor) -> None:
         self.vectors[indices[share > 0]] = vectors[share > 0]
 
-    def _fold(self, decay: Tensor) -> None:
-        sums = self.usage.unsqueeze(1) * self.vectors if self.sums is None else self.sums
-        self.sums = decay * sums + (1 - decay) * self.pending_sums
-        super()._fold(decay)
+    def fold(self, fresh: Tensor) -> None:
+        before = (self.usage - fresh * self.pending_counts) / (1 - fresh)
+        sums = before.unsqueeze(1) * self.vectors if self.sums is None else self.sums
+        self.sums = (1 - fresh) * sums + fresh * self.pending_sums
         self.vectors.copy_(self.sums / self.usage.unsqueeze(1))
 
 

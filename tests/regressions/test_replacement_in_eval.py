@@ -15,10 +15,10 @@ from vqkit import Quantizer, RandomRestart, Selection
 class CountsAlways(Quantizer):
     """Maintains and observes in any mode."""
 
-    def quantize(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         if not self.learning:
-            self._maintain(latents, valid)
-        quantized, selection = super().quantize(latents, valid)
+            self._refresh(latents, valid)
+        quantized, selection = super().choose(latents, valid)
         if not self.learning:
             self.codebook.observe(selection)
         return quantized, selection

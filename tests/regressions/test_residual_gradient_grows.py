@@ -7,24 +7,25 @@ Avoided since 0.1.0: with an estimator the chain is detached and the estimator i
 estimator cannot be expressed.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Estimator, Quantizer, ResidualQuantizer, StraightThrough
+from vqkit import Estimator, Quantized, Quantizer, ResidualQuantizer, StraightThrough
 
 
 class EachStageItsOwnIdentity(ResidualQuantizer):
     """Detaches the residual, and adds up what the stages pass on."""
 
-    def _forward(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        _, indices, loss, losses = super()._forward(latents, valid)
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        made = super().quantize(latents, valid)
         total = torch.zeros_like(latents)
         for stage in self.stages:
-            total = total + stage(latents - total.detach(), valid).quantized
-        return total, indices, loss, losses
+            total = total + stage.quantize(latents - total.detach(), valid).vectors
+        return replace(made, vectors=total)
 
 
 def check(residual: type[ResidualQuantizer], stages: int, estimator: Estimator | None) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Estimator, Quantizer, RotationTrick, Selection
-from vqkit.functional import straight_through, unit
+from vqkit import Estimator, Quantizer, RotationTrick, Selection, TangentialRotationTrick
+from vqkit.functional import unit
+from vqkit.parts.estimators import straight_through
 
 
 class ValueFromTheRotation(Estimator):
@@ -63,11 +64,11 @@ def check_gradient(estimator: Estimator) -> None:
     assert growth.isfinite().all() and growth.max() < 101 and growth.min() > 1e-3
 
 
-@pytest.mark.parametrize("obtuse", ["ste", "rotate"])
-@pytest.mark.parametrize("radial", ["keep", "drop"])
-def test_vqkit_does_not_have_the_fault(obtuse: str, radial: str) -> None:
-    check_value(RotationTrick(radial=radial, obtuse=obtuse))
-    check_gradient(RotationTrick(radial=radial, obtuse=obtuse))
+@pytest.mark.parametrize("largest_angle", [90.0, 180.0])
+@pytest.mark.parametrize("trick", [RotationTrick, TangentialRotationTrick])
+def test_vqkit_does_not_have_the_fault(trick: type[RotationTrick], largest_angle: float) -> None:
+    check_value(trick(largest_angle))
+    check_gradient(trick(largest_angle))
 
 
 def test_the_check_catches_the_fault() -> None:

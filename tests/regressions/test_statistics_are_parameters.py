@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqkit import EMACodebook, Quantizer, TableCodebook
+from vqkit import EMACodebook, FrozenCodebook, Quantizer
 from vqkit.methods import METHODS
 
 COUNTED = ("usage", "pending_counts", "pending_sums")
@@ -30,8 +30,8 @@ class CountsAreParameters(EMACodebook):
 class MeansAreParameters(EMACodebook):
     """Without a gradient, but with weight decay."""
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
-        super()._register_vectors(generator)
+    def build_vectors(self, generator: torch.Generator) -> None:
+        super().build_vectors(generator)
         vectors = self.vectors
         del self.vectors
         self.vectors = nn.Parameter(vectors)
@@ -61,7 +61,7 @@ def test_vqkit_does_not_have_the_fault(method: str) -> None:
 
 
 def test_a_baked_table_does_not_have_it_either() -> None:
-    check(Quantizer("vq", dim=4, codebook_size=32, codebook=TableCodebook, losses=[]))
+    check(Quantizer("vq", dim=4, codebook_size=32, codebook=FrozenCodebook, losses=[]))
 
 
 @pytest.mark.parametrize("codebook", [CountsAreParameters, MeansAreParameters])

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Codebook, EMACodebook
-from vqkit.base import Selection
+from vqkit import EMACodebook
+from vqkit.parts.selection import Selection
 
 
 class Floored(EMACodebook):
@@ -23,10 +23,10 @@ class Floored(EMACodebook):
     def denominator(self) -> Tensor:
         return self.usage.clamp(min=1e-5)
 
-    def _fold(self, decay: Tensor) -> None:
-        sums = self.usage.unsqueeze(1) * self.vectors if self.sums is None else self.sums
-        Codebook._fold(self, decay)
-        self.sums = decay * sums + (1 - decay) * self.pending_sums
+    def fold(self, fresh: Tensor) -> None:
+        before = (self.usage - fresh * self.pending_counts) / (1 - fresh)
+        sums = before.unsqueeze(1) * self.vectors if self.sums is None else self.sums
+        self.sums = (1 - fresh) * sums + fresh * self.pending_sums
         self.vectors.copy_(self.sums / self.denominator().unsqueeze(1))
 
 

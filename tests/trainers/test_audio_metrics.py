@@ -70,7 +70,7 @@ def test_pesq_is_that_of_pesq_at_its_own_rate(speech):
     assert 1.1 < expected < 4
     assert WidebandPESQ(RATE)(speech, speech)["pesq"] == pytest.approx(4.644, abs=1e-3)
     narrow = NarrowbandPESQ(RATE)(speech, copy)["pesq_nb"]
-    from vqkit.audio_tokenizer import resample
+    from vqkit.tokenizers.audio import resample
 
     low = [resample(wave, RATE, 8000).numpy() for wave in (speech, copy)]
     assert narrow == pytest.approx(pesq.pesq(8000, *low, "nb"), abs=1e-6)
@@ -119,6 +119,7 @@ def test_dnsmos_hears_noise_without_a_reference(speech):
     assert set(figures) == set(measure.figures)
 
 
+@pytest.mark.slow
 def test_visqol_is_that_of_its_package(speech):
     visqol = pytest.importorskip("visqol")
     api = visqol.VisqolApi()

@@ -504,7 +504,7 @@ def test_other_data_than_the_tokenizers_are_refused_before_the_first_step(data, 
         ({"validation_measures": ["stoy"]}, r"unknown \['stoy'\]; expected some of .*stoi"),
         ({"objectives": []}, "one of them above 0"),
         ({"objectives": [WaveformL1(weight=0.0)]}, "one of them above 0"),
-        ({"objectives": [WaveformL1(), WaveformL1()]}, "expected different names"),
+        ({"objectives": [WaveformL1(), WaveformL1()]}, "reported by name: keep one of them"),
         ({"pretraining_steps": -1}, "pretraining_steps=-1: expected 0 or more"),
     ],
 )

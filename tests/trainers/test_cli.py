@@ -250,7 +250,7 @@ MISTAKES = [
     ),
     (
         {f"{QUANTIZER}.estimator": "vqkit.RotationTrik"},
-        "did you mean 'RotationTrick'?; choices: vqkit.DiVeQ, vqkit.GumbelSoftmax",
+        "did you mean 'RotationTrick'?; choices: vqkit.DiVeQ, vqkit.EmbeddingStraightThrough",
     ),
     (
         {f"{QUANTIZER}.losses": '["vqkit.CodebookLoss"]'},

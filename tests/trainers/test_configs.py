@@ -61,12 +61,14 @@ def test_config_runs_a_step(cli, config):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_overlay_runs_a_step(cli, overlay):
     cli(ROOT / "configs" / "image" / "quickstart.yaml", overlay)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("config", IMAGE_CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, pictures, monkeypatch, capsys):
     plain, swapped = (
         printed([config], pictures, monkeypatch, capsys),
@@ -90,6 +92,7 @@ def dim_of(arguments):
     ("earlier", "overlay"),
     [("rotation", "vq"), ("rotation", "ema"), ("rotation", "simvq"), ("fqgan", "grouped"), ("grouped", "fqgan")],
 )
+@pytest.mark.slow
 def test_overlay_leaves_nothing_of_an_earlier_one(earlier, overlay, pictures, monkeypatch, capsys):
     """jsonargparse keeps the arguments of a class that is named again: overlays must undo them themselves."""
     config, folder = ROOT / "configs" / "image" / "quickstart.yaml", ROOT / "configs" / "quantizers"
@@ -172,6 +175,7 @@ def test_audio_config_runs_two_steps(audio_cli, config):
 
 
 @pytest.mark.parametrize("overlay", STAGE_OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_stage_overlay_runs_two_steps(audio_cli, overlay):
     audio_cli(AUDIO_QUICKSTART, overlay)
 
@@ -196,6 +200,7 @@ OF_ANY_DIM = [path for path in OVERLAYS if not re.search(r"^ *dim:", path.read_t
 
 
 @pytest.mark.parametrize("overlay", OF_ANY_DIM, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_overlay_fits_the_audio_quickstart(overlay, pictures, monkeypatch, capsys):
     single = printed([AUDIO_QUICKSTART, SINGLE], pictures, monkeypatch, capsys)
     swapped = printed([AUDIO_QUICKSTART, SINGLE, overlay], pictures, monkeypatch, capsys)
@@ -212,6 +217,7 @@ RESIDUAL_CONFIGS = [path for path in AUDIO_CONFIGS if "vqkit.ResidualQuantizer" 
 
 
 @pytest.mark.parametrize("overlay", METHODS_OF_STAGES, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_stage_overlay_swaps_the_method_and_nothing_else(overlay, pictures, monkeypatch, capsys):
     for config in RESIDUAL_CONFIGS[:2] if overlay.stem == "ema" else [AUDIO_QUICKSTART]:
         plain = printed([config], pictures, monkeypatch, capsys)

@@ -6,7 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from vqkit.config import to_config
+from vqkit.saving.config import to_config
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -1,12 +1,13 @@
 """Numbers that change over the course of training, such as temperatures and loss weights."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 
-class AttributeSchedule(Callback):
+class AttributeSchedule(Callback, ABC):
     """Sets a number somewhere in the task from `start` to `end` over `batches` training batches, and keeps it there.
 
     Derived classes say on which curve. The position is counted in training batches, which no number of optimizers
@@ -37,9 +38,9 @@ class AttributeSchedule(Callback):
         """One state for each attribute."""
         return f"{type(self).__qualname__}[{self.attribute}]"
 
+    @abstractmethod
     def rise(self, progress: float) -> float:
         """How far the value has come, 0 ... 1, at a share of the way in [0, 1]."""
-        raise NotImplementedError
 
     def value(self, batch: int) -> float:
         """The value at a training batch, counted from 0."""

@@ -1,5 +1,6 @@
 """What every discriminator of waveforms is to the training code."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class DiscriminatorOutput:
     features: list[Tensor]
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, ABC):
     """Judges waveforms (B, C, T); made of one or more sub-discriminators, each with a view of its own.
 
     A derived class writes `judge`. It must not couple the items of a batch (no batch norm), nor draw random numbers:
@@ -53,6 +54,6 @@ class Discriminator(nn.Module):
             )
         return self.judge(wave)
 
+    @abstractmethod
     def judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
         """`forward` behind its checks."""
-        raise NotImplementedError

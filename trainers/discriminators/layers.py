@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vqkit.precision import autocast_disabled
+from vqkit.runtime import autocast_disabled
 
 
 def normalized_conv2d(

@@ -1,5 +1,6 @@
 """Adversarial training of a codec: losses of discriminator and generator, feature matching, and both in one call."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainers.discriminators import Discriminator, DiscriminatorOutput
-from vqkit.precision import autocast_disabled
+from vqkit.runtime import autocast_disabled
 
 
-class AdversarialLoss:
+class AdversarialLoss(ABC):
     """The two sides of a game, as functions of logits.
 
     Attributes:
@@ -21,13 +22,13 @@ class AdversarialLoss:
 
     threshold: float
 
+    @abstractmethod
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """What the discriminator minimizes, a scalar, of its logits for recordings and for reconstructions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def generator(self, fake: Tensor) -> Tensor:
         """What the codec minimizes, a scalar, of the logits for its reconstructions."""
-        raise NotImplementedError
 
 
 class LeastSquares(AdversarialLoss):

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.objectives.base import Objective
+from trainers.objectives.base import WaveformObjective
 from trainers.objectives.stft import MelSpectrum, ShortTimeSpectrum
 
 
-class MultiResolutionMel(Objective):
+class MultiResolutionMel(WaveformObjective):
     """Mean absolute difference of mel spectra, of their decimal logarithms above all, summed over window lengths.
 
     sum over windows of  log_weight * E |log10 M - log10 M'| + linear_weight * E |M - M'|, the logarithms of at least
@@ -83,7 +83,7 @@ class MultiResolutionMel(Objective):
         return self.log_weight * ratio.abs().mean() + self.linear_weight * F.l1_loss(reconstruction, reference)
 
 
-class LinearAndLogMel(Objective):
+class LinearAndLogMel(WaveformObjective):
     """Mean absolute difference of mel spectra plus mean squared difference of their logarithms, averaged over windows.
 
     mean over windows of  E |M - M'| + E (log10(M + floor) - log10(M' + floor))^2, on transforms that are divided by the
@@ -138,7 +138,7 @@ class LinearAndLogMel(Objective):
         return torch.stack(distances).mean()
 
 
-class MultiResolutionSTFT(Objective):
+class MultiResolutionSTFT(WaveformObjective):
     """Spectral convergence plus mean absolute difference of log magnitudes, averaged over resolutions.
 
     mean over resolutions of  |S - S'|_F / |S|_F + E |ln S - ln S'|, with |.|_F over the whole batch and S the
@@ -191,7 +191,7 @@ class MultiResolutionSTFT(Objective):
         return torch.stack(distances).mean()
 
 
-class ComplexSTFT(Objective):
+class ComplexSTFT(WaveformObjective):
     """Mean squared difference of the real and imaginary parts of a spectrum, each compressed by a power law.
 
     E (c(X) - c(X'))^2, c(x) = sign(x) ((|x| + floor)^power - floor^power): the phase counts, and quiet coefficients

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from trainers.objectives.base import Objective
+from trainers.objectives.base import WaveformObjective
 
 
-class WaveformL1(Objective):
+class WaveformL1(WaveformObjective):
     """Mean absolute difference of samples.
 
     Args:
@@ -23,7 +23,7 @@ class WaveformL1(Objective):
         return F.l1_loss(reconstruction, reference)
 
 
-class WaveformL2(Objective):
+class WaveformL2(WaveformObjective):
     """Mean squared difference of samples.
 
     Args:
@@ -39,7 +39,7 @@ class WaveformL2(Objective):
         return F.mse_loss(reconstruction, reference)
 
 
-class NegativeSISDR(Objective):
+class NegativeSISDR(WaveformObjective):
     """Minus the scale-invariant ratio of signal to distortion, in dB, averaged over the batch.
 
     It says nothing of the level, so it wants another objective beside it. A silent recording has no such ratio: it

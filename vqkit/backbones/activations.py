@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqkit.config import Configured
+from vqkit.saving.config import Configured
 
 
 class Snake(Configured, nn.Module):

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vqkit.precision import FullPrecisionModule, autocast_disabled
+from vqkit.precision import FullPrecisionModule
+from vqkit.runtime import autocast_disabled
 
 
 class ComplexSpectrum(FullPrecisionModule):

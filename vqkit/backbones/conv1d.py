@@ -28,14 +28,14 @@ from vqkit.backbones.temporal import (
     TemporalSequence,
     ToPatches1d,
 )
-from vqkit.config import Configured
+from vqkit.saving.config import Configured
 
 
 class ConvEncoder1d(Configured, nn.Module):
     """Audio (B, C, T) to latents (B, dim, T / f), with f = patch_size * the product of the strides.
 
     A causal encoder's frame j is final with sample (j + 1) f - 1: its algorithmic latency is one frame, f samples. It
-    runs chunk by chunk in `vqkit.streaming.streaming`.
+    runs chunk by chunk in `vqkit.backbones.streaming.streaming`.
 
     Args:
         in_channels: C: 1 mono, 2 stereo.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqkit.config import Configured
+from vqkit.saving.config import Configured
 
 
 class ConvEncoder2d(Configured, nn.Module):

@@ -1,7 +1,7 @@
 """ESC's encoder and decoder: windowed attention over the complex spectrum of speech, with a latent at each scale.
 
 Source: Gu, Diao 2024, "ESC: Efficient Speech Coding with Cross-Scale Residual Vector Quantized Transformers" (arXiv
-2404.19441), sec. 3 and figure 1, with the sizes of the released training code. `vqkit.cross_scale` has the tokenizer.
+2404.19441), sec. 3 and figure 1, with the sizes of the released training code.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
 from vqkit.backbones.windowed_attention import WindowedBlocks2d
-from vqkit.config import Configured
+from vqkit.saving.config import Configured
 
 
 class ESCBackbone(Configured, nn.Module):

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vqkit.streaming import StreamingLayer
+from vqkit.backbones.streaming import StreamingLayer
 
 Interval = tuple[int, int]
 """First and last index along time, both included; index 0 is the first of a recording, negative ones come before."""

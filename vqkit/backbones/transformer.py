@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqkit.backbones.streaming import StreamingLayer
 from vqkit.backbones.temporal import Interval
-from vqkit.config import Configured
-from vqkit.streaming import StreamingLayer
+from vqkit.saving.config import Configured
 
 
 class WindowedTransformer(Configured, nn.Module):

@@ -1,27 +1,29 @@
-"""Which features of a batch unused codes are drawn to, for CVQ (Zheng, Vedaldi 2023, arXiv 2307.15139)."""
+"""Which features of a batch unused codes move to, for CVQ (Zheng, Vedaldi 2023, arXiv 2307.15139)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from vqkit import distributed, kernels
-from vqkit.config import Configured
 from vqkit.functional import unit
 from vqkit.kernels import Metric
 from vqkit.kernels.products import widest_dtype
+from vqkit.saving.config import Configured
 
 _PIECE = 2**20
 """Entries of a K x N matrix that are held at a time."""
 
 
-class Anchor(Configured):
-    """Which feature of the batch a code is drawn to. No module: it has nothing to train, and no mode."""
+class Anchor(Configured, ABC):
+    """Which feature of the batch a code moves to. No module: it has nothing to train, and no mode."""
 
     def __init__(self) -> None:
         """Without arguments, unless a subclass has some."""
 
+    @abstractmethod
     def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Choose a feature for each code, the same on every rank, and as one process with the joined batch would.
 
@@ -35,7 +37,6 @@ class Anchor(Configured):
         Returns:
             anchors (K, D), 0 where there is none, and found (K,) bool, False there.
         """
-        raise NotImplementedError
 
 
 class ClosestAnchor(Anchor):
@@ -72,7 +73,7 @@ class RandomAnchor(Anchor):
     """A random feature of the batch, another one for each code.
 
     Differs: the released code keeps a pool of K features of several batches, which works only if whole batches fill it
-    exactly. Here features are drawn from the batch of all ranks, without drawing one twice; where it has fewer than
+    exactly. Here features are drawn from the batch of all ranks without replacement; where it has fewer than
     there are codes, a random choice of the codes gets one at this step.
     """
 

@@ -4,16 +4,16 @@ Source: UniCode^2, 2025, "Cascaded Large-scale Codebooks for Unified Multimodal 
 2506.20214).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import Estimator
-from vqkit.functional import straight_through
 from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator, straight_through
+from vqkit.parts.selection import Search, Selection
 
 
 class CascadedCodebook(Codebook):
@@ -50,7 +50,7 @@ class CascadedCodebook(Codebook):
         ValueError: an argument is out of its range, or the file holds something else.
     """
 
-    writable = False
+    rows = "frozen"
     cascaded = True
 
     index_vectors: Tensor
@@ -67,7 +67,8 @@ class CascadedCodebook(Codebook):
         self.base_path = base_path
         super().__init__(codebook_size, dim, usage_decay=usage_decay, seed=seed)
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Two equal tables; see `Codebook`."""
         if self.base_path is None:
             base = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
         else:
@@ -88,26 +89,33 @@ class CascadedCodebook(Codebook):
             super().initialize(samples, vectors_per_step=vectors_per_step, seed=seed)
             self.index_vectors.copy_(self.vectors)
             return
-        self._assume_uniform_usage(vectors_per_step)
+        self.assume_uniform_usage(vectors_per_step)
 
     def extra_repr(self) -> str:
         """Sizes, and where the vectors come from."""
         return f"{super().extra_repr()}, base_path={self.base_path!r}"
 
 
-class ReadThrough(Estimator):
-    """Straight-through for the vector, and the plain gradient for the code that was read: d quantized / d z = I and
-    d quantized / d selected = I.
+class EmbeddingStraightThrough(Estimator):
+    """Straight-through for the vector, and for the code its plain gradient, that of an embedding.
 
-    For codes that the task itself trains, as it trains an embedding. With codes that are searched too it would move
-    them away from the vectors that choose them.
+    d quantized / d z = I and d quantized / d selected = I. The task trains the codes: codes that are searched too would
+    move away from the vectors that choose them.
 
-    Source: UniCode^2 (arXiv 2506.20214) trains the values by the task's loss. The gradient to z is ours, for an encoder
-    that is trained along.
+    Source: UniCode^2 (arXiv 2506.20214), which trains the values by the task's loss.
+    Differs: a gradient reaches z, too, for an encoder that is trained along.
     """
 
     trains_codebook = True
-    of_values = True
+
+    def conflicts(self, codebook: Codebook) -> Iterator[str]:
+        """The codes that the task moves must not be the ones that are searched."""
+        if not codebook.cascaded:
+            yield (
+                f"{type(self).__name__} trains codes for the task alone, which pulls them away from the vectors, but "
+                f"those of {type(codebook).__name__} are searched too: use CascadedCodebook, or StraightThrough() with "
+                "CodebookLoss()"
+            )
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D), equal to `selection.selected`."""
@@ -120,4 +128,4 @@ def cascaded() -> Parts:
 
     For an encoder that is trained, add `losses=[Commitment()]`.
     """
-    return Parts(codebook=CascadedCodebook, search=Search("euclidean"), estimator=ReadThrough())
+    return Parts(codebook=CascadedCodebook, search=Search("euclidean"), estimator=EmbeddingStraightThrough())

@@ -1,5 +1,4 @@
-"""CVQ-VAE: codes that are hardly used are drawn to features of the batch, at every step and the more the less they are
-used.
+"""CVQ-VAE: at every step each code moves towards a feature of the batch, further the less the code is used.
 
 Source: Zheng, Vedaldi 2023, "Online Clustered Codebook" (arXiv 2307.15139).
 """
@@ -9,21 +8,22 @@ import math
 import torch
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import StraightThrough
-from vqkit.functional import straight_through, unit
-from vqkit.losses import CodebookLoss, Commitment, Loss
-from vqkit.maintenance import Maintenance
+from vqkit.functional import unit
 from vqkit.methods.anchors import Anchor, ClosestAnchor, at_least_one, pieces
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import StraightThrough, straight_through
+from vqkit.parts.losses import CodebookLoss, Commitment, Loss
+from vqkit.parts.maintenance import Maintenance
+from vqkit.parts.selection import Search, Selection
 
 
-class UnusedCodebook(Codebook):
-    """K trainable codes that count as unused until they are chosen: the first steps draw all others to features.
+class OnlineClusteredCodebook(Codebook):
+    """K trainable codes that count as unused until they are chosen: the first steps move all others to features.
 
     `usage` starts at 0, not at 1; `initialize` sets it as in `Codebook`.
+
+    Source: arXiv 2307.15139, whose running average usage starts at 0.
     """
 
     def __init__(self, codebook_size: int, dim: int, *, usage_decay: float = 0.99, seed: int = 0) -> None:
@@ -32,12 +32,12 @@ class UnusedCodebook(Codebook):
 
 
 class ClusterReinit(Maintenance):
-    """Draws codes to anchors among the features, the more the less they are used: e <- (1 - alpha) e + alpha a.
+    """Moves each code towards an anchor among the features, further the less it is used: e <- (1 - alpha) e + alpha a.
 
     alpha_k = exp(-10 K p_k / (1 - gamma) - 1e-3), with p_k the share of code k in the running usage and gamma the
     codebook's `usage_decay`. With gamma = 0.99 a code of fair share (K p_k = 1) does not move, one of a thousandth of
-    it is replaced nearly whole; about 1 % of fair share divides the two. Usage itself is left alone, so that a code is
-    drawn on until it is used. An update sends K x D numbers between ranks.
+    it is replaced nearly whole; about 1 % of fair share divides the two. Usage itself is left alone, so that a code
+    keeps moving until it is used. An update sends K x D numbers between ranks.
 
     Args:
         anchor: which feature.
@@ -47,10 +47,10 @@ class ClusterReinit(Maintenance):
     Differs: the codes move before the search of the next batch, by its features; in the paper after the search, by the
     features of the batch that was quantized with the old codes, whose gradients then meet the new ones. Shares are of
     the usage recorded so far: the paper's start at 0 and take some hundred steps to add up to 1, in which used codes
-    are drawn as well. After `initialize` they start from the clusters it found; without it, see `UnusedCodebook` (a
-    codebook whose usage starts uniform loses some 600 steps, until the unused have decayed). All ranks choose among the
-    features of all (the released code lets them drift apart). The moments that an optimizer keeps for the rows are for
-    the trainer to reset (`Codebook.rewritten`).
+    move as well. After `initialize` they start from the clusters it found; without it, see `OnlineClusteredCodebook`
+    (a codebook whose usage starts uniform loses some 600 steps, until the unused have decayed). All ranks choose among
+    the features of all (the released code lets them drift apart). The trainer resets the moments that an optimizer
+    keeps for the rows (`Codebook.rewritten`).
 
     Raises:
         ValueError: `every` is below 1.
@@ -65,8 +65,6 @@ class ClusterReinit(Maintenance):
 
     def refresh(self, codebook: Codebook, z: Tensor, valid: Tensor) -> None:
         """Move all codes, most of them by next to nothing."""
-        if codebook.steps % self.every:
-            return
         usage, vectors = codebook.usage, codebook.vectors.detach()
         shares = usage / usage.sum().clamp(min=torch.finfo(usage.dtype).tiny)
         anchors, found = self.anchor(vectors, z.detach(), valid, seed=codebook.seed, step=codebook.steps)
@@ -83,7 +81,7 @@ class ClusterReinit(Maintenance):
 
 
 class Contrastive(Loss):
-    """Separates the codes: each shall be more similar to the features nearest to it than to those farthest from it.
+    """Separates the codes: each becomes more similar to the features nearest to it than to those farthest from it.
 
     For each code, with cosines s_1 >= ... >= s_N to the features: the cross-entropy of the mean of the first
     max(1, N // K) against the last N // 2, all divided by the temperature; then the mean over codes. Features are
@@ -106,7 +104,8 @@ class Contrastive(Loss):
 
     name = "contrastive"
     trains_codebook = True
-    compares_with_all = True
+    attracts_codes = True
+    compares_with_all_codes = True
 
     def __init__(self, weight: float = 1.0, *, temperature: float = 0.07) -> None:
         super().__init__(weight)
@@ -132,9 +131,9 @@ def reinitialization(shares: Tensor, *, usage_decay: float = 0.99) -> Tensor:
 
 
 def cvq() -> Parts:
-    """Plain VQ searched by angle, mse(sg z, e) + 0.25 mse(z, sg e), whose unused codes are drawn to features."""
+    """Plain VQ searched by angle, mse(sg z, e) + 0.25 mse(z, sg e), whose unused codes move to features."""
     return Parts(
-        codebook=UnusedCodebook,
+        codebook=OnlineClusteredCodebook,
         search=Search("cosine"),
         estimator=StraightThrough(),
         losses=(Commitment(0.25), CodebookLoss(1.0)),

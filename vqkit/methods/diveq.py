@@ -10,13 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import Estimator
-from vqkit.functional import straight_through, unit
-from vqkit.maintenance import RandomRestart
+from vqkit.functional import unit
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator, straight_through
+from vqkit.parts.maintenance import RandomRestart
+from vqkit.parts.selection import Search, Selection
 
 
 class DiVeQ(Estimator):
@@ -47,12 +46,7 @@ class DiVeQ(Estimator):
         self.variance = variance
 
     @property
-    def exact(self) -> bool:  # type: ignore[override]
-        """Without variance."""
-        return self.variance == 0
-
-    @property
-    def random(self) -> bool:  # type: ignore[override]
+    def uses_noise(self) -> bool:  # type: ignore[override]
         """With variance."""
         return self.variance > 0
 
@@ -61,7 +55,7 @@ class DiVeQ(Estimator):
         z, selected = selection.z, selection.selected
         offset = selected - z
         length = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
-        if selection.noise is None or self.exact:
+        if selection.noise is None or not self.uses_noise:
             return straight_through(selected, z + length * unit(offset.detach()))
         noise = self.variance**0.5 * selection.noise.normal(z.shape[1]).to(z.dtype)
         return z + length * unit(noise + offset.detach())
@@ -75,9 +69,9 @@ def diveq() -> Parts:
     """The estimator alone, with no loss on codes or vectors, and dead codes restarted.
 
     Differs: published, every 100 forwards, those of evaluation too, a code that less than 1 % of them chose becomes a
-    copy of a used code; the nearest to that is `maintenance=[CodeSplit()]`. Here codes below a tenth of the mean usage
-    become vectors of the batch, which reaches data that no code is near, in training only; usage counts vectors, not
-    forwards, and is summed over ranks.
+    copy of a used code; the nearest to that is `maintenance=[LBGSplitting()]`. Here, in training only, codes below a
+    tenth of the mean usage become vectors of the batch, which reaches data that no code is near; usage counts vectors,
+    not forwards, and is summed over ranks.
     """
     return Parts(
         codebook=Codebook,

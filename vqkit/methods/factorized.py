@@ -6,23 +6,21 @@ Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN" (DAC, 
 
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import NormalCodebook
-from vqkit.estimators import Estimator, StraightThrough
-from vqkit.functional import straight_through
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import NormalCodebook
+from vqkit.parts.estimators import Estimator, StraightThrough, straight_through
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.selection import Search, Selection
 
 
-class RawStraightThrough(Estimator):
+class UnnormalizedStraightThrough(Estimator):
     """Copies the gradient of the code to the vector as it was before `normalize`: d quantized / d latents = I.
 
     With `normalize=True` the losses compare unit vectors, and their gradient passes through the normalization; that of
     the decoder goes around it. Without `normalize` it is `StraightThrough`.
 
-    Source: the released training code of ViT-VQGAN (enhancing-transformers), which adds the difference to the raw
-    vector. LlamaGen adds it to the normalized one: `normalize=True` with `StraightThrough()`.
+    Source: the released training code of ViT-VQGAN (enhancing-transformers). It adds the difference to the vector
+    before normalization, LlamaGen to the normalized one: `normalize=True` with `StraightThrough()`.
     """
 
     def forward(self, selection: Selection) -> Tensor:
@@ -35,8 +33,8 @@ def factorized() -> Parts:
     mse(sg z, e) + 0.25 mse(z, sg e).
 
     "l2-normalized codes" has four meanings, and each is expressible: this one; `Quantizer("vq", normalize=True,
-    codebook_dim=8)` is LlamaGen's; with `estimator=RawStraightThrough()` and `codebook_dim=32` that of ViT-VQGAN;
-    `Quantizer("ema", normalize=True)` that of vector-quantize-pytorch's `use_cosine_sim`.
+    codebook_dim=8)` is LlamaGen's; with `estimator=UnnormalizedStraightThrough()` and `codebook_dim=32` that of
+    ViT-VQGAN; `Quantizer("ema", normalize=True)` that of vector-quantize-pytorch's `use_cosine_sim`.
 
     Where `dim` is 8 already there are no maps, and a smaller `dim` is led up to 8: then set `codebook_dim`.
 

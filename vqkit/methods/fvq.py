@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.codebooks import ProjectedCodebook
-from vqkit.estimators import StraightThrough
 from vqkit.functional import matching_map
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import ProjectedCodebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.selection import Search
 
 _EPSILON = 1e-6  # of the layer norms
 
@@ -124,7 +124,7 @@ class BridgedCodebook(ProjectedCodebook):
     layer, whitened for each position in a patch and coloured by the data.
 
     Raises:
-        ValueError: an argument is out of its range, or K is no multiple of patch_size^2.
+        ValueError: an argument is out of its range, or K is not a multiple of patch_size^2.
     """
 
     projector: Bridge
@@ -157,7 +157,8 @@ class BridgedCodebook(ProjectedCodebook):
         self.mlp_ratio = mlp_ratio
         super().__init__(codebook_size, dim, usage_decay=usage_decay, seed=seed)
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """The base and the bridge; see `Codebook`."""
         grid = _grid(self.codebook_size, self.patch_size)
         unit_interval = torch.rand(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
         self.base = nn.Parameter((2 * unit_interval - 1) / self.codebook_size)
@@ -170,7 +171,8 @@ class BridgedCodebook(ProjectedCodebook):
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.projector.recover.weight)
 
-    def _match(self, samples: Tensor, seed: int) -> None:
+    def match_samples(self, samples: Tensor, seed: int) -> None:
+        """Set base and last layer by the samples; see `ProjectedCodebook`."""
         bridge, positions, kind = self.projector, self.patch_size**2, torch.float64
         self.base.div_(self.base.square().mean().sqrt())
         features = bridge.features(self.base).to(kind)

@@ -12,13 +12,12 @@ import math
 
 from torch import Tensor
 
-from vqkit.base import Noise, Selection
-from vqkit.codebooks import NormalCodebook
-from vqkit.estimators import Estimator
 from vqkit.kernels import assignment_entropy, gumbel_nearest, gumbel_softmax, index_backpropagation
-from vqkit.losses import Loss
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import NormalCodebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.losses import Loss
+from vqkit.parts.selection import Noise, Search, Selection
 
 
 class GumbelSearch(Search):
@@ -31,7 +30,8 @@ class GumbelSearch(Search):
     Differs: no temperature; it would divide logits and noise alike and leave the largest where it is.
     """
 
-    samples = True
+    uses_noise = True
+    finds_nearest = True  # where it is given no noise
 
     def __init__(self) -> None:
         super().__init__("dot")
@@ -67,9 +67,9 @@ class GumbelSoftmax(Estimator):
     """
 
     trains_codebook = True
-    metric = "dot"
-    random = True
-    of_samples = True
+    required_metric = "dot"
+    uses_noise = True
+    needs_sampled_choice = True
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -104,8 +104,7 @@ class RelaxedGumbelSoftmax(GumbelSoftmax):
     Source: Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 2; the discrete VAE of Ramesh et al. 2021 (arXiv 2102.12092).
     """
 
-    exact = False
-    near_code = False
+    stays_close_to_code = False
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D): sum_k p_k e_k, or `selection.selected` without noise."""
@@ -128,8 +127,7 @@ class UniformPrior(Loss):
 
     name = "uniform_prior"
     trains_codebook = True
-    compares_with_all = True
-    fits_data = False
+    compares_with_all_codes = True
 
     def __init__(self, weight: float = 5e-4) -> None:
         super().__init__(weight)

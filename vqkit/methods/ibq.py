@@ -3,11 +3,11 @@
 Source: Shi et al. 2024, "Scalable Image Tokenization with Index Backpropagation Quantization" (arXiv 2412.02692).
 """
 
-from vqkit.codebooks import NormalCodebook
-from vqkit.estimators import IndexBackpropagation
-from vqkit.losses import CodebookLoss, Commitment, DoubleQuantization, Entropy
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import NormalCodebook
+from vqkit.parts.estimators import IndexBackpropagation
+from vqkit.parts.losses import CodebookLoss, Commitment, DoubleQuantization, Entropy
+from vqkit.parts.selection import Search
 
 
 def ibq() -> Parts:

@@ -6,13 +6,12 @@ Source: Vali, Bäckström 2022, "NSVQ: Noise Substitution in Vector Quantization
 import torch
 from torch import Tensor
 
-from vqkit.base import Selection
-from vqkit.codebooks import Codebook
-from vqkit.estimators import Estimator
-from vqkit.functional import straight_through, unit
-from vqkit.maintenance import RandomRestart
+from vqkit.functional import unit
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator, straight_through
+from vqkit.parts.maintenance import RandomRestart
+from vqkit.parts.selection import Search, Selection
 
 
 class NSVQ(Estimator):
@@ -30,9 +29,8 @@ class NSVQ(Estimator):
     """
 
     trains_codebook = True
-    exact = False
-    near_code = False
-    random = True
+    stays_close_to_code = False
+    uses_noise = True
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D): as far from z as the code, in a random direction; `selection.selected` without noise."""
@@ -48,8 +46,8 @@ def nsvq() -> Parts:
 
     Differs: published, the user calls for the replacement, and a code that less than 1 % of the forwards since the
     last call chose becomes a copy of a used code, a little beside it; the nearest to that is
-    `maintenance=[CodeSplit()]`. Here codes below a tenth of the mean usage become vectors of the batch, which reaches
-    data that no code is near; usage counts vectors, not forwards, and is summed over ranks.
+    `maintenance=[LBGSplitting()]`. Here codes below a tenth of the mean usage become vectors of the batch, which
+    reaches data that no code is near; usage counts vectors, not forwards, and is summed over ranks.
     """
     return Parts(
         codebook=Codebook,

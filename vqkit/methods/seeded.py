@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
-from vqkit.codebooks import TableCodebook
-from vqkit.estimators import StraightThrough
 from vqkit.functional import matching_map
-from vqkit.losses import Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import FrozenCodebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import Commitment
+from vqkit.parts.selection import Search
 
 
-class SeededCodebook(TableCodebook):
+class SeededCodebook(FrozenCodebook):
     """K codes drawn from N(0, 1) with a seed, and left there.
 
     What a trained codebook gains over this one is what its training is worth: the encoder alone can adapt. `initialize`
@@ -29,7 +29,8 @@ class SeededCodebook(TableCodebook):
         seed: of the codes.
     """
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Normal codes, as a buffer; see `Codebook`."""
         vectors = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
         self.register_buffer("vectors", vectors)
 
@@ -39,7 +40,7 @@ class SeededCodebook(TableCodebook):
         weight, bias = matching_map(self.vectors, samples)
         vectors = self.vectors.to(weight.dtype) @ weight.mT + bias
         self.vectors.copy_(distributed.from_first_rank(vectors))
-        self._assume_uniform_usage(vectors_per_step)
+        self.assume_uniform_usage(vectors_per_step)
 
 
 def seeded() -> Parts:

@@ -4,11 +4,11 @@ Source: Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized
 2411.02038).
 """
 
-from vqkit.codebooks import ProjectedCodebook
-from vqkit.estimators import StraightThrough
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import ProjectedCodebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.selection import Search
 
 
 def simvq() -> Parts:

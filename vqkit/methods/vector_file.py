@@ -7,14 +7,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vqkit.config import weights_will_follow
+from vqkit.saving.config import weights_will_follow
 
 
 def read_vectors(path: str | os.PathLike[str], codebook_size: int, dim: int, *, dim_name: str) -> Tensor:
     """The one tensor of a safetensors file, as float32.
 
-    Where the state of the module is loaded right afterwards (`vqkit.config.weights_follow`), the file is not needed
-    and an empty tensor of the same shape is returned.
+    Where the state of the module is loaded right afterwards (`weights_follow`), the file is not needed and an empty
+    tensor of the same shape is returned.
 
     Args:
         path: of the file.

@@ -3,12 +3,12 @@
 Source: van den Oord, Vinyals, Kavukcuoglu 2017, "Neural Discrete Representation Learning" (arXiv 1711.00937).
 """
 
-from vqkit.codebooks import Codebook, EMACodebook
-from vqkit.estimators import StraightThrough
-from vqkit.losses import CodebookLoss, Commitment
-from vqkit.maintenance import RandomRestart
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import Codebook, EMACodebook
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.maintenance import RandomRestart
+from vqkit.parts.selection import Search
 
 
 def vq() -> Parts:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.codebooks import ProjectedCodebook, match_linear
-from vqkit.estimators import StraightThrough
 from vqkit.kmeans import kmeans
-from vqkit.losses import CodebookLoss, Commitment
 from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
-from vqkit.search import Search
+from vqkit.parts.codebooks import ProjectedCodebook, match_linear
+from vqkit.parts.estimators import StraightThrough
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.parts.selection import Search
 
 
 class FeatureCodebook(ProjectedCodebook):
@@ -81,7 +81,8 @@ class FeatureCodebook(ProjectedCodebook):
         self.hidden_dim = hidden_dim
         super().__init__(codebook_size, dim, usage_decay=usage_decay, seed=seed)
 
-    def _register_vectors(self, generator: torch.Generator) -> None:
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """The features and the projector; see `Codebook`."""
         if self.base_path is None:
             base = torch.randn(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
         else:
@@ -103,9 +104,10 @@ class FeatureCodebook(ProjectedCodebook):
             self.base.copy_(distributed.from_first_rank(kmeans(samples, self.codebook_size, seed=seed).centers))
         super().initialize(samples, vectors_per_step=vectors_per_step, seed=seed)
 
-    def _match(self, samples: Tensor, seed: int) -> None:
+    def match_samples(self, samples: Tensor, seed: int) -> None:
+        """Set the last layer of the projector; see `ProjectedCodebook`."""
         if self.hidden_dim is None:
-            super()._match(samples, seed)
+            super().match_samples(samples, seed)
             return
         first, activation, last = self.projector.children()
         assert isinstance(last, nn.Linear)

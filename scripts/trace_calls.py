@@ -1,0 +1,119 @@
+"""How many of vqkit's Python functions a call passes, and how many lines the library and its tests have.
+
+    python scripts/trace_calls.py          # the table of docs/architecture.md
+    python scripts/trace_calls.py --list   # each function that a training forward of "ema" passes, in order
+
+A function counts each time it is called, anonymous frames too; sizes are toy ones, and what a first call alone does
+(loading, warming up) is left out. Python 3.12 and later inline comprehensions, which then count no more.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
+
+import torch
+
+from vqkit import Quantizer, ResidualQuantizer
+from vqkit.kernels import search_path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "vqkit"
+
+
+class Call(NamedTuple):
+    """A function that was passed."""
+
+    file: str
+    function: str
+
+
+def trace(call: Callable[[], object]) -> list[Call]:
+    """The functions of vqkit that a call passes, in order."""
+    passed: list[Call] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(PACKAGE):
+            passed.append(Call(str(path.relative_to(PACKAGE)), frame.f_code.co_qualname))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return passed
+
+
+def training_forward() -> list[Call]:
+    """The third training forward of `ema`, in which statistics of the one before are folded in."""
+    quantizer, x = Quantizer("ema", dim=8, codebook_size=16, channel_dim=1), torch.randn(2, 8, 4, 4, requires_grad=True)
+    quantizer(x), quantizer(x)
+    return trace(lambda: quantizer(x))
+
+
+def further_stage() -> list[Call]:
+    """What a third residual stage adds to a training forward of two."""
+    passed = []
+    for stages in (2, 3):
+        stage = partial(Quantizer, "ema", dim=8, codebook_size=16)
+        quantizer, x = ResidualQuantizer(stage, stages), torch.randn(2, 4, 8, requires_grad=True)
+        quantizer(x), quantizer(x)
+        passed.append(trace(lambda quantizer=quantizer, x=x: quantizer(x)))
+    fewer, more = passed
+    left = list(more)
+    for call in fewer:
+        left.remove(call)
+    return left
+
+
+def eval_calls() -> tuple[list[Call], list[Call]]:
+    """`encode` and `decode`."""
+    quantizer, x = Quantizer("ema", dim=8, codebook_size=16).eval(), torch.randn(2, 4, 8)
+    indices = quantizer.encode(x)
+    quantizer.decode(indices)
+    return trace(lambda: quantizer.encode(x)), trace(lambda: quantizer.decode(indices))
+
+
+def measured() -> dict[str, list[Call]]:
+    """What the table lists."""
+    torch.manual_seed(0)
+    encode, decode = eval_calls()
+    return {
+        "`ema`, a training forward": training_forward(),
+        "a further residual stage": further_stage(),
+        "`encode`": encode,
+        "`decode`": decode,
+    }
+
+
+def lines(folder: str) -> tuple[int, int]:
+    """Python files of a folder, and their lines."""
+    files = sorted((ROOT / folder).rglob("*.py"))
+    return len(files), sum(len(path.read_text().splitlines()) for path in files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the functions of a training forward instead")
+    if parser.parse_args().list:
+        print(*(f"{call.file}  {call.function}" for call in training_forward()), sep="\n")
+        return
+    version = ".".join(map(str, sys.version_info[:2]))
+    print(f"Python {version}, search on this processor: {search_path('cpu').name}\n")
+    print("| call | functions | files |\n|---|---:|---:|")
+    for name, calls in measured().items():
+        print(f"| {name} | {len(calls)} | {len({call.file for call in calls})} |")
+    print("\n| folder | Python files | lines |\n|---|---:|---:|")
+    for folder in ("vqkit", "tests"):
+        print("| {} | {} | {:,} |".format(f"`{folder}`", *lines(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Quantizers made of quantizers."""

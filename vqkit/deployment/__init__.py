@@ -1,0 +1,1 @@
+"""What leaves training: baked copies and ONNX files."""

@@ -1,0 +1,161 @@
+"""ONNX files of quantizers and tokenizers: from data to indices, and from indices to data."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.kernels.tiles import unit_vectors
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.tokenizers.tokenizer import Tokenizer
+
+_OPSET = 20
+
+
+class Encode(nn.Module):
+    """The encoding half of a module, as `export_onnx` takes it: x -> indices.
+
+    Args:
+        module: a quantizer or a tokenizer.
+    """
+
+    names = ("x", "indices")
+
+    def __init__(self, module: BaseQuantizer | Tokenizer) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`module.encode(x)`."""
+        return self.module.encode(x)
+
+
+class Decode(nn.Module):
+    """The decoding half of a module, as `export_onnx` takes it: indices -> vectors, or data where it is a tokenizer.
+
+    Args:
+        module: a quantizer or a tokenizer.
+    """
+
+    names = ("indices", "x")
+
+    def __init__(self, module: BaseQuantizer | Tokenizer) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """`module.decode(indices)`."""
+        return self.module.decode(indices)
+
+
+def export_onnx(
+    module: Encode | Decode, example: Tensor, path: str | os.PathLike[str], *, dynamic_batch: bool = True
+) -> None:
+    """Write an ONNX file that ONNX Runtime and others run without torch.
+
+        >>> export_onnx(Encode(tokenizer.eval()), images, "encode.onnx")
+        >>> export_onnx(Decode(tokenizer), indices, "decode.onnx")
+
+    The graph finds the codes that eager finds: it searches in float64, and the lowest index wins among those that
+    float64 cannot tell apart. It does so with all N x K scores at once, so cut large batches. What computes the latents
+    is rounded by each runtime in its own way (convolutions, projections, normalisation), so that a latent within this
+    rounding, about 1e-6 of its size, of the border between two codes may go to the other one. Indices are not checked
+    by the decoding graph.
+
+    The file holds the weights too, and is at most 2 GiB, the limit of the format. It is written under a temporary name
+    and moved into place.
+
+    Args:
+        module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
+        example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
+            and device matter.
+        path: of the file; one that is there is replaced. Its folder must exist.
+        dynamic_batch: whether the file takes any batch size. All other sizes are the example's.
+
+    Raises:
+        ValueError: the module is in training mode.
+        FileNotFoundError: the folder is missing.
+        ImportError: onnx or onnxscript is not installed.
+    """
+    if module.training:
+        raise ValueError(
+            f"{type(module).__name__} of a module in training mode: expected eval mode; call .eval() first"
+        )
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent} is not a folder: create it first")
+    _import_onnx()
+    source, result = module.names
+    if dynamic_batch and len(example) == 1:
+        example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch 2.11 uses what it deprecates itself.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions(_LOWERED)
+        model = torch.onnx.export(
+            program, (example,), input_names=[source], output_names=[result], opset_version=_OPSET, verbose=False
+        )
+    assert model is not None  # it is where no path is given
+    for node in model.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        model.save(temporary, external_data=False)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _import_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError('export_onnx needs onnx and onnxscript: pip install "vqkit[export]"') from error
+
+
+def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
+    """`vqkit::nearest` in plain operators: (G, N, D), (G, K, D), (G, K) -> (G, N, k)."""
+    rows, books = x.double(), codes.double()
+    scores: Tensor | float = 0.0
+    if metric == "cosine":
+        books = unit_vectors(books)
+    if metric == "euclidean":
+        centre = books.mean(-2, keepdim=True)
+        rows, books = rows - centre, books - centre
+        scores = 0.5 * books.square().sum(-1).unsqueeze(-2)
+    scores = scores - rows @ books.mT
+    if valid is not None:
+        scores = torch.where(valid.unsqueeze(-2), scores, torch.inf)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    longest = torch.linalg.vector_norm(books, dim=-1).amax(-1)[:, None, None]
+    rounding = 2.0**-52 * (x.shape[-1] + 4) * longest * (length + longest)
+    found: list[Tensor] = []
+    while True:
+        tied = scores <= scores.amin(-1, keepdim=True) + rounding
+        found.append(tied.int().argmax(-1, keepdim=True))
+        if len(found) == k:
+            return torch.cat(found, -1)
+        scores = scores.scatter(-1, found[-1], torch.inf)
+
+
+def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+    """`vqkit::residual_nearest` in plain operators: (N, D), S times (K, D) -> (N, S)."""
+    indices: list[Tensor] = []
+    total = torch.zeros_like(x)
+    for codes in codebooks:
+        indices.append(_nearest((x - total)[None], codes[None], None, metric, 1, "exact")[0, :, 0])
+        total = total + codes[indices[-1]]
+    return torch.stack(indices, 1)
+
+
+_LOWERED: dict[torch._ops.OperatorBase, Callable] = {
+    torch.ops.vqkit.nearest.default: _nearest,
+    torch.ops.vqkit.residual_nearest.default: _residual_nearest,
+}

@@ -1,1 +1,0 @@
-"""Quantizers without a stored codebook: the codes are a fixed grid."""

@@ -1,0 +1,146 @@
+"""Which code is chosen: the search, the selection that it leads to, and the noise of a choice that is sampled."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.kernels import Metric, nearest, search_path
+from vqkit.runtime import uncompiled
+from vqkit.saving.config import Configured
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Random numbers of one training forward.
+
+    They are a function of a seed, of the number of the forward, and of a vector's number among those of all ranks (if
+    these hold as many each). So a resumed run draws on as the first would have, a recomputation under activation
+    checkpointing repeats what it recomputes, N ranks draw what one process with the joined batch would, and a part that
+    asks again, for all rows or for some, is given the same numbers again.
+
+    Attributes:
+        seed: () int64.
+        step: () int64.
+        first: number of this rank's first vector in the joined batch.
+        count: N, how many vectors this rank has.
+    """
+
+    seed: Tensor
+    step: Tensor
+    first: int
+    count: int
+
+    @classmethod
+    @uncompiled  # Python numbers that change at every step: a compiler would specialise on each of them
+    def of_step(cls, seed: int, step: int, count: int, device: torch.device) -> "Noise":
+        """The noise of a training forward on this rank, if all ranks hold `count` vectors."""
+        numbers = [torch.full((), number, device=device) for number in (seed, step)]
+        return cls(seed=numbers[0], step=numbers[1], first=distributed.rank() * count, count=count)
+
+    def uniform(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
+        """(rows, columns) float64 in (0, 1), for all N vectors or a slice of them."""
+        return self._draw(self._positions(columns, rows))
+
+    def normal(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
+        """(rows, columns) float64, standard normal, independent of `uniform` (Box, Muller 1958)."""
+        radius, angle = self._draw(~self._positions(2 * columns, rows)).chunk(2, dim=-1)
+        return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+
+    def _draw(self, positions: Tensor) -> Tensor:
+        return distributed.open_uniform(positions, seed=self.seed, step=self.step)
+
+    def _positions(self, columns: int, rows: slice) -> Tensor:
+        numbers = self.first + torch.arange(self.count, device=self.seed.device)[rows]
+        return numbers.unsqueeze(-1) * columns + torch.arange(columns, device=self.seed.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which code was chosen for each of N vectors of dimension D, out of K codes.
+
+    Parts see all N rows, and `valid` says which of them count. They are not dropped, because a shape that depends on
+    the data would cost a synchronisation on a GPU and could be neither compiled nor exported; a part that averages with
+    `mean` and indexes with `indices >= 0` needs to know no more about masks.
+
+    Attributes:
+        latents: (N, D) the vectors as they came, with graph; z before `normalize`, where that is on.
+        z: (N, D) the vectors that were compared with the codes, with graph.
+        codes: (K, D) the codebook, with graph, or None where none is stored.
+        indices: (N,) or (N, levels) int64, -1 where not valid.
+        selected: (N, D) the chosen codes, with graph to the codebook.
+        valid: (N,) bool.
+        noise: the random numbers of this forward, where a part draws some; None outside of training.
+        matched: (N, D) the row that was searched, where one table is searched and another read; None where `selected`
+            is that row.
+    """
+
+    latents: Tensor
+    z: Tensor
+    codes: Tensor | None
+    indices: Tensor
+    selected: Tensor
+    valid: Tensor
+    noise: Noise | None = None
+    matched: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `values` (N, ...) over the valid vectors and all trailing axes; 0, with a graph, if none is valid."""
+        weight = self.valid.to(values.dtype)
+        per_vector = values.flatten(1).mean(1) if values.ndim > 1 else values
+        return (per_vector * weight).sum() / weight.sum().clamp(min=1)
+
+    def mean_square(self, differences: Tensor) -> Tensor:
+        """Mean of the squares of `differences` (N, D) over the valid vectors and all dimensions; see `mean`."""
+        weight = self.valid.to(differences.dtype)
+        squares = torch.linalg.vecdot(differences, differences)  # without a temporary of their size
+        return (squares * weight).sum() / (weight.sum().clamp(min=1) * differences.shape[-1])
+
+
+class Search(Configured, nn.Module):
+    """The nearest code. Stateless; float32 whatever surrounds it; the lowest index on ties.
+
+    Args:
+        metric: "euclidean" (smallest distance), "dot" (largest inner product) or "cosine" (smallest angle). The metric
+            decides the choice alone: the code that is passed on and penalised keeps its length.
+
+    Class attributes:
+        uses_noise: whether it samples the choice where it is given noise, in training.
+        finds_nearest: whether the choice without noise is the nearest code by `metric`, so that a fused search may take
+            its place. A subclass with a `forward` of its own declares it anew: there it is False unless it says True.
+
+    Raises:
+        ValueError: another metric.
+    """
+
+    uses_noise: ClassVar[bool] = False
+    finds_nearest: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.finds_nearest = vars(cls).get("finds_nearest", False)
+
+    def __init__(self, metric: Metric = "euclidean") -> None:
+        super().__init__()
+        if metric not in ("euclidean", "dot", "cosine"):
+            raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
+        self.metric: Metric = metric
+
+    def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes: (N,) int64.
+
+        Args:
+            z: the vectors.
+            codes: the codes.
+            noise: for a search that `uses_noise`; None outside of training.
+        """
+        return nearest(z.detach(), codes.detach(), metric=self.metric).indices
+
+    def extra_repr(self) -> str:
+        """The metric, and what searches on each device and why."""
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        return ", ".join([f"metric={self.metric!r}", *(f"{name}={str(search_path(name))!r}" for name in devices)])

@@ -1,0 +1,421 @@
+"""The door of every quantizer, which each call of a user passes once: layouts, masks, non-finite inputs, dtypes.
+
+Behind the door stand two verbs, `BaseQuantizer.quantize` for vectors and `lookup` for indices; composites call those of
+their members.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.kernels import Metric
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.losses import Loss
+from vqkit.parts.selection import Selection
+from vqkit.precision import FullPrecisionModule
+from vqkit.quantizers.output import Quantized, QuantizerOutput
+from vqkit.runtime import autocast_disabled, keep_valid, recomputing
+from vqkit.saving.pretrained import Pretrained
+
+
+class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
+    """A module from vectors to indices and back, in any layout.
+
+    Users call `forward`, `encode` and `decode`: these move the channel axis, keep masked and non-finite vectors out,
+    leave autocast, and restore layout and dtype. Subclasses write what stands behind them, for channel-last float32
+    tensors: `quantize`, `penalize`, `lookup` and `initialize`. In eval mode `forward(x).quantized` equals
+    `decode(encode(x))` bit for bit. `eval()`, `encode`, `decode` and whatever runs under `torch.no_grad()` change no
+    state.
+
+    Args:
+        dim: D, the size of the input's channel axis.
+        channel_dim: which axis of the input holds the channels: -1 for (B, T, D) and (B, D), 1 for (B, D, T), (B, D, H,
+            W), (B, D, T, H, W).
+
+    Raises:
+        ValueError: `dim` is not positive, or `channel_dim` is 0, the batch axis.
+    """
+
+    codebook_size: int
+    """K; where the codebooks of a composite differ in size, that of the largest."""
+    num_codebooks: int = 1
+    level_axis: bool = False
+    """Whether `indices` has a last axis of `num_codebooks` levels."""
+    has_projection: bool = False
+    """Whether trainable maps stand between the input and the code space."""
+
+    codebook: Codebook | None
+    estimator: Estimator | None
+    latent_spread: Tensor
+    nonfinite_seen: Tensor
+
+    def __init__(self, dim: int, *, channel_dim: int = -1) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim={dim}: expected the size of the channel axis, at least 1")
+        if channel_dim == 0:
+            raise ValueError("channel_dim=0 is the batch axis: use -1 for (B, T, D) or 1 for (B, D, H, W)")
+        self.dim = dim
+        self.channel_dim = channel_dim
+        self.codebook = None
+        self.estimator = None
+        self.passes_through = False
+        # Counters for `health`: tensors, so that the forward pass never waits for the device.
+        self.register_buffer("latent_spread", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_buffer("nonfinite_seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._warned: set[str] = set()
+
+    # ------------------------------------------------------------------ the door: what users call
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantize.
+
+        Args:
+            x: floating point, (B, *S, D) or (B, D, *S), as `channel_dim` says.
+            mask: (B, *S) bool, True where a vector counts; None means everywhere.
+
+        Raises:
+            ValueError: `x` or `mask` has the wrong shape or dtype.
+        """
+        latents, valid, nonfinite = self.open(x, mask)
+        if self.learning:
+            self.nonfinite_seen.add_(nonfinite)
+        with autocast_disabled(x.device):
+            quantized = self.quantize(latents, valid)
+            loss, losses = self.penalize(quantized)
+        vectors = quantized.vectors.movedim(-1, self.channel_dim).to(x.dtype)
+        return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Indices of `x`, as `forward(x, mask).indices` in eval mode; takes no part in training."""
+        latents, valid, _ = self.open(x, mask)
+        with autocast_disabled(x.device):
+            return self.assign(latents, valid)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Vectors of `indices`, in the layout of `forward`.
+
+        Args:
+            indices: integers, (B, *S) or (B, *S, levels); -1 decodes to 0.
+
+        Returns:
+            float32 (float64 once the module was moved to it).
+
+        Raises:
+            ValueError: not integers, or outside -1 ... codebook_size - 1.
+        """
+        self._check_indices(indices)
+        with autocast_disabled(indices.device):
+            return self.lookup(indices.long()).movedim(-1, self.channel_dim)
+
+    def open(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """From a user's layout to that behind the door.
+
+        Args:
+            x: as for `forward`.
+            mask: as for `forward`.
+
+        Returns:
+            latents (B, *S, D) in `self.dtype`, 0 where not valid; valid (B, *S) bool; nonfinite, () int64, how many
+            unmasked vectors are not finite.
+
+        Raises:
+            ValueError: `x` or `mask` has the wrong shape or dtype.
+        """
+        if not x.is_floating_point():
+            raise ValueError(f"x has dtype {x.dtype}: expected floating point")
+        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
+                "batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
+            )
+        # Cast first: a float64 number may be finite, and infinite in float32.
+        latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
+        # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.
+        finite = torch.linalg.vector_norm(latents.detach(), dim=-1) < torch.inf
+        if mask is None:
+            valid = finite
+            nonfinite = (~finite).sum()
+        else:
+            if mask.dtype != torch.bool or mask.shape != finite.shape:
+                raise ValueError(
+                    f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: expected {tuple(finite.shape)}, the "
+                    "shape of x without its channels, and torch.bool (True where a vector counts)"
+                )
+            valid = finite & mask
+            nonfinite = (mask & ~finite).sum()
+        return keep_valid(latents, valid), valid, nonfinite
+
+    def _check_indices(self, indices: Tensor) -> None:
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise ValueError(f"indices has dtype {indices.dtype}: expected integers, as encode returns them")
+        if self.level_axis and not 1 <= indices.shape[-1] <= self.num_codebooks:
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {self.num_codebooks} levels, "
+                "coarse first"
+            )
+        # Reading values would break tracing; a traced decode trusts its caller.
+        if torch.compiler.is_compiling() or not indices.numel():
+            return
+        sizes = self.codebook_sizes if self.level_axis else (self.codebook_size,)
+        levels = indices.unbind(-1) if len(set(sizes)) > 1 else [indices]
+        for number, (level, size) in enumerate(zip(levels, sizes, strict=False)):
+            low, high = map(int, level.aminmax())
+            if low < -1 or high >= size:
+                where = f" at level {number}" if len(levels) > 1 else ""
+                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
+
+    # ------------------------------------------------------------------ behind the door: what subclasses write
+
+    @abstractmethod
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Choose a code for each vector.
+
+        Args:
+            latents: (B, *S, D) in `self.dtype`, finite; anything where not valid.
+            valid: (B, *S) bool. What is not valid counts nowhere.
+        """
+
+    @abstractmethod
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of what `quantize` just returned: their weighted sum (), and name -> scalar, unweighted.
+
+        Vectors and sum together have a graph to every parameter in training, also where no vector is valid: data
+        parallelism has to find them all.
+        """
+
+    @abstractmethod
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors for indices: (..., [levels]) int64 -> (..., D) in `self.dtype`; 0 where the index is -1."""
+
+    @abstractmethod
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Fit the codebook to data before training; the same on every rank.
+
+        Args:
+            latents: tensors in the layout of `forward`, for instance the encoder's outputs over a few batches; each
+                rank gives its own. They are read until `samples` vectors are there.
+            samples: how many vectors to use in all, over all ranks; None lets the quantizer decide.
+            seed: of every random choice made here.
+
+        Raises:
+            ValueError: `samples` is below 1; `latents` held no finite vector, or vectors of another size.
+        """
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The indices of `quantize` alone, where a quantizer has a shorter way to the same ones."""
+        return self.quantize(latents, valid).indices
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """`lookup(quantized.indices)`, (B, *S, dim), with a graph to the codebook: what was chosen, not what the
+        estimator made of it.
+        """
+        return self.lookup(quantized.indices)
+
+    def step(self) -> None:
+        """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
+
+    @property
+    def nearest_metric(self) -> Metric | None:
+        """The metric, where encoding is the nearest of `nearest_codes` and decoding reads it: what a composite has to
+        know to search several quantizers in one call. None where it is anything else.
+        """
+        return None
+
+    def nearest_codes(self) -> Tensor:
+        """The codes (K, dim) that `nearest_metric` speaks of."""
+        raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
+
+    # ------------------------------------------------------------------ what they share
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The size of each of the `num_codebooks` codebooks, in the order of the levels."""
+        return (self.codebook_size,) * self.num_codebooks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of search, losses and statistics: float32, or float64 once the module was moved to it."""
+        return self.latent_spread.dtype
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether random parts of training (quantizer dropout, noise) act: in training, with gradients on."""
+        return self.training and torch.is_grad_enabled()
+
+    @property
+    def learning(self) -> bool:
+        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
+        return self.training and torch.is_grad_enabled() and not recomputing()
+
+    def health(self) -> dict[str, float]:
+        """Read the counters kept during training, and warn once about each thing that is wrong.
+
+        Waits for the device, unlike the forward pass. Subclasses add their figures to those of this method.
+        """
+        nonfinite = float(self.nonfinite_seen)
+        if nonfinite > 0:
+            self.warn_once(
+                "nonfinite",
+                f"{nonfinite:.0f} input vectors held NaN or infinity and were left out (index -1); look for "
+                "an overflow in the encoder (lower learning rate, gradient clipping, bfloat16 instead of float16)",
+            )
+        return {"nonfinite": nonfinite}
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn of something once for each quantizer and `kind`, with its name in front."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"{type(self).__name__}: {message}", stacklevel=3)
+
+
+class VectorQuantizer(BaseQuantizer):
+    """A quantizer of single vectors: subclasses write `choose` and `code_lookup` for (N, D) rows in the code space.
+
+    Args:
+        dim: size of the input's channel axis.
+        codebook_dim: D, the size of the code space. If it differs from `dim`, two linear maps lead in and out
+            (factorized codes, Yu et al. 2021, arXiv 2110.04627); None means `dim`.
+        channel_dim: see `BaseQuantizer`.
+        losses: penalties, each with its weight; names must differ.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    losses: Iterable[Loss]
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        codebook_dim: int | None = None,
+        channel_dim: int = -1,
+        losses: Sequence[Loss] = (),
+    ) -> None:
+        super().__init__(dim, channel_dim=channel_dim)
+        if isinstance(losses, nn.Module):
+            raise ValueError(f"losses={losses}: expected a list, [{losses}]")
+        if codebook_dim is not None and codebook_dim < 1:
+            raise ValueError(f"codebook_dim={codebook_dim}: expected at least 1, or None for dim={dim}")
+        self.codebook_dim = codebook_dim or dim
+        self.losses = nn.ModuleList(losses)  # type: ignore[assignment]  # it forgets its element type
+        self.has_projection = self.codebook_dim != dim
+        linear = self.has_projection
+        self.project_in = nn.Linear(dim, self.codebook_dim, dtype=torch.float32) if linear else nn.Identity()
+        self.project_out = nn.Linear(self.codebook_dim, dim, dtype=torch.float32) if linear else nn.Identity()
+
+    @abstractmethod
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Choose a code for each row of `latents` (N, D).
+
+        Args:
+            latents: in the code space; anything finite where not valid.
+            valid: (N,) bool. What is not valid gets index -1 and counts nowhere.
+
+        Returns:
+            what is passed on (N, D), with the gradient of the estimator, and the selection.
+        """
+
+    @abstractmethod
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        """Code vectors (N, D) of `indices` (N,), all of which are in range."""
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Flatten, project into the code space, choose, and project out; see `BaseQuantizer`."""
+        rows, counts = self.project_in(latents.reshape(-1, self.dim)), valid.reshape(-1)
+        selection = None
+        if self.passes_through:
+            levels = (self.num_codebooks,) if self.level_axis else ()
+            estimated, indices = rows, counts.new_full((len(rows), *levels), -1, dtype=torch.int64)
+        else:
+            estimated, selection = self.choose(rows, counts)
+            indices = selection.indices
+        return Quantized(
+            vectors=keep_valid(self.project_out(estimated).reshape(latents.shape), valid),
+            indices=indices.reshape(*valid.shape, *indices.shape[1:]),
+            valid=valid,
+            selection=selection,
+            estimated=None if selection is None else estimated,
+        )
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses with their weights; see `BaseQuantizer`."""
+        losses: dict[str, Tensor] = {}
+        if quantized.selection is None or quantized.estimated is None:
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            return sum((0 * item.flatten()[:1].sum() for item in trained), start=_connected_zero(quantized.vectors)), {}
+        total: Tensor | None = None
+        for loss in self.losses:
+            losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
+            total = loss.weight * value if total is None else total + loss.weight * value
+        return _connected_zero(quantized.vectors) if total is None else total, losses
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
+        rows = indices.reshape(-1)
+        vectors = self.project_out(self.code_lookup(rows.clamp(min=0)))
+        vectors = torch.where((rows >= 0).unsqueeze(-1), vectors, 0)
+        return vectors.reshape(*indices.shape, self.dim)
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """The chosen codes, projected out; see `BaseQuantizer`."""
+        if quantized.selection is None:
+            return quantized.vectors
+        vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
+        return keep_valid(vectors, quantized.valid)
+
+
+def _connected_zero(tensor: Tensor) -> Tensor:
+    """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
+    if torch.compiler.is_compiling():
+        return 0 * tensor.flatten()[:1].sum()
+    return _ConnectedZero.apply(tensor)
+
+
+class _ConnectedZero(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> None:
+        return None
+
+
+@contextmanager
+def without_quantization(module: nn.Module) -> Iterator[None]:
+    """Context in which the quantizers of a module pass vectors on without a choice, through their linear maps alone.
+
+    It is as if every vector were a code of its own: for pre-training without quantization (Gu, Diao 2024, arXiv
+    2404.19441, sec. 3.3), and as the ceiling of what a codebook can do. Indices are -1, losses are 0 with a graph to
+    every parameter, nothing is recorded, and no stage is dropped. Everything else is as outside: layouts, masks,
+    gradients, and whatever a `Tokenizer` does around its quantizer.
+
+        >>> with without_quantization(tokenizer):
+        ...     reconstruction = tokenizer(images).reconstruction
+
+    Args:
+        module: a quantizer, or anything that holds some, such as a `Tokenizer`, compiled or wrapped or not.
+    """
+    quantizers = [part for part in module.modules() if isinstance(part, BaseQuantizer)]
+    before = [quantizer.passes_through for quantizer in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer.passes_through = True
+        yield
+    finally:
+        for quantizer, mode in zip(quantizers, before, strict=True):
+            quantizer.passes_through = mode

@@ -1,0 +1,191 @@
+"""What composites share: their members, and the draw of how many of them a sample uses."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from vqkit import distributed
+from vqkit.parts.codebooks import Codebook
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.output import Quantized
+from vqkit.runtime import uncompiled
+
+Builder = Callable[[], BaseQuantizer]
+
+
+class CompositeQuantizer(BaseQuantizer):
+    """A quantizer made of quantizers; the levels of its members, one after another, are the last axis of its indices.
+
+    Subclasses keep the members in a module list of their own name, and write `quantize`, `penalize`, `lookup` and
+    `initialize` with those of the members.
+
+    Args:
+        members: at least one, each with `channel_dim=-1`.
+        dim: of the whole.
+        channel_dim: see `BaseQuantizer`.
+    """
+
+    level_axis = True
+    member_name: str
+    """What the composite calls a member, such as "stage"."""
+
+    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
+        super().__init__(dim, channel_dim=channel_dim)
+        sizes = [size for member in members for size in member.codebook_sizes]
+        self.num_codebooks = len(sizes)
+        self.codebook_size = max(sizes)
+
+    @property
+    @abstractmethod
+    def members(self) -> Iterable[BaseQuantizer]:
+        """In the order of the levels."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The size of each codebook, in the order of the last axis of the indices."""
+        return tuple(size for member in self.members for size in member.codebook_sizes)
+
+    def join_levels(self, indices: Iterable[Tensor], shape: Sequence[int]) -> Tensor:
+        """Indices of each member, `shape` or (*shape, levels), side by side: (*shape, num_codebooks)."""
+        pairs = zip(self.members, indices, strict=True)
+        return torch.cat([part.reshape(*shape, member.num_codebooks) for member, part in pairs], dim=-1)
+
+    def split_levels(self, indices: Tensor) -> list[Tensor]:
+        """The indices of each member, as it decodes them, of those members that `indices` (..., levels) reaches."""
+        parts, first = [], 0
+        for member in self.members:
+            levels = indices[..., first : first + member.num_codebooks]
+            if not levels.shape[-1]:
+                break
+            parts.append(levels if member.level_axis else levels.squeeze(-1))
+            first += member.num_codebooks
+        return parts
+
+    def penalize_members(self, quantized: Quantized, divisor: Tensor | int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the members' losses, and of each of a name, over `divisor`."""
+        losses: dict[str, Tensor] = {}
+        total = quantized.vectors.new_zeros(())
+        for member, made in zip(self.members, quantized.members, strict=True):
+            loss, named = member.penalize(made)
+            total = total + loss
+            for name, value in named.items():
+                losses[name] = losses[name] + value if name in losses else value
+        return total / divisor, {name: value / divisor for name, value in losses.items()}
+
+    def step(self) -> None:
+        """Fold the statistics of every member."""
+        for member in self.members:
+            member.step()
+
+    def health(self) -> dict[str, float]:
+        """What the members' `health` says, under "<member name>_<number>/"; non-finite inputs are counted here."""
+        report = super().health()
+        for number, member in enumerate(self.members):
+            figures = member.health().items()
+            report |= {f"{self.member_name}_{number}/{name}": value for name, value in figures if name != "nonfinite"}
+        return report
+
+
+class DepthDropout(CompositeQuantizer):
+    """A composite of which a sample may use the first members alone.
+
+    Args:
+        members: see `CompositeQuantizer`.
+        dim: see `CompositeQuantizer`.
+        channel_dim: see `BaseQuantizer`.
+        dropout: probability, per sample and training step, that only the first n members are used, n uniform in 1 ...
+            number of members.
+        seed: of the draws.
+
+    State:
+        extra state: how many training forwards were drawn for, as an int64 tensor.
+
+    Raises:
+        ValueError: `dropout` is no probability.
+    """
+
+    def __init__(
+        self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, dropout: float, seed: int
+    ) -> None:
+        super().__init__(members, dim, channel_dim=channel_dim)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
+        self.dropout = dropout
+        self.seed = seed
+        self.draws = 0
+        self._num_members = len(members)
+
+    def sample_depths(self, batch_size: int) -> Tensor | None:
+        """How many members each sample uses in this training forward, (B,) int64; None where all use all.
+
+        A function of the seed, of the number of training forwards so far and of the number of a sample among those of
+        all ranks, if they hold as many each.
+        """
+        return self._sample(batch_size) if self.stochastic and not self.passes_through else None
+
+    @uncompiled  # a Python number, on which a compiler would specialise anew at every step
+    def _sample(self, batch_size: int) -> Tensor | None:
+        if self.learning:
+            self.draws += 1
+        if not self.dropout:
+            return None
+        samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
+        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=self.draws) for k in (0, 1))
+        drawn = 1 + (depth * self._num_members).long()
+        return torch.where(chance < self.dropout, drawn, self._num_members)
+
+    def get_extra_state(self) -> Tensor:
+        """How many dropout draws were made."""
+        return torch.tensor([self.draws], dtype=torch.int64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the count of draws."""
+        self.draws = int(state[0])
+
+
+def build_members(
+    build: Builder | Sequence[Builder], count: int | None, *, kind: str, owner: str
+) -> list[BaseQuantizer]:
+    """The members of a composite, each with a codebook of its own.
+
+    Args:
+        build: one factory for all, or a list of one for each.
+        count: how many; needed for one factory, and None for a list.
+        kind: what the composite calls a member, "stage" or "group", as in the names of its arguments.
+        owner: the composite's name, for messages.
+
+    Raises:
+        ValueError: there are none, the count does not fit, or members share state or have a layout of their own.
+    """
+    name = f"num_{kind}s"
+    if callable(build):
+        if count is None or count < 1:
+            raise ValueError(f"{name}={count}: expected at least 1, how often to call {kind}")
+        members = [build() for _ in range(count)]
+    else:
+        if count not in (None, len(build)):
+            raise ValueError(f"{name}={count}: expected None, since {kind} lists {len(build)} factories")
+        if not build:
+            raise ValueError(f"{kind}=[]: expected a factory for each {kind}, at least 1")
+        members = [factory() for factory in build]
+    if len({id(member) for member in members}) < len(members):
+        raise ValueError(f"{kind} gave the same quantizer again: expected a new one at each call; codebooks have state")
+    if any(member.channel_dim != -1 for member in members):
+        raise ValueError(
+            f"{kind} built quantizers with another channel_dim than -1: give channel_dim to {owner} instead"
+        )
+    for number, member in enumerate(members):
+        _give_own_seed(member, number)
+    return members
+
+
+def _give_own_seed(member: BaseQuantizer, number: int) -> None:
+    """Give members of one factory, which have one seed, different restarts and noise.
+
+    The vectors that they start with stay equal, until `initialize` fits each to what it is given.
+    """
+    for codebook in member.modules():
+        if isinstance(codebook, Codebook):
+            codebook.seed = (codebook.seed * 1_000_003 + number) % 2**62

@@ -1,0 +1,193 @@
+"""Finite scalar quantization: each dimension is bounded and rounded to a few levels."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqkit.parts.estimators import straight_through
+from vqkit.parts.selection import Selection
+from vqkit.quantizers.base import VectorQuantizer
+from vqkit.quantizers.initialization import standardize_projection
+
+_LARGEST_CODEBOOK = 2**62
+_MOST_CENTERED_LEVELS = 1000
+_WATCHED_VECTORS = 4096
+"""Vectors of a batch from which `health` estimates how many are saturated."""
+
+
+class FSQ(VectorQuantizer):
+    """Finite scalar quantization: no codebook, no losses, nothing that can collapse.
+
+    Each of the D = len(levels) dimensions is bounded to its number of levels L and rounded: with half = (L - 1)(1 -
+    eps) / 2, offset = 0.5 for even L and 0 for odd, shift = tan(offset / half): b(z) = half tanh(z + shift) - offset;
+    the code is round(b(z)) / floor(L / 2), in [-1, 1]. The index is the mixed-radix number of the levels, first
+    dimension fastest.
+
+    Args:
+        levels: L of each dimension, each at least 2; recommended for 2^8, 2^10, 2^12, 2^14, 2^16 codes: [8, 6, 5], [8,
+            5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5].
+        dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
+        channel_dim: see `BaseQuantizer`.
+
+    Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505), sec. 3 and
+    appendix A.1; eps = 1e-3.
+    Differs: the forward value is the code exactly. shift = tan(offset / half) is what the paper's listing has, though
+    the inverse of tanh is atanh: `CenteredFSQ` is the variant of other libraries.
+
+    Raises:
+        ValueError: fewer than two levels in a dimension, no dimension, or more than 2^62 codes.
+    """
+
+    def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
+        if not levels or not all(isinstance(level, int) and level > 1 for level in levels):
+            raise ValueError(
+                f"levels={list(levels)}: expected at least one dimension, each of at least 2 levels, such as "
+                "[8, 5, 5, 5]"
+            )
+        if math.prod(levels) > _LARGEST_CODEBOOK:
+            raise ValueError(
+                f"levels={list(levels)}: {math.prod(levels)} codes do not fit an int64 index; use fewer levels"
+            )
+        super().__init__(len(levels) if dim is None else dim, codebook_dim=len(levels), channel_dim=channel_dim)
+        self.levels = tuple(levels)
+        self.codebook_size = math.prod(levels)
+        sizes = torch.tensor(self.levels)
+        self.register_buffer("level_counts", sizes)
+        self._places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(self._places))
+        self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
+
+    level_counts: Tensor
+    place_values: Tensor
+    saturated: Tensor
+
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Bound and round `latents` (N, D)."""
+        half, offset, shift = self.grid(latents.dtype)
+        squashed = (latents + shift).tanh_()
+        levels = (squashed.detach() * half).sub_(offset).round_()
+        selected = levels / self._half_width
+        indices = torch.where(valid, self._pack(levels.add_(self._half_width)), -1)
+        if self.learning:
+            self._record(latents.detach(), valid)
+        if torch.is_grad_enabled():
+            estimated = straight_through(selected, squashed * (half / self._half_width))
+            selected = estimated.detach()
+        else:
+            estimated = selected
+        return estimated, Selection(
+            latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid
+        )
+
+    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """half, offset and shift of the bound, each (D,)."""
+        half = (self.level_counts.to(dtype) - 1) * (1 - 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
+        return half, offset, (offset / half).tan()
+
+    def bound(self, z: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
+        odd.
+        """
+        half, offset, shift = self.grid(z.dtype)
+        return (z + shift).tanh() * half - offset
+
+    def _pack(self, digits: Tensor) -> Tensor:
+        """(N, D) floating point -> (N,) int64, one dimension after the other: no (N, D) of integers is held."""
+        indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
+        for digit, place in zip(digits.unbind(-1), self._places, strict=True):
+            indices += digit.long() * place
+        return indices
+
+    def _record(self, latents: Tensor, valid: Tensor) -> None:
+        """Note how many of some latents lie where tanh passes almost no gradient."""
+        rows = slice(None, None, max(1, len(latents) // _WATCHED_VECTORS))
+        far = (latents[rows].abs() > 3).sum(-1) / self.codebook_dim
+        self.saturated.copy_((far * valid[rows]).sum() / valid[rows].sum().clamp(min=1))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}level_counts")
+        if found is not None and found.tolist() != list(self.levels):
+            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        """Code vectors (..., D) of `indices` (...)."""
+        digits = indices.unsqueeze(-1) // self.place_values % self.level_counts
+        return (digits - self._half_width).to(self.dtype) / self._half_width
+
+    @property
+    def _half_width(self) -> Tensor:
+        return self.level_counts // 2
+
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.
+
+        The grid itself is fixed. Without a projection there is nothing to set, and `latents` is not read. See
+        `BaseQuantizer`.
+        """
+        standardize_projection(self, latents, samples)
+        self.health()
+
+    def health(self) -> dict[str, float]:
+        """The share of `saturated` latents; see `BaseQuantizer`."""
+        saturated = float(self.saturated)
+        if saturated > 0.5:
+            self.warn_once(
+                "saturation",
+                f"{saturated:.0%} of the latents lie beyond 3, where tanh passes almost no gradient: normalise the "
+                "encoder's output, or call initialize(latents) with a projection (dim != len(levels))",
+            )
+        return super().health() | {"saturated": saturated}
+
+    def extra_repr(self) -> str:
+        """Levels and layout."""
+        return f"levels={list(self.levels)}, dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+class CenteredFSQ(FSQ):
+    """Finite scalar quantization in which a latent of 0 is exactly a level, for odd and even L.
+
+    As `FSQ`, but with half = (L - 1)(1 + eps) / 2 and shift = atanh(offset / half), so that b(0) = 0. Of standard
+    normal values 0.2 to 0.4 % get another level than by the paper's rule, and of [8, 5, 5, 5] tokens about 1 %: a model
+    must be decoded by the rule that it was trained with.
+
+    Args:
+        levels: L of each dimension, in 2 ... 1000.
+        dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
+        channel_dim: see `BaseQuantizer`.
+
+    Source: vector-quantize-pytorch (its FSQ, version 1.32.0), and what was derived from it; eps = 1e-3.
+    Differs: the forward value is the code exactly.
+
+    Raises:
+        ValueError: no dimension, fewer than 2 or more than 1000 levels in one, or more than 2^62 codes.
+    """
+
+    def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
+        if levels and max(levels) > _MOST_CENTERED_LEVELS:
+            raise ValueError(
+                f"levels={list(levels)}: expected at most {_MOST_CENTERED_LEVELS} each, since (L - 1)(1 + 1e-3) / 2 "
+                "rounds to a level that is not there beyond; use FSQ"
+            )
+        super().__init__(levels, dim=dim, channel_dim=channel_dim)
+
+    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """As `FSQ.grid`, with a bound of 0 for z = 0."""
+        half = (self.level_counts.to(dtype) - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
+        return half, offset, (offset / half).atanh()

@@ -1,0 +1,135 @@
+"""Grouped (product) quantization: each group quantizes its own slice of the channels."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.parts.compatibility import check_groups
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.composite import CompositeQuantizer, build_members
+from vqkit.quantizers.disentanglement import GroupLoss
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.output import Quantized
+
+
+class GroupedQuantizer(CompositeQuantizer):
+    """Several quantizers side by side, each on consecutive channels: one token is one index per group.
+
+    The first group takes the first `group.dim` channels, the second the next, and so on; `dim` is their sum. Groups may
+    differ in method, dim and codebook size, and a group may itself be a composite, which contributes its levels to
+    the last axis of the indices. K_1 ... K_G codes together name K_1 * ... * K_G vectors.
+
+        >>> one = functools.partial(Quantizer, "vq", dim=16, codebook_size=1024)
+        >>> two = functools.partial(FSQ, [8, 5, 5, 5])
+        >>> GroupedQuantizer(one, 4)  # four groups of 16 channels
+        >>> GroupedQuantizer([one, two])  # 16 channels, then 4
+
+    FQGAN's factorized quantization is groups with `codebook_dim=8, normalize=True` and `losses=[Disentanglement()]`.
+    The adapter of each branch belongs to the encoder, whose output channels are the branches' one after another.
+
+    Unlike residual stages, a part of the groups decodes to nothing useful: `decode` wants all of them. An index of -1
+    leaves the channels of its group at 0.
+
+    Args:
+        group: builds one group, and is called `num_groups` times so that no two share a codebook; or a list of one
+            factory for each group.
+        num_groups: at least 1; None with a list.
+        losses: penalties between groups, added to the total with their weights; names must differ.
+        channel_dim: see `BaseQuantizer`; the groups themselves have -1.
+
+    Source: product quantization, Jégou, Douze, Schmid 2011; FQGAN, Bai et al. 2024 (arXiv 2411.16681).
+    Differs: the groups' losses are averaged, so that weights do not depend on the number of groups; what decoding gives
+    are the groups' own channels (a linear map of the concatenated codes is the decoder's first layer; with
+    `codebook_dim` it is block-diagonal, one `project_out` for each group).
+
+    Raises:
+        IncompatibleParts: a loss that is not defined for these groups.
+        ValueError: an argument is out of its range, or groups share state.
+    """
+
+    member_name = "group"
+    groups: Sequence[BaseQuantizer]
+    losses: Sequence[GroupLoss]
+
+    def __init__(
+        self,
+        group: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        num_groups: int | None = None,
+        *,
+        losses: Sequence[GroupLoss] = (),
+        channel_dim: int = -1,
+    ) -> None:
+        groups = build_members(group, num_groups, kind="group", owner="GroupedQuantizer")
+        super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim)
+        check_groups(groups, losses)
+        self.groups = nn.ModuleList(groups)  # type: ignore[assignment]  # it forgets its element type
+        self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
+
+    @property
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The groups, in the order of the channels."""
+        return self.groups
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize each group's channels; see `BaseQuantizer`."""
+        members = [group.quantize(part, valid) for group, part in self._with_channels(latents)]
+        return Quantized(
+            vectors=torch.cat([member.vectors for member in members], dim=-1),
+            indices=self.join_levels([member.indices for member in members], valid.shape),
+            valid=valid,
+            members=members,
+        )
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of the groups' losses, and those between groups; see `BaseQuantizer`."""
+        total, losses = self.penalize_members(quantized, len(self.groups))
+        selections = [made.selection for made in quantized.members if made.selection is not None]
+        for loss in self.losses if selections else ():
+            losses[loss.name] = loss(selections)
+            total = total + loss.weight * losses[loss.name]
+        return total, losses
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The groups' own; see `BaseQuantizer`."""
+        parts = (group.assign(part, valid) for group, part in self._with_channels(latents))
+        return self.join_levels(parts, valid.shape)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The groups' vectors side by side: (..., num_codebooks) int64 -> (..., dim)."""
+        if indices.shape[-1] != self.num_codebooks:
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}: its last axis holds {self.num_codebooks} indices, one for "
+                "each codebook of the groups; put -1 where a group shall give zeros"
+            )
+        parts = zip(self.groups, self.split_levels(indices), strict=True)
+        return torch.cat([group.lookup(levels) for group, levels in parts], dim=-1)
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """What the groups chose, side by side; see `BaseQuantizer`."""
+        pairs = zip(self.groups, quantized.members, strict=True)
+        return torch.cat([group.chosen_vectors(made) for group, made in pairs], dim=-1)
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Initialize each group on its channels of the same vectors. See `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: vectors over all ranks; None means 64 per code of the largest codebook, within 65,536 and 262,144,
+                and at least 4 per code.
+            seed: group i uses seed + i.
+        """
+        rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
+        samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
+        for number, (group, part) in enumerate(self._with_channels(rows)):
+            group.initialize(part.split(batch), samples=samples, seed=seed + number)
+
+    def _with_channels(self, latents: Tensor) -> Iterator[tuple[BaseQuantizer, Tensor]]:
+        """Each group and its channels of (..., dim)."""
+        return zip(self.groups, latents.split([group.dim for group in self.groups], dim=-1), strict=True)
+
+    def extra_repr(self) -> str:
+        """Sizes and layout."""
+        return f"codebook_sizes={self.codebook_sizes}, dim={self.dim}, channel_dim={self.channel_dim}"

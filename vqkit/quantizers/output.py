@@ -1,0 +1,55 @@
+"""What a quantizer returns to its user, and what it hands up behind the door."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqkit.parts.selection import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizerOutput:
+    """What a quantizer returns.
+
+    Attributes:
+        quantized: same shape and dtype as the input; 0 at positions that were left out.
+        indices: int64, the input's shape without its channel axis; composites add a last axis of stages, groups or
+            levels. -1 marks what was left out: masked positions, non-finite vectors, dropped stages.
+        loss: scalar, the weighted sum of `losses`; always part of the graph in training, and 0 where there are none.
+        losses: name -> scalar, unweighted, for logging.
+        nonfinite: int64 scalar, how many unmasked input vectors held a NaN or an infinity, or were so long that their
+            squared length overflows, and were left out.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+    losses: dict[str, Tensor]
+    nonfinite: Tensor
+
+
+torch.export.register_dataclass(QuantizerOutput, serialized_type_name="vqkit.QuantizerOutput")
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What `BaseQuantizer.quantize` hands up: to the door, or to the composite that the quantizer is a member of.
+
+    Attributes:
+        vectors: (B, *S, dim) what is passed on, with graph; 0 where not valid.
+        indices: (B, *S[, levels]) int64, -1 where not valid.
+        valid: (B, *S) bool.
+        selection: what was chosen for each of the N = B * prod(S) vectors; None of a composite, which has members, and
+            without quantization.
+        estimated: (N, D) what the estimator made of the selection, in the code space; None where `selection` is.
+        members: of a composite, what each member made.
+    """
+
+    vectors: Tensor
+    indices: Tensor
+    valid: Tensor
+    selection: Selection | None = None
+    estimated: Tensor | None = None
+    members: Sequence["Quantized"] = ()

@@ -1,0 +1,268 @@
+"""The quantizer with a stored codebook: five parts, and the five steps that put them together."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.functional import unit
+from vqkit.kernels import Metric
+from vqkit.methods import METHODS, Method
+from vqkit.parts.codebooks import Codebook
+from vqkit.parts.compatibility import check_compatible
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.losses import Loss
+from vqkit.parts.maintenance import Maintenance
+from vqkit.parts.selection import Noise, Search, Selection
+from vqkit.quantizers.base import VectorQuantizer
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.runtime import recomputing, uncompiled
+
+HEALTHY_SCALE = (0.1, 3.0)
+"""Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
+
+_SPREAD_VECTORS = 4096
+"""Vectors of a batch from which `health` estimates their spread."""
+
+
+class Quantizer(VectorQuantizer):
+    """A published method by name, with any of its parts replaced.
+
+        >>> quantizer = Quantizer("ema", dim=64, codebook_size=1024, channel_dim=1)
+        >>> quantizer.initialize([features])  # once, before training
+        >>> output = quantizer(features)  # (B, 64, H, W); output.indices is (B, H, W)
+        >>> loss = reconstruction_loss + output.loss
+
+    Args:
+        method: one of `vqkit.methods.METHODS`; sets the default of every part. `docs/quantizers.md` compares them.
+        dim: size of the input's channel axis.
+        codebook_size: K.
+        codebook_dim: D of the codes; None means `dim`, or what the method is about (8 for "factorized").
+        channel_dim: see `BaseQuantizer`.
+        normalize: put vectors and codes on the unit sphere for everything: search, losses and the value passed on
+            (LlamaGen's convention). To compare by angle but pass on unscaled codes, use `Search("cosine")` instead.
+        codebook: from (codebook_size, codebook_dim) to a codebook, such as
+            `functools.partial(EMACodebook, usage_decay=0.9)`.
+        search: which code is chosen.
+        estimator: how gradients pass.
+        losses: what is penalised; replaces the method's list.
+        maintenance: what happens to unused codes; replaces the method's list, [] for none.
+        auto_step: fold statistics in at each training forward. Set it False when gradients are accumulated and call
+            `step()` at the optimizer boundary: the codebook is then that of one batch of all the micro-batches.
+
+    None for a part means the method's.
+
+    A codebook that learns from statistics learns in training mode whatever `requires_grad` says; `eval()` freezes it.
+    Under activation checkpointing, run the backward of a forward before the next forward: the recomputation must find
+    the codes that the forward found.
+
+    Raises:
+        IncompatibleParts: parts that cannot work together.
+        ValueError: an unknown method, or a size that is not positive.
+    """
+
+    codebook: Codebook
+    estimator: Estimator
+    maintenance: Iterable[Maintenance]
+
+    def __init__(
+        self,
+        method: Method = "vq",
+        *,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int | None = None,
+        channel_dim: int = -1,
+        normalize: bool = False,
+        codebook: Callable[[int, int], Codebook] | None = None,
+        search: Search | None = None,
+        estimator: Estimator | None = None,
+        losses: Sequence[Loss] | None = None,
+        maintenance: Sequence[Maintenance] | None = None,
+        auto_step: bool = True,
+    ) -> None:
+        if method not in METHODS:
+            near = difflib.get_close_matches(str(method).lower(), METHODS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}{hint}")
+        parts = METHODS[method]()
+        super().__init__(
+            dim,
+            codebook_dim=parts.codebook_dim if codebook_dim is None else codebook_dim,
+            channel_dim=channel_dim,
+            losses=parts.losses if losses is None else losses,
+        )
+        if isinstance(maintenance, nn.Module):
+            raise ValueError(f"maintenance={maintenance}: expected a list, [{maintenance}]")
+        self.method = method
+        self.normalize = normalize
+        self.codebook_size = codebook_size
+        self.codebook = (codebook or parts.codebook)(codebook_size, self.codebook_dim)
+        self.search = search or parts.search
+        self.estimator = estimator or parts.estimator
+        policies = parts.maintenance if maintenance is None else maintenance
+        self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
+        self.auto_step = auto_step
+        if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
+            raise ValueError(
+                f"codebook built {self.codebook.codebook_size} codes of dimension {self.codebook.dim}: expected "
+                f"codebook_size={codebook_size} of dimension {self.codebook_dim}; a factory must use the sizes that it "
+                "is given"
+            )
+        check_compatible(self.codebook, self.search, self.estimator, list(self.losses), list(self.maintenance))
+
+    # ------------------------------------------------------------------ the five steps
+
+    def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+        """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
+        z, learning = unit(latents) if self.normalize else latents, self.learning
+        if learning:
+            self._refresh(z, valid)
+        elif self.stochastic:
+            self._check_recomputation()
+        codes, searched = self._codes()
+        uses_noise = self.search.uses_noise or self.estimator.uses_noise
+        noise = self._noise(len(z)) if uses_noise and self.stochastic else None
+        nearest = self.search(z, searched, noise)
+        selection = Selection(
+            latents=latents,
+            z=z,
+            codes=codes,
+            indices=torch.where(valid, nearest, -1),
+            selected=nn.functional.embedding(nearest, codes),
+            valid=valid,
+            noise=noise,
+            matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
+        )
+        estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
+        if learning:
+            self.codebook.observe(selection)
+        return estimated, selection
+
+    def code_vectors(self) -> Tensor:
+        """The codes (K, D) as they are passed on and decoded."""
+        codes = self.codebook()
+        return unit(codes) if self.normalize else codes
+
+    def code_lookup(self, indices: Tensor) -> Tensor:
+        """Code vectors (..., D) of `indices` (...), all of which are in range."""
+        codes = self.codebook()
+        return nn.functional.embedding(indices, unit(codes) if self.normalize else codes)
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The search alone; see `BaseQuantizer`."""
+        rows = self.project_in(latents.reshape(-1, self.dim))
+        found = self.search(unit(rows) if self.normalize else rows, self._codes()[1])
+        return torch.where(valid, found.reshape(valid.shape), -1)
+
+    def _codes(self) -> tuple[Tensor, Tensor]:
+        """The codes (K, D) that are read, and those that are searched."""
+        vectors = self.codebook()
+        searched = self.codebook.search_vectors(vectors) if self.codebook.cascaded else vectors
+        if not self.normalize:
+            return vectors, searched
+        codes = unit(vectors)
+        return codes, unit(searched) if self.codebook.cascaded else codes
+
+    def _noise(self, count: int) -> Noise:
+        return Noise.of_step(self.codebook.seed, self.codebook.noise_step, count, self.latent_spread.device)
+
+    @property
+    def nearest_metric(self) -> Metric | None:
+        """The metric of the search, unless there is a projection, a normalisation, a second table, or a search of
+        another kind.
+        """
+        plain = self.search.finds_nearest
+        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded)
+        return self.search.metric if plain else None
+
+    def nearest_codes(self) -> Tensor:
+        """The codes (K, dim)."""
+        return self.code_vectors()
+
+    @uncompiled  # the step counters are Python numbers: a compiler would specialise anew at every step
+    @torch.no_grad()
+    def _refresh(self, z: Tensor, valid: Tensor) -> None:
+        """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+        every = max(1, len(z) // _SPREAD_VECTORS)
+        self.latent_spread.copy_(spread(z[::every], valid[::every]))
+        if self.auto_step:
+            self.codebook.step()
+        codebook = self.codebook
+        if codebook.refreshed_at < codebook.steps:
+            codebook.refreshed_at = codebook.steps
+            for policy in self.maintenance:
+                if codebook.steps % policy.every == 0:
+                    policy.refresh(codebook, z, valid)
+
+    def step(self) -> None:
+        """Fold the statistics gathered since the last step into the codebook."""
+        self.codebook.step()
+
+    def _check_recomputation(self) -> None:
+        if recomputing() and not self.codebook.has_observed:
+            raise RuntimeError(
+                "this quantizer only ever ran inside a backward pass, as under "
+                "torch.utils.checkpoint(use_reentrant=True), where its codebook would never learn: pass "
+                "use_reentrant=False"
+            )
+
+    # ------------------------------------------------------------------ before and beside training
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See
+        `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: vectors to use over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4
+                per code.
+            seed: of the k-means.
+        """
+        rows, rows_per_batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
+        with torch.autocast(rows.device.type, enabled=False):
+            z = self.project_in(rows)
+            z = distributed.gather_rows(unit(z) if self.normalize else z)
+            vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))
+            self.codebook.initialize(z, vectors_per_step=vectors_per_step, seed=seed)
+        self.latent_spread.copy_(spread(z))
+        self.health()
+
+    def health(self) -> dict[str, float]:
+        """`scale_ratio` of the codes' spread to the latents', and the share of `dead` codes; see `BaseQuantizer`."""
+        codebook = self.codebook
+        latent_spread = float(self.latent_spread)
+        ratio = float(spread(self.code_vectors().detach())) / latent_spread if latent_spread else float("nan")
+        dead = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
+        low, high = HEALTHY_SCALE
+        if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
+            self.warn_once(
+                "scale",
+                f"the codes spread {ratio:.3g} times as far as the latents (healthy: {low} to {high}); a mismatch of "
+                "scale collapses a codebook whatever the method: call initialize(latents) before training, or "
+                "normalise the latents",
+            )
+        return super().health() | {"scale_ratio": ratio, "dead": dead}
+
+    def extra_repr(self) -> str:
+        """The method and the layout."""
+        return f"method={self.method!r}, dim={self.dim}, channel_dim={self.channel_dim}, normalize={self.normalize}"
+
+
+def spread(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Root mean square distance of a set of vectors from their mean, per dimension: the scale of a cloud of points.
+
+    Args:
+        vectors: (N, D).
+        valid: (N,) bool, which of them count; None for all.
+
+    Returns:
+        scalar (): sqrt(mean over dimensions of the variance over those that count); 0 where fewer than two do.
+    """
+    weight = (vectors.new_ones(len(vectors)) if valid is None else valid.to(vectors.dtype)).unsqueeze(-1)
+    count = weight.sum().clamp(min=1)
+    mean = (vectors * weight).sum(0) / count
+    return (((vectors - mean) * weight).square().sum(0) / count).mean().sqrt()

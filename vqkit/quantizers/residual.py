@@ -1,0 +1,181 @@
+"""Residual quantization: each stage quantizes what the stages before it left over."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.kernels import Metric, residual_nearest
+from vqkit.parts.compatibility import check_stages
+from vqkit.parts.estimators import Estimator, StraightThrough
+from vqkit.parts.selection import Noise, Selection
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.composite import DepthDropout, build_members
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.output import Quantized
+
+
+class ResidualQuantizer(DepthDropout):
+    """A chain of quantizers of the same `dim`; indices gain a last axis of stages, coarse first.
+
+    Where the gradient passes is a choice:
+
+    - `estimator=StraightThrough()` (or another): the stages see z minus the detached sum of the stages before, and the
+      estimator is applied once to the sum. The encoder gets the decoder's gradient once, whatever the number of stages,
+      and every stage's commitment.
+      An estimator that trains codes by the error (`NSVQ`, `DiVeQ`) trains those of all stages through the sum.
+    - `estimator=None`: each stage keeps its own estimator and nothing is detached (DAC). Needed for stages with
+      trainable projections or estimators that differentiate their choice, which the first form would cut off from the
+      decoder.
+
+    `encode` searches all stages in one call where each is the nearest code of a stored or derived codebook (no
+    `codebook_dim`, no `normalize`, one metric); `repr` tells. Training goes stage by stage, since the losses and
+    statistics of each need what it was given.
+
+    Any prefix of the stages decodes: `decode(indices[..., :2])`. Stages are meant to store codebooks: a fixed grid
+    (FSQ) is the same at every stage, and too coarse for what the first one leaves over.
+
+    Args:
+        stage: builds one stage, and is called `num_stages` times so that no two share a codebook; or a list of one
+            factory for each stage, which may differ in method and codebook size.
+        num_stages: at least 1; None with a list.
+        estimator: see above.
+        dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ...
+            num_stages. Dropped stages have index -1, no loss and no statistics.
+        channel_dim: see `BaseQuantizer`; the stages themselves have -1.
+        seed: of the dropout.
+
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1 and sec. III-C; gradient of the first
+    form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv 2306.06546).
+    Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
+    1). Losses are averaged over the stages that were used.
+
+    Raises:
+        IncompatibleParts: stages that leave over something else in training than they will later (`NSVQ` of their own,
+            cascaded codebooks), or that the estimator over the sum would cut off.
+        ValueError: an argument is out of its range, or stages differ in `dim` or share state.
+    """
+
+    member_name = "stage"
+    stages: Sequence[BaseQuantizer]
+
+    def __init__(
+        self,
+        stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        num_stages: int | None = None,
+        *,
+        estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
+        dropout: float = 0.0,
+        channel_dim: int = -1,
+        seed: int = 0,
+    ) -> None:
+        stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
+        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        _check_stages(stages, estimator)
+        self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
+        self.estimator = estimator
+
+    @property
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The stages, coarse first."""
+        return self.stages
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize with one stage after the other; see `BaseQuantizer`."""
+        estimator = None if self.passes_through else self.estimator
+        depths = self.sample_depths(latents.shape[0])
+        total, members = torch.zeros_like(latents), []
+        for number, stage in enumerate(self.stages):
+            residual = latents - (total if estimator is None else total.detach())
+            used = valid if depths is None else valid & _per_sample(depths > number, valid)
+            members.append(stage.quantize(residual, used))
+            trains_codes = estimator is not None and estimator.trains_codebook
+            total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
+        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid)
+        indices = self.join_levels([member.indices for member in members], valid.shape)
+        return Quantized(vectors, indices, valid, members=members)
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The stages' losses, averaged over the stages that any vector used; see `BaseQuantizer`."""
+        used = torch.stack([member.valid.any() for member in quantized.members]).sum()
+        return self.penalize_members(quantized, used.clamp(min=1))
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """One search of all stages, where each is the nearest code by one metric; see `BaseQuantizer`."""
+        metric = self._metric_of_all_stages
+        if metric is None or self.passes_through:
+            return super().assign(latents, valid)
+        codebooks = [stage.nearest_codes() for stage in self.stages]
+        indices = residual_nearest(latents, codebooks, metric=metric).indices
+        return torch.where(valid.unsqueeze(-1), indices, -1)
+
+    @property
+    def _metric_of_all_stages(self) -> Metric | None:
+        """The metric, if encoding is one residual search; None where a stage does more than that."""
+        metrics = {stage.nearest_metric for stage in self.stages}
+        return metrics.pop() if len(metrics) == 1 else None
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Sum of the stages' vectors: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
+        total = torch.zeros(*indices.shape[:-1], self.dim, dtype=self.dtype, device=indices.device)
+        for stage, levels in zip(self.stages, self.split_levels(indices), strict=False):
+            total = total + stage.lookup(levels)
+        return total
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """The sum of what the stages chose; see `BaseQuantizer`."""
+        pairs = zip(self.stages, quantized.members, strict=True)
+        return sum((stage.chosen_vectors(made) for stage, made in pairs), start=torch.zeros_like(quantized.vectors))
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Initialize the stages in sequence, each on what the stages before it leave over. See `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
+            seed: stage i uses seed + i.
+        """
+        rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
+        for number, stage in enumerate(self.stages):
+            samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
+            stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
+            rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
+
+    def _estimate(self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return total
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        draws = estimator.uses_noise and self.stochastic
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=Noise.of_step(self.seed, self.draws, len(rows), rows.device) if draws else None,
+        )
+        return estimator(selection).reshape(latents.shape)
+
+    def extra_repr(self) -> str:
+        """Chain and layout, and how `encode` searches the stages."""
+        encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
+        return (
+            f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
+            f"encode={encode!r}"
+        )
+
+
+def _per_sample(flags: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), with as many axes as `like`."""
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:
+    dims = [stage.dim for stage in stages]
+    if len(set(dims)) > 1:
+        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
+    check_stages(dims[0], inner, estimator)

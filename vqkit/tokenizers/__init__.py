@@ -1,0 +1,1 @@
+"""Encoder, quantizer and decoder as one module, for images, sound and anything else."""

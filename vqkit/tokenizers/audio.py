@@ -1,0 +1,339 @@
+"""A tokenizer of sound: any length, any sample rate, streams, and files too long for the memory."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.backbones.streaming import streaming
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.tokenizers.chunking import pad_end, run_in_blocks
+from vqkit.tokenizers.resampling import resample
+from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor
+
+
+class AudioTokenizer(Tokenizer):
+    """An encoder, a quantizer and a decoder of waveforms (B, C, T) in [-1, 1].
+
+    Waveforms of any length are filled with zeros to whole frames, and reconstructions cut back to it.
+
+    Three ways to use a trained one, with the same codes:
+
+    - at once: `encode(wave, sample_rate)`, `decode(indices)`;
+    - as it arrives, for causal models: `with codec.streaming(): codec.encode(chunk)`;
+    - in bounded memory, for every model whose context is finite: `encode_blocks(chunks)`, `decode_blocks(indices)`.
+
+    (Sums of floating point numbers are taken in another order for another length, so latents differ in their last bits.
+    A code changes only where two were as near to a latent as that: `vqkit.kernels.nearest` can return the margin.)
+
+    Args:
+        encoder: from (B, C, T) to (B, dim, T / downsampling_factor); `vqkit.backbones.conv1d.ConvEncoder1d`.
+        quantizer: with `channel_dim=1`.
+        decoder: from (B, dim, frames) to (B, C, frames * downsampling_factor).
+        sample_rate: of the waveforms that the model was made for, in Hz.
+
+    Attributes:
+        sample_rate: as given.
+        channels: C, 1 for mono.
+        downsampling_factor: samples for each frame.
+
+    Raises:
+        ValueError: `sample_rate` is not positive, or encoder and decoder differ in channels or downsampling factor.
+
+    Example:
+        >>> from vqkit import AudioTokenizer, Quantizer
+        >>> from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+        >>> sizes = {"dim": 32, "channels": 8, "strides": (4, 5, 8), "causal": True}
+        >>> quantizer = Quantizer("ema", dim=32, codebook_size=256, channel_dim=1)
+        >>> codec = AudioTokenizer(ConvEncoder1d(**sizes), quantizer, ConvDecoder1d(**sizes), sample_rate=16000).eval()
+        >>> indices = codec.encode(torch.zeros(1, 1, 1000))
+        >>> indices.shape, codec.decode(indices, length=1000).shape
+        (torch.Size([1, 7]), torch.Size([1, 1, 1000]))
+    """
+
+    def __init__(self, encoder: nn.Module, quantizer: BaseQuantizer, decoder: nn.Module, *, sample_rate: int) -> None:
+        super().__init__(encoder, quantizer, decoder)
+        if sample_rate < 1 or sample_rate != int(sample_rate):
+            raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")
+        self.sample_rate = sample_rate
+        self.channels = int(getattr(encoder, "in_channels", 1))
+        self.downsampling_factor = int(encoder.downsampling_factor)  # type: ignore[arg-type]
+        for name, value, other in (
+            ("out_channels", getattr(decoder, "out_channels", self.channels), self.channels),
+            ("downsampling_factor", decoder.downsampling_factor, self.downsampling_factor),
+        ):
+            if value != other:
+                raise ValueError(f"decoder.{name}={value}, but the encoder has {other}: build both with the same sizes")
+        self._pending: Tensor | None = None
+        self._is_streaming = False
+        self._ended = False
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames for each second."""
+        return self.sample_rate / self.downsampling_factor
+
+    @property
+    def kbps(self) -> float:
+        """Kilobits for each second of sound, all levels, before any entropy coding."""
+        quantizer = self.quantizer
+        sizes = quantizer.codebook_sizes if quantizer.level_axis else quantizer.codebook_sizes[:1]
+        return self.frame_rate * sum(math.log2(size) for size in sizes) / 1000
+
+    @property
+    def causal(self) -> bool:
+        """Whether a frame depends on no later sample, nor a sample on a later frame: what streaming needs."""
+        return bool(getattr(self.encoder, "causal", False) and getattr(self.decoder, "causal", False))
+
+    @property
+    def latency(self) -> float | None:
+        """Algorithmic delay in seconds: from the first sample of a frame to the last one that its sound waits for.
+
+        One frame for causal models; else what encoder and decoder look ahead comes on top, and None if that is
+        unbounded.
+        """
+        encoder, decoder = (getattr(part, "context", None) for part in (self.encoder, self.decoder))
+        if encoder is None or decoder is None:
+            return None
+        return (self.downsampling_factor * (1 + decoder[1]) + encoder[1]) / self.sample_rate
+
+    # ------------------------------------------------------------------ at once
+
+    def forward(self, data: Tensor) -> TokenizerOutput:
+        """Encode, quantize and decode.
+
+        Args:
+            data: (B, C, T) in [-1, 1] at `sample_rate`, T at least 1.
+        """
+        self._check_no_stream("forward")
+        output = super().forward(self._whole_frames(data))
+        return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
+
+    @torch.no_grad()
+    def encode(self, data: Tensor, sample_rate: int | None = None) -> Tensor:
+        """Indices of a waveform; of the frames that are complete, inside of `streaming()`.
+
+        Args:
+            data: (B, C, T) in [-1, 1].
+            sample_rate: of `data`, in Hz; where it is not the model's, `data` is resampled. None says that it is.
+
+        Returns:
+            int64 (B, frames), with composites (B, frames, levels); at once, frames is T / downsampling_factor rounded
+            up, T counted after resampling.
+
+        Raises:
+            ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
+                sample rate is given inside of `streaming()`, or the stream has ended.
+        """
+        wave = self._checked(data)
+        if self._is_streaming:
+            return self._encode_chunk(self._at_model_rate(wave, sample_rate))
+        self._check_filled(wave)
+        return super().encode(self._whole_frames(self._at_model_rate(wave, sample_rate)))
+
+    def decode(self, indices: Tensor, *, length: int | None = None) -> Tensor:
+        """The waveform of indices, of all levels or of the first ones.
+
+        Args:
+            indices: what `encode` returned, or `encode(...)[..., :n]` for the first n levels of residual stages.
+            length: samples to keep; None keeps whole frames.
+
+        Returns:
+            (B, C, frames * downsampling_factor) or (B, C, length), about in [-1, 1] and not clipped.
+
+        Raises:
+            ValueError: `length` is negative or more than the frames hold.
+        """
+        # A chunk of a stream may complete no frame.
+        wave = self._no_samples(len(indices)) if indices.shape[1:2] == (0,) else super().decode(indices)
+        if length is None:
+            return wave
+        if not 0 <= length <= wave.shape[-1]:
+            raise ValueError(
+                f"length={length}: expected 0 to {wave.shape[-1]}, the samples of {indices.shape[1]} frames"
+            )
+        return wave[..., :length]
+
+    # ------------------------------------------------------------------ as it arrives
+
+    @contextmanager
+    def streaming(self) -> Iterator[Self]:
+        """A stream: inside, `encode` and `decode` go on where the last call stopped.
+
+            with codec.streaming():
+                for chunk in microphone:  # (B, C, any number of samples)
+                    send(codec.encode(chunk))  # frames that are complete, perhaps none
+                send(codec.flush())  # the last, incomplete frame
+
+        The joined codes are those of the joined chunks, and so is the sound. The algorithmic delay is one frame:
+        `downsampling_factor / sample_rate` seconds. Batch size and device stay those of the first chunk. Sound of
+        another sample rate is resampled outside, by a resampler that streams too, such as `soxr.ResampleStream`.
+
+        Raises:
+            ValueError: the model is not causal (use `encode_blocks` and `decode_blocks`), or what is called inside is
+                not `encode`, `flush` or `decode`.
+        """
+        if not self.causal:
+            raise ValueError(
+                "streaming needs a causal encoder and decoder, and these look ahead: build them with causal=True, or "
+                "use encode_blocks and decode_blocks, which run any model block by block"
+            )
+        with torch.no_grad(), streaming(self.encoder), streaming(self.decoder):
+            self._pending, self._is_streaming, self._ended = None, True, False
+            try:
+                yield self
+            finally:
+                self._pending, self._is_streaming = None, False
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """End of a stream: the indices of samples that do not fill a frame, with zeros behind; one frame or none.
+
+        Raises:
+            ValueError: outside of `streaming()`, before the first chunk, or a second time.
+        """
+        if self._pending is None:
+            raise ValueError(
+                "flush ends a stream: call it once, inside of `with codec.streaming():` after the last chunk"
+            )
+        rest, self._pending, self._ended = self._pending, None, True
+        return super().encode(self._whole_frames(rest)) if rest.shape[-1] else self._no_frames(len(rest))
+
+    def _encode_chunk(self, wave: Tensor) -> Tensor:
+        if self._ended:
+            raise ValueError("the stream was ended by flush: open a new one with `with codec.streaming():`")
+        if self._pending is not None and len(self._pending) != len(wave):
+            raise ValueError(
+                f"the stream began with {len(self._pending)} recordings and continues with {len(wave)}: keep the batch "
+                "as it is, or open a new stream"
+            )
+        joined = wave if self._pending is None else torch.cat([self._pending, wave], dim=-1)
+        whole = joined.shape[-1] // self.downsampling_factor * self.downsampling_factor
+        self._pending = joined[..., whole:]
+        return super().encode(joined[..., :whole]) if whole else self._no_frames(len(wave))
+
+    def _no_frames(self, batch_size: int) -> Tensor:
+        levels = (self.quantizer.num_codebooks,) if self.quantizer.level_axis else ()
+        return torch.empty(batch_size, 0, *levels, dtype=torch.int64, device=self.quantizer.latent_spread.device)
+
+    def _no_samples(self, batch_size: int) -> Tensor:
+        weight = next(self.decoder.parameters(), self.quantizer.latent_spread)
+        return weight.new_empty(batch_size, self.channels, 0)
+
+    # ------------------------------------------------------------------ in bounded memory
+
+    def encode_blocks(self, chunks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
+        """`encode` of a recording that comes in pieces, in the memory of a block and its context.
+
+        Args:
+            chunks: consecutive pieces (B, C, any number of samples) at the model's sample rate, such as
+                `wave.split(16000, dim=-1)`.
+            frames_per_block: frames that are computed at once.
+
+        Yields:
+            indices (B, frames[, levels]); joined along axis 1 they are those of the joined pieces.
+
+        Raises:
+            ValueError: the encoder depends on unbounded context, `frames_per_block` is not positive, or a stream is
+                open, which blocks would disturb.
+        """
+        self._check_blocks(frames_per_block)
+        pieces = (self._checked(chunk) for chunk in chunks)
+        yield from run_in_blocks(
+            pieces,
+            super().encode,
+            context=_context(self.encoder, "encoder"),
+            hop_length=self.downsampling_factor,
+            hops_per_block=frames_per_block,
+            out_dim=1,
+        )
+
+    @torch.no_grad()
+    def decode_blocks(self, blocks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
+        """`decode` of indices that come in pieces, in the memory of a block and its context.
+
+        Args:
+            blocks: consecutive pieces (B, frames[, levels]).
+            frames_per_block: frames that are computed at once.
+
+        Yields:
+            (B, C, samples); joined along the last axis they are the waveform of the joined pieces.
+
+        Raises:
+            ValueError: as for `encode_blocks`.
+        """
+        self._check_blocks(frames_per_block)
+        yield from run_in_blocks(
+            blocks,
+            super().decode,
+            context=_context(self.decoder, "decoder"),
+            hops_per_block=frames_per_block,
+            dim=1,
+            out_per_hop=self.downsampling_factor,
+        )
+
+    # ------------------------------------------------------------------ what goes in
+
+    def _latents(self, loader: Iterable[Any]) -> Iterator[Tensor]:
+        return super()._latents(self._whole_frames(first_tensor(batch)) for batch in loader)
+
+    def _checked(self, wave: Tensor) -> Tensor:
+        self._check_shape(wave)
+        if not torch.compiler.is_compiling() and not bool(wave.isfinite().all()):
+            count = int((~wave.isfinite()).sum())
+            raise ValueError(f"data holds {count} samples that are NaN or infinite: repair or leave out this recording")
+        weight = next(self.encoder.parameters(), wave)
+        return wave.to(weight.dtype)  # recordings are often read as float64
+
+    def _check_blocks(self, frames_per_block: int) -> None:
+        if frames_per_block < 1:
+            raise ValueError(f"frames_per_block={frames_per_block}: expected at least 1")
+        self._check_no_stream("encode_blocks or decode_blocks")
+
+    def _check_no_stream(self, call: str) -> None:
+        if self._is_streaming:
+            raise ValueError(f"{call} inside of streaming() would go on where the stream stopped: close it first")
+
+    def _check_shape(self, wave: Tensor) -> None:
+        if wave.ndim != 3 or wave.shape[1] != self.channels:
+            raise ValueError(
+                f"data has shape {tuple(wave.shape)}: expected (B, {self.channels}, T); mono from stereo is "
+                "data.mean(1, keepdim=True), stereo from mono data.expand(-1, 2, -1), one recording (C, T) data[None]"
+            )
+        if not wave.is_floating_point():
+            raise ValueError(f"data has dtype {wave.dtype}: expected floating point in [-1, 1] (int16 / 32768)")
+
+    @staticmethod
+    def _check_filled(wave: Tensor) -> None:
+        if not wave.shape[-1]:
+            raise ValueError("data has no samples: expected at least one")
+
+    def _whole_frames(self, wave: Tensor) -> Tensor:
+        self._check_shape(wave)
+        self._check_filled(wave)
+        return pad_end(wave, -wave.shape[-1] % self.downsampling_factor)
+
+    def _at_model_rate(self, wave: Tensor, sample_rate: int | None) -> Tensor:
+        if sample_rate is None or sample_rate == self.sample_rate:
+            return wave
+        if sample_rate < 1:
+            raise ValueError(f"sample_rate={sample_rate}: expected a positive number of Hz, or None for the model's")
+        if self._is_streaming:
+            raise ValueError(
+                f"sample_rate={sample_rate} inside of streaming(), where the model has {self.sample_rate} Hz: resample "
+                "the stream outside, for instance with soxr.ResampleStream"
+            )
+        return resample(wave, sample_rate, self.sample_rate)
+
+
+def _context(module: nn.Module, name: str) -> tuple[int, int]:
+    context = getattr(module, "context", None)
+    if context is None:
+        raise ValueError(
+            f"the {name} depends on unbounded context, so blocks cannot be run by themselves: use encode and decode on "
+            "the whole recording, or a backbone whose attention has a window"
+        )
+    return context

@@ -1,7 +1,7 @@
 """Nearest-code search beside the product alone and other libraries: time, memory and correctness.
 
     python benchmarks/search.py                                    # writes benchmarks/results/search_cpu.md
-    python benchmarks/search.py --shapes 8192,1024,64 --threads 1 --methods torch native faiss
+    python benchmarks/search.py --shapes 8192,1024,64 --k 1 10 --threads 1 --methods torch native faiss
     python benchmarks/search.py --device cuda                      # writes benchmarks/results/search_cuda.md
 
 All methods get the same float32 rows and codes, in one process, and take turns; `benchmarks/README.md` says what the
@@ -9,6 +9,7 @@ columns mean. The other libraries are the extra `bench`; a method that is not th
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -27,13 +28,14 @@ from benchmarks import paired
 from benchmarks.arguments import Shape, parse_positive, parse_shape
 from benchmarks.machine import free_memory, write
 from benchmarks.memory import Killed, in_own_process, peak_growth, return_freed_memory
-from benchmarks.search_methods import METHODS, YARDSTICK, Call, data, float64_argmin
+from benchmarks.search_methods import METHODS, YARDSTICK, Call, data, float64_order
 from benchmarks.search_report import GPU_TARGETS, TARGET_SHAPES, Result, checked_rows, report, table
 
 PAUSE = 0.01  # seconds in which the threads of the OpenMP library that was used last stop spinning
 SHORT = 0.02  # seconds: a shorter call is warmed up by a call before it
 GRAPHS = 10  # launches of one in a row are timed
 LEAST = 0.002  # seconds: of a shorter one several in a row are timed
+NUMBERS = (1, 10, 100)  # of codes that are asked for, on a processor
 SMALL_SHAPES = (Shape(1, 1024, 64), Shape(256, 1024, 64), Shape(1024, 8192, 16))
 
 
@@ -76,20 +78,20 @@ def run(calls: dict[str, Call], *, rounds: int, seconds: float) -> dict[str, Con
     return contestants
 
 
-def measure_memory(method: str, shape: Shape, device: str, threads: int, seed: int) -> int | None:
+def measure_memory(method: str, shape: Shape, device: str, threads: int, seed: int, k: int = 1) -> int | None:
     """Bytes by which memory rises during the first search of all rows; on a processor, in a process of its own."""
     torch.set_num_threads(threads)
     return_freed_memory()
     x, codes = data(shape, device, seed)
     with torch.no_grad(), devices.kernels_on(device):
-        call = _prepare(method, x, codes)
+        call = _prepare(method, x, codes, k)
         return peak_growth(call, device)
 
 
-def _prepare(method: str, x: Tensor, codes: Tensor) -> Call:
+def _prepare(method: str, x: Tensor, codes: Tensor, k: int) -> Call:
     """A search, after one of few rows and codes for what libraries set up at first use."""
-    METHODS[method].prepare(x[:64], codes[:64])()
-    return METHODS[method].prepare(x, codes)
+    METHODS[method].prepared(x[:64], codes[: max(64, k)], k)()
+    return METHODS[method].prepared(x, codes, k)
 
 
 def _memory(*arguments: object, device: str) -> int | None:
@@ -110,38 +112,39 @@ def _graph_time(calls: Sequence[Call]) -> float | None:
     return paired.timed(launch, calls=GRAPHS) / len(calls)
 
 
-def compare(shape: Shape, options: argparse.Namespace) -> list[Result]:
-    """The rows of one shape."""
+def compare(shape: Shape, k: int, options: argparse.Namespace) -> list[Result]:
+    """The rows of one shape, for k codes of each row."""
     refusals, memory, graph_times = {}, {}, {}
-    for name in options.methods:
-        refusals[name] = METHODS[name].refusal(shape, options.device, free_memory(options.device))
+    methods = [name for name in options.methods if k == 1 or name == YARDSTICK or METHODS[name].finds_several]
+    for name in methods:
+        refusals[name] = METHODS[name].refusal(shape, options.device, free_memory(options.device), k)
         if refusals[name] is None:
             try:
-                arguments = name, shape, options.device, options.threads, options.seed
+                arguments = name, shape, options.device, options.threads, options.seed, k
                 memory[name] = _memory(*arguments, device=options.device)
             except Killed as error:  # in this process it would have ended all
                 refusals[name] = str(error)
     x, codes = data(shape, options.device, options.seed)
     with torch.no_grad(), devices.kernels_on(options.device):
         inputs = devices.copies(x, codes)
-        calls = {name: [METHODS[name].prepare(*pair) for pair in inputs] for name in memory}
+        calls = {name: [METHODS[name].prepared(*pair, k) for pair in inputs] for name in memory}
         for name in memory:
-            _prepare(name, x, codes)
+            _prepare(name, x, codes, k)
         turns = {name: devices.in_turn(of_method) for name, of_method in calls.items()}
         contestants = run(turns, rounds=options.rounds, seconds=options.seconds)
         if options.device == "cuda":
             graph_times = {name: _graph_time(of_method) for name, of_method in calls.items()}
     rows = checked_rows(shape)
-    right = float64_argmin(x[rows], codes)
+    right = float64_order(x[rows], codes, k)
     results = []
-    for name in options.methods:
+    for name in methods:
         if refusals[name]:
-            results.append(Result(name, shape, refusal=refusals[name], device=options.device))
+            results.append(Result(name, shape, k=k, refusal=refusals[name], device=options.device))
             continue
         found = contestants[name].indices
         agreement = None if found is None else (found[rows] == right).double().mean().item()
         measured = memory[name], agreement, graph_times.get(name)
-        results.append(Result(name, shape, tuple(contestants[name].times), *measured, device=options.device))
+        results.append(Result(name, shape, tuple(contestants[name].times), *measured, k=k, device=options.device))
     return results
 
 
@@ -156,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=40.0, help="of calls for each method and shape, at most; default: %(default)s"
     )
     parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="N,K,D", help="default: those of the targets")
+    parser.add_argument(
+        "--k", nargs="+", type=parse_positive, help="codes of each row; default: 1 10 100, on a GPU 1, at most K"
+    )
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), help=f"{YARDSTICK} is always one of them; default: all"
     )
@@ -180,15 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.methods = [name for name in METHODS if name == YARDSTICK or name in asked]
     shapes = [*TARGET_SHAPES, *SMALL_SHAPES] if options.device == "cpu" else list(GPU_TARGETS)
     options.shapes = list(dict.fromkeys(options.shapes or shapes))
+    options.k = options.k or (NUMBERS if options.device == "cpu" else NUMBERS[:1])
     output = options.output or Path(__file__).parent / "results" / f"search_{options.device}.md"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     torch.set_num_threads(options.threads)
     results: list[Result] = []
     try:
-        for shape in options.shapes:
-            rows = compare(shape, options)
+        for shape, k in itertools.product(options.shapes, options.k):
+            if k > shape.codes:
+                continue
+            rows = compare(shape, k, options)
             results += rows
-            print("\n".join([f"\n{shape}", *table(rows)]), flush=True)
+            print("\n".join([f"\n{shape}, k = {k}", *table(rows)]), flush=True)
     finally:
         torch.set_num_threads(threads)
     write(output, report(results, options, load))

@@ -1,7 +1,8 @@
 """Ways to find the nearest of K codes for each of N rows: vqkit's paths, and what they are compared with.
 
 Each function takes x (N, D) and codes (K, D), float32, and returns a call without arguments that searches: (N,) int64
-indices, or nothing for the product alone. What the function itself does is preparation, which is not measured.
+indices, or nothing for the product alone. Some find k > 1 codes of each row, too: (N, k), the nearest first. What the
+function itself does is preparation, which is not measured.
 """
 
 import importlib.util
@@ -31,6 +32,7 @@ class Method:
     Attributes:
         title: as the table calls it.
         prepare: see the module's docstring.
+        finds_several: whether k may be more than 1; it is the third argument of `prepare`.
         state: what exactly is measured, for the table's foot.
         bytes_per_score: of memory that grows with N x K, 0 for none.
         module: that has to be installed, None for none.
@@ -39,14 +41,19 @@ class Method:
     """
 
     title: str
-    prepare: Callable[[Tensor, Tensor], Call]
+    prepare: Callable[..., Call]
     state: str
     bytes_per_score: int = 0
     module: str | None = None
     only_on: str | None = None
-    takes: Callable[[Shape, str], bool] = lambda shape, device: True
+    takes: Callable[[Shape, str, int], bool] = lambda shape, device, k: True
+    finds_several: bool = False
 
-    def refusal(self, shape: Shape, device: str, free: int | None) -> str | None:
+    def prepared(self, x: Tensor, codes: Tensor, k: int) -> Call:
+        """A search for k codes of each row."""
+        return self.prepare(x, codes, k) if self.finds_several else self.prepare(x, codes)
+
+    def refusal(self, shape: Shape, device: str, free: int | None, k: int = 1) -> str | None:
         """Why it cannot be measured, None where it can; `free` is the memory that is left, in bytes."""
         here = "cuda" if device == "interpreter" else device
         if self.only_on not in (None, here):
@@ -55,7 +62,7 @@ class Method:
             return "not installed"
         if self.module is not None and device == "interpreter":
             return "needs a GPU"
-        if not self.takes(shape, device):
+        if not self.takes(shape, device, k):
             return "not built for these inputs"
         needed = self.bytes_per_score * shape.vectors * shape.codes
         if free is not None and needed > free:
@@ -86,7 +93,7 @@ def addmm_argmin(x: Tensor, codes: Tensor) -> Call:
     return lambda: torch.addmm(codes.square().sum(1), x, codes.T, alpha=-2).argmin(1)
 
 
-def faiss_index(x: Tensor, codes: Tensor) -> Call:
+def faiss_index(x: Tensor, codes: Tensor, k: int = 1) -> Call:
     """The index holds the codes before the clock starts, and searches with as many threads as torch uses."""
     import faiss
 
@@ -94,7 +101,7 @@ def faiss_index(x: Tensor, codes: Tensor) -> Call:
     index = faiss.IndexFlatL2(codes.shape[1])
     index.add(codes.numpy())
     rows = x.numpy()
-    return lambda: torch.from_numpy(index.search(rows, 1)[1][:, 0])
+    return lambda: torch.from_numpy(index.search(rows, k)[1]).squeeze(1)
 
 
 def peer_codebook(x: Tensor, codes: Tensor) -> Call:
@@ -116,12 +123,12 @@ def halved_product(x: Tensor, codes: Tensor) -> Call:
     return tiled_product(x.bfloat16(), codes.bfloat16())
 
 
-def torch_path(x: Tensor, codes: Tensor) -> Call:
-    return lambda: nearest(x, codes, impl="torch").indices
+def torch_path(x: Tensor, codes: Tensor, k: int = 1) -> Call:
+    return lambda: nearest(x, codes, k=k, impl="torch").indices
 
 
-def native_path(x: Tensor, codes: Tensor) -> Call:
-    return lambda: nearest(x, codes).indices
+def native_path(x: Tensor, codes: Tensor, k: int = 1) -> Call:
+    return lambda: nearest(x, codes, k=k, impl="native").indices
 
 
 def fused(precision: Precision) -> Callable[[Tensor, Tensor], Call]:
@@ -129,9 +136,9 @@ def fused(precision: Precision) -> Callable[[Tensor, Tensor], Call]:
     return lambda x, codes: lambda: nearest(x, codes, precision=precision).indices
 
 
-def _native_takes(shape: Shape, device: str) -> bool:
+def _native_takes(shape: Shape, device: str, k: int) -> bool:
     rows, codes = (torch.empty(1, size, shape.dim, device=device) for size in (shape.vectors, shape.codes))
-    return native.can_search(rows, codes, 1)
+    return native.can_search(rows, codes, k)
 
 
 YARDSTICK = "mm"
@@ -147,7 +154,8 @@ METHODS: dict[str, Method] = {
     "faiss": Method(
         "faiss",
         faiss_index,
-        "`IndexFlatL2.search(x, 1)`; the index is built before",
+        "`IndexFlatL2.search(x, k)`; the index is built before",
+        finds_several=True,
         module="faiss",
         only_on="cpu",
     ),
@@ -165,8 +173,20 @@ METHODS: dict[str, Method] = {
         module="flash_kmeans",
         only_on="cuda",
     ),
-    "torch": Method("vqkit torch", torch_path, "`nearest(x, codes)` without the compiled library and fused kernels"),
-    "native": Method("vqkit native", native_path, "`nearest(x, codes)`, compiled", only_on="cpu", takes=_native_takes),
+    "torch": Method(
+        "vqkit torch",
+        torch_path,
+        "`nearest(x, codes, k=k)` without the compiled library and fused kernels",
+        finds_several=True,
+    ),
+    "native": Method(
+        "vqkit native",
+        native_path,
+        "`nearest(x, codes, k=k)`, compiled",
+        only_on="cpu",
+        takes=_native_takes,
+        finds_several=True,
+    ),
     **{
         precision: Method(
             f"vqkit {precision}",
@@ -187,9 +207,10 @@ def data(shape: Shape, device: str, seed: int) -> tuple[Tensor, Tensor]:
     return x.to(torch_device(device)), codes.to(torch_device(device))
 
 
-def float64_argmin(x: Tensor, codes: Tensor, *, most_scores: int = 2**22) -> Tensor:
-    """(N,) the right answer, as many rows at a time as `most_scores` float64 scores allow."""
+def float64_order(x: Tensor, codes: Tensor, k: int = 1, *, most_scores: int = 2**22) -> Tensor:
+    """(N,), or (N, k): the right answer, as many rows at a time as `most_scores` float64 scores allow."""
     codes = codes.double()
     half_squares = 0.5 * codes.square().sum(1)
     chunks = x.double().split(max(1, most_scores // len(codes)))
-    return torch.cat([torch.addmm(half_squares, chunk, codes.T, alpha=-1).argmin(1) for chunk in chunks])
+    scores = (torch.addmm(half_squares, chunk, codes.T, alpha=-1) for chunk in chunks)
+    return torch.cat([part.topk(k, largest=False).indices.squeeze(1) for part in scores])

@@ -43,6 +43,7 @@ class Result:
     graph_time: float | None = None
     refusal: str | None = None
     device: str = "cpu"
+    k: int = 1
 
 
 def checked_rows(shape: Shape) -> slice:
@@ -53,18 +54,18 @@ def checked_rows(shape: Shape) -> slice:
 def report(results: Sequence[Result], options: argparse.Namespace, load: float) -> str:
     """The whole Markdown file."""
     parts = ["# Nearest-code search\n", *_circumstances(options, load)]
-    for shape, group in itertools.groupby(results, key=lambda result: result.shape):
+    for (shape, k), group in itertools.groupby(results, key=lambda result: (result.shape, result.k)):
         rows = list(group)
         checked = len(range(shape.vectors)[checked_rows(shape)])
         speed = 2e-9 * shape.vectors * shape.codes * shape.dim / statistics.median(_of(rows, YARDSTICK).times)
         yardstick = f"{METHODS[YARDSTICK].title} runs at {number(speed)} GFLOP/s. "
         parts += [
-            f"\n## N = {shape.vectors}, K = {shape.codes}, D = {shape.dim}\n",
+            f"\n## N = {shape.vectors}, K = {shape.codes}, D = {shape.dim}{f', k = {k}' if k > 1 else ''}\n",
             f"A float32 N x K matrix has {number(4 * shape.vectors * shape.codes / MIB)} MiB. "
             f"{yardstick if options.device != 'interpreter' else ''}Codes are checked on {checked} rows.\n",
             *table(rows),
         ]
-    met = targets(results) if options.device == "cpu" else gpu_targets(results)
+    met = targets([result for result in results if result.k == 1]) if options.device == "cpu" else gpu_targets(results)
     parts += ["\n## Targets\n", *met, "\n## What is measured\n"]
     parts += [f"- {METHODS[name].title}: {METHODS[name].state}" for name in options.methods]
     return "\n".join(parts) + "\n"
@@ -72,10 +73,15 @@ def report(results: Sequence[Result], options: argparse.Namespace, load: float) 
 
 def table(rows: Sequence[Result]) -> list[str]:
     """The rows of one shape and their header."""
-    columns = ["method", "ms", "minimum ms", "times mm", "times cdist", "MiB", "right codes", "rounds"]
+    columns = ["method", "ms", "minimum ms", "times mm", f"times {_rival(rows)}", "MiB", "right codes", "rounds"]
     if rows[0].device != "cpu":
         columns += ["graph ms"]
     return [table_row(columns), "|---|" + "---:|" * (len(columns) - 1), *(_row(row, rows) for row in rows)]
+
+
+def _rival(rows: Sequence[Result]) -> str:
+    """The method that the others are compared with, besides the yardstick."""
+    return "cdist" if rows[0].k == 1 else "faiss"
 
 
 def _of(rows: Sequence[Result], method: str) -> Result:
@@ -94,7 +100,7 @@ def _row(result: Result, rows: Sequence[Result]) -> str:
         number(statistics.median(result.times), 1e3),
         number(min(result.times), 1e3),
         number(paired.ratio(result.times, _of(rows, YARDSTICK).times)),
-        number(paired.ratio(result.times, _of(rows, "cdist").times)),
+        number(paired.ratio(result.times, _of(rows, _rival(rows)).times)),
         number(result.memory, 1 / MIB),
         "-" if result.agreement is None else f"{result.agreement:.2%}",
         len(result.times),
@@ -107,7 +113,7 @@ def _circumstances(options: argparse.Namespace, load: float) -> list[str]:
     command = (
         f"python benchmarks/search.py --device {options.device} --threads {options.threads} --rounds {options.rounds} "
         f"--seconds {options.seconds:g} --seed {options.seed} --methods {' '.join(options.methods)} "
-        f"--shapes {' '.join(map(str, options.shapes))}"
+        f"--shapes {' '.join(map(str, options.shapes))} --k {' '.join(map(str, options.k))}"
     )
     versions = [f"{name} {version(name)}" for name in ("faiss-cpu", PEER_NAME, "flash-kmeans")]
     if options.device != "cpu":

@@ -42,7 +42,20 @@ def skip_if_missing(name: str) -> None:
 def test_table(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "in_own_process", lambda function, *arguments: 2 * memory.MIB)
     output = tmp_path / "new" / "table.md"
-    words = ["--shapes", "300,48,4", "--rounds", "2", "--threads", "1", "--methods", "torch", "cdist", "flash-kmeans"]
+    words = [
+        "--shapes",
+        "300,48,4",
+        "--k",
+        "1",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--methods",
+        "torch",
+        "cdist",
+        "flash-kmeans",
+    ]
     search.main([*words, "--output", str(output)])
     assert [path.name for path in output.parent.iterdir()] == ["table.md"]  # nothing temporary is left
     text = output.read_text()
@@ -78,7 +91,31 @@ def test_every_method_finds_the_nearest_codes(name: str) -> None:
         indices = METHODS[name].prepare(x, codes)()
     assert indices is not None and indices.dtype == torch.int64
     assert torch.equal(indices, expected)
-    assert torch.equal(search_methods.float64_argmin(x, codes, most_scores=100), expected)
+    assert torch.equal(search_methods.float64_order(x, codes, most_scores=100), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.finds_several])
+def test_methods_that_find_several_codes(name: str) -> None:
+    skip_if_missing(name)
+    x, codes = search_methods.data(TINY, "cpu", 3)
+    expected = (x.double()[:, None] - codes.double()).square().sum(-1).sort(1).indices[:, :5]
+    assert torch.equal(METHODS[name].prepared(x, codes, 5)(), expected)
+    assert torch.equal(search_methods.float64_order(x, codes, 5, most_scores=100), expected)
+
+
+@linux
+def test_tables_of_several_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of methods that find several, and only where there are so many codes."""
+    monkeypatch.setattr(search, "in_own_process", lambda function, *arguments: 2 * memory.MIB)
+    output = tmp_path / "table.md"
+    words = ["--shapes", "300,48,4", "--k", "5", "49", "--rounds", "1", "--threads", "1", "--methods", "torch", "cdist"]
+    search.main([*words, "--output", str(output)])
+    text = output.read_text()
+    table = cells(text)
+    assert text.count("## N = ") == 1 and "## N = 300, K = 48, D = 4, k = 5" in text
+    assert list(table) == ["mm tiled", "vqkit torch"]
+    assert table["vqkit torch"]["right codes"] == "100.00%" and table["vqkit torch"]["times faiss"] == "-"
+    assert "- none applies" in text
 
 
 def test_the_product_covers_all_rows_and_codes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +159,9 @@ def test_missing_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert METHODS["faiss"].refusal(TINY, "cpu", None) == "not installed"
     assert METHODS["faiss"].refusal(TINY, "cuda", None) == "only on cpu"
     assert METHODS["flash-kmeans"].refusal(TINY, "cuda", None) == "not installed"
-    monkeypatch.setattr(search_methods.native, "can_search", lambda x, codes, k: False)
-    assert METHODS["native"].refusal(TINY, "cpu", None) == "not built for these inputs"
+    monkeypatch.setattr(search_methods.native, "can_search", lambda x, codes, k: k == 128)
+    assert METHODS["native"].refusal(TINY, "cpu", None, 129) == "not built for these inputs"
+    assert METHODS["native"].refusal(TINY, "cpu", None, 128) is None
 
 
 def test_a_method_whose_process_is_killed_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -134,7 +172,9 @@ def test_a_method_whose_process_is_killed_is_skipped(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(search, "in_own_process", killed)
     output = tmp_path / "table.md"
-    search.main(["--shapes", str(TINY), "--rounds", "1", "--methods", "cdist", "addmm", "--output", str(output)])
+    search.main(
+        ["--shapes", str(TINY), "--k", "1", "--rounds", "1", "--methods", "cdist", "addmm", "--output", str(output)]
+    )
     table = cells(output.read_text())
     assert table["addmm"]["ms"] == "skipped: signal 9 ended the process: out of memory?"
     assert table["cdist"]["rounds"] == "1"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.data import METRICS, data_set, oracle
+from tests.kernels.data import METRICS, data_set, oracle, oracle_scores
 from tests.kernels.variants import HERE, Search, compiled, needs_compiler
 
 pytestmark = needs_compiler
@@ -29,6 +29,16 @@ def test_equals_the_float64_argmin(search: Search, name: str, metric: str) -> No
     for rows, size, depth in ((40, 300, 24), (33, 65, 64), (7, 10, 65)):
         x, codes = data_set(name, rows, size, depth)
         assert torch.equal(search(x, codes, metric), oracle(x, codes, metric))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [2, 10, 100])
+def test_several_codes_are_in_their_float64_order(search: Search, k: int, metric: str) -> None:
+    """With 16 bits to a score, most codes are compared with their neighbours in double precision."""
+    for parts, size, depth in ((1, 300, 24), (2, 700, 65)):
+        x, codes = data_set("gaussian", 40, size, depth)
+        order = oracle_scores(x, codes, metric).sort(1).indices
+        assert torch.equal(search(x, codes, metric, parts=parts, k=k), order[:, :k])
 
 
 def test_codes_in_two_parts(search: Search) -> None:

@@ -45,6 +45,10 @@ def by_torch(x: Tensor, codes: Tensor, metric: str = "euclidean") -> Tensor:
     return nearest(x, codes, metric=metric, impl="torch").indices  # type: ignore[arg-type]
 
 
+def compiled_search(x: Tensor, codes: Tensor, metric: str = "euclidean", valid: Tensor | None = None) -> Tensor:
+    return native.search(x[None], codes[None], valid if valid is None else valid[None], metric, 1)[0, :, 0]
+
+
 @built
 @pytest.mark.parametrize("metric", ["euclidean", "dot", "cosine"])
 def test_ragged_sizes(variant: str, metric: str) -> None:
@@ -60,7 +64,7 @@ def test_ragged_sizes(variant: str, metric: str) -> None:
                     scores = -x.double() @ codes.double().T
                 if metric == "cosine":
                     scores = scores / codes.double().norm(dim=1)
-                found = native.search(x[None], codes[None], None, metric)[0]
+                found = compiled_search(x, codes, metric)
                 assert torch.equal(found, scores.argmin(1)), (rows, size, depth)
 
 
@@ -70,8 +74,8 @@ def test_threads_share_rows_or_codes(variant: str, threads: int, rows: int, size
     x, codes = normal(rows, depth), normal(size, depth, seed=1)
     valid = torch.ones(size, dtype=torch.bool)
     valid[: size // 2] = False
-    assert torch.equal(native.search(x[None], codes[None], None, "euclidean")[0], by_torch(x, codes))
-    found = native.search(x[None], codes[None], valid[None], "euclidean")[0]
+    assert torch.equal(compiled_search(x, codes), by_torch(x, codes))
+    found = compiled_search(x, codes, valid=valid)
     assert torch.equal(found, by_torch(x, codes[size // 2 :]) + size // 2)
 
 
@@ -79,7 +83,7 @@ def test_threads_share_rows_or_codes(variant: str, threads: int, rows: int, size
 def test_groups_are_searched_in_one_call(variant: str, threads: int) -> None:
     x, codes = normal(7, 50, 9), normal(7, 70, 9, seed=1)
     expected = torch.stack([by_torch(rows, book) for rows, book in zip(x, codes, strict=True)])
-    assert torch.equal(native.search(x, codes, None, "euclidean"), expected)
+    assert torch.equal(native.search(x, codes, None, "euclidean", 1)[..., 0], expected)
 
 
 @built
@@ -90,7 +94,7 @@ def test_rows_far_from_all_codes_keep_their_digits(variant: str) -> None:
     codes = torch.cat([codes, codes + 1e-7 * torch.randn(40, 16, generator=generator)])
     x = 1e8 * torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=1)
     scores = torch.stack([((0.5 * codes.double() - row) * codes.double()).sum(1) for row in x.double()])
-    found = native.search(x[None], codes[None], None, "euclidean")[0]
+    found = compiled_search(x, codes)
     two = scores.topk(2, largest=False).values
     clear = two[:, 1] - two[:, 0] > 1e-4
     assert clear.sum() > 300 and torch.equal(found[clear], scores.argmin(1)[clear])
@@ -105,7 +109,7 @@ def test_ties_go_to_the_lowest_index_whichever_step_decides(variant: str, metric
     x = normal(400, 24, seed=1)
     expected = by_torch(x, codes, metric)
     for copies, rows in ((2, 3), (2, 400), (20, 400), (60, 30)):
-        found = native.search(x[None, :rows], codes.repeat(copies, 1)[None], None, metric)[0]
+        found = compiled_search(x[:rows], codes.repeat(copies, 1), metric)
         assert torch.equal(found, expected[:rows]), (copies, rows)
 
 
@@ -114,7 +118,7 @@ def test_a_code_that_is_not_finite_never_wins_and_a_row_gets_the_first_usable(va
     x, codes = normal(40, 8), normal(50, 8, seed=1)
     codes[::2, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf]).repeat(9)[:25]
     x[7, 0], x[9] = torch.nan, torch.inf
-    found = native.search(x[None], codes[None], None, "euclidean")[0]
+    found = compiled_search(x, codes)
     finite = [row for row in range(40) if row not in (7, 9)]
     assert torch.equal(found[finite], by_torch(x[finite], codes[1::2]) * 2 + 1)
     assert found[7] == found[9] == 1
@@ -128,7 +132,7 @@ def test_scales_at_which_float32_overflows_or_underflows(variant: str, scale: fl
         a, b = x.double(), codes.double()
         scores = torch.cdist(a, b) if metric == "euclidean" else -(a @ b.T)
         scores = scores / b.norm(dim=1) if metric == "cosine" else scores
-        assert torch.equal(native.search(x[None], codes[None], None, metric)[0], scores.argmin(1)), metric
+        assert torch.equal(compiled_search(x, codes, metric), scores.argmin(1)), metric
 
 
 @built
@@ -166,7 +170,7 @@ def test_one_code_far_out_leaves_the_others_to_float32(variant: str) -> None:
     codes[7] = 1e19
     x[3] = 0.9e19
     for metric in ("euclidean", "dot", "cosine"):
-        found = native.search(x[None], codes[None], None, metric)[0]
+        found = compiled_search(x, codes, metric)
         assert torch.equal(found, oracle(x, codes, metric)) and found[3] == 7
 
 
@@ -174,7 +178,7 @@ def test_one_code_far_out_leaves_the_others_to_float32(variant: str) -> None:
 def test_takes_only_what_it_can_search() -> None:
     x, codes = normal(2, 3)[None], normal(4, 3)[None]
     assert native.can_search(x, codes, 1) and native.can_search(x.half(), codes.bfloat16(), 1)
-    assert not native.can_search(x, codes, 2)
+    assert native.can_search(x, codes, 128) and not native.can_search(x, codes, 129)
     assert not native.can_search(x.double(), codes, 1)
     assert not native.can_search(x.to("meta"), codes.to("meta"), 1)
 
@@ -199,23 +203,39 @@ def test_takes_only_what_it_can_search() -> None:
 def test_the_operator_checks_what_it_reads(x: Tensor, codes: Tensor, valid: Tensor | None, message: str) -> None:
     """It walks raw memory: a wrong shape must not get that far, whoever calls it."""
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.vqkit_native.search(x, [codes], valid, 0, "")
+        torch.ops.vqkit_native.search(x, [codes], valid, 0, 1, "")
 
 
 @built
-def test_memory_does_not_grow_with_rows_times_codes() -> None:
+@pytest.mark.parametrize(
+    ("books", "k", "message"),
+    [
+        (1, 0, "k is 0, expected 1 to 128"),
+        (1, 129, "k is 129, expected 1 to 128"),
+        (2, 2, "k is 2, expected 1 where there are several codebooks"),
+    ],
+)
+def test_the_operator_checks_k(books: int, k: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.vqkit_native.search(torch.zeros(1, 2, 3), [torch.zeros(1, 4, 3)] * books, None, 0, k, "")
+
+
+@built
+@pytest.mark.parametrize("k", [1, 100])
+def test_memory_does_not_grow_with_rows_times_codes(k: int) -> None:
     """In a process of its own: the resident set beyond rows and codes, where an N x K matrix would need 1.6 GB."""
     code = (
+        f"k = {k}\n"
         "import resource, torch\n"
         "from vqkit.kernels import native\n"
         "x, codes = torch.randn(1, 20_000, 4), torch.randn(1, 20_000, 4)\n"
-        "native.search(x[:, :50], codes[:, :50], None, 'euclidean')\n"
+        "native.search(x[:, :200], codes[:, :200], None, 'euclidean', k)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "native.search(x, codes, None, 'euclidean')\n"
+        "native.search(x, codes, None, 'euclidean', k)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(grown) < 16_384  # KiB
+    assert int(grown) < 16_384 + 20_000 * k * 8 // 1024  # KiB: besides the indices
 
 
 def test_a_library_that_does_not_load_is_said_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def assert_same_where_clear(found: Tensor, indices: Tensor, values: Tensor) -> N
 @pytest.mark.parametrize("k", [2, 5])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", DATA)
-def test_the_k_best_codes(small_tiles: None, name: str, metric: str, k: int) -> None:
+def test_the_k_best_codes(path: str, name: str, metric: str, k: int) -> None:
     x, codes = data_set(name, rows=200)
     found = nearest(x, codes, metric=metric, k=k, return_scores=True, return_margin=True)
     indices, values = ranked(x, codes, metric, k)
@@ -61,7 +61,7 @@ def test_the_margin_of_the_best_code(path: str, name: str, metric: str) -> None:
     )
 
 
-def test_a_margin_far_below_the_scores_keeps_its_digits(torch_path: None) -> None:
+def test_a_margin_far_below_the_scores_keeps_its_digits(shipped_path: None) -> None:
     codes = torch.tensor([[1e4, 0.0], [1e4, 2.0**-10]])
     margin = nearest(torch.tensor([[0.0, 0.0]]), codes, return_margin=True).margin
     assert margin.tolist() == [2.0**-20]
@@ -70,7 +70,7 @@ def test_a_margin_far_below_the_scores_keeps_its_digits(torch_path: None) -> Non
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_ties_are_ranked_by_index(small_tiles: None, metric: str) -> None:
+def test_ties_are_ranked_by_index(path: str, metric: str) -> None:
     x, codes = data_set("gaussian", rows=50, size=40)
     best = nearest(x, codes, metric=metric, k=2).indices
     found = nearest(x, codes.repeat(4, 1), metric=metric, k=6).indices
@@ -116,7 +116,7 @@ def test_codes_that_are_not_valid_never_win(path: str, name: str, metric: str) -
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_what_is_missing_is_minus_one(small_tiles: None, metric: str) -> None:
+def test_what_is_missing_is_minus_one(path: str, metric: str) -> None:
     x, codes = data_set("gaussian", rows=60, size=100)
     x[5, 3] = torch.nan
     codes[10] = torch.inf
@@ -144,7 +144,7 @@ def test_rows_that_are_not_finite_have_the_lowest_usable_codes(path: str, metric
     assert nearest(x, codes, metric=metric, valid=torch.arange(300) > 7).indices.tolist() == [8, 8, 8]
 
 
-def test_codes_that_overflow_do_not_hide_their_neighbours(torch_path: None) -> None:
+def test_codes_that_overflow_do_not_hide_their_neighbours(shipped_path: None) -> None:
     """inf - inf = NaN in every group of codes: rows and codes are finite, and their products are not."""
     x, codes = torch.randn(40, 4), torch.randn(3200, 4)
     x, codes = 1e10 * x, 1e10 * codes

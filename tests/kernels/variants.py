@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(
 def compiled(
     folder: Path, variant: str, *, flags: Sequence[str] = (), replaced: tuple[str, str] | None = None
 ) -> Search:
-    """`search(x, codes, metric, parts=1)` of one variant; one piece of its sources may be replaced."""
+    """`search(x, codes, metric, parts=1, k=1)` of one variant; one piece of its sources may be replaced."""
     found = 0
     for source in build.FOLDER.glob("*.[chi]*"):
         text = source.read_text()
@@ -43,12 +43,12 @@ def compiled(
     assert done.returncode == 0, done.stderr
     function = ctypes.CDLL(str(library)).variant_search
 
-    def search(x: Tensor, codes: Tensor, metric: str, parts: int = 1) -> Tensor:
+    def search(x: Tensor, codes: Tensor, metric: str, parts: int = 1, k: int = 1) -> Tensor:
         x, codes = x.contiguous(), codes.contiguous()
-        indices = torch.full((len(x),), -1)
+        indices = torch.full((len(x), k), -2)
         pointer, integer = (lambda tensor: ctypes.c_void_p(tensor.data_ptr())), ctypes.c_int64
         sizes = integer(len(x)), integer(x.shape[1]), pointer(codes), integer(len(codes))
-        function(pointer(x), *sizes, integer(METRICS.index(metric)), integer(parts), pointer(indices))
-        return indices
+        function(pointer(x), *sizes, integer(METRICS.index(metric)), integer(parts), integer(k), pointer(indices))
+        return indices[:, 0] if k == 1 else indices
 
     return search

@@ -217,7 +217,7 @@ def _nearest(
         raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
     engine = _choose(x, codes, k, precision, impl).engine
     if engine == "native":
-        return native.search(x, codes, valid, metric).unsqueeze(-1)
+        return native.search(x, codes, valid, metric, k)
     if engine == "triton":
         from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
 

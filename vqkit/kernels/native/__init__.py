@@ -14,6 +14,7 @@ from torch import Tensor
 from vqkit.kernels.native.build import library_path
 
 _METRICS = ("euclidean", "dot", "cosine")  # in the order of search.h
+MOST_CODES = 128  # of a row: kMostCodes in search.h
 _SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -43,32 +44,35 @@ def variant() -> str | None:
 
 
 def can_search(x: Tensor, codes: Tensor, k: int) -> bool:
-    """Whether `search` takes these inputs: on the CPU, of single precision or less, for one code a row."""
-    return k == 1 and x.device.type == "cpu" and {x.dtype, codes.dtype} <= {*_SINGLE} and bool(variants())
+    """Whether `search` takes these inputs: on the CPU, of single precision or less, for up to 128 codes of each
+    row.
+    """
+    return k <= MOST_CODES and x.device.type == "cpu" and {x.dtype, codes.dtype} <= {*_SINGLE} and bool(variants())
 
 
-def search(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str) -> Tensor:
-    """Nearest code of each row.
+def search(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int) -> Tensor:
+    """The k nearest codes of each row, best first.
 
     Args:
         x: (G, N, D) rows.
         codes: (G, K, D), K >= 1.
         valid: (G, K) bool, codes that may win; None for all.
         metric: "euclidean", "dot" or "cosine".
+        k: from 1 to `MOST_CODES`.
 
     Returns:
-        (G, N) int64.
+        (G, N, k) int64, -1 where fewer than k codes are usable.
     """
-    return _search(x, [codes], None if valid is None else valid.contiguous(), metric).squeeze(-1)
+    return _search(x, [codes], None if valid is None else valid.contiguous(), metric, k)
 
 
 def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
     """Nearest codes of each row (N, D) in S codebooks (K_s, D), each searched for what those before left over: (N, S)
     int64.
     """
-    return _search(x[None], [codes[None] for codes in codebooks], None, metric)[0]
+    return _search(x[None], [codes[None] for codes in codebooks], None, metric, 1)[0]
 
 
-def _search(x: Tensor, codebooks: Sequence[Tensor], valid: Tensor | None, metric: str) -> Tensor:
+def _search(x: Tensor, codebooks: Sequence[Tensor], valid: Tensor | None, metric: str, k: int) -> Tensor:
     single = [tensor.detach().to(torch.float32).contiguous() for tensor in (x, *codebooks)]
-    return torch.ops.vqkit_native.search(single[0], single[1:], valid, _METRICS.index(metric), "")
+    return torch.ops.vqkit_native.search(single[0], single[1:], valid, _METRICS.index(metric), k, "")

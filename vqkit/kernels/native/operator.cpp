@@ -28,7 +28,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr double kProductsOfAThread = 1 << 18;  // fewer multiplications are not worth another thread
-constexpr int64_t kFewRows = 4096;              // each thread packs all rows where the codes are dealt out
+constexpr int64_t kFewRows = 4096;              // each thread packs all rows where the codes are dealt out,
+constexpr int64_t kFoundBytes = 1 << 20;        // and leaves so much of what it found
 
 #if defined(__x86_64__) && defined(__linux__)
 bool has_amx() {
@@ -97,13 +98,16 @@ void search_by_codes(const Problem& problem, const Variant& variant, int64_t thr
   variant.resolve_rows(problem, parts, memory);
 }
 
-// x (G, N, D) float32; codes: S codebooks (G, K, D) float32, K may differ; valid (G, K) bool for S = 1 -> (G, N, S) int64.
+// x (G, N, D) float32; codes: S codebooks (G, K, D) float32, K may differ; valid (G, K) bool for S = 1 -> (G, N, S) int64; or
+// (G, N, k) for S = 1.
 Tensor search(
-    Tensor x, std::vector<Tensor> codes, std::optional<Tensor> valid, int64_t metric, std::string variant_name) {
+    Tensor x, std::vector<Tensor> codes, std::optional<Tensor> valid, int64_t metric, int64_t k, std::string variant_name) {
   check(x, "x", 3, ScalarType::Float);
   const Variant& variant = variant_of(variant_name, x.size(2));
   STD_TORCH_CHECK(!codes.empty() && (!valid || codes.size() == 1), "expected codebooks, and one of them where valid is given");
   STD_TORCH_CHECK(metric >= 0 && metric <= 2, "metric is ", metric, ", expected 0, 1 or 2");
+  STD_TORCH_CHECK(k >= 1 && k <= kMostCodes, "k is ", k, ", expected 1 to ", kMostCodes);
+  STD_TORCH_CHECK(k == 1 || codes.size() == 1, "k is ", k, ", expected 1 where there are several codebooks");
   const int64_t groups = x.size(0), rows = x.size(1), depth = x.size(2), levels = codes.size();
   double products = 0;
   for (const Tensor& book : codes) {
@@ -116,7 +120,7 @@ Tensor search(
     check(*valid, "valid", 2, ScalarType::Bool);
     STD_TORCH_CHECK(valid->size(0) == groups && valid->size(1) == codes[0].size(1), "valid and codes do not match");
   }
-  Tensor indices = torch::stable::empty({groups, rows, levels}, ScalarType::Long);
+  Tensor indices = torch::stable::empty({groups, rows, levels * k}, ScalarType::Long);
   if (groups * rows == 0) return indices;
 
   std::vector<Codebook> books(groups * levels);
@@ -128,14 +132,15 @@ Tensor search(
       books[g * levels + s] = {static_cast<const float*>(codes[s].const_data_ptr()) + g * size * depth, mask, size};
     }
     problems[g] = {
-        static_cast<const float*>(x.const_data_ptr()) + g * rows * depth, rows, depth, &books[g * levels], levels,
-        static_cast<Metric>(metric), static_cast<int64_t*>(indices.mutable_data_ptr()) + g * rows * levels};
+        static_cast<const float*>(x.const_data_ptr()) + g * rows * depth, rows, depth, &books[g * levels], levels, k,
+        static_cast<Metric>(metric), static_cast<int64_t*>(indices.mutable_data_ptr()) + g * rows * levels * k};
   }
 
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t blocks = (rows + variant.row_block - 1) / variant.row_block;
   const int64_t code_blocks = (codes[0].size(1) + variant.code_block - 1) / variant.code_block;
-  const bool few_rows = blocks < 8 * threads && blocks < code_blocks && rows <= kFewRows;
+  const bool few_rows = blocks < 8 * threads && blocks < code_blocks && rows <= kFewRows &&
+                        variant.found_bytes(problems[0]) <= kFoundBytes;
   if (groups == 1 && levels == 1 && threads > 1 && few_rows && products > 2 * kProductsOfAThread) {
     search_by_codes(problems[0], variant, threads);
     return indices;
@@ -151,7 +156,7 @@ Tensor search(
 }
 
 STABLE_TORCH_LIBRARY(vqkit_native, library) {
-  library.def("search(Tensor x, Tensor[] codes, Tensor? valid, int metric, str variant) -> Tensor");
+  library.def("search(Tensor x, Tensor[] codes, Tensor? valid, int metric, int k, str variant) -> Tensor");
   library.def("variants() -> str");
 }
 

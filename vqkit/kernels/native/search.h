@@ -5,6 +5,8 @@
 
 namespace vqkit {
 
+constexpr int64_t kMostCodes = 128;  // that are found for a row
+
 enum class Metric { euclidean = 0, dot = 1, cosine = 2 };
 
 struct Codebook {
@@ -13,14 +15,16 @@ struct Codebook {
   int64_t size;
 };
 
-// Rows are searched in `levels` codebooks one after another, each time for what the levels before left over.
+// The k best codes of each row; or rows are searched in `levels` codebooks one after another, for one code each time, for what
+// the levels before left over. One of k and levels is 1.
 struct Problem {
   const float* x;  // (rows, depth)
   int64_t rows, depth;
   const Codebook* codebooks;
   int64_t levels;
+  int64_t k;  // from 1 to kMostCodes
   Metric metric;
-  int64_t* indices;  // (rows, levels)
+  int64_t* indices;  // (rows, levels) or (rows, k); -1 where fewer than k codes are usable
 };
 
 struct Variant {
@@ -32,10 +36,10 @@ struct Variant {
   void (*search_rows)(const Problem&, int64_t first, int64_t last);
   // The same for a problem of one level, with the codes dealt out: `scan_codes` looks at codes [first, last) and leaves what it
   // found in `found` (`found_bytes` of memory, aligned to 64); `resolve_rows` takes what the parts found, one behind the
-  // other.
+  // other, and joins it in the first.
   int64_t (*found_bytes)(const Problem&);
-  void (*scan_codes)(const Problem&, int64_t first, int64_t last, void* found);
-  void (*resolve_rows)(const Problem&, int64_t parts, const void* found);
+  void (*scan_codes)(const Problem&, int64_t first, int64_t last, char* found);
+  void (*resolve_rows)(const Problem&, int64_t parts, char* found);
 };
 
 extern const Variant portable_variant;

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, data_set
+from tests.kernels.stand_ins import only
 from tests.kernels.test_top_k import assert_same_where_clear, ranked
 from tests.kernels.variants import compiled, needs_compiler
 from vqkit.kernels import native, nearest
@@ -20,7 +21,7 @@ MOST = native.MOST_CODES
 
 @pytest.fixture(params=native.variants() or ("none",))
 def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.only(request.param):
+    with only(request.param):
         yield request.param
 
 
@@ -33,8 +34,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def by_torch(x: Tensor, codes: Tensor, metric: str, k: int, valid: Tensor | None = None) -> Tensor:
-    with native.disabled():
-        return nearest(x, codes, metric=metric, k=k, valid=valid).indices.view(len(x), k)  # type: ignore[arg-type]
+    found = nearest(x, codes, metric=metric, k=k, valid=valid, impl="torch")  # type: ignore[arg-type]
+    return found.indices.view(len(x), k)
 
 
 def compiled_search(x: Tensor, codes: Tensor, metric: str, k: int, valid: Tensor | None = None) -> Tensor:

@@ -4,9 +4,9 @@
     python scripts/gpu.py --steps calibration search     # some of it
 
 Writes benchmarks/results/gpu_<device>.md and calibration_<device>.json. Where tests and calibration pass on a GPU, its
-compute capability and the version of Triton join vqkit/kernels/gpu/verified.json, the list of what the fused kernels are
-taken on without being asked for. Without a GPU it is a dry run: every step runs
-its code, tiny, in Triton's interpreter, and build/gpu/ gets the same tables with no figures in them.
+compute capability and the version of Triton join vqkit/kernels/gpu/verified.json, the list of what the fused kernels
+are taken on without being asked for. Without a GPU it is a dry run: every step runs its code, tiny, in Triton's
+interpreter, and build/gpu/ gets the same tables with no figures in them.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vqkit.functional import connected_zero
 from vqkit.indices import check_indices
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
@@ -333,12 +334,12 @@ class VectorQuantizer(BaseQuantizer):
         losses: dict[str, Tensor] = {}
         if quantized.selection is None or quantized.estimated is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            return sum((0 * item.flatten()[:1].sum() for item in trained), start=_connected_zero(quantized.vectors)), {}
+            return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
         total: Tensor | None = None
         for loss in self.losses:
             losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
             total = loss.weight * value if total is None else total + loss.weight * value
-        return _connected_zero(quantized.vectors) if total is None else total, losses
+        return connected_zero(quantized.vectors) if total is None else total, losses
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
@@ -353,29 +354,6 @@ class VectorQuantizer(BaseQuantizer):
             return quantized.vectors
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
         return keep_valid(vectors, quantized.valid)
-
-
-def _connected_zero(tensor: Tensor) -> Tensor:
-    """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
-    if torch.compiler.is_compiling():
-        return 0 * tensor.flatten()[:1].sum()
-    return _ConnectedZero.apply(tensor)
-
-
-class _ConnectedZero(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(tensor: Tensor) -> Tensor:
-        return tensor.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> None:
-        return None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-// What decides: scores in double precision, the bound on the errors of those of the tiles, and differences of two codes.
+// What decides: scores in double precision, the bound on the errors of the others, and differences of two codes.
 
 #pragma once
 

@@ -229,6 +229,7 @@ def test_memory_does_not_grow_with_rows_times_codes(k: int) -> None:
         "import resource, torch\n"
         "from vqkit.kernels import native\n"
         "x, codes = torch.randn(1, 20_000, 4), torch.randn(1, 20_000, 4)\n"
+        "assert native.can_search(x, codes, k)\n"
         "native.search(x[:, :200], codes[:, :200], None, 'euclidean', k)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "native.search(x, codes, None, 'euclidean', k)\n"

@@ -14,9 +14,10 @@ PACKAGE = ROOT / "vqkit"
 # From bottom to top: a module may import from lower rows only, type hints excepted. Where a package is named, its files
 # may import each other; where its files are, the same holds for each of them.
 ROWS = [
-    {"version", "precision", "runtime", "functional", "distributed"},
+    {"version", "precision", "runtime", "functional", "indices", "distributed"},
     {"kernels", "saving", "metrics"},
     {"kmeans", "backbones"},
+    {"parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility"},
@@ -96,6 +97,12 @@ def test_no_data_attribute_and_no_bare_except(path: Path) -> None:
     ]
     bare = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
     assert not written and not bare
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_abstractness_has_one_style(path: Path) -> None:
+    """`abc.abstractmethod` refuses the class where it is built; an error inside of the method comes too late."""
+    assert "NotImplementedError" not in path.read_text()
 
 
 def test_the_library_does_not_print_log_or_read_the_environment() -> None:

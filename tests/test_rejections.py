@@ -75,6 +75,7 @@ class UntrainedCodebook(Codebook):
 
 
 projected = partial(vq, codebook_dim=2)
+SHARED = vq()
 
 INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "restarts of derived rows": (
@@ -244,8 +245,10 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
         ("Disentanglement takes inner products", "[4, 2] dimensions", "one codebook_dim"),
     ),
     "codes of a group without a codebook": (
-        lambda: GroupedQuantizer([vq, partial(FSQ, [3, 3, 3, 3])], losses=[PublishedDisentanglement()]),
-        ("PublishedDisentanglement compares the codes", "groups [1] have no codebook", "make every group a Quantizer"),
+        lambda: GroupedQuantizer(
+            [vq, partial(FSQ, [3, 3, 3, 3]), partial(ResidualQuantizer, vq, 2)], losses=[PublishedDisentanglement()]
+        ),
+        ("PublishedDisentanglement compares the codes", "groups [1, 2] have no codebook", "every group a Quantizer"),
     ),
     "a rotation in one dimension": (
         lambda: Quantizer("vq", dim=1, codebook_size=8, estimator=RotationTrick()),
@@ -410,6 +413,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "contrast without a temperature": (lambda: Contrastive(temperature=0.0), ("temperature=0.0", "positive")),
     "anchors by another metric": (lambda: ProbabilisticAnchor("l2"), ("metric='l2'", "'euclidean', 'dot' or 'cosine'")),
     "anchors never": (lambda: ClusterReinit(every=0), ("every=0", "at least 1")),
+    "a split of every code": (lambda: LBGSplitting(1.0), ("threshold=1.0", "[0, 1)")),
     "no step of a split": (lambda: LBGSplitting(step=0.0), ("step=0.0", "above 0")),
     "too many levels for the common rule": (lambda: CenteredFSQ([1001]), ("levels=[1001]", "at most 1000 each")),
     "groups with a layout": (
@@ -420,6 +424,9 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "no bits": (lambda: LFQ(0), ("bits=0", "at least 1")),
     "another bit order": (lambda: LFQ(4, bit_order="little"), ("bit_order='little'", "'lsb_first' or 'msb_first'")),
     "weight of a prior": (lambda: UniformPrior(-1.0), ("UniformPrior weight=-1.0", "at least 0")),
+    "no group at all": (lambda: GroupedQuantizer(vq, 0), ("num_groups=0", "at least 1")),
+    "one group twice": (lambda: GroupedQuantizer(lambda: SHARED, 2), ("group gave the same quantizer again",)),
+    "one stage twice": (lambda: ResidualQuantizer(lambda: SHARED, 2), ("stage gave the same quantizer again",)),
     "num_groups": (lambda: GroupedQuantizer(vq), ("num_groups=None", "at least 1")),
     "groups counted twice": (lambda: GroupedQuantizer([vq, ema], 3), ("num_groups=3", "expected None", "lists 2")),
     "no groups": (lambda: GroupedQuantizer([]), ("group=[]", "at least 1")),
@@ -434,6 +441,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "threshold as a count": (lambda: RandomRestart(2), ("threshold=2", "fraction of uniform usage", "[0, 1)", "0.1")),
     "every": (lambda: RandomRestart(every=0), ("every=0", "at least 1")),
     "limit": (lambda: RandomRestart(limit=0), ("limit=0", "at least 1")),
+    "no levels": (lambda: FSQ([]), ("at least one dimension",)),
     "levels": (lambda: FSQ([8, 1]), ("levels=[8, 1]", "at least 2 levels", "[8, 5, 5, 5]")),
     "too many levels": (lambda: FSQ([2] * 63), ("do not fit an int64", "fewer levels")),
     "num_stages": (lambda: ResidualQuantizer(vq, 0), ("num_stages=0", "at least 1")),

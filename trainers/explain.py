@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
+from vqkit.saving.migration import current_path
+
 KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
 CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)$")
 NOISE = re.compile(
@@ -71,6 +73,8 @@ def _reason(text: str, classes: list[str], key: str) -> str:
         option = match["option"] or match["key"]
         names = _arguments(classes[-1])
         return f"{classes[-1]} has no argument {option!r}{suggest(option, names)}; it takes {', '.join(names)}"
+    if NO_CLASS.search(text) and classes and (renamed := current_path(classes[-1])) != classes[-1]:
+        return f"{classes[-1]} is called {renamed} now: write that"
     if NO_CLASS.search(text) and len(classes) >= 2:
         choices = _classes_for(classes[-2], key)
         guess = suggest(classes[-1].rpartition(".")[2], [choice.rpartition(".")[2] for choice in choices])

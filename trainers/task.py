@@ -371,7 +371,7 @@ def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def _check_objectives(objectives: Sequence[Objective]) -> None:
-    check_names(objectives)
+    check_names(objective.name for objective in objectives)
     weights = {objective.name: objective.weight for objective in objectives}
     if not any(weights.values()):
         raise ValueError(f"weights of objectives {weights}: expected one of them above 0")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
+from vqkit.indices import check_indices
 
 FIGURES = (
     "usage",
@@ -80,23 +81,17 @@ class CodebookUsage(nn.Module):
             ValueError: no integers, a last axis that is not L, or an index outside -1 ... codebook_size - 1 of its
                 level.
         """
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise ValueError(f"indices has dtype {indices.dtype}: expected integers")
         if self.num_codebooks > 1 and (indices.ndim == 0 or indices.shape[-1] != self.num_codebooks):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}: expected a last axis of "
                 f"num_codebooks={self.num_codebooks} levels"
             )
+        check_indices(indices, self.codebook_sizes, level_axis=self.num_codebooks > 1)
         if indices.numel() == 0:
             return
         # One cell in front of each level's codes takes the -1.
         width = self.counts.shape[1] + 1
         cells = indices.detach().to(self.counts.device, torch.int64).reshape(-1, self.num_codebooks) + 1
-        bounds = (torch.stack(cells.aminmax(dim=0), dim=1) - 1).tolist()
-        for level, ((low, high), size) in enumerate(zip(bounds, self.codebook_sizes, strict=True)):
-            if low < -1 or high >= size:
-                where = f" at level {level}" if self.num_codebooks > 1 else ""
-                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
         cells += width * torch.arange(self.num_codebooks, device=cells.device)
         histogram = torch.bincount(cells.flatten(), minlength=width * self.num_codebooks)
         self.counts += histogram.view(self.num_codebooks, width)[:, 1:]

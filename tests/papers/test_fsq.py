@@ -140,20 +140,6 @@ def test_saturation_is_a_share_of_the_unmasked_vectors() -> None:
         assert quantizer.health()["saturated"] == 1
 
 
-@pytest.mark.parametrize(
-    ("levels", "message"),
-    [([], "at least one dimension"), ([8, 1], "at least 2 levels"), ([2] * 63, "do not fit an int64")],
-)
-def test_bad_levels_are_refused(levels: list[int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FSQ(levels)
-
-
-def test_levels_that_the_centered_rule_would_round_beyond_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 1000 each"):
-        CenteredFSQ([5, 1001])
-
-
 def test_62_bits_of_indices_are_exact() -> None:
     quantizer = FSQ([2] * 62)
     indices = torch.tensor([0, 1, 2**61, 2**62 - 1, 123_456_789_012_345_678])

@@ -210,7 +210,6 @@ def test_the_grid_is_nearest_to_a_square(codebook_size: int, grid: tuple[int, in
         (9, {}, r"codebook_size=9.*; 16 is nearest, or choose another patch_size"),
         (64, {"patch_size": 0}, "patch_size=0: expected at least 1"),
         (64, {"width": 0}, "width=0: expected at least 1"),
-        (64, {"heads": 3}, "heads=3: expected a divisor of width=256"),
         (64, {"blocks": -1}, "blocks=-1: expected at least 0"),
         (64, {"mlp_ratio": 0}, "mlp_ratio=0: expected at least 1"),
     ],

@@ -12,7 +12,6 @@ from torch import Tensor
 from tests.conftest import RankPair
 from vqkit import (
     FSQ,
-    BaseQuantizer,
     CodebookUsage,
     Disentanglement,
     GroupedQuantizer,
@@ -20,7 +19,6 @@ from vqkit import (
     Quantizer,
     ResidualQuantizer,
 )
-from vqkit.parts.compatibility import IncompatibleParts
 from vqkit.saving.config import from_config, to_config
 
 SMALL = partial(Quantizer, "vq", dim=3, codebook_size=7)
@@ -277,59 +275,6 @@ def test_codes_are_compared_in_the_code_space() -> None:
     )
     expected = (first * second).sum(1).square().mean()
     torch.testing.assert_close(output.losses["disentanglement"], expected, rtol=0, atol=1e-14)
-
-
-REFUSED = {
-    "other dimensions": (
-        lambda: [UNIT, partial(UNIT, dim=6)],
-        Disentanglement,
-        r"\[8, 6\] dimensions: give all groups one",
-    ),
-    "a composite": (
-        lambda: [UNIT, partial(ResidualQuantizer, UNIT, 2)],
-        Disentanglement,
-        r"groups \[1\] have no codebook",
-    ),
-    "a grid": (lambda: [UNIT, partial(FSQ, [5] * 8)], PublishedDisentanglement, r"groups \[1\] have no codebook"),
-    "one group": (lambda: [UNIT], Disentanglement, "there is one: leave it out"),
-    "averages": (
-        lambda: [UNIT, partial(Quantizer, "ema", dim=8, codebook_size=32)],
-        Disentanglement,
-        "group 1 has EMACodebook, which is trained by statistics: use Codebook, or PublishedDisentanglement",
-    ),
-}
-
-
-@pytest.mark.parametrize(("groups", "loss", "message"), REFUSED.values(), ids=REFUSED)
-def test_groups_that_it_is_not_defined_for_are_refused(groups, loss: type, message: str) -> None:
-    with pytest.raises(IncompatibleParts, match=message):
-        GroupedQuantizer(groups(), losses=[loss()])
-
-
-def same() -> BaseQuantizer:
-    return SAME
-
-
-SAME = SMALL()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"group": SMALL}, "num_groups=None: expected at least 1"),
-        ({"group": SMALL, "num_groups": 0}, "num_groups=0"),
-        ({"group": [SMALL], "num_groups": 2}, "num_groups=2: expected None"),
-        ({"group": []}, r"group=\[\]"),
-        ({"group": same, "num_groups": 2}, "same quantizer again"),
-        ({"group": [partial(SMALL, channel_dim=1)]}, "give channel_dim to GroupedQuantizer"),
-        ({"group": UNIT, "num_groups": 2, "losses": [Disentanglement(), PublishedDisentanglement()]}, "2 losses"),
-    ],
-)
-def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GroupedQuantizer(**arguments)
-    with pytest.raises(ValueError, match="weight=-1"):
-        Disentanglement(-1.0)
 
 
 def test_each_group_is_initialized_with_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,7 @@ from tests.conftest import RankPair
 from vqkit import (
     LFQ,
     BitEntropy,
-    CodebookLoss,
     CodebookUsage,
-    Commitment,
-    DoubleQuantization,
-    Entropy,
-    IncompatibleParts,
-    Quantizer,
     Selection,
 )
 from vqkit.kernels import bit_patterns, pattern_sums
@@ -233,9 +227,6 @@ def test_a_small_batch_says_nothing_about_stuck_bits() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LFQ(0), "bits=0: expected a whole number"),
-        (lambda: LFQ(63), "bits=63: an int64 index holds at most 62; use GroupedQuantizer of several LFQ, or BSQ"),
-        (lambda: LFQ(4, bit_order="big"), "bit_order='big': expected 'lsb_first' or 'msb_first'"),
         (lambda: BitEntropy(temperature=0), "temperature=0: expected a positive number"),
         (lambda: BitEntropy(diversity=-1), "diversity=-1: expected a number of at least 0"),
         (lambda: BitEntropy(group_bits=21), "group_bits=21: expected 1 to 20"),
@@ -245,25 +236,6 @@ def test_a_small_batch_says_nothing_about_stuck_bits() -> None:
 def test_bad_arguments_are_refused(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
-
-
-@pytest.mark.parametrize(
-    ("losses", "message"),
-    [
-        ([CodebookLoss()], r"CodebookLoss needs a stored codebook, and LFQ has none: .* BitEntropy\(\)"),
-        ([Entropy()], "Entropy needs a stored codebook"),
-        ([DoubleQuantization()], "DoubleQuantization reads the quantized vectors, .* cancels"),
-        ([Commitment(), Commitment(0.5)], "2 losses are called 'commitment'"),
-    ],
-)
-def test_losses_that_have_no_meaning_are_refused(losses, message: str) -> None:
-    with pytest.raises(IncompatibleParts, match=message):
-        LFQ(4, losses=losses)
-
-
-def test_bit_entropy_of_a_stored_codebook_is_refused() -> None:
-    with pytest.raises(IncompatibleParts, match=r"BitEntropy .* EMACodebook stores 8 of them"):
-        Quantizer("ema", dim=4, codebook_size=8, losses=[BitEntropy()])
 
 
 def test_a_state_of_another_bit_order_is_refused() -> None:

@@ -432,12 +432,6 @@ def test_stages_with_other_losses_report_every_loss(order: tuple[str, str]) -> N
     assert output.losses.keys() == {"commitment", "codebook"}
 
 
-def test_a_factory_that_gives_the_same_stage_again_is_refused() -> None:
-    shared = Quantizer("ema", dim=DIM, codebook_size=16)
-    with pytest.raises(ValueError, match="same"):
-        ResidualQuantizer(lambda: shared, 2)
-
-
 def check_round_trip(quantizer: BaseQuantizer) -> QuantizerOutput:
     x = torch.randn(20, DIM)
     output = quantizer.eval()(x)

@@ -137,17 +137,3 @@ def test_the_last_code_in_use_is_split_too() -> None:
     codebook = book([0.0, 5.0])
     after = refresh(codebook)
     assert 0 < (after[0] - after[1]).norm() < 1e-3 * after[0].norm()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"threshold": 1.0}, "threshold=1.0"),
-        ({"step": 0.0}, "step=0.0"),
-        ({"every": 0}, "every=0"),
-        ({"limit": 0}, "limit=0"),
-    ],
-)
-def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LBGSplitting(**arguments)

@@ -5,6 +5,7 @@ Source: Gu, Diao 2024, "ESC: Efficient Speech Coding with Cross-Scale Residual V
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from einops import rearrange
@@ -15,7 +16,7 @@ from vqkit.backbones.windowed_attention import WindowedBlocks2d
 from vqkit.saving.config import Configured
 
 
-class ESCBackbone(Configured, nn.Module):
+class ESCBackbone(Configured, nn.Module, ABC):
     """What encoder and decoder have in common: their sizes. The defaults are ESC-Base; ESC-Large has `depth=4`.
 
     Spectra are cut into patches, which are merged in pairs along frequency from scale to scale; in time, nothing is
@@ -93,9 +94,9 @@ class ESCBackbone(Configured, nn.Module):
             )
         self._build()
 
+    @abstractmethod
     def _build(self) -> None:
         """Make the layers."""
-        raise NotImplementedError
 
     def _blocks(self, width: int, num_heads: int) -> WindowedBlocks2d:
         return WindowedBlocks2d(

@@ -75,10 +75,6 @@ class ClusterReinit(Maintenance):
             usage=usage.clone(),
         )
 
-    def extra_repr(self) -> str:
-        """Which feature, and how often."""
-        return f"anchor={self.anchor!r}, every={self.every}"
-
 
 class Contrastive(Loss):
     """Separates the codes: each becomes more similar to the features nearest to it than to those farthest from it.
@@ -119,10 +115,6 @@ class Contrastive(Loss):
         codes = unit(selection.codes)
         value, gradient = _contrast(codes.detach(), unit(selection.z.detach()), selection.valid, self.temperature)
         return straight_through(value, (codes * gradient).sum())
-
-    def extra_repr(self) -> str:
-        """The constants."""
-        return f"weight={self.weight}, temperature={self.temperature}"
 
 
 def reinitialization(shares: Tensor, *, usage_decay: float = 0.99) -> Tensor:

@@ -60,10 +60,6 @@ class DiVeQ(Estimator):
         noise = self.variance**0.5 * selection.noise.normal(z.shape[1]).to(z.dtype)
         return z + length * unit(noise + offset.detach())
 
-    def extra_repr(self) -> str:
-        """The variance."""
-        return f"variance={self.variance}"
-
 
 def diveq() -> Parts:
     """The estimator alone, with no loss on codes or vectors, and dead codes restarted.

@@ -85,10 +85,6 @@ class GumbelSoftmax(Estimator):
             return index_backpropagation(z, codes, indices, temperature=self.temperature)
         return _soft_choice(selection, selection.noise, self.temperature, indices.clamp(min=0))
 
-    def extra_repr(self) -> str:
-        """The temperature."""
-        return f"temperature={self.temperature}"
-
 
 class RelaxedGumbelSoftmax(GumbelSoftmax):
     """In training the mean of all codes under p, rather than one of them: the relaxation that the discrete VAE trains

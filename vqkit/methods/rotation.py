@@ -76,10 +76,6 @@ class RotationTrick(Estimator):
         rotated = reflected + 2 * q_hat * (z_hat * vector).sum(-1, keepdim=True)
         return straight_through(q, torch.where(rotatable, factor * rotated, z))
 
-    def extra_repr(self) -> str:
-        """The angle."""
-        return f"largest_angle={self.largest_angle}"
-
 
 class UnscaledRotationTrick(RotationTrick):
     """The rotation alone, d quantized / d z = R, which leaves the length of the gradient as it is.

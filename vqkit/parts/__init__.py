@@ -1,8 +1,8 @@
 """The five parts of a quantizer with a codebook, one file each.
 
 codebooks.py: what the code vectors are. selection.py: which one is chosen. estimators.py: how gradients pass.
-losses.py: what is penalised. maintenance.py: what happens to unused codes. compatibility.py: which of them work
-together.
+losses.py: what is penalised. maintenance.py: what happens to unused codes. part.py: what the stateless ones share.
+compatibility.py: which of them work together, in one quantizer and in composites.
 """
 
 from collections.abc import Callable, Sequence

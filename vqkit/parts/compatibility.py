@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
-from vqkit.parts.losses import Loss
+from vqkit.parts.losses import Loss, Penalty
 from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.selection import Search
 
@@ -39,22 +39,6 @@ class Member(Protocol):
     has_projection: bool
 
 
-class NamedLoss(Protocol):
-    """What the rules ask of any penalty: on a selection, between groups, or of a training task."""
-
-    @property
-    def name(self) -> str:
-        """Under which it is reported."""
-
-
-class LossBetweenGroups(NamedLoss, Protocol):
-    """What the rules ask of a penalty between groups."""
-
-    @property
-    def trains_codebook(self) -> bool:
-        """Whether its gradient reaches the codebooks."""
-
-
 # ---------------------------------------------------------------------- the parts of one quantizer
 
 
@@ -78,7 +62,7 @@ def check_compatible(
         *estimator.conflicts(codebook),
         *(conflict for loss in losses for conflict in loss.conflicts(codebook, estimator)),
         *_codes_have_enough_dimensions(codebook, estimator),
-        *_names_differ(losses),
+        *_names_differ(loss.name for loss in losses),
     )
 
 
@@ -100,17 +84,17 @@ def check_losses_without_codebook(quantizer: str, losses: Sequence[Loss]) -> Non
             if loss.trains_codebook or loss.compares_with_all_codes
         ),
         *(conflict for loss in losses for conflict in loss.conflicts(None, None)),
-        *_names_differ(losses),
+        *_names_differ(loss.name for loss in losses),
     )
 
 
-def check_names(losses: Iterable[NamedLoss]) -> None:
-    """Check that penalties can be told apart where they are reported.
+def check_names(names: Iterable[str]) -> None:
+    """Check that losses can be told apart where they are reported.
 
     Raises:
         IncompatibleParts: several have one name.
     """
-    _refuse(*_names_differ(losses))
+    _refuse(*_names_differ(names))
 
 
 def _rows_must_be_writable(codebook: Codebook, maintenance: Sequence[Maintenance]) -> Iterator[str]:
@@ -181,8 +165,8 @@ def _codes_have_enough_dimensions(codebook: Codebook, estimator: Estimator) -> I
         )
 
 
-def _names_differ(losses: Iterable[NamedLoss]) -> Iterator[str]:
-    for name, count in Counter(loss.name for loss in losses).items():
+def _names_differ(names: Iterable[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
         if count > 1:
             yield f"{count} losses are called {name!r}, and results are reported by name: keep one of them"
 
@@ -207,13 +191,16 @@ def check_stages(dim: int, quantizers: Sequence[Member], estimator: Estimator | 
     )
 
 
-def check_groups(groups: Sequence[Member], losses: Sequence[LossBetweenGroups]) -> None:
+def check_groups(groups: Sequence[Member], losses: Sequence[Penalty]) -> None:
     """Check the groups of a grouped quantizer against the losses between them.
 
     Raises:
         IncompatibleParts: with all conflicts at once.
     """
-    _refuse(*(conflict for loss in losses for conflict in _groups_compare(groups, loss)), *_names_differ(losses))
+    _refuse(
+        *(conflict for loss in losses for conflict in _groups_compare(groups, loss)),
+        *_names_differ(loss.name for loss in losses),
+    )
 
 
 def _stages_leave_over_in_training_what_they_will_in_use(
@@ -266,7 +253,7 @@ def _nothing_is_cut_off_by_an_estimator_over_the_sum(
         yield f"{name} needs dim of at least {estimator.min_dim}, the stages have {dim}"
 
 
-def _groups_compare(groups: Sequence[Member], loss: LossBetweenGroups) -> Iterator[str]:
+def _groups_compare(groups: Sequence[Member], loss: Penalty) -> Iterator[str]:
     name, codebooks = _name(loss), [group.codebook for group in groups]
     without = [number for number, codebook in enumerate(codebooks) if codebook is None]
     dims = [codebook.dim for codebook in codebooks if codebook is not None]

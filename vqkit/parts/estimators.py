@@ -1,22 +1,22 @@
 """How gradients pass the choice of a code."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit.kernels import Metric, index_backpropagation, reinmax
+from vqkit.parts.part import Part
 from vqkit.parts.selection import Selection
-from vqkit.saving.config import Configured
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
 
 
-class Estimator(Configured, nn.Module, ABC):
+class Estimator(Part):
     """Gradient rule, from a selection to the quantized vectors (N, D). Without gradients all give the chosen code.
 
     Class attributes:
@@ -135,10 +135,6 @@ class IndexBackpropagation(Estimator):
         """(N, D), equal to `selection.selected`; 0 where not valid."""
         assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
         return index_backpropagation(selection.z, selection.codes, selection.indices, temperature=self.temperature)
-
-    def extra_repr(self) -> str:
-        """The temperature."""
-        return f"temperature={self.temperature}"
 
 
 class ReinMax(Estimator):

@@ -1,33 +1,30 @@
 """What is penalised. A loss is stateless and knows one equation; its weight scales it in the total only."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit import distributed
 from vqkit.functional import unit
 from vqkit.kernels import assignment_entropy, entropy
+from vqkit.parts.part import Part
 from vqkit.parts.selection import Selection
-from vqkit.saving.config import Configured
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
     from vqkit.parts.estimators import Estimator
 
 
-class Loss(Configured, nn.Module, ABC):
-    """A penalty on a selection.
+class Penalty(Part):
+    """A term of the total, with its weight.
 
     Class attributes:
         name: its key in `QuantizerOutput.losses`.
         trains_codebook: whether its gradient reaches the codebook.
-        attracts_codes: whether that gradient pulls codes to vectors, so that it is enough to train a codebook.
-        compares_with_all_codes: whether it compares each vector with all codes, so that these must be the codes that
-            are searched.
 
     Args:
         weight: factor in the total; at least 0.
@@ -38,14 +35,26 @@ class Loss(Configured, nn.Module, ABC):
 
     name: ClassVar[str]
     trains_codebook: ClassVar[bool] = False
-    attracts_codes: ClassVar[bool] = False
-    compares_with_all_codes: ClassVar[bool] = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         if not 0 <= weight < math.inf:
             raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
         self.weight = weight
+
+
+class Loss(Penalty):
+    """A penalty on a selection.
+
+    Class attributes:
+        attracts_codes: whether its gradient pulls codes to vectors, so that it is enough to train a codebook.
+        compares_with_all_codes: whether it compares each vector with all codes, so that these must be the codes that
+            are searched.
+        And those of `Penalty`.
+    """
+
+    attracts_codes: ClassVar[bool] = False
+    compares_with_all_codes: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
@@ -60,17 +69,13 @@ class Loss(Configured, nn.Module, ABC):
         """What this loss demands of the other parts beyond the class attributes.
 
         Args:
-            codebook: of the quantizer; None where no code is stored.
-            estimator: of the quantizer; None where the quantizer goes straight through by itself.
+            codebook: None where no code is stored.
+            estimator: None where no code is stored; the quantizer goes straight through.
 
         Yields:
             for each demand that is not met: what, why, and how to mend it.
         """
         yield from ()
-
-    def extra_repr(self) -> str:
-        """The weight."""
-        return f"weight={self.weight}"
 
 
 class Commitment(Loss):
@@ -199,12 +204,6 @@ class Entropy(Loss):
             total = distributed.sum_over_ranks(torch.cat([mean * count, count[None]]))
             mean = total[:-1] / total[-1].clamp(min=1)
         return selection.mean(per_sample) - self.diversity * entropy(mean)
-
-    def extra_repr(self) -> str:
-        """The constants."""
-        return (
-            f"weight={self.weight}, temperature={self.temperature}, diversity={self.diversity}, metric={self.metric!r}"
-        )
 
 
 class Orthogonality(Loss):

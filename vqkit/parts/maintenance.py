@@ -1,20 +1,20 @@
 """What happens to codes that are not used. Policies are stateless: usage, counters and seeds belong to the codebook."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit import distributed
-from vqkit.saving.config import Configured
+from vqkit.parts.part import Part
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
 
 
-class Maintenance(Configured, nn.Module, ABC):
+class Maintenance(Part):
     """A rule that may rewrite codes before a search, from the batch that is about to be quantized.
 
     Attributes:
@@ -78,10 +78,6 @@ class RandomRestart(Maintenance):
             usage=torch.where(replaced, codebook.usage.mean(), usage),
         )
 
-    def extra_repr(self) -> str:
-        """The rule's constants."""
-        return f"threshold={self.threshold}, every={self.every}, limit={self.limit}"
-
 
 class LBGSplitting(Maintenance):
     """Splits the most used codes in two, and gives the second half to dead codes.
@@ -138,10 +134,6 @@ class LBGSplitting(Maintenance):
         positions = codes.unsqueeze(-1) * codebook.dim + torch.arange(codebook.dim, device=codes.device)
         drawn = distributed.counter_random(positions, seed=codebook.seed, step=codebook.steps)
         return ((2 * drawn - 1) * math.sqrt(3)).to(codebook.usage.dtype)
-
-    def extra_repr(self) -> str:
-        """The rule's constants."""
-        return f"threshold={self.threshold}, step={self.step}, every={self.every}, limit={self.limit}"
 
 
 def _spread_in_use(codebook: "Codebook") -> Tensor:

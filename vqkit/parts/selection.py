@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit import distributed
 from vqkit.kernels import Metric, nearest, search_path
+from vqkit.parts.part import Part
 from vqkit.runtime import uncompiled
-from vqkit.saving.config import Configured
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class Selection:
         return (squares * weight).sum() / (weight.sum().clamp(min=1) * differences.shape[-1])
 
 
-class Search(Configured, nn.Module):
+class Search(Part):
     """The nearest code. Stateless; float32 whatever surrounds it; the lowest index on ties.
 
     Args:
@@ -143,4 +143,4 @@ class Search(Configured, nn.Module):
     def extra_repr(self) -> str:
         """The metric, and what searches on each device and why."""
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-        return ", ".join([f"metric={self.metric!r}", *(f"{name}={str(search_path(name))!r}" for name in devices)])
+        return ", ".join([super().extra_repr(), *(f"{name}={str(search_path(name))!r}" for name in devices)])

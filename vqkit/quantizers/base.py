@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vqkit.indices import check_indices
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
@@ -110,7 +111,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         Raises:
             ValueError: not integers, or outside -1 ... codebook_size - 1.
         """
-        self._check_indices(indices)
+        sizes = self.codebook_sizes if self.level_axis else (self.codebook_size,)
+        check_indices(indices, sizes, level_axis=self.level_axis)
         with autocast_disabled(indices.device):
             return self.lookup(indices.long()).movedim(-1, self.channel_dim)
 
@@ -151,25 +153,6 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             valid = finite & mask
             nonfinite = (mask & ~finite).sum()
         return keep_valid(latents, valid), valid, nonfinite
-
-    def _check_indices(self, indices: Tensor) -> None:
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise ValueError(f"indices has dtype {indices.dtype}: expected integers, as encode returns them")
-        if self.level_axis and not 1 <= indices.shape[-1] <= self.num_codebooks:
-            raise ValueError(
-                f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {self.num_codebooks} levels, "
-                "coarse first"
-            )
-        # Reading values would break tracing; a traced decode trusts its caller.
-        if torch.compiler.is_compiling() or not indices.numel():
-            return
-        sizes = self.codebook_sizes if self.level_axis else (self.codebook_size,)
-        levels = indices.unbind(-1) if len(set(sizes)) > 1 else [indices]
-        for number, (level, size) in enumerate(zip(levels, sizes, strict=False)):
-            low, high = map(int, level.aminmax())
-            if low < -1 or high >= size:
-                where = f" at level {number}" if len(levels) > 1 else ""
-                raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")
 
     # ------------------------------------------------------------------ behind the door: what subclasses write
 

@@ -90,13 +90,6 @@ class BitEntropy(Loss):
         largest = (total[-1] > 0).to(logits.dtype) * (logits.shape[-1] * _LOG_2)
         return per_sample - self.diversity * batch + (1 - self.diversity) * largest
 
-    def extra_repr(self) -> str:
-        """The constants."""
-        return (
-            f"weight={self.weight}, temperature={self.temperature}, diversity={self.diversity}, "
-            f"group_bits={self.group_bits}"
-        )
-
 
 def near_equal(number: int, largest: int) -> list[int]:
     """Sizes that add up to `number`, as few as can be without exceeding `largest`, and differing by at most 1."""

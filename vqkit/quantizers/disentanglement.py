@@ -1,41 +1,19 @@
 """What is penalised between the groups of a `GroupedQuantizer`."""
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import combinations
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit.parts.estimators import straight_through
+from vqkit.parts.losses import Penalty
 from vqkit.parts.selection import Selection
-from vqkit.saving.config import Configured
 
 
-class GroupLoss(Configured, nn.Module, ABC):
-    """A penalty on what several groups chose together. Stateless.
-
-    Class attributes:
-        name: its key in `QuantizerOutput.losses`.
-        trains_codebook: whether its gradient reaches the codebooks.
-
-    Args:
-        weight: factor in the total; at least 0.
-
-    Raises:
-        ValueError: `weight` is negative or not a number.
-    """
-
-    name: ClassVar[str]
-    trains_codebook: ClassVar[bool] = False
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"{type(self).__name__} weight={weight}: expected a number of at least 0")
-        self.weight = weight
+class GroupLoss(Penalty):
+    """A penalty on what several groups chose together; see `Penalty`."""
 
     @abstractmethod
     def forward(self, selections: Sequence[Selection]) -> Tensor:
@@ -44,10 +22,6 @@ class GroupLoss(Configured, nn.Module, ABC):
         Args:
             selections: of each group, for the same N vectors.
         """
-
-    def extra_repr(self) -> str:
-        """The weight."""
-        return f"weight={self.weight}"
 
 
 class Disentanglement(GroupLoss):

@@ -147,7 +147,7 @@ class ResidualQuantizer(DepthDropout):
         if not torch.is_grad_enabled():
             return total
         rows, positions = latents.flatten(0, -2), valid.flatten()
-        draws = estimator.uses_noise and self.stochastic
+        noisy = estimator.uses_noise and self.stochastic
         selection = Selection(
             latents=rows,
             z=rows,
@@ -155,7 +155,7 @@ class ResidualQuantizer(DepthDropout):
             indices=positions.long() - 1,
             selected=total.flatten(0, -2),
             valid=positions,
-            noise=Noise.of_step(self.seed, self.draws, len(rows), rows.device) if draws else None,
+            noise=Noise.of_step(self.seed, self.draws, len(rows), rows.device) if noisy else None,
         )
         return estimator(selection).reshape(latents.shape)
 

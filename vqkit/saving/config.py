@@ -18,6 +18,8 @@ from typing import Any, Self
 
 from torch import nn
 
+from vqkit.saving.migration import current_path
+
 _MARKS = {"class_path", "factory", "float"}
 """Keys that give a dictionary of a configuration a meaning of its own."""
 
@@ -144,6 +146,8 @@ def resolve_class(class_path: Any, *, allow: Sequence[str] = ("vqkit",)) -> type
     if not isinstance(class_path, str) or "." not in class_path:
         raise ValueError(f"class_path={class_path!r}: expected 'package.module.Class'.")
     refusal = f"class_path={class_path!r} is refused: only Configured classes of {', '.join(allow)} may be built"
+    if (renamed := current_path(class_path)) != class_path:
+        raise ValueError(f"class_path={class_path!r} is called {renamed!r} now: write that.")
     module_name, _, class_name = class_path.rpartition(".")
     if not _is_below(module_name, allow):
         raise ValueError(f"{refusal}. If you trust it, name its package in allow=.")

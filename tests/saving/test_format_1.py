@@ -1,0 +1,89 @@
+"""Files of format version 1 load, encode and decode as they did, and are saved again in the current format."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from vqkit import BaseQuantizer, Quantizer, Tokenizer
+from vqkit.saving.config import resolve_class
+from vqkit.saving.migration import RENAMED_CLASSES, from_version_1
+from vqkit.saving.pretrained import FORMAT_VERSION
+
+SAVED = sorted(path for path in (Path(__file__).parent / "format_1").iterdir() if path.is_dir())
+BACKBONES = {"image", "audio", "cross_scale"}
+
+
+def load(folder: Path) -> BaseQuantizer | Tokenizer:
+    """The module of a fixture, by the class that a user would call."""
+    return (Tokenizer if folder.name in BACKBONES else BaseQuantizer).from_pretrained(folder)
+
+
+def products(module: nn.Module) -> int:
+    """How many products the layers and norms add up on the way to one value: 0 if decoding only looks up."""
+    layers = sum(part.weight[0].numel() for part in module.modules() if isinstance(part, nn.Linear | _ConvNd))
+    return layers + sum(part.dim for part in module.modules() if isinstance(part, Quantizer) and part.normalize)
+
+
+def assert_same(module: BaseQuantizer | Tokenizer, example: dict[str, Tensor]) -> None:
+    """The indices are equal, and the values to the bit where no products are added up.
+
+    Where they are, another processor may add in another order. Each product and its addition round by half an eps at
+    most, relative to a value that is taken to be no larger than the largest result: to first order, with layers that
+    amplify by one at most.
+    """
+    torch.testing.assert_close(module.encode(example["x"]), example["indices"], rtol=0, atol=0)
+    expected = example["decoded"]
+    bound = 2 * products(module) * torch.finfo(torch.float32).eps / 2 * expected.abs().max().item()
+    torch.testing.assert_close(module.decode(example["indices"]), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("folder", SAVED, ids=lambda folder: folder.name)
+@torch.no_grad()
+def test_loads_and_saves_again(folder: Path, tmp_path: Path) -> None:
+    """Before and after a round through the current format."""
+    example = load_file(folder / "example.safetensors")
+    module = load(folder)
+    assert_same(module, example)
+    module.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == FORMAT_VERSION
+    again = type(module).from_pretrained(tmp_path)
+    assert_same(again, example)
+    assert again.state_dict().keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize("scale", ["lambda", "one"])
+@pytest.mark.parametrize("radial", ["keep", "drop"])
+@pytest.mark.parametrize("obtuse", ["ste", "rotate"])
+def test_rotation_tricks(scale: str, radial: str, obtuse: str) -> None:
+    """Three strings became a class and an angle."""
+    arguments = {"scale": scale, "radial": radial, "obtuse": obtuse}
+    migrated = from_version_1([{"class_path": "vqkit.estimators.RotationTrick", "init_args": arguments}])[0]
+    name = ("Unscaled" if scale == "one" else "") + ("Tangential" if radial == "drop" else "") + "RotationTrick"
+    angle = 90.0 if obtuse == "ste" else 180.0
+    assert migrated == {"class_path": f"vqkit.{name}", "init_args": {"largest_angle": angle}}
+
+
+def test_renamed_classes_exist() -> None:
+    """A table that names what is not there would refuse a file with a wrong new name."""
+    for path in RENAMED_CLASSES.values():
+        assert resolve_class(path).__name__ == path.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    "path", ["vqkit.quantizer.Quantizer", "vqkit.CodeSplit", "vqkit.cross_scale.CrossScaleTokenizer"]
+)
+def test_old_path_is_refused_with_its_new_name(path: str) -> None:
+    """Where no version is given, as in YAML, nothing is guessed."""
+    with pytest.raises(ValueError, match=r"is called 'vqkit\."):
+        resolve_class(path)
+
+
+def test_other_packages_keep_their_names() -> None:
+    """The tables speak of classes of vqkit alone."""
+    strange = {"class_path": "other.CodeSplit", "init_args": {}}
+    assert from_version_1(strange) == strange

@@ -1,0 +1,35 @@
+"""What indices have to be, wherever they come in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_indices(indices: Tensor, codebook_sizes: Sequence[int], *, level_axis: bool) -> None:
+    """Refuse what no quantizer returned; waits for the device, and looks at no values while a compiler traces.
+
+    Args:
+        indices: integers, -1 for what was left out; any shape, with `level_axis` (..., levels).
+        codebook_sizes: K of each level; of the only one without `level_axis`.
+        level_axis: whether the last axis holds levels, coarse first: all of them or the first ones.
+
+    Raises:
+        ValueError: not integers, no or too many levels, or outside -1 ... K - 1.
+    """
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"indices has dtype {indices.dtype}: expected integers, as encode returns them")
+    if level_axis and not (indices.ndim and 1 <= indices.shape[-1] <= len(codebook_sizes)):
+        raise ValueError(
+            f"indices has shape {tuple(indices.shape)}: its last axis holds 1 to {len(codebook_sizes)} levels, coarse "
+            "first"
+        )
+    # Reading values would break tracing; a traced decode trusts its caller.
+    if torch.compiler.is_compiling() or not indices.numel():
+        return
+    levels = indices.unbind(-1) if len(set(codebook_sizes)) > 1 else [indices]
+    for number, (level, size) in enumerate(zip(levels, codebook_sizes, strict=False)):
+        low, high = map(int, level.aminmax())
+        if low < -1 or high >= size:
+            where = f" at level {number}" if len(levels) > 1 else ""
+            raise ValueError(f"indices lie in {low} ... {high}{where}: expected -1 (left out) or 0 ... {size - 1}")

@@ -1,0 +1,92 @@
+"""What a file of an earlier format names and passes, in today's terms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MOVED_MODULES = {
+    "vqkit.audio_tokenizer": "vqkit",
+    "vqkit.baking": "vqkit.deployment.bake",
+    "vqkit.base": "vqkit",
+    "vqkit.codebooks": "vqkit",
+    "vqkit.composites.cross_scale": "vqkit",
+    "vqkit.composites.disentanglement": "vqkit",
+    "vqkit.composites.grouped": "vqkit",
+    "vqkit.composites.residual": "vqkit",
+    "vqkit.config": "vqkit.saving.config",
+    "vqkit.cross_scale": "vqkit",
+    "vqkit.estimators": "vqkit",
+    "vqkit.lookup_free.binary": "vqkit.quantizers.binary",
+    "vqkit.lookup_free.bits": "vqkit",
+    "vqkit.lookup_free.bsq": "vqkit",
+    "vqkit.lookup_free.fsq": "vqkit",
+    "vqkit.lookup_free.lfq": "vqkit",
+    "vqkit.losses": "vqkit",
+    "vqkit.maintenance": "vqkit",
+    "vqkit.pointwise": "vqkit",
+    "vqkit.pretrained": "vqkit.saving.pretrained",
+    "vqkit.quantizer": "vqkit",
+    "vqkit.search": "vqkit",
+    "vqkit.streaming": "vqkit.backbones.streaming",
+    "vqkit.tokenizer": "vqkit",
+}
+"""Modules of format version 1, and where their classes are reached today."""
+
+RENAMED_CLASSES = {
+    "CodeSplit": "vqkit.LBGSplitting",
+    "RawStraightThrough": "vqkit.UnnormalizedStraightThrough",
+    "ReadThrough": "vqkit.EmbeddingStraightThrough",
+    "TableCodebook": "vqkit.FrozenCodebook",
+    "UnusedCodebook": "vqkit.OnlineClusteredCodebook",
+}
+"""Classes of vqkit in format version 1, and their path today."""
+
+_ROTATION_TRICKS = {
+    ("lambda", "keep"): "vqkit.RotationTrick",
+    ("one", "keep"): "vqkit.UnscaledRotationTrick",
+    ("lambda", "drop"): "vqkit.TangentialRotationTrick",
+    ("one", "drop"): "vqkit.UnscaledTangentialRotationTrick",
+}
+"""The arguments `scale` and `radial` of format version 1, and the class that they became."""
+
+
+def current_path(class_path: str) -> str:
+    """Today's path of a class.
+
+    Args:
+        class_path: module and class name joined by a dot, of any version and any package.
+
+    Returns:
+        The new path of a class of vqkit that was moved or renamed, else `class_path`.
+    """
+    module, _, name = class_path.rpartition(".")
+    if module.partition(".")[0] == "vqkit" and name in RENAMED_CLASSES:
+        return RENAMED_CLASSES[name]
+    return f"{MOVED_MODULES.get(module, module)}.{name}" if module else class_path
+
+
+def from_version_1(config: Any) -> Any:
+    """A configuration of format version 1, in the terms of version 2.
+
+    Args:
+        config: the content of a `config.json`, or any value in it.
+
+    Returns:
+        The same with today's paths and arguments; `config` itself is left as it is.
+    """
+    if isinstance(config, list):
+        return [from_version_1(item) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    migrated = {key: from_version_1(item) for key, item in config.items()}
+    for mark in {"class_path", "factory"} & config.keys():
+        if isinstance(config[mark], str):
+            migrated[mark] = current_path(config[mark])
+            if migrated[mark] == "vqkit.RotationTrick":
+                migrated |= _rotation_trick(mark, migrated.get("init_args", {}))
+    return migrated
+
+
+def _rotation_trick(mark: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    variant = (arguments.get("scale", "lambda"), arguments.get("radial", "keep"))
+    largest_angle = 180.0 if arguments.get("obtuse", "ste") == "rotate" else 90.0
+    return {mark: _ROTATION_TRICKS[variant], "init_args": {"largest_angle": largest_angle}}

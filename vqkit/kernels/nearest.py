@@ -8,10 +8,10 @@ from torch import Tensor
 
 from vqkit.kernels import engines, gpu, native
 from vqkit.kernels.gpu.bound import MOST_PADDING, is_proven, relative_error
+from vqkit.kernels.matmul_precision import widest_dtype
 from vqkit.kernels.operators import batched, operator
-from vqkit.kernels.products import widest_dtype
-from vqkit.kernels.reference import nearest_indices
 from vqkit.kernels.scores import score_margins, score_values
+from vqkit.kernels.torch_search.search import nearest_indices
 
 Metric = Literal["euclidean", "dot", "cosine"]
 Precision = Literal["exact", "high", "fast"]

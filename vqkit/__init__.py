@@ -77,8 +77,8 @@ from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer
+from vqkit.tokenizers.cross_scale import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.tokenizers.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer
-from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer as Tokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput as TokenizerOutput
 from vqkit.version import __version__ as __version__

@@ -1,5 +1,7 @@
 """Files of format version 1 load, encode and decode as they did, and are saved again in the current format."""
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from vqkit import BaseQuantizer, Quantizer, Tokenizer
 from vqkit.saving.config import resolve_class
-from vqkit.saving.migration import RENAMED_CLASSES, from_version_1
+from vqkit.saving.migration import MOVED_MODULES, RENAMED_CLASSES, current_path, from_version_1
 from vqkit.saving.pretrained import FORMAT_VERSION
 
 SAVED = sorted(path for path in (Path(__file__).parent / "format_1").iterdir() if path.is_dir())
@@ -72,6 +74,21 @@ def test_renamed_classes_exist() -> None:
     """A table that names what is not there would refuse a file with a wrong new name."""
     for path in RENAMED_CLASSES.values():
         assert resolve_class(path).__name__ == path.rpartition(".")[2]
+
+
+def test_moved_modules_exist() -> None:
+    """Each new place can be imported, and nothing is left at the old one."""
+    for old, new in MOVED_MODULES.items():
+        importlib.import_module(new)
+        package, _, name = old.rpartition(".")
+        folders = getattr(importlib.import_module(package), "__path__", [])
+        assert not any((Path(folder) / f"{name}.py").exists() for folder in folders), old
+
+
+def test_a_part_of_a_backbone_is_found_where_it_moved() -> None:
+    """`ConvEncoder1d(transformer=...)` is a factory, which a file names by module and class."""
+    path = current_path("vqkit.backbones.transformer.WindowedTransformer")
+    assert resolve_class(path).__name__ == "WindowedTransformer"
 
 
 @pytest.mark.parametrize(

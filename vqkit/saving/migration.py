@@ -6,6 +6,9 @@ from typing import Any
 MOVED_MODULES = {
     "vqkit.audio_tokenizer": "vqkit",
     "vqkit.baking": "vqkit.deployment.bake",
+    "vqkit.backbones.lapped": "vqkit.backbones.mdct",
+    "vqkit.backbones.transformer": "vqkit.backbones.frame_transformer",
+    "vqkit.backbones.windowed_attention": "vqkit.backbones.swin2d",
     "vqkit.base": "vqkit",
     "vqkit.codebooks": "vqkit",
     "vqkit.composites.cross_scale": "vqkit",
@@ -28,6 +31,7 @@ MOVED_MODULES = {
     "vqkit.search": "vqkit",
     "vqkit.streaming": "vqkit.backbones.streaming",
     "vqkit.tokenizer": "vqkit",
+    "vqkit.tokenizers.cross_scale_streams": "vqkit",
 }
 """Modules of format version 1, and where their classes are reached today."""
 

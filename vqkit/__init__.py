@@ -81,4 +81,7 @@ from vqkit.tokenizers.cross_scale import CrossScaleQuantizer as CrossScaleQuanti
 from vqkit.tokenizers.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer as Tokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput as TokenizerOutput
+from vqkit.tokens.codebook_hash import codebook_hash as codebook_hash
+from vqkit.tokens.reader import TokenShards as TokenShards
+from vqkit.tokens.writer import TokenShardWriter as TokenShardWriter
 from vqkit.version import __version__ as __version__

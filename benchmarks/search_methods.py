@@ -128,7 +128,7 @@ def torch_path(x: Tensor, codes: Tensor, k: int = 1) -> Call:
 
 
 def native_path(x: Tensor, codes: Tensor, k: int = 1) -> Call:
-    return lambda: nearest(x, codes, k=k).indices
+    return lambda: nearest(x, codes, k=k, impl="native").indices
 
 
 def fused(precision: Precision) -> Callable[[Tensor, Tensor], Call]:

@@ -3,11 +3,14 @@
     python scripts/gpu.py                                # what `make gpu` runs
     python scripts/gpu.py --steps calibration search     # some of it
 
-Writes benchmarks/results/gpu_<device>.md and calibration_<device>.json. Without a GPU it is a dry run: every step runs
-its code, tiny, in Triton's interpreter, and build/gpu/ gets the same tables with no figures in them.
+Writes benchmarks/results/gpu_<device>.md and calibration_<device>.json. Where tests and calibration pass on a GPU, its
+compute capability and the version of Triton join vqkit/kernels/gpu/verified.json, the list of what the fused kernels
+are taken on without being asked for. Without a GPU it is a dry run: every step runs its code, tiny, in Triton's
+interpreter, and build/gpu/ gets the same tables with no figures in them.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -22,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import torch
 
 from benchmarks.device import circumstances
-from benchmarks.machine import write
+from benchmarks.machine import version, write
+from vqkit.kernels import engines, gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 DRY = "dry run: no GPU, nothing is measured"
@@ -78,7 +82,7 @@ def run(name: str, folder: Path, *, real: bool) -> tuple[bool, str]:
     output = folder / f"{name}.md"
     output.unlink(missing_ok=True)
     words = (step.command if real else step.dry).split()
-    environment = os.environ if real else {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, **({engines.SWITCH: "1"} if real else {"TRITON_INTERPRET": "1"})}
     print(f"{name}: at most {step.minutes} min", flush=True)
     start = time.perf_counter()
     try:
@@ -94,6 +98,13 @@ def run(name: str, folder: Path, *, real: bool) -> tuple[bool, str]:
     if output.exists():
         text += "\n" + re.sub(r"^#", "###", output.read_text(), flags=re.MULTILINE)
     return status == "0", text
+
+
+def verify(path: Path, capability: int, triton: str) -> None:
+    """Add a pair of compute capability, times ten, and Triton version to the list of what the kernels passed on."""
+    pairs = {(pair["capability"], pair["triton"]) for pair in json.loads(path.read_text())} | {(capability, triton)}
+    listed = [{"capability": capability, "triton": triton} for capability, triton in sorted(pairs)]
+    write(path, json.dumps(listed, indent=2))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     numbers = options.build / "calibration.json"
     if real and "calibration" in options.steps and numbers.exists():
         write(folder / f"calibration_{device}.json", numbers.read_text())
+    if real and succeeded.get("tests") and succeeded.get("calibration"):
+        verify(gpu.VERIFIED, gpu.architecture(torch.device("cuda")), version("triton"))
+        print(f"verified: {gpu.describe(torch.device('cuda'))}; commit {gpu.VERIFIED.relative_to(ROOT)}")
     failed = [name for name in options.steps if not succeeded[name]]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

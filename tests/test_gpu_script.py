@@ -14,6 +14,7 @@ from benchmarks.arguments import Shape
 from benchmarks.memory import Memory
 from benchmarks.search_report import Result
 from scripts import gpu as script
+from vqkit.kernels import gpu
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a dry run is for machines without a GPU")
@@ -131,6 +132,23 @@ def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         assert words in text
     assert script.DRY in capfd.readouterr().out
     script.main(["--build", str(tmp_path), "--steps", "good"])
+
+
+def test_a_gpu_joins_the_list_of_verified_ones_once(tmp_path: Path) -> None:
+    listed = tmp_path / "verified.json"
+    listed.write_text("[]")
+    for capability, triton in ((90, "3.6.0"), (80, "3.6.0"), (90, "3.6.0")):
+        script.verify(listed, capability, triton)
+    expected = [{"capability": 80, "triton": "3.6.0"}, {"capability": 90, "triton": "3.6.0"}]
+    assert json.loads(listed.read_text()) == expected
+
+
+def test_no_dry_run_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {name: script.Step(1, "", "scripts/gpu.py --help") for name in ("tests", "calibration")}
+    monkeypatch.setattr(script, "STEPS", steps)
+    before = gpu.VERIFIED.read_text()
+    script.main(["--build", str(tmp_path)])
+    assert gpu.VERIFIED.read_text() == before
 
 
 def test_the_steps_take_half_an_hour_at_most() -> None:

@@ -30,6 +30,9 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A stand-in for a GPU that the fused kernels have not been verified on."""
     monkeypatch.delenv(engines.SWITCH, raising=False)
     monkeypatch.setattr(gpu, "_triton_version", lambda: "9.8.7")
+    monkeypatch.setattr("vqkit.kernels.gpu.self_check.ROWS", 20)  # several tiles of the interpreter
+    monkeypatch.setattr("vqkit.kernels.gpu.self_check.CODES", 20)
+    monkeypatch.setattr("vqkit.kernels.gpu.self_check.DEPTH", 4)
     # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
     with interpreted(verified=False), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         yield
@@ -88,19 +91,19 @@ def test_impl_takes_them_after_a_check(unverified: None, launched: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("family", "module", "function"),
+    ("family", "module", "function", "told"),
     [
-        ("nearest", "nearest", "nearest"),
-        ("residual", "residual", "search_levels"),
-        ("statistics", "statistics", "segment_sums"),
-        ("soft", "soft", "assignment_entropy"),
-        ("soft", "soft", "assignment_entropy_backward"),
-        ("soft", "soft", "index_backpropagation_backward"),
-        ("soft", "soft", "reinmax_backward"),
+        ("nearest", "nearest", "nearest", "nearest, euclidean: 1 of 40 indices"),
+        ("residual", "residual", "search_levels", "residual_nearest: 1 of 60 indices"),
+        ("statistics", "statistics", "segment_sums", "segment_stats: 1 of "),
+        ("soft", "soft", "assignment_entropy", "assignment_entropy: "),
+        ("soft", "soft", "assignment_entropy_backward", "gradient of assignment_entropy: "),
+        ("soft", "soft", "index_backpropagation_backward", "gradient of index_backpropagation: "),
+        ("soft", "soft", "reinmax_backward", "gradient of reinmax: "),
     ],
 )
 def test_a_wrong_result_is_told_once_and_torch_taken(
-    family: str, module: str, function: str, unverified: None, monkeypatch: pytest.MonkeyPatch
+    family: str, module: str, function: str, told: str, unverified: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One number of a result is wrong: the check sees it, says what differs, and the call runs in torch."""
     from vqkit.kernels.gpu import self_check
@@ -117,12 +120,13 @@ def test_a_wrong_result_is_told_once_and_torch_taken(
     monkeypatch.setattr(fused, function, wrong)
     monkeypatch.setenv(engines.SWITCH, "1")
     x = torch.randn(5, 3)
-    with pytest.warns(UserWarning, match="differ from the torch engine on sm_0 with Triton 9.8.7: .*the torch engine"):
-        assert engines.choose(family, (x,), None).engine == "torch"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        choice = engines.choose(family, (x,), None)
-    assert choice.engine == "torch" and function.removesuffix("_backward")[:7] in choice.reason.replace("segment_stats", "segment_sums")
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", UserWarning)
+        choices = [engines.choose(family, (x,), None) for _ in range(2)]
+    (warning,) = [str(warning.message) for warning in given if warning.category is UserWarning]
+    assert "differ from the torch engine on sm_0 with Triton 9.8.7" in warning and told in warning
+    choice = choices[1]
+    assert choices[0].engine == "torch" and choice.engine == "torch" and told in choice.reason
     with pytest.raises(ValueError, match="impl is 'triton', which cannot run this call: the fused kernels differ"):
         engines.choose(family, (x,), "triton")
 
@@ -131,7 +135,7 @@ def test_an_engine_that_cannot_run_the_call_is_refused() -> None:
     x, codes = torch.randn(5, 3), torch.randn(4, 3)
     with pytest.raises(ValueError, match="impl is 'cuda', expected 'torch', 'native', 'triton' or None"):
         nearest(x, codes, impl="cuda")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="impl is 'triton', which cannot run this call: .* run on NVIDIA GPUs, not on cpu"):
+    with pytest.raises(ValueError, match="which cannot run this call: the fused kernels run on NVIDIA GPUs, not on"):
         nearest(x, codes, impl="triton")
     with pytest.raises(ValueError, match="impl is 'native', which cannot run this call: the compiled search"):
         nearest(x.double(), codes, impl="native")
@@ -143,9 +147,9 @@ def test_what_the_fused_kernels_have_no_form_for_runs_in_torch(gpu_path: torch.d
     x, codes = torch.randn(5, 3, device=gpu_path), torch.randn(4, 3, device=gpu_path)
     with pytest.raises(ValueError, match="the fused kernels find one code a row, not 2"):
         nearest(x, codes, k=2, impl="triton")
-    with pytest.raises(ValueError, match="take float32, float16 and bfloat16, not torch.float64"):
+    with pytest.raises(ValueError, match="take float32, float16 and bfloat16, not"):
         nearest(x.double(), codes, impl="triton")
-    with pytest.raises(ValueError, match="add up in float32, not torch.float64"):
+    with pytest.raises(ValueError, match="add up in float32, not"):
         segment_stats(x, torch.zeros(5, dtype=torch.int64, device=gpu_path), 4, dtype=torch.float64, impl="triton")
     with pytest.raises(ValueError, match="all levels at once take 'euclidean', 'dot'"):
         residual_nearest(x, [codes, codes], metric="cosine", impl="triton")

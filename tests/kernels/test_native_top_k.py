@@ -34,7 +34,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def by_torch(x: Tensor, codes: Tensor, metric: str, k: int, valid: Tensor | None = None) -> Tensor:
-    return nearest(x, codes, metric=metric, k=k, valid=valid, impl="torch").indices.view(len(x), k)  # type: ignore[arg-type]
+    found = nearest(x, codes, metric=metric, k=k, valid=valid, impl="torch")  # type: ignore[arg-type]
+    return found.indices.view(len(x), k)
 
 
 def compiled_search(x: Tensor, codes: Tensor, metric: str, k: int, valid: Tensor | None = None) -> Tensor:

@@ -1,9 +1,8 @@
 """One bit per dimension: what LFQ and BSQ share, the packing of bits into indices above all."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,8 @@ from vqkit.parts.compatibility import check_losses_without_codebook
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
-from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.bit_entropy import near_equal
-from vqkit.quantizers.initialization import standardize_projection
+from vqkit.quantizers.fixed_grid import FixedGrid
 
 LARGEST_INDEX_BITS = 62
 """Bits of one index: 2^62 codes and their number fit an int64."""
@@ -24,7 +22,7 @@ _ENOUGH_VECTORS = 100
 """In a smaller batch a bit is the same everywhere by chance."""
 
 
-class BinaryQuantizer(VectorQuantizer):
+class BinaryQuantizer(FixedGrid):
     """The signs of a vector, times a constant. Subclasses set `entry_size` and write `direction` and `surrogate`.
 
     Indices are packed in integer arithmetic. More than 62 bits make several levels, as equal in width as can be, the
@@ -63,11 +61,18 @@ class BinaryQuantizer(VectorQuantizer):
         ends = list(accumulate(self.level_bits))
         self._levels = [slice(end - width, end) for end, width in zip(ends, self.level_bits, strict=True)]
         places = [range(width) if lsb_first else reversed(range(width)) for width in self.level_bits]
-        self._place_values = [2**place for level in places for place in level]
-        self.register_buffer("place_values", torch.tensor(self._place_values))
+        self.register_buffer("place_values", torch.tensor([2**place for level in places for place in level]))
         self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)
 
     place_values: Tensor
+    grid_buffer = "place_values"
+
+    def grid_mismatch(self, found: Tensor) -> str:
+        """What differs."""
+        return (
+            "place_values: the state packs its bits in another order, or in other levels, than this "
+            f"{type(self).__name__}({self.extra_repr()})"
+        )
 
     @abstractmethod
     def direction(self, latents: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ class BinaryQuantizer(VectorQuantizer):
         z = self.direction(latents)
         selected = self._entries(bits)
         if self.learning:
-            self._record(latents.detach(), bits, valid)
+            self.record(latents, bits, valid)
         quantized = straight_through(selected, self.surrogate(z)) if torch.is_grad_enabled() else selected
         packed = self._pack(bits)
         indices = torch.where(valid.unsqueeze(-1), packed, -1)
@@ -122,40 +127,12 @@ class BinaryQuantizer(VectorQuantizer):
         weighted = bits * self.place_values
         return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
 
-    def _record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
+    def record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
+        """Note what `health` tells of: `latents` (N, D), their `bits` (N, D) and which of them are `valid` (N,)."""
         count = valid.sum()
         share = (bits & valid.unsqueeze(-1)).sum(0) / count.clamp(min=1)
         stuck = ((share < 0.01) | (share > 0.99)).to(self.dtype).mean()
         self.stuck_bits.copy_(torch.where(count >= _ENOUGH_VECTORS, stuck, 0))
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        found = state_dict.get(f"{prefix}place_values")
-        if found is not None and found.tolist() != self._place_values:
-            error_msgs.append(
-                f"{prefix}place_values: the state packs its bits in another order, or in other levels, than this "
-                f"{type(self).__name__}({self.extra_repr()})"
-            )
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.
-
-        Each bit then splits the data about in half. Without a projection there is nothing to set, and `latents` is not
-        read. See `BaseQuantizer`.
-        """
-        standardize_projection(self, latents, samples)
-        self.health()
 
     def health(self) -> dict[str, float]:
         """The share of `stuck_bits`, which are the same for nearly all vectors; see `BaseQuantizer`."""

@@ -1,24 +1,20 @@
 """Finite scalar quantization: each dimension is bounded and rounded to a few levels."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.selection import Selection
-from vqkit.quantizers.base import VectorQuantizer
-from vqkit.quantizers.initialization import standardize_projection
+from vqkit.quantizers.fixed_grid import FixedGrid
 
 _LARGEST_CODEBOOK = 2**62
 _MOST_CENTERED_LEVELS = 1000
-_WATCHED_VECTORS = 4096
-"""Vectors of a batch from which `health` estimates how many are saturated."""
 
 
-class FSQ(VectorQuantizer):
+class FSQ(FixedGrid):
     """Finite scalar quantization: no codebook, no losses, nothing that can collapse.
 
     Each of the D = len(levels) dimensions is bounded to its number of levels L and rounded: with half = (L - 1)(1 -
@@ -64,6 +60,12 @@ class FSQ(VectorQuantizer):
     place_values: Tensor
     saturated: Tensor
 
+    grid_buffer = "level_counts"
+
+    def grid_mismatch(self, found: Tensor) -> str:
+        """The levels of both."""
+        return f"levels are {list(self.levels)}, and the state has {found.tolist()}"
+
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
         half, offset, shift = self.grid(latents.dtype)
@@ -72,7 +74,7 @@ class FSQ(VectorQuantizer):
         selected = levels / self._half_width
         indices = torch.where(valid, self._pack(levels.add_(self._half_width)), -1)
         if self.learning:
-            self._record(latents.detach(), valid)
+            self.saturated.copy_(self.share_beyond(latents, valid))
         if torch.is_grad_enabled():
             estimated = straight_through(selected, squashed * (half / self._half_width))
             selected = estimated.detach()
@@ -102,29 +104,6 @@ class FSQ(VectorQuantizer):
             indices += digit.long() * place
         return indices
 
-    def _record(self, latents: Tensor, valid: Tensor) -> None:
-        """Note how many of some latents lie where tanh passes almost no gradient."""
-        rows = slice(None, None, max(1, len(latents) // _WATCHED_VECTORS))
-        far = (latents[rows].abs() > 3).sum(-1) / self.codebook_dim
-        self.saturated.copy_((far * valid[rows]).sum() / valid[rows].sum().clamp(min=1))
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        found = state_dict.get(f"{prefix}level_counts")
-        if found is not None and found.tolist() != list(self.levels):
-            error_msgs.append(f"{prefix}levels are {list(self.levels)}, and the state has {found.tolist()}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""
         digits = indices.unsqueeze(-1) // self.place_values % self.level_counts
@@ -133,15 +112,6 @@ class FSQ(VectorQuantizer):
     @property
     def _half_width(self) -> Tensor:
         return self.level_counts // 2
-
-    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Scale the projection into the code space so that each dimension has mean 0 and standard deviation 1.
-
-        The grid itself is fixed. Without a projection there is nothing to set, and `latents` is not read. See
-        `BaseQuantizer`.
-        """
-        standardize_projection(self, latents, samples)
-        self.health()
 
     def health(self) -> dict[str, float]:
         """The share of `saturated` latents; see `BaseQuantizer`."""

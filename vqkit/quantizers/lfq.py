@@ -73,10 +73,10 @@ class LFQ(BinaryQuantizer):
         """z: the gradient is passed on as it is."""
         return z
 
-    def _record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
-        super()._record(latents, bits, valid)
-        far = (latents.abs() > 3).to(self.dtype).mean(-1)
-        self.saturated.copy_((far * valid).sum() / valid.sum().clamp(min=1))
+    def record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
+        """Saturated latents, too; see `BinaryQuantizer`."""
+        super().record(latents, bits, valid)
+        self.saturated.copy_(self.share_beyond(latents, valid))
 
     def health(self) -> dict[str, float]:
         """The share of `saturated` latents; see `BaseQuantizer`."""

@@ -44,7 +44,9 @@ def variant() -> str | None:
 
 
 def can_search(x: Tensor, codes: Tensor, k: int) -> bool:
-    """Whether `search` takes these inputs: on the CPU, of single precision or less, for up to 128 codes of each row."""
+    """Whether `search` takes these inputs: on the CPU, of single precision or less, for up to 128 codes of each
+    row.
+    """
     return k <= MOST_CODES and x.device.type == "cpu" and {x.dtype, codes.dtype} <= {*_SINGLE} and bool(variants())
 
 

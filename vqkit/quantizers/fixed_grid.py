@@ -1,0 +1,78 @@
+"""What quantizers without a codebook share: their codes are a fixed grid, and only the maps into it can be fitted."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.quantizers.base import VectorQuantizer
+from vqkit.quantizers.initialization import collect_vectors
+from vqkit.runtime import autocast_disabled
+
+_WATCHED_VECTORS = 4096
+"""Vectors of a batch from which `health` estimates how many are saturated."""
+
+
+class FixedGrid(VectorQuantizer):
+    """A quantizer whose codes are computed from the index.
+
+    Class attributes:
+        grid_buffer: the buffer that tells one grid from another. Indices mean something else on another grid, so a
+            state with another one is refused.
+    """
+
+    grid_buffer: ClassVar[str]
+
+    @abstractmethod
+    def grid_mismatch(self, found: Tensor) -> str:
+        """What to say of a state whose `grid_buffer` is `found`."""
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Scale and shift the projection into the code space so that each dimension has mean 0 and standard deviation 1
+        over the data; the same on every rank.
+
+        Without a projection there is nothing to set, and `latents` is not read.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: how many vectors to use, over all ranks; None means 65,536.
+            seed: not used.
+        """
+        if isinstance(self.project_in, nn.Linear):
+            rows, _ = collect_vectors(self, latents, 65_536 if samples is None else samples)
+            with autocast_disabled(rows.device):
+                z = distributed.gather_rows(self.project_in(rows))
+            spread = z.std(0, correction=0)
+            # A dimension without spread (one vector, equal vectors) keeps its scale.
+            scale = torch.where(spread > 1e-6 * z.abs().amax().clamp(min=1e-30), 1 / spread, 1.0)
+            weight, bias = self.project_in.weight, self.project_in.bias
+            weight.copy_(distributed.from_first_rank(weight * scale.unsqueeze(-1)))
+            bias.copy_(distributed.from_first_rank((bias - z.mean(0)) * scale))
+        self.health()
+
+    def share_beyond(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """() of the entries of some valid rows of `latents` (N, D), the share beyond 3: hardly any gradient is left."""
+        rows = slice(None, None, max(1, len(latents) // _WATCHED_VECTORS))
+        far = (latents.detach()[rows].abs() > 3).sum(-1) / self.codebook_dim
+        return (far * valid[rows]).sum() / valid[rows].sum().clamp(min=1)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = state_dict.get(f"{prefix}{self.grid_buffer}")
+        if found is not None and found.tolist() != self.get_buffer(self.grid_buffer).tolist():
+            error_msgs.append(prefix + self.grid_mismatch(found))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -26,7 +26,7 @@ test: $(SETUP)
 	$(BIN)/python -m pytest
 
 test-slow: $(SETUP)
-	$(BIN)/python -m pytest -v -m slow
+	$(BIN)/python -m pytest -v -m "slow and not matrix"
 
 matrix: $(SETUP)
 	$(BIN)/python -m pytest -m matrix

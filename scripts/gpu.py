@@ -50,7 +50,8 @@ class Step(NamedTuple):
 STEPS = {
     "tests": Step(
         10,
-        "-m pytest tests/kernels -p no:cacheprovider --deselect tests/kernels/test_machine_code.py",
+        "-m pytest tests/kernels -o addopts=-q -p no:cacheprovider"  # the slow ones, too: they are not slow there
+        " --deselect tests/kernels/test_machine_code.py --deselect tests/kernels/test_processors.py",
         "-m pytest tests/kernels/test_interpreter.py tests/kernels/test_cuda.py -p no:cacheprovider",
     ),
     "calibration": Step(

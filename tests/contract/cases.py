@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.contract.two_scale import TwoScaleQuantizer
+from tests.few import few
 from vqkit import (
     BSQ,
     FSQ,
@@ -173,10 +174,10 @@ MATRIX: dict[str, Case] = {name: case for name, case in _matrix() if _fits(case)
 ALL = CASES | MATRIX
 
 
-def each(cases: dict[str, Case], matrix: dict[str, Case]) -> pytest.MarkDecorator:
-    """Parametrize a test with `case`, those of the matrix behind its marker."""
+def each(cases: dict[str, Case], matrix: dict[str, Case], *names: str) -> pytest.MarkDecorator:
+    """Parametrize a test with `case`: those named, or all, the others behind `slow`, the matrix behind its marker."""
     marked = [pytest.param(case, id=name, marks=pytest.mark.matrix) for name, case in matrix.items()]
-    return pytest.mark.parametrize("case", [*(pytest.param(case, id=name) for name, case in cases.items()), *marked])
+    return pytest.mark.parametrize("case", [*few(cases, *(names or cases)), *marked])
 
 
 def name_of(case: Case) -> str:

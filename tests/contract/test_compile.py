@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.cases import CASES, Case, every_case
+from tests.contract.cases import CASES, MATRIX, Case, each
 from tests.contract.test_contract import initialized
 from vqkit import BaseQuantizer
 
@@ -29,7 +29,7 @@ def assert_equal_outputs(ours, expected) -> None:
     assert torch.allclose(ours.loss, expected.loss, atol=1e-6)
 
 
-@every_case
+@each(CASES, MATRIX, "vq", "ema", "fsq", "lfq", "residual", "grouped")
 def test_one_graph(case: Case) -> None:
     torch.compiler.reset()
     quantizer = initialized(case).eval()
@@ -42,6 +42,7 @@ def test_one_graph(case: Case) -> None:
         assert torch.allclose(decoded, expected.quantized, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vq", "fsq", "residual"])
 def test_inductor_gives_the_codes_of_eager(name: str) -> None:
     torch.compiler.reset()
@@ -51,8 +52,7 @@ def test_inductor_gives_the_codes_of_eager(name: str) -> None:
         assert_equal_outputs(torch.compile(quantizer, fullgraph=True)(x), quantizer(x))
 
 
-@pytest.mark.slow
-@every_case
+@each(CASES, MATRIX, "vq", "residual")
 def test_export(case: Case) -> None:
     quantizer = initialized(case).eval()
     x = case.example()

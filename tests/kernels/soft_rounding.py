@@ -3,9 +3,10 @@
 All bounds are worst cases to first order, in float64, entry by entry. They hold for sums in any order, hence on any
 processor. A product of two split vectors of W entries loses 3 2^-22 |a| |b| in the split and UNIT in each of 3 W
 additions; a sum of K numbers loses K UNIT of the sum of their absolute values; exp, log and quotients lose a few UNIT.
+The torch engine computes in the same form and loses less: its products are of float32, with W additions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,13 @@ UNIT = 2.0**-24  # of float32
 SPLIT = 3 * 2.0**-22  # of a product of two vectors that are split into two float16 numbers each
 TINY = 2.0**-126  # below it float32 loses digits, or everything
 FEW = 8  # roundings of a chain of elementary operations, exp and log among them
+
+
+def assert_within(found: Iterable[Tensor], expected: Iterable[Tensor], bounds: Iterable[Tensor]) -> None:
+    """Every entry is within its bound of the expected one."""
+    for value, other, bound in zip(found, expected, bounds, strict=True):
+        assert value.shape == other.shape == bound.shape
+        assert ((value - other).abs() <= bound).all(), f"off by {((value - other).abs() / bound).amax()} bounds"
 
 
 def product(length: int) -> float:

@@ -85,6 +85,7 @@ def test_the_switch_takes_them_after_a_check(
     assert launched.count("scan_kernel") == 1  # the check is not made again
 
 
+@pytest.mark.slow
 def test_impl_takes_them_after_a_check(unverified: None, launched: list[str]) -> None:
     call_everything("triton")
     assert {"scan_kernel", "levels_kernel", "_chunk_sums", "row_sums_kernel", "gradient_kernel"} <= {*launched}

@@ -187,6 +187,7 @@ def test_precision(cli, precision):
     assert code == 0, errors
 
 
+@pytest.mark.slow
 def test_two_ranks_end_in_the_same_weights(tmp_path, pictures):
     (tmp_path / "ranks.py").write_text(
         "import torch\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.few import few
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from trainers.cli import main
@@ -60,15 +61,13 @@ def test_config_runs_a_step(cli, config):
     cli(config, **{"model.tokenizer.quantizer.codebook_size": 16})
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.slow
+@pytest.mark.parametrize("overlay", few(OVERLAYS, "ema", "fqgan"))
 def test_overlay_runs_a_step(cli, overlay):
     cli(ROOT / "configs" / "image" / "quickstart.yaml", overlay)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("config", IMAGE_CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.slow
+@pytest.mark.parametrize("overlay", few(OVERLAYS, "ema", "grouped"))
+@pytest.mark.parametrize("config", few(IMAGE_CONFIGS, "quickstart"))
 def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, pictures, monkeypatch, capsys):
     plain, swapped = (
         printed([config], pictures, monkeypatch, capsys),
@@ -169,23 +168,22 @@ def shrunk(config):
     return {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value) for key, value in config.items()}
 
 
-@pytest.mark.parametrize("config", AUDIO_CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", few(AUDIO_CONFIGS, "quickstart", "mimi_24khz"))
 def test_audio_config_runs_two_steps(audio_cli, config):
     audio_cli(config)
 
 
-@pytest.mark.parametrize("overlay", STAGE_OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.slow
+@pytest.mark.parametrize("overlay", few(STAGE_OVERLAYS, "ema"))
 def test_stage_overlay_runs_two_steps(audio_cli, overlay):
     audio_cli(AUDIO_QUICKSTART, overlay)
 
 
-@pytest.mark.parametrize("overlay", ["fsq", "lfq", "simvq", "vq"])
+@pytest.mark.parametrize("overlay", few(["fsq", "lfq", "simvq", "vq"], "fsq"))
 def test_overlay_runs_on_sound(audio_cli, overlay):
     audio_cli(AUDIO_QUICKSTART, SINGLE, ROOT / "configs" / "quantizers" / f"{overlay}.yaml")
 
 
-@pytest.mark.parametrize("config", ["quickstart", "speech", "dac_24khz", "simvq_single_24khz"])
+@pytest.mark.parametrize("config", few(["quickstart", "speech", "dac_24khz", "simvq_single_24khz"], "quickstart"))
 def test_with_one_overlay_a_codec_streams(config, pictures, monkeypatch, capsys):
     path, overlay = ROOT / "configs/audio" / f"{config}.yaml", ROOT / "configs/streaming/causal.yaml"
     plain, causal = (printed(configs, pictures, monkeypatch, capsys) for configs in ([path], [path, overlay]))
@@ -199,8 +197,7 @@ def test_with_one_overlay_a_codec_streams(config, pictures, monkeypatch, capsys)
 OF_ANY_DIM = [path for path in OVERLAYS if not re.search(r"^ *dim:", path.read_text(), re.MULTILINE)]
 
 
-@pytest.mark.parametrize("overlay", OF_ANY_DIM, ids=lambda path: path.stem)
-@pytest.mark.slow
+@pytest.mark.parametrize("overlay", few(OF_ANY_DIM, "fsq"))
 def test_overlay_fits_the_audio_quickstart(overlay, pictures, monkeypatch, capsys):
     single = printed([AUDIO_QUICKSTART, SINGLE], pictures, monkeypatch, capsys)
     swapped = printed([AUDIO_QUICKSTART, SINGLE, overlay], pictures, monkeypatch, capsys)
@@ -216,8 +213,7 @@ METHODS_OF_STAGES = [path for path in STAGE_OVERLAYS if path != SINGLE]
 RESIDUAL_CONFIGS = [path for path in AUDIO_CONFIGS if "vqkit.ResidualQuantizer" in path.read_text()]
 
 
-@pytest.mark.parametrize("overlay", METHODS_OF_STAGES, ids=lambda path: path.stem)
-@pytest.mark.slow
+@pytest.mark.parametrize("overlay", few(METHODS_OF_STAGES, "ema"))
 def test_stage_overlay_swaps_the_method_and_nothing_else(overlay, pictures, monkeypatch, capsys):
     for config in RESIDUAL_CONFIGS[:2] if overlay.stem == "ema" else [AUDIO_QUICKSTART]:
         plain = printed([config], pictures, monkeypatch, capsys)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.trainers.pictures import draw_pictures
@@ -56,6 +57,7 @@ def start(folder, name, *arguments):
     return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     draw_pictures(tmp_path / "pictures", 16)
     # Step 3 has a checkpoint; batch 10 is amid the second pass over the data, and amid an accumulation.

@@ -21,7 +21,7 @@ from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, keep_valid, recomputing
+from vqkit.runtime import autocast_disabled, known, recomputing
 from vqkit.saving.pretrained import Pretrained
 
 
@@ -140,6 +140,9 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             )
         # Cast first: a float64 number may be finite, and infinite in float32.
         latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
+        if mask is None and known(lambda: torch.linalg.vector_norm(latents.detach()) < torch.inf, latents.device):
+            valid = torch.ones(latents.shape[:-1], dtype=torch.bool, device=latents.device)
+            return latents, valid, torch.zeros_like(self.nonfinite_seen)
         # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.
         finite = torch.linalg.vector_norm(latents.detach(), dim=-1) < torch.inf
         if mask is None:
@@ -153,7 +156,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
                 )
             valid = finite & mask
             nonfinite = (mask & ~finite).sum()
-        return keep_valid(latents, valid), valid, nonfinite
+        return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
 
     # ------------------------------------------------------------------ behind the door: what subclasses write
 
@@ -321,8 +324,9 @@ class VectorQuantizer(BaseQuantizer):
         else:
             estimated, selection = self.choose(rows, counts)
             indices = selection.indices
+        vectors = self.project_out(estimated).reshape(latents.shape)
         return Quantized(
-            vectors=keep_valid(self.project_out(estimated).reshape(latents.shape), valid),
+            vectors=vectors if known(counts.all, counts.device) else torch.where(valid.unsqueeze(-1), vectors, 0),
             indices=indices.reshape(*valid.shape, *indices.shape[1:]),
             valid=valid,
             selection=selection,
@@ -353,7 +357,7 @@ class VectorQuantizer(BaseQuantizer):
         if quantized.selection is None:
             return quantized.vectors
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
-        return keep_valid(vectors, quantized.valid)
+        return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
 
 
 @contextmanager

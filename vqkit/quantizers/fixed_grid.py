@@ -12,7 +12,7 @@ from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors
 from vqkit.runtime import autocast_disabled
 
-_WATCHED_VECTORS = 4096
+_WATCHED_VECTORS = 1024
 """Vectors of a batch from which `health` estimates how many are saturated."""
 
 

@@ -215,9 +215,9 @@ def test_any_modules_are_taken_by_what_they_say_of_themselves():
     codec = AudioTokenizer(encoder, quantizer, decoder, sample_rate=8000)
     assert codec.eval()(noise(1, 1, 10)).reconstruction.shape == (1, 1, 10)
     assert (codec.channels, codec.causal, codec.latency) == (1, False, None)
-    with pytest.raises(ValueError, match="encode_blocks needs a bounded context"):
+    with pytest.raises(ValueError, match="blocks need a bounded context"):
         next(codec.encode_blocks([noise(1, 1, 10)]))
-    with pytest.raises(ValueError, match="decode_blocks needs a bounded context"):
+    with pytest.raises(ValueError, match="blocks need a bounded context"):
         next(codec.decode_blocks([codec.encode(noise(1, 1, 10))]))
     encoder.context = decoder.context = (0, 0)
     encoder.frames_per_window = 3

@@ -364,6 +364,17 @@ def test_low_precision_keeps_codes_and_dtypes() -> None:
     assert low(wave.bfloat16()).reconstruction.isfinite().all()
 
 
+def test_what_a_block_of_the_decoder_spoils_reaches_no_codebook() -> None:
+    """The latents are finite, and what the third stream is given is not."""
+    codec = fitted().float().train()
+    torch.nn.init.constant_(next(codec.decoder.blocks[0].parameters()), torch.inf)
+    output = codec(torch.randn(2, 1, 400) / 3)
+    assert (output.quantizer.indices[..., :4] >= 0).all() and (output.quantizer.indices[..., 4:] == -1).all()
+    assert output.quantizer.nonfinite == 2 * 10 and output.quantizer.loss.isfinite()
+    with pytest.warns(UserWarning, match="20 input vectors"):
+        codec.quantizer.health()
+
+
 def test_a_nan_spoils_its_own_recording_only() -> None:
     codec = fitted().float().train()
     wave = torch.randn(2, 1, 400) / 3

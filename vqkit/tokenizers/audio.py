@@ -1,7 +1,7 @@
 """A tokenizer of sound: any length, any sample rate, streams, and files too long for the memory."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -121,7 +121,7 @@ class AudioTokenizer(Tokenizer):
             data: (B, C, T) in [-1, 1] at `sample_rate`, T at least 1.
         """
         self._check_no_stream("forward")
-        self._check_recording(data)
+        self._check(data, least=1)
         output = self._reconstruct(self._whole_frames(data))
         return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
 
@@ -141,10 +141,8 @@ class AudioTokenizer(Tokenizer):
             ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
                 sample rate is given inside of `streaming()`, or the stream has ended.
         """
-        if self._is_streaming:
-            return self._encode_chunk(self._at_model_rate(self._checked(data), sample_rate))
-        self._check_recording(data)
-        return self._indices(self._whole_frames(self._at_model_rate(self._finite(data), sample_rate)))
+        wave = self._at_model_rate(self._checked(data, least=0 if self._is_streaming else 1), sample_rate)
+        return self._encode_chunk(wave) if self._is_streaming else self._indices(self._whole_frames(wave))
 
     def decode(self, indices: Tensor, *, length: int | None = None) -> Tensor:
         """The waveform of indices, of all levels or of the first ones.
@@ -249,6 +247,7 @@ class AudioTokenizer(Tokenizer):
 
     # ------------------------------------------------------------------ in bounded memory
 
+    @torch.no_grad()
     def encode_blocks(self, chunks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
         """`encode` of a recording that comes in pieces, in the memory of a block and its context.
 
@@ -261,18 +260,12 @@ class AudioTokenizer(Tokenizer):
             indices (B, frames[, levels]); joined along axis 1 they are those of the joined pieces.
 
         Raises:
-            ValueError: the encoder depends on unbounded context, `frames_per_block` is not positive, or a stream is
+            ValueError: the indices depend on unbounded context, `frames_per_block` is not positive, or a stream is
                 open, which blocks would disturb.
         """
-        frames = self._frames_of_block(frames_per_block)
-        yield from run_in_blocks(
-            (self._checked(chunk) for chunk in chunks),
-            self._indices,
-            context=_bounded(self._encoding_context, "encode"),
-            hop_length=self.downsampling_factor,
-            hops_per_block=frames,
-            out_dim=1,
-        )
+        context, hop = self._encoding_context, self.downsampling_factor
+        pieces = map(self._checked, chunks)
+        yield from self._run_blocks(pieces, self._indices, context, frames_per_block, hop_length=hop, out_dim=1)
 
     @torch.no_grad()
     def decode_blocks(self, blocks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
@@ -288,15 +281,28 @@ class AudioTokenizer(Tokenizer):
         Raises:
             ValueError: as for `encode_blocks`.
         """
-        frames = self._frames_of_block(frames_per_block)
-        yield from run_in_blocks(
-            blocks,
-            self._sound,
-            context=_bounded(properties_of(self.decoder).context, "decode"),
-            hops_per_block=frames,
-            dim=1,
-            out_per_hop=self.downsampling_factor,
-        )
+        context, hop = properties_of(self.decoder).context, self.downsampling_factor
+        yield from self._run_blocks(blocks, self._sound, context, frames_per_block, dim=1, out_per_hop=hop)
+
+    def _run_blocks(
+        self,
+        pieces: Iterable[Tensor],
+        run: Callable[[Tensor], Tensor],
+        context: tuple[int, int] | None,
+        frames_per_block: int,
+        **axes: int,
+    ) -> Iterator[Tensor]:
+        if frames_per_block < 1:
+            raise ValueError(f"frames_per_block={frames_per_block}: expected at least 1")
+        self._check_no_stream("encode_blocks or decode_blocks")
+        if context is None:
+            raise ValueError(
+                "blocks need a bounded context, and this model has none: use encode and decode on the whole recording, "
+                "or a backbone whose attention has a window"
+            )
+        window = properties_of(self.encoder).frames_per_window
+        frames = math.ceil(frames_per_block / window) * window
+        return run_in_blocks(pieces, run, context=context, hops_per_block=frames, **axes)
 
     # ------------------------------------------------------------------ what goes in
 
@@ -305,27 +311,18 @@ class AudioTokenizer(Tokenizer):
 
     def _recording_of(self, batch: Any) -> Tensor:
         wave = first_tensor(batch)
-        self._check_recording(wave)
+        self._check(wave, least=1)
         return self._whole_frames(wave)
 
-    def _checked(self, chunk: Tensor) -> Tensor:
-        """A part of a recording, which may be empty, in the encoder's dtype."""
-        self._check_shape(chunk)
-        return self._finite(chunk)
-
-    def _finite(self, wave: Tensor) -> Tensor:
+    def _checked(self, wave: Tensor, *, least: int = 0) -> Tensor:
+        self._check(wave, least=least)
         if not torch.compiler.is_compiling() and not bool(wave.isfinite().all()):
             count = int((~wave.isfinite()).sum())
             raise ValueError(f"data holds {count} samples that are NaN or infinite: repair or leave out this recording")
         weight = next(self.encoder.parameters(), wave)
         return wave.to(weight.dtype)  # recordings are often read as float64
 
-    def _check_recording(self, wave: Tensor) -> None:
-        self._check_shape(wave)
-        if not wave.shape[-1]:
-            raise ValueError("data has no samples: expected at least one")
-
-    def _check_shape(self, wave: Tensor) -> None:
+    def _check(self, wave: Tensor, *, least: int) -> None:
         if wave.ndim != 3 or wave.shape[1] != self.channels:
             raise ValueError(
                 f"data has shape {tuple(wave.shape)}: expected (B, {self.channels}, T); mono from stereo is "
@@ -333,17 +330,12 @@ class AudioTokenizer(Tokenizer):
             )
         if not wave.is_floating_point():
             raise ValueError(f"data has dtype {wave.dtype}: expected floating point in [-1, 1] (int16 / 32768)")
+        if wave.shape[-1] < least:
+            raise ValueError("data has no samples: expected at least one")
 
     def _check_no_stream(self, call: str) -> None:
         if self._is_streaming:
             raise ValueError(f"{call} inside of streaming() would go on where the stream stopped: close it first")
-
-    def _frames_of_block(self, wanted: int) -> int:
-        self._check_no_stream("encode_blocks or decode_blocks")
-        if wanted < 1:
-            raise ValueError(f"frames_per_block={wanted}: expected at least 1")
-        window = properties_of(self.encoder).frames_per_window
-        return math.ceil(wanted / window) * window
 
     def _whole_frames(self, wave: Tensor) -> Tensor:
         return pad_end(wave, -wave.shape[-1] % self.downsampling_factor)
@@ -359,12 +351,3 @@ class AudioTokenizer(Tokenizer):
                 "the stream outside, for instance with soxr.ResampleStream"
             )
         return resample(wave, sample_rate, self.sample_rate)
-
-
-def _bounded(context: tuple[int, int] | None, call: str) -> tuple[int, int]:
-    if context is None:
-        raise ValueError(
-            f"{call}_blocks needs a bounded context, and this model has none: use {call} on the whole recording, or a "
-            "backbone whose attention has a window"
-        )
-    return context

@@ -275,6 +275,7 @@ class CrossScaleTokenizer(AudioTokenizer):
         return (latents[max(number - 1, 0)].to(self._dtype) - decoded).mT
 
     def _vectors(self, number: int, indices: Tensor) -> Tensor:
+        """What a stream adds by its indices, (B, frames, dim)."""
         with autocast_disabled(indices.device):
             return self.quantizer.streams[number].lookup(indices)
 

@@ -91,6 +91,12 @@ class GroupedQuantizer(CompositeQuantizer):
             total = total + loss.weight * losses[loss.name]
         return total, losses
 
+    def strip_training(self) -> None:
+        """Drop the losses between groups too; see `BaseQuantizer`."""
+        super().strip_training()
+        self.losses = nn.ModuleList()  # type: ignore[assignment]
+        self.record(losses=[])
+
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The groups' own; see `BaseQuantizer`."""
         parts = (group.assign(part, valid) for group, part in self._with_channels(latents))

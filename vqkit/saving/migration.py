@@ -5,7 +5,7 @@ from typing import Any
 
 MOVED_MODULES = {
     "vqkit.audio_tokenizer": "vqkit",
-    "vqkit.baking": "vqkit.deployment.bake",
+    "vqkit.baking": "vqkit.parts.codebooks",
     "vqkit.base": "vqkit",
     "vqkit.codebooks": "vqkit",
     "vqkit.composites.cross_scale": "vqkit",
@@ -14,6 +14,7 @@ MOVED_MODULES = {
     "vqkit.composites.residual": "vqkit",
     "vqkit.config": "vqkit.saving.config",
     "vqkit.cross_scale": "vqkit",
+    "vqkit.deployment.bake": "vqkit.parts.codebooks",
     "vqkit.estimators": "vqkit",
     "vqkit.lookup_free.binary": "vqkit.quantizers.binary",
     "vqkit.lookup_free.bits": "vqkit",
@@ -29,7 +30,7 @@ MOVED_MODULES = {
     "vqkit.streaming": "vqkit.backbones.streaming",
     "vqkit.tokenizer": "vqkit",
 }
-"""Modules of format version 1, and where their classes are reached today."""
+"""Modules that saved files name, and where their classes are reached today."""
 
 RENAMED_CLASSES = {
     "CodeSplit": "vqkit.LBGSplitting",

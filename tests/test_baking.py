@@ -258,6 +258,30 @@ class ReadsAFile(Configured, nn.Module):
         self.inner = Quantizer("cascaded", dim=4, codebook_size=8, codebook=book)
 
 
+class Pair(GroupedQuantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__(partial(Quantizer, "ema", dim=dim, codebook_size=8), 2)
+
+
+class Chain(ResidualQuantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__(partial(Quantizer, "ema", dim=dim, codebook_size=8), 2)
+
+
+class Fixed(Quantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__("ema", dim=dim, codebook_size=8)
+
+
+@pytest.mark.parametrize("kind", [Pair, Chain, Fixed])
+def test_constructors_that_take_no_parts_build_the_copy_too(kind, tmp_path: Path) -> None:
+    quantizer = kind(4)
+    table = bake(quantizer)
+    assert_same_inference(table, quantizer, torch.randn(50, quantizer.dim))
+    table.save_pretrained(tmp_path)
+    assert_same_inference(kind.from_pretrained(tmp_path, allow=ALLOW), quantizer, torch.randn(50, quantizer.dim))
+
+
 def test_what_cannot_be_baked_is_refused_with_words() -> None:
     with pytest.raises(ValueError, match=r"bake got Linear: expected a module whose configuration can be written"):
         bake(nn.Linear(2, 2))

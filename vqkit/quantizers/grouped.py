@@ -94,8 +94,9 @@ class GroupedQuantizer(CompositeQuantizer):
     def strip_training(self) -> None:
         """Drop the losses between groups too; see `BaseQuantizer`."""
         super().strip_training()
-        self.losses = nn.ModuleList()  # type: ignore[assignment]
-        self.record(losses=[])
+        if "losses" in self.recorded_arguments():
+            self.losses = nn.ModuleList()  # type: ignore[assignment]
+            self.record(losses=[])
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The groups' own; see `BaseQuantizer`."""

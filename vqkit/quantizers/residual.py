@@ -104,7 +104,7 @@ class ResidualQuantizer(DepthDropout):
     def strip_training(self) -> None:
         """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
         super().strip_training()
-        if self.estimator is not None:
+        if self.recorded_arguments().get("estimator") is not None:
             self.estimator = StraightThrough()
             self.record(estimator=self.estimator)
 

@@ -6,8 +6,7 @@ their members.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +207,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
 
+    def strip_training(self) -> None:
+        """Store the codes as plain tables and drop what only training needs, here and in what `to_config` writes.
+
+        `bake` calls it on a copy. Subclasses do so for what their constructor takes.
+        """
+
     @property
     def nearest_metric(self) -> Metric | None:
         """The metric, where encoding is the nearest of `nearest_codes` and decoding reads it: what a composite has to
@@ -345,6 +350,12 @@ class VectorQuantizer(BaseQuantizer):
             total = loss.weight * value if total is None else total + loss.weight * value
         return connected_zero(quantized.vectors) if total is None else total, losses
 
+    def strip_training(self) -> None:
+        """Drop the losses; see `BaseQuantizer`."""
+        if "losses" in self.recorded_arguments():
+            self.losses = nn.ModuleList()  # type: ignore[assignment]
+            self.record(losses=[])
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
         rows = indices.reshape(-1)
@@ -358,29 +369,3 @@ class VectorQuantizer(BaseQuantizer):
             return quantized.vectors
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
-
-
-@contextmanager
-def without_quantization(module: nn.Module) -> Iterator[None]:
-    """Context in which the quantizers of a module pass vectors on without a choice, through their linear maps alone.
-
-    It is as if every vector were a code of its own: for pre-training without quantization (Gu, Diao 2024, arXiv
-    2404.19441, sec. 3.3), and as the ceiling of what a codebook can do. Indices are -1, losses are 0 with a graph to
-    every parameter, nothing is recorded, and no stage is dropped. Everything else is as outside: layouts, masks,
-    gradients, and whatever a `Tokenizer` does around its quantizer.
-
-        >>> with without_quantization(tokenizer):
-        ...     reconstruction = tokenizer(images).reconstruction
-
-    Args:
-        module: a quantizer, or anything that holds some, such as a `Tokenizer`, compiled or wrapped or not.
-    """
-    quantizers = [part for part in module.modules() if isinstance(part, BaseQuantizer)]
-    before = [quantizer.passes_through for quantizer in quantizers]
-    try:
-        for quantizer in quantizers:
-            quantizer.passes_through = True
-        yield
-    finally:
-        for quantizer, mode in zip(quantizers, before, strict=True):
-            quantizer.passes_through = mode

@@ -93,7 +93,7 @@ class BinaryQuantizer(FixedGrid):
         z = self.direction(latents)
         selected = self._entries(bits)
         if self.learning:
-            self.record(latents, bits, valid)
+            self.watch(latents, bits, valid)
         quantized = straight_through(selected, self.surrogate(z)) if torch.is_grad_enabled() else selected
         packed = self._pack(bits)
         indices = torch.where(valid.unsqueeze(-1), packed, -1)
@@ -127,7 +127,7 @@ class BinaryQuantizer(FixedGrid):
         weighted = bits * self.place_values
         return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
 
-    def record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
+    def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Note what `health` tells of: `latents` (N, D), their `bits` (N, D) and which of them are `valid` (N,)."""
         count = valid.sum()
         share = (bits & valid.unsqueeze(-1)).sum(0) / count.clamp(min=1)

@@ -144,7 +144,7 @@ def test_the_codebook_learns(case: Case) -> None:
 
     indices = quantizer.encode(data)
     before, codes_before = error(), quantizer.decode(indices).detach().clone()
-    for _ in range(150):
+    for _ in range(75):
         output = quantizer(data)
         optimizer.zero_grad()
         (output.loss + (output.quantized - data).square().mean()).backward()

@@ -56,7 +56,7 @@ def test_codes_that_differ_in_last_bits(gpu_path: torch.device, dtype: torch.dty
     assert torch.equal(search(gpu_path, x, codes, metric=metric), oracle(x, codes, metric))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "cosine"))
 def test_groups_and_masks(gpu_path: torch.device, metric: str) -> None:
     x, codes = data_set("offset 10", rows=16, size=100)
     x, codes = x.view(2, 8, -1), codes.view(2, 50, -1)
@@ -195,6 +195,7 @@ def test_one_code_far_out(gpu_path: torch.device, metric: str) -> None:
     assert torch.equal(search(gpu_path, x, codes, metric=metric), oracle(x, codes, metric))
 
 
+@pytest.mark.slow
 def test_less_than_exact(gpu_path: torch.device) -> None:
     """What is chosen is nearly the best, and the less of it is lost the more is asked for."""
     x, codes = data_set("gaussian", rows=ROWS, size=CODES)

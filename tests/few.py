@@ -16,6 +16,6 @@ def few(values: Mapping[str, Any] | Iterable[Any], *names: object) -> list[Any]:
     """
     if not isinstance(values, Mapping):
         values = {value.stem if isinstance(value, Path) else value: value for value in values}
-    assert {*names} <= {*values}, f"no value has the name {({*names} - {*values})}"
+    assert {*names} <= {*values}, f"no value has the name { ({*names} - {*values}) }"
     marks = {name: () if name in names else pytest.mark.slow for name in values}
     return [pytest.param(value, id=str(name), marks=marks[name]) for name, value in values.items()]

@@ -118,6 +118,7 @@ def test_rejects(words: list[str], message: str, capsys: pytest.CaptureFixture) 
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_runs_from_the_checkout() -> None:
     command = [sys.executable, "benchmarks/quantizer_step.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.contract.cases import CASES, Case
 from tests.contract.test_contract import initialized
+from tests.few import few
 from vqkit import (
     BSQ,
     FSQ,
@@ -78,7 +79,7 @@ def fitted(name: str) -> tuple[BaseQuantizer, tuple[Tensor, Tensor]]:
     return quantizer.eval(), batches
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", few([*QUANTIZERS], "residual projected", "bsq"))
 def test_codes_of_eager(name: str, tmp_path: Path) -> None:
     quantizer, batches = fitted(name)
     encode = File(Encode(quantizer), batches[0][:3], tmp_path / "encode.onnx")
@@ -87,7 +88,9 @@ def test_codes_of_eager(name: str, tmp_path: Path) -> None:
 
 
 # What the others decode with is among these.
-@pytest.mark.parametrize("name", ["vq", "simvq", "normalized", "residual projected", "fsq", "bsq of two levels"])
+@pytest.mark.parametrize(
+    "name", few(["vq", "simvq", "normalized", "residual projected", "fsq", "bsq of two levels"], "simvq", "fsq")
+)
 def test_vectors_of_eager(name: str, tmp_path: Path) -> None:
     quantizer, batches = fitted(name)
     decode = File(Decode(quantizer), quantizer.encode(batches[0][:3]), tmp_path / "decode.onnx")

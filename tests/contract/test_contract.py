@@ -144,7 +144,7 @@ def test_the_codebook_learns(case: Case) -> None:
 
     indices = quantizer.encode(data)
     before, codes_before = error(), quantizer.decode(indices).detach().clone()
-    for _ in range(150):
+    for _ in range(75):
         output = quantizer(data)
         optimizer.zero_grad()
         (output.loss + (output.quantized - data).square().mean()).backward()
@@ -297,6 +297,9 @@ def test_codes_do_not_depend_on_the_batch_they_come_in(case: Case) -> None:
     whole = quantizer.encode(x)
     assert torch.equal(whole, torch.cat([quantizer.encode(x[i : i + 1]) for i in range(64)]))
     assert torch.equal(whole, torch.cat([quantizer.encode(part) for part in x.split(7)]))
+    # In another shape, a projection's sums may round otherwise, by DIM 2^-24: no vector here is so near to two codes.
+    nudged = x * (1 + DIM * 2**-24 * torch.randn_like(x).sign())
+    assert torch.equal(whole, quantizer.encode(nudged))
 
 
 @pointwise

@@ -98,6 +98,7 @@ def test_small_entropies_do_not_cancel() -> None:
     found = assignment_entropy(z, torch.eye(2)).per_sample
     gap = (z[:, 0].double() - z[:, 1].double()) / 0.01
     p = torch.sigmoid(-gap)
+    # Two logits of 1500, each rounded twice: 4e-4 of p, and a third of that of its logarithm, which is at least 3.
     torch.testing.assert_close(found.double(), -p * p.log() - (1 - p) * torch.log1p(-p), rtol=2e-3, atol=1e-7)
 
 

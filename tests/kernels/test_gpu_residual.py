@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.few import few
 from tests.kernels.stand_ins import without
 from vqkit.kernels import gpu, native, residual_nearest
 
@@ -59,7 +60,7 @@ def check(device: torch.device, x: Tensor, books: list[Tensor], metric: str = "e
     torch.testing.assert_close(found.quantized.cpu(), expected.quantized, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 @pytest.mark.parametrize(("rows", "depth", "sizes"), [(50, 12, (40, 33, 50)), (1, 1, (1,)), (17, 17, (1, 2, 1))])
 def test_equals_the_loop(
     gpu_path: torch.device, launches: Launches, metric: str, rows: int, depth: int, sizes: tuple[int, ...]
@@ -80,7 +81,7 @@ def test_long_rows_are_multiplied_in_chunks(
     assert launches.listed <= 1
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 def test_pairs_of_equal_codes_are_decided_at_once(gpu_path: torch.device, launches: Launches, metric: str) -> None:
     x, books = problem(depth=4)
     books[0][20:40] = books[0][:20].flip(0)
@@ -88,7 +89,7 @@ def test_pairs_of_equal_codes_are_decided_at_once(gpu_path: torch.device, launch
     assert launches.listed <= 1
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 def test_more_equal_codes_are_listed(gpu_path: torch.device, launches: Launches, metric: str) -> None:
     x, books = problem(rows=6, depth=4, sizes=(8, 17))
     books[1][4:16] = books[1][:4].repeat(3, 1)
@@ -128,7 +129,7 @@ def test_tiny_numbers(gpu_path: torch.device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|All-NaN) .*:RuntimeWarning")  # the interpreter's arithmetic
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 def test_rows_and_codes_that_are_not_finite_or_huge(gpu_path: torch.device, metric: str) -> None:
     x, books = problem(rows=8, sizes=(8, 8, 4))
     x[0, 3], x[1], x[2], x[3], x[4], x[5, 0] = torch.nan, torch.inf, -torch.inf, 1e19, 0, 3e38
@@ -136,7 +137,8 @@ def test_rows_and_codes_that_are_not_finite_or_huge(gpu_path: torch.device, metr
     check(gpu_path, x, books, metric)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
+@pytest.mark.slow
 def test_rows_just_too_long_for_products(gpu_path: torch.device, metric: str) -> None:
     """Their coordinates from 2^62 on are left out of the products, so that these prove nothing."""
     x, books = problem(rows=9)
@@ -145,7 +147,7 @@ def test_rows_just_too_long_for_products(gpu_path: torch.device, metric: str) ->
     check(gpu_path, x, [1e18 * book for book in books], metric)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 def test_a_code_that_products_would_overflow_with(gpu_path: torch.device, metric: str) -> None:
     x, books = problem(rows=3, sizes=(8,))
     books[0][7], x[1] = 2e19, 1e19
@@ -159,7 +161,8 @@ def test_codebooks_without_a_finite_code(gpu_path: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    "left_out", ["cosine", "long rows", "unequal codebooks", "few rows and many codes", "no proof"]
+    "left_out",
+    few(["cosine", "long rows", "unequal codebooks", "few rows and many codes", "no proof"], "unequal codebooks"),
 )
 def test_what_is_searched_level_by_level(
     gpu_path: torch.device, launches: Launches, left_out: str, monkeypatch: pytest.MonkeyPatch

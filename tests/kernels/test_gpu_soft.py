@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.few import few
 from tests.kernels import soft_rounding
 from tests.kernels.graphs import leaves
 from vqkit.kernels import assignment_entropy, gpu, index_backpropagation, naive, reinmax
@@ -73,7 +74,7 @@ def test_the_parts_are_all_there_is(gpu_path: torch.device) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", few(SHAPES, SHAPES[0]))
 def test_index_backpropagation(shape: tuple[int, int, int], temperature: float, gpu_path: torch.device) -> None:
     z, codes, gradient = example(shape, gpu_path)
     indices = torch.randint(shape[1], shape[:1], device=gpu_path)
@@ -95,7 +96,7 @@ def test_index_backpropagation_with_tensor_memory(monkeypatch: pytest.MonkeyPatc
     test_index_backpropagation((20, 20, 40), 0.5, gpu_path)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", few(SHAPES, SHAPES[0]))
 def test_reinmax(shape: tuple[int, int, int], gpu_path: torch.device) -> None:
     z, codes, gradient = example(shape, gpu_path)
     indices = torch.randint(shape[1], shape[:1], device=gpu_path)
@@ -111,7 +112,7 @@ def test_reinmax(shape: tuple[int, int, int], gpu_path: torch.device) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", few(SHAPES, SHAPES[0]))
 def test_entropies(shape: tuple[int, int, int], temperature: float, metric: str, gpu_path: torch.device) -> None:
     z, codes, _ = example(shape, gpu_path)
     codes = codes - 3 if metric == "euclidean" else codes
@@ -129,7 +130,7 @@ def test_entropies(shape: tuple[int, int, int], temperature: float, metric: str,
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+@pytest.mark.parametrize("offset", few([0.0, 10.0, 1000.0], 1000.0))
 def test_temperature_one_hundredth(offset: float, metric: str, gpu_path: torch.device) -> None:
     """As `test_entropy.py` asks of the torch engine: what is lost is the rounding of the logits, a hundred times."""
     z, codes = 0.14 * torch.randn(20, 32), 0.14 * torch.randn(40, 32) + offset
@@ -262,7 +263,7 @@ def test_every_operator_takes_the_kernels(gpu_path: torch.device, launched: list
     assert not launched
 
 
-@pytest.mark.parametrize("name", ["assignment_entropy", "index_backpropagation", "reinmax"])
+@pytest.mark.parametrize("name", few(["assignment_entropy", "index_backpropagation", "reinmax"], "reinmax"))
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_operators_are_registered_right(name: str, backward: bool, gpu_path: torch.device) -> None:
     z, codes, gradient = example((5, 3, 2), gpu_path)

@@ -38,7 +38,7 @@ def test_kernels_pass_on(core: str, reported: str, capability: str) -> None:
     taken = _run(["-c", TAKEN], environment)
     assert taken.returncode == 0, taken.stderr
     assert json.loads(taken.stdout) == [[reported], capability], "the settings have no effect here"
-    done = _run(["-m", "pytest", *(f"tests/kernels/{name}" for name in FILES)], environment)
+    done = _run(["-m", "pytest", "-o", "addopts=-q", *(f"tests/kernels/{name}" for name in FILES)], environment)
     assert done.returncode == 0, f"with {settings}:\n{done.stdout[-8000:]}"
 
 

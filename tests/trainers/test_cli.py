@@ -116,6 +116,7 @@ TINY_SOUND = {
 }
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict_sound(cli, tmp_path):
     folder = tmp_path / "recordings"
     write_recordings(folder, 6, seconds=0.5)

@@ -229,6 +229,7 @@ def test_stage_overlay_swaps_the_method_and_nothing_else(overlay, pictures, monk
             assert stages[0][size] == stages[1][size]
 
 
+@pytest.mark.slow
 def test_stage_overlay_leaves_nothing_of_an_earlier_one(pictures, monkeypatch, capsys):
     folder = ROOT / "configs" / "residual"
     for earlier, later in (("nsvq", "vq"), ("reinmax", "ema"), ("rotation", "factorized")):

@@ -61,7 +61,8 @@ class BinaryQuantizer(FixedGrid):
         ends = list(accumulate(self.level_bits))
         self._levels = [slice(end - width, end) for end, width in zip(ends, self.level_bits, strict=True)]
         places = [range(width) if lsb_first else reversed(range(width)) for width in self.level_bits]
-        self.register_buffer("place_values", torch.tensor([2**place for level in places for place in level]))
+        self.grid_values = [2**place for level in places for place in level]
+        self.register_buffer("place_values", torch.tensor(self.grid_values))
         self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)
 
     place_values: Tensor

@@ -51,8 +51,8 @@ class FSQ(FixedGrid):
         super().__init__(len(levels) if dim is None else dim, codebook_dim=len(levels), channel_dim=channel_dim)
         self.levels = tuple(levels)
         self.codebook_size = math.prod(levels)
-        sizes = torch.tensor(self.levels)
-        self.register_buffer("level_counts", sizes)
+        self.grid_values = list(levels)
+        self.register_buffer("level_counts", torch.tensor(levels))
         self._places = [math.prod(levels[:position]) for position in range(len(levels))]
         self.register_buffer("place_values", torch.tensor(self._places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)

@@ -26,6 +26,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.slow
 def test_search(tmp_path: Path) -> None:
     output = tmp_path / "table.md"
     words = ["--shapes", "10,36,3", "--rounds", "1", "--threads", "1", "--methods", "fast", "high", "exact", "mm16"]
@@ -143,6 +144,7 @@ def test_a_gpu_joins_the_list_of_verified_ones_once(tmp_path: Path) -> None:
     assert json.loads(listed.read_text()) == expected
 
 
+@pytest.mark.slow
 def test_no_dry_run_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {name: script.Step(1, "", "scripts/gpu.py --help") for name in ("tests", "calibration")}
     monkeypatch.setattr(script, "STEPS", steps)

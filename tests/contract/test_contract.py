@@ -392,11 +392,12 @@ def test_wrong_indices_are_refused_with_words(case: Case) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_indices_of_any_integer_type_decode(case: Case, dtype: torch.dtype) -> None:
+def test_indices_of_any_integer_type_decode(case: Case) -> None:
     quantizer = initialized(case).eval()
     indices = quantizer.encode(case.example()) % min(quantizer.codebook_size, 256)
-    assert torch.equal(quantizer.decode(indices.to(dtype)), quantizer.decode(indices))
+    expected = quantizer.decode(indices)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(quantizer.decode(indices.to(dtype)), expected)
 
 
 @every_case

@@ -46,6 +46,7 @@ def test_codes_in_two_parts(search: Search) -> None:
     assert torch.equal(search(x, codes, "euclidean", parts=2), oracle(x, codes, "euclidean"))
 
 
+@pytest.mark.slow
 def test_the_bound_is_needed(tmp_path: Path) -> None:
     """With a bound of float32 alone, rows are called certain that 16 bits cannot decide: the test above can fail."""
     bound = "3 * 0x1p-16 * (1 + 0x1p-7) + (1 + 0x1p-5) * relative"

@@ -243,6 +243,7 @@ def test_memory_does_not_grow_with_rows_times_codes(monkeypatch: pytest.MonkeyPa
     assert watch.largest <= bound < 4 * rows * size / 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("metric", METRICS)
 def test_compile_and_export(metric: str) -> None:

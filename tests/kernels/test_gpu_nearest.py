@@ -142,7 +142,8 @@ def test_rows_too_long_for_the_bound_take_the_torch_path(
     assert torch.equal(search(gpu_path, x, codes), oracle(x, codes, "euclidean"))
 
 
-@pytest.mark.parametrize("apart", few([1, 10], 10))
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [1, 10])
 def test_multiples_of_a_code_have_one_cosine(gpu_path: torch.device, apart: int) -> None:
     """Their float64 scores differ by rounding, so that they are tied, and the lowest index wins."""
     codes = torch.randint(-8, 9, (10, 24)).float()
@@ -210,6 +211,7 @@ def test_less_than_exact(gpu_path: torch.device) -> None:
     assert wrong["exact"] == 0 <= wrong["high"] < wrong["fast"]
 
 
+@pytest.mark.slow
 def test_few_rows_need_a_second_look(gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """All do where codes are nearer to each other than halves can tell; hardly any does on ordinary data."""
     tables = []

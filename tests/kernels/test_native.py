@@ -146,6 +146,7 @@ def test_levels_equal_the_loop(variant: str, threads: int) -> None:
     assert torch.equal(found.indices, expected.indices) and torch.equal(found.quantized, expected.quantized)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("roundings", [None, "0.5 * (depth + 3)", "__builtin_sqrt(depth + 3)"])
 def test_a_smaller_bound_certifies_a_wrong_code(tmp_path: Path, roundings: str | None) -> None:

@@ -63,6 +63,7 @@ class Search(torch.nn.Module):
         return (*best, several.indices, several.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("how", ["compile", "export"])
 def test_compile_and_export(how: str) -> None:

@@ -197,6 +197,7 @@ def test_memory_does_not_grow_with_rows_times_codes(monkeypatch: pytest.MonkeyPa
     assert watch.largest <= bound < 4 * rows * size / 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compile_and_export() -> None:
     z, codes, indices, gradient = example(torch.float32)

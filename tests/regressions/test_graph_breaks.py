@@ -50,6 +50,7 @@ def test_vqkit_does_not_have_the_fault(build) -> None:
     check(build())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [stage, partial(ResidualQuantizer, stage, 2, dropout=0.5)], ids=["ema", "residual"])
 def test_training_settles_on_a_few_graphs(build) -> None:
     plain, quantizer = build(), build()

@@ -106,6 +106,7 @@ def test_the_stft_distance_is_that_of_auraloss(speech):
     assert expected != pytest.approx(swapped, rel=1e-3), "spectral convergence has a reference: the original"
 
 
+@pytest.mark.slow
 def test_dnsmos_hears_noise_without_a_reference(speech):
     for package in ("speechmos", "librosa", "onnxruntime"):
         pytest.importorskip(package)

@@ -27,6 +27,10 @@ class _ConnectedZero(torch.autograd.Function):
     def backward(ctx: object, gradient: Tensor) -> None:
         return None
 
+    @staticmethod
+    def jvp(ctx: object, tangent: Tensor) -> Tensor:
+        return tangent.new_zeros(())
+
 
 def exact_sum(numbers: Tensor) -> Tensor:
     """(..., D) int64 -> (...): their sum, by additions of two.

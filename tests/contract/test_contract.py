@@ -2,6 +2,8 @@
 
 import copy
 import io
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,12 +20,15 @@ from tests.contract.cases import (
     trains_codebook,
 )
 from vqkit import (
+    FSQ,
     BaseQuantizer,
     ClusterReinit,
     LBGSplitting,
     Maintenance,
     Quantizer,
     RandomRestart,
+    ResidualQuantizer,
+    Selection,
     without_quantization,
 )
 
@@ -448,3 +453,70 @@ def test_policies_are_asked_at_their_every_nth_step(policy: Maintenance, monkeyp
     for _ in range(8):
         quantizer(torch.randn(6, 4))
     assert asked == [3, 6]
+
+
+def test_health_sees_every_column_of_a_map() -> None:
+    """Rows are thinned for the counters; a stride that the width divides would see one column alone."""
+    x = torch.zeros(128, 3, 32, 32)
+    x[..., 0] = 9
+    quantizer = FSQ([5, 4, 3], channel_dim=1)
+    quantizer(x.requires_grad_())
+    assert abs(quantizer.health()["saturated"] - 1 / 32) < 0.01
+
+
+def test_without_quantization_nothing_is_shared_with_the_input() -> None:
+    quantizer, x = Quantizer("vq", dim=4, codebook_size=8), torch.randn(6, 4)
+    before = x.clone()
+    with without_quantization(quantizer), torch.no_grad():
+        quantizer(x).quantized.zero_()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("size", [1e38, 3e38, float("inf")])
+def test_a_stage_that_diverged_does_not_take_the_later_ones_along(size: float) -> None:
+    stage = partial(Quantizer, "ema", dim=4, codebook_size=8, codebook_dim=2)
+    quantizer = ResidualQuantizer(stage, 2, estimator=None)
+    for _ in range(3):
+        torch.nn.init.constant_(quantizer.stages[0].project_out.bias, size)
+        output = quantizer(torch.randn(600, 4))
+    assert quantizer.stages[1].codebook.vectors.isfinite().all()
+    assert (output.indices[:, 1] == -1).all() or size < float("inf")
+
+
+def test_the_loss_alone_reaches_the_way_out_of_the_code_space() -> None:
+    quantizer = Quantizer("vq", dim=8, codebook_size=8, codebook_dim=4)
+    loss = quantizer(torch.randn(6, 8)).loss
+    edges, found = [loss.grad_fn], set()
+    while edges:
+        node = edges.pop()
+        found |= {id(node.variable)} if hasattr(node, "variable") else set()
+        edges += [edge for edge, _ in node.next_functions if edge is not None]
+    assert {id(parameter) for parameter in quantizer.parameters()} <= found
+
+
+@pytest.mark.parametrize("build", [lambda: Quantizer("vq", dim=4, codebook_size=8), lambda: FSQ([5, 4, 3, 3])])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch 2.11 uses it itself
+def test_forward_mode_derivatives(build) -> None:
+    quantizer, x, tangent = build().eval(), torch.randn(6, 4), torch.randn(6, 4)
+    _, forward = torch.func.jvp(lambda z: quantizer(z).quantized, (x,), (tangent,))
+    _, pullback = torch.func.vjp(lambda z: quantizer(z).quantized, x)
+    torch.testing.assert_close((forward * tangent).sum(), (pullback(tangent)[0] * tangent).sum())
+
+
+def test_a_choice_of_ones_own_is_what_encode_finds() -> None:
+    class First(Quantizer):
+        def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
+            estimated, selection = super().choose(latents, valid)
+            return estimated, replace(selection, indices=torch.where(valid, 0, -1))
+
+    x = torch.randn(6, 4)
+    first = partial(First, "vq", dim=4, codebook_size=8)
+    for quantizer in (first(), ResidualQuantizer(first, 2)):
+        assert torch.equal(quantizer.eval()(x).indices, quantizer.encode(x)) and (quantizer.encode(x) == 0).all()
+
+
+def test_a_policy_without_a_period_is_refused() -> None:
+    policy = RandomRestart()
+    policy.every = 0
+    with pytest.raises(ValueError, match="RandomRestart has every=0: expected a number of optimizer steps"):
+        Quantizer("vq", dim=4, codebook_size=8, maintenance=[policy])

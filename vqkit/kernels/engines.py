@@ -112,7 +112,10 @@ def differences(family: str, device: torch.device) -> str:
     """
     from vqkit.kernels.gpu import self_check  # Triton is optional, and slow to import
 
-    found = self_check.CHECKS[family](device)
+    try:
+        found = self_check.CHECKS[family](device)
+    except Exception as error:  # whatever goes wrong in the compiler, the call itself can be run
+        found = f"{type(error).__name__}: {error}"
     if not found:
         return ""
     text = f"the fused kernels differ from the torch engine on {gpu.describe(device)}: {found}"

@@ -259,7 +259,8 @@ class EMACodebook(Codebook):
         # n is at least (1 - gamma) c wherever c > 0, and where c = 0 the numerator is exactly 0.
         weight = fresh / self.usage.clamp(min=torch.finfo(self.usage.dtype).tiny)
         change = self.pending_sums - self.pending_counts.unsqueeze(-1) * self.vectors
-        self.vectors.add_(change * weight.unsqueeze(-1))
+        # A sum that overflowed, of what a diverged stage left over, moves no code.
+        self.vectors.add_(torch.where(change.isfinite(), change * weight.unsqueeze(-1), 0))
 
 
 class ProjectedCodebook(Codebook):

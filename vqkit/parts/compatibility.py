@@ -56,6 +56,7 @@ def check_compatible(
     """
     _refuse(
         *_rows_must_be_writable(codebook, maintenance),
+        *_policies_have_a_period(maintenance),
         *_a_gradient_has_a_sender_and_a_receiver(codebook, estimator, losses),
         *_the_search_makes_the_choice_that_is_differentiated(search, estimator),
         *_a_soft_choice_is_among_what_is_searched(codebook, estimator, losses),
@@ -107,6 +108,12 @@ def _rows_must_be_writable(codebook: Codebook, maintenance: Sequence[Maintenance
             f"{derived if codebook.rows == 'derived' else 'are frozen'}: leave the policy out (maintenance=[]) or use "
             "Codebook or EMACodebook"
         )
+
+
+def _policies_have_a_period(maintenance: Sequence[Maintenance]) -> Iterator[str]:
+    for policy in maintenance:
+        if policy.every < 1:
+            yield f"{_name(policy)} has every={policy.every}: expected a number of optimizer steps, at least 1"
 
 
 def _a_gradient_has_a_sender_and_a_receiver(

@@ -89,6 +89,10 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: object, gradient: Tensor) -> tuple[None, Tensor]:
         return None, gradient
 
+    @staticmethod
+    def jvp(ctx: object, value: Tensor, surrogate: Tensor) -> Tensor:
+        return surrogate.clone()
+
 
 class StraightThrough(Estimator):
     """Copies the gradient of the code to the vector: d quantized / d z = I.

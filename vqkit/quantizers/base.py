@@ -23,6 +23,9 @@ from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled, known, recomputing
 from vqkit.saving.pretrained import Pretrained
 
+WATCHED_VECTORS, WATCHED_STEP = 4096, 61
+"""Of more vectors than these `health` watches every 61st: a prime, with which no axis of images or clips resonates."""
+
 
 class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     """A module from vectors to indices and back, in any layout.
@@ -325,7 +328,7 @@ class VectorQuantizer(BaseQuantizer):
         selection = None
         if self.passes_through:
             levels = (self.num_codebooks,) if self.level_axis else ()
-            estimated, indices = rows, counts.new_full((len(rows), *levels), -1, dtype=torch.int64)
+            estimated, indices = rows.clone(), counts.new_full((len(rows), *levels), -1, dtype=torch.int64)
         else:
             estimated, selection = self.choose(rows, counts)
             indices = selection.indices
@@ -348,7 +351,9 @@ class VectorQuantizer(BaseQuantizer):
         for loss in self.losses:
             losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
             total = loss.weight * value if total is None else total + loss.weight * value
-        return connected_zero(quantized.vectors) if total is None else total, losses
+        if total is None or self.has_projection:  # no loss reaches the way out of the code space
+            total = connected_zero(quantized.vectors) + (0 if total is None else total)
+        return total, losses
 
     def strip_training(self) -> None:
         """Drop the losses; see `BaseQuantizer`."""

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.quantizers.base import VectorQuantizer
+from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors
 from vqkit.runtime import autocast_disabled
-
-_WATCHED_VECTORS = 1024
-"""Vectors of a batch from which `health` estimates how many are saturated."""
 
 
 class FixedGrid(VectorQuantizer):
@@ -60,9 +57,9 @@ class FixedGrid(VectorQuantizer):
 
     def share_beyond(self, latents: Tensor, valid: Tensor) -> Tensor:
         """() of the entries of some valid rows of `latents` (N, D), the share beyond 3: hardly any gradient is left."""
-        rows = slice(None, None, max(1, len(latents) // _WATCHED_VECTORS))
-        far = (latents.detach()[rows].abs() > 3).sum(-1) / self.codebook_dim
-        return (far * valid[rows]).sum() / valid[rows].sum().clamp(min=1)
+        some = slice(None, None, WATCHED_STEP if len(latents) > WATCHED_VECTORS else 1)
+        far = (latents.detach()[some].abs() > 3).sum(-1) / self.codebook_dim
+        return (far * valid[some]).sum() / valid[some].sum().clamp(min=1)
 
     def _load_from_state_dict(
         self,

@@ -16,15 +16,12 @@ from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.parts.losses import Loss
 from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.selection import Noise, Search, Selection
-from vqkit.quantizers.base import VectorQuantizer
+from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.runtime import recomputing, uncompiled
 
 HEALTHY_SCALE = (0.1, 3.0)
 """Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
-
-_SPREAD_VECTORS = 4096
-"""Vectors of a batch from which `health` estimates their spread."""
 
 
 class Quantizer(VectorQuantizer):
@@ -66,6 +63,13 @@ class Quantizer(VectorQuantizer):
     codebook: Codebook
     estimator: Estimator
     maintenance: Iterable[Maintenance]
+
+    def __init_subclass__(cls) -> None:
+        """A subclass that chooses in another way has no short way to its indices, unless it writes one."""
+        super().__init_subclass__()
+        if "choose" in vars(cls):
+            for name in {"assign", "nearest_metric"} - vars(cls).keys():
+                setattr(cls, name, vars(VectorQuantizer).get(name) or vars(BaseQuantizer)[name])
 
     def __init__(
         self,
@@ -186,8 +190,8 @@ class Quantizer(VectorQuantizer):
     @torch.no_grad()
     def _refresh(self, z: Tensor, valid: Tensor) -> None:
         """Fold in the statistics of the batch before, and let the policies rewrite codes."""
-        every = max(1, len(z) // _SPREAD_VECTORS)
-        self.latent_spread.copy_(spread(z[::every], valid[::every]))
+        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
+        self.latent_spread.copy_(spread(z[some], valid[some]))
         if self.auto_step:
             self.codebook.step()
         codebook = self.codebook

@@ -89,6 +89,9 @@ class ResidualQuantizer(DepthDropout):
         for number, stage in enumerate(self.stages):
             residual = latents - (total if estimator is None else total.detach())
             used = valid if depths is None else valid & _per_sample(depths > number, valid)
+            if number:  # a stage that diverged must not take the later ones along
+                used = used & residual.isfinite().all(-1)
+                residual = torch.where(used.unsqueeze(-1), residual, 0)
             members.append(stage.quantize(residual, used))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)

@@ -99,7 +99,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
 def _problem(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (N, D), codes (K, D), some of them equal, and indices (N,) from -1 to K - 1: the same on every device."""
     generator = torch.Generator().manual_seed(0)
-    x, codes = (torch.randn(size, DEPTH, generator=generator) for size in (ROWS, CODES))
+    x, codes = (torch.randn(size, DEPTH, generator=generator, device="cpu") for size in (ROWS, CODES))
     codes[CODES // 2 :: 3] = codes[: CODES // 2 : 3][: len(codes[CODES // 2 :: 3])]
-    indices = torch.randint(-1, CODES, (ROWS,), generator=generator)
+    indices = torch.randint(-1, CODES, (ROWS,), generator=generator, device="cpu")
     return x.to(device), codes.to(device), indices.to(device)

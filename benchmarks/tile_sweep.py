@@ -58,7 +58,7 @@ def buckets(device: str, depths: Sequence[int], shape: Shape) -> Iterator[Bucket
 
     place = torch.device(torch_device(device))
     generation = gpu.generation(place)
-    padding = soft_tiles.PADDING if generation != gpu.INTERPRETER else soft_tiles.SMALLEST
+    padding = soft_tiles.PADDING if generation != gpu.INTERPRETER else soft_tiles.INTERPRETED_PADDING
     for depth in depths:
         x, codes = (torch.randn(size, depth, device=place) for size in shape[:2])
         for planes, precision in ((1, "fast"), (2, "high")):

@@ -26,6 +26,10 @@ assert version("vqkit") == vqkit.__version__
 quantizer = vqkit.Quantizer("ema", dim=8, codebook_size=16)
 output = quantizer.eval()(torch.randn(2, 5, 8))
 assert torch.equal(quantizer.decode(output.indices), output.quantized)
+with vqkit.TokenShardWriter("tokens", quantizer) as writer:
+    writer.add(output.indices, ["first", "second"])
+shards = vqkit.TokenShards("tokens")
+assert torch.equal(torch.stack([sample["indices"] for sample in shards]), output.indices)
 import re
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 allowed, pending = {"vqkit", "numpy"}, {"torch", "einops", "safetensors"}  # numpy: torch loads it where it is installed
@@ -41,7 +45,7 @@ owners = packages_distributions()
 for module in {name.partition(".")[0] for name in set(sys.modules) - before}:
     packages = {owner.lower().replace("_", "-") for owner in owners.get(module, [])}
     assert not packages or packages & allowed, f"importing vqkit loads {module}, which it does not depend on"
-print(f"vqkit {vqkit.__version__} imports and quantizes with its core dependencies alone")
+print(f"vqkit {vqkit.__version__} imports, quantizes and writes token shards with its core dependencies alone")
 """
 
 

@@ -1,10 +1,11 @@
 """How many of vqkit's Python functions a call passes, and how many lines the library and its tests have.
 
-    python scripts/trace_calls.py          # the table of docs/architecture.md
+    python scripts/trace_calls.py          # the tables of docs/architecture.md
     python scripts/trace_calls.py --list   # each function that a training forward of "ema" passes, in order
 
 A function counts each time it is called, anonymous frames too; sizes are toy ones, and what a first call alone does
-(loading, warming up) is left out. Python 3.12 and later inline comprehensions, which then count no more.
+(loading, warming up) is left out. Python 3.12 and later inline comprehensions, which then count no more. The search
+is the compiled one, where it was built, and that in torch.
 """
 
 import argparse
@@ -14,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
 import torch
 
 from vqkit import Quantizer, ResidualQuantizer
-from vqkit.kernels import search_path
+from vqkit.kernels import native, search_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vqkit"
@@ -105,11 +107,15 @@ def main() -> None:
     if parser.parse_args().list:
         print(*(f"{call.file}  {call.function}" for call in training_forward()), sep="\n")
         return
+    columns = {search_path("cpu").name: measured()}
+    with patch.object(native, "can_search", lambda *_: False):
+        columns["torch"] = measured()
     version = ".".join(map(str, sys.version_info[:2]))
-    print(f"Python {version}, search on this processor: {search_path('cpu').name}\n")
-    print("| call | functions | files |\n|---|---:|---:|")
-    for name, calls in measured().items():
-        print(f"| {name} | {len(calls)} | {len({call.file for call in calls})} |")
+    print(f"Functions / files, Python {version}, by what searches:\n")
+    print(f"| call | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name in columns["torch"]:
+        cells = [f"{len(calls[name])} / {len({call.file for call in calls[name]})}" for calls in columns.values()]
+        print(f"| {name} | {' | '.join(cells)} |")
     print("\n| folder | Python files | lines |\n|---|---:|---:|")
     for folder in ("vqkit", "tests"):
         print("| {} | {} | {:,} |".format(f"`{folder}`", *lines(folder)))

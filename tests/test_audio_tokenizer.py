@@ -206,6 +206,26 @@ def test_parts_that_differ_are_refused():
         AudioTokenizer(encoder, quantizer, ConvDecoder1d(**SIZES), sample_rate=0)
 
 
+def test_any_modules_are_taken_by_what_they_say_of_themselves():
+    """Mono and without bounds where they say nothing; a frame has to have a size."""
+    encoder, decoder = torch.nn.Conv1d(1, 8, 4, stride=4), torch.nn.ConvTranspose1d(8, 1, 4, stride=4)
+    quantizer = Quantizer("vq", dim=8, codebook_size=4, channel_dim=1)
+    with pytest.raises(ValueError, match="encoder=Conv1d has no downsampling_factor"):
+        AudioTokenizer(encoder, quantizer, decoder, sample_rate=8000)
+    encoder.downsampling_factor = decoder.downsampling_factor = 4
+    codec = AudioTokenizer(encoder, quantizer, decoder, sample_rate=8000)
+    assert codec.eval()(noise(1, 1, 10)).reconstruction.shape == (1, 1, 10)
+    assert (codec.channels, codec.causal, codec.latency) == (1, False, None)
+    with pytest.raises(ValueError, match="blocks need a bounded context"):
+        next(codec.encode_blocks([noise(1, 1, 10)]))
+    with pytest.raises(ValueError, match="blocks need a bounded context"):
+        next(codec.decode_blocks([codec.encode(noise(1, 1, 10))]))
+    encoder.context = decoder.context = (0, 0)
+    encoder.frames_per_window = 3
+    assert codec.latency == 4 / 8000
+    assert [block.shape[1] for block in codec.encode_blocks([noise(1, 1, 40)], frames_per_block=4)] == [6, 4]
+
+
 def test_saved_and_loaded_it_gives_the_same_codes(tmp_path):
     torch.manual_seed(0)
     codec = AudioTokenizer(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.contract.cases import CASES, DIM, Case
 from tests.contract.test_contract import every_case, initialized
 from vqkit import (
+    LFQ,
     BaseQuantizer,
     BridgedCodebook,
     CascadedCodebook,
@@ -27,7 +28,7 @@ from vqkit import (
     bake,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
-from vqkit.saving.config import Configured, to_config
+from vqkit.saving.config import Configured, from_config, to_config
 
 ALLOW = ("vqkit", "tests")
 
@@ -101,12 +102,41 @@ def test_nothing_of_training_is_left(name: str) -> None:
     assert table(CASES[name].example()).loss == 0
 
 
-def test_the_copy_shares_no_memory() -> None:
-    quantizer = initialized(CASES["vq"])
-    table = bake(quantizer)
-    with torch.no_grad():
-        quantizer.codebook.vectors.zero_()
-    assert table.codebook.vectors.any()
+@pytest.mark.parametrize(
+    "build",
+    [
+        CASES["vq"].build,
+        CASES["cascaded"].build,
+        partial(Quantizer, "simvq", dim=DIM, codebook_size=16, codebook_dim=4),
+        partial(GroupedQuantizer, partial(Quantizer, "vq", dim=DIM, codebook_size=16), 2),
+        lambda: BuildsItsOwn("vq", 4),
+    ],
+    ids=["vq", "cascaded", "simvq", "groups", "a module of its own"],
+)
+def test_the_copy_shares_no_memory_and_the_module_keeps_its_parts(build) -> None:
+    module = build()
+    parts = [type(part) for part in module.modules()]
+    config = to_config(module)
+    table = bake(module)
+    ours, theirs = (
+        {value.data_ptr() for value in (*part.parameters(), *part.buffers()) if value.numel()}
+        for part in (table, module)
+    )
+    assert ours and not ours & theirs
+    assert [type(part) for part in module.modules()] == parts and to_config(module) == config
+
+
+class Wrapped(Configured, nn.Module):
+    def __init__(self, branches: list[BaseQuantizer]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+
+def test_quantizers_among_the_arguments_are_found_wherever_they_are() -> None:
+    module = Wrapped([Quantizer("simvq", dim=4, codebook_size=8), LFQ(3)])
+    table = bake(module)
+    assert type(table.branches[0].codebook) is FrozenCodebook and not table.branches[1].losses
+    from_config(to_config(table), allow=ALLOW).load_state_dict(table.state_dict())
 
 
 def test_parts_of_inference_stay() -> None:
@@ -216,9 +246,9 @@ def test_a_tokenizer_bakes(tmp_path: Path) -> None:
 
 
 class BuildsItsOwn(Configured, nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, method: str, dim: int) -> None:
         super().__init__()
-        self.inner = Quantizer("simvq", dim=dim, codebook_size=8)
+        self.inner = Quantizer(method, dim=dim, codebook_size=8)
 
 
 class ReadsAFile(Configured, nn.Module):
@@ -228,11 +258,35 @@ class ReadsAFile(Configured, nn.Module):
         self.inner = Quantizer("cascaded", dim=4, codebook_size=8, codebook=book)
 
 
+class Pair(GroupedQuantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__(partial(Quantizer, "ema", dim=dim, codebook_size=8), 2)
+
+
+class Chain(ResidualQuantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__(partial(Quantizer, "ema", dim=dim, codebook_size=8), 2)
+
+
+class Fixed(Quantizer):
+    def __init__(self, dim: int) -> None:
+        super().__init__("ema", dim=dim, codebook_size=8)
+
+
+@pytest.mark.parametrize("kind", [Pair, Chain, Fixed])
+def test_constructors_that_take_no_parts_build_the_copy_too(kind, tmp_path: Path) -> None:
+    quantizer = kind(4)
+    table = bake(quantizer)
+    assert_same_inference(table, quantizer, torch.randn(50, quantizer.dim))
+    table.save_pretrained(tmp_path)
+    assert_same_inference(kind.from_pretrained(tmp_path, allow=ALLOW), quantizer, torch.randn(50, quantizer.dim))
+
+
 def test_what_cannot_be_baked_is_refused_with_words() -> None:
     with pytest.raises(ValueError, match=r"bake got Linear: expected a module whose configuration can be written"):
         bake(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"inner.codebook is a ProjectedCodebook which BuildsItsOwn builds where"):
-        bake(BuildsItsOwn(4))
+        bake(BuildsItsOwn("simvq", 4))
     book = lambda size, dim: Codebook(size, dim)  # noqa: E731
     with pytest.raises(ValueError, match="argument 'codebook' cannot be written"):
         bake(Quantizer("vq", dim=4, codebook_size=8, codebook=book))

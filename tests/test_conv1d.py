@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vqkit import Quantizer, Tokenizer
 from vqkit.backbones.activations import ELU, Snake, Tanh
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
-from vqkit.backbones.lapped import blocked_basis, lapped_basis
+from vqkit.backbones.frame_transformer import WindowedTransformer
+from vqkit.backbones.mdct import blocked_basis, lapped_basis
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
-from vqkit.backbones.transformer import WindowedTransformer
 from vqkit.saving.config import from_config, to_config
 
 SMALL: dict[str, Any] = {"dim": 6, "channels": 4, "strides": (2, 3)}
@@ -479,7 +479,7 @@ def test_yaml_builds_them() -> None:
         class_path: vqkit.backbones.activations.Snake
         init_args: {frequency: 2.0}
       transformer:
-        class_path: vqkit.backbones.transformer.WindowedTransformer
+        class_path: vqkit.backbones.frame_transformer.WindowedTransformer
         init_args: {num_layers: 1, num_heads: 2, context_frames: 3, causal: false}
     """
     with warnings.catch_warnings():

@@ -16,10 +16,9 @@ from tests.papers.test_cross_scale import SIZES, product
 from vqkit import FSQ, GroupedQuantizer, Quantizer, ResidualQuantizer, RotationTrick, without_quantization
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
-from vqkit.backbones.windowed_attention import WindowAttention2d
+from vqkit.backbones.swin2d import WindowAttention2d
 from vqkit.saving.config import from_config, to_config
-from vqkit.tokenizers.cross_scale import CrossScaleTokenizer
-from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer
+from vqkit.tokenizers.cross_scale import CrossScaleQuantizer, CrossScaleTokenizer
 
 
 def build(dropout: float = 0.0, streams: int = 3, audio_channels: int = 1, **sizes) -> CrossScaleTokenizer:
@@ -187,7 +186,7 @@ def unrounded(codec: CrossScaleTokenizer, wave: Tensor) -> Tensor:
     """What the third stream would be given if the first two had a code for everything."""
     latents = codec.encoder(wave)
     decoded = codec._walk(lambda number, decoded: codec._lacking(latents, number, decoded), 2)
-    return codec._lacking(latents, 2, codec.decoder.blocks[0](decoded)).mT
+    return codec._lacking(latents, 2, codec._at_scale_of(2, decoded))
 
 
 @pytest.mark.parametrize(("pieces", "frames_per_block"), [([800, 333, 7, 700], 5), ([1840], 16)])
@@ -363,6 +362,17 @@ def test_low_precision_keeps_codes_and_dtypes() -> None:
     low = copy.deepcopy(codec).bfloat16()
     assert low.encoder.spectrum.window.dtype == torch.float32
     assert low(wave.bfloat16()).reconstruction.isfinite().all()
+
+
+def test_what_a_block_of_the_decoder_spoils_reaches_no_codebook() -> None:
+    """The latents are finite, and what the third stream is given is not."""
+    codec = fitted().float().train()
+    torch.nn.init.constant_(next(codec.decoder.blocks[0].parameters()), torch.inf)
+    output = codec(torch.randn(2, 1, 400) / 3)
+    assert (output.quantizer.indices[..., :4] >= 0).all() and (output.quantizer.indices[..., 4:] == -1).all()
+    assert output.quantizer.nonfinite == 2 * 10 and output.quantizer.loss.isfinite()
+    with pytest.warns(UserWarning, match="20 input vectors"):
+        codec.quantizer.health()
 
 
 def test_a_nan_spoils_its_own_recording_only() -> None:

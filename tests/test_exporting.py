@@ -186,7 +186,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     def fail(*_) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("vqkit.deployment.onnx.os.replace", fail)
+    monkeypatch.setattr("vqkit.saving.files.os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         export_onnx(Encode(Quantizer("vq", **SIZES).eval()), torch.randn(2, 8), path)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

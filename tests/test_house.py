@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vqkit"
 ROWS = [
     {"version", "precision", "runtime", "functional", "indices", "distributed"},
     {"kernels", "saving", "metrics"},
-    {"kmeans", "backbones"},
+    {"kmeans", "backbones", "tokens"},
     {"parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+from vqkit.backbones.frame_transformer import WindowedTransformer
 from vqkit.backbones.streaming import StreamingLayer, streaming
-from vqkit.backbones.transformer import WindowedTransformer
 
 TRANSFORMER = partial(WindowedTransformer, num_layers=2, num_heads=2, context_frames=4, layer_scale=1.0)
 OPTIONS: list[dict[str, Any]] = [

@@ -8,7 +8,7 @@ import soundfile
 from torch import Tensor
 
 from trainers.audio_figures import spectrogram_figure
-from trainers.data.tokens import write_whole
+from vqkit.saving.files import write_whole
 
 
 def write_sounds(

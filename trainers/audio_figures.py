@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trainers.data.tokens import write_whole
+from vqkit.saving.files import write_whole
 
 matplotlib.use("Agg")
 

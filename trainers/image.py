@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
-from trainers.data.tokens import write_whole
 from trainers.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
 from trainers.objectives import Objective
 from trainers.task import TokenizerTask
 from vqkit import Tokenizer
+from vqkit.saving.files import write_whole
 
 
 class AbsoluteError(Objective):

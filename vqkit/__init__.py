@@ -61,7 +61,6 @@ from vqkit.parts.selection import Search as Search
 from vqkit.parts.selection import Selection as Selection
 from vqkit.quantizers.base import BaseQuantizer as BaseQuantizer
 from vqkit.quantizers.base import VectorQuantizer as VectorQuantizer
-from vqkit.quantizers.base import without_quantization as without_quantization
 from vqkit.quantizers.bit_entropy import BitEntropy as BitEntropy
 from vqkit.quantizers.bsq import BSQ as BSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
@@ -75,10 +74,14 @@ from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
+from vqkit.quantizers.without_quantization import without_quantization as without_quantization
 from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer
+from vqkit.tokenizers.cross_scale import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.tokenizers.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer
-from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer as Tokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput as TokenizerOutput
+from vqkit.tokens.codebook_hash import codebook_hash as codebook_hash
+from vqkit.tokens.reader import TokenShards as TokenShards
+from vqkit.tokens.writer import TokenShardWriter as TokenShardWriter
 from vqkit.version import __version__ as __version__

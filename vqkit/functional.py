@@ -5,6 +5,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def connected_zero(tensor: Tensor) -> Tensor:
+    """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
+    if torch.compiler.is_compiling():
+        return 0 * tensor.flatten()[:1].sum()
+    return _ConnectedZero.apply(tensor)
+
+
+class _ConnectedZero(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> None:
+        return None
+
+
 def exact_sum(numbers: Tensor) -> Tensor:
     """(..., D) int64 -> (...): their sum, by additions of two.
 

@@ -39,16 +39,18 @@ def uncompiled(function: Function) -> Function:
     return cast(Function, torch._disable_dynamo(function))
 
 
-def keep_valid(vectors: Tensor, valid: Tensor) -> Tensor:
-    """`vectors` (..., D) where `valid` (...), and 0 elsewhere.
+def known(condition: Callable[[], Tensor], device: torch.device) -> bool:
+    """Whether a condition () holds and the host can know it at no cost: always False on a GPU and while tracing.
 
-    On a CPU the vectors themselves come back where all are valid: no copy, and none that autograd has to keep. On other
-    devices to ask would mean to wait.
+    What has to be masked elsewhere can then be left as it is: no copy is made, and none that autograd has to keep.
+
+    Args:
+        condition: computes it, on `device`; not called where the answer is False anyway.
+        device: where it is.
     """
-    if valid.device.type in READ_WITHOUT_WAITING and not torch.compiler.is_compiling():
-        try:
-            if bool(valid.all()):
-                return vectors
-        except RuntimeError:  # transforms such as vmap hold no values
-            pass
-    return torch.where(valid.unsqueeze(-1), vectors, 0)
+    if device.type not in READ_WITHOUT_WAITING or torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(condition())
+    except RuntimeError:  # transforms such as vmap hold no values
+        return False

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.kernels.stand_ins import interpreted, without
-from vqkit.kernels import engines, native, tiles
+from vqkit.kernels import engines, native
+from vqkit.kernels.torch_search import float32_scan
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def torch_path() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(torch_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search in plain torch, with several tiles in both directions."""
-    monkeypatch.setattr(tiles, "tile_shape", lambda rows, size, depth: (96, max(1, min(rows, 70))))
+    monkeypatch.setattr(float32_scan, "tile_shape", lambda rows, size, depth: (96, max(1, min(rows, 70))))
 
 
 @pytest.fixture(params=["torch", "native"])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, data_set, oracle
-from vqkit.kernels import nearest, rounding, tiles
+from vqkit.kernels import nearest, rounding
 from vqkit.kernels.rounding import row_norms, score_error
+from vqkit.kernels.torch_search import float32_scan
 
 DEPTH = 512
 NEARLY = 1 - 2.0**-10  # a term just below half a unit in the last place is lost whole
@@ -110,7 +111,7 @@ def test_a_smaller_bound_certifies_a_wrong_code(
         return scores if out is None else out.copy_(scores)
 
     monkeypatch.setattr(torch, "addmm", addmm)
-    monkeypatch.setattr(tiles, "centre_of", lambda codes, metric: torch.zeros(codes.shape[1]))
+    monkeypatch.setattr(float32_scan, "centre_of", lambda codes, metric: torch.zeros(codes.shape[1]))
     if value is not None:
         monkeypatch.setattr(rounding, "gamma", value)
     assert nearest(x, codes, metric="dot").indices.tolist() == [0 if wrong else 1]
@@ -167,7 +168,7 @@ def test_nothing_is_certain_where_the_derivation_ends() -> None:
 @pytest.mark.parametrize("name", DATA)
 def test_the_fast_pass_decides_most_rows_and_only_right_ones(small_tiles: None, name: str, metric: str) -> None:
     x, codes = data_set(name)
-    found = tiles.scan(x, tiles.CodeTiles(codes, None, metric), 1)
+    found = float32_scan.scan(x, float32_scan.CodeTiles(codes, None, metric), 1)
     certain = (found.gaps > 2 * found.error)[0]
     assert torch.equal(found.indices[certain, 0], oracle(x, codes, metric)[certain])
     if name in ("gaussian", "clustered", "unit norm", "offset 10"):
@@ -181,16 +182,16 @@ def test_one_code_far_out_costs_neither_precision_nor_certainty(small_tiles: Non
         far[place] *= 1e18
         for metric in METRICS:
             assert torch.equal(nearest(x, far, metric=metric).indices, oracle(x, far, metric))
-        found = tiles.scan(x, tiles.CodeTiles(far, None, "euclidean"), 1)
+        found = float32_scan.scan(x, float32_scan.CodeTiles(far, None, "euclidean"), 1)
         assert (found.gaps > 2 * found.error).float().mean() > 0.9
 
 
 def test_the_centre_is_finite_and_near_most_codes() -> None:
     codes = torch.randn(200, 3) + 1000
-    assert (tiles.centre_of(codes, "euclidean") - 1000).abs().max() < 2
+    assert (float32_scan.centre_of(codes, "euclidean") - 1000).abs().max() < 2
     codes[::3] = torch.nan
     codes[1::9] = 3e38
-    assert (tiles.centre_of(codes, "euclidean") - 1000).abs().max() < 5
-    assert tiles.centre_of(torch.full((5, 3), 3e38), "dot").tolist() == [0, 0, 0]
-    assert tiles.centre_of(torch.full((5, 3), torch.nan), "dot").tolist() == [0, 0, 0]
-    assert tiles.centre_of(codes, "cosine").tolist() == [0, 0, 0]
+    assert (float32_scan.centre_of(codes, "euclidean") - 1000).abs().max() < 5
+    assert float32_scan.centre_of(torch.full((5, 3), 3e38), "dot").tolist() == [0, 0, 0]
+    assert float32_scan.centre_of(torch.full((5, 3), torch.nan), "dot").tolist() == [0, 0, 0]
+    assert float32_scan.centre_of(codes, "cosine").tolist() == [0, 0, 0]

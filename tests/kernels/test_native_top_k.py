@@ -164,6 +164,7 @@ def test_half_precision_is_searched_at_its_exact_values(variant: str) -> None:
     assert torch.equal(nearest(x, codes, k=20).indices, by_torch(x, codes, "euclidean", 20))
 
 
+MERGED = "other.bounds_[row] < bounds_[row] ? other.bounds_[row] : bounds_[row]"
 LOWERED = "    bounds_[row] = bound;\n    numbers_[row] = static_cast<int32_t>(kept);"
 
 
@@ -175,8 +176,9 @@ LOWERED = "    bounds_[row] = bound;\n    numbers_[row] = static_cast<int32_t>(k
         ("!(lists_.bounds()[r] > *limit)", "false"),  # the list holds all that matters, whatever was left out
         ("<= width) ++end;", "<= 0) ++end;"),  # scores are in order, whatever their rounding errors
         (LOWERED, LOWERED.replace("= bound;", "= scores[0];")),  # the list takes too few of the later codes
+        (MERGED, "bounds_[row]"),  # what another part of the codes left out is forgotten
     ],
-    ids=["shipped", "lists", "runs", "bound"],
+    ids=["shipped", "lists", "runs", "bound", "parts"],
 )
 def test_near_ties_are_not_left_to_float32(tmp_path: Path, replaced: tuple[str, str] | None) -> None:
     """Codes of which a few, or more than a list holds, differ by rounding only, in float32 scores."""
@@ -185,5 +187,6 @@ def test_near_ties_are_not_left_to_float32(tmp_path: Path, replaced: tuple[str, 
     for copies in (1, 4, 40):
         x, codes = data_set("gaussian", 100, 2000, 16)
         codes = codes[torch.arange(2000) // copies] + 2.0**-22 * codes
-        right.append(torch.equal(search(x, codes, "euclidean", k=10), by_torch(x, codes, "euclidean", 10)))
+        expected = by_torch(x, codes, "euclidean", 10)
+        right += [torch.equal(search(x, codes, "euclidean", parts=parts, k=10), expected) for parts in (1, 2)]
     assert all(right) == (replaced is None), right

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, Products, data_set, oracle, oracle_scores
 from tests.kernels.stand_ins import without
-from vqkit.kernels import float64, native, nearest, reference, search_path
+from vqkit.kernels import native, nearest, search_path
+from vqkit.kernels.torch_search import float64_ties
+from vqkit.kernels.torch_search import search as torch_search
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -116,7 +118,7 @@ def test_a_lowered_matmul_precision_changes_nothing(path: str, precision: str) -
     try:
         torch.set_float32_matmul_precision(precision)
         with Products() as products:
-            indices = reference.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
+            indices = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
         assert products.dtypes == {torch.float64}
         assert torch.equal(indices[0, :, 0], expected)
         assert torch.equal(nearest(x, codes).indices, expected)
@@ -124,7 +126,7 @@ def test_a_lowered_matmul_precision_changes_nothing(path: str, precision: str) -
     finally:
         torch.set_float32_matmul_precision(before)
     with Products() as products:
-        reference.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
+        torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
     assert torch.float32 in products.dtypes
 
 
@@ -303,14 +305,14 @@ def test_a_zero_row_is_not_compared_with_every_code(
 ) -> None:
     """It ties with all of them, as masked rows do: K comparisons for each would take longer than the search."""
     compared = []
-    select = float64.select
+    select = float64_ties.select
 
     def counted(x: Tensor, codes: Tensor, code: Tensor, *rest: object) -> Tensor:
         compared.append(len(code))
         return select(x, codes, code, *rest)
 
-    monkeypatch.setattr(float64, "select", counted)
-    monkeypatch.setattr(reference, "select", counted)
+    monkeypatch.setattr(float64_ties, "select", counted)
+    monkeypatch.setattr(torch_search, "select", counted)
     x, codes = data_set("gaussian")
     x[::2] = 0
     assert (nearest(x, codes, metric=metric).indices[::2] == 0).all()

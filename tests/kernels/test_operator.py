@@ -9,7 +9,9 @@ from torch import Tensor
 
 from tests.kernels.data import METRICS, Products, data_set, oracle
 from tests.kernels.stand_ins import without
-from vqkit.kernels import native, nearest, reference, tiles
+from vqkit.kernels import native, nearest
+from vqkit.kernels.torch_search import float32_scan
+from vqkit.kernels.torch_search import search as torch_search
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -18,8 +20,8 @@ def test_memory_does_not_grow_with_rows_times_codes(torch_path: None, name: str,
     rows, size, depth = 6000, 6000, 4
     x, codes = data_set(name, rows, size, depth)
     with Products() as products:
-        reference.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")
-    bound = 8 * max((rows + size) * depth, 4 * 2 * tiles.TILE_SCORES)
+        torch_search.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")
+    bound = 8 * max((rows + size) * depth, 4 * 2 * float32_scan.TILE_SCORES)
     assert products.largest <= bound < 4 * rows * size
 
 
@@ -31,7 +33,7 @@ def test_half_a_million_codes(torch_path: None, k: int) -> None:
     x[7] = torch.nan
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Products() as products:
-        found = reference.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")[0]
+        found = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")[0]
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert products.largest <= 32e6 < 4 * rows * size / 8
     assert grown < 4 * rows * size / 2
@@ -151,17 +153,17 @@ def test_wrong_dtypes_and_devices_are_named() -> None:
 
 def test_a_device_without_float64_says_high(monkeypatch: pytest.MonkeyPatch, torch_path: None) -> None:
     """Such a device searches in float32 throughout, and refuses to promise more."""
-    from vqkit.kernels import products, search_path
+    from vqkit.kernels import matmul_precision, search_path
 
-    for module in ("float64", "nearest", "scores", "tiles"):
+    for module in ("torch_search.float64_ties", "nearest", "scores", "torch_search.float32_scan"):
         monkeypatch.setattr(sys.modules[f"vqkit.kernels.{module}"], "widest_dtype", lambda device: torch.float32)
-    assert products.widest_dtype(torch.device("mps")) == torch.float32
+    assert matmul_precision.widest_dtype(torch.device("mps")) == torch.float32
     assert search_path("cpu")[:2] == ("torch", "high")
     x, codes = data_set("gaussian")
     with pytest.raises(ValueError, match="precision is 'exact', but cpu has no float64"):
         nearest(x, codes, precision="exact")
     with Products() as recorded:
-        found = reference.nearest_indices(x[None], codes[None], None, "euclidean", 1, "high")[0, :, 0]
+        found = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "high")[0, :, 0]
     assert recorded.dtypes == {torch.float32}
     assert (found == oracle(x, codes, "euclidean")).float().mean() > 0.99
     assert (nearest(x, codes[:1].expand(50, -1), k=2).indices == torch.tensor([0, 1])).all()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, data_set, oracle_scores
-from vqkit.kernels import float64, nearest
+from vqkit.kernels import nearest
+from vqkit.kernels.torch_search import float64_ties
 
 
 def ranked(x: Tensor, codes: Tensor, metric: str, k: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -156,8 +157,8 @@ def test_codes_that_overflow_do_not_hide_their_neighbours(shipped_path: None) ->
 
 def test_rows_with_many_candidates_in_blocks(torch_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All 1,024 corners of a cube tie: more pairs than are compared at once, in several blocks of rows."""
-    monkeypatch.setattr(float64, "BLOCK_SCORES", 4096)
-    monkeypatch.setattr(float64, "PAIR_NUMBERS", 1000)
+    monkeypatch.setattr(float64_ties, "BLOCK_SCORES", 4096)
+    monkeypatch.setattr(float64_ties, "PAIR_NUMBERS", 1000)
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 10)
     found = nearest(torch.zeros(10, 10), corners, k=3).indices
     assert found.tolist() == [[0, 1, 2]] * 10

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from vqkit import GroupedQuantizer, Quantizer, without_quantization
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
-from vqkit.tokenizers.cross_scale import CrossScaleTokenizer
-from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer
+from vqkit.tokenizers.cross_scale import CrossScaleQuantizer, CrossScaleTokenizer
 
 SIZES = {
     "channels": (8, 12, 16),
@@ -122,9 +121,9 @@ def test_the_loss_of_a_dropped_stream_is_zero_in_the_mean_over_samples() -> None
     quantizer = CrossScaleQuantizer([product(8), product(8)])
     latents = torch.randn(2, 3, 8)
     alone = [[stream(sample[None]).loss for sample in latents] for stream in quantizer.streams]
-    masks = [None, torch.tensor([[True] * 3, [False] * 3])]
-    outputs = [stream(latents, mask) for stream, mask in zip(quantizer.streams, masks, strict=True)]
-    joined = quantizer.join(outputs, torch.tensor([2, 1]))
+    depths = torch.tensor([2, 1])
+    made, nonfinite = zip(*(quantizer.quantize_stream(number, latents, depths) for number in range(2)), strict=True)
+    joined = quantizer.join(made, nonfinite, latents.dtype)
     torch.testing.assert_close(joined.loss, (alone[0][0] + alone[0][1] + alone[1][0]) / 2)
     parts = [
         stream(sample[None]).losses

@@ -485,3 +485,19 @@ def test_a_shared_estimator_has_no_mode() -> None:
     stage = partial(Quantizer, "ema", dim=4, codebook_size=8)
     one, other = ResidualQuantizer(stage, 2).eval(), ResidualQuantizer(stage, 2)
     assert not one.training and all(module.training for module in other.modules())
+
+
+@pytest.mark.parametrize("own_estimators", [False, True])
+def test_encode_is_forward_also_where_what_is_left_over_has_no_squared_length_in_float32(own_estimators: bool) -> None:
+    """Codes of 3e19 leave residuals behind whose squares overflow: both go on with them, to the same indices."""
+    quantizer = ResidualQuantizer(
+        partial(Quantizer, "vq", dim=4, codebook_size=16), 3, estimator=None if own_estimators else StraightThrough()
+    ).eval()
+    with torch.no_grad():
+        for number, stage in enumerate(quantizer.stages):
+            stage.codebook.vectors.copy_(torch.randn(16, 4) * (3e19 if number < 2 else 1.0))
+    x = 4e18 * torch.randn(32, 4).clamp(-2, 2)
+    found = quantizer(x).indices
+    assert (found >= 0).all() and len(found[:, 1].unique()) > 1
+    assert torch.equal(found, quantizer.encode(x))
+    assert torch.equal(quantizer(x).quantized, quantizer.decode(found))

@@ -9,7 +9,7 @@ published.
 import pytest
 import torch
 
-from vqkit.backbones.windowed_attention import WindowAttention2d
+from vqkit.backbones.swin2d import WindowAttention2d
 
 
 class Attended(WindowAttention2d):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit import Noise, Quantizer, Search, Selection
-from vqkit.kernels.reference import nearest_indices
+from vqkit.kernels.torch_search.search import nearest_indices
 
 ROWS, CODES, DIM = 1024, 16384, 4
 

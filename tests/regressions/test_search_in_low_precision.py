@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit.kernels import nearest
-from vqkit.kernels.reference import nearest_indices
+from vqkit.kernels.torch_search.search import nearest_indices
 
 
 def centred(x: Tensor, codes: Tensor) -> Tensor:

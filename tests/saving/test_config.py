@@ -111,6 +111,18 @@ def test_config_holds_the_outermost_call_with_defaults() -> None:
     assert (restored.weight, restored.name) == (1.0, "other")
 
 
+def test_a_record_follows_parts_that_were_replaced() -> None:
+    whole = Whole("ema", dim=3, part=Part(2.0))
+    whole.part = Part(5.0)
+    whole.record(part=whole.part)
+    assert whole.recorded_arguments() == {"method": "ema", "dim": 3, "book": None, "part": whole.part, "parts": None}
+    assert round_trip(whole).part.weight == 5.0
+    assert copy.deepcopy(whole).recorded_arguments()["part"] is not whole.part
+    several = Values(1, extra=2)
+    several.record(extra=3)
+    assert to_config(several)["init_args"] == {"value": 1, "extra": 3}
+
+
 def test_a_class_without_constructor_and_a_dataclass_are_recorded() -> None:
     assert round_trip(Bare(3.0)).weight == 3.0
     assert round_trip(Frozen(3)) == Frozen(3, 0.5)

@@ -1,5 +1,6 @@
 """Files of format version 1 load, encode and decode as they did, and are saved again in the current format."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from vqkit import BaseQuantizer, Quantizer, Tokenizer
 from vqkit.saving.config import resolve_class
-from vqkit.saving.migration import RENAMED_CLASSES, from_version_1
+from vqkit.saving.migration import MOVED_MODULES, RENAMED_CLASSES, current_path, from_version_1
 from vqkit.saving.pretrained import FORMAT_VERSION
 
 SAVED = sorted(path for path in (Path(__file__).parent / "format_1").iterdir() if path.is_dir())
@@ -72,6 +73,18 @@ def test_renamed_classes_exist() -> None:
     """A table that names what is not there would refuse a file with a wrong new name."""
     for path in RENAMED_CLASSES.values():
         assert resolve_class(path).__name__ == path.rpartition(".")[2]
+
+
+def test_moved_modules_exist() -> None:
+    """As for the classes."""
+    for path in MOVED_MODULES.values():
+        importlib.import_module(path)
+
+
+def test_a_part_of_a_backbone_is_found_where_it_moved() -> None:
+    """`ConvEncoder1d(transformer=...)` is a factory, which a file names by module and class."""
+    path = current_path("vqkit.backbones.transformer.WindowedTransformer")
+    assert resolve_class(path).__name__ == "WindowedTransformer"
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from trainers.cli import codes_in_words, main
-from trainers.data.tokens import TokenShards
 from trainers.tracking import reason_to_stay_offline
-from vqkit import AudioTokenizer, Tokenizer
+from vqkit import AudioTokenizer, Tokenizer, TokenShards
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,13 +7,13 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from trainers.data.tokens import TokenShardWriter, codebook_hash
+from vqkit import TokenShardWriter
 
 
 class TokenWriter(Callback):
     """Writes what `predict_step` returns as token shards, and leaves out what an earlier run has written.
 
-    Read them with `trainers.data.tokens.TokenShards`.
+    Read them with `vqkit.TokenShards`.
 
     Args:
         folder: the command line sets it to `tokens` in the run folder unless it is given.
@@ -30,14 +30,10 @@ class TokenWriter(Callback):
         """Open the folder: the first moment at which the codebook is known, and the last before the data are listed."""
         if trainer.state.fn != TrainerFn.PREDICTING:
             return
-        quantizer = pl_module.tokenizer.quantizer
         data = trainer.datamodule
         self._writer = TokenShardWriter(
             Path(self.folder or "tokens"),
-            codebook_size=quantizer.codebook_size,
-            codebook_hash=codebook_hash(quantizer),
-            num_codebooks=quantizer.num_codebooks,
-            codebook_sizes=quantizer.codebook_sizes,
+            pl_module.tokenizer.quantizer,
             data_hash=data.predict_hash(),
             tokenizer=str(trainer.ckpt_path),
             samples_per_shard=self.samples_per_shard,

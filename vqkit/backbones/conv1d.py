@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.backbones.activations import Snake
-from vqkit.backbones.lapped import blocked_basis, lapped_basis
+from vqkit.backbones.mdct import blocked_basis, lapped_basis
+from vqkit.backbones.protocol import properties_of
+from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.temporal import (
     Convolution1d,
     Deconvolution1d,
@@ -97,8 +99,7 @@ class ConvEncoder1d(Configured, nn.Module):
         linear_path: bool = False,
     ) -> None:
         super().__init__()
-        _check_positive(in_channels=in_channels, dim=dim, kernel_size=kernel_size)
-        _check_positive(latent_kernel_size=latent_kernel_size)
+        check_positive(in_channels=in_channels, dim=dim, kernel_size=kernel_size, latent_kernel_size=latent_kernel_size)
         widths = _widths(channels, max_channels, strides, patch_size)
         units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, causal)
         self.in_channels = in_channels
@@ -195,8 +196,9 @@ class ConvDecoder1d(Configured, nn.Module):
         output_activation: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(out_channels=out_channels, dim=dim, kernel_size=kernel_size)
-        _check_positive(latent_kernel_size=latent_kernel_size)
+        check_positive(
+            out_channels=out_channels, dim=dim, kernel_size=kernel_size, latent_kernel_size=latent_kernel_size
+        )
         widths = _widths(channels, max_channels, strides, patch_size)
         units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, causal)
         self.out_channels = out_channels
@@ -238,7 +240,7 @@ def _residual_units(
     causal: bool,
 ) -> Callable[[int], list[nn.Module]]:
     """Builds the residual units of a level from its width."""
-    _check_positive(residual_kernel_size=kernel_size, compress=compress)
+    check_positive(residual_kernel_size=kernel_size, compress=compress)
     if any(dilation < 1 for dilation in dilations):
         raise ValueError(f"dilations={dilations!r}: expected positive numbers, such as (1, 3, 9)")
     unit = partial(
@@ -255,7 +257,7 @@ def _residual_units(
 
 def _widths(channels: int, max_channels: int | None, strides: Sequence[int], patch_size: int) -> list[int]:
     """Width at the audio and after each stride."""
-    _check_positive(channels=channels, patch_size=patch_size)
+    check_positive(channels=channels, patch_size=patch_size)
     if any(stride < 1 for stride in strides):
         raise ValueError(f"strides={strides!r}: expected positive numbers, those next to the audio first")
     if max_channels is not None and max_channels < channels:
@@ -268,7 +270,7 @@ def _bottleneck(transformer: Callable[[int], nn.Module] | None, width: int, caus
     if transformer is None:
         return []
     module = transformer(width)
-    if causal and not getattr(module, "causal", False):
+    if causal and not properties_of(module).causal:
         raise ValueError(
             f"causal=True with a transformer that is not ({type(module).__name__}.causal is not True): build it with"
             " causal=True, or the model with causal=False"
@@ -306,9 +308,3 @@ def _synthesis(dim: int, channels: int, hop_length: int, causal: bool) -> Deconv
         else:
             layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))
     return layer
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}: expected a positive number")

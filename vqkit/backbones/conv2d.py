@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqkit.backbones.sizes import check_positive
 from vqkit.saving.config import Configured
 
 
@@ -70,7 +71,7 @@ class ConvEncoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
-        _check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
+        check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
         self.in_channels = in_channels
         self.dim = dim
         self.downsampling_factor = factors[-1]
@@ -154,7 +155,7 @@ class ConvDecoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
-        _check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
+        check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
         self.out_channels = out_channels
         self.dim = dim
         self.downsampling_factor = factors[-1]
@@ -349,17 +350,11 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}: expected a positive number")
-
-
 def _levels(
     channels: int, multipliers: Sequence[int], patch_size: int, attention_factors: Sequence[int], norm_groups: int
 ) -> tuple[list[int], list[int]]:
     """Width and downsampling factor of each level, image first."""
-    _check_positive(channels=channels, patch_size=patch_size, norm_groups=norm_groups)
+    check_positive(channels=channels, patch_size=patch_size, norm_groups=norm_groups)
     if not multipliers or min(multipliers) < 1:
         raise ValueError(
             f"channel_multipliers={multipliers!r}: expected a positive number per level, such as (1, 2, 4)"

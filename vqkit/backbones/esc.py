@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
-from vqkit.backbones.windowed_attention import WindowedBlocks2d
+from vqkit.backbones.sizes import check_positive
+from vqkit.backbones.swin2d import WindowedBlocks2d
 from vqkit.saving.config import Configured
 
 
@@ -69,7 +70,7 @@ class ESCBackbone(Configured, nn.Module, ABC):
         patches_per_frame: int = 2,
     ) -> None:
         super().__init__()
-        _check_positive(audio_channels=audio_channels, depth=depth, patches_per_frame=patches_per_frame)
+        check_positive(audio_channels=audio_channels, depth=depth, patches_per_frame=patches_per_frame)
         _check_scales(channels, num_heads, num_frequencies, patch_size[0])
         if window_size < 2 or window_size % 2:
             raise ValueError(f"window_size={window_size}: expected an even number, since every other grid is shifted")
@@ -256,12 +257,6 @@ def _to_frames(x: Tensor, patches_per_frame: int) -> Tensor:
 def _to_map(latents: Tensor, rows: int, patches_per_frame: int) -> Tensor:
     """The inverse of `_to_frames`, with H = rows."""
     return rearrange(latents, "b (o c h) t -> b h (t o) c", o=patches_per_frame, h=rows).contiguous()
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}: expected a positive number")
 
 
 def _check_scales(channels: Sequence[int], num_heads: Sequence[int], num_frequencies: int, patch_rows: int) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqkit.kernels.tiles import unit_vectors
+from vqkit.kernels.torch_search.float32_scan import unit_vectors
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.saving.files import write_whole
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 _OPSET = 20
@@ -104,12 +105,7 @@ def export_onnx(
     assert model is not None  # it is where no path is given
     for node in model.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        model.save(temporary, external_data=False)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, model.model_proto.SerializeToString())
 
 
 def _import_onnx() -> None:

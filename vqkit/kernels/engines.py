@@ -46,11 +46,6 @@ def fits() -> str:
     return ""
 
 
-def no_form() -> str:
-    """The fused kernels have none."""
-    return "there is no fused kernel for this operation"
-
-
 def choose(
     family: str,
     tensors: tuple[Tensor, ...],

@@ -1,5 +1,6 @@
 """Nearest-code search: one call, `nearest`, whatever runs behind it."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -7,10 +8,10 @@ from torch import Tensor
 
 from vqkit.kernels import engines, gpu, native
 from vqkit.kernels.gpu.bound import MOST_PADDING, is_proven, relative_error
+from vqkit.kernels.matmul_precision import widest_dtype
 from vqkit.kernels.operators import batched, operator
-from vqkit.kernels.products import widest_dtype
-from vqkit.kernels.reference import nearest_indices
 from vqkit.kernels.scores import score_margins, score_values
+from vqkit.kernels.torch_search.search import nearest_indices
 
 Metric = Literal["euclidean", "dot", "cosine"]
 Precision = Literal["exact", "high", "fast"]
@@ -142,7 +143,8 @@ def search_path(device: torch.device | str, dtype: torch.dtype = torch.float32) 
     """
     device = torch.device(device)
     probe = torch.empty(1, 1, 1, device=device, dtype=dtype)
-    engine, reason = _choose(probe, probe, 1, None, None)
+    compiled, unfit = native.can_search(probe, probe, 1), partial(_unfit, probe, 1, None)
+    engine, reason = engines.choose("nearest", (probe, probe), None, compiled=compiled, unfit=unfit)
     if engine == "native":
         return SearchPath(f"native {native.variant()}", "exact", reason)
     if engine == "triton":
@@ -215,7 +217,8 @@ def _nearest(
     """(G, N, D), (G, K, D), (G, K) -> (G, N, k) int64."""
     if valid is not None and not valid.any(-1).all():  # here, where there are values, whoever traces or batches
         raise ValueError("valid is False for all codes of a group, expected at least one True; leave such groups out.")
-    engine = _choose(x, codes, k, precision, impl).engine
+    compiled, unfit = native.can_search(x, codes, k), partial(_unfit, x, k, precision)
+    engine = engines.choose("nearest", (x, codes), impl, compiled=compiled, unfit=unfit).engine
     if engine == "native":
         return native.search(x, codes, valid, metric, k)
     if engine == "triton":
@@ -226,15 +229,13 @@ def _nearest(
     return nearest_indices(x, codes, valid, metric, k, "exact" if exact else "high")
 
 
-def _choose(x: Tensor, codes: Tensor, k: int, precision: str | None, impl: str | None) -> engines.Choice:
-    def unfit() -> str:
-        if k > 1:
-            return f"the fused kernels find one code a row, not {k}"
-        exact = (precision or _provable(x.device)) == "exact"
-        error = relative_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, passes=3)
-        return f"no error bound covers {x.shape[-1]} dimensions there" if exact and error == torch.inf else ""
-
-    return engines.choose("nearest", (x, codes), impl, compiled=native.can_search(x, codes, k), unfit=unfit)
+def _unfit(x: Tensor, k: int, precision: str | None) -> str:
+    """Why the fused kernels do not take a call on a GPU; "" where they do."""
+    if k > 1:
+        return f"the fused kernels find one code a row, not {k}"
+    exact = (precision or _provable(x.device)) == "exact"
+    error = relative_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, passes=3)
+    return f"no error bound covers {x.shape[-1]} dimensions there" if exact and error == torch.inf else ""
 
 
 def _provable(device: torch.device) -> Precision:

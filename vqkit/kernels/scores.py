@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vqkit.kernels.products import widest_dtype
-from vqkit.kernels.tiles import unit_vectors
+from vqkit.kernels.matmul_precision import widest_dtype
+from vqkit.kernels.torch_search.float32_scan import unit_vectors
 
 
 def score_values(x: Tensor, codes: Tensor, indices: Tensor, metric: str) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels.products import product_is_lowered
+from vqkit.kernels.matmul_precision import product_is_lowered
 from vqkit.kernels.statistics import check_range
 
 BLOCK = 2**20  # numbers of a block on a processor, whose last cache should hold two
@@ -19,7 +19,7 @@ BLOCK_ON_A_DEVICE = 2**26
 FEWEST_ROWS = 128  # of a block, however many codes there are: products with fewer rows are slow
 
 
-class Problem(NamedTuple):
+class Centred(NamedTuple):
     """Rows and codes as the blocks need them.
 
     Attributes:
@@ -51,12 +51,12 @@ class Block(NamedTuple):
         return -self.probabilities.amax(1).log()  # the largest is one over that sum
 
 
-def prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Problem:
+def prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Centred:
     """Rows z (N, D), codes (K, D), kept (N,) bool; float64 where an input is, or where float32 products are lowered."""
     dtype = result_dtype(z, codes)
     dtype = torch.float64 if product_is_lowered(z.device) else dtype
     codes = codes.to(dtype)
-    return Problem(torch.where(kept[:, None], z, 0).to(dtype), codes - codes.mean(0), temperature)
+    return Centred(torch.where(kept[:, None], z, 0).to(dtype), codes - codes.mean(0), temperature)
 
 
 def result_dtype(z: Tensor, codes: Tensor) -> torch.dtype:
@@ -64,7 +64,7 @@ def result_dtype(z: Tensor, codes: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
 
 
-def softmax_blocks(problem: Problem) -> Iterator[Block]:
+def softmax_blocks(problem: Centred) -> Iterator[Block]:
     """Blocks of rows, one after the other, until all rows, of which there may be none, had their turn."""
     x, codes, temperature = problem
     number, size = x.shape[0], codes.shape[0]
@@ -83,7 +83,7 @@ def block_rows(size: int, device: torch.device) -> int:
     return max(FEWEST_ROWS, (BLOCK_ON_A_DEVICE if device.type == "cuda" else BLOCK) // size)
 
 
-def backpropagate(problem: Problem, dlogits: Callable[[Block], Tensor]) -> tuple[Tensor, Tensor]:
+def backpropagate(problem: Centred, dlogits: Callable[[Block], Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients to the rows (N, D) and to the codes (K, D), each contiguous.
 
     Args:

@@ -25,11 +25,6 @@ class SegmentStats(NamedTuple):
     sums: Tensor
     packed: Tensor
 
-    @classmethod
-    def unpack(cls, packed: Tensor, num_segments: int) -> "SegmentStats":
-        """The views of `packed` (K + K D,), such as it comes back from a collective."""
-        return cls(packed[:num_segments], packed[num_segments:].view(num_segments, -1), packed)
-
 
 def segment_stats(
     x: Tensor,
@@ -68,7 +63,7 @@ def segment_stats(
     dtype = dtype or torch.promote_types(x.dtype, torch.float32)
     weights = None if weights is None else weights.detach().to(dtype)
     packed = torch.ops.vqkit.segment_stats(x.detach(), indices.to(torch.int64), num_segments, weights, dtype, impl)
-    return SegmentStats.unpack(packed, num_segments)
+    return SegmentStats(packed[:num_segments], packed[num_segments:].view(num_segments, x.shape[1]), packed)
 
 
 def _check(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype | None) -> None:
@@ -138,26 +133,18 @@ def _segment_stats(
     segments = torch.where(left_out, num_segments, indices).to(torch.int64)
     total = x.new_zeros(num_segments + (num_segments + 1) * x.shape[1], dtype=dtype)
     sums = total[num_segments:].view(num_segments + 1, x.shape[1])
-    _add_by_index(sums, x, segments, weights)
-    if weights is None:
-        counts = _lengths(segments, num_segments + 1)
+    if weights is None and x.dtype == dtype:
+        sums.index_add_(0, segments, x)
     else:
-        counts = total.new_zeros(num_segments + 1, 1)
-        _add_by_index(counts, weights[:, None], segments, None)
-    total[:num_segments] = counts[:num_segments].view(-1)
+        _add_in_chunks(sums, x, segments, weights)
+    # Integers add up to the same in any order, and past the 2^24 where float32 stops counting.
+    ones = torch.ones_like(segments) if weights is None else weights
+    total[:num_segments] = ones.new_zeros(num_segments + 1).index_add_(0, segments, ones)[:num_segments]
     return total[: num_segments * (1 + x.shape[1])]
 
 
-def _lengths(segments: Tensor, num_segments: int) -> Tensor:
-    """(K,) int64; integers add up to the same in any order, and past the 2^24 where float32 stops counting."""
-    return segments.new_zeros(num_segments).index_add_(0, segments, torch.ones_like(segments))
-
-
-def _add_by_index(sums: Tensor, x: Tensor, segments: Tensor, weights: Tensor | None) -> None:
-    """Add x (N, D) to sums (K, D), in place."""
-    if weights is None and x.dtype == sums.dtype:
-        sums.index_add_(0, segments, x)
-        return
+def _add_in_chunks(sums: Tensor, x: Tensor, segments: Tensor, weights: Tensor | None) -> None:
+    """Adds x (N, D), converted and weighted a few rows at a time, to sums (K, D), in place."""
     rows = max(1, CHUNK // max(1, x.shape[1]))
     for start in range(0, x.shape[0], rows):
         part = slice(start, start + rows)

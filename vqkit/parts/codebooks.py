@@ -12,7 +12,7 @@ from vqkit.kernels import segment_stats
 from vqkit.kmeans import kmeans
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
-from vqkit.runtime import recomputing, uncompiled
+from vqkit.runtime import autocast_disabled, recomputing, uncompiled
 from vqkit.saving.config import Configured
 
 
@@ -155,6 +155,19 @@ class Codebook(Configured, FullPrecisionModule):
         """Count every code as chosen by its even share of `vectors_per_step`; for `initialize`."""
         self.usage.fill_(vectors_per_step / self.codebook_size)
         self._forget_pending()
+
+    @torch.no_grad()
+    def table(self) -> "FrozenCodebook":
+        """The codes, bit for bit, as a plain stored table with the same usage; nothing is pending there."""
+        table = (CascadedTable if self.cascaded else FrozenCodebook)(self.codebook_size, self.dim).to(self.usage)
+        with autocast_disabled(self.usage.device):
+            vectors = self()
+        state = {"vectors": vectors, "usage": self.usage}
+        if self.cascaded:
+            state["index_vectors"] = self.search_vectors(vectors)
+        table.load_state_dict(state, strict=False)  # without what is pending
+        table.steps, table.refreshed_at = self.steps, self.refreshed_at
+        return table
 
     # ------------------------------------------------------------------ rewriting
 
@@ -320,6 +333,34 @@ class FrozenCodebook(Codebook):
     def build_vectors(self, generator: torch.Generator) -> None:
         """Zeros, as a buffer; see `Codebook`."""
         self.register_buffer("vectors", torch.zeros(self.codebook_size, self.dim, dtype=torch.float32))
+
+
+class CascadedTable(FrozenCodebook):
+    """A stored table that is read, and another that is searched: what `vqkit.bake` makes of a cascaded codebook.
+
+    State:
+        index_vectors: (K, D) float32 buffer, searched.
+        And that of `FrozenCodebook`.
+    """
+
+    cascaded = True
+
+    index_vectors: Tensor
+
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Zeros, as buffers; see `Codebook`."""
+        super().build_vectors(generator)
+        self.register_buffer("index_vectors", torch.zeros_like(self.vectors))
+
+    def search_vectors(self, vectors: Tensor) -> Tensor:
+        """The index vectors (K, D)."""
+        return self.index_vectors
+
+    @torch.no_grad()
+    def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
+        """Put k-means centres of `samples` (M, D) into both tables; see `Codebook`."""
+        super().initialize(samples, vectors_per_step=vectors_per_step, seed=seed)
+        self.index_vectors.copy_(self.vectors)
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ their members.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from vqkit.functional import connected_zero
 from vqkit.indices import check_indices
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
@@ -20,7 +20,7 @@ from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, keep_valid, recomputing
+from vqkit.runtime import autocast_disabled, known, recomputing
 from vqkit.saving.pretrained import Pretrained
 
 
@@ -139,6 +139,9 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             )
         # Cast first: a float64 number may be finite, and infinite in float32.
         latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
+        if mask is None and known(lambda: torch.linalg.vector_norm(latents.detach()) < torch.inf, latents.device):
+            valid = torch.ones(latents.shape[:-1], dtype=torch.bool, device=latents.device)
+            return latents, valid, torch.zeros_like(self.nonfinite_seen)
         # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.
         finite = torch.linalg.vector_norm(latents.detach(), dim=-1) < torch.inf
         if mask is None:
@@ -152,7 +155,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
                 )
             valid = finite & mask
             nonfinite = (mask & ~finite).sum()
-        return keep_valid(latents, valid), valid, nonfinite
+        return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
 
     # ------------------------------------------------------------------ behind the door: what subclasses write
 
@@ -203,6 +206,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
+
+    def strip_training(self) -> None:
+        """Store the codes as plain tables and drop what only training needs, here and in what `to_config` writes.
+
+        `bake` calls it on a copy. Subclasses do so for what their constructor takes.
+        """
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -320,8 +329,9 @@ class VectorQuantizer(BaseQuantizer):
         else:
             estimated, selection = self.choose(rows, counts)
             indices = selection.indices
+        vectors = self.project_out(estimated).reshape(latents.shape)
         return Quantized(
-            vectors=keep_valid(self.project_out(estimated).reshape(latents.shape), valid),
+            vectors=vectors if known(counts.all, counts.device) else torch.where(valid.unsqueeze(-1), vectors, 0),
             indices=indices.reshape(*valid.shape, *indices.shape[1:]),
             valid=valid,
             selection=selection,
@@ -333,12 +343,18 @@ class VectorQuantizer(BaseQuantizer):
         losses: dict[str, Tensor] = {}
         if quantized.selection is None or quantized.estimated is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            return sum((0 * item.flatten()[:1].sum() for item in trained), start=_connected_zero(quantized.vectors)), {}
+            return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
         total: Tensor | None = None
         for loss in self.losses:
             losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
             total = loss.weight * value if total is None else total + loss.weight * value
-        return _connected_zero(quantized.vectors) if total is None else total, losses
+        return connected_zero(quantized.vectors) if total is None else total, losses
+
+    def strip_training(self) -> None:
+        """Drop the losses; see `BaseQuantizer`."""
+        if "losses" in self.recorded_arguments():
+            self.losses = nn.ModuleList()  # type: ignore[assignment]
+            self.record(losses=[])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
@@ -352,53 +368,4 @@ class VectorQuantizer(BaseQuantizer):
         if quantized.selection is None:
             return quantized.vectors
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
-        return keep_valid(vectors, quantized.valid)
-
-
-def _connected_zero(tensor: Tensor) -> Tensor:
-    """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
-    if torch.compiler.is_compiling():
-        return 0 * tensor.flatten()[:1].sum()
-    return _ConnectedZero.apply(tensor)
-
-
-class _ConnectedZero(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(tensor: Tensor) -> Tensor:
-        return tensor.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> None:
-        return None
-
-
-@contextmanager
-def without_quantization(module: nn.Module) -> Iterator[None]:
-    """Context in which the quantizers of a module pass vectors on without a choice, through their linear maps alone.
-
-    It is as if every vector were a code of its own: for pre-training without quantization (Gu, Diao 2024, arXiv
-    2404.19441, sec. 3.3), and as the ceiling of what a codebook can do. Indices are -1, losses are 0 with a graph to
-    every parameter, nothing is recorded, and no stage is dropped. Everything else is as outside: layouts, masks,
-    gradients, and whatever a `Tokenizer` does around its quantizer.
-
-        >>> with without_quantization(tokenizer):
-        ...     reconstruction = tokenizer(images).reconstruction
-
-    Args:
-        module: a quantizer, or anything that holds some, such as a `Tokenizer`, compiled or wrapped or not.
-    """
-    quantizers = [part for part in module.modules() if isinstance(part, BaseQuantizer)]
-    before = [quantizer.passes_through for quantizer in quantizers]
-    try:
-        for quantizer in quantizers:
-            quantizer.passes_through = True
-        yield
-    finally:
-        for quantizer, mode in zip(quantizers, before, strict=True):
-            quantizer.passes_through = mode
+        return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)

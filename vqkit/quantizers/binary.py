@@ -61,7 +61,8 @@ class BinaryQuantizer(FixedGrid):
         ends = list(accumulate(self.level_bits))
         self._levels = [slice(end - width, end) for end, width in zip(ends, self.level_bits, strict=True)]
         places = [range(width) if lsb_first else reversed(range(width)) for width in self.level_bits]
-        self.register_buffer("place_values", torch.tensor([2**place for level in places for place in level]))
+        self.grid_values = [2**place for level in places for place in level]
+        self.register_buffer("place_values", torch.tensor(self.grid_values))
         self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)
 
     place_values: Tensor
@@ -93,7 +94,7 @@ class BinaryQuantizer(FixedGrid):
         z = self.direction(latents)
         selected = self._entries(bits)
         if self.learning:
-            self.record(latents, bits, valid)
+            self.watch(latents, bits, valid)
         quantized = straight_through(selected, self.surrogate(z)) if torch.is_grad_enabled() else selected
         packed = self._pack(bits)
         indices = torch.where(valid.unsqueeze(-1), packed, -1)
@@ -127,7 +128,7 @@ class BinaryQuantizer(FixedGrid):
         weighted = bits * self.place_values
         return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
 
-    def record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
+    def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Note what `health` tells of: `latents` (N, D), their `bits` (N, D) and which of them are `valid` (N,)."""
         count = valid.sum()
         share = (bits & valid.unsqueeze(-1)).sum(0) / count.clamp(min=1)

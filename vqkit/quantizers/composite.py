@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class CompositeQuantizer(BaseQuantizer):
 
     level_axis = True
     member_name: str
-    """What the composite calls a member, such as "stage"."""
+    """What the composite calls a member, such as "stage": the argument of its constructor that builds them."""
 
     def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
         super().__init__(dim, channel_dim=channel_dim)
@@ -78,6 +79,16 @@ class CompositeQuantizer(BaseQuantizer):
         """Fold the statistics of every member."""
         for member in self.members:
             member.step()
+
+    def strip_training(self) -> None:
+        """Strip the members, which the configuration then lists one by one; see `BaseQuantizer`."""
+        taken = self.recorded_arguments().keys()
+        if self.member_name in taken:
+            for member in self.members:
+                member.strip_training()
+            builders = [partial(type(member), **member.recorded_arguments()) for member in self.members]
+            counts = dict.fromkeys(taken & {f"num_{self.member_name}s"})  # the list has its own length
+            self.record(**{self.member_name: builders}, **counts)
 
     def health(self) -> dict[str, float]:
         """What the members' `health` says, under "<member name>_<number>/"; non-finite inputs are counted here."""

@@ -12,7 +12,7 @@ from vqkit.quantizers.base import VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors
 from vqkit.runtime import autocast_disabled
 
-_WATCHED_VECTORS = 4096
+_WATCHED_VECTORS = 1024
 """Vectors of a batch from which `health` estimates how many are saturated."""
 
 
@@ -22,9 +22,13 @@ class FixedGrid(VectorQuantizer):
     Class attributes:
         grid_buffer: the buffer that tells one grid from another. Indices mean something else on another grid, so a
             state with another one is refused.
+
+    Attributes:
+        grid_values: what it holds, as Python numbers: a module that was built on the meta device has no others.
     """
 
     grid_buffer: ClassVar[str]
+    grid_values: list[int]
 
     @abstractmethod
     def grid_mismatch(self, found: Tensor) -> str:
@@ -71,7 +75,7 @@ class FixedGrid(VectorQuantizer):
         error_msgs: list[str],
     ) -> None:
         found = state_dict.get(f"{prefix}{self.grid_buffer}")
-        if found is not None and found.tolist() != self.get_buffer(self.grid_buffer).tolist():
+        if found is not None and found.tolist() != self.grid_values:
             error_msgs.append(prefix + self.grid_mismatch(found))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

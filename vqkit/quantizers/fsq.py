@@ -12,6 +12,7 @@ from vqkit.quantizers.fixed_grid import FixedGrid
 
 _LARGEST_CODEBOOK = 2**62
 _MOST_CENTERED_LEVELS = 1000
+_EXACT_IN_FLOAT32 = 2**24  # a sum of whole numbers below it is exact in any order
 
 
 class FSQ(FixedGrid):
@@ -50,8 +51,8 @@ class FSQ(FixedGrid):
         super().__init__(len(levels) if dim is None else dim, codebook_dim=len(levels), channel_dim=channel_dim)
         self.levels = tuple(levels)
         self.codebook_size = math.prod(levels)
-        sizes = torch.tensor(self.levels)
-        self.register_buffer("level_counts", sizes)
+        self.grid_values = list(levels)
+        self.register_buffer("level_counts", torch.tensor(levels))
         self._places = [math.prod(levels[:position]) for position in range(len(levels))]
         self.register_buffer("place_values", torch.tensor(self._places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
@@ -69,20 +70,19 @@ class FSQ(FixedGrid):
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
         half, offset, shift = self.grid(latents.dtype)
+        width = self.level_counts // 2
         squashed = (latents + shift).tanh_()
         levels = (squashed.detach() * half).sub_(offset).round_()
-        selected = levels / self._half_width
-        indices = torch.where(valid, self._pack(levels.add_(self._half_width)), -1)
+        selected = levels / width
+        indices = torch.where(valid, self._pack(levels.add_(width)), -1)
         if self.learning:
             self.saturated.copy_(self.share_beyond(latents, valid))
+        estimated = selected
         if torch.is_grad_enabled():
-            estimated = straight_through(selected, squashed * (half / self._half_width))
+            estimated = straight_through(selected, squashed * (half / width))
             selected = estimated.detach()
-        else:
-            estimated = selected
-        return estimated, Selection(
-            latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid
-        )
+        selection = Selection(latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid)
+        return estimated, selection
 
     def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """half, offset and shift of the bound, each (D,)."""
@@ -98,7 +98,9 @@ class FSQ(FixedGrid):
         return (z + shift).tanh() * half - offset
 
     def _pack(self, digits: Tensor) -> Tensor:
-        """(N, D) floating point -> (N,) int64, one dimension after the other: no (N, D) of integers is held."""
+        """(N, D) floating point, which is written over -> (N,) int64."""
+        if self.codebook_size <= _EXACT_IN_FLOAT32:
+            return digits.mul_(self.place_values).sum(-1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self._places, strict=True):
             indices += digit.long() * place
@@ -107,11 +109,8 @@ class FSQ(FixedGrid):
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""
         digits = indices.unsqueeze(-1) // self.place_values % self.level_counts
-        return (digits - self._half_width).to(self.dtype) / self._half_width
-
-    @property
-    def _half_width(self) -> Tensor:
-        return self.level_counts // 2
+        width = self.level_counts // 2
+        return (digits - width).to(self.dtype) / width
 
     def health(self) -> dict[str, float]:
         """The share of `saturated` latents; see `BaseQuantizer`."""

@@ -91,6 +91,13 @@ class GroupedQuantizer(CompositeQuantizer):
             total = total + loss.weight * losses[loss.name]
         return total, losses
 
+    def strip_training(self) -> None:
+        """Drop the losses between groups too; see `BaseQuantizer`."""
+        super().strip_training()
+        if "losses" in self.recorded_arguments():
+            self.losses = nn.ModuleList()  # type: ignore[assignment]
+            self.record(losses=[])
+
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The groups' own; see `BaseQuantizer`."""
         parts = (group.assign(part, valid) for group, part in self._with_channels(latents))

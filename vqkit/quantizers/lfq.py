@@ -73,9 +73,9 @@ class LFQ(BinaryQuantizer):
         """z: the gradient is passed on as it is."""
         return z
 
-    def record(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
+    def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Saturated latents, too; see `BinaryQuantizer`."""
-        super().record(latents, bits, valid)
+        super().watch(latents, bits, valid)
         self.saturated.copy_(self.share_beyond(latents, valid))
 
     def health(self) -> dict[str, float]:

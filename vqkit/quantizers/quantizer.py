@@ -12,7 +12,7 @@ from vqkit.kernels import Metric
 from vqkit.methods import METHODS, Method
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.compatibility import check_compatible
-from vqkit.parts.estimators import Estimator
+from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.parts.losses import Loss
 from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.selection import Noise, Search, Selection
@@ -200,6 +200,15 @@ class Quantizer(VectorQuantizer):
     def step(self) -> None:
         """Fold the statistics gathered since the last step into the codebook."""
         self.codebook.step()
+
+    def strip_training(self) -> None:
+        """A table, straight-through gradients, no losses, no maintenance; see `BaseQuantizer`."""
+        super().strip_training()
+        if self.recorded_arguments().keys() >= {"codebook", "estimator", "maintenance"}:
+            self.codebook = self.codebook.table()
+            self.estimator = StraightThrough()
+            self.maintenance = nn.ModuleList()  # type: ignore[assignment]
+            self.record(codebook=type(self.codebook), estimator=self.estimator, maintenance=[])
 
     def _check_recomputation(self) -> None:
         if recomputing() and not self.codebook.has_observed:

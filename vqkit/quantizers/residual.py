@@ -101,6 +101,13 @@ class ResidualQuantizer(DepthDropout):
         used = torch.stack([member.valid.any() for member in quantized.members]).sum()
         return self.penalize_members(quantized, used.clamp(min=1))
 
+    def strip_training(self) -> None:
+        """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
+        super().strip_training()
+        if self.recorded_arguments().get("estimator") is not None:
+            self.estimator = StraightThrough()
+            self.record(estimator=self.estimator)
+
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """One search of all stages, where each is the nearest code by one metric; see `BaseQuantizer`."""
         metric = self._metric_of_all_stages

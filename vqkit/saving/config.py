@@ -31,7 +31,8 @@ def weights_follow() -> Iterator[None]:
     """Context for building modules whose state is loaded right afterwards.
 
     A module that takes its first values from a file of the machine that it was trained on must not ask for that file
-    again: it looks at `weights_will_follow()` and allocates. `from_pretrained` and `bake` build in this context.
+    again: it looks at `weights_will_follow()` and allocates. `from_pretrained` builds in this context, and so does the
+    command line of the trainers where a checkpoint is resumed.
     """
     token = _weights_follow.set(True)
     try:
@@ -68,6 +69,22 @@ class Configured:
         # Past `nn.Module.__setattr__`, which would ask for `nn.Module.__init__` first.
         object.__setattr__(instance, "_recorded_call", (_snapshot(args), _snapshot(kwargs)))
         return instance
+
+    def recorded_arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor call by name, defaults included.
+
+        Raises:
+            ValueError: the constructor takes arguments by position only.
+        """
+        return _arguments(self, "")
+
+    def record(self, **arguments: Any) -> None:
+        """Note other arguments, after the parts that they stand for were replaced.
+
+        Args:
+            arguments: of the constructor, by name; those that are not given stay as they were.
+        """
+        object.__setattr__(self, "_recorded_call", ((), self.recorded_arguments() | arguments))
 
 
 def _snapshot(value: Any) -> Any:
@@ -187,7 +204,7 @@ def _join(where: str, name: str | int) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
-def _write_instance(configured: Configured, where: str) -> dict[str, Any]:
+def _arguments(configured: Configured, where: str) -> dict[str, Any]:
     args, kwargs = configured._recorded_call
     bound = inspect.signature(type(configured).__init__).bind(configured, *args, **kwargs)
     bound.apply_defaults()
@@ -203,6 +220,11 @@ def _write_instance(configured: Configured, where: str) -> dict[str, Any]:
                 f"{_at(_join(where, parameter.name))}: {type(configured).__name__} takes it by position only, and a"
                 " configuration holds arguments by name. Give it a name that can be passed as a keyword."
             )
+    return arguments
+
+
+def _write_instance(configured: Configured, where: str) -> dict[str, Any]:
+    arguments = _arguments(configured, where)
     parts = configured._modules if isinstance(configured, nn.Module) else {}
     for name, value in arguments.items():
         if isinstance(value, nn.Module) and parts.get(name, value) is not value:

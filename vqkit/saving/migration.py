@@ -5,7 +5,10 @@ from typing import Any
 
 MOVED_MODULES = {
     "vqkit.audio_tokenizer": "vqkit",
-    "vqkit.baking": "vqkit.deployment.bake",
+    "vqkit.baking": "vqkit.parts.codebooks",
+    "vqkit.backbones.lapped": "vqkit.backbones.mdct",
+    "vqkit.backbones.transformer": "vqkit.backbones.frame_transformer",
+    "vqkit.backbones.windowed_attention": "vqkit.backbones.swin2d",
     "vqkit.base": "vqkit",
     "vqkit.codebooks": "vqkit",
     "vqkit.composites.cross_scale": "vqkit",
@@ -14,6 +17,7 @@ MOVED_MODULES = {
     "vqkit.composites.residual": "vqkit",
     "vqkit.config": "vqkit.saving.config",
     "vqkit.cross_scale": "vqkit",
+    "vqkit.deployment.bake": "vqkit.parts.codebooks",
     "vqkit.estimators": "vqkit",
     "vqkit.lookup_free.binary": "vqkit.quantizers.binary",
     "vqkit.lookup_free.bits": "vqkit",
@@ -28,8 +32,9 @@ MOVED_MODULES = {
     "vqkit.search": "vqkit",
     "vqkit.streaming": "vqkit.backbones.streaming",
     "vqkit.tokenizer": "vqkit",
+    "vqkit.tokenizers.cross_scale_streams": "vqkit",
 }
-"""Modules of format version 1, and where their classes are reached today."""
+"""Modules that saved files name, and where their classes are reached today."""
 
 RENAMED_CLASSES = {
     "CodeSplit": "vqkit.LBGSplitting",

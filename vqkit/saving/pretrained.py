@@ -104,7 +104,7 @@ class Pretrained(Configured):
         state = _read_weights(folder / WEIGHTS_NAME)
         with weights_follow():
             module = from_config(config, allow=allow)
-        match_dtypes(module, state)
+        _match_dtypes(module, state)
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
@@ -145,7 +145,7 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
     return state
 
 
-def match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
+def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Move each part whose state is of one floating point type to that type, since loading keeps the module's own."""
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""

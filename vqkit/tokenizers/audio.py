@@ -1,13 +1,14 @@
 """A tokenizer of sound: any length, any sample rate, streams, and files too long for the memory."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.streaming import streaming
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.tokenizers.chunking import pad_end, run_in_blocks
@@ -59,11 +60,17 @@ class AudioTokenizer(Tokenizer):
         if sample_rate < 1 or sample_rate != int(sample_rate):
             raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")
         self.sample_rate = sample_rate
-        self.channels = int(getattr(encoder, "in_channels", 1))
-        self.downsampling_factor = int(encoder.downsampling_factor)  # type: ignore[arg-type]
+        front, back = properties_of(encoder), properties_of(decoder)
+        if front.downsampling_factor is None:
+            raise ValueError(
+                f"encoder={type(encoder).__name__} has no downsampling_factor: expected this attribute, the samples "
+                "that make a frame"
+            )
+        self.channels = front.in_channels
+        self.downsampling_factor = front.downsampling_factor
         for name, value, other in (
-            ("out_channels", getattr(decoder, "out_channels", self.channels), self.channels),
-            ("downsampling_factor", decoder.downsampling_factor, self.downsampling_factor),
+            ("out_channels", self.channels if back.out_channels is None else back.out_channels, self.channels),
+            ("downsampling_factor", back.downsampling_factor, self.downsampling_factor),
         ):
             if value != other:
                 raise ValueError(f"decoder.{name}={value}, but the encoder has {other}: build both with the same sizes")
@@ -86,7 +93,7 @@ class AudioTokenizer(Tokenizer):
     @property
     def causal(self) -> bool:
         """Whether a frame depends on no later sample, nor a sample on a later frame: what streaming needs."""
-        return bool(getattr(self.encoder, "causal", False) and getattr(self.decoder, "causal", False))
+        return bool(properties_of(self.encoder).causal and properties_of(self.decoder).causal)
 
     @property
     def latency(self) -> float | None:
@@ -95,10 +102,15 @@ class AudioTokenizer(Tokenizer):
         One frame for causal models; else what encoder and decoder look ahead comes on top, and None if that is
         unbounded.
         """
-        encoder, decoder = (getattr(part, "context", None) for part in (self.encoder, self.decoder))
-        if encoder is None or decoder is None:
+        encoding, decoding = self._encoding_context, properties_of(self.decoder).context
+        if encoding is None or decoding is None:
             return None
-        return (self.downsampling_factor * (1 + decoder[1]) + encoder[1]) / self.sample_rate
+        return (self.downsampling_factor * (1 + decoding[1]) + encoding[1]) / self.sample_rate
+
+    @property
+    def _encoding_context(self) -> tuple[int, int] | None:
+        """Samples before and after its own on which the indices of a frame depend; None without bound."""
+        return properties_of(self.encoder).context
 
     # ------------------------------------------------------------------ at once
 
@@ -109,7 +121,8 @@ class AudioTokenizer(Tokenizer):
             data: (B, C, T) in [-1, 1] at `sample_rate`, T at least 1.
         """
         self._check_no_stream("forward")
-        output = super().forward(self._whole_frames(data))
+        self._check(data, least=1)
+        output = self._reconstruct(self._whole_frames(data))
         return TokenizerOutput(output.reconstruction[..., : data.shape[-1]], output.quantizer)
 
     @torch.no_grad()
@@ -128,11 +141,8 @@ class AudioTokenizer(Tokenizer):
             ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
                 sample rate is given inside of `streaming()`, or the stream has ended.
         """
-        wave = self._checked(data)
-        if self._is_streaming:
-            return self._encode_chunk(self._at_model_rate(wave, sample_rate))
-        self._check_filled(wave)
-        return super().encode(self._whole_frames(self._at_model_rate(wave, sample_rate)))
+        wave = self._at_model_rate(self._checked(data, least=0 if self._is_streaming else 1), sample_rate)
+        return self._encode_chunk(wave) if self._is_streaming else self._indices(self._whole_frames(wave))
 
     def decode(self, indices: Tensor, *, length: int | None = None) -> Tensor:
         """The waveform of indices, of all levels or of the first ones.
@@ -148,7 +158,7 @@ class AudioTokenizer(Tokenizer):
             ValueError: `length` is negative or more than the frames hold.
         """
         # A chunk of a stream may complete no frame.
-        wave = self._no_samples(len(indices)) if indices.shape[1:2] == (0,) else super().decode(indices)
+        wave = self._no_samples(len(indices)) if indices.shape[1:2] == (0,) else self._sound(indices)
         if length is None:
             return wave
         if not 0 <= length <= wave.shape[-1]:
@@ -156,6 +166,18 @@ class AudioTokenizer(Tokenizer):
                 f"length={length}: expected 0 to {wave.shape[-1]}, the samples of {indices.shape[1]} frames"
             )
         return wave[..., :length]
+
+    def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
+        """`forward` of whole frames."""
+        return super().forward(wave)
+
+    def _indices(self, wave: Tensor) -> Tensor:
+        """`encode` of whole frames."""
+        return super().encode(wave)
+
+    def _sound(self, indices: Tensor) -> Tensor:
+        """`decode` to whole frames."""
+        return super().decode(indices)
 
     # ------------------------------------------------------------------ as it arrives
 
@@ -200,7 +222,7 @@ class AudioTokenizer(Tokenizer):
                 "flush ends a stream: call it once, inside of `with codec.streaming():` after the last chunk"
             )
         rest, self._pending, self._ended = self._pending, None, True
-        return super().encode(self._whole_frames(rest)) if rest.shape[-1] else self._no_frames(len(rest))
+        return self._indices(self._whole_frames(rest)) if rest.shape[-1] else self._no_frames(len(rest))
 
     def _encode_chunk(self, wave: Tensor) -> Tensor:
         if self._ended:
@@ -213,7 +235,7 @@ class AudioTokenizer(Tokenizer):
         joined = wave if self._pending is None else torch.cat([self._pending, wave], dim=-1)
         whole = joined.shape[-1] // self.downsampling_factor * self.downsampling_factor
         self._pending = joined[..., whole:]
-        return super().encode(joined[..., :whole]) if whole else self._no_frames(len(wave))
+        return self._indices(joined[..., :whole]) if whole else self._no_frames(len(wave))
 
     def _no_frames(self, batch_size: int) -> Tensor:
         levels = (self.quantizer.num_codebooks,) if self.quantizer.level_axis else ()
@@ -225,31 +247,25 @@ class AudioTokenizer(Tokenizer):
 
     # ------------------------------------------------------------------ in bounded memory
 
+    @torch.no_grad()
     def encode_blocks(self, chunks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
         """`encode` of a recording that comes in pieces, in the memory of a block and its context.
 
         Args:
             chunks: consecutive pieces (B, C, any number of samples) at the model's sample rate, such as
                 `wave.split(16000, dim=-1)`.
-            frames_per_block: frames that are computed at once.
+            frames_per_block: frames that are computed at once, rounded up to whole windows of attention.
 
         Yields:
             indices (B, frames[, levels]); joined along axis 1 they are those of the joined pieces.
 
         Raises:
-            ValueError: the encoder depends on unbounded context, `frames_per_block` is not positive, or a stream is
+            ValueError: the indices depend on unbounded context, `frames_per_block` is not positive, or a stream is
                 open, which blocks would disturb.
         """
-        self._check_blocks(frames_per_block)
-        pieces = (self._checked(chunk) for chunk in chunks)
-        yield from run_in_blocks(
-            pieces,
-            super().encode,
-            context=_context(self.encoder, "encoder"),
-            hop_length=self.downsampling_factor,
-            hops_per_block=frames_per_block,
-            out_dim=1,
-        )
+        context, hop = self._encoding_context, self.downsampling_factor
+        pieces = map(self._checked, chunks)
+        yield from self._run_blocks(pieces, self._indices, context, frames_per_block, hop_length=hop, out_dim=1)
 
     @torch.no_grad()
     def decode_blocks(self, blocks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
@@ -257,7 +273,7 @@ class AudioTokenizer(Tokenizer):
 
         Args:
             blocks: consecutive pieces (B, frames[, levels]).
-            frames_per_block: frames that are computed at once.
+            frames_per_block: frames that are computed at once, rounded up to whole windows of attention.
 
         Yields:
             (B, C, samples); joined along the last axis they are the waveform of the joined pieces.
@@ -265,39 +281,48 @@ class AudioTokenizer(Tokenizer):
         Raises:
             ValueError: as for `encode_blocks`.
         """
-        self._check_blocks(frames_per_block)
-        yield from run_in_blocks(
-            blocks,
-            super().decode,
-            context=_context(self.decoder, "decoder"),
-            hops_per_block=frames_per_block,
-            dim=1,
-            out_per_hop=self.downsampling_factor,
-        )
+        context, hop = properties_of(self.decoder).context, self.downsampling_factor
+        yield from self._run_blocks(blocks, self._sound, context, frames_per_block, dim=1, out_per_hop=hop)
+
+    def _run_blocks(
+        self,
+        pieces: Iterable[Tensor],
+        run: Callable[[Tensor], Tensor],
+        context: tuple[int, int] | None,
+        frames_per_block: int,
+        **axes: int,
+    ) -> Iterator[Tensor]:
+        if frames_per_block < 1:
+            raise ValueError(f"frames_per_block={frames_per_block}: expected at least 1")
+        self._check_no_stream("encode_blocks or decode_blocks")
+        if context is None:
+            raise ValueError(
+                "blocks need a bounded context, and this model has none: use encode and decode on the whole recording, "
+                "or a backbone whose attention has a window"
+            )
+        window = properties_of(self.encoder).frames_per_window
+        frames = math.ceil(frames_per_block / window) * window
+        return run_in_blocks(pieces, run, context=context, hops_per_block=frames, **axes)
 
     # ------------------------------------------------------------------ what goes in
 
     def _latents(self, loader: Iterable[Any]) -> Iterator[Tensor]:
-        return super()._latents(self._whole_frames(first_tensor(batch)) for batch in loader)
+        return super()._latents(map(self._recording_of, loader))
 
-    def _checked(self, wave: Tensor) -> Tensor:
-        self._check_shape(wave)
+    def _recording_of(self, batch: Any) -> Tensor:
+        wave = first_tensor(batch)
+        self._check(wave, least=1)
+        return self._whole_frames(wave)
+
+    def _checked(self, wave: Tensor, *, least: int = 0) -> Tensor:
+        self._check(wave, least=least)
         if not torch.compiler.is_compiling() and not bool(wave.isfinite().all()):
             count = int((~wave.isfinite()).sum())
             raise ValueError(f"data holds {count} samples that are NaN or infinite: repair or leave out this recording")
         weight = next(self.encoder.parameters(), wave)
         return wave.to(weight.dtype)  # recordings are often read as float64
 
-    def _check_blocks(self, frames_per_block: int) -> None:
-        if frames_per_block < 1:
-            raise ValueError(f"frames_per_block={frames_per_block}: expected at least 1")
-        self._check_no_stream("encode_blocks or decode_blocks")
-
-    def _check_no_stream(self, call: str) -> None:
-        if self._is_streaming:
-            raise ValueError(f"{call} inside of streaming() would go on where the stream stopped: close it first")
-
-    def _check_shape(self, wave: Tensor) -> None:
+    def _check(self, wave: Tensor, *, least: int) -> None:
         if wave.ndim != 3 or wave.shape[1] != self.channels:
             raise ValueError(
                 f"data has shape {tuple(wave.shape)}: expected (B, {self.channels}, T); mono from stereo is "
@@ -305,15 +330,14 @@ class AudioTokenizer(Tokenizer):
             )
         if not wave.is_floating_point():
             raise ValueError(f"data has dtype {wave.dtype}: expected floating point in [-1, 1] (int16 / 32768)")
-
-    @staticmethod
-    def _check_filled(wave: Tensor) -> None:
-        if not wave.shape[-1]:
+        if wave.shape[-1] < least:
             raise ValueError("data has no samples: expected at least one")
 
+    def _check_no_stream(self, call: str) -> None:
+        if self._is_streaming:
+            raise ValueError(f"{call} inside of streaming() would go on where the stream stopped: close it first")
+
     def _whole_frames(self, wave: Tensor) -> Tensor:
-        self._check_shape(wave)
-        self._check_filled(wave)
         return pad_end(wave, -wave.shape[-1] % self.downsampling_factor)
 
     def _at_model_rate(self, wave: Tensor, sample_rate: int | None) -> Tensor:
@@ -327,13 +351,3 @@ class AudioTokenizer(Tokenizer):
                 "the stream outside, for instance with soxr.ResampleStream"
             )
         return resample(wave, sample_rate, self.sample_rate)
-
-
-def _context(module: nn.Module, name: str) -> tuple[int, int]:
-    context = getattr(module, "context", None)
-    if context is None:
-        raise ValueError(
-            f"the {name} depends on unbounded context, so blocks cannot be run by themselves: use encode and decode on "
-            "the whole recording, or a backbone whose attention has a window"
-        )
-    return context

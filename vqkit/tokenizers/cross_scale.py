@@ -1,7 +1,8 @@
 """Cross-scale residual quantization (ESC): streams of codes that refine the decoder's own features, scale by scale."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +10,152 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
-from vqkit.quantizers.base import QuantizerOutput
+from vqkit.backbones.protocol import properties_of
+from vqkit.indices import check_indices
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import enough_samples
+from vqkit.quantizers.output import Quantized, QuantizerOutput
+from vqkit.runtime import autocast_disabled
 from vqkit.tokenizers.audio import AudioTokenizer
-from vqkit.tokenizers.chunking import run_in_blocks
-from vqkit.tokenizers.cross_scale_streams import CrossScaleQuantizer
-from vqkit.tokenizers.tokenizer import TokenizerOutput, first_tensor
+from vqkit.tokenizers.tokenizer import TokenizerOutput
+
+
+class CrossScaleQuantizer(DepthDropout):
+    """The streams of a `CrossScaleTokenizer`, coarse first, and the dropout between them.
+
+    What a stream quantizes is what the decoder, given the streams before it, still lacks. That takes the decoder's
+    blocks, which belong to the decoder: so the tokenizer walks through them, and calls one stream after another. This
+    quantizer cannot be called by itself.
+
+    ESC-Base has six streams of 3 x 1024 codes, 1.5 kbit/s each:
+
+        >>> product = lambda dim: partial(GroupedQuantizer, partial(
+        ...     Quantizer, "factorized", dim=dim // 3, codebook_size=1024, codebook_dim=8), 3)
+        >>> CrossScaleQuantizer([product(dim) for dim in (1536, 1536, 1536, 2304, 3072, 4608)], dropout=0.75)
+
+    Args:
+        stream: builds each stream; its `dim` is that of the latents at its scale: the first two at the coarsest, each
+            further one at the next.
+        dropout: probability, per sample and training step, that only the first n streams are used, n uniform in 1 ...
+            number of streams. Dropped streams have index -1, no loss and no statistics.
+        seed: of the dropout.
+
+    Source: Gu, Diao 2024 (ESC, arXiv 2404.19441), sec. 3; losses are summed over streams and averaged over the
+    codebooks of one, as in its training code.
+    Differs: dropout is drawn for each sample (published: for each batch; the expected loss is the same). The linear
+    maps of our `factorized` codes have biases (published: none; with biases of 0 they are the published ones).
+
+    Raises:
+        ValueError: an argument is out of its range, or streams share state.
+    """
+
+    member_name = "stream"
+    groups: Sequence[BaseQuantizer]
+
+    def __init__(self, stream: Sequence[Callable[[], BaseQuantizer]], *, dropout: float = 0.0, seed: int = 0) -> None:
+        streams = build_members(stream, None, kind="stream", owner="CrossScaleTokenizer")
+        dim = sum(member.dim for member in streams)
+        super().__init__(streams, dim, channel_dim=1, dropout=dropout, seed=seed)
+        self.groups = nn.ModuleList(streams)  # type: ignore[assignment]  # it forgets its element type
+
+    @property
+    def streams(self) -> Sequence[BaseQuantizer]:
+        """The quantizers of the streams; each takes (B, frames, dim)."""
+        return self.groups
+
+    @property
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The streams, coarse first."""
+        return self.groups
+
+    def quantize_stream(self, number: int, lacking: Tensor, depths: Tensor | None) -> tuple[Quantized, Tensor]:
+        """Quantize with one stream.
+
+        Each stream's input comes from another block of the decoder, which may overflow: so each is looked at anew.
+
+        Args:
+            number: of the stream.
+            lacking: (B, frames, dim) what the decoder's features lack at the stream's scale.
+            depths: (B,) how many streams each sample uses; None means all.
+
+        Returns:
+            what the stream made, and how many of the vectors that it was to quantize are not finite.
+        """
+        used = None if depths is None else (depths > number).unsqueeze(-1).expand(lacking.shape[:2])
+        latents, valid, nonfinite = self.groups[number].open(lacking, used)
+        with autocast_disabled(lacking.device):
+            return self.groups[number].quantize(latents, valid), nonfinite
+
+    def join(self, members: Sequence[Quantized], nonfinite: Sequence[Tensor], dtype: torch.dtype) -> QuantizerOutput:
+        """One result out of those of `quantize_stream`, with vectors in `dtype`."""
+        spoilt = torch.stack(list(nonfinite)).sum()
+        if self.learning:
+            self.nonfinite_seen.add_(spoilt)
+        quantized = Quantized(
+            vectors=torch.cat([made.vectors for made in members], dim=-1),
+            indices=self.join_levels([made.indices for made in members], members[0].valid.shape),
+            valid=members[0].valid,
+            members=members,
+        )
+        with autocast_disabled(spoilt.device):
+            loss, losses = self.penalize(quantized)
+        return QuantizerOutput(quantized.vectors.mT.to(dtype), quantized.indices, loss, losses, spoilt)
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the streams' losses; see `BaseQuantizer`.
+
+        A stream's loss is a mean over the vectors that it was given. Here it is one over all: the others count as 0.
+        """
+        losses: dict[str, Tensor] = {}
+        total = quantized.vectors.new_zeros(())
+        for stream, made in zip(self.groups, quantized.members, strict=True):
+            loss, named = stream.penalize(made)
+            share = made.valid.to(self.dtype).mean()
+            total = total + share * loss
+            for name, value in named.items():
+                losses[name] = losses[name] + share * value if name in losses else share * value
+        return total, losses
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """What each stream adds, side by side: (B, frames, levels) -> (B, frames, dim)."""
+        pairs = zip(self.groups, self.split_streams(indices), strict=True)
+        return torch.cat([stream.lookup(levels) for stream, levels in pairs], dim=-1)
+
+    def split_streams(self, indices: Tensor) -> list[Tensor]:
+        """Indices (B, frames, levels) of each whole stream that `levels` covers, as that stream decodes them.
+
+        Raises:
+            ValueError: the levels end within a stream.
+        """
+        ends = list(itertools.accumulate(stream.num_codebooks for stream in self.groups))
+        if indices.ndim != 3 or indices.shape[-1] not in ends:
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}: expected (B, frames, levels) with the levels of whole "
+                f"streams, one of {ends}"
+            )
+        return self.split_levels(indices)
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Refused: see the class."""
+        raise self._by_itself()
+
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Refused: see the class."""
+        raise self._by_itself()
+
+    def _by_itself(self) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__} cannot be called by itself: what a stream quantizes depends on the decoder, so "
+            "call the CrossScaleTokenizer that it belongs to"
+        )
+
+    def extra_repr(self) -> str:
+        """Streams and layout."""
+        return (
+            f"num_streams={len(self.groups)}, dropout={self.dropout}, codebook_sizes={self.codebook_sizes}, "
+            f"dim={self.dim}, channel_dim={self.channel_dim}"
+        )
 
 
 class CrossScaleTokenizer(AudioTokenizer):
@@ -27,7 +168,8 @@ class CrossScaleTokenizer(AudioTokenizer):
 
     Interface, results and training are those of `AudioTokenizer`, with indices (B, frames, levels): stream by stream.
     `output.quantizer.quantized` holds what each stream added, side by side. Nothing on the way is detached: gradients
-    reach encoder and decoder through each stream's linear maps and losses, as published.
+    reach encoder and decoder through each stream's linear maps and losses, as published. Codes wait for the decoder,
+    too: its context adds to the latency, and to the overlap of the blocks of `encode_blocks`.
 
     Args:
         encoder: from (B, C, T) to a list of latents (B, dims[i], frames), coarsest first;
@@ -39,7 +181,7 @@ class CrossScaleTokenizer(AudioTokenizer):
 
     Source: Gu, Diao 2024 (ESC, arXiv 2404.19441), sec. 3.
     Differs: recordings of any length are filled with zeros to whole frames (the training code refuses other lengths);
-    `vqkit.backbones.windowed_attention` tells of windows at the end of a recording.
+    `vqkit.backbones.swin2d` tells of windows at the end of a recording.
 
     Raises:
         ValueError: the streams' dims are not those of the scales, or as for `AudioTokenizer`.
@@ -59,7 +201,7 @@ class CrossScaleTokenizer(AudioTokenizer):
                 "each stream; any method can be one of them"
             )
         super().__init__(encoder, quantizer, decoder, sample_rate=sample_rate)
-        scales, mirrored = (list(getattr(part, "dims", [])) for part in (encoder, decoder))
+        scales, mirrored = (list(properties_of(part).dims) for part in (encoder, decoder))
         if not scales or scales != mirrored:
             raise ValueError(
                 f"encoder.dims={scales} and decoder.dims={mirrored}: expected the same latents at each scale, so build "
@@ -73,85 +215,81 @@ class CrossScaleTokenizer(AudioTokenizer):
             )
 
     @property
-    def latency(self) -> float | None:
-        """Algorithmic delay in seconds, at most: codes wait for the encoder and for the decoder's refinement, the sound
-        for the decoder once more. None if one of them looks ahead without bound.
-        """
-        encoder, decoder = (getattr(part, "context", None) for part in (self.encoder, self.decoder))
+    def _encoding_context(self) -> tuple[int, int] | None:
+        """That of the encoder, and of the decoder: a later stream depends on what it made of the earlier ones."""
+        encoder, decoder = super()._encoding_context, properties_of(self.decoder).context
         if encoder is None or decoder is None:
             return None
-        return (self.downsampling_factor * (1 + 2 * decoder[1]) + encoder[1]) / self.sample_rate
+        hop = self.downsampling_factor
+        return encoder[0] + decoder[0] * hop, encoder[1] + decoder[1] * hop
 
-    # ------------------------------------------------------------------ at once
+    # ------------------------------------------------------------------ of whole frames
 
-    def forward(self, data: Tensor) -> TokenizerOutput:
-        """Encode, quantize and decode.
+    def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
+        latents, count = self.encoder(wave), len(self.quantizer.streams)
+        depths = self.quantizer.sample_depths(len(wave))
+        made: list[Quantized] = []
+        nonfinite: list[Tensor] = []
 
-        Args:
-            data: (B, C, T) in [-1, 1] at `sample_rate`, T at least 1.
-        """
-        latents = self.encoder(self._whole_frames(data))
-        used = self.quantizer.sample_depths(len(data))
-        decoded, outputs = self._refine(latents, used)
-        wave = self._finish(decoded, len(outputs))
-        return TokenizerOutput(wave[..., : data.shape[-1]], self.quantizer.join(outputs, used))
+        def add(number: int, decoded: Tensor) -> Tensor:
+            quantized, spoilt = self.quantizer.quantize_stream(number, self._lacking(latents, number, decoded), depths)
+            made.append(quantized)
+            nonfinite.append(spoilt)
+            return quantized.vectors
 
-    @torch.no_grad()
-    def encode(self, data: Tensor, sample_rate: int | None = None) -> Tensor:
-        """Indices (B, frames, levels) of a waveform, stream by stream; see `AudioTokenizer.encode`.
+        reconstruction = self._finish(self._walk(add, count), count)
+        return TokenizerOutput(reconstruction, self.quantizer.join(made, nonfinite, self._dtype))
 
-        Args:
-            data: (B, C, T) in [-1, 1].
-            sample_rate: of `data`, in Hz; where it is not the model's, `data` is resampled. None says that it is.
-        """
-        wave = self._checked(data)
-        self._check_filled(wave)
-        return self._indices(self._whole_frames(self._at_model_rate(wave, sample_rate)))
+    def _indices(self, wave: Tensor) -> Tensor:
+        last = len(self.quantizer.streams) - 1
+        lacking, indices = self._left_over(self.encoder(wave), last)
+        indices.append(self.quantizer.streams[last].encode(lacking))
+        return self.quantizer.join_levels(indices, lacking.shape[:2])
 
-    def decode(self, indices: Tensor, *, length: int | None = None) -> Tensor:
-        """The waveform of the indices of all streams, or of the first ones.
-
-        Args:
-            indices: int64 (B, frames, levels): what `encode` returned, or the levels of its first streams; -1 adds
-                nothing.
-            length: samples to keep; None keeps whole frames.
-
-        Raises:
-            ValueError: the levels end within a stream, or `length` is negative or more than the frames hold.
-        """
-        parts = self.quantizer.split_streams(indices)
-        samples = indices.shape[1] * self.downsampling_factor
-        if length is not None and not 0 <= length <= samples:
-            raise ValueError(f"length={length}: expected 0 to {samples}, the samples of {indices.shape[1]} frames")
-
-        def add(number: int, decoded: Tensor | None) -> Tensor:
-            return self.quantizer.streams[number].decode(parts[number]).mT.to(self._dtype)
-
-        if not samples:
-            return self._no_samples(len(indices))
-        wave = self._finish(self._walk(add, len(parts)), len(parts))
-        return wave if length is None else wave[..., :length]
+    def _sound(self, indices: Tensor) -> Tensor:
+        check_indices(indices, self.quantizer.codebook_sizes, level_axis=True)
+        parts = self.quantizer.split_streams(indices.long())
+        decoded = self._walk(lambda number, _: self._vectors(number, parts[number]), len(parts))
+        return self._finish(decoded, len(parts))
 
     # ------------------------------------------------------------------ the walk through the decoder
 
-    def _walk(self, add: Callable[[int, Tensor | None], Tensor], count: int) -> Tensor:
-        """The decoder's features after `count` streams; `add(number, decoded)` is what a stream adds to them."""
-        decoded = add(0, None)
-        for number in range(1, count):
-            if number > 1:
-                decoded = self.decoder.blocks[number - 2](decoded)
-            decoded = decoded + add(number, decoded)
+    def _walk(self, add: Callable[[int, Tensor], Tensor], count: int) -> Tensor:
+        """The decoder's features (B, dim, frames) after `count` streams; a scalar 0 after none.
+
+        `add(number, features)` is what a stream adds, (B, frames, dim), to the features at its scale.
+        """
+        decoded = torch.zeros(())
+        for number in range(count):
+            decoded = self._at_scale_of(number, decoded)
+            decoded = decoded + add(number, decoded).mT.to(self._dtype)
         return decoded
 
-    def _lacking(self, latents: list[Tensor], number: int, decoded: Tensor | None) -> Tensor:
-        """What the decoder's features lack at the scale of a stream, (B, dim, frames); of none, everything."""
-        # In the decoder's dtype also under autocast, in which `decode` will add the codes.
-        wanted = latents[max(number - 1, 0)].to(self._dtype)
-        return wanted if decoded is None else wanted - decoded
+    def _at_scale_of(self, number: int, decoded: Tensor) -> Tensor:
+        """The features at the scale of a stream, from those after the stream before it."""
+        return decoded if number < 2 else self.decoder.blocks[number - 2](decoded)
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.decoder.parameters()).dtype
+    def _lacking(self, latents: list[Tensor], number: int, decoded: Tensor) -> Tensor:
+        """What the features lack at the scale of a stream, (B, frames, dim)."""
+        # In the decoder's dtype also under autocast, in which `decode` will add the codes.
+        return (latents[max(number - 1, 0)].to(self._dtype) - decoded).mT
+
+    def _vectors(self, number: int, indices: Tensor) -> Tensor:
+        """What a stream adds by its indices, (B, frames, dim)."""
+        with autocast_disabled(indices.device):
+            return self.quantizer.streams[number].lookup(indices)
+
+    @torch.no_grad()
+    def _left_over(self, latents: list[Tensor], number: int) -> tuple[Tensor, list[Tensor]]:
+        """What is left for stream `number` to quantize, (B, frames, dim), and the indices of the streams before it."""
+        indices: list[Tensor] = []
+
+        def add(before: int, decoded: Tensor) -> Tensor:
+            indices.append(self.quantizer.streams[before].encode(self._lacking(latents, before, decoded)))
+            return self._vectors(before, indices[-1])
+
+        decoded = self._at_scale_of(number, self._walk(add, number))
+        return self._lacking(latents, number, decoded), indices
 
     def _finish(self, decoded: Tensor, count: int) -> Tensor:
         """The waveform, from the features after `count` streams."""
@@ -159,77 +297,9 @@ class CrossScaleTokenizer(AudioTokenizer):
             decoded = block(decoded)
         return self.decoder.head(decoded)
 
-    def _refine(
-        self, latents: list[Tensor], used: Tensor | None, count: int | None = None
-    ) -> tuple[Tensor, list[QuantizerOutput]]:
-        """Quantize with the first `count` streams: the features then, and the streams' outputs."""
-        outputs: list[QuantizerOutput] = []
-
-        def add(number: int, decoded: Tensor | None) -> Tensor:
-            lacking = self._lacking(latents, number, decoded).mT
-            mask = None if used is None else (used > number).unsqueeze(-1).expand(lacking.shape[:2])
-            outputs.append(self.quantizer.streams[number](lacking, mask))
-            return outputs[-1].quantized.mT
-
-        return self._walk(add, len(self.quantizer.streams) if count is None else count), outputs
-
-    @torch.no_grad()
-    def _indices(self, wave: Tensor) -> Tensor:
-        outputs = self._refine(self.encoder(wave), None)[1]
-        return torch.cat([output.indices.reshape(*output.indices.shape[:2], -1) for output in outputs], dim=-1)
-
-    # ------------------------------------------------------------------ in bounded memory
-
-    def encode_blocks(self, chunks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
-        """`encode` of a recording that comes in pieces; see `AudioTokenizer.encode_blocks`.
-
-        A later stream depends on what the decoder made of the earlier ones, so blocks overlap by the context of both.
-
-        Args:
-            chunks: consecutive pieces (B, C, any number of samples) at the model's sample rate.
-            frames_per_block: frames that are computed at once, rounded up to whole windows.
-
-        Yields:
-            indices (B, frames, levels).
-        """
-        self._check_blocks(frames_per_block)
-        context = [
-            before + after * self.downsampling_factor
-            for before, after in zip(self.encoder.context, self.decoder.context, strict=True)
-        ]
-        yield from run_in_blocks(
-            (self._checked(chunk) for chunk in chunks),
-            self._indices,
-            context=(context[0], context[1]),
-            hop_length=self.downsampling_factor,
-            hops_per_block=self._whole_windows(frames_per_block),
-            out_dim=1,
-        )
-
-    @torch.no_grad()
-    def decode_blocks(self, blocks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
-        """`decode` of indices that come in pieces; see `AudioTokenizer.decode_blocks`.
-
-        Args:
-            blocks: consecutive pieces (B, frames, levels).
-            frames_per_block: frames that are computed at once, rounded up to whole windows.
-
-        Yields:
-            (B, C, samples).
-        """
-        self._check_blocks(frames_per_block)
-        yield from run_in_blocks(
-            blocks,
-            self.decode,
-            context=self.decoder.context,
-            hops_per_block=self._whole_windows(frames_per_block),
-            dim=1,
-            out_per_hop=self.downsampling_factor,
-        )
-
-    def _whole_windows(self, frames: int) -> int:
-        window = int(getattr(self.encoder, "frames_per_window", 1))
-        return math.ceil(frames / window) * window
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
 
     # ------------------------------------------------------------------ before training
 
@@ -249,25 +319,17 @@ class CrossScaleTokenizer(AudioTokenizer):
         waves: list[Tensor] = []
         frames = 0
         for batch in loader:
-            waves.append(self._whole_frames(first_tensor(batch)))
+            waves.append(self._recording_of(batch))
             frames += waves[-1].shape[0] * waves[-1].shape[-1] // self.downsampling_factor
             if frames >= wanted:
                 break
+        device = next(self.encoder.parameters()).device
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             for number, stream in enumerate(self.quantizer.streams):
-                stream.initialize(self._left_over(waves, number), samples=samples, seed=seed + number)
+                left_over = (self._left_over(self.encoder(wave.to(device)), number)[0] for wave in waves)
+                stream.initialize(left_over, samples=samples, seed=seed + number)
         finally:
             for module in training:
                 module.training = True
-
-    def _left_over(self, waves: Iterable[Tensor], number: int) -> Iterator[Tensor]:
-        """What stream `number` quantizes, (B, frames, dim), for each batch."""
-        weight = next(self.encoder.parameters())
-        for wave in waves:
-            latents = self.encoder(wave.to(weight.device))
-            decoded = self._refine(latents, None, number)[0] if number else None
-            if number > 1:
-                decoded = self.decoder.blocks[number - 2](decoded)
-            yield self._lacking(latents, number, decoded).mT

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqkit.backbones.protocol import properties_of
 from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
 from vqkit.saving.pretrained import Pretrained
 
@@ -30,7 +31,9 @@ torch.export.register_dataclass(TokenizerOutput, serialized_type_name="vqkit.Tok
 class Tokenizer(Pretrained, nn.Module):
     """An encoder, a quantizer and a decoder; images, audio or any other data, as its encoder and decoder have it.
 
-    To be saved, encoder and decoder must derive from `vqkit.Configured`; the backbones of this library do.
+    Any two modules will do. What they say of themselves by the attributes of
+    `vqkit.backbones.protocol.BackboneProperties` is compared. To be saved, they must derive from `vqkit.Configured`;
+    the backbones of this library do.
 
     Args:
         encoder: from data (B, C, ...) to latents in the quantizer's layout.
@@ -55,11 +58,13 @@ class Tokenizer(Pretrained, nn.Module):
 
     def __init__(self, encoder: nn.Module, quantizer: BaseQuantizer, decoder: nn.Module) -> None:
         super().__init__()
-        for name in ("dim", "channel_dim"):
-            expected = getattr(quantizer, name)
-            for part, module in (("encoder", encoder), ("decoder", decoder)):
-                value = getattr(module, name, expected)
-                if value != expected:
+        for part, module in (("encoder", encoder), ("decoder", decoder)):
+            own = properties_of(module)
+            for name, value, expected in (
+                ("dim", own.dim, quantizer.dim),
+                ("channel_dim", own.channel_dim, quantizer.channel_dim),
+            ):
+                if value not in (None, expected):
                     raise ValueError(
                         f"{part}.{name}={value} and quantizer.{name}={expected}: the latents have one layout, so build"
                         f" both with the same {name}"

@@ -20,9 +20,9 @@ from vqkit.kernels import gpu
 from vqkit.kernels.gpu.bound import BIAS_ERROR, relative_error
 from vqkit.kernels.gpu.decide import decide_kernel, settle_kernel
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
-from vqkit.kernels.gpu.planes import CodePlanes, RowPlanes, centre_of, code_planes, row_planes
+from vqkit.kernels.gpu.planes import CodePlanes, RowPlanes, code_planes, median_codes, row_planes
 from vqkit.kernels.gpu.scan import list_kernel, scan_kernel
-from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, Tile, list_tile, scan_tile
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, ScanTile, list_tile, scan_tile
 from vqkit.kernels.rounding import gamma
 
 METRICS = ("euclidean", "dot", "cosine")
@@ -34,7 +34,7 @@ MOST_GROUPS = 65535  # of a grid, in the dimensions that groups are in
 MOST_SPLITS = 32  # a power of two; parts that the codes are divided into where there are few rows
 
 
-class Scan(NamedTuple):
+class GroupMinima(NamedTuple):
     """What the scan keeps of each row, for each split of the codes and each slot of a tile: (G, N', S, SLOTS)."""
 
     best: Tensor  # float32, the smallest group minimum
@@ -70,7 +70,7 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     planes = 1 if half or precision == "fast" else 2
     architecture = gpu.architecture(x.device)
     tile = scan_tile(gpu.generation(x.device), x.shape[-1], planes)
-    centre = None if half or metric == "cosine" else centre_of(codes)
+    centre = None if half or metric == "cosine" else median_codes(codes)
     rows = row_planes(x, centre if metric == "euclidean" else None, _padded(x.shape[1], tile.rows), tile.width, planes)
     table = code_planes(codes, centre, valid, kind, _padded(codes.shape[1], tile.codes), tile.width, planes)
     scan = _scan(rows, table, tile)
@@ -78,13 +78,13 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     return _decide(x, codes, rows, table, scan, tile, kind, error)
 
 
-def _scan(rows: RowPlanes, table: CodePlanes, tile: Tile) -> Scan:
+def _scan(rows: RowPlanes, table: CodePlanes, tile: ScanTile) -> GroupMinima:
     (planes, groups, padded_rows, _), padded_codes = rows.planes.shape, table.bias.shape[1]
     tiles = padded_codes // tile.codes
     programs = groups * padded_rows // tile.rows
     splits = max(1, min(tiles, MOST_SPLITS, -(-2 * gpu.multiprocessors(rows.norms.device) // max(1, programs))))
     shape = groups, padded_rows, splits, SLOTS
-    scan = Scan(
+    scan = GroupMinima(
         *(rows.norms.new_empty(shape) for _ in range(3)),
         *(rows.norms.new_empty(shape, dtype=torch.int32) for _ in range(2)),
     )
@@ -99,7 +99,14 @@ def _scan(rows: RowPlanes, table: CodePlanes, tile: Tile) -> Scan:
 
 
 def _decide(
-    x: Tensor, codes: Tensor, rows: RowPlanes, table: CodePlanes, scan: Scan, tile: Tile, metric: int, error: float
+    x: Tensor,
+    codes: Tensor,
+    rows: RowPlanes,
+    table: CodePlanes,
+    scan: GroupMinima,
+    tile: ScanTile,
+    metric: int,
+    error: float,
 ) -> Tensor:
     (groups, number, depth), size = x.shape, codes.shape[1]
     padded_rows, splits = scan.best.shape[1:3]
@@ -146,7 +153,7 @@ def _padded(number: int, block: int) -> int:
     return -(-number // block) * block
 
 
-def _product_constants(tile: Tile, planes: int) -> dict[str, int]:
+def _product_constants(tile: ScanTile, planes: int) -> dict[str, int]:
     return {
         **{"WIDTH": tile.width, "BD": tile.depth, "PLANES": planes, "BN": tile.rows, "BK": tile.codes},
         **{"STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages},

@@ -1,6 +1,6 @@
 """Rows and codes compared one by one in float64, inside a program: what the tie rule of the search is made of.
 
-The same sums as `vqkit.kernels.float64` forms: docs/search.md, section "Ties".
+The same sums as `vqkit.kernels.torch_search.float64_ties` forms: docs/search.md, section "Ties".
 """
 
 import triton

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqkit.kernels import gpu
 from vqkit.kernels.gpu.pairs import COSINE, EUCLIDEAN
-from vqkit.kernels.tiles import FAR, SAMPLE
+from vqkit.kernels.torch_search.float32_scan import FAR, SAMPLE
 
 BLOCK_NUMBERS = 4096  # of the vectors that a program splits at once
 LONG = tl.constexpr(2.0**62)  # longer vectors are left out of the products, where scores could overflow
@@ -50,8 +50,8 @@ class CodePlanes(NamedTuple):
     state: Tensor
 
 
-def centre_of(codes: Tensor) -> Tensor:
-    """(G, D) float32: the median of a few codes (G, K, D), as `vqkit.kernels.tiles.centre_of`."""
+def median_codes(codes: Tensor) -> Tensor:
+    """(G, D) float32: the median of a few codes (G, K, D), as `vqkit.kernels.torch_search.float32_scan.centre_of`."""
     groups, number, depth = codes.shape
     centre = codes.new_empty(groups, depth, dtype=torch.float32)
     step = -(-number // SAMPLE)

@@ -21,7 +21,7 @@ from vqkit.kernels import gpu
 from vqkit.kernels.gpu.bound import BIAS_ERROR, is_proven, relative_error
 from vqkit.kernels.gpu.nearest import METRICS, SETTLERS
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
-from vqkit.kernels.gpu.planes import centre_of, code_planes
+from vqkit.kernels.gpu.planes import code_planes, median_codes
 from vqkit.kernels.gpu.residual_kernels import levels_kernel, settle_levels_kernel
 from vqkit.kernels.gpu.tiles import ALL_REGISTERS
 from vqkit.kernels.rounding import gamma
@@ -29,12 +29,12 @@ from vqkit.kernels.rounding import gamma
 CHUNK = 128  # numbers of a row that are multiplied at once
 DEEPEST = 1024  # numbers of a row that its length is bounded for
 FEW_CODES = 4096  # with more, a device that the rows do not fill is better used by splitting the codes: level by level
-MOST_PADDING = 2  # times the codes that there are, where levels differ in size
+MOST_UNEVEN = 2  # times the codes that there are, where levels differ in size
 DEPTH_BLOCK = 16  # numbers of a row that are compared in float64 at once
 CODE_BLOCK = 32  # codes that a listed row is compared with at once
 
 
-class Tile(NamedTuple):
+class LevelTile(NamedTuple):
     """Sizes of a tile of scores, and how it is computed."""
 
     rows: int
@@ -45,10 +45,10 @@ class Tile(NamedTuple):
 
 # By generation. Chosen by what compiles without spills within the shared memory; nothing is measured yet.
 TILES = {
-    gpu.INTERPRETER: Tile(16, 16, 4, 1),  # several tiles in both directions in a small test
-    80: Tile(64, 32, 8, 2),
-    90: Tile(64, 64, 8, 2),
-    100: Tile(64, 32, 8, 2),
+    gpu.INTERPRETER: LevelTile(16, 16, 4, 1),  # several tiles in both directions in a small test
+    80: LevelTile(64, 32, 8, 2),
+    90: LevelTile(64, 64, 8, 2),
+    100: LevelTile(64, 32, 8, 2),
 }
 
 
@@ -65,7 +65,7 @@ def unfit(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> str:
         return "it is not known how the tensor cores of this GPU round"
     if metric == "cosine" or x.shape[1] > DEEPEST:
         return f"all levels at once take 'euclidean', 'dot' and up to {DEEPEST} dimensions"
-    if max(sizes) * len(sizes) > MOST_PADDING * sum(sizes):
+    if max(sizes) * len(sizes) > MOST_UNEVEN * sum(sizes):
         return "the codebooks differ too much in size"
     if max(sizes) > FEW_CODES and triton.cdiv(len(x), _tile(x).rows) < gpu.multiprocessors(x.device):
         return "few rows and many codes are searched level by level"
@@ -79,7 +79,7 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
     codes, valid = _stack(codebooks)
     size = codes.shape[1]
     padded = triton.cdiv(size, tile.codes) * tile.codes
-    centre = centre_of(codes)
+    centre = median_codes(codes)
     table = code_planes(codes, centre, valid, kind, padded, width, 2)
     rows = triton.cdiv(number, tile.rows) * tile.rows
     halves = x.new_empty(2, rows, width, dtype=torch.bfloat16)
@@ -112,7 +112,7 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
     return indices
 
 
-def _tile(x: Tensor) -> Tile:
+def _tile(x: Tensor) -> LevelTile:
     return TILES[gpu.generation(x.device)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vqkit.kernels import gpu
 from vqkit.kernels.gpu.halves import TOP, split
 from vqkit.kernels.gpu.soft_passes import Problem, Terms, code_sums, gradients, row_sums
-from vqkit.kernels.gpu.soft_tiles import PADDING, SMALLEST
+from vqkit.kernels.gpu.soft_tiles import INTERPRETED_PADDING, PADDING
 
 
 def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor
 
 
 def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Problem:
-    padding = SMALLEST if gpu.architecture(z.device) == gpu.INTERPRETER else PADDING
+    padding = INTERPRETED_PADDING if gpu.architecture(z.device) == gpu.INTERPRETER else PADDING
     rows, columns = (max(1, -(-len(vectors) // padding)) * padding for vectors in (z, codes))
     mean = codes.mean(0, dtype=torch.float32)
     # Less the mean code: it shifts all logits of a row alike, and would cost digits.

@@ -11,7 +11,7 @@ import triton.language as tl
 from vqkit.kernels.gpu.language import product
 
 TOP = tl.constexpr(2.0**14)  # what 1 to 2 units of a gradient to the logits become: float16 ends at 2^16
-SMALLEST, LARGEST_UNIT = tl.constexpr(2.0**-100), tl.constexpr(2.0**126)  # whose inverses are normal numbers
+SMALLEST_UNIT, LARGEST_UNIT = tl.constexpr(2.0**-100), tl.constexpr(2.0**126)  # whose inverses are normal numbers
 FLOOR = tl.constexpr(-200.0)  # exp of it is 0, and 0 times it is no NaN, as 0 times minus infinity would be
 
 ROW_LINES = ("factor", "largest", "linear", "weight", "query", "constant")  # of the table with a number for each row
@@ -100,7 +100,7 @@ def gradient_kernel(
     part = tl.program_id(1)
     place = tl.program_id(2) * BC + tl.arange(0, BC)
     result = tl.zeros([BO, BC], tl.float32)
-    unit = tl.full([BO], SMALLEST, tl.float32)
+    unit = tl.full([BO], SMALLEST_UNIT, tl.float32)
     for tile in range(part * per_split, tl.minimum((part + 1) * per_split, tiles)):
         streamed = tile * BS + tl.arange(0, BS).to(tl.int64)
         if OWNS_ROWS:
@@ -177,7 +177,7 @@ def _below(logits, largest):
 def _power_of_two(values):
     """The largest powers of two that are not above the values, within what a unit may be."""
     exponents = values.to(tl.int32, bitcast=True) & 0x7F800000
-    return tl.minimum(tl.maximum(exponents.to(tl.float32, bitcast=True), SMALLEST), LARGEST_UNIT)
+    return tl.minimum(tl.maximum(exponents.to(tl.float32, bitcast=True), SMALLEST_UNIT), LARGEST_UNIT)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 from vqkit.kernels import gpu
 
 PADDING = 128  # rows and codes are padded to multiples of it: of all tiles below
-SMALLEST = 32  # the same in the interpreter, whose tiles are half that: so some hold padding only, as on a GPU
+INTERPRETED_PADDING = 32  # in the interpreter, whose tiles are half that: so some hold padding only, as on a GPU
 
 
 class Tiles(NamedTuple):

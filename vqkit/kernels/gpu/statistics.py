@@ -18,7 +18,7 @@ from vqkit.kernels import gpu
 LEFT_OUT = -1  # segment number of a row that counts nowhere
 
 
-class Tile(NamedTuple):
+class ChunkTile(NamedTuple):
     """Rows of a chunk (a power of two, at least 4), depth that a program takes of them, and its warps."""
 
     rows: int
@@ -28,8 +28,14 @@ class Tile(NamedTuple):
 
 # By the largest depth that a tile is for; the last is for all others. One warp, and from depth 128 on a column of the
 # chunk in the registers of one thread, so that the scan needs no other. Chosen by registers; nothing is measured yet.
-TILES = {1: Tile(128, 1, 1), 8: Tile(64, 8, 1), 32: Tile(32, 32, 1), 64: Tile(16, 64, 1), 0: Tile(16, 128, 1)}
-INTERPRETED_TILE = Tile(4, 4, 1)  # several chunks and blocks of depth in a small test
+TILES = {
+    1: ChunkTile(128, 1, 1),
+    8: ChunkTile(64, 8, 1),
+    32: ChunkTile(32, 32, 1),
+    64: ChunkTile(16, 64, 1),
+    0: ChunkTile(16, 128, 1),
+}
+INTERPRETED_TILE = ChunkTile(4, 4, 1)  # several chunks and blocks of depth in a small test
 
 
 def segment_sums(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None) -> Tensor:
@@ -81,7 +87,7 @@ def _add(sums: Tensor, x: Tensor, keys: Tensor, order: Tensor | None, weights: T
         x, keys, order, weights = partial, partial_keys, None, None
 
 
-def _tile(x: Tensor) -> Tile:
+def _tile(x: Tensor) -> ChunkTile:
     if gpu.architecture(x.device) == gpu.INTERPRETER:
         return INTERPRETED_TILE
     return next((tile for depth, tile in TILES.items() if x.shape[1] <= depth), TILES[0])

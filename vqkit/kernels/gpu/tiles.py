@@ -10,7 +10,7 @@ CHUNK = 64  # of longer rows, that are multiplied at once
 ALL_REGISTERS = 255  # of a thread; without a number the compiler spills some, to fit more programs at a time
 
 
-class Tile(NamedTuple):
+class ScanTile(NamedTuple):
     """Sizes of a tile of scores.
 
     Attributes:
@@ -51,7 +51,7 @@ TILES = {
 INTERPRETED = (32, 32, 4, 1)
 
 
-def scan_tile(generation: int, depth: int, planes: int) -> Tile:
+def scan_tile(generation: int, depth: int, planes: int) -> ScanTile:
     """The tile for a `gpu.generation` and rows of a depth in one or two planes."""
     chunk = CHUNK
     if depth <= DEEPEST:
@@ -64,9 +64,9 @@ def scan_tile(generation: int, depth: int, planes: int) -> Tile:
     else:
         table = TILES[generation][planes]
         rows, codes, warps, stages = table[min(size for size in table if size >= (chunk if width == chunk else LONGER))]
-    return Tile(rows, codes, chunk, width, warps, stages)
+    return ScanTile(rows, codes, chunk, width, warps, stages)
 
 
-def list_tile(tile: Tile, planes: int) -> Tile:
+def list_tile(tile: ScanTile, planes: int) -> ScanTile:
     """The tile for the second look at a few rows after a scan with a tile; its epilogue needs more registers."""
     return tile._replace(rows=min(tile.rows, 64), codes=min(tile.codes, 16 * planes), warps=4, stages=1)

@@ -51,7 +51,7 @@ def can_search(x: Tensor, codes: Tensor, k: int) -> bool:
 
 
 def search(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int) -> Tensor:
-    """The k nearest codes of each row, best first.
+    """The k nearest codes of each row, best first, where `can_search` says so.
 
     Args:
         x: (G, N, D) rows.
@@ -63,16 +63,14 @@ def search(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int) 
     Returns:
         (G, N, k) int64, -1 where fewer than k codes are usable.
     """
-    return _search(x, [codes], None if valid is None else valid.contiguous(), metric, k)
+    rows, table = x.to(torch.float32).contiguous(), codes.to(torch.float32).contiguous()
+    mask = None if valid is None else valid.contiguous()
+    return torch.ops.vqkit_native.search(rows, [table], mask, _METRICS.index(metric), k, "")
 
 
 def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
     """Nearest codes of each row (N, D) in S codebooks (K_s, D), each searched for what those before left over: (N, S)
     int64.
     """
-    return _search(x[None], [codes[None] for codes in codebooks], None, metric, 1)[0]
-
-
-def _search(x: Tensor, codebooks: Sequence[Tensor], valid: Tensor | None, metric: str, k: int) -> Tensor:
-    single = [tensor.detach().to(torch.float32).contiguous() for tensor in (x, *codebooks)]
-    return torch.ops.vqkit_native.search(single[0], single[1:], valid, _METRICS.index(metric), k, "")
+    rows, *tables = [tensor[None].to(torch.float32).contiguous() for tensor in (x, *codebooks)]
+    return torch.ops.vqkit_native.search(rows, tables, None, _METRICS.index(metric), 1, "")[0]

@@ -1,4 +1,4 @@
-// What decides: scores in double precision, the bound on the errors of those of the tiles, and differences of two codes.
+// What decides: scores in double precision, the bound on the errors of the others, and differences of two codes.
 
 #pragma once
 
@@ -73,11 +73,15 @@ struct Difference {  // by how much a code is worse than another, at least and a
   double least, most;
 };
 
+bool are_equal(const Book& book, int64_t k, int64_t other) {
+  return memcmp(book.codes + k * book.depth, book.codes + other * book.depth, book.depth * sizeof(float)) == 0;
+}
+
 // Sums over the row and both codes, in which nothing cancels where the data lie far from the origin, and the sizes that
 // their rounding errors are relative to. The equations are those of float64.py.
 Difference compare(const Book& book, const float* row, int64_t k, int64_t other) {
+  if (are_equal(book, k, other)) return {0, 0};
   const float *e = book.codes + k * book.depth, *r = book.codes + other * book.depth;
-  if (memcmp(e, r, book.depth * sizeof(float)) == 0) return {0, 0};
   const double relative = 4 * (book.depth + 4.0) * 0x1p-53;
   double difference = 0, size = 0;
   if (book.metric != Metric::cosine) {
@@ -169,22 +173,24 @@ double kth_smallest(const double* scores, int64_t number, int64_t k) {
   return sorted[k - 1];
 }
 
-// The k best of these codes, or of all where `codes` is null; -1 where there are fewer.
+// The k best of these codes, which are in increasing order, or of all where `codes` is null; -1 where there are fewer.
 void best_of(
     const Book& book, const float* row, double norm, const int32_t* codes, int64_t number, int64_t k, Scratch& scratch,
     int64_t* indices) {
   double* scores = scratch.scores;
   const auto code = [&](int64_t i) { return codes == nullptr ? static_cast<int32_t>(i) : codes[i]; };
-  int64_t best = 0, close = 0;
+  int64_t best = 0, close = 0, copies = 0;
   for (int64_t i = 0; i < number; ++i) {
     scores[i] = exact_score(book, row, code(i));
-    if (scores[i] < scores[best] || (scores[i] == scores[best] && code(i) < code(best))) best = i;
+    if (scores[i] < scores[best]) best = i;
   }
   if (scores[best] == INFINITY) return lowest_usable(book, k, indices);
   const double last = kth_smallest(scores, number, k);
   const double limit = last < INFINITY ? last + tie_width(book, norm, last) : INFINITY;
   for (int64_t i = 0; i < number; ++i) {
-    if (scores[i] <= limit && scores[i] < INFINITY) scratch.codes[close++] = code(i);
+    if (!(scores[i] <= limit && scores[i] < INFINITY)) continue;
+    if (are_equal(book, code(i), code(best)) && ++copies > k) continue;  // k earlier ones are as good
+    scratch.codes[close++] = code(i);
   }
   const int64_t picks = smaller(k, close);
   if (close == 1) {

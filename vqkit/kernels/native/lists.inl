@@ -1,5 +1,5 @@
-// Lists of the codes with small scores, one for each row: those below a bound that falls as the list fills up, or below one
-// that stays.
+// Lists of the codes with small scores, one for each row: those below a bound that falls as the list fills up, or below
+// one that stays.
 
 #pragma once
 
@@ -60,8 +60,8 @@ class Lists {
   // Of each row: codes that were left out have at least this score, where lists were shrunk.
   const float* bounds() const { return bounds_; }
 
-  // Adds the scores of codes first, first + 1, ... of a panel that are below the bound; calls `make_room(row)` for a full list.
-  // Rarely called, and not inlined, so that the loop over all scores stays short.
+  // Adds the scores of codes first, first + 1, ... of a panel that are below the bound; calls `make_room(row)` for a full
+  // list. Rarely called, and not inlined, so that the loop over all scores stays short.
   template <class MakeRoom>
   __attribute__((noinline)) void add(int64_t row, Floats low, Floats high, int64_t first, MakeRoom make_room) {
     const float bound = bounds_[row];

@@ -1,6 +1,6 @@
-// The k best codes of each row: the scan keeps a list of somewhat more than k small scores for each row. Where the list holds
-// all codes that can be among the best, those whose scores differ by more than the rounding error are in order, and runs of
-// closer ones are compared in double precision.
+// The k best codes of each row: the scan keeps a list of somewhat more than k small scores for each row. Where the list
+// holds all codes that can be among the best, those whose scores differ by more than the rounding error are in order, and
+// runs of closer ones are compared in double precision.
 
 #pragma once
 
@@ -10,13 +10,15 @@
 namespace vqkit {
 namespace {
 
-constexpr int64_t kSpare = 8;                    // more scores are kept than are asked for: the next ones may be as close
+constexpr int64_t kSpare = 8;                // more scores are kept than k: the next ones may be as close
 constexpr int64_t kListBytes = 1024 * 1024;  // lists that are filled at once
 
 class NearestMany {
  public:
   static int64_t bytes(int64_t rows, int64_t k) { return Lists::bytes(rows, room_of(k)); }
-  static int64_t rows_at_once(int64_t k) { return smaller(kRowsAtOnce, round_up(kListBytes / Lists::bytes(1, room_of(k)), kRows)); }
+  static int64_t rows_at_once(int64_t k) {
+    return smaller(kRowsAtOnce, round_up(kListBytes / Lists::bytes(1, room_of(k)), kRows));
+  }
 
   NearestMany(void* memory, int64_t rows, int64_t k)
       : lists_(memory, rows, room_of(k)), rows_(rows), k_(k), sorted_scores_(room_of(k)), sorted_codes_(room_of(k)),

@@ -1,6 +1,6 @@
-// The best code of each row: the scan keeps, for each row and lane, the smallest score, the group of codes that it comes from,
-// and the smallest score of all other groups. Where the best group leads by more than the rounding error, its codes alone are
-// scored in double precision.
+// The best code of each row: the scan keeps, for each row and lane, the smallest score, the group of codes that it comes
+// from, and the smallest score of all other groups. Where the best group leads by more than the rounding error, its codes
+// alone are scored in double precision.
 
 #pragma once
 

@@ -98,10 +98,11 @@ void search_by_codes(const Problem& problem, const Variant& variant, int64_t thr
   variant.resolve_rows(problem, parts, memory);
 }
 
-// x (G, N, D) float32; codes: S codebooks (G, K, D) float32, K may differ; valid (G, K) bool for S = 1 -> (G, N, S) int64; or
-// (G, N, k) for S = 1.
+// x (G, N, D) float32; codes: S codebooks (G, K, D) float32, K may differ; valid (G, K) bool for S = 1 -> (G, N, S) int64;
+// or (G, N, k) for S = 1.
 Tensor search(
-    Tensor x, std::vector<Tensor> codes, std::optional<Tensor> valid, int64_t metric, int64_t k, std::string variant_name) {
+    Tensor x, std::vector<Tensor> codes, std::optional<Tensor> valid, int64_t metric, int64_t k,
+    std::string variant_name) {
   check(x, "x", 3, ScalarType::Float);
   const Variant& variant = variant_of(variant_name, x.size(2));
   STD_TORCH_CHECK(!codes.empty() && (!valid || codes.size() == 1), "expected codebooks, and one of them where valid is given");

@@ -15,8 +15,8 @@ struct Codebook {
   int64_t size;
 };
 
-// The k best codes of each row; or rows are searched in `levels` codebooks one after another, for one code each time, for what
-// the levels before left over. One of k and levels is 1.
+// The k best codes of each row; or rows are searched in `levels` codebooks one after another, for one code each time, for
+// what the levels before left over. One of k and levels is 1.
 struct Problem {
   const float* x;  // (rows, depth)
   int64_t rows, depth;

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.streaming import StreamingLayer
 from vqkit.backbones.temporal import Interval
 from vqkit.saving.config import Configured
@@ -53,9 +54,7 @@ class WindowedTransformer(Configured, nn.Module):
         layer_scale: float = 0.01,
     ) -> None:
         super().__init__()
-        for name, size in (("num_layers", num_layers), ("num_heads", num_heads), ("expansion", expansion)):
-            if size < 1:
-                raise ValueError(f"{name}={size}: expected a positive number")
+        check_positive(num_layers=num_layers, num_heads=num_heads, expansion=expansion)
         if context_frames < 0:
             raise ValueError(f"context_frames={context_frames}: expected 0 or more frames")
         if channels % (2 * num_heads):

@@ -16,9 +16,9 @@ count as tied. `docs/search.md` has the derivation.
 import torch
 from torch import Tensor
 
-from vqkit.kernels.float64 import MANY, search_rows, select
-from vqkit.kernels.products import product_is_lowered
-from vqkit.kernels.tiles import CodeTiles, centre_of, near_codes, scan
+from vqkit.kernels.matmul_precision import product_is_lowered
+from vqkit.kernels.torch_search.float32_scan import CodeTiles, centre_of, near_codes, scan
+from vqkit.kernels.torch_search.float64_ties import MANY, search_rows, select
 
 
 def nearest_indices(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vqkit.kernels.products import widest_dtype
+from vqkit.kernels.matmul_precision import widest_dtype
 from vqkit.kernels.rounding import gamma, row_norms, score_error
-from vqkit.kernels.tiles import code_vectors, row_vectors, unit_vectors
+from vqkit.kernels.torch_search.float32_scan import code_vectors, row_vectors, unit_vectors
 
 BLOCK_SCORES = 2**21  # scores that are held at once (one row's at least)
 PAIR_NUMBERS = 2**19  # numbers of the rows and codes that are compared one by one

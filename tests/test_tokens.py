@@ -1,5 +1,7 @@
 import json
+import re
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,15 +10,30 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainers.data import tokens
-from trainers.data.tokens import TokenShards, TokenShardWriter, codebook_hash, storage_dtype
-from vqkit import FSQ, Quantizer
+from vqkit import FSQ, Quantizer, ResidualQuantizer, Tokenizer, TokenShards, TokenShardWriter, codebook_hash
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.saving import files as saving_files
+from vqkit.tokens import writer as writing
+from vqkit.tokens.writer import storage_dtype
 
-SAME = {"codebook_size": 1000, "codebook_hash": "abc", "data_hash": "def", "samples_per_shard": 4}
+
+class Codes(nn.Module):
+    """What a writer asks of a quantizer, at any size."""
+
+    def __init__(self, *codebook_sizes: int, state: float = 0.0) -> None:
+        super().__init__()
+        self.codebook_sizes = codebook_sizes
+        self.codebook_size = max(codebook_sizes)
+        self.num_codebooks = len(codebook_sizes)
+        self.level_axis = self.num_codebooks > 1
+        self.register_buffer("codes", torch.full((2,), state))
 
 
-def writer(directory: Path, **options) -> TokenShardWriter:
-    return TokenShardWriter(directory, **(SAME | options))
+ONE, TWO, THREE = Codes(1000), Codes(1000, 1000), Codes(1000, 1000, 1000)
+
+
+def writer(directory: Path, quantizer: nn.Module = ONE, **options) -> TokenShardWriter:
+    return TokenShardWriter(directory, quantizer, **({"data_hash": "def", "samples_per_shard": 4} | options))
 
 
 def indices(first: int, last: int) -> torch.Tensor:
@@ -47,7 +64,8 @@ def test_reader_gives_back_what_was_written(tmp_path):
     assert read.names == names(0, 10)
     assert torch.equal(torch.stack([sample["indices"] for sample in read]), indices(0, 10))
     assert [sample["name"] for sample in read] == read.names
-    assert (read.shape, read.codebook_size, read.codebook_hash, read.num_codebooks) == ((2, 3), 1000, "abc", 1)
+    assert (read.shape, read.codebook_size, read.num_codebooks) == ((2, 3), 1000, 1)
+    assert read.codebook_hash == codebook_hash(ONE)
     assert read.tokenizer == "runs/a/tokenizer"
     assert files(tmp_path, ".*") == []
 
@@ -58,7 +76,7 @@ def test_reader_gives_back_what_was_written(tmp_path):
 )
 def test_storage_is_the_smallest_type_and_keeps_the_extremes(tmp_path, codebook_size, dtype):
     assert storage_dtype(codebook_size) == dtype
-    with writer(tmp_path, codebook_size=codebook_size) as shards:
+    with writer(tmp_path, Codes(codebook_size)) as shards:
         shards.add(torch.tensor([[0, codebook_size - 1, -1]]), ["a"])
         shards.add(torch.tensor([[1, 2, 3]]), ["b"])
     assert load_file(tmp_path / files(tmp_path, "*.safetensors")[0])["indices"].dtype == dtype
@@ -68,31 +86,28 @@ def test_storage_is_the_smallest_type_and_keeps_the_extremes(tmp_path, codebook_
 
 
 def test_levels_of_other_sizes(tmp_path):
-    sizes = {"codebook_size": 300, "num_codebooks": 2, "codebook_sizes": (300, 8)}
-    with writer(tmp_path, **sizes) as shards:
+    with writer(tmp_path, Codes(300, 8)) as shards:
         shards.add(torch.tensor([[[299, 7], [0, -1]]]), ["a"])
         for wrong, last in (([300, 0], 299), ([0, 8], 7)):
-            with pytest.raises(ValueError, match=rf"indices must lie in -1 \.\. {last}, got 0"):
+            with pytest.raises(ValueError, match=rf"expected -1 \(left out\) or 0 \.\.\. {last}"):
                 shards.add(torch.tensor([[wrong, [0, 0]]]), ["b"])
-        with pytest.raises(ValueError, match="last axis of 2 levels"):
+        with pytest.raises(ValueError, match="last axis of all 2 levels"):
             shards.add(torch.zeros(1, 2, 3, dtype=torch.int64), ["b"])
     read = TokenShards(tmp_path)
     assert (read.codebook_size, read.codebook_sizes, len(read)) == (300, (300, 8), 1)
     assert read[0]["indices"].tolist() == [[299, 7], [0, -1]]
-    with pytest.raises(ValueError, match="codebook_sizes must be num_codebooks=2 sizes"):
-        writer(tmp_path / "other", **(sizes | {"codebook_sizes": (300, 301)}))
 
 
 def test_manifests_without_sizes_are_read(tmp_path):
     """As they were written before levels could differ."""
-    with writer(tmp_path, num_codebooks=3) as shards:
+    with writer(tmp_path, THREE) as shards:
         fill(shards, 0, 4)
     (path,) = tmp_path.glob("manifest-*.json")
     manifest = json.loads(path.read_text())
     del manifest["codebook_sizes"]
     path.write_text(json.dumps(manifest))
     assert TokenShards(tmp_path).codebook_sizes == (1000, 1000, 1000)
-    with writer(tmp_path, num_codebooks=3) as shards:
+    with writer(tmp_path, THREE) as shards:
         assert len(shards.done) == 4
 
 
@@ -120,14 +135,14 @@ def test_interrupted_run_continues_where_it_stopped(tmp_path):
 def test_kill_while_writing_leaves_a_readable_directory(tmp_path, monkeypatch, crash):
     shards = writer(tmp_path)
     fill(shards, 0, 4)
-    replace = tokens.os.replace
+    replace = saving_files.os.replace
 
     def die(source, target):
         if crash in str(target) or (crash == "shard" and str(target).endswith(".safetensors")):
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(tokens.os, "replace", die)
+    monkeypatch.setattr(saving_files.os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
         fill(shards, 4, 8, step=4)
     monkeypatch.undo()
@@ -145,7 +160,7 @@ def test_lost_shard_is_redone(tmp_path, damage):
     lost = tmp_path / "tokens-00000-of-00001-000001.safetensors"
     if damage == "missing":
         lost.unlink()
-        with pytest.raises(ValueError, match=r"000001\.safetensors is missing\. Run predict again"):
+        with pytest.raises(ValueError, match=r"000001\.safetensors is missing: write its samples again"):
             TokenShards(tmp_path)
     else:
         content = bytearray(lost.read_bytes())
@@ -164,25 +179,31 @@ def test_lost_shard_is_redone(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("codebook_hash", "xyz"), ("data_hash", "xyz"), ("codebook_size", 999), ("num_codebooks", 2)]
+    ("key", "other"),
+    [
+        ("codebook_hash", {"quantizer": Codes(1000, state=1.0)}),
+        ("data_hash", {"data_hash": "xyz"}),
+        ("codebook_size", {"quantizer": Codes(999)}),
+        ("num_codebooks", {"quantizer": TWO}),
+    ],
 )
-def test_another_codebook_or_other_data_is_refused(tmp_path, option, value):
+def test_another_codebook_or_other_data_is_refused(tmp_path, key, other):
     with writer(tmp_path) as shards:
         fill(shards, 0, 4)
-    with pytest.raises(ValueError, match=rf"was filled with {option}=.*this run has {option}=.*another directory"):
-        writer(tmp_path, **{option: value})
+    with pytest.raises(ValueError, match=rf"was filled with {key}=.*this run has {key}=.*another directory"):
+        writer(tmp_path, **other)
 
 
 def test_wrong_samples_are_refused(tmp_path):
     shards = writer(tmp_path)
     fill(shards, 0, 2)
     for wrong, labels, message in [
-        (indices(2, 4), names(2, 3), r"with one name each, got torch.int64 \(2, 2, 3\) and 1 names"),
-        (indices(2, 4).float(), names(2, 4), "must be integers"),
-        (indices(2, 4) + 1000, names(2, 4), r"must lie in -1 \.\. 999, got 1012 \.\. 1023"),
-        (indices(2, 4) - 14, names(2, 4), r"must lie in -1 \.\. 999, got -2"),
-        (indices(2, 4)[:, :1], names(2, 4), r"samples of shape \[1, 3\] do not fit a directory of shape \[2, 3\]"),
-        (indices(1, 3), names(1, 3), r"bild 001 ü\.png' is written or waiting already"),
+        (indices(2, 4), names(2, 3), r"indices has shape \(2, 2, 3\) and names has 1 entries"),
+        (indices(2, 4).float(), names(2, 4), "indices has dtype torch.float32: expected integers"),
+        (indices(2, 4) + 1000, names(2, 4), r"indices lie in 1012 \.\.\. 1023: expected -1 .* 0 \.\.\. 999"),
+        (indices(2, 4) - 14, names(2, 4), r"indices lie in -2"),
+        (indices(2, 4)[:, :1], names(2, 4), r"samples of shape \[1, 3\]: expected \[2, 3\]"),
+        (indices(1, 3), names(1, 3), r"bild 001 ü\.png', which is written or waiting already"),
     ]:
         with pytest.raises(ValueError, match=message):
             shards.add(wrong, labels)
@@ -190,20 +211,30 @@ def test_wrong_samples_are_refused(tmp_path):
     assert TokenShards(tmp_path).names == names(0, 2)
 
 
+def test_what_cannot_be_a_shard_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="samples_per_shard=0: expected at least 1"):
+        writer(tmp_path, samples_per_shard=0)
+
+
 def test_directory_without_manifest_or_of_another_version_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no manifest-\*\.json"):
+    with pytest.raises(ValueError, match=r"holds no manifest-\*\.json"):
         TokenShards(tmp_path)
     with writer(tmp_path) as shards:
         fill(shards, 0, 2)
     path = tmp_path / "manifest-00000-of-00001.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
-    with pytest.raises(ValueError, match="has format_version 3; this reader knows 1 and 2"):
+    with pytest.raises(ValueError, match="has format_version=3: expected 1 or 2"):
         TokenShards(tmp_path)
+
+
+def run_as(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(writing.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(writing.distributed, "world_size", lambda: world_size)
 
 
 def test_ranks_and_later_runs_of_other_size_join_in_order(tmp_path, monkeypatch):
     def on_rank(rank: int, world_size: int) -> TokenShardWriter:
-        monkeypatch.setattr(tokens, "ranks", lambda: (rank, world_size))
+        run_as(monkeypatch, rank, world_size)
         return writer(tmp_path)
 
     first, second, third = on_rank(0, 3), on_rank(1, 3), on_rank(2, 3)
@@ -242,6 +273,21 @@ def test_worker_processes_read_shards(tmp_path):
     assert read[9]["indices"].tolist() == indices(9, 10)[0].tolist()
     batches = list(DataLoader(read, batch_size=5, num_workers=1))
     assert torch.equal(torch.cat([batch["indices"] for batch in batches]), indices(0, 10))
+
+
+def test_the_document_runs(tmp_path, monkeypatch):
+    """`docs/tokens.md`, on what `predict` leaves: a saved tokenizer and its tokens."""
+    document = Path(__file__).resolve().parent.parent / "docs/tokens.md"
+    sizes = {"dim": 4, "channels": 32, "num_res_blocks": 1}
+    tokenizer = Tokenizer(ConvEncoder2d(**sizes), FSQ([8, 5, 5, 5], channel_dim=1), ConvDecoder2d(**sizes)).eval()
+    tokenizer.save_pretrained(tmp_path / "runs/mine/tokenizer")
+    with TokenShardWriter(tmp_path / "runs/mine/tokens", tokenizer.quantizer) as shards:
+        shards.add(tokenizer.encode(torch.rand(6, 3, 32, 32)), [f"{number}.png" for number in range(6)])
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
+        exec(compile(block, document.name, "exec"), namespace)
+    assert len(TokenShards("tokens")) == 10
 
 
 # ---- the hash
@@ -300,7 +346,7 @@ def check_utterances(directory: Path) -> None:
 
 @pytest.mark.parametrize("samples_per_shard", [1, 2, 3, 100])
 def test_utterances_keep_their_lengths(tmp_path, samples_per_shard):
-    with writer(tmp_path, num_codebooks=2, samples_per_shard=samples_per_shard) as shards:
+    with writer(tmp_path, TWO, samples_per_shard=samples_per_shard) as shards:
         speak(shards, range(len(LENGTHS)))
     check_utterances(tmp_path)
     assert list(DataLoader(TokenShards(tmp_path), batch_size=None, num_workers=0))[2]["indices"].shape == (9, 2)
@@ -317,27 +363,27 @@ def test_utterances_in_batches_and_single_levels(tmp_path):
 
 
 def test_utterances_of_one_length_are_written_as_before(tmp_path):
-    with writer(tmp_path, num_codebooks=2, samples_per_shard=2) as shards:
+    with writer(tmp_path, TWO, samples_per_shard=2) as shards:
         speak(shards, (2, 3))
     assert json.loads((tmp_path / "manifest-00000-of-00001.json").read_text())["format_version"] == 1
     assert TokenShards(tmp_path).shape == (9, 2)
     assert set(load_file(tmp_path / "tokens-00000-of-00001-000000.safetensors")) == {"indices", "masked"}
-    with writer(tmp_path, num_codebooks=2, samples_per_shard=2) as shards:
+    with writer(tmp_path, TWO, samples_per_shard=2) as shards:
         speak(shards, (0, 1, 4, 5, 6))
     assert json.loads((tmp_path / "manifest-00000-of-00001.json").read_text())["format_version"] == 2
     check_utterances(tmp_path)
 
 
 def test_interrupted_utterances_are_continued(tmp_path, monkeypatch):
-    shards = writer(tmp_path, num_codebooks=2, samples_per_shard=2)
+    shards = writer(tmp_path, TWO, samples_per_shard=2)
     speak(shards, range(5))  # two shards are on the disk, the fifth utterance is lost with the process
     assert shards.done == {"0.flac", "1.flac", "2.flac", "3.flac"}
-    again = writer(tmp_path, num_codebooks=2, samples_per_shard=2)
+    again = writer(tmp_path, TWO, samples_per_shard=2)
     assert again.done == shards.done
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(tokens, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(writing, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         speak(again, (4, 5))
-    last = writer(tmp_path, num_codebooks=2, samples_per_shard=2)
+    last = writer(tmp_path, TWO, samples_per_shard=2)
     assert last.done == shards.done
     speak(last, (4, 5, 6))
     last.close()
@@ -346,16 +392,24 @@ def test_interrupted_utterances_are_continued(tmp_path, monkeypatch):
 
 def test_utterances_of_several_ranks_are_joined(tmp_path, monkeypatch):
     for rank, numbers in enumerate([(2, 3), (0, 1, 4, 5, 6)]):  # the first rank has a fixed shape, the second has not
-        monkeypatch.setattr(tokens, "ranks", lambda rank=rank: (rank, 2))
-        with writer(tmp_path, num_codebooks=2) as shards:
+        run_as(monkeypatch, rank, 2)
+        with writer(tmp_path, TWO) as shards:
             speak(shards, numbers)
     check_utterances(tmp_path)
 
 
 def test_utterances_with_other_levels_are_refused(tmp_path):
-    with writer(tmp_path, num_codebooks=2) as shards:
+    with writer(tmp_path, TWO) as shards:
         speak(shards, (0, 1))
-        with pytest.raises(ValueError, match=r"samples of shape \[4, 3\] do not fit a directory of shape \[None, 2\]"):
-            shards.add(torch.zeros(1, 4, 3, dtype=torch.int64), ["x"])
-        with pytest.raises(ValueError, match=r"samples of shape \[4\] do not fit a directory of shape \[None, 2\]"):
-            shards.add(torch.zeros(1, 4, dtype=torch.int64), ["x"])
+        for wrong in (torch.zeros(1, 4, 3, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)):
+            with pytest.raises(ValueError, match=r"indices has shape .*: expected a last axis of all 2 levels"):
+                shards.add(wrong, ["x"])
+
+
+def test_a_residual_quantizer_of_one_stage_has_sequences_too(tmp_path):
+    quantizer = ResidualQuantizer(partial(Quantizer, dim=4, codebook_size=8), 1)
+    with writer(tmp_path, quantizer) as shards:
+        for length, name in ((5, "a"), (3, "b")):
+            shards.add(quantizer.encode(torch.randn(1, length, 4)), [name])
+    assert TokenShards(tmp_path).shape == (None, 1)
+    assert [len(sample["indices"]) for sample in TokenShards(tmp_path)] == [5, 3]

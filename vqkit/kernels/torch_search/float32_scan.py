@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels.products import widest_dtype
+from vqkit.kernels.matmul_precision import widest_dtype
 from vqkit.kernels.rounding import row_norms, score_error
 
 GROUP = 32  # codes per group minimum
@@ -20,7 +20,7 @@ SAMPLE = 15  # codes that the centre is the median of
 FAR = 2.0**100  # a centre beyond would let x - centre overflow
 
 
-class Scan(NamedTuple):
+class BestScores(NamedTuple):
     """What float32 scores tell about N rows.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scan(NamedTuple):
     error: Tensor
 
 
-class Tile(NamedTuple):
+class CodeTile(NamedTuple):
     """Some codes as the product needs them.
 
     Attributes:
@@ -94,9 +94,9 @@ class CodeTiles:
     def __init__(self, codes: Tensor, valid: Tensor | None, metric: str) -> None:
         self.codes, self.valid, self.metric = codes, valid, metric
         self.centre = centre_of(codes, metric)
-        self._kept: list[Tile] = []
+        self._kept: list[CodeTile] = []
 
-    def __iter__(self) -> Iterator[Tile]:
+    def __iter__(self) -> Iterator[CodeTile]:
         size = tile_shape(1, *self.codes.shape)[0]
         if size < len(self.codes):
             return self._form(size)
@@ -104,7 +104,7 @@ class CodeTiles:
             self._kept.extend(self._form(size))
         return iter(self._kept)
 
-    def _form(self, size: int) -> Iterator[Tile]:
+    def _form(self, size: int) -> Iterator[CodeTile]:
         """Tiles of `size` codes, each written over the one before.
 
         What must not win has bias inf: padding, codes that are not valid or not finite, and codes whose bias overflows.
@@ -128,10 +128,10 @@ class CodeTiles:
                 square[:number].masked_fill_(~self.valid[start : start + size], torch.nan)
             bias = (half * square).nan_to_num_(torch.inf, torch.inf).to(torch.float32)
             largest = square.nan_to_num_(0, 0).amax().sqrt().to(torch.float32)
-            yield Tile(start, vectors.nan_to_num_(0, 0, 0), bias[:, None], largest)
+            yield CodeTile(start, vectors.nan_to_num_(0, 0, 0), bias[:, None], largest)
 
 
-def scan(x: Tensor, tiles: CodeTiles, k: int) -> Scan:
+def scan(x: Tensor, tiles: CodeTiles, k: int) -> BestScores:
     """The k best codes of each row (N, D), N >= 1, by float32 scores."""
     x = row_vectors(x, tiles.centre, tiles.metric, torch.float32)
     number, depth = x.shape
@@ -149,7 +149,7 @@ def scan(x: Tensor, tiles: CodeTiles, k: int) -> Scan:
             torch.addmm(bias, vectors, x[part].T, alpha=-1, out=scores)
             merge(values[:, part], indices[:, part], scores, start)
     error = score_error(row_norms(x), largest, values[-2], tiles.metric, depth)
-    return Scan(indices[:k].T, values[1:] - values[:-1], values[-2], error)
+    return BestScores(indices[:k].T, values[1:] - values[:-1], values[-2], error)
 
 
 def near_codes(x: Tensor, tiles: CodeTiles, limit: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,42 @@
+"""What a tokenizer asks of an encoder or a decoder."""
+
+from dataclasses import dataclass, fields
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class BackboneProperties:
+    """What an encoder or a decoder says of itself, by attributes of these names; all may be missing.
+
+    `Tokenizer` runs any module, and compares what is there. `AudioTokenizer` needs `downsampling_factor`,
+    `CrossScaleTokenizer` also `dims`.
+
+    Attributes:
+        dim: channels of the latents; None: not compared with the quantizer's.
+        channel_dim: their channel axis; None: not compared with the quantizer's.
+        dims: channels of the latents at each scale, coarsest first, where there are several.
+        in_channels: C of what an encoder takes.
+        out_channels: C of what a decoder gives; None: that of the encoder.
+        downsampling_factor: samples for each frame.
+        causal: whether nothing depends on what comes later; None: not told, and not taken to be so.
+        context: inputs before and after its own on which an output depends, in samples for an encoder and in frames
+            for a decoder; None: without bound.
+        frames_per_window: a recording can be cut, with its context, at each multiple of so many frames.
+    """
+
+    dim: int | None = None
+    channel_dim: int | None = None
+    dims: tuple[int, ...] = ()
+    in_channels: int = 1
+    out_channels: int | None = None
+    downsampling_factor: int | None = None
+    causal: bool | None = None
+    context: tuple[int, int] | None = None
+    frames_per_window: int = 1
+
+
+def properties_of(module: nn.Module) -> BackboneProperties:
+    """Those that `module` has, and the defaults of the others."""
+    names = [field.name for field in fields(BackboneProperties) if hasattr(module, field.name)]
+    return BackboneProperties(**{name: getattr(module, name) for name in names})

@@ -1,0 +1,124 @@
+"""Reading token shards, sample by sample."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqkit.tokens.manifests import IDENTITY, joined_shape, read_manifests, shard_names
+
+
+class TokenShards(Dataset[dict[str, Any]]):
+    """A map-style data set of token shards, ordered by name whatever number of ranks and runs wrote them.
+
+    A sample is a dict: `"indices"`, (*shape) int64, -1 where masked; `"name"`, as the writer was given it. Sequences
+    come in their own length: join them with a collate function that pads or packs.
+
+        >>> shards = TokenShards("runs/mine/tokens")
+        >>> loader = torch.utils.data.DataLoader(shards, batch_size=64, shuffle=True)
+
+    Args:
+        directory: what `TokenShardWriter` filled.
+
+    Attributes:
+        codebook_size: K, the largest where levels differ.
+        num_codebooks: codebooks on the last axis; 1 if there is no such axis.
+        codebook_sizes: K of each level.
+        codebook_hash: equals `codebook_hash(quantizer)` of the quantizer that decodes these tokens.
+        tokenizer: where that tokenizer was saved; empty if it was not said.
+        shape: of one sample; None for a first axis whose length differs.
+        names: in order.
+
+    Raises:
+        ValueError: there is no manifest, its format is not known, manifests disagree, a shard is missing, or a name
+            appears twice.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        manifests = read_manifests(self.directory)
+        if not manifests:
+            raise ValueError(
+                f"directory={str(directory)!r} holds no manifest-*.json: expected a folder that TokenShardWriter or "
+                "`python -m trainers predict` filled"
+            )
+        first = next(iter(manifests.values()))
+        self._shards = [shard for manifest in manifests.values() for shard in manifest["shards"]]
+        shape: list[int | None] | None = None
+        for name, manifest in manifests.items():
+            for key in IDENTITY:
+                if manifest[key] != first[key]:
+                    raise ValueError(
+                        f"{self.directory / name} has {key}={manifest[key]!r}: expected {first[key]!r}, as in the "
+                        "manifests before it; the tokens of two quantizers or data sets belong in two directories"
+                    )
+            try:
+                shape = joined_shape(shape, manifest["shape"] if manifest["shards"] else None)
+            except ValueError as error:
+                raise ValueError(f"{self.directory / name} disagrees with the manifests before it: {error}") from error
+        self.codebook_size: int = first["codebook_size"]
+        self.num_codebooks: int = first["num_codebooks"]
+        # Manifests that were written before levels could differ do not list the sizes.
+        sizes = first.get("codebook_sizes", [self.codebook_size] * self.num_codebooks)
+        self.codebook_sizes: tuple[int, ...] = tuple(sizes)
+        self.codebook_hash: str = first["codebook_hash"]
+        self.tokenizer: str = first["tokenizer"]
+        self.shape: tuple[int | None, ...] = tuple(shape or ())
+        places: dict[str, tuple[int, int]] = {}
+        for number, shard in enumerate(self._shards):
+            path = self.directory / shard["file"]
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: write its samples again; a new writer leaves out what is there")
+            for row, name in enumerate(shard_names(path)):
+                if name in places:
+                    raise ValueError(f"{path} holds {name!r}, which another shard holds too: expected it only once")
+                places[name] = (number, row)
+        self.names = sorted(places)
+        self._places = [places[name] for name in self.names]
+        self._open: dict[int, _OpenShard] = {}
+
+    def verify(self) -> None:
+        """Read every shard whole and compare its sha256 with the manifest.
+
+        Raises:
+            ValueError: a shard does not hold the bytes that were written.
+        """
+        for shard in self._shards:
+            path = self.directory / shard["file"]
+            if hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
+                raise ValueError(f"{path} is damaged: write its samples again; a new writer leaves out what is sound")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, row = self._places[index]
+        if number not in self._open:
+            self._open[number] = _OpenShard(self.directory / self._shards[number]["file"])
+        return {"indices": self._open[number].sample(row), "name": self.names[index]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # open files stay in the process that opened them
+
+
+class _OpenShard:
+    """A shard that is being read."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        keys = self._file.keys()
+        self._masked = "masked" in keys
+        self._ends = self._file.get_tensor("lengths").cumsum(0).tolist() if "lengths" in keys else None
+
+    def sample(self, row: int) -> Tensor:
+        """The indices of a sample, (*shape) int64, -1 where masked."""
+        place: int | slice = row
+        if self._ends is not None:
+            place = slice(self._ends[row - 1] if row else 0, self._ends[row])
+        indices = self._file.get_slice("indices")[place].to(torch.int64)
+        return indices.masked_fill(self._file.get_slice("masked")[place], -1) if self._masked else indices

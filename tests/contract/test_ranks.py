@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.contract.cases import ALL, CASES, Case, every_case, name_of
-from tests.contract.test_contract import initialized
-from vqkit import EMACodebook, Quantizer, RandomRestart, distributed
+from vqkit import BaseQuantizer, EMACodebook, Quantizer, RandomRestart, distributed
 
 STEPS = 12
 
@@ -49,7 +48,7 @@ def train(
 def on_rank(rank: int, name: str, empty: str, dtype: torch.dtype) -> dict[str, Tensor]:
     case = ALL[name]
     warnings.simplefilter("error")
-    quantizer = initialized_on_rank(case, rank).to(dtype)
+    quantizer = started(case, dtype, slice(32 * rank, 32 * rank + 32))
     model = quantizer
     if any(value.requires_grad for value in quantizer.parameters()):
         model = DistributedDataParallel(quantizer, broadcast_buffers=False, find_unused_parameters=False)
@@ -58,11 +57,12 @@ def on_rank(rank: int, name: str, empty: str, dtype: torch.dtype) -> dict[str, T
     return quantizer.state_dict()
 
 
-def initialized_on_rank(case: Case, rank: int):
+def started(case: Case, dtype: torch.dtype, share: slice) -> BaseQuantizer:
+    """Initialized in `dtype`, with a share of 64 samples."""
     torch.manual_seed(0)
-    quantizer = case.build()
-    samples = case.example(64, seed=1).movedim(1 if case.spatial else -1, quantizer.channel_dim)
-    quantizer.initialize([samples[32 * rank : 32 * rank + 32]])
+    quantizer = case.build().to(dtype)
+    samples = case.example(64, seed=1).to(dtype).movedim(1 if case.spatial else -1, quantizer.channel_dim)
+    quantizer.initialize([samples[share]])
     return quantizer
 
 
@@ -76,10 +76,10 @@ def test_ranks_agree_bit_for_bit(case: Case, empty: str, rank_pair) -> None:
 
 @every_case
 def test_two_ranks_equal_one_process(case: Case, rank_pair) -> None:
-    """In float64: over a dozen steps some methods magnify what float32 rounds a hundred thousand times."""
+    """In float64 from the start: some methods magnify what float32 rounds a hundred thousand times in a dozen steps."""
     if case.ranked_losses:
         pytest.skip("a term ranks the batch of each rank, as it declares")
-    alone = initialized(case).double()
+    alone = started(case, torch.float64, slice(64))
     train(alone, batches(case, torch.float64, empty="never"), slice(0, 8), learning_rate=case.learning_rate)
     alone.step()
     together = rank_pair(on_rank, name_of(case), "never", torch.float64)[0]

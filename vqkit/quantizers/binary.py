@@ -96,12 +96,14 @@ class BinaryQuantizer(FixedGrid):
         if self.learning:
             self.watch(latents, bits, valid)
         quantized = straight_through(selected, self.surrogate(z)) if torch.is_grad_enabled() else selected
-        packed = self._pack(bits)
-        indices = torch.where(valid.unsqueeze(-1), packed, -1)
-        if not self.level_axis:
-            indices = indices.squeeze(-1)
+        indices = self._pack(bits, valid)
         selection = Selection(latents=latents, z=z, codes=None, indices=indices, selected=selected, valid=valid)
         return quantized, selection
+
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The signs alone; see `BaseQuantizer`."""
+        indices = self._pack(self.project_in(latents.reshape(-1, self.dim)) > 0, valid.reshape(-1))
+        return indices.reshape(*valid.shape, *indices.shape[1:])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...[, levels]) int64 -> (..., dim), for any prefix of the levels."""
@@ -123,10 +125,14 @@ class BinaryQuantizer(FixedGrid):
     def _entries(self, bits: Tensor) -> Tensor:
         return torch.where(bits, 1, -1).to(self.dtype) * self.entry_size
 
-    def _pack(self, bits: Tensor) -> Tensor:
-        """(N, D) bool -> (N, levels) int64; integers throughout, since a float32 sum holds 24 bits."""
+    def _pack(self, bits: Tensor, valid: Tensor) -> Tensor:
+        """(N, D) bool -> (N[, levels]) int64, -1 where not valid; integers throughout, since a float32 sum holds 24
+        bits.
+        """
         weighted = bits * self.place_values
-        return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
+        packed = torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
+        indices = torch.where(valid.unsqueeze(-1), packed, -1)
+        return indices if self.level_axis else indices.squeeze(-1)
 
     def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Note what `health` tells of: `latents` (N, D), their `bits` (N, D) and which of them are `valid` (N,)."""

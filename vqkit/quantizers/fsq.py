@@ -70,7 +70,7 @@ class FSQ(FixedGrid):
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
         half, offset, shift = self.grid(latents.dtype)
-        width = self.level_counts // 2
+        width = (self.level_counts // 2).to(latents.dtype)
         squashed = (latents + shift).tanh_()
         levels = (squashed.detach() * half).sub_(offset).round_()
         selected = levels / width
@@ -100,7 +100,7 @@ class FSQ(FixedGrid):
     def _pack(self, digits: Tensor) -> Tensor:
         """(N, D) floating point, which is written over -> (N,) int64."""
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            return digits.mul_(self.place_values).sum(-1).long()
+            return digits.mul_(self.place_values.to(digits.dtype)).sum(-1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self._places, strict=True):
             indices += digit.long() * place

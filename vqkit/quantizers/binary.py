@@ -96,13 +96,13 @@ class BinaryQuantizer(FixedGrid):
         if self.learning:
             self.watch(latents, bits, valid)
         quantized = straight_through(selected, self.surrogate(z)) if torch.is_grad_enabled() else selected
-        indices = self._pack(bits, valid)
+        indices = self._indices(bits, valid)
         selection = Selection(latents=latents, z=z, codes=None, indices=indices, selected=selected, valid=valid)
         return quantized, selection
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The signs alone; see `BaseQuantizer`."""
-        indices = self._pack(self.project_in(latents.reshape(-1, self.dim)) > 0, valid.reshape(-1))
+        indices = self._indices(self.project_in(latents.reshape(-1, self.dim)) > 0, valid.reshape(-1))
         return indices.reshape(*valid.shape, *indices.shape[1:])
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -125,14 +125,15 @@ class BinaryQuantizer(FixedGrid):
     def _entries(self, bits: Tensor) -> Tensor:
         return torch.where(bits, 1, -1).to(self.dtype) * self.entry_size
 
-    def _pack(self, bits: Tensor, valid: Tensor) -> Tensor:
-        """(N, D) bool -> (N[, levels]) int64, -1 where not valid; integers throughout, since a float32 sum holds 24
-        bits.
-        """
-        weighted = bits * self.place_values
-        packed = torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
-        indices = torch.where(valid.unsqueeze(-1), packed, -1)
+    def _indices(self, bits: Tensor, valid: Tensor) -> Tensor:
+        """(N, D) bool -> (N[, levels]) int64, -1 where not valid."""
+        indices = torch.where(valid.unsqueeze(-1), self._pack(bits), -1)
         return indices if self.level_axis else indices.squeeze(-1)
+
+    def _pack(self, bits: Tensor) -> Tensor:
+        """(N, D) bool -> (N, levels) int64; integers throughout, since a float32 sum holds 24 bits."""
+        weighted = bits * self.place_values
+        return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
 
     def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Note what `health` tells of: `latents` (N, D), their `bits` (N, D) and which of them are `valid` (N,)."""

@@ -87,7 +87,7 @@ def buckets(device: str, depths: Sequence[int], shape: Shape) -> Iterator[Bucket
             {"rows": (4, 1024)},
         )
     books = [codes[: shape.codes // 8] for _ in range(8)]
-    if residual.can_search(x, books, "euclidean"):
+    if not residual.unfit(x, books, "euclidean"):
         yield Bucket(
             *(f"residual search, 8 levels, D = {depth}", residual, "_tile", (), residual._tile(x)),
             lambda: residual.search_levels(x, books, "euclidean"),

@@ -22,6 +22,7 @@ from vqkit.kernels import (
 )
 
 pytest.importorskip("triton")
+self_check = pytest.importorskip("vqkit.kernels.gpu.self_check")
 CPU = torch.device("cpu")
 
 
@@ -181,3 +182,17 @@ def test_the_list_of_verified_devices(monkeypatch: pytest.MonkeyPatch, tmp_path)
             assert gpu.is_verified(CPU) is verified
     finally:
         gpu._verified.cache_clear()
+
+
+def test_a_check_that_fails_is_a_difference(
+    unverified: None, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(device: torch.device) -> str:
+        raise RuntimeError("out of resource")
+
+    monkeypatch.setenv(engines.SWITCH, "1")
+    monkeypatch.setitem(self_check.CHECKS, "nearest", fails)
+    x, codes = torch.randn(5, 3), torch.randn(4, 3)
+    with pytest.warns(UserWarning, match="RuntimeError: out of resource; the torch engine is taken instead"):
+        found = nearest(x, codes).indices
+    assert torch.equal(found, nearest(x, codes, impl="torch").indices) and not launched

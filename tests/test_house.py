@@ -80,6 +80,13 @@ def test_importing_vqkit_loads_nothing_heavy() -> None:
         assert f"'{name}'" not in loaded
 
 
+def test_importing_vqkit_does_not_load_the_compiler() -> None:
+    """It takes ten times as long as all of vqkit; torch.export and custom operators pull it in easily."""
+    code = "import sys, torch; known = {*sys.modules}; import vqkit; print('torch._dynamo' in {*sys.modules} - known)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert loaded.strip() == "False"
+
+
 def sources() -> list[Path]:
     return sorted(path for folder in ("vqkit", "trainers") for path in (ROOT / folder).rglob("*.py"))
 

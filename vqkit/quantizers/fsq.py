@@ -53,8 +53,8 @@ class FSQ(FixedGrid):
         self.codebook_size = math.prod(levels)
         self.grid_values = list(levels)
         self.register_buffer("level_counts", torch.tensor(levels))
-        self._places = [math.prod(levels[:position]) for position in range(len(levels))]
-        self.register_buffer("place_values", torch.tensor(self._places))
+        places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     level_counts: Tensor
@@ -85,24 +85,19 @@ class FSQ(FixedGrid):
         return estimated, selection
 
     def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """half, offset and shift of the bound, each (D,)."""
+        """half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1 after rounding for even L,
+        from -(L - 1)/2 to (L - 1)/2 for odd.
+        """
         half = (self.level_counts.to(dtype) - 1) * (1 - 1e-3) / 2
         offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
         return half, offset, (offset / half).tan()
-
-    def bound(self, z: Tensor) -> Tensor:
-        """(..., D) -> (..., D) in level units: -L/2 ... L/2 - 1 after rounding for even L, -(L-1)/2 ... (L-1)/2 for
-        odd.
-        """
-        half, offset, shift = self.grid(z.dtype)
-        return (z + shift).tanh() * half - offset
 
     def _pack(self, digits: Tensor) -> Tensor:
         """(N, D) floating point, which is written over -> (N,) int64."""
         if self.codebook_size <= _EXACT_IN_FLOAT32:
             return digits.mul_(self.place_values.to(digits.dtype)).sum(-1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
-        for digit, place in zip(digits.unbind(-1), self._places, strict=True):
+        for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
             indices += digit.long() * place
         return indices
 

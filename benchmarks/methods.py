@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.arguments import parse_positive
 from benchmarks.machine import circumstances, number, table_row, write
-from trainers.baselines import PatchKMeans, draw_patches
-from trainers.comparison import load_photographs
+from trainers.image.baselines import PatchKMeans, draw_patches
+from trainers.image.comparison import load_photographs
 from vqkit import (
     BSQ,
     FSQ,

@@ -14,9 +14,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from trainers.comparison import PREPROCESSING, compare, draw, load_photographs, table
-from trainers.metrics import protocol, write_json
+from trainers.image.comparison import PREPROCESSING, compare, draw, load_photographs, table
+from trainers.image.metrics import protocol
 from vqkit import Tokenizer
+from vqkit.saving.files import write_json
 
 
 def main() -> None:

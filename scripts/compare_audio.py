@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from compare import training_facts
 
-from trainers.audio_comparison import compare, draw, load_utterances, table, verdict
-from trainers.audio_metrics import MEASURES, protocol
-from trainers.metrics import write_json
-from trainers.transcription import Transcriber, obstacle
+from trainers.audio.comparison import compare, draw, load_utterances, table, verdict
+from trainers.audio.metrics import MEASURES, protocol
+from trainers.audio.word_errors import Transcriber, obstacle
 from vqkit import AudioTokenizer
+from vqkit.saving.files import write_json
 
 
 def main() -> None:

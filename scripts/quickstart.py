@@ -17,9 +17,10 @@ sys.path.insert(0, str(ROOT))
 
 from first_run import circumstances, train  # noqa: E402
 
-from trainers.comparison import PREPROCESSING, compare, draw, load_photographs, table  # noqa: E402
-from trainers.metrics import protocol, write_json  # noqa: E402
+from trainers.image.comparison import PREPROCESSING, compare, draw, load_photographs, table  # noqa: E402
+from trainers.image.metrics import protocol  # noqa: E402
 from vqkit import Tokenizer  # noqa: E402
+from vqkit.saving.files import write_json  # noqa: E402
 
 TRAIN, EVALUATION = ROOT / "assets/images/train", ROOT / "assets/images/eval"
 CONFIG = ROOT / "configs/image/quickstart.yaml"

@@ -17,11 +17,11 @@ sys.path.insert(0, str(ROOT))
 
 from first_run import circumstances, train  # noqa: E402
 
-from trainers.audio_comparison import Utterance, compare, draw, load_utterances, table, verdict  # noqa: E402
-from trainers.audio_metrics import MEASURES, protocol  # noqa: E402
-from trainers.metrics import write_json  # noqa: E402
-from trainers.transcription import Transcriber, obstacle  # noqa: E402
+from trainers.audio.comparison import Utterance, compare, draw, load_utterances, table, verdict  # noqa: E402
+from trainers.audio.metrics import MEASURES, protocol  # noqa: E402
+from trainers.audio.word_errors import Transcriber, obstacle  # noqa: E402
 from vqkit import AudioTokenizer  # noqa: E402
+from vqkit.saving.files import write_json  # noqa: E402
 
 TRAIN, EVALUATION = ROOT / "assets/audio/train", ROOT / "assets/audio/eval"
 CONFIG = ROOT / "configs/audio/quickstart.yaml"

@@ -12,7 +12,7 @@ import pytest
 from tests.test_examples import load_example
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
-from trainers.cli import main
+from trainers.run.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

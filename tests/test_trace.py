@@ -1,13 +1,11 @@
 """How far a reader climbs: the bounds on the functions and files that a call passes."""
 
-
 import pytest
 
 from scripts import trace_calls
 from vqkit.kernels import native
 
 compiled = pytest.mark.skipif(not native.variants(), reason="the compiled search is not built: make native")
-
 
 
 def files(calls: list[trace_calls.Call]) -> set[str]:

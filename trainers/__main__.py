@@ -1,6 +1,6 @@
 """`python -m trainers fit|validate|test|predict --config FILE [--config OVERLAY] --data.root FOLDER`."""
 
-from trainers.cli import main
+from trainers.run.cli import main
 
 if __name__ == "__main__":
     main()

@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from trainers.discriminators import MultiScaleSTFTDiscriminator
-from trainers.objectives import Adversary, LossBalancer
+from trainers.audio import MultiScaleSTFTDiscriminator
+from trainers.core import Adversary, LossBalancer
 
 START, RAMP = 20, 50
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.objectives import LossBalancer
+from trainers.core import LossBalancer
 
 
 class MeanOfNorms(LossBalancer):

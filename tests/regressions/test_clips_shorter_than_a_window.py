@@ -13,8 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.discriminators import MultiBandSTFTDiscriminator, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
-from trainers.objectives import Adversary, ComplexSTFT, LinearAndLogMel, MultiResolutionMel, MultiResolutionSTFT
+from trainers.audio import (
+    ComplexSTFT,
+    LinearAndLogMel,
+    MultiBandSTFTDiscriminator,
+    MultiPeriodDiscriminator,
+    MultiResolutionMel,
+    MultiResolutionSTFT,
+    MultiScaleSTFTDiscriminator,
+)
+from trainers.core import Adversary
 
 
 def against(discriminator: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchaudio.functional import melscale_fbanks
 
-from trainers.objectives.stft import MelSpectrum
+from trainers.audio.spectra import MelSpectrum
 
 
 class WithEmptyBands(MelSpectrum):

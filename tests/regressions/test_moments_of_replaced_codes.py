@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainers.moments import forget_rewritten_rows
+from trainers.core.moments import forget_rewritten_rows
 from vqkit import ClusterReinit, Quantizer
 
 

@@ -10,14 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.objectives import (
-    ComplexSTFT,
-    LinearAndLogMel,
-    MultiResolutionMel,
-    MultiResolutionSTFT,
-    NegativeSISDR,
-    Objective,
-)
+from trainers.audio import ComplexSTFT, LinearAndLogMel, MultiResolutionMel, MultiResolutionSTFT, NegativeSISDR
+from trainers.core import Objective
 
 
 class SteepPowerLaw(ComplexSTFT):

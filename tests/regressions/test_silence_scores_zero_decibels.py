@@ -9,7 +9,7 @@ left out and counted.
 import torch
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from trainers.audio_measures import SI_SDR_RANGE, SISDR
+from trainers.audio.measures import SI_SDR_RANGE, SISDR
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchmetrics.functional.audio import short_time_objective_intelligibility
 
-from trainers.audio_metrics import AudioMetrics
+from trainers.audio.metrics import AudioMetrics
 
 RATE = 16000
 

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 import torch
 
-from trainers.data import recordings
+from trainers.audio import recordings
+from trainers.audio.segments import RecordingStore, TrainingSegments, collate
 from trainers.data.sampler import TrainingLoader
-from trainers.data.segments import RecordingStore, TrainingSegments, collate
 
 
 class HoldsItsGenerator(TrainingSegments):

@@ -7,22 +7,17 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.discriminators import (
-    Discriminator,
-    DiscriminatorOutput,
-    MultiBandSTFTDiscriminator,
-    MultiPeriodDiscriminator,
-    MultiScaleSTFTDiscriminator,
-)
-from trainers.objectives import (
+from trainers.audio import MultiBandSTFTDiscriminator, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator, WaveformL1
+from trainers.core import (
     AdversarialLoss,
     Adversary,
+    Discriminator,
+    DiscriminatorOutput,
     FeatureMatching,
     Hinge,
     LeastSquares,
     LossBalancer,
     RelativeFeatureMatching,
-    WaveformL1,
 )
 
 
@@ -268,20 +263,20 @@ def test_yaml_builds_an_adversary() -> None:
     config = parser.parse_object(
         {
             "adversary": {
-                "class_path": "trainers.objectives.Adversary",
+                "class_path": "trainers.core.Adversary",
                 "init_args": {
                     "discriminators": [
                         {
-                            "class_path": "trainers.discriminators.MultiPeriodDiscriminator",
+                            "class_path": "trainers.audio.MultiPeriodDiscriminator",
                             "init_args": {"periods": [2], "channels": 2},
                         },
                         {
-                            "class_path": "trainers.discriminators.MultiScaleSTFTDiscriminator",
+                            "class_path": "trainers.audio.MultiScaleSTFTDiscriminator",
                             "init_args": {"window_lengths": [64], "channels": 2},
                         },
                     ],
-                    "loss": {"class_path": "trainers.objectives.Hinge"},
-                    "matching": {"class_path": "trainers.objectives.RelativeFeatureMatching"},
+                    "loss": {"class_path": "trainers.core.Hinge"},
+                    "matching": {"class_path": "trainers.core.RelativeFeatureMatching"},
                     "start_step": 7,
                 },
             }

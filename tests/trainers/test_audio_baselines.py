@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from trainers import audio_baselines
-from trainers.audio_baselines import aligned, codec2, lag, ogg_packets, opus, speech_codecs, speex
-from trainers.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans, draw_windows, equal_shares, mdct_basis
+from trainers.audio import baselines as audio_baselines
+from trainers.audio.baselines import aligned, codec2, lag, ogg_packets, opus, speech_codecs, speex
+from trainers.audio.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans, draw_windows, equal_shares, mdct_basis
 
 CLIP = Path(__file__).resolve().parents[2] / "assets/audio/eval/librivox_0880.flac"
 RATE = 16000

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from trainers.audio_comparison import Comparison, Utterance, compare, draw, load_utterances, table, verdict
+from trainers.audio.comparison import Comparison, Utterance, compare, draw, load_utterances, table, verdict
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 
@@ -125,7 +125,7 @@ class Listener:
 
 
 def test_words_are_counted_for_every_codec_where_they_are_understood(monkeypatch):
-    from trainers import audio_comparison
+    from trainers.audio import comparison as audio_comparison
 
     utterances = [*spoken(0.5), Utterance("ru", spoken(0.5)[0].wave, "он был")]
     listener = Listener()

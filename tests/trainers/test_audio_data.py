@@ -15,11 +15,11 @@ import torchaudio
 from torch import Tensor
 
 from tests.trainers.recordings import tones, write_recordings
-from trainers.data import recordings
-from trainers.data.audio import AudioFolderData
+from trainers.audio import recordings
+from trainers.audio.data import AudioFolderData
+from trainers.audio.segments import RecordingStore, TrainingSegments
 from trainers.data.manifests import read_manifest
 from trainers.data.sampler import sample_generator
-from trainers.data.segments import RecordingStore, TrainingSegments
 
 ASSETS = Path(__file__).parents[2] / "assets" / "audio"
 

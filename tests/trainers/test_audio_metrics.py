@@ -8,10 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from trainers.audio_judges import LOWEST_MOS, NarrowbandPESQ, WidebandPESQ
-from trainers.audio_measures import ESTOI, SI_SDR_RANGE, SISDR, STOI, MelDistance, STFTDistance
-from trainers.audio_metrics import MEASURES, AudioMetrics, protocol
-from trainers.transcription import Transcriber, obstacle, plain_words
+from trainers.audio.measures import ESTOI, SI_SDR_RANGE, SISDR, STOI, MelDistance, STFTDistance
+from trainers.audio.metrics import MEASURES, AudioMetrics, protocol
+from trainers.audio.perceptual import LOWEST_MOS, NarrowbandPESQ, WidebandPESQ
+from trainers.audio.word_errors import Transcriber, obstacle, plain_words
 
 CLIP = Path(__file__).resolve().parents[2] / "assets/audio/eval/librivox_0880.flac"
 RATE = 16000

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 
 from tests.trainers.tiny import LIGHTNING_REMARKS, Sounds, make_adversary, make_audio_task, make_codec, make_trainer
+from trainers.audio import MultiPeriodDiscriminator, WaveformL1
 from trainers.callbacks import BestCheckpoint, CodebookReport, Reconstructions, SaveTokenizer, WeightEMA
-from trainers.discriminators import MultiPeriodDiscriminator
-from trainers.objectives import Adversary, Hinge, LossBalancer, WaveformL1
+from trainers.core import Adversary, Hinge, LossBalancer
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 
 pytestmark = LIGHTNING_REMARKS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.objectives import LossBalancer
+from trainers.core import LossBalancer
 
 
 def two_terms(reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
-from trainers.cli import codes_in_words, main
-from trainers.tracking import reason_to_stay_offline
+from trainers.run.cli import codes_in_words, main
+from trainers.run.tracking import reason_to_stay_offline
 from vqkit import AudioTokenizer, Tokenizer, TokenShards
 
 ROOT = Path(__file__).parents[2]
@@ -272,7 +272,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("options", "message"), MISTAKES, ids=[f"{next(iter(o))}={m[:20]}" for o, m in MISTAKES])
 def test_mistakes_are_explained_in_a_few_lines(cli, tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr("trainers.data.images.ImageFolderData._prepare", lambda _: pytest.fail("data were touched"))
+    monkeypatch.setattr("trainers.image.ImageFolderData._prepare", lambda _: pytest.fail("data were touched"))
     code, _, errors = cli("fit", **options)
     assert code == 2
     assert message in errors

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.trainers.tiny import make_tokenizer
-from trainers.baselines import PatchKMeans, draw_patches, image_files
-from trainers.comparison import compare, draw, load_photographs, table
+from trainers.image.baselines import PatchKMeans, draw_patches, image_files
+from trainers.image.comparison import compare, draw, load_photographs, table
 
 
 def photograph(seed: int, height: int = 64, width: int = 80) -> torch.Tensor:

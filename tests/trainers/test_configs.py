@@ -10,7 +10,7 @@ import yaml
 from tests.few import few
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
-from trainers.cli import main
+from trainers.run.cli import main
 
 ROOT = Path(__file__).parents[2]
 IMAGE_CONFIGS = sorted((ROOT / "configs" / "image").glob("*.yaml"))
@@ -163,7 +163,7 @@ def shrunk(config):
         return [shrunk(item) for item in config]
     if not isinstance(config, dict):
         return config
-    if config.get("class_path", "").startswith("trainers.discriminators."):
+    if config.get("class_path", "").endswith("Discriminator"):
         return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
     return {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value) for key, value in config.items()}
 

@@ -5,13 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.discriminators import (
-    Discriminator,
-    MultiBandSTFTDiscriminator,
-    MultiPeriodDiscriminator,
-    MultiScaleSTFTDiscriminator,
-)
-from trainers.discriminators.layers import ComplexSpectrum
+from trainers.audio import MultiBandSTFTDiscriminator, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
+from trainers.audio.discriminators.layers import ComplexSpectrum
+from trainers.core import Discriminator
 
 
 def build(kind: type[Discriminator], in_channels: int = 1) -> Discriminator:

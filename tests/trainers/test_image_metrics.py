@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure, StructuralSimilarityIndexMeasure
 
-from trainers.metrics import ImageMetrics, protocol, psnr, to_uint8_grid, write_json
+from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
+from vqkit.saving.files import write_json
 
 
 def pictures(count, size, *, noise, seed=0):

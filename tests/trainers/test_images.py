@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.data import pictures, sampler
+from trainers.data import sampler
 from trainers.data.files import split
-from trainers.data.images import ImageFolderData
-from trainers.data.pictures import Picture
+from trainers.image import pictures
+from trainers.image.data import ImageFolderData
+from trainers.image.pictures import Picture
 
 
 def photo(path: Path, *, size=(64, 48), mode="RGB", seed=0, **options) -> Path:

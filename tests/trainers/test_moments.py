@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_tokenizer, make_trainer
-from trainers import task as task_module
+from trainers.core import task as task_module
+from trainers.core.moments import forget_rewritten_rows
 from trainers.image import ImageTokenizerTask
-from trainers.moments import forget_rewritten_rows
 from vqkit import Codebook, GroupedQuantizer, Maintenance, Quantizer, ResidualQuantizer
 
 pytestmark = LIGHTNING_REMARKS

@@ -8,17 +8,17 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from trainers.objectives import (
+from trainers.audio import (
     ComplexSTFT,
     LinearAndLogMel,
     MultiResolutionMel,
     MultiResolutionSTFT,
     NegativeSISDR,
-    Objective,
     WaveformL1,
     WaveformL2,
 )
-from trainers.objectives.stft import MelSpectrum, ShortTimeSpectrum
+from trainers.audio.spectra import MelSpectrum, ShortTimeSpectrum
+from trainers.core import Objective
 
 RATE = 16_000
 
@@ -281,10 +281,10 @@ def test_yaml_builds_a_list_of_objectives() -> None:
         {
             "objectives": [
                 {
-                    "class_path": "trainers.objectives.MultiResolutionMel",
+                    "class_path": "trainers.audio.MultiResolutionMel",
                     "init_args": {"sample_rate": RATE, "window_lengths": [64], "mel_bins": [5], "weight": 3.0},
                 },
-                {"class_path": "trainers.objectives.WaveformL1"},
+                {"class_path": "trainers.audio.WaveformL1"},
             ]
         }
     )

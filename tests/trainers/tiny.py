@@ -5,9 +5,14 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from trainers.audio import AudioTokenizerTask
-from trainers.discriminators import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
-from trainers.objectives import Adversary, MultiResolutionMel, WaveformL1
+from trainers.audio import (
+    AudioTokenizerTask,
+    MultiPeriodDiscriminator,
+    MultiResolutionMel,
+    MultiScaleSTFTDiscriminator,
+    WaveformL1,
+)
+from trainers.core import Adversary
 from vqkit import AudioTokenizer, Quantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d

@@ -51,9 +51,7 @@ def index_backpropagation(
     return torch.ops.vqkit.index_backpropagation(z, codes, indices.to(torch.int64), temperature, impl)
 
 
-def _forward_fake(
-    z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None
-) -> Tensor:
+def _forward_fake(z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None) -> Tensor:
     return torch.empty_like(z, dtype=codes.dtype, memory_format=torch.contiguous_format)
 
 

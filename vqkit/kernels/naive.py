@@ -32,9 +32,7 @@ def nearest(
     return indices, found.gather(-1, indices)
 
 
-def residual_nearest(
-    x: Tensor, codebooks: Sequence[Tensor], *, metric: str = "euclidean"
-) -> tuple[Tensor, Tensor]:
+def residual_nearest(x: Tensor, codebooks: Sequence[Tensor], *, metric: str = "euclidean") -> tuple[Tensor, Tensor]:
     """Indices (N, S) and the sum of the chosen codes (N, D)."""
     quantized, indices = torch.zeros_like(x), []
     for codes in codebooks:

@@ -1,0 +1,14 @@
+"""Training of neural audio codecs: task, data, objectives, discriminators."""
+
+from trainers.audio.data import AudioFolderData as AudioFolderData
+from trainers.audio.discriminators.multi_band import MultiBandSTFTDiscriminator as MultiBandSTFTDiscriminator
+from trainers.audio.discriminators.multi_period import MultiPeriodDiscriminator as MultiPeriodDiscriminator
+from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
+from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
+from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
+from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel
+from trainers.audio.objectives.spectral import MultiResolutionSTFT as MultiResolutionSTFT
+from trainers.audio.objectives.waveform import NegativeSISDR as NegativeSISDR
+from trainers.audio.objectives.waveform import WaveformL1 as WaveformL1
+from trainers.audio.objectives.waveform import WaveformL2 as WaveformL2
+from trainers.audio.task import AudioTokenizerTask as AudioTokenizerTask

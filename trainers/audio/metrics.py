@@ -1,0 +1,225 @@
+"""Audio metrics on full utterances, each with the protocol by which it was measured."""
+
+import importlib.metadata
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.audio.measures import ESTOI, SISDR, STOI, Measure, MelDistance, STFTDistance
+from trainers.audio.perceptual import DNSMOS, NarrowbandPESQ, ViSQOL, WidebandPESQ
+from vqkit import CodebookUsage
+from vqkit.distributed import all_reduce_sum
+from vqkit.metrics import countable
+
+MEASURES: dict[str, type[Measure]] = {
+    measure.name: measure
+    for measure in (SISDR, STOI, ESTOI, MelDistance, STFTDistance, WidebandPESQ, NarrowbandPESQ, DNSMOS, ViSQOL)
+}
+"""What `AudioMetrics` can be asked for."""
+
+QUICK = ("si_sdr", "stoi", "mel_distance", "stft_distance")
+"""Measures that cost little beside a validation pass; the others take about a second for each utterance."""
+
+PROTOCOL = {
+    "range": "[-1, 1], reconstructions clipped to it; samples that are not finite count as 0",
+    "utterances": "whole utterances, one by one, at the codec's sample rate; channels one by one, then their mean; "
+    "then the mean over utterances",
+    "kbps": "frame rate * sum over levels of log2(codebook_size) / 1000, without entropy coding",
+    "entropy_kbps": "frame rate * sum over levels of the order-0 entropy of the codes of this very set / 1000",
+    "codebook_usage": "share of the codes used at least once by the whole set, mean over levels; perplexity 2^entropy "
+    "of the whole set, mean over levels",
+}
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "torchmetrics",
+    "pystoi",
+    "pesq",
+    "auraloss",
+    "speechmos",
+    "visqol-python",
+    "soundfile",
+)
+
+
+class AudioMetrics:
+    """What a codec does to a set of recordings: distortion, rate and use of the codebooks.
+
+    Everything is summed per utterance and reduced over ranks once, in `compute`. A measure that cannot be taken here
+    (`unavailable`) has no figure, and `protocol` says why. Measures are computed on the CPU.
+
+    Args:
+        codebook_sizes: K of each level, or of the single codebook.
+        sample_rate: of the waveforms, in Hz.
+        frame_rate: frames of codes for each second.
+        measures: names of `MEASURES`.
+
+    Attributes:
+        unavailable: name -> why it cannot be measured here, and the fix.
+
+    Raises:
+        ValueError: an unknown measure, or a rate that is not positive.
+    """
+
+    def __init__(
+        self,
+        codebook_sizes: int | Sequence[int],
+        *,
+        sample_rate: int,
+        frame_rate: float,
+        measures: Sequence[str] = tuple(MEASURES),
+    ) -> None:
+        if not sample_rate > 0 or not frame_rate > 0:
+            raise ValueError(f"sample_rate={sample_rate}, frame_rate={frame_rate}: expected positive numbers, in Hz")
+        self.codebook_sizes = [codebook_sizes] if isinstance(codebook_sizes, int) else list(codebook_sizes)
+        self.sample_rate, self.frame_rate = sample_rate, frame_rate
+        chosen = _chosen(measures, sample_rate)
+        self.unavailable = {measure.name: measure.obstacle for measure in chosen if measure.obstacle}
+        self.measures = [measure for measure in chosen if measure.name not in self.unavailable]
+        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+        # For each figure its sum over utterances, and of how many.
+        self.sums = torch.zeros(sum(len(measure.figures) for measure in self.measures), 2, dtype=torch.float64)
+        # Utterances, seconds, utterances with samples that are not finite.
+        self.counts = torch.zeros(3, dtype=torch.float64)
+
+    def to(self, device: torch.device) -> "AudioMetrics":
+        """Move the sums to a device."""
+        if self.usage is not None:
+            self.usage.to(device)
+        self.sums, self.counts = self.sums.to(device), self.counts.to(device)
+        return self
+
+    @torch.no_grad()
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+        """Add utterances.
+
+        Args:
+            originals: (B, C, T) in [-1, 1], any floating dtype, T at least 1.
+            reconstructions: like `originals`; values outside of the range are clipped.
+            indices: (B, frames[, levels]) int64.
+
+        Raises:
+            ValueError: the shapes differ, there is no sample, or an original is not finite.
+        """
+        self._check(originals, reconstructions)
+        sums, broken = torch.zeros(self.sums.shape, dtype=torch.float64), 0
+        with torch.autocast(originals.device.type, enabled=False):
+            for original, copy in zip(originals.float().cpu(), reconstructions.float().cpu(), strict=True):
+                broken += not bool(copy.isfinite().all())
+                sums += self._measured(original, copy.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1))
+        seconds = len(originals) * originals.shape[-1] / self.sample_rate
+        self.sums += sums.to(self.sums.device)
+        self.counts += torch.tensor([len(originals), seconds, broken], dtype=torch.float64).to(self.counts.device)
+        if self.usage is not None:
+            self.usage.update(indices)
+
+    def _measured(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """(figures, 2): of one utterance (C, T), the mean over channels and 1, or zeros where it is left out."""
+        rows: list[list[float]] = []
+        for measure in self.measures:
+            found = [measure(*channel) for channel in zip(original, reconstruction, strict=True)]
+            values = [value for value in found if value is not None]
+            for name in measure.figures:
+                mean = sum(value[name] for value in values) / len(values) if values else 0.0
+                rows.append([mean, float(bool(values))])
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
+
+    def compute(self) -> dict[str, float]:
+        """The figures of all ranks; every rank must call it.
+
+        Returns:
+            The figures of the measures (si_sdr in dB, stoi, ...); for those that left utterances out, how many, as
+            `<measure>_left_out`, and no figure if it was all of them. kbps, seconds, utterances, not_finite
+            (reconstructions with NaN or infinity). And if the codes can be counted, which more than 2^28 cannot:
+            entropy_kbps, codebook_usage, perplexity, entropy (bits per code), normalized_entropy, gini, dead_codes,
+            top_code, top_percent, each but the first and dead_codes the mean over levels.
+
+        Raises:
+            ValueError: no utterance was seen on any rank.
+        """
+        sums = all_reduce_sum(self.sums.clone()).tolist()
+        utterances, seconds, broken = all_reduce_sum(self.counts.clone()).tolist()
+        usage = None if self.usage is None else self.usage.compute()
+        if not utterances:
+            raise ValueError("no utterances were measured: the split is empty")
+        figures: dict[str, float] = {}
+        rows = iter(sums)
+        for measure in self.measures:
+            found = dict(zip(measure.figures, rows, strict=False))
+            counted = found[measure.figures[0]][1]
+            figures |= {name: total / count for name, (total, count) in found.items() if count}
+            if counted < utterances:
+                figures[f"{measure.name}_left_out"] = int(utterances - counted)
+        bits = sum(math.log2(size) for size in self.codebook_sizes)
+        figures |= {"kbps": self.frame_rate * bits / 1000, "seconds": seconds, "utterances": int(utterances)}
+        figures["not_finite"] = int(broken)
+        if usage is None:
+            return figures
+        entropy = usage.get("entropy_per_level", [usage["entropy"]])
+        assert isinstance(entropy, list)
+        return figures | {
+            "entropy_kbps": self.frame_rate * sum(entropy) / 1000,
+            "codebook_usage": usage["usage"],
+            "perplexity": usage["perplexity"],
+            "entropy": usage["entropy"],
+            "normalized_entropy": usage["normalized_entropy"],
+            "gini": usage["gini"],
+            "dead_codes": usage["dead"],
+            "top_code": usage["top_code"],
+            "top_percent": usage["top_percent"],
+        }
+
+    def per_level(self) -> dict[str, list[float]]:
+        """Usage and perplexity of each level, coarse first; empty for a single codebook. Every rank must call it."""
+        usage = {} if self.usage is None else self.usage.compute()
+        return {name: value for name, value in usage.items() if isinstance(value, list)}
+
+    @staticmethod
+    def _check(originals: Tensor, reconstructions: Tensor) -> None:
+        if originals.shape != reconstructions.shape:
+            raise ValueError(
+                f"reconstructions have shape {tuple(reconstructions.shape)}: expected {tuple(originals.shape)}"
+            )
+        if originals.ndim != 3 or not originals.shape[-1]:
+            raise ValueError(f"originals have shape {tuple(originals.shape)}: expected (B, C, T) with T at least 1")
+        if not bool(originals.isfinite().all()):
+            raise ValueError("originals hold samples that are NaN or infinite: leave these recordings out")
+
+
+def protocol(
+    figures: dict[str, float], *, sample_rate: int, measures: Sequence[str] = tuple(MEASURES), **circumstances: Any
+) -> dict[str, Any]:
+    """How `figures` were measured, so that nobody compares what cannot be compared.
+
+    Args:
+        figures: what `AudioMetrics.compute` returned.
+        sample_rate: as given to `AudioMetrics`.
+        measures: as given to `AudioMetrics`.
+        circumstances: facts that only the caller knows (split, checkpoint, precision).
+    """
+    record: dict[str, Any] = dict(PROTOCOL)
+    for measure in _chosen(measures, sample_rate):
+        record[measure.name] = f"not measured: {measure.obstacle}" if measure.obstacle else measure.protocol
+        left_out = figures.get(f"{measure.name}_left_out")
+        if left_out:
+            record[measure.name] += f"; left out here: {left_out} of {figures['utterances']}"
+    counts = {name: figures[name] for name in ("utterances", "seconds")}
+    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    return record | {"sample_rate": sample_rate} | {"set": counts} | circumstances | {"versions": versions}
+
+
+def _chosen(measures: Sequence[str], sample_rate: int) -> list[Measure]:
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown:
+        raise ValueError(f"measures={list(measures)}: unknown {unknown}; expected some of {list(MEASURES)}")
+    return [MEASURES[name](sample_rate) for name in dict.fromkeys(measures)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

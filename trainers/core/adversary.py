@@ -1,0 +1,277 @@
+"""Adversarial training of a codec: losses of discriminator and generator, feature matching, and both in one call."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from vqkit.runtime import autocast_disabled
+
+
+class AdversarialLoss(ABC):
+    """The two sides of a game, as functions of logits.
+
+    Attributes:
+        threshold: logit between "fake" and "real", at which a discriminator's accuracy is counted.
+    """
+
+    threshold: float
+
+    @abstractmethod
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """What the discriminator minimizes, a scalar, of its logits for recordings and for reconstructions."""
+
+    @abstractmethod
+    def generator(self, fake: Tensor) -> Tensor:
+        """What the codec minimizes, a scalar, of the logits for its reconstructions."""
+
+
+class LeastSquares(AdversarialLoss):
+    """Least-squares game: real logits to 1, fake ones to 0; the generator draws them to 1.
+
+    Source: Mao et al. 2017 (arXiv 1611.04076), eq. 9; for audio Kong et al. 2020 (HiFi-GAN, 2010.05646), eq. 1 and 2.
+    """
+
+    threshold = 0.5
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """E (1 - D(x))^2 + E D(x')^2."""
+        return (1 - real).square().mean() + fake.square().mean()
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """E (1 - D(x'))^2."""
+        return (1 - fake).square().mean()
+
+
+class Hinge(AdversarialLoss):
+    """Hinge game: logits beyond the margin of 1 feel nothing, on either side.
+
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), sec. III-E; Défossez et al. 2022 (EnCodec,
+    2210.13438), sec. 3.4. Both clip the generator's side as well, max(0, 1 - D(x')), where Lim and Ye 2017
+    (1705.02894) have -D(x'); clipped, a reconstruction that passes for real feels no pull.
+    """
+
+    threshold = 0.0
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """E max(0, 1 - D(x)) + E max(0, 1 + D(x'))."""
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """E max(0, 1 - D(x'))."""
+        return F.relu(1 - fake).mean()
+
+
+class FeatureMatching:
+    """Mean absolute difference of the discriminator's features of recording and reconstruction.
+
+    Source: Kumar et al. 2019 (MelGAN, arXiv 1910.06711), sec. 2.2; Kong et al. 2020 (HiFi-GAN, 2010.05646), eq. 4.
+    """
+
+    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Of one layer, both of the same shape, in float32 -> scalar."""
+        return F.l1_loss(fake, real)
+
+
+class RelativeFeatureMatching(FeatureMatching):
+    """The same, in units of the mean magnitude of the recording's features: layers count alike, however large.
+
+    Source: Défossez et al. 2022 (EnCodec, arXiv 2210.13438), sec. 3.4, eq. of the relative feature matching loss.
+    """
+
+    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Of one layer, both of the same shape, in float32 -> scalar."""
+        # Silence through layers without bias gives features of exactly 0.
+        return F.l1_loss(fake, real) / real.abs().mean().clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class AdversaryOutput:
+    """What one call of `Adversary` gives.
+
+    Attributes:
+        generator: "adversarial" and "feature_matching", unweighted float32 scalars for the codec; no gradient reaches
+            the discriminators through them.
+        discriminator: float32 scalar for the discriminators; no gradient reaches the codec through it.
+        figures: detached scalars to log: "logits_real", "logits_fake" (means), "accuracy" (share of the logits on the
+            right side of the threshold, in [0, 1]) and "discriminator_loss".
+    """
+
+    generator: dict[str, Tensor]
+    discriminator: Tensor
+    figures: dict[str, Tensor]
+
+
+class Adversary(nn.Module):
+    """Discriminators with their game: in one call the codec's terms and the discriminators' loss.
+
+    The two parts do not see each other's parameters, so that one backward of `sum of weighted generator terms +
+    discriminator` gives every parameter the gradient that two alternating steps on the same batch would, and one
+    optimizer with a parameter group for each side trains both. What must not be shared is clipping: clip the gradients
+    of codec and discriminators each by its own norm.
+
+    All terms are averages over the sub-discriminators, and feature matching over their layers too, so that adding a
+    discriminator does not change what the weights mean.
+
+    Differs: EnCodec averages as we do, HiFi-GAN and DAC sum. Their weights (adversarial 1, feature matching 2) become
+    ours multiplied by the number of sub-discriminators, and for feature matching by the number of layers of all of
+    them: DAC's multi-period and multi-band discriminators are 8, with 100 feature maps, hence 8 and 200. The
+    discriminators' learning rate needs no correction under Adam, which does not see the scale of a loss.
+
+    Args:
+        discriminators: at least one; their sub-discriminators are judged side by side.
+        loss: the game; None is `LeastSquares()`.
+        matching: the distance of features; None is `FeatureMatching()`.
+        weight: of the adversarial term, at least 0.
+        feature_matching: weight of the feature matching term, at least 0.
+        start_step: optimizer step from which the adversary takes part; only stored, the training task goes by it and
+            calls `idle` before.
+        ramp_steps: optimizer steps from `start_step` on in which both weights grow linearly to their full value,
+            while the discriminators learn at once; 0 for none.
+        learning_rate: of the discriminators; None for the codec's.
+        betas: of the discriminators' Adam.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from trainers.audio import MultiPeriodDiscriminator
+        >>> adversary = Adversary([MultiPeriodDiscriminator(periods=[2, 3], channels=4)])
+        >>> reference = torch.randn(2, 1, 800)
+        >>> output = adversary(reference, 0.9 * reference)
+        >>> sorted(output.generator)
+        ['adversarial', 'feature_matching']
+    """
+
+    def __init__(
+        self,
+        discriminators: Sequence[Discriminator],
+        *,
+        loss: AdversarialLoss | None = None,
+        matching: FeatureMatching | None = None,
+        weight: float = 1.0,
+        feature_matching: float = 2.0,
+        start_step: int = 0,
+        ramp_steps: int = 0,
+        learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.8, 0.99),
+    ) -> None:
+        super().__init__()
+        if not discriminators:
+            raise ValueError("discriminators is empty: name at least one, or leave the adversary out")
+        for name, value in {"weight": weight, "feature_matching": feature_matching}.items():
+            if not value >= 0:
+                raise ValueError(f"{name}={value}: expected a number of at least 0")
+        for name, steps in {"start_step": start_step, "ramp_steps": ramp_steps}.items():
+            if steps < 0:
+                raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
+        if learning_rate is not None and not learning_rate > 0:
+            raise ValueError(f"learning_rate={learning_rate}: expected a positive number, or None for the codec's")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas}: expected two numbers in [0, 1)")
+        self.discriminators = nn.ModuleList(discriminators)
+        self.loss = loss or LeastSquares()
+        self.matching = matching or FeatureMatching()
+        self.weight = weight
+        self.feature_matching = feature_matching
+        self.start_step = start_step
+        self.ramp_steps = ramp_steps
+        self.learning_rate = learning_rate
+        self.betas = betas
+
+    def active(self, step: int) -> bool:
+        """Whether the adversary takes part at an optimizer step, counted from 0."""
+        return step >= self.start_step
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Weights of the generator's terms at an optimizer step, counted from 0.
+
+        Returns:
+            "adversarial" and "feature_matching": 0 before `start_step`, then rising linearly, in full from
+            `start_step + ramp_steps` on.
+        """
+        ramp = (step - self.start_step + 1) / (self.ramp_steps + 1)
+        share = min(1.0, max(0.0, ramp))
+        return {"adversarial": share * self.weight, "feature_matching": share * self.feature_matching}
+
+    def idle(self) -> Tensor:
+        """A zero with a graph through all trainable parameters: what DistributedDataParallel wants of a step without
+        the adversary.
+
+        The gradients it leaves are zeros. Set them to None before the optimizer's step: Adam would count the step, and
+        lose its bias correction for the first ones that matter.
+        """
+        return 0.0 * torch.stack([p.float().sum() for p in self.parameters() if p.requires_grad]).sum()
+
+    def forward(self, reference: Tensor, reconstruction: Tensor) -> AdversaryOutput:
+        """Judge a batch of both.
+
+        Args:
+            reference: (B, C, T) recordings.
+            reconstruction: (B, C, T) of the codec, with its graph.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if reference.shape != reconstruction.shape:
+            raise ValueError(
+                f"reference has shape {tuple(reference.shape)} and reconstruction {tuple(reconstruction.shape)}: "
+                "expected the same (batch, channels, samples)"
+            )
+        real = self._judge(reference.detach())
+        fake = self._judge(reconstruction.detach())
+        passed = self._judge_frozen(reconstruction)
+        with autocast_disabled(reconstruction.device):
+            discriminator = _mean(self.loss.discriminator(r.logits, f.logits) for r, f in zip(real, fake, strict=True))
+            generator = {
+                "adversarial": _mean(self.loss.generator(output.logits) for output in passed),
+                "feature_matching": self._feature_distance(real, passed),
+            }
+            figures = self._figures(real, fake) | {"discriminator_loss": discriminator.detach()}
+        return AdversaryOutput(generator, discriminator, figures)
+
+    def _judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
+        return [_in_float32(output) for discriminator in self.discriminators for output in discriminator(wave)]
+
+    def _judge_frozen(self, wave: Tensor) -> list[DiscriminatorOutput]:
+        """As `_judge`, as if the parameters were constants.
+
+        Constants are passed in, instead of turning `requires_grad` off for a while: the module is not changed, so
+        nothing is left behind by an exception, and hooks of DistributedDataParallel are not in question.
+        """
+        outputs = []
+        for discriminator in self.discriminators:
+            constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+            outputs += functional_call(discriminator, constants, (wave,))
+        return [_in_float32(output) for output in outputs]
+
+    def _feature_distance(self, real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
+        return _mean(
+            self.matching.distance(r.detach(), f)
+            for reals, fakes in zip(real, fake, strict=True)
+            for r, f in zip(reals.features, fakes.features, strict=True)
+        )
+
+    @torch.no_grad()
+    def _figures(self, real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> dict[str, Tensor]:
+        threshold = self.loss.threshold
+        hits = [(r.logits > threshold).float().mean() + (f.logits <= threshold).float().mean() for r, f in
+                zip(real, fake, strict=True)]  # fmt: skip
+        return {
+            "logits_real": _mean(output.logits.mean() for output in real),
+            "logits_fake": _mean(output.logits.mean() for output in fake),
+            "accuracy": _mean(hits) / 2,
+        }
+
+
+def _mean(scalars: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(scalars)).mean()
+
+
+def _in_float32(output: DiscriminatorOutput) -> DiscriminatorOutput:
+    return DiscriminatorOutput(output.logits.float(), [feature.float() for feature in output.features])

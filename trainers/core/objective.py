@@ -1,0 +1,28 @@
+"""What every reconstruction objective is to the training code."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Objective(nn.Module, ABC):
+    """A distance of a reconstruction from what was to be reconstructed, and its weight in the total.
+
+    Args:
+        weight: factor of the term in the total, at least 0; `forward` does not apply it.
+        name: under which the term is logged; must be unique among the objectives of a task.
+
+    Raises:
+        ValueError: `weight` is negative.
+    """
+
+    def __init__(self, *, weight: float, name: str) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight={weight} of the objective {name!r}: expected a number of at least 0")
+        self.weight = weight
+        self.name = name
+
+    @abstractmethod
+    def forward(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
+        """The unweighted distance, a float32 scalar, of two tensors of one shape."""

@@ -1,7 +1,0 @@
-"""Discriminators of waveforms."""
-
-from trainers.discriminators.base import Discriminator as Discriminator
-from trainers.discriminators.base import DiscriminatorOutput as DiscriminatorOutput
-from trainers.discriminators.multi_band import MultiBandSTFTDiscriminator as MultiBandSTFTDiscriminator
-from trainers.discriminators.multi_period import MultiPeriodDiscriminator as MultiPeriodDiscriminator
-from trainers.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator

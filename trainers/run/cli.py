@@ -1,0 +1,323 @@
+"""The command line: one run folder, a tracked run, checkpoints that are found again, and errors in a line."""
+
+import itertools
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import wandb
+from jsonargparse import ArgumentError, Namespace
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from trainers.callbacks import (
+    BestCheckpoint,
+    CodebookReport,
+    LastCheckpoint,
+    Reconstructions,
+    SaveTokenizer,
+    StepProgress,
+    TokenWriter,
+)
+from trainers.core.task import TokenizerTask
+from trainers.run.explain import explain, suggest
+from trainers.run.tracking import RunLogger
+from vqkit import AudioTokenizer
+from vqkit.saving.config import weights_follow
+
+TRAINER_DEFAULTS = {
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 1,
+    "use_distributed_sampler": False,  # our loaders divide their samples among the ranks themselves
+    "enable_model_summary": False,
+}
+
+OUTPUTS = {
+    "last_checkpoint": "checkpoints",
+    "best_checkpoint": "checkpoints",
+    "save_tokenizer": "tokenizer",
+    "tokens": "tokens",
+}
+"""Callbacks that write, and the folder inside the run folder that they get unless another is given."""
+
+
+class UserError(Exception):
+    """A mistake that its message explains, and a traceback would not.
+
+    Args:
+        message: for a person.
+        code: exit status of the process.
+    """
+
+    def __init__(self, message: str, *, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes `config.yaml` of fit into the run folder; with it alone the run can be tested, used and repeated."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save for fit only: a later test must not replace it."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class TokenizerCLI(LightningCLI):
+    """LightningCLI with this project's defaults."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, and callbacks that every run has."""
+        parser.add_argument("--name", type=str, default="unnamed", help="Name of the run, and of its folder.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of the run folders.")
+        parser.add_argument("--project", type=str, default="vqkit", help="W&B project.")
+        for key, callback in (
+            ("codebook_report", CodebookReport),
+            ("reconstructions", Reconstructions),
+            ("last_checkpoint", LastCheckpoint),
+            ("best_checkpoint", BestCheckpoint),
+            ("save_tokenizer", SaveTokenizer),
+            ("tokens", TokenWriter),
+            ("progress", StepProgress),
+        ):
+            parser.add_lightning_class_args(callback, key)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and say in a line what is wrong."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(self._with_suggestion(explain(str(error)))) from error
+
+    def instantiate_classes(self) -> None:
+        """Build everything; parts that do not fit are found here, before any data are read."""
+        # A run may be taken up where the file of its first codebook is gone: the checkpoint has what was in it.
+        filled = weights_follow() if self.checkpoint else nullcontext()
+        try:
+            with filled:
+                super().instantiate_classes()
+        except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+            raise UserError(explain(str(error))) from error
+
+    def _with_suggestion(self, message: str) -> str:
+        if re.match(r"needs .*\.model$", message):
+            return f"{message}; give them by --config, such as --config configs/image/quickstart.yaml"
+        unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
+        if not unknown:
+            return message
+        names = {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
+        head = unknown[1].partition(".")[0]
+        return message + (suggest(unknown[1], names) or suggest(head, {name.partition(".")[0] for name in names}))
+
+    @property
+    def run_folder(self) -> Path:
+        """`runs/<name>`."""
+        return Path(self._get(self.config, "runs")) / self._get(self.config, "name")
+
+    def before_instantiate_classes(self) -> None:
+        """Point everything that writes into the run folder, and find the checkpoint."""
+        config, folder = self.config[self.subcommand], self.run_folder
+        self.checkpoint = self._checkpoint(config.ckpt_path)
+        config.ckpt_path = None
+        # Saved as config.yaml is what was asked for: with paths of this run in it, a repetition would write here.
+        self._asked = self.config.clone()
+        config.trainer.default_root_dir = str(folder)
+        for key, name in OUTPUTS.items():
+            if config[key].folder is None:
+                config[key].folder = str(folder / name)
+        if config.trainer.logger is None:
+            logger = {"folder": str(folder), "name": config.name, "project": config.project}
+            config.trainer.logger = Namespace(class_path="trainers.run.tracking.RunLogger", init_args=Namespace(logger))
+        if self.subcommand == "predict":
+            config.return_predictions = False  # they are on the disk, and may not fit the memory
+        if self.subcommand in ("validate", "test"):
+            config.verbose = False  # the figures are shown in our form
+
+    def _checkpoint(self, wanted: str | None) -> str | None:
+        """The path of `last`, `best` or a file; where weights are needed and nothing is said, the best one."""
+        checkpoints = self.run_folder / "checkpoints"
+        if wanted is None and self.subcommand == "fit":
+            return None
+        names = {None: ["best", "last"], "best": ["best"], "last": ["last"]}.get(wanted)
+        candidates = [checkpoints / f"{name}.ckpt" for name in names] if names else [Path(str(wanted))]
+        found = next((path for path in candidates if path.is_file()), None)
+        if found is None:
+            there = ", ".join(sorted(map(str, checkpoints.glob("*.ckpt")))) or f"none in {checkpoints}"
+            what = f"ckpt_path={wanted!r}: " if wanted else f"{self.subcommand} needs a checkpoint, and "
+            raise UserError(f"{what}{candidates[-1]} does not exist; checkpoints of this run: {there}")
+        return str(found)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, without those of our callbacks that its arguments forbid."""
+        self.config = self._asked
+        trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
+        unwanted: tuple[type, ...] = ()
+        if trainer_config.get("enable_progress_bar") is False:
+            unwanted += (ProgressBar,)
+        if trainer_config.get("enable_checkpointing") is False:
+            unwanted += (ModelCheckpoint,)
+        callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
+        if trainer_config.get("logger") and not trainer_config.get("fast_dev_run"):
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        return self._instantiate_trainer(trainer_config, callbacks)
+
+    # ------------------------------------------------------------------ running
+
+    def fit(self, **arguments: Any) -> None:
+        """Train."""
+        self._run(self.trainer.fit, arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        """Measure on the validation split."""
+        self._run(self.trainer.validate, arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """Measure on the test split, and write `metrics.json`."""
+        self._run(self.trainer.test, arguments)
+
+    def predict(self, **arguments: Any) -> None:
+        """Write token shards."""
+        self._run(self.trainer.predict, arguments)
+
+    def _run(self, method: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        """What goes wrong in training is explained by its message; the traceback is for those who look for it."""
+        try:
+            method(**arguments | {"ckpt_path": self.checkpoint})
+        except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            report = self.run_folder / "traceback.txt"
+            report.write_text(traceback.format_exc())
+            raise UserError(f"{error}\n  (the traceback is in {report})", code=1) from error
+
+    # ------------------------------------------------------------------ what a person reads
+
+    def before_fit(self) -> None:
+        """Say what will be trained, on what, and where it goes."""
+        self._announce(data=True)
+        if (self.run_folder / "checkpoints" / "last.ckpt").is_file() and self.checkpoint is None:
+            _say(
+                f"{self.run_folder} holds an earlier run, which this one overwrites; to go on with it: "
+                "--ckpt_path last; to keep it: another --name"
+            )
+
+    def before_validate(self) -> None:
+        """Say what is measured."""
+        self._announce(data=True)
+
+    def before_test(self) -> None:
+        """Say what is measured."""
+        self._announce(data=True)
+
+    def before_predict(self) -> None:
+        """Say what is encoded."""
+        self._announce(data=False)
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        if not self.trainer.fast_dev_run:
+            _say(f"run folder: {self.run_folder}")
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger) and logger.whereabouts:
+                _say(logger.whereabouts)
+
+    def after_validate(self) -> None:
+        """Show the figures."""
+        self._show_figures()
+
+    def after_test(self) -> None:
+        """Show the figures, and say where they are."""
+        self._show_figures()
+        _say(f"written to {self.run_folder / 'metrics.json'}")
+
+    def _show_figures(self) -> None:
+        for name, value in self.trainer.callback_metrics.items():
+            _say(f"  {name.partition('/')[2]:<20} {float(value):.6g}")
+
+    def _announce(self, *, data: bool) -> None:
+        tokenizer = self.model.tokenizer
+        parts = {name: part.parameters() for name, part in self.model.trained_parts().items()}
+        sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
+        listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
+        codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
+        if isinstance(tokenizer, AudioTokenizer):
+            codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
+        _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {codes}")
+        if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
+            try:
+                _say(self.datamodule.describe())
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        if self.checkpoint:
+            _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {self.checkpoint}")
+
+
+def codes_in_words(sizes: Sequence[int]) -> str:
+    """The sizes of the codebooks, level by level, those that repeat in one: 4096 + 3 x 1024."""
+    counted = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
+    return " + ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in counted)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: instead of those of the process.
+
+    Raises:
+        SystemExit: code 2 for a mistake found before training, 1 for one found later; both explained in a line or two.
+    """
+    _quiet()
+    failed = True
+    exits = {"exit_on_error": False}
+    try:
+        TokenizerCLI(
+            TokenizerTask,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={**exits, **{name: dict(exits) for name in LightningCLI.subcommands()}},
+            args=args,
+        )
+        failed = False
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.code) from None
+    finally:
+        if wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
+
+
+def _quiet() -> None:
+    """Silence, one by one, what others say about things that are as they should be."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices found, seeds set, tips
+    for message in (
+        # Lightning's calls of jsonargparse, by names that changed:
+        r"(?s).*(only one JsonargparseDeprecationWarning|(instantiate_classes``|skip_none parameter) was deprecated)",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+        r"The number of training batches .* is smaller than the logging interval",  # steps are counted across epochs
+        r"Total length of `EvaluationLoader` across ranks is zero",  # everything is predicted already, as we say
+        r"Checkpoint directory .* exists and is not empty",  # said in our words before fit
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from vqkit.saving.config import weights_will_follow
+from vqkit.saving.files import named
 
 
 def read_vectors(path: str | os.PathLike[str], codebook_size: int, dim: int, *, dim_name: str) -> Tensor:
@@ -33,16 +34,11 @@ def read_vectors(path: str | os.PathLike[str], codebook_size: int, dim: int, *, 
         return torch.empty(codebook_size, dim, dtype=torch.float32)
     if not Path(path).is_file():
         raise FileNotFoundError(f"base_path={str(path)!r}: there is no such file; scripts/build_codebook.py makes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _check_shape(path, shapes, codebook_size, dim, dim_name)
-            vectors = file.get_tensor(names[0])
-    except SafetensorError as error:
-        raise ValueError(
-            f"base_path={str(path)!r} is not a valid safetensors file ({error}): build it again"
-        ) from error
+    with named(Path(path)), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        _check_shape(path, shapes, codebook_size, dim, dim_name)
+        vectors = file.get_tensor(names[0])
     if not vectors.is_floating_point():
         raise ValueError(f"base_path={str(path)!r} holds {vectors.dtype}: expected floating point")
     vectors = vectors.to(torch.float32)

@@ -93,13 +93,13 @@ class FSQ(FixedGrid):
         return half, offset, (offset / half).tan()
 
     def _pack(self, digits: Tensor) -> Tensor:
-        """(N, D) floating point, which is written over -> (N,) int64."""
+        """(N, D) floating point, which is written over -> (N,) int64; -1 for NaN, which a broken projection makes."""
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            return digits.mul_(self.place_values.to(digits.dtype)).sum(-1).long()
+            return digits.mul_(self.place_values.to(digits.dtype)).sum(-1).nan_to_num(nan=-1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
             indices += digit.long() * place
-        return indices
+        return torch.where(digits.sum(-1).isnan(), -1, indices)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""

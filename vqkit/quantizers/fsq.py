@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +54,8 @@ class FSQ(FixedGrid):
         self.codebook_size = math.prod(levels)
         self.grid_values = list(levels)
         self.register_buffer("level_counts", torch.tensor(levels))
-        places = [math.prod(levels[:position]) for position in range(len(levels))]
-        self.register_buffer("place_values", torch.tensor(places))
+        self._places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(self._places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     level_counts: Tensor
@@ -66,6 +67,12 @@ class FSQ(FixedGrid):
     def grid_mismatch(self, found: Tensor) -> str:
         """The levels of both."""
         return f"levels are {list(self.levels)}, and the state has {found.tolist()}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        found = state_dict.get(f"{prefix}place_values")
+        if found is not None and found.tolist() != self._places:
+            arguments[-1].append(f"{prefix}place_values are {self._places}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""

@@ -32,7 +32,8 @@ def check_arguments(constructor: Callable[..., Any], arguments: Mapping[str, Any
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as files hold it: lists for sequences, whole numbers for floating point too.
+    """Whether a value is of a type, as files hold it: lists for sequences, whole numbers for floating point too, NaN
+    for nothing.
 
     Args:
         value: read from a file, parts and factories already built.
@@ -51,5 +52,5 @@ def fits(value: Any, hint: Any) -> bool:
         return value is None
     if hint in (int, float):
         number = isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-        return number and not (isinstance(value, int) and abs(value) > LARGEST)
+        return number and value == value and not (isinstance(value, int) and abs(value) > LARGEST)
     return not isinstance(hint, type) or isinstance(value, hint)

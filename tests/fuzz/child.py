@@ -1,5 +1,6 @@
 """Runs of many seeds in a child process with limits of time and memory, watched for imports, code and files."""
 
+import faulthandler
 import os
 import re
 import resource
@@ -14,7 +15,7 @@ SECONDS, MEMORY_BYTES = 10, 2**30
 """Of one case: the processor's time, and address space beyond what the process has at the start."""
 
 PROCESSES = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"}
-LIBRARIES = tuple(str(Path(path).resolve()) for path in [*sys.path, sys.base_prefix] if path) + ("/dev/", "/proc/self")
+LIBRARIES = tuple(str(Path(path).resolve()) for path in [*sys.path, sys.base_prefix, "/dev", "/proc/self"] if path)
 """Where modules come from, some of which load others when they are first used."""
 BAIT = {"this", "antigravity", "vqkit.kernels.native.__main__"}
 """Modules that nothing but the damaged files names."""
@@ -55,7 +56,8 @@ def findings(case: Case, seeds: range, folder: Path, *, crashes_are_others: bool
 def _serve(case: Case, seeds: range, folder: Path, writer: int) -> None:
     """Run the cases and end the process; each seed is written before it is tried."""
     try:
-        os.nice(5)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders in C write there what they think of a file
+        faulthandler.disable()
         warnings.simplefilter("ignore")
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -65,11 +67,9 @@ def _serve(case: Case, seeds: range, folder: Path, writer: int) -> None:
         seen: list[str] = []
 
         def watch(event: str, arguments: tuple) -> None:
-            if event in PROCESSES or (event == "import" and arguments[0] in BAIT):
+            opened = arguments[0] if event == "open" and isinstance(arguments[0], str) else str(folder)
+            if event in PROCESSES or not opened.startswith((str(folder), *LIBRARIES)):
                 seen.append(f"{event} {arguments[0]}")
-            elif event == "open" and isinstance(arguments[0], str):
-                if not arguments[0].startswith((str(folder), *LIBRARIES)):
-                    seen.append(f"open {arguments[0]}")
 
         sys.addaudithook(watch)
         with os.fdopen(writer, "w", encoding="utf-8", errors="replace") as lines:
@@ -81,13 +81,16 @@ def _serve(case: Case, seeds: range, folder: Path, writer: int) -> None:
                 signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 problem = _problem(case, seed, place)
                 signal.setitimer(signal.ITIMER_PROF, 0)
+                for name in BAIT & sys.modules.keys():
+                    seen.append(f"import {name}")
+                    del sys.modules[name]
                 if problem or seen:
                     lines.write(f"{seed} {problem or ''} {' '.join(seen)}".replace("\n", " | ") + "\n")
                 else:
                     _remove(place)
                 seen.clear()
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc(file=sys.stdout)
         os._exit(3)
     os._exit(0)
 

@@ -3,7 +3,12 @@
 `docs/security.md` says what is promised. Seeds are fixed: a finding names its seed and leaves its files in the folder.
 """
 
+import importlib
+import io
+import os
 import random
+import subprocess
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,23 +18,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.fuzz.child import Case, findings
+from tests.fuzz import child
+from tests.fuzz.child import MEMORY_BYTES, Case, findings
 from tests.fuzz.mutations import damaged, mutated, mutated_json, mutated_safetensors
 from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer, Tokenizer, TokenShards, TokenShardWriter
 from vqkit.methods.cascaded import CascadedCodebook
 from vqkit.methods.vqgan_lc import FeatureCodebook
 
 MUTATIONS = {
-    "configuration": 2000,
-    "weights": 2000,
-    "vectors": 2000,
-    "shards": 2000,
-    "manifests": 2000,
+    "configuration": 4000,
+    "weights": 3000,
+    "vectors": 5000,
+    "shards": 2500,
+    "manifests": 2500,
     "checkpoints": 1000,
-    "pictures": 2000,
-    "sound": 2000,
+    "pictures": 5000,
+    "sound": 5000,
 }
-"""Damaged files of each kind in the slow tier, which takes three minutes; the long one has twenty times as many."""
+"""Damaged files of each kind in the slow tier, some three minutes; the long tier has twenty times as many, an hour."""
 
 FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.matrix)]
 
@@ -108,20 +114,20 @@ def tokens(seed: int, folder: Path, *, pattern: str, mutate: Callable[[bytes, ra
         TokenShardWriter(folder, quantizer, samples_per_shard=2).close()
 
 
-def checkpoints(seed: int, folder: Path, *, original: Path) -> None:
+def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:
     from trainers.core.checkpoints import read_checkpoint
 
     rng = random.Random(seed)
     path = folder / "last.ckpt"
     if rng.random() < 0.5:
-        path.write_bytes(damaged(original.read_bytes(), rng))
+        path.write_bytes(damaged(original, rng))
     else:
         values = [None, 0, -1, "x", [], {}, torch.tensor([torch.nan]), torch.zeros(1).expand(10**12), Path("x")]
-        torch.save(mutated(torch.load(original), rng, values), path)
+        torch.save(mutated(torch.load(io.BytesIO(original)), rng, values), path)
     read_checkpoint(path)
 
 
-def pictures(seed: int, folder: Path) -> None:
+def picture(seed: int, folder: Path) -> None:
     from PIL import Image
 
     from trainers.image.pictures import Picture, inspect, read
@@ -142,7 +148,7 @@ def pictures(seed: int, folder: Path) -> None:
         assert "\n" not in found
 
 
-def sound(seed: int, folder: Path) -> None:
+def recording(seed: int, folder: Path) -> None:
     import soundfile
 
     from trainers.audio.recordings import Recording, inspect, read
@@ -164,27 +170,80 @@ def sound(seed: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A checkpoint of a run of one step."""
-    trainers = pytest.importorskip("tests.trainers.tiny")
-    from trainers.core.task import TokenizerTask
+    from tests.trainers.tiny import Images, make_tokenizer, make_trainer
+    from trainers.image import ImageTokenizerTask
 
+    trainer = make_trainer(max_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Lightning says about small runs
+        trainer.fit(ImageTokenizerTask(make_tokenizer(), initialization_samples=64), datamodule=Images(4))
     path = tmp_path_factory.mktemp("run") / "last.ckpt"
-    return path
+    trainer.save_checkpoint(path)
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("kind", MUTATIONS)
-def test_damaged_files(kind: str, factor: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    cases: dict[str, Case] = {
+def test_damaged_files(kind: str, factor: int, tmp_path: Path, original: bytes) -> None:
+    from trainers.audio import recordings  # noqa: F401  # with all that they load, before anything is watched
+    from trainers.core import checkpoints  # noqa: F401
+    from trainers.image import pictures  # noqa: F401
+
+    case: Case = {
         "configuration": partial(model, file="config.json", mutate=mutated_json),
         "weights": partial(model, file="model.safetensors", mutate=mutated_safetensors),
         "vectors": vectors,
         "shards": partial(tokens, pattern="*.safetensors", mutate=mutated_safetensors),
         "manifests": partial(tokens, pattern="*.json", mutate=mutated_json),
-        "pictures": pictures,
-        "sound": sound,
-    }
-    case = cases[kind]
+        "checkpoints": partial(checkpoint, original=original),
+        "pictures": picture,
+        "sound": recording,
+    }[kind]
     found = findings(case, range(factor * MUTATIONS[kind]), tmp_path, crashes_are_others=kind in ("pictures", "sound"))
     assert not found, "\n".join(found[:20])
+
+
+def trip(seed: int, folder: Path) -> None:
+    """What the cases above must never do, one for each seed."""
+    if seed == 1:
+        raise KeyError(f"{folder}")
+    if seed == 2:
+        raise ValueError("no name")
+    if seed == 3:
+        raise ValueError(f"{folder}\nin two lines")
+    if seed == 4:
+        bytearray(2 * MEMORY_BYTES)
+    if seed == 5:
+        Path("/etc/hostname").exists() and Path("/etc/hostname").read_bytes()
+    if seed == 6:
+        subprocess.run(["true"])
+    if seed == 7:
+        os.abort()
+    if seed == 8:
+        while True:
+            pass
+    if seed == 9:
+        raise ValueError(f"{folder}: as it should be")
+    if seed == 10:
+        importlib.import_module("this")
+
+
+def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "SECONDS", 0.5)
+    found = findings(trip, range(12), tmp_path)
+    expected = [
+        (1, "KeyError"),
+        (2, "no name of a file"),
+        (3, "several lines"),
+        (4, "MemoryError"),
+        (5, "open /etc/hostname"),
+        (6, "subprocess.Popen"),
+        (7, "ended by SIGABRT"),
+        (8, "ended by SIGPROF"),
+        (10, "import this"),
+    ]
+    assert [int(line.split()[0]) for line in found] == [seed for seed, _ in expected]
+    for line, (_, words) in zip(found, expected, strict=True):
+        assert words in line

@@ -17,18 +17,20 @@ def check_arguments(constructor: Callable[..., Any], arguments: Mapping[str, Any
 
     Args:
         constructor: an `__init__`; arguments without an annotation may be anything.
-        arguments: by name, of those that it has.
+        arguments: by name; `self` is left out.
         where: the place of the object in its configuration, for the message.
 
     Raises:
         ValueError: one is of another type; the message names it.
     """
     hints = get_type_hints(constructor)
-    parameters = inspect.signature(constructor).parameters
-    for name, value in arguments.items():
-        if name in hints and name in parameters and not fits(value, hints[name]):
-            place = f"{where}.{name}".lstrip(".")
-            raise ValueError(f"argument {place!r} is {value!r}: expected {inspect.formatannotation(hints[name])}")
+    _, *parameters = inspect.signature(constructor).parameters.values()
+    for parameter in parameters:
+        name = parameter.name
+        several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name in arguments and name in hints and not several and not fits(arguments[name], hints[name]):
+            wanted = inspect.formatannotation(hints[name])
+            raise ValueError(f"argument {f'{where}.{name}'.lstrip('.')!r} is {arguments[name]!r}: expected {wanted}")
 
 
 def fits(value: Any, hint: Any) -> bool:

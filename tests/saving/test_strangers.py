@@ -5,18 +5,20 @@ import json
 import pkgutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vqkit
-from vqkit import Configured, Quantizer, Tokenizer
+from tests.contract.cases import CASES
+from vqkit import FSQ, LFQ, BaseQuantizer, Configured, Quantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.saving import pretrained
 from vqkit.saving.config import _class_path, from_config, resolve_class
@@ -174,10 +176,44 @@ def test_sizes_that_cannot_match_are_refused_before_memory_is_taken(
         Tokenizer.from_pretrained(tmp_path)
 
 
-def test_a_module_is_compared_before_it_is_built(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_indices_are_computed_from_and_counters_are_those_of_the_configuration(tmp_path: Path) -> None:
+    for quantizer, entry, value, message in (
+        (FSQ([5, 4]), "place_values", [1, 4], r"place_values are \[1, 5\], and the state has \[1, 4\]"),
+        (FSQ([5, 4]), "level_counts", [5, 5], r"levels are \[5, 4\], and the state has \[5, 5\]"),
+        (LFQ(2), "place_values", [1, 3], "place_values: the state packs its bits in another order"),
+        (Quantizer("vq", dim=2, codebook_size=4), "codebook._extra_state", [-1, 0, 0], r"counters are \[-1, 0, 0\]"),
+    ):
+        quantizer.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        save_file(load_file(path) | {entry: torch.tensor(value)}, path)
+        with pytest.raises(ValueError, match=rf"{path}: .*{message}"):
+            BaseQuantizer.from_pretrained(tmp_path)
+
+
+def test_a_module_is_compared_before_it_is_built(saved: Path) -> None:
     """Up to the comparison nothing stands in memory."""
     config = pretrained._read_config(saved / "config.json")
     state = load_file(saved / "model.safetensors")
     with NoMemory(), torch.device("meta"), Bounded(state):
         planned = from_config(config)
     check_entries(state, planned)
+
+
+# ---- indices
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+@pytest.mark.parametrize("name", CASES)
+def test_no_index_out_of_range_leaves_a_quantizer(name: str, value: float) -> None:
+    """Whatever training made of the weights: a NaN in a projection was -2^63 for FSQ."""
+    quantizer = CASES[name].build()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tensor in (*quantizer.parameters(), *quantizer.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(value)
+        x = CASES[name].example()
+        latents, valid, _ = quantizer.eval().open(x)  # not `forward`, since losses may not be defined then
+        for indices in (quantizer.encode(x), quantizer.quantize(latents, valid).indices):
+            sizes = torch.tensor(quantizer.codebook_sizes if quantizer.level_axis else quantizer.codebook_size)
+            assert ((indices >= -1) & (indices < sizes)).all()

@@ -38,10 +38,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: a byte is not what was written, the file is no checkpoint of a run, would run code, or holds weights
             that are not finite; the message names the file and the entry.
     """
-    with named(path):
-        if not zipfile.is_zipfile(path):
+    with named(path), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
             raise ValueError("is no checkpoint, or ends too early: take another one, such as best.ckpt")
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
             broken = packed[0] if packed else archive.testzip()
         if broken:

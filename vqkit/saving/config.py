@@ -319,7 +319,7 @@ def _read_class(value: Mapping[str, Any], mark: str, allow: Sequence[str], where
         if is_own(cls):
             check_arguments(cls.__init__, bound.arguments, where)
         return partial(cls, *positional, **keywords) if mark == "factory" else cls(**keywords)
-    except ValueError:
+    except (ValueError, OSError, ImportError):
         raise
     except Exception as error:  # a constructor trips over numbers that it never met: 0, 10^30, -1
         kind = "does not take these arguments" if isinstance(error, TypeError) else "cannot be built"

@@ -16,18 +16,19 @@ def named(path: Path) -> Iterator[None]:
         path: of the file.
 
     Raises:
-        ValueError: the content is not what its reader expects. Errors of the system that name a file pass as they are.
+        ValueError: the content is not what its reader expects. Errors of the system that name a file, and missing
+            packages, pass as they are.
     """
     try:
         yield
+    except ImportError:
+        raise
     except Exception as error:  # readers of other libraries raise whatever a damaged file leads them to
         if isinstance(error, OSError) and error.filename is not None:
             raise
         message = " ".join(str(error).split())
         if not isinstance(error, ValueError):
             message = f"is damaged or of another kind ({type(error).__name__}: {message})"
-        elif str(path) in message:
-            raise
         raise ValueError(f"{path}: {message}") from error
 
 

@@ -103,8 +103,7 @@ class Pretrained(Configured):
             found = resolve_class(config.get("class_path"), allow=allow)
             if not issubclass(found, cls):
                 raise ValueError(
-                    f"{config_path} describes a {found.__name__}, which is no {cls.__name__}: call"
-                    f" {found.__name__}.from_pretrained."
+                    f"describes a {found.__name__}, which is no {cls.__name__}: call {found.__name__}.from_pretrained."
                 )
         state = _read_weights(weights_path)
         with weights_follow():

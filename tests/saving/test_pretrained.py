@@ -231,6 +231,12 @@ def test_weights_must_fit_exactly(saved: Path, key: str, tensor: Tensor | None, 
         Model.from_pretrained(saved, allow=ALLOW)
 
 
+def test_more_entries_than_any_model_has_are_refused(saved: Path) -> None:
+    save_file({str(number): torch.zeros(1) for number in range(2**15 + 1)}, saved / "model.safetensors")
+    with pytest.raises(ValueError, match="has 32769 entries: expected at most 32768"):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
 def test_constants_that_are_not_finite_are_those_of_the_constructor(tmp_path: Path) -> None:
     Masked().save_pretrained(tmp_path)
     assert torch.equal(Masked.from_pretrained(tmp_path, allow=ALLOW).mask, Masked().mask)

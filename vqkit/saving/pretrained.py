@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
 FORMAT_VERSION = 2
+MOST_ENTRIES = 2**15
+"""In a weights file: torch takes time with the square of their number to load them."""
 
 
 class Pretrained(Configured):
@@ -158,11 +161,14 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
 
 def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Move each part whose state is of one floating point type to that type, since loading keeps the module's own."""
+    dtypes: dict[str, set[torch.dtype]] = defaultdict(set)
+    for name, value in state.items():
+        while name and value.is_floating_point():
+            name = name.rpartition(".")[0]
+            dtypes[name].add(value.dtype)
     for name, part in module.named_modules():
-        prefix = f"{name}." if name else ""
-        dtypes = {value.dtype for key, value in state.items() if key.startswith(prefix) and value.is_floating_point()}
-        if len(dtypes) == 1:
-            part.to(dtype=dtypes.pop())
+        if len(dtypes[name]) == 1:
+            part.to(dtype=next(iter(dtypes[name])))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -195,7 +201,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} holds no complete model. Save or download it again.")
     with named(path):
-        return load_file(path)
+        state = load_file(path)
+        if len(state) > MOST_ENTRIES:
+            raise ValueError(
+                f"has {len(state)} entries: expected at most {MOST_ENTRIES}, since loading compares all names"
+            )
+    return state
 
 
 def _locate(directory_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:

@@ -25,7 +25,7 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
 FORMAT_VERSION = 2
-MOST_ENTRIES = 2**15
+MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
 

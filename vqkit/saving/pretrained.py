@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqkit.saving.config import BUILDABLE, Configured, from_config, resolve_class, to_config, weights_follow
+from vqkit.saving.config import Configured, from_config, is_own, resolve_class, to_config, weights_follow
 from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import from_version_1
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
@@ -108,10 +108,11 @@ class Pretrained(Configured):
                 raise ValueError(
                     f"describes a {found.__name__}, which is no {cls.__name__}: call {found.__name__}.from_pretrained."
                 )
+            named_classes = [resolve_class(path, allow=allow) for path in _class_paths(config)]
         state = _read_weights(weights_path)
         with weights_follow():
             # Constructors of other packages may need values, which the meta device has not: those run once, and freely.
-            if all(path.partition(".")[0] == BUILDABLE[0] for path in _class_paths(config)):
+            if all(map(is_own, named_classes)):
                 with named(config_path), torch.device("meta"), Bounded(state):
                     planned = from_config(config, allow=allow)
                 with named(weights_path):
@@ -189,10 +190,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def _class_paths(value: Any) -> Iterator[Any]:
     """Every class that a configuration names."""
     if isinstance(value, Mapping):
-        yield from (str(value[mark]) for mark in ("class_path", "factory") if mark in value)
+        yield from (value[mark] for mark in ("class_path", "factory") if mark in value)
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         yield from _class_paths(item)
 

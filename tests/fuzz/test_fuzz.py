@@ -37,7 +37,7 @@ MUTATIONS = {
 }
 """Damaged files of each kind in the slow tier, some three minutes; the long tier has twenty times as many, an hour."""
 
-FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.matrix)]
+FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)]
 
 SAVED = sorted(path for path in (Path(__file__).parents[1] / "saving/format_1").iterdir() if path.is_dir())
 BACKBONES = {"image", "audio", "cross_scale"}

@@ -157,9 +157,10 @@ class NoMemory(TorchDispatchMode):
         ("encoder", "channel_multipliers", [1, "1"], r"'encoder.channel_multipliers' is \[1, '1'\]: expected .*int"),
         ("quantizer", "method", "os.system", "'quantizer.method' is 'os.system': expected .*'vq'"),
         ("quantizer", "search", {"class_path": "vqkit.Commitment", "init_args": {"weight": 1}}, "quantizer.search"),
+        ("encoder", "dropout", {"factory": [3, 2]}, r"class_path=\[3, 2\]: expected 'package.module.Class'"),
         ("quantizer", "dim", {"float": "1e3"}, "argument 'quantizer.dim': float='1e3': expected 'inf'"),
         ("encoder", "dropout", {"float": "nan"}, "argument 'encoder.dropout' is nan: expected float"),
-        ("encoder", "patch_size", 2**40, "'encoder': .*ConvEncoder2d does not take these arguments: TypeError"),
+        ("encoder", "patch_size", 2**40, "patch_size=1099511627776: expected a positive number of at most 2147483647"),
     ],
 )  # fmt: skip
 def test_sizes_that_cannot_match_are_refused_before_memory_is_taken(

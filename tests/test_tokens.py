@@ -233,6 +233,7 @@ def test_directory_without_manifest_or_of_another_version_is_refused(tmp_path):
     [
         ({"shards": [{"file": "/etc/passwd", "samples": 1, "sha256": ""}]}, "shards.0.file='/etc/passwd': expected "),
         ({"shards": [{"file": "../x.safetensors", "samples": 1, "sha256": ""}]}, "shards.0.file='../x.safetensors'"),
+        ({"shards": [{"file": "x" * 300 + ".safetensors", "samples": 1, "sha256": ""}]}, "shards.0.file='xxx"),
         ({"shards": [{"file": "x.safetensors", "samples": "1"}]}, "shards.0.samples='1': expected <class 'int'>"),
         ({"shards": None}, "shards=None: expected list"),
         ({"shape": [2, "3"]}, r"shape=\[2, '3'\]: expected list"),

@@ -71,7 +71,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         raise ValueError(f"has shape={manifest['shape']}: expected sizes of at least 0")
     for number, shard in enumerate(manifest["shards"]):
         _check_entries(shard, _SHARD_ENTRIES, f"shards.{number}.")
-        if not re.fullmatch(r"[\w.-]+\.safetensors", shard["file"]):
+        if not re.fullmatch(r"[\w.-]{1,99}\.safetensors", shard["file"], re.ASCII):
             raise ValueError(
                 f"has shards.{number}.file={shard['file']!r}: expected the name of a .safetensors file beside it"
             )

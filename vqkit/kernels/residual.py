@@ -68,11 +68,7 @@ def residual_nearest(
     return ResidualNearest(indices.view(*x.shape[:-1], len(tables)), quantized.view(x.shape))
 
 
-def _residual_nearest_fake(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl: str | None = None) -> Tensor:
-    return x.new_empty((x.shape[0], len(codebooks)), dtype=torch.int64)
-
-
-@operator("residual_nearest", _residual_nearest_fake)
+@operator("residual_nearest", lambda x, codebooks, *_: x.new_empty(x.shape[0], len(codebooks), dtype=torch.int64))
 def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl: str | None = None) -> Tensor:
     """Rows (N, D), S codebooks (K, D) -> (N, S) int64."""
 

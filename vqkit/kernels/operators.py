@@ -33,7 +33,7 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
 
 
 def gradient(name: str, *wanted: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: makes a function the gradient of an operator, an operator `<name>_backward` itself, with no second one.
+    """Decorator: makes a function the gradient of an operator, itself an operator `<name>_backward` that has none.
 
     The function takes the upstream gradients, then the arguments of the operator, and returns the gradients to those of
     them that are `wanted`, each of the shape and dtype of its argument.

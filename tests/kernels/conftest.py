@@ -8,7 +8,7 @@ import torch
 
 from tests.kernels.stand_ins import interpreted, without
 from vqkit.kernels import engines, native
-from vqkit.kernels.torch_search import float32_scan
+from vqkit.kernels.torch_search import search
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def torch_path() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(torch_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search in plain torch, with several tiles in both directions."""
-    monkeypatch.setattr(float32_scan, "tile_shape", lambda rows, size, depth: (96, max(1, min(rows, 70))))
+    monkeypatch.setattr(search, "tile_shape", lambda size, depth: (96, 70))
 
 
 @pytest.fixture(params=["torch", "native"])

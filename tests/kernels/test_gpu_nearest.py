@@ -10,8 +10,7 @@ import torch
 from tests.few import few
 from tests.kernels.data import DATA, METRICS, data_set, oracle, oracle_scores
 from tests.kernels.stand_ins import without
-from vqkit.kernels import gpu, nearest, search_path
-from vqkit.kernels.gpu import bound
+from vqkit.kernels import bounds, gpu, nearest, search_path
 from vqkit.kernels.gpu import nearest as fused
 from vqkit.kernels.gpu.planes import code_planes
 
@@ -136,7 +135,7 @@ def test_a_second_look_that_finds_nothing(
 def test_rows_too_long_for_the_bound_take_the_torch_path(
     gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bound, "MOST", 2.0**-13)
+    monkeypatch.setattr(bounds, "MOST", 2.0**-13)
     monkeypatch.setattr(fused, "nearest", None)
     x, codes = data_set("gaussian", rows=4, size=20, depth=300)
     assert torch.equal(search(gpu_path, x, codes), oracle(x, codes, "euclidean"))

@@ -10,7 +10,6 @@ from torch import Tensor
 from tests.kernels.data import METRICS, Products, data_set, oracle
 from tests.kernels.stand_ins import without
 from vqkit.kernels import native, nearest
-from vqkit.kernels.torch_search import float32_scan
 from vqkit.kernels.torch_search import search as torch_search
 
 
@@ -21,7 +20,7 @@ def test_memory_does_not_grow_with_rows_times_codes(torch_path: None, name: str,
     x, codes = data_set(name, rows, size, depth)
     with Products() as products:
         torch_search.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")
-    bound = 8 * max((rows + size) * depth, 4 * 2 * float32_scan.TILE_SCORES)
+    bound = 8 * max((rows + size) * depth, 4 * 2 * torch_search.TILE_SCORES)
     assert products.largest <= bound < 4 * rows * size
 
 
@@ -153,11 +152,11 @@ def test_wrong_dtypes_and_devices_are_named() -> None:
 
 def test_a_device_without_float64_says_high(monkeypatch: pytest.MonkeyPatch, torch_path: None) -> None:
     """Such a device searches in float32 throughout, and refuses to promise more."""
-    from vqkit.kernels import matmul_precision, search_path
+    from vqkit.kernels import bounds, search_path
 
-    for module in ("torch_search.float64_ties", "nearest", "scores", "torch_search.float32_scan"):
+    for module in ("torch_search.float64_ties", "torch_search.search", "nearest"):
         monkeypatch.setattr(sys.modules[f"vqkit.kernels.{module}"], "widest_dtype", lambda device: torch.float32)
-    assert matmul_precision.widest_dtype(torch.device("mps")) == torch.float32
+    assert bounds.widest_dtype(torch.device("mps")) == torch.float32
     assert search_path("cpu")[:2] == ("torch", "high")
     x, codes = data_set("gaussian")
     with pytest.raises(ValueError, match="precision is 'exact', but cpu has no float64"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines
+from vqkit.kernels.bounds import result_dtype
 from vqkit.kernels.operators import gradient, operator
 from vqkit.kernels.softmax_rows import (
     Block,
@@ -13,7 +14,6 @@ from vqkit.kernels.softmax_rows import (
     check_logits,
     check_vector,
     prepare,
-    result_dtype,
     softmax_blocks,
 )
 

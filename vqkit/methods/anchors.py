@@ -10,7 +10,7 @@ from torch import Tensor
 from vqkit import distributed, kernels
 from vqkit.functional import unit
 from vqkit.kernels import Metric
-from vqkit.kernels.matmul_precision import widest_dtype
+from vqkit.kernels.bounds import widest_dtype
 from vqkit.saving.config import Configured
 
 _PIECE = 2**20

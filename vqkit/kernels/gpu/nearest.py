@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import gpu
-from vqkit.kernels.gpu.bound import BIAS_ERROR, relative_error
+from vqkit.kernels.bounds import kernel_bounds, tensor_core_error
 from vqkit.kernels.gpu.decide import decide_kernel, settle_kernel
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.planes import CodePlanes, RowPlanes, code_planes, median_codes, row_planes
 from vqkit.kernels.gpu.scan import list_kernel, scan_kernel
 from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, ScanTile, list_tile, scan_tile
-from vqkit.kernels.rounding import gamma
 
 METRICS = ("euclidean", "dot", "cosine")
 CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
@@ -53,7 +52,7 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
         valid: (G, K) bool or None.
         metric: "euclidean", "dot" or "cosine".
         precision: "exact": the float64 argmin, which needs an architecture whose accumulators are known
-            (`bound.is_proven`). "high": groups are compared by the sums of three products of halves. "fast": by one
+            (`bounds.is_proven`). "high": groups are compared by the sums of three products of halves. "fast": by one
             product of rounded numbers. The codes of the best groups are compared in float64 in any case.
 
     Returns:
@@ -74,7 +73,7 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     rows = row_planes(x, centre if metric == "euclidean" else None, _padded(x.shape[1], tile.rows), tile.width, planes)
     table = code_planes(codes, centre, valid, kind, _padded(codes.shape[1], tile.codes), tile.width, planes)
     scan = _scan(rows, table, tile)
-    error = relative_error(architecture, tile.width, 2 * planes - 1) if precision == "exact" else EQUAL
+    error = tensor_core_error(architecture, tile.width, 2 * planes - 1) if precision == "exact" else EQUAL
     return _decide(x, codes, rows, table, scan, tile, kind, error)
 
 
@@ -114,14 +113,12 @@ def _decide(
     indices = x.new_empty(groups, number, dtype=torch.int64)
     listed, limits = x.new_empty(groups, number, dtype=torch.int32), x.new_empty(groups, number, dtype=torch.float32)
     counts = x.new_zeros(groups, number, dtype=torch.int32)
-    half = 0.5 if metric == EUCLIDEAN.value else 0.0
-    underflow = 2 * 3 * (tile.width + 1) * torch.finfo(torch.float32).tiny
-    tie = gamma(4 * (depth + 4), torch.float64)
+    bounds = kernel_bounds(error, depth, tile.width, euclidean=metric == EUCLIDEAN.value)
     gpu.launch(
         decide_kernel,
         (number, groups),
         *(x, codes, rows.norms, table.bias, table.state, *scan, indices, listed, limits, counts),
-        *(number, size, padded_rows, padded_codes, error, half * BIAS_ERROR, underflow, tie),
+        *(number, size, padded_rows, padded_codes, *bounds),
         **{"METRIC": metric, "D": depth, "BD": min(DECIDE_DEPTH, tile.depth), "BK": tile.codes, "SLOTS": SLOTS},
         **{"MOST_SPLITS": MOST_SPLITS, "CANDIDATES": CANDIDATES, "splits": splits},
     )
@@ -142,7 +139,7 @@ def _decide(
         settle_kernel,
         (workers, groups),
         *(x, codes, table.usable, table.state, listed, found, counts, indices),
-        *(number, size, padded_codes, tie),
+        *(number, size, padded_codes, bounds.tie),
         **{"METRIC": metric, "D": depth, "BD": SETTLE_DEPTH, "CANDIDATES": CANDIDATES},
         maxnreg=ALL_REGISTERS,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqkit.kernels import gpu
 from vqkit.kernels.gpu.pairs import COSINE, EUCLIDEAN
-from vqkit.kernels.torch_search.float32_scan import FAR, SAMPLE
+from vqkit.kernels.torch_search.search import FAR, SAMPLE
 
 BLOCK_NUMBERS = 4096  # of the vectors that a program splits at once
 LONG = tl.constexpr(2.0**62)  # longer vectors are left out of the products, where scores could overflow
@@ -51,7 +51,7 @@ class CodePlanes(NamedTuple):
 
 
 def median_codes(codes: Tensor) -> Tensor:
-    """(G, D) float32: the median of a few codes (G, K, D), as `vqkit.kernels.torch_search.float32_scan.centre_of`."""
+    """(G, D) float32: the median of a few codes (G, K, D), as `vqkit.kernels.torch_search.search.centre_of`."""
     groups, number, depth = codes.shape
     centre = codes.new_empty(groups, depth, dtype=torch.float32)
     step = -(-number // SAMPLE)

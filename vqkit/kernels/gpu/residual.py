@@ -18,13 +18,12 @@ import triton
 from torch import Tensor
 
 from vqkit.kernels import gpu
-from vqkit.kernels.gpu.bound import BIAS_ERROR, is_proven, relative_error
+from vqkit.kernels.bounds import is_proven, kernel_bounds, tensor_core_error
 from vqkit.kernels.gpu.nearest import METRICS, SETTLERS
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.planes import code_planes, median_codes
 from vqkit.kernels.gpu.residual_kernels import levels_kernel, settle_levels_kernel
 from vqkit.kernels.gpu.tiles import ALL_REGISTERS
-from vqkit.kernels.rounding import gamma
 
 CHUNK = 128  # numbers of a row that are multiplied at once
 DEEPEST = 1024  # numbers of a row that its length is bounded for
@@ -88,14 +87,13 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
     listed, level_of = (x.new_empty(number, dtype=torch.int32) for _ in range(2))
     count = x.new_zeros(1, dtype=torch.int32)
     euclidean = kind == EUCLIDEAN.value
-    error = relative_error(gpu.architecture(x.device), width, 3)
-    underflow = 2 * 3 * (width + 1) * torch.finfo(torch.float32).tiny
-    tie = gamma(4 * (depth + 4), torch.float64)
+    error = tensor_core_error(gpu.architecture(x.device), width, 3)
+    bounds = kernel_bounds(error, depth, width, euclidean=euclidean)
     gpu.launch(
         levels_kernel,
         (rows // tile.rows,),
         *(x, codes, table.planes, centre, table.bias, table.state, total, halves, indices, listed, level_of, count),
-        *(number, levels, size, padded, rows, error, BIAS_ERROR / 2 if euclidean else 0.0, underflow, tie),
+        *(number, levels, size, padded, rows, *bounds),
         **{"METRIC": kind, "CENTRED": euclidean, "D": depth, "WIDTH": width, "BD": DEPTH_BLOCK},
         **{"BN": tile.rows, "BK": tile.codes, "STAGES": tile.stages, "CHUNK": min(width, CHUNK)},
         **{"num_warps": tile.warps, "num_stages": tile.stages},
@@ -105,7 +103,7 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
         settle_levels_kernel,
         (min(number, gpu.multiprocessors(x.device) * SETTLERS),),
         *(x, codes, table.usable, table.state, total, left, indices, listed, level_of, count),
-        *(levels, size, padded, tie),
+        *(levels, size, padded, bounds.tie),
         **{"METRIC": kind, "D": depth, "BD": DEPTH_BLOCK, "BK": CODE_BLOCK},
         maxnreg=ALL_REGISTERS,
     )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import gpu
+from vqkit.kernels.bounds import is_proven
 from vqkit.kernels.gpu import nearest, residual, soft, statistics
-from vqkit.kernels.gpu.bound import is_proven
 
 ROWS, CODES, DEPTH = 300, 200, 20  # several tiles in each direction, the last of them padded
 TOLERANCE = 2.0**-10  # of the largest number: far above the rounding of either engine, far below a lost term

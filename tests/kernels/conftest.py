@@ -1,13 +1,13 @@
 """Which path a search takes: the tests of results run on each that is there."""
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.kernels.stand_ins import interpreted, without
-from vqkit.kernels import engines, native
+from vqkit.kernels import engines, gpu, native
 from vqkit.kernels.torch_search import search
 
 
@@ -50,6 +50,19 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         monkeypatch.setenv(engines.SWITCH, "1")
         yield torch.device("cuda")
         return
-    # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
-    with interpreted(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with interpreted():
         yield torch.device("cpu")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that were started."""
+    names: list[str] = []
+    launch = gpu.launch
+
+    def recorded(kernel: Any, *arguments: object, **options: object) -> None:
+        names.append(kernel.fn.__name__)
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(gpu, "launch", recorded)
+    return names

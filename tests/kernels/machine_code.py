@@ -52,7 +52,7 @@ def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list
     valid = torch.ones(1, codes, dtype=torch.bool)
     found = [
         _search("", x, e),
-        _search("of one plane", x.bfloat16(), e.bfloat16(), kernels={*PRODUCTS, "planes._codes_kernel"}),
+        _search("of one half", x.bfloat16(), e.bfloat16(), kernels={*PRODUCTS, "split_operands._codes_kernel"}),
         _search("float16, dot", x.half(), e.half(), metric="dot", kernels={"scan.scan_kernel", "decide.decide_kernel"}),
         _search("cosine, masked", x, e, valid, "cosine"),
         Case("residual_nearest", lambda: OPERATORS.residual_nearest(x, [e, e], "euclidean")),
@@ -64,7 +64,7 @@ def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list
     for depth in others:
         x, e = torch.randn(rows, depth), torch.randn(codes, depth)
         found.append(_search("", x, e, kernels=PRODUCTS if depth > first else None))
-        found.append(_search("of one plane", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
+        found.append(_search("of one half", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
         found.append(_statistics(x, index, codes))
     found += _soft(x, e)[-2:]
     found.append(Case(f"residual_nearest D={x.shape[1]}", lambda: OPERATORS.residual_nearest(x, [e, e], "dot")))

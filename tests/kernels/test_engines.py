@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -34,23 +33,8 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("vqkit.kernels.gpu.self_check.ROWS", 20)  # several tiles of the interpreter
     monkeypatch.setattr("vqkit.kernels.gpu.self_check.CODES", 20)
     monkeypatch.setattr("vqkit.kernels.gpu.self_check.DEPTH", 4)
-    # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
-    with interpreted(verified=False), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with interpreted(verified=False):
         yield
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels that were started."""
-    names: list[str] = []
-    launch = gpu.launch
-
-    def recorded(kernel, grid, *arguments, **options) -> None:  # type: ignore[no-untyped-def]
-        names.append(kernel.fn.__name__)
-        launch(kernel, grid, *arguments, **options)
-
-    monkeypatch.setattr(gpu, "launch", recorded)
-    return names
 
 
 def call_everything(impl: engines.Impl | None = None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.few import few
 from tests.kernels.stand_ins import without
 from vqkit.kernels import gpu, native, residual_nearest
+from vqkit.kernels.gpu.tiles import LONGER, TABLE
 
 METRICS = ("euclidean", "dot")
 
@@ -75,8 +76,8 @@ def test_equals_the_loop(
 def test_long_rows_are_multiplied_in_chunks(
     gpu_path: torch.device, launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused = pytest.importorskip("vqkit.kernels.gpu.residual")
-    monkeypatch.setattr(fused, "CHUNK", 16)
+    for entries in TABLE["levels"].values():
+        monkeypatch.setitem(entries, LONGER, entries[LONGER]._replace(depth=16))
     check(gpu_path, *problem(rows=18, depth=35, sizes=(20, 20)))
     assert launches.listed <= 1
 

@@ -27,20 +27,6 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, "multiprocessors", lambda device: 4)
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels that were started."""
-    names: list[str] = []
-    launch = gpu.launch
-
-    def recorded(kernel, grid, *arguments, **options) -> None:  # type: ignore[no-untyped-def]
-        names.append(kernel.fn.__name__)
-        launch(kernel, grid, *arguments, **options)
-
-    monkeypatch.setattr(gpu, "launch", recorded)
-    return names
-
-
 def example(shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, codes with an offset, and gradients to results of the rows' shape."""
     number, size, depth = shape
@@ -66,10 +52,11 @@ def assert_equal(
 
 
 def test_the_parts_are_all_there_is(gpu_path: torch.device) -> None:
-    soft_tiles = pytest.importorskip("vqkit.kernels.gpu.soft_tiles")
+    from vqkit.kernels.gpu.tiles import parts_of
+
     for programs in range(1, 12):
         for tiles in range(1, 12):
-            parts, per_part = soft_tiles.parts_of(programs, tiles, gpu_path)
+            parts, per_part = parts_of(programs, tiles, gpu_path)
             assert (parts - 1) * per_part < tiles <= parts * per_part
 
 

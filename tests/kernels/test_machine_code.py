@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Bytes that a program can have; 80 stands for all of its generation, of which the A100 alone has more, 163 KiB.
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MOST_COMPARISONS = 2.0  # for each score, in the loop of the search
-PLANES_PASSES = {1: 1, 2: 3}  # products for each score, of one plane and of two halves
+PRODUCTS = {1: 1, 2: 3}  # for each score, by the halves of its numbers
 
 
 @pytest.fixture(scope="session", params=list(SHARED), ids="sm_{}".format)
@@ -93,7 +93,7 @@ def test_the_loop_that_is_counted_is_one_tile(machine_code: tuple[int, list[dict
         if report["kernel"] == "scan.scan_kernel":
             (loop,) = report["loops"]
             constants = report["constants"]
-            products = scores_of_a_thread(report) * constants["WIDTH"] * PLANES_PASSES[constants["PLANES"]]
+            products = scores_of_a_thread(report) * constants["WIDTH"] * PRODUCTS[constants["HALVES"]]
             chunks = constants["WIDTH"] // constants["BD"]
             expected = {products, products / chunks} if architecture < 100 else {None}  # a loop over chunks, or none
             assert loop["products"] in expected, named(report)

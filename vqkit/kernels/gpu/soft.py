@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit.kernels import gpu
-from vqkit.kernels.gpu.halves import TOP, split
-from vqkit.kernels.gpu.soft_passes import Problem, Terms, code_sums, gradients, row_sums
-from vqkit.kernels.gpu.soft_tiles import INTERPRETED_PADDING, PADDING
+from vqkit.kernels.gpu.soft_passes import Operands, Terms, code_sums, gradients, row_sums
+from vqkit.kernels.gpu.split_operands import TOP, SplitVectors, split_vectors
+from vqkit.kernels.gpu.tiles import padding_of, tile_of
 
 
 def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -43,7 +42,7 @@ def index_backpropagation_backward(
     kept = indices >= 0
     problem = _prepare(z, codes, temperature, kept)
     gradient = _zeroed(gradient, kept)
-    terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
+    terms = Terms(query=_split(gradient.clone(), len(problem.z.unit)))
     sums = row_sums(problem, terms)
     dz, dcodes = gradients(problem, sums, terms, sums.weighted / sums.total)
     return dz, dcodes.index_add_(0, indices.clamp(min=0), gradient)
@@ -57,7 +56,7 @@ def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor
     kept = indices >= 0
     problem = _prepare(z, codes, 1.0, kept)
     gradient, rows, drawn = _zeroed(gradient, kept), _zeroed(z, kept), indices.clamp(min=0)
-    terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
+    terms = Terms(query=_split(gradient.clone(), len(problem.z.unit)))
     sums = row_sums(problem, terms)
     centred = codes[drawn].float() - problem.mean
     value = (gradient * centred).sum(1)
@@ -68,23 +67,28 @@ def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor
     return dz.mul_(0.5), dcodes.mul_(0.5).index_add_(0, drawn, gradient)
 
 
-def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Problem:
-    padding = INTERPRETED_PADDING if gpu.architecture(z.device) == gpu.INTERPRETER else PADDING
+def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Operands:
+    padding = padding_of(z.device)
     rows, columns = (max(1, -(-len(vectors) // padding)) * padding for vectors in (z, codes))
     mean = codes.mean(0, dtype=torch.float32)
     # Less the mean code: it shifts all logits of a row alike, and would cost digits.
-    code_halves = split(codes - mean, columns, common=True)
-    row_halves = split(_zeroed(z, kept), rows, common=False)
-    factor = row_halves.unit * (code_halves.unit / (TOP * TOP * temperature))
+    split_codes = _split(codes - mean, columns, common=True)
+    split_rows = _split(_zeroed(z, kept), rows)
+    factor = split_rows.unit * (split_codes.unit / (TOP.value * TOP.value * temperature))
     bias = mean.new_zeros(columns)
     bias[len(codes) :] = -torch.inf
-    return Problem(row_halves, code_halves, mean, factor, bias, (len(z), *codes.shape), temperature)
+    return Operands(split_rows, split_codes, mean, factor, bias, (len(z), *codes.shape), temperature)
+
+
+def _split(vectors: Tensor, padded: int, *, common: bool = False) -> SplitVectors:
+    depth = vectors.shape[1]
+    return split_vectors(vectors, padded, tile_of("row sums", depth, vectors.device).width(depth), common=common)
 
 
 def _zeroed(rows: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept[:, None], rows, 0).float()
 
 
-def _padded(values: Tensor, problem: Problem) -> Tensor:
+def _padded(values: Tensor, problem: Operands) -> Tensor:
     """(N') float32: values (N,) and zeros."""
     return F.pad(values.float(), (0, len(problem.factor) - len(values)))

@@ -31,6 +31,9 @@ MOST = 24  # configurations of a bucket
 CALLS, ROUNDS = 5, 3  # calls in a row are timed, and the fastest round counts
 
 
+Limits = dict[str, tuple[float, float]]
+
+
 class Bucket(NamedTuple):
     """One entry of the table.
 
@@ -48,7 +51,7 @@ class Bucket(NamedTuple):
     entries: dict[float, Tile]
     most: float
     call: Callable[[], object]
-    limits: dict[str, tuple[float, float]] = {}
+    limits: Limits
 
     @property
     def tile(self) -> Tile:
@@ -62,9 +65,9 @@ def buckets(device: str, depths: Sequence[int], shape: Shape) -> Iterator[Bucket
 
     place = torch.device(torch_device(device))
 
-    def bucket(kernel: str, depth: int, call: Callable[[], object], **limits: tuple[float, float]) -> Bucket:
+    def bucket(kernel: str, depth: int, call: Callable[[], object], limits: Limits | None = None) -> Bucket:
         entries = TABLE[kernel][gpu.generation(place)]
-        return Bucket(kernel, depth, entries, min(most for most in entries if depth <= most), call, limits)
+        return Bucket(kernel, depth, entries, min(most for most in entries if depth <= most), call, limits or {})
 
     padding = 16, padding_of(place)
     for depth in depths:
@@ -76,10 +79,10 @@ def buckets(device: str, depths: Sequence[int], shape: Shape) -> Iterator[Bucket
         entropy = partial(soft.assignment_entropy, x, codes, weights, 0.01)
         backward = partial(soft.assignment_entropy_backward, weights, dmean, x, codes, weights, 0.01)
         for kernel, call in (("row sums", entropy), ("code sums", entropy), ("gradient", backward)):
-            yield bucket(kernel, depth, call, owned=padding, streamed=padding, out=(16, 256))
+            yield bucket(kernel, depth, call, {"owned": padding, "streamed": padding, "out": (16, 256)})
         index = torch.randint(len(codes), (len(x),), device=place)
         sums = partial(statistics.segment_sums, x, index, len(codes), None)
-        yield bucket("segment sums", depth, sums, owned=(4, 1024), streamed=(1, 1), depth=(1, 1024))
+        yield bucket("segment sums", depth, sums, {"owned": (4, 1024), "streamed": (1, 1), "depth": (1, 1024)})
     books = [codes[: shape.codes // 8] for _ in range(8)]
     if not residual.unfit(x, books, "euclidean"):
         yield bucket("levels", depth, partial(residual.search_levels, x, books, "euclidean"))

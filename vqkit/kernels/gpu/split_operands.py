@@ -25,6 +25,7 @@ from triton import knobs
 
 from vqkit.kernels import gpu
 from vqkit.kernels.gpu.pairs import COSINE, EUCLIDEAN
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS
 from vqkit.kernels.torch_search.search import FAR, SAMPLE
 
 BLOCK_NUMBERS = 4096  # of the vectors that a program splits at once
@@ -142,6 +143,7 @@ def _launch(
         *(vectors, vectors if centre is None else centre, *tensors, number, padded, groups),
         **options,
         **{"D": depth, "WIDTH": width, "HALVES": count, "CENTRED": centre is not None, "BR": rows, "BD": chunk},
+        maxnreg=ALL_REGISTERS,
     )
 
 
@@ -223,10 +225,10 @@ def _codes_kernel(
 ):  # fmt: skip
     group = tl.program_id(1).to(tl.int64)
     codes = tl.program_id(0) * BR + tl.arange(0, BR)
+    square, finite = _squares(codes_ptr, centre_ptr, group, codes, number, D, WIDTH, CENTRED, BR, BD)
     valid = codes < number
     if MASKED:
         valid &= tl.load(valid_ptr + group * number + codes, valid, 0) != 0
-    square, finite = _squares(codes_ptr, centre_ptr, group, codes, number, D, WIDTH, CENTRED, BR, BD)
     usable = valid & finite
     length = tl.where(usable, tl.sqrt(square), 0)
     scale = tl.full([BR], 1, tl.float64)

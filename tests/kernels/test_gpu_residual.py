@@ -1,7 +1,5 @@
 """All levels of a residual search in one launch, against the loop over levels in plain torch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from vqkit.kernels import gpu, native, residual_nearest
 from vqkit.kernels.gpu.tiles import LONGER, TABLE
 
 METRICS = ("euclidean", "dot")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 class Launches(list[str]):
@@ -36,14 +35,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
     monkeypatch.setattr(gpu, "launch", counted)
     return names
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def problem(rows: int = 35, depth: int = 6, sizes: tuple[int, ...] = (40, 17, 20)) -> tuple[Tensor, list[Tensor]]:

@@ -1,7 +1,5 @@
 """Counts and sums by segment in the GPU's kernels, which have several chunks and passes even in the interpreter."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,14 +8,7 @@ from tests.few import few
 from vqkit.kernels import gpu, segment_stats
 
 NUM_SEGMENTS = 9
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def problem(device: torch.device, indices: Tensor, depth: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.data import DATA, METRICS, Products, data_set, oracle, oracle_scores
+from tests.kernels.data import DATA, METRICS, data_set, oracle, oracle_scores
+from tests.kernels.graphs import Watch, matmul_precision, with_threads
 from tests.kernels.stand_ins import without
 from vqkit.kernels import native, nearest, search_path
 from vqkit.kernels.torch_search import float64_ties
@@ -87,14 +88,8 @@ def test_a_row_called_certain_is_right_however_far_the_data_lie(shipped_path: No
 @pytest.mark.parametrize("name", ["gaussian", "near duplicates"])
 def test_any_number_of_threads_gives_the_same_codes(shipped_path: None, name: str) -> None:
     x, codes = data_set(name, rows=400, size=700, depth=64)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            results.append(nearest(x, codes).indices)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    first, *others = with_threads((1, 2, 3), lambda: nearest(x, codes).indices)
+    assert all(torch.equal(other, first) for other in others)
 
 
 def test_the_compiled_path_gives_the_codes_of_the_torch_path() -> None:
@@ -114,20 +109,15 @@ def test_a_lowered_matmul_precision_changes_nothing(path: str, precision: str) -
     """Processors with bfloat16 units would round the inputs of a float32 product; so none may be formed."""
     x, codes = data_set("gaussian", rows=2000, size=500)
     expected = nearest(x, codes).indices
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        with Products() as products:
+    with matmul_precision(precision):
+        with Watch() as watch:
             indices = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
-        assert products.dtypes == {torch.float64}
+        assert watch.products == {torch.float64}
         assert torch.equal(indices[0, :, 0], expected)
         assert torch.equal(nearest(x, codes).indices, expected)
-        assert torch.get_float32_matmul_precision() == precision
-    finally:
-        torch.set_float32_matmul_precision(before)
-    with Products() as products:
+    with Watch() as watch:
         torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
-    assert torch.float32 in products.dtypes
+    assert torch.float32 in watch.products
 
 
 @pytest.mark.parametrize("metric", METRICS)

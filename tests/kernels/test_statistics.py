@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.graphs import Watch
+from tests.kernels.graphs import Watch, traced, with_threads
 from vqkit.kernels import segment_stats, statistics
 
 
@@ -96,13 +96,7 @@ def test_one_tensor_for_the_collective() -> None:
 def test_any_number_of_threads_gives_the_same_bits(weighted: bool) -> None:
     x, indices = torch.randn(20_000, 16), torch.randint(7, (20_000,))  # long runs: the order of additions would show
     weights = torch.rand(20_000) if weighted else None
-    threads, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3, 8):
-            torch.set_num_threads(number)
-            results.append(segment_stats(x, indices, 7, weights=weights).packed)
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads((1, 2, 3, 8), lambda: segment_stats(x, indices, 7, weights=weights).packed)
     assert all(torch.equal(result, results[0]) for result in results)
     order = torch.randperm(20_000)
     shuffled = segment_stats(x[order], indices[order], 7).sums
@@ -140,15 +134,13 @@ def test_memory_is_that_of_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compile_and_export() -> None:
     x, indices = torch.randn(40, 3), torch.randint(-1, 6, (40,))
 
-    class Stats(torch.nn.Module):
-        def forward(self, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-            return segment_stats(2 * x, indices, 6)[:2]
+    def statistics(x: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+        return segment_stats(2 * x, indices, 6)[:2]
 
-    rows = torch.export.Dim("rows")
-    exported = torch.export.export(Stats(), (x, indices), dynamic_shapes=({0: rows}, {0: rows})).module()
-    for module in (torch.compile(Stats(), fullgraph=True, backend="aot_eager"), exported):
+    compiled, exported = traced(statistics, (x, indices), [0, 1])
+    for module in (compiled, exported):
         for number in (40, 11):
-            torch.testing.assert_close(module(x[:number], indices[:number]), Stats()(x[:number], indices[:number]))
+            torch.testing.assert_close(module(x[:number], indices[:number]), statistics(x[:number], indices[:number]))
     with pytest.raises(ValueError, match="indices holds 6"):
         exported(x, indices + (indices == 5))
 

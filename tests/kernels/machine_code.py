@@ -21,12 +21,12 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import calibration
+from tests.kernels import soft_operators
 from tests.kernels.sass import COMPARISONS, SPILLS, TENSOR_CORE, Listing, products_of_a_thread
 from tests.kernels.stand_ins import compiled_for
 from vqkit.kernels import gpu
 
 OPERATORS = torch.ops.vqkit
-TEMPERATURE = 0.5
 PRODUCTS = {"scan.scan_kernel", "scan.list_kernel"}  # whose tiles depend on D
 
 
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list[Case]:
-    """What is called: each operator at one depth, and again at others what is made anew for a depth.
+    """What is case: each operator at one depth, and again at others what is made anew for a depth.
 
     Args:
         rows: N; no kernel is made for an N or a K.
@@ -49,12 +49,11 @@ def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list
     """
     x, e = torch.randn(rows, first), torch.randn(codes, first)
     index, weights = torch.arange(rows) % codes, torch.rand(rows)
-    valid = torch.ones(1, codes, dtype=torch.bool)
     found = [
         _search("", x, e),
         _search("of one half", x.bfloat16(), e.bfloat16(), kernels={*PRODUCTS, "split_operands._codes_kernel"}),
         _search("float16, dot", x.half(), e.half(), metric="dot", kernels={"scan.scan_kernel", "decide.decide_kernel"}),
-        _search("cosine, masked", x, e, valid, "cosine"),
+        _search("cosine, masked", x, e, metric="cosine"),
         Case("residual_nearest", lambda: OPERATORS.residual_nearest(x, [e, e], "euclidean")),
         _statistics(x, index, codes),
         Case("segment_stats, weights", lambda: OPERATORS.segment_stats(x, index, codes, weights, torch.float32)),
@@ -66,7 +65,7 @@ def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list
         found.append(_search("", x, e, kernels=PRODUCTS if depth > first else None))
         found.append(_search("of one half", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
         found.append(_statistics(x, index, codes))
-    found += _soft(x, e)[-2:]
+    found += _soft(x, e, ["index_backpropagation"])
     found.append(Case(f"residual_nearest D={x.shape[1]}", lambda: OPERATORS.residual_nearest(x, [e, e], "dot")))
     return found
 
@@ -77,33 +76,24 @@ def _statistics(x: torch.Tensor, index: torch.Tensor, codes: int) -> Case:
 
 
 def _search(
-    detail: str,
-    x: torch.Tensor,
-    e: torch.Tensor,
-    valid: torch.Tensor | None = None,
-    metric: str = "euclidean",
-    kernels: set[str] | None = None,
+    detail: str, x: torch.Tensor, e: torch.Tensor, *, metric: str = "euclidean", kernels: set[str] | None = None
 ) -> Case:
-    def call() -> None:
-        OPERATORS.nearest(x[None], e[None], valid, metric, 1, "high")
-
+    valid = torch.ones(1, len(e), dtype=torch.bool) if metric == "cosine" else None
+    call = partial(OPERATORS.nearest, x[None], e[None], valid, metric, 1, "high")
     return Case(f"nearest D={x.shape[1]} {detail}", call, kernels)
 
 
-def _soft(z: torch.Tensor, e: torch.Tensor) -> list[Case]:
-    weights, index = torch.full(z.shape[:1], 1 / len(z)), torch.arange(len(z)) % len(e)
-    by_row, by_code, by_entry = torch.randn(len(z)), torch.randn(len(e)), torch.randn_like(z)
-    calls = {
-        "assignment_entropy": lambda: OPERATORS.assignment_entropy(z, e, weights, TEMPERATURE),
-        "assignment_entropy backward": lambda: OPERATORS.assignment_entropy_backward(
-            by_row, by_code, z, e, weights, TEMPERATURE
-        ),
-        "index_backpropagation backward": lambda: OPERATORS.index_backpropagation_backward(
-            by_entry, z, e, index, TEMPERATURE
-        ),
-        "reinmax backward": lambda: OPERATORS.reinmax_backward(by_entry, z, e, index),
-    }
-    return [Case(f"{name} D={z.shape[1]}", call) for name, call in calls.items()]
+def _soft(z: torch.Tensor, e: torch.Tensor, names: Sequence[str] = soft_operators.REGISTERED) -> list[Case]:
+    """The passes that an operator makes by itself, where it makes some, and those of its gradient."""
+    found = []
+    for name in names:
+        tested = soft_operators.case(name, z, e)
+        forward, backward = (getattr(OPERATORS, tested.operator + end) for end in ("", "_backward"))
+        found += [
+            Case(f"{name} D={z.shape[1]}", partial(forward, z, e, *tested.arguments)),
+            Case(f"{name} backward D={z.shape[1]}", partial(backward, *tested.upstream, z, e, *tested.arguments)),
+        ]
+    return found
 
 
 def _calibrate() -> None:
@@ -155,7 +145,11 @@ def reports(architecture: int, chosen: list[Case]) -> list[dict[str, Any]]:
                 try:
                     launch()
                 except Exception as error:  # of whatever kind: the other kernels are worth a report too
-                    found[f"{case.name} {name}"] = {"case": case.name, "kernel": name, "failure": str(error)[-2000:]}
+                    found[f"{case.name} {name}"] = {
+                        "case": case.name,
+                        "kernel": name,
+                        "failure": str(error)[-2000:],
+                    }
                     return
                 kernel = compiled[-1][1]
                 if kernel.hash not in found:
@@ -183,8 +177,6 @@ def _report(kernel: Any, architecture: int) -> dict[str, Any]:
         "warps": kernel.metadata.num_warps,
         "shared": kernel.metadata.shared,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        "instructions": len(listing.instructions),
         "spills": listing.count(SPILLS).total(),
         "multiplies": "tt.dot" in kernel.asm["ttir"],
         "tensor_core": len(listing.matching(pattern)),
@@ -195,7 +187,6 @@ def _report(kernel: Any, architecture: int) -> dict[str, Any]:
 
 def _loop(listing: Listing, loop: frozenset[int], pattern: str) -> dict[str, Any]:
     return {
-        "instructions": len(loop),
         "shuffles": listing.count(["SHFL"], loop).total(),
         "comparisons": dict(listing.count(COMPARISONS, loop)),
         "products": products_of_a_thread(listing.matching(pattern, loop)),

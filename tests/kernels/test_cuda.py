@@ -1,4 +1,4 @@
-"""What a GPU does beyond the fused kernels, whose tests run there too: the torch engine, and flags that lower products."""
+"""On a GPU, beside the tests of the fused kernels: the torch engine, and flags that lower products."""
 
 import pytest
 import torch

@@ -21,7 +21,8 @@ def torch_path() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(torch_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search in plain torch, with several tiles in both directions."""
-    monkeypatch.setattr(search, "tile_shape", lambda size, depth: (96, 70))
+    for name, value in {"TILE_CODES": search.GROUP, "TILE_SCORES": 1, "FEWEST_ROWS": 70}.items():
+        monkeypatch.setattr(search, name, value)
 
 
 @pytest.fixture(params=["torch", "native"])

@@ -26,6 +26,8 @@ from vqkit.kernels.torch_search.float64_ties import MANY, search_rows, select, u
 
 GROUP = 32  # codes per group minimum
 TILE_SCORES = 2**19  # scores of a tile for each thread (it should stay in cache), at most four times as many in all
+TILE_CODES = 2**11  # of a tile, a multiple of GROUP; four times as many where they are short: measured on two CPU cores
+FEWEST_ROWS = 128  # of a tile, for each thread
 FEW_NUMBERS = 2**15  # of the codes that are held in float64 at once
 SAMPLE = 15  # codes that the centre is the median of
 FAR = 2.0**100  # a centre beyond would let x - centre overflow
@@ -132,7 +134,8 @@ class CodeTiles:
     def __init__(self, codes: Tensor, valid: Tensor | None, metric: str) -> None:
         self.codes, self.valid, self.metric = codes, valid, metric
         self.centre = centre_of(codes, metric)
-        self.size, self.rows = tile_shape(*codes.shape)
+        self.size = min(TILE_CODES * (4 if codes.shape[1] < 32 else 1), len(codes) + -len(codes) % GROUP)
+        self.rows = max(FEWEST_ROWS, TILE_SCORES // self.size) * min(torch.get_num_threads(), 4)
         self.wide = widest_dtype(codes.device)
         self._buffer = codes.new_empty(self.size, codes.shape[1], dtype=torch.float32)
         self._formed: tuple[int, CodeTile] | None = None  # the last one, which the next is written over
@@ -180,12 +183,6 @@ def centre_of(codes: Tensor, metric: str) -> Tensor:
     sample = codes[:: -(-len(codes) // SAMPLE)].to(torch.float32)
     median = sample.topk(len(sample) // 2 + 1, dim=0, largest=False).values[-1]
     return torch.where(median.abs() < FAR, median, 0)
-
-
-def tile_shape(num_codes: int, depth: int) -> tuple[int, int]:
-    """(codes, rows) of a tile, codes a multiple of GROUP; the fastest ones measured on two CPU cores."""
-    codes = min(8192 if depth < 32 else 2048, num_codes + -num_codes % GROUP)
-    return codes, max(128, TILE_SCORES // codes) * min(torch.get_num_threads(), 4)
 
 
 def scan(x: Tensor, tiles: CodeTiles, k: int) -> BestScores:

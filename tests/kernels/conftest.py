@@ -56,6 +56,14 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
 
 @pytest.fixture
+def several_parts(gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """As `gpu_path`; what a program streams is split into parts at the sizes of tests, as on a GPU it is anyway."""
+    if gpu_path.type == "cpu":
+        monkeypatch.setattr(gpu, "multiprocessors", lambda device: 4)
+    return gpu_path
+
+
+@pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Memory that nobody has written holds NaN."""
     torch.use_deterministic_algorithms(True)

@@ -68,7 +68,7 @@ def log_sum_exp_gradients(z: Tensor, codes: Tensor, gradient: Tensor) -> tuple[T
 
     problem = soft._prepare(z, codes, 1.0, torch.ones_like(z[:, 0], dtype=torch.bool))
     sums = soft.row_sums(problem, soft.Terms())
-    dz, dcodes = soft.gradients(problem, sums, soft.Terms(), -soft._padded(gradient, problem))
+    dz, dcodes = soft.gradients(problem, sums, soft.Terms(), -soft._zero_padded(gradient, problem))
     return dz.addcmul_(gradient[:, None], problem.mean), dcodes
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.machine_code import cases, kernel_names, launching
+from tests.kernels.machine_code import calls, kernel_names, launching
 from tests.kernels.stand_ins import interpreted
 
 triton = pytest.importorskip("triton")
@@ -60,6 +60,6 @@ def test_every_kernel_runs() -> None:
     """The kernels that are compiled for the gates on machine code are those that run here, and no others."""
     launched: set[str] = set()
     with interpreted(), launching(lambda name, launch: (launched.add(name), launch())):
-        for case in cases(5, 7, 3):
-            case.call()
+        for call in calls(5, 7, 3):
+            call.call()
     assert launched == kernel_names()

@@ -41,7 +41,7 @@ def compiling(*command: str) -> str:
 
 
 def named(report: dict[str, Any]) -> str:
-    return f"{report['kernel']} of {report['case']}, {report.get('constants')}"
+    return f"{report['kernel']} of {report['call']}, {report.get('constants')}"
 
 
 def scans(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,13 +99,13 @@ def test_the_loop_that_is_counted_is_one_tile(machine_code: MachineCode) -> None
 
 
 SIZES = """
-from tests.kernels.machine_code import cases
+from tests.kernels.machine_code import calls
 from tests.kernels.stand_ins import compiled_for
 with compiled_for(90) as compiled:
     forms = []
     for rows, codes in ((300, 500), (1, 512), (16, 8), (4097, 20)):
-        for case in cases(rows, codes, 64):
-            case.call()
+        for call in calls(rows, codes, 64):
+            call.call()
         forms.append({(name, kernel.hash) for name, kernel in compiled})
 print(len(forms[0]), *sorted(name for name, _ in forms[-1] - forms[0]))
 """

@@ -22,7 +22,7 @@ from vqkit.kernels.gpu.decide import decide_kernel, settle_kernel
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.scan import list_kernel, scan_kernel
 from vqkit.kernels.gpu.split_operands import SplitCodes, SplitRows, median_codes, split_codes, split_rows
-from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, Tile, parts_of, tile_of
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, Tile, parts_of, round_up, tile_of
 
 METRICS = ("euclidean", "dot", "cosine")
 CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
@@ -71,8 +71,8 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     tile = tile_of("scan" if count == 2 else "scan of one half", depth, x.device)
     width = tile.width(depth)
     centre = None if half or metric == "cosine" else median_codes(codes)
-    rows = split_rows(x, centre if metric == "euclidean" else None, _padded(x.shape[1], tile.owned), width, count)
-    book = split_codes(codes, centre, valid, kind, _padded(codes.shape[1], tile.streamed), width, count)
+    rows = split_rows(x, centre if metric == "euclidean" else None, round_up(x.shape[1], tile.owned), width, count)
+    book = split_codes(codes, centre, valid, kind, round_up(codes.shape[1], tile.streamed), width, count)
     scan = _scan(rows, book, tile)
     exact = precision == "exact"
     error = tensor_core_error(gpu.architecture(x.device), width, 2 * count - 1) if exact else EQUAL
@@ -146,10 +146,6 @@ def _decide(
         maxnreg=ALL_REGISTERS,
     )
     return indices
-
-
-def _padded(number: int, block: int) -> int:
-    return -(-number // block) * block
 
 
 def _product_constants(tile: Tile, width: int, count: int) -> dict[str, int]:

@@ -13,7 +13,6 @@ What is left of a row is written out as bfloat16 halves once a level and read ba
 from collections.abc import Sequence
 
 import torch
-import triton
 from torch import Tensor
 
 from vqkit.kernels import gpu
@@ -22,7 +21,7 @@ from vqkit.kernels.gpu.nearest import METRICS, SETTLERS
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.residual_kernels import levels_kernel, settle_levels_kernel
 from vqkit.kernels.gpu.split_operands import median_codes, split_codes
-from vqkit.kernels.gpu.tiles import ALL_REGISTERS, tile_of
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS, round_up, tile_of
 
 DEEPEST = 1024  # numbers of a row that its length is bounded for
 FEW_CODES = 4096  # with more, a device that the rows do not fill is better used by splitting the codes: level by level
@@ -47,7 +46,7 @@ def unfit(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> str:
     if max(sizes) * len(sizes) > MOST_UNEVEN * sum(sizes):
         return "the codebooks differ too much in size"
     tile = tile_of("levels", x.shape[1], x.device)
-    if max(sizes) > FEW_CODES and triton.cdiv(len(x), tile.owned) < gpu.multiprocessors(x.device):
+    if max(sizes) > FEW_CODES and -(-len(x) // tile.owned) < gpu.multiprocessors(x.device):
         return "few rows and many codes are searched level by level"
     return ""
 
@@ -59,10 +58,10 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
     width = tile.width(depth)
     codes, valid = _stack(codebooks)
     size = codes.shape[1]
-    padded = triton.cdiv(size, tile.streamed) * tile.streamed
+    padded = round_up(size, tile.streamed)
     centre = median_codes(codes)
     book = split_codes(codes, centre, valid, kind, padded, width, 2)
-    rows = triton.cdiv(number, tile.owned) * tile.owned
+    rows = round_up(number, tile.owned)
     halves = x.new_empty(2, rows, width, dtype=torch.bfloat16)
     total, left = torch.zeros_like(x), torch.empty_like(x)
     indices = x.new_empty(number, levels, dtype=torch.int64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqkit.kernels.gpu.soft_passes import Operands, Terms, code_sums, gradients, row_sums
 from vqkit.kernels.gpu.split_operands import TOP, SplitVectors, split_vectors
-from vqkit.kernels.gpu.tiles import padding_of, tile_of
+from vqkit.kernels.gpu.tiles import padding_of, round_up, tile_of
 
 
 def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: f
     sums = row_sums(problem, Terms(linear=torch.ones_like(problem.z.unit)))
     # log s - sum p (l - max l): two terms of one sign, neither of which grows with the logits
     entropies = sums.total.log() - sums.weighted / sums.total
-    mean = code_sums(problem, sums, _padded(weights, problem))
+    mean = code_sums(problem, sums, _zero_padded(weights, problem))
     return torch.where(weights > 0, entropies[: len(z)], 0), mean
 
 
@@ -28,9 +28,9 @@ def assignment_entropy_backward(
 ) -> tuple[Tensor, Tensor]:
     """Float32 gradients (N, D), (K, D) for those to the entropies (N,) and to the mean probabilities (K,)."""
     problem = _prepare(z, codes, temperature, weights > 0)
-    linear = _padded(-torch.where(weights > 0, dentropies, 0), problem)
+    linear = _zero_padded(-torch.where(weights > 0, dentropies, 0), problem)
     value = F.pad(dmean.float(), (0, len(problem.bias) - len(dmean)))
-    terms = Terms(linear=linear, weight=_padded(weights, problem), value=value)
+    terms = Terms(linear=linear, weight=_zero_padded(weights, problem), value=value)
     sums = row_sums(problem, terms)
     return gradients(problem, sums, terms, sums.weighted / sums.total)
 
@@ -60,7 +60,7 @@ def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor
     sums = row_sums(problem, terms)
     centred = codes[drawn].float() - problem.mean
     value = (gradient * centred).sum(1)
-    dz, dcodes = gradients(problem, sums, terms, _padded(value, problem))
+    dz, dcodes = gradients(problem, sums, terms, _zero_padded(value, problem))
     excess = (value - (sums.weighted / sums.total)[: len(z)])[:, None]
     dz.addcmul_(excess, centred)
     dcodes.index_add_(0, drawn, excess * rows)
@@ -69,7 +69,7 @@ def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor
 
 def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Operands:
     padding = padding_of(z.device)
-    rows, columns = (max(1, -(-len(vectors) // padding)) * padding for vectors in (z, codes))
+    rows, columns = (round_up(max(1, len(vectors)), padding) for vectors in (z, codes))
     mean = codes.mean(0, dtype=torch.float32)
     # Less the mean code: it shifts all logits of a row alike, and would cost digits.
     split_codes = _split(codes - mean, columns, common=True)
@@ -89,6 +89,6 @@ def _zeroed(rows: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept[:, None], rows, 0).float()
 
 
-def _padded(values: Tensor, problem: Operands) -> Tensor:
+def _zero_padded(values: Tensor, problem: Operands) -> Tensor:
     """(N') float32: values (N,) and zeros."""
     return F.pad(values.float(), (0, len(problem.factor) - len(values)))

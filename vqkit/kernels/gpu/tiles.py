@@ -19,6 +19,11 @@ LONGER = math.inf
 REAL = (80, 90, 100)
 
 
+def round_up(number: int, block: int) -> int:
+    """The next multiple of a block."""
+    return -(-number // block) * block
+
+
 class Tile(NamedTuple):
     """Sizes of a program.
 
@@ -40,7 +45,7 @@ class Tile(NamedTuple):
 
     def width(self, depth: int) -> int:
         """The depth that vectors are padded to: whole chunks."""
-        return -(-depth // self.depth) * self.depth
+        return round_up(depth, self.depth)
 
 
 # By kernel, generation and the largest depth that an entry is for. Rows of up to 256 numbers stay on chip while codes

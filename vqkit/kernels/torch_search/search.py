@@ -64,11 +64,11 @@ def nearest_indices(
             certain = (best.gaps > needed * best.error).all(0)  # False where anything is NaN, as 0 * inf is
             left = torch.nonzero(~certain).squeeze(1)
             if len(left):
-                indices[group, left] = decide(rows[left], y[left], tiles, k, (best.kth + 2 * best.error)[left])
+                indices[group, left] = repair(rows[left], y[left], tiles, k, (best.kth + 2 * best.error)[left])
     return indices
 
 
-def decide(x: Tensor, y: Tensor, tiles: "CodeTiles", k: int, limit: Tensor) -> Tensor:
+def repair(x: Tensor, y: Tensor, tiles: "CodeTiles", k: int, limit: Tensor) -> Tensor:
     """Indices (R, k), in float64, of rows whose float32 scores up to a limit may belong to the best codes.
 
     Args:
@@ -157,10 +157,8 @@ class CodeTiles:
         else:
             torch.sub(tile, self.centre, out=vectors[:number])
         squares = []
-        for part in vectors.split(
-            max(1, FEW_NUMBERS // vectors.shape[1])
-        ):  # a wide copy of all would not stay in cache
-            wide = part.to(self.wide)
+        for part in vectors.split(max(1, FEW_NUMBERS // vectors.shape[1])):
+            wide = part.to(self.wide)  # of a few at a time: a copy of all would not stay in cache
             squares.append(torch.linalg.vecdot(wide, wide))
         square = torch.cat(squares)
         if self.valid is not None:

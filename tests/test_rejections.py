@@ -422,7 +422,6 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "bits beyond an index": (lambda: LFQ(63), ("bits=63", "at most 62", "GroupedQuantizer of several LFQ", "BSQ")),
     "no bits": (lambda: LFQ(0), ("bits=0", "at least 1")),
-    "another bit order": (lambda: LFQ(4, bit_order="little"), ("bit_order='little'", "'lsb_first' or 'msb_first'")),
     "weight of a prior": (lambda: UniformPrior(-1.0), ("UniformPrior weight=-1.0", "at least 0")),
     "no group at all": (lambda: GroupedQuantizer(vq, 0), ("num_groups=0", "at least 1")),
     "one group twice": (lambda: GroupedQuantizer(lambda: SHARED, 2), ("group gave the same quantizer again",)),

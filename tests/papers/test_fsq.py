@@ -11,7 +11,7 @@ PUBLISHED = [[8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5]]
 
 
 def bound(quantizer: FSQ, z: torch.Tensor) -> torch.Tensor:
-    half, offset, shift = quantizer.grid(z.dtype)
+    _, half, offset, shift = quantizer.grid(z.dtype)
     return (z + shift).tanh() * half - offset
 
 

@@ -89,7 +89,7 @@ class FSQ(FixedGrid):
         return estimated, selection
 
     def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """width = floor(L / 2), and half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1
+        """The width floor(L / 2), and half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1
         after rounding for even L, from -(L - 1)/2 to (L - 1)/2 for odd.
         """
         width, steps = (self.level_counts // 2).to(dtype), self.level_counts.to(dtype) - 1

@@ -1,15 +1,12 @@
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from vqkit import Quantizer, Tokenizer
@@ -464,31 +461,3 @@ def test_a_tokenizer_of_them_is_saved_and_loaded(options: dict[str, Any], tmp_pa
     assert indices.shape == (2, 6) and torch.equal(restored.encode(waves), indices)
     assert torch.equal(restored.decode(indices), tokenizer.decode(indices))
     assert to_config(from_config(to_config(encoder))) == to_config(encoder)
-
-
-def test_yaml_builds_them() -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--encoder", type=ConvEncoder1d)
-    text = """
-    class_path: vqkit.backbones.conv1d.ConvEncoder1d
-    init_args:
-      dim: 6
-      channels: 4
-      strides: [2, 3]
-      activation:
-        class_path: vqkit.backbones.activations.Snake
-        init_args: {frequency: 2.0}
-      transformer:
-        class_path: vqkit.backbones.frame_transformer.WindowedTransformer
-        init_args: {num_layers: 1, num_heads: 2, context_frames: 3, causal: false}
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated spellings, whose successors older releases lack
-        encoder = parser.instantiate_classes(parser.parse_object({"encoder": yaml.safe_load(text)})).encoder
-    assert isinstance(encoder, ConvEncoder1d)
-    snakes = [module for module in encoder.modules() if isinstance(module, Snake)]
-    assert snakes and all(bool((module.log_frequency == math.log(2)).all()) for module in snakes)
-    restored = from_config(to_config(encoder))
-    restored.load_state_dict(encoder.state_dict())
-    waves = torch.randn(1, 1, 24)
-    torch.testing.assert_close(restored(waves), encoder(waves))

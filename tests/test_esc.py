@@ -240,31 +240,6 @@ def test_it_does_not_stream() -> None:
 # ---------------------------------------------------------------------- dropout
 
 
-def depths(indices: Tensor) -> Tensor:
-    return (indices[:, 0, ::2] >= 0).sum(-1)
-
-
-def test_dropout_is_drawn_for_each_sample() -> None:
-    codec = build(dropout=0.75)
-    wave = torch.randn(1, 1, 40).expand(64, -1, -1)
-    drawn = torch.stack([depths(codec(wave).quantizer.indices) for _ in range(12)])
-    shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
-    torch.testing.assert_close(shares, torch.tensor([0, 0.25, 0.25, 0.5]), rtol=0, atol=0.06)
-    assert len(drawn[0].unique()) == 3 and not torch.equal(drawn[0], drawn[1])
-    codec.eval()
-    assert (codec(wave).quantizer.indices >= 0).all()
-    assert codec.quantizer.draws == 12
-
-
-def test_dropout_goes_on_where_a_checkpoint_stopped() -> None:
-    codec = build(dropout=0.75)
-    wave = torch.randn(16, 1, 40)
-    codec(wave)
-    other = build(dropout=0.75)
-    other.load_state_dict(codec.state_dict())
-    assert torch.equal(codec(wave).quantizer.indices, other(wave).quantizer.indices)
-
-
 def _train_once(rank: int, state: dict[str, Tensor], wave: Tensor) -> tuple[Tensor, dict[str, float]]:
     codec = build(dropout=0.75)
     codec.load_state_dict(state)

@@ -127,14 +127,6 @@ def test_extremes():
     assert collapsed["gini"] == pytest.approx(15 / 16)
 
 
-def test_the_set_is_described_not_the_batches():
-    """Two batches that each use half of the codes use all of them together."""
-    usage = CodebookUsage(10)
-    usage.update(torch.arange(5))
-    usage.update(torch.arange(5, 10))
-    assert usage.compute()["usage"] == 1
-
-
 def test_counts_are_exact_beyond_float32():
     usage = CodebookUsage(2)
     usage.counts.fill_(2**24)

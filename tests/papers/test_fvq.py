@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqkit import BridgedCodebook, Quantizer, bake
+from vqkit import BridgedCodebook, Quantizer
 
 SIZES = {"patch_size": 2, "width": 12, "heads": 3}
 
@@ -122,16 +122,6 @@ def test_with_the_identity_for_a_bridge_it_is_plain_vq() -> None:
     expected.loss.backward()
     assert torch.equal(ours.indices, expected.indices) and torch.equal(ours.loss, expected.loss)
     assert torch.equal(quantizer.codebook.base.grad, plain.codebook.vectors.grad)
-
-
-def test_the_baked_table_gives_what_the_bridge_gives() -> None:
-    quantizer = awake(build()).eval()
-    x = torch.randn(200, 5, dtype=torch.float64)
-    with torch.no_grad():
-        table = bake(quantizer)
-        assert torch.equal(table.codebook.vectors, quantizer.codebook())
-        assert torch.equal(table(x).indices, quantizer(x).indices)
-    assert not list(table.parameters())
 
 
 def test_rows_of_a_patch_cannot_be_exchanged() -> None:

@@ -1,16 +1,12 @@
 """Gumbel-softmax against its equations (Jang et al. 2016; discrete VAE, Ramesh et al. 2021), materialised in
 float64."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
-from tests.conftest import RankPair
 from vqkit import GumbelSearch, GumbelSoftmax, Noise, Quantizer, RelaxedGumbelSoftmax, Selection, UniformPrior
 from vqkit.kernels import gumbel, gumbel_nearest, gumbel_softmax, naive, softmax_rows
 
@@ -73,18 +69,6 @@ def test_value_and_gradients_of_the_relaxation(block, temperature: float) -> Non
     value = RelaxedGumbelSoftmax(temperature)(selection)
     assert_near((value,), (expected,))
     assert_near(gradients(value, upstream, selection), gradients(expected, upstream, selection))
-
-
-@pytest.mark.parametrize("estimator", [GumbelSoftmax(0.5), RelaxedGumbelSoftmax(0.5)])
-def test_codebook_gradients_are_weighted_sums_and_add_up_to_what_arrives(estimator: GumbelSoftmax) -> None:
-    noise, upstream = some_noise(), torch.randn(N, D, dtype=torch.float64)
-    selection = drawn(noise)
-    z, codes = selection.z.detach(), selection.codes.detach()
-    p = ((z @ codes.T + perturbation(noise)) / 0.5).softmax(1)
-    w = p if isinstance(estimator, RelaxedGumbelSoftmax) else F.one_hot(selection.indices, K).double()
-    along = p * (upstream @ codes.T - ((p @ codes) * upstream).sum(1, keepdim=True)) / 0.5
-    _, dcodes = gradients(estimator(selection), upstream, selection)
-    assert_near((dcodes, dcodes.sum(0)), (w.T @ upstream + along.T @ z, upstream.sum(0)))
 
 
 def test_a_low_temperature_leaves_one_code() -> None:
@@ -176,31 +160,6 @@ def test_encode_takes_the_largest_dot_product_and_training_draws() -> None:
     assert torch.equal(in_training.quantized, quantizer.decode(in_training.indices))
 
 
-def test_a_resumed_run_and_a_recomputation_draw_the_same_codes() -> None:
-    quantizer, other = (Quantizer("gumbel", dim=D, codebook_size=K) for _ in range(2))
-    batches = torch.randn(3, N, D)
-    first = quantizer(batches[0]).indices
-    other.load_state_dict(quantizer.state_dict())
-    x, y = (batches[1].clone().requires_grad_() for _ in range(2))
-    plain, recomputed = quantizer(x), checkpoint(other, y, use_reentrant=False)
-    assert torch.equal(plain.indices, recomputed.indices) and not torch.equal(quantizer(batches[0]).indices, first)
-    for output in (plain, recomputed):
-        output.quantized.square().sum().backward()
-    assert torch.equal(x.grad, y.grad) and x.grad.abs().sum() > 0
-
-
-def drawn_on_rank(rank: int) -> Tensor:
-    torch.manual_seed(0)
-    x = torch.randn(2 * N, D).chunk(2)[rank]
-    return Quantizer("gumbel", dim=D, codebook_size=K)(x).indices
-
-
-def test_ranks_draw_what_one_process_would(rank_pair: RankPair) -> None:
-    torch.manual_seed(0)
-    joined = Quantizer("gumbel", dim=D, codebook_size=K)(torch.randn(2 * N, D)).indices
-    assert torch.equal(torch.cat(rank_pair(drawn_on_rank)), joined)
-
-
 class LargestTensor(TorchDispatchMode):
     numbers = 0
 
@@ -247,9 +206,3 @@ def test_one_code_and_no_vector() -> None:
     output.quantized.sum().backward()
     assert output.loss == 0 and (output.indices == 0).all() and (x.grad == 0).all()
     assert quantizer(torch.zeros(0, D)).indices.shape == (0,)
-
-
-def test_temperature_is_positive() -> None:
-    for value in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="temperature"):
-            GumbelSoftmax(value)

@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import RankPair
-from vqkit import (
-    LFQ,
-    BitEntropy,
-    CodebookUsage,
-    MSBFirstLFQ,
-    Selection,
-)
+from vqkit import LFQ, BitEntropy, CodebookUsage, MSBFirstLFQ, Selection
 from vqkit.kernels import bit_patterns, pattern_sums
 from vqkit.quantizers.bit_entropy import bit_entropy, near_equal
 

@@ -51,17 +51,6 @@ def test_value_and_gradients(rows: int, monkeypatch) -> None:
     assert_near(gradients((value * g).sum(), z, codes), expected)
 
 
-def test_gradient_of_the_vector_is_half_the_covariance_and_half_the_deviation_of_the_draw() -> None:
-    z, codes = problem()
-    indices, g = torch.randint(K, (30,)), torch.randn(30, D, dtype=torch.float64)
-    dz, dcodes = gradients((ReinMax()(choose(z, codes, indices)) * g).sum(), z, codes)
-    p = (z @ codes.T).softmax(1).detach()
-    e, mean = codes.detach(), p @ codes.detach()
-    second = torch.einsum("nk,kd,ke->nde", p, e, e) - mean[:, :, None] * mean[:, None]
-    second += (e[indices] - mean)[:, :, None] * (e[indices] - mean)[:, None]
-    assert_near((dz, dcodes.sum(0)), (torch.einsum("nde,ne->nd", second, g) / 2, g.sum(0)))
-
-
 def expected_over_draws(estimator: Estimator, loss, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """sum_k p_k times the gradients that the estimator gives where code k was drawn."""
     p = (z @ codes.T).softmax(1).detach()

@@ -1,9 +1,7 @@
 """Residual quantization against its identities (SoundStream, AudioCraft, DAC), gradients in float64."""
 
-import io
 import math
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
@@ -66,16 +64,6 @@ def test_any_prefix_decodes_to_the_prefix_sum() -> None:
     cut = indices.clone()
     cut[:, 2:] = -1
     assert torch.equal(quantizer.decode(cut), quantizer.decode(indices[:, :2]))
-
-
-def test_initialize_fits_each_stage_to_what_the_stages_before_leave_over() -> None:
-    data = torch.randn(600, DIM) * 3 + 5
-    quantizer = ResidualQuantizer(partial(Quantizer, "ema", dim=DIM, codebook_size=16), 4)
-    quantizer.initialize([data])
-    indices = quantizer.encode(data)
-    errors = [float((data - quantizer.decode(indices[:, :levels])).square().mean()) for levels in range(1, 5)]
-    assert errors[0] < float(data.var(0).mean()) and all(later < 0.9 * earlier for earlier, later in pairwise(errors))
-    assert all(len(indices[:, level].unique()) > 8 for level in range(4))
 
 
 def test_stage_i_starts_from_the_k_means_of_what_the_stages_before_leave_over() -> None:
@@ -275,45 +263,6 @@ def test_every_parameter_is_in_the_graph_also_of_stages_that_were_dropped() -> N
         assert [bool(gradient.any()) for gradient in gradients] == [number < depth for number in range(4)]
 
 
-def test_draws_resume_exactly() -> None:
-    x = torch.randn(8, 3, DIM)
-    quantizer = chain(4, dropout=0.7)
-    for _ in range(5):
-        quantizer(x)
-    buffer = io.BytesIO()
-    torch.save(quantizer.state_dict(), buffer)
-    expected = [quantizer(x).indices for _ in range(5)]
-    buffer.seek(0)
-    resumed = chain(4, dropout=0.7)
-    resumed.load_state_dict(torch.load(buffer, weights_only=True))
-    torch.manual_seed(99)
-    torch.rand(7)
-    assert all(torch.equal(resumed(x).indices, indices) for indices in expected)
-
-
-def test_recomputation_under_checkpointing_draws_the_same_depths() -> None:
-    plain, twin = chain(4, dropout=0.9), chain(4, dropout=0.9)
-    twin.load_state_dict(plain.state_dict())
-    seen: list[Tensor] = []
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        output = twin(x)
-        seen.append(output.indices)
-        return output.quantized, output.loss
-
-    for _ in range(3):
-        x = torch.randn(8, 3, DIM, dtype=torch.float64, requires_grad=True)
-        y = x.detach().clone().requires_grad_()
-        output = plain(x)
-        (output.quantized.square().mean() + output.loss).backward()
-        with torch.utils.checkpoint.set_checkpoint_early_stop(False):  # so that `run` comes to its end both times
-            quantized, loss = torch.utils.checkpoint.checkpoint(run, y, use_reentrant=False)
-        (quantized.square().mean() + loss).backward()
-        assert len(seen) % 2 == 0 and torch.equal(seen[-1], seen[-2]) and torch.equal(seen[-1], output.indices)
-        assert torch.equal(x.grad, y.grad)
-    assert plain.draws == twin.draws == 3
-
-
 # ---------------------------------------------------------------------- what may be a stage
 
 
@@ -394,12 +343,6 @@ def alternating(*builders) -> partial:
     """A factory that builds another stage at each call."""
     remaining = iter(builders)
     return partial(lambda: next(remaining)())
-
-
-def test_stages_of_different_methods_work_together() -> None:
-    size = {"dim": DIM, "codebook_size": 16}
-    quantizer = ResidualQuantizer(alternating(partial(Quantizer, "ema", **size), partial(Quantizer, "ema", **size)), 2)
-    assert check_round_trip(quantizer).losses.keys() == {"commitment"}
 
 
 @pytest.mark.parametrize("spelling", ["a list", "a factory"])

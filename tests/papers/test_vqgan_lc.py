@@ -154,15 +154,6 @@ def test_two_layers_are_linear_relu_linear(path: str) -> None:
     torch.testing.assert_close(codebook(), expected)
 
 
-def test_folding_the_projector_into_a_table_changes_nothing(path: str) -> None:
-    quantizer, table = build(path).double().eval(), Quantizer("vq", dim=DIM, codebook_size=K).double().eval()
-    x = torch.randn(50, DIM, dtype=torch.float64)
-    with torch.no_grad():
-        table.codebook.vectors.copy_(quantizer.codebook())
-        assert torch.equal(quantizer(x).indices, table(x).indices)
-        assert torch.equal(quantizer(x).quantized, table(x).quantized)
-
-
 def test_the_file_is_not_needed_to_load_a_saved_quantizer(path: str, tmp_path: Path) -> None:
     quantizer = build(path, hidden_dim=7)
     quantizer.save_pretrained(tmp_path / "saved")

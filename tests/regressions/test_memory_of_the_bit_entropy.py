@@ -7,11 +7,11 @@ which are a matrix product of two halves of the bits, block by block.
 
 import itertools
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.regressions.faults import both
 from vqkit import LFQ, BitEntropy, Selection
 from vqkit.kernels import entropy
 from vqkit.kernels.bit_patterns import _backward, _forward
@@ -55,11 +55,6 @@ def check(loss: BitEntropy) -> None:
     assert 0 < record.largest <= ROWS * 2**BITS * 4 / 32, "a tensor of N x K numbers"
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(BitEntropy())
-    check(BitEntropy(group_bits=BITS))
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="N x K"):
-        check(AllCodes())
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[BitEntropy(), BitEntropy(group_bits=BITS)], faulty=[AllCodes()], message="N x K"
+)

@@ -1,10 +1,8 @@
 """ESC's encoder, decoder and cross-scale tokenizer: any length, any cut, any number of streams."""
 
 import copy
-import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from vqkit import FSQ, GroupedQuantizer, Quantizer, ResidualQuantizer, RotationT
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.swin2d import WindowAttention2d
-from vqkit.saving.config import from_config, to_config
 from vqkit.tokenizers.cross_scale import CrossScaleQuantizer, CrossScaleTokenizer
 
 
@@ -365,19 +362,6 @@ def test_a_nan_spoils_its_own_recording_only() -> None:
 
 
 # ---------------------------------------------------------------------- saving, and wrong arguments
-
-
-def test_it_is_saved_and_built_from_its_configuration(tmp_path: Path) -> None:
-    codec = fitted(dropout=0.75).float()
-    codec.quantizer.draws = 5
-    codec.save_pretrained(tmp_path)
-    loaded = CrossScaleTokenizer.from_pretrained(tmp_path).eval()
-    wave = torch.randn(1, 1, 123)
-    assert torch.equal(loaded.encode(wave), codec.encode(wave))
-    assert torch.equal(loaded.decode(loaded.encode(wave)), codec.decode(codec.encode(wave)))
-    assert loaded.quantizer.draws == 5
-    config = to_config(codec)
-    assert to_config(from_config(json.loads(json.dumps(config)))) == config
 
 
 @pytest.mark.parametrize(

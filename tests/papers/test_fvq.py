@@ -110,20 +110,6 @@ def test_size_l_has_the_published_number_of_parameters(patch_size: int, millions
     assert sum(value.numel() for value in codebook.parameters()) == count + 256 * 256
 
 
-def test_with_the_identity_for_a_bridge_it_is_plain_vq() -> None:
-    quantizer, plain = build(), Quantizer("vq", dim=5, codebook_size=36).double()
-    quantizer.codebook.projector = nn.Identity()
-    with torch.no_grad():
-        nn.init.normal_(quantizer.codebook.base)
-        plain.codebook.vectors.copy_(quantizer.codebook.base)
-    z = torch.randn(30, 5, dtype=torch.float64)
-    ours, expected = quantizer(z), plain(z)
-    ours.loss.backward()
-    expected.loss.backward()
-    assert torch.equal(ours.indices, expected.indices) and torch.equal(ours.loss, expected.loss)
-    assert torch.equal(quantizer.codebook.base.grad, plain.codebook.vectors.grad)
-
-
 def test_rows_of_a_patch_cannot_be_exchanged() -> None:
     """The codes are not a set of functions of single rows; with the weights exchanged as well they are the same."""
     codebook = awake(build()).codebook

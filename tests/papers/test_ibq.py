@@ -49,13 +49,6 @@ def test_codes_start_with_unit_variance() -> None:
     assert abs(float(vectors.std()) - 1) < 0.02 and abs(float(vectors.mean())) < 0.02
 
 
-def test_index_is_the_largest_dot_product_not_the_nearest_code() -> None:
-    quantizer, z = problem()
-    codes = quantizer.codebook.vectors.detach()
-    assert torch.equal(quantizer(z).indices, (z @ codes.T).argmax(1))
-    assert not torch.equal(quantizer(z).indices, torch.cdist(z, codes).argmin(1))
-
-
 def selection(z: Tensor, codes: Tensor, valid: Tensor) -> Selection:
     selected = codes[:1].expand(len(z), -1)
     return Selection(latents=z, z=z, codes=codes, indices=valid.long() - 1, selected=selected, valid=valid)

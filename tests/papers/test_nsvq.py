@@ -69,17 +69,3 @@ def test_the_method_has_no_loss_and_codes_in_eval() -> None:
     assert torch.equal(evaluated.quantized, quantizer.decode(quantizer.encode(x)))
     (gradient,) = torch.autograd.grad(evaluated.quantized.sum(), [x])
     assert torch.equal(gradient, torch.ones(N, D))
-
-
-def test_descent_of_the_output_alone_brings_codes_to_the_vectors() -> None:
-    quantizer = Quantizer("nsvq", dim=2, codebook_size=4, maintenance=[])
-    centers = torch.tensor([[2.0, 2], [2, -2], [-2, 2], [-2, -2]])
-    x = centers.repeat(20, 1) + 0.1 * torch.randn(80, 2)
-    with torch.no_grad():
-        quantizer.codebook.vectors.copy_(0.5 * centers)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
-    for _ in range(80):
-        optimizer.zero_grad()
-        (quantizer(x).quantized - x).square().mean().backward()
-        optimizer.step()
-    assert (quantizer.codebook.vectors - centers).norm(dim=1).max() < 0.3

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import Estimator, GumbelSearch, IncompatibleParts, IndexBackpropagation, Noise, Quantizer, ReinMax, Selection
+from vqkit import Estimator, IndexBackpropagation, Noise, Quantizer, ReinMax, Selection
 from vqkit.kernels import softmax_rows
 
 K, D = 7, 4
@@ -100,14 +100,3 @@ def test_without_noise_it_is_index_backpropagation() -> None:
         quantizer = Quantizer("gumbel", dim=D, codebook_size=K, estimator=estimator).eval()
         quantizer(vectors).quantized.square().sum().backward()
     assert torch.equal(x.grad, y.grad)
-
-
-def test_it_trains_with_a_search_that_draws_and_is_refused_with_another() -> None:
-    quantizer = Quantizer("gumbel", dim=D, codebook_size=K, estimator=ReinMax())
-    x = torch.randn(20, D, requires_grad=True)
-    output = quantizer(x)
-    output.quantized.square().sum().backward()
-    assert torch.equal(output.quantized, quantizer.decode(output.indices))
-    assert x.grad.abs().sum() > 0 and isinstance(quantizer.search, GumbelSearch)
-    with pytest.raises(IncompatibleParts, match="GumbelSearch"):
-        Quantizer("ibq", dim=D, codebook_size=K, estimator=ReinMax())

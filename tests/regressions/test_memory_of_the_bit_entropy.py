@@ -9,12 +9,11 @@ import itertools
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.largest_tensor import LargestTensor
 from tests.regressions.faults import both
 from vqkit import LFQ, BitEntropy, Selection
 from vqkit.kernels import entropy
-from vqkit.kernels.bit_patterns import _backward, _forward
 
 ROWS, BITS = 1024, 14
 
@@ -26,26 +25,6 @@ class AllCodes(BitEntropy):
         codes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=BITS)))
         p = (2 * selection.z @ codes.T / self.temperature).softmax(1)
         return entropy(p).mean() - self.diversity * entropy(p.mean(0))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most bytes that one tensor took, inside the operators as well."""
-
-    largest = 0
-    inside = {
-        torch.ops.vqkit.pattern_sums.default: _forward,
-        torch.ops.vqkit.pattern_sums_backward.default: _backward,
-    }
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func in self.inside:
-            with self:
-                return self.inside[func](*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result
 
 
 def check(loss: BitEntropy) -> None:

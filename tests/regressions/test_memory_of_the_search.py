@@ -8,11 +8,10 @@ is O((N + K) D).
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.largest_tensor import LargestTensor
 from tests.regressions.faults import both
 from vqkit import Noise, Quantizer, Search, Selection
-from vqkit.kernels.torch_search.search import nearest_indices
 
 ROWS, CODES, DIM = 1024, 16384, 4
 
@@ -31,22 +30,6 @@ class OneHotStatistics(Quantizer):
         quantized, selection = super().choose(z, valid)
         torch.nn.functional.one_hot(selection.indices, CODES).float().sum(0)
         return quantized, selection
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most bytes that one tensor took, inside the search as well."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is torch.ops.vqkit.nearest.default:
-            with self:
-                return nearest_indices(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result
 
 
 def check(quantizer: Quantizer) -> None:

@@ -115,23 +115,12 @@ class ConvEncoder2d(Configured, nn.Module):
 class ConvDecoder2d(Configured, nn.Module):
     """Latents (B, dim, h, w) to images (B, C, f h, f w), the mirror of `ConvEncoder2d`.
 
+    Arguments and attributes are those of the encoder, in its order (the level nearest to the image first). What
+    differs:
+
     Args:
         out_channels: C.
-        dim: channels of the latents.
-        channels: width of the level that is nearest to the image.
-        channel_multipliers: width of each level relative to `channels`, in the order of the encoder (image first).
         num_res_blocks: one less than the residual blocks per level, as in the published model; two more come first.
-        attention_factors: as in the encoder.
-        patch_size: p; the last layer makes p x p patches of pixels.
-        linear_path: add a linear map from each latent to its f x f patch and start the convolutions at zero; see
-            `ConvEncoder2d`.
-        norm_groups: groups of each group norm; must divide the width of every level.
-        dropout: probability inside residual blocks.
-
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f.
 
     Raises:
         ValueError: if a size is not positive or does not fit.

@@ -189,31 +189,21 @@ def test_the_context_of_a_bottleneck_that_does_not_tell_is_unknown() -> None:
     assert decoder(encoder(torch.randn(1, 1, 12))).shape == (1, 1, 12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("signals", [1, 2])
 @pytest.mark.parametrize(("strides", "patch_size"), [((4, 2), 1), ((3, 5), 1), ((3,), 4)])
-def test_the_lapped_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int) -> None:
+def test_the_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int, causal: bool) -> None:
+    """But for half a hop at each end, where the lapped windows have no second one."""
     hop = math.prod(strides) * patch_size
     encoder, decoder = build(
-        signals=signals, dim=signals * hop, strides=strides, patch_size=patch_size, linear_path=True
+        signals=signals, dim=signals * hop, strides=strides, patch_size=patch_size, linear_path=True, causal=causal
     )
     waves = torch.randn(2, signals, 9 * hop)
     with torch.no_grad():
         error = (decoder(encoder(waves)) - waves).abs().amax((0, 1))
-    inner = error[hop - hop // 2 : len(error) - hop // 2]
-    assert inner.max() < 1e-5
-    assert error[0] > 0.01 and error[-1] > 0.01, "half a hop at each end has one window only"
-
-
-@pytest.mark.parametrize("signals", [1, 2])
-@pytest.mark.parametrize(("strides", "patch_size"), [((4, 2), 1), ((3, 5), 1), ((3,), 4)])
-def test_the_causal_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int) -> None:
-    hop = math.prod(strides) * patch_size
-    encoder, decoder = build(
-        signals=signals, dim=signals * hop + 1, strides=strides, patch_size=patch_size, linear_path=True, causal=True
-    )
-    waves = torch.randn(2, signals, 5 * hop)
-    with torch.no_grad():
-        torch.testing.assert_close(decoder(encoder(waves)), waves, atol=1e-5, rtol=1e-5)
+    edge = 0 if causal else hop // 2
+    assert error[hop - hop // 2 if edge else 0 : len(error) - edge].max() < 1e-5
+    assert causal or (error[0] > 0.01 and error[-1] > 0.01)
 
 
 @pytest.mark.parametrize("causal", [False, True])

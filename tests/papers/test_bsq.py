@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.papers.test_lfq import probabilities, shannon
-from vqkit import BSQ, BitEntropy, Commitment, TextbookBSQ
+from vqkit import BSQ, Commitment, TextbookBSQ
 
 
 def oracle(z: Tensor, build: type[BSQ]) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,14 +62,6 @@ def test_codes_have_unit_length_and_the_error_its_bound(bits: int) -> None:
     assert (error <= bound + 1e-3).all()
     assert error[200] == pytest.approx(bound, abs=1e-3)  # the bound is reached along an axis
     assert error[-1] == pytest.approx(0, abs=1e-3)
-
-
-def test_entropy_equals_the_enumeration_of_nine_bits() -> None:
-    u = torch.nn.functional.normalize(torch.randn(40, 9, dtype=torch.float64), dim=1)
-    for temperature in (0.01, 1.0):
-        p = probabilities(u, size=1 / 3, temperature=temperature)
-        quantizer = BSQ(9, losses=[BitEntropy(1.0, temperature=temperature)]).double()
-        torch.testing.assert_close(quantizer(7 * u).loss, shannon(p).mean() - shannon(p.mean(0)), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("bits", [18, 70])

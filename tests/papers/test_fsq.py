@@ -106,13 +106,6 @@ def test_saturation_is_a_share_of_the_unmasked_vectors() -> None:
         assert quantizer.health()["saturated"] == 1
 
 
-def test_62_bits_of_indices_are_exact() -> None:
-    quantizer = FSQ([2] * 62)
-    indices = torch.tensor([0, 1, 2**61, 2**62 - 1, 123_456_789_012_345_678])
-    codes = quantizer.decode(indices)
-    assert torch.equal(quantizer.encode(codes * 3), indices)
-
-
 def test_a_state_of_other_levels_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"levels are \[8, 5, 5\], and the state has \[5, 8, 5\]"):
         FSQ([8, 5, 5]).load_state_dict(FSQ([5, 8, 5]).state_dict())

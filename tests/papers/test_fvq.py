@@ -53,12 +53,6 @@ def oracle(codebook: BridgedCodebook, base: Tensor) -> Tensor:
     return F.fold(columns_of_pixels, (rows, columns), p, stride=p)[0].flatten(1).T
 
 
-def test_the_bridge_is_a_transformer_over_patches_of_indices() -> None:
-    codebook = awake(build(24)).codebook
-    assert codebook.projector.grid == (4, 6)
-    torch.testing.assert_close(codebook(), oracle(codebook, codebook.base), rtol=0, atol=1e-12)
-
-
 def test_values_losses_and_gradients() -> None:
     quantizer = awake(build())
     codebook = quantizer.codebook

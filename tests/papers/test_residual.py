@@ -88,12 +88,6 @@ def encoder_gradient(quantizer: ResidualQuantizer, z: Tensor, upstream: Tensor) 
     return torch.autograd.grad((quantizer(z).quantized * upstream).sum(), [z])[0]
 
 
-@pytest.mark.parametrize("stages", [1, 4, 8])
-def test_the_encoder_gets_the_decoders_gradient_once_whatever_the_number_of_stages(stages: int) -> None:
-    z, upstream = vectors(), vectors()
-    assert torch.equal(encoder_gradient(chain(stages), z, upstream), upstream)
-
-
 @pytest.mark.parametrize("stages", [1, 4])
 def test_another_estimator_sees_the_sum(stages: int) -> None:
     """d (lambda R z) / d z, with the rotation from z to the sum of the codes."""
@@ -156,15 +150,6 @@ def test_the_codebook_loss_of_stage_i_reaches_stage_i_only() -> None:
         expected = torch.zeros(16, DIM, dtype=torch.float64).index_add_(0, output.indices[:, number], pulls)
         torch.testing.assert_close(stage.codebook.vectors.grad, expected, rtol=0, atol=1e-14)
         before = before + chosen
-
-
-def test_losses_are_the_mean_of_the_stages_losses() -> None:
-    quantizer = chain(3).eval()
-    z = vectors()
-    output = quantizer(z)
-    errors = [(z - quantizer.decode(output.indices[:, : number + 1])).square().mean() for number in range(3)]
-    torch.testing.assert_close(output.losses["commitment"], sum(errors) / 3, rtol=0, atol=1e-14)
-    torch.testing.assert_close(output.loss, 1.25 * sum(errors) / 3, rtol=0, atol=1e-14)
 
 
 # ---------------------------------------------------------------------- dropout

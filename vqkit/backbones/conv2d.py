@@ -292,7 +292,7 @@ def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
 
 
 def _linear_path(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d:
-    """Linear map from each patch to the first terms of its cosine transform, or its inverse, as `layer` starts."""
+    """`layer`, started as the first terms of the cosine transform of each patch, or as its inverse."""
     with torch.no_grad():
         layer.weight.copy_(cosine_basis(*layer.weight.shape[:3]))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from vqkit.saving.config import Configured, from_config, is_own, resolve_class, to_config, weights_follow
 from vqkit.saving.files import named, read_json
-from vqkit.saving.migration import from_version_1
+from vqkit.saving.migration import to_current_version
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
@@ -180,8 +180,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
         version = config.get("format_version")
-        if version == 1:
-            return dict(from_version_1(config))
+        if version in (1, 2):
+            return dict(to_current_version(config, version))
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"format_version {version!r} (written by vqkit {config.get('vqkit_version')}), and this vqkit"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.audio import MultiBandSTFTDiscriminator, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
-from trainers.audio.discriminators.layers import ComplexSpectrum
+from trainers.audio.discriminators.layers import ComplexPlanes
 from trainers.core import Discriminator
 
 
@@ -67,7 +67,7 @@ def test_bands_do_not_see_each_other() -> None:
 def test_spectrum_is_that_of_each_channel_and_of_the_same_level_at_any_window() -> None:
     wave = torch.randn(2, 2, 8000)
     for length in (64, 1024):
-        planes = ComplexSpectrum(length, length // 4)(wave)
+        planes = ComplexPlanes(length)(wave)
         assert planes.shape[1:] == (4, (8000 - length) // (length // 4) + 1, length // 2 + 1)
         assert 0.9 < planes[..., 1:-1].square().mean() * 2 < 1.1
         hann = torch.hann_window(length)

@@ -85,7 +85,7 @@ def test_rate():
 def test_rate_of_levels():
     original, copy = pictures(2, 16, noise=0.1)
     indices = torch.stack([torch.arange(32).reshape(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)], dim=-1)
-    metrics = ImageMetrics(64, num_codebooks=2)
+    metrics = ImageMetrics((64, 64))
     metrics.update(original, copy, indices)
     figures = metrics.compute()
     assert figures["bpp"] == pytest.approx(2 * 6 / 16)

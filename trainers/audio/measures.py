@@ -3,11 +3,14 @@
 import importlib.util
 import warnings
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainers.audio.spectra import ShortTimeSpectrum, mel_bank
 
 SI_SDR_RANGE = (-50.0, 100.0)
 """In dB. Beyond it numbers say nothing, and an infinite one would swallow the mean."""
@@ -160,11 +163,14 @@ class MelDistance(Measure):
 
     name = "mel_distance"
     figures = ("mel_distance",)
-    packages: ClassVar[dict[str, str]] = {"torchaudio": "torchaudio"}
 
-    def __init__(self, sample_rate: int) -> None:
-        super().__init__(sample_rate)
-        self._banks: dict[int, Tensor] = {}
+    @cached_property
+    def _resolutions(self) -> list[tuple[ShortTimeSpectrum, Tensor]]:
+        # Where a band is narrower than the spacing of the bins it is empty in both spectrograms, and counts as equal.
+        return [
+            (ShortTimeSpectrum(window, window // 4), mel_bank(self.sample_rate, window, bands))
+            for window, bands in MEL_RESOLUTIONS
+        ]
 
     @property
     def protocol(self) -> str:
@@ -181,30 +187,11 @@ class MelDistance(Measure):
         """See `Measure`."""
         pair = _at_least(torch.stack([original, reconstruction]), MEL_RESOLUTIONS[0][0])
         total = 0.0
-        for window, bands in MEL_RESOLUTIONS:
-            spectrum = torch.stft(pair, window, window // 4, window=torch.hann_window(window), return_complex=True)
-            mel = spectrum.abs().transpose(1, 2) @ self._bank(window, bands)
+        for spectrum, bank in self._resolutions:
+            mel = spectrum(pair).abs().mT @ bank
             for first, second in (mel, mel.clamp(min=1e-5).square().log10()):
                 total += float((first - second).abs().mean())
         return {"mel_distance": total}
-
-    def _bank(self, window: int, bands: int) -> Tensor:
-        from torchaudio.functional import melscale_fbanks
-
-        if window not in self._banks:
-            with warnings.catch_warnings():
-                # Where a band is narrower than the spacing of the bins it is empty in both spectrograms.
-                warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-                self._banks[window] = melscale_fbanks(
-                    window // 2 + 1,
-                    0.0,
-                    self.sample_rate / 2,
-                    bands,
-                    self.sample_rate,
-                    norm="slaney",
-                    mel_scale="slaney",
-                )
-        return self._banks[window]
 
 
 class STFTDistance(Measure):

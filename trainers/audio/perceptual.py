@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from trainers.audio.measures import Measure, has_signal
-from vqkit.tokenizers.audio import resample
+from vqkit.tokenizers.resampling import resample
 
 PESQ_SECONDS = 20.0
-"""Longer recordings overflow a fixed buffer of PESQ's C code, which ends the process: they are measured in pieces."""
+"""Longer recordings overflow a fixed buffer of PESQ's C code, which ends the process: they are measured in segments."""
 
 
 LOWEST_MOS = 1.0
@@ -48,7 +48,7 @@ class WidebandPESQ(Measure):
         )
         return (
             f"pesq, {self.standard}, mode {self.mode} at {self.rate} Hz{resampled}; utterances of more than "
-            f"{PESQ_SECONDS:g} s in equal pieces, of which the mean is taken; utterances in which PESQ finds "
+            f"{PESQ_SECONDS:g} s in equal segments, of which the mean is taken; utterances in which PESQ finds "
             f"no speech, or less than 0.25 s, are left out; a silent reconstruction has {LOWEST_MOS:g}"
         )
 
@@ -57,9 +57,9 @@ class WidebandPESQ(Measure):
         import pesq
 
         pair = resample(torch.stack([original, reconstruction]), self.sample_rate, self.rate)
-        pieces = math.ceil(pair.shape[-1] / self.rate / PESQ_SECONDS)
+        count = math.ceil(pair.shape[-1] / self.rate / PESQ_SECONDS)
         scores = []
-        for first, second in (piece.numpy() for piece in pair.tensor_split(pieces, dim=-1)):
+        for first, second in (segment.numpy() for segment in pair.tensor_split(count, dim=-1)):
             if len(first) < self.rate / 4 or not has_signal(torch.from_numpy(first)):
                 continue
             if not has_signal(torch.from_numpy(second)):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainers.audio.examples import write_sounds, write_spectrograms
+from trainers.audio.figures import write_spectrograms
+from trainers.audio.files import write_sounds
 from trainers.audio.metrics import MEASURES, QUICK, AudioMetrics, protocol
 from trainers.core import Adversary, LossBalancer, Objective
 from trainers.core.task import TokenizerTask

@@ -7,22 +7,20 @@ an endless stream, and the only state of a loader is its place in that stream: h
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader, Dataset
+
+from vqkit import distributed
 
 SHUFFLE_STREAM = 2**64 - 1  # the Philox counter word that samples use for their index; no sample has this one
 
 
-def ranks() -> tuple[int, int]:
-    """The rank of this process and the number of ranks, decided at call time; (0, 1) without a process group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+class SizedDataset(Dataset[Any], Sized):
+    """A data set that knows its length."""
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> numpy.random.Generator:
@@ -87,7 +85,7 @@ def training_keys(
     """
     # A function, not a method: a loader that its own worker iterator refers to would be freed by the cycle collector,
     # and then the workers are not told to stop but waited for, 5 seconds each.
-    rank, world_size = ranks()
+    rank, world_size = distributed.rank(), distributed.world_size()
     stride = batch_size * world_size
     while True:
         order = shuffled(samples, seed=seed, epoch=epoch)
@@ -119,7 +117,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: SizedDataset,
         *,
         batch_size: int,
         seed: int,
@@ -144,14 +142,14 @@ class TrainingLoader:
 
     def __len__(self) -> int:
         """Batches in one pass, on one rank."""
-        return self.samples // (self.batch_size * ranks()[1])
+        return self.samples // (self.batch_size * distributed.world_size())
 
     def __iter__(self) -> Iterator[Any]:
         length = len(self)
         if length == 0:
             raise ValueError(
-                f"{self.samples} samples do not fill one batch of batch_size={self.batch_size} on {ranks()[1]} "
-                "rank(s). Lower the batch size, raise repeats, or add data."
+                f"{self.samples} samples do not fill one batch of batch_size={self.batch_size} on "
+                f"{distributed.world_size()} rank(s). Lower the batch size, raise repeats, or add data."
             )
         for _ in range(length):
             if self._iterator is None:
@@ -177,7 +175,7 @@ class TrainingLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The place in the stream. It is the same on every rank, and does not depend on the number of workers."""
-        seen = self.batch * self.batch_size * ranks()[1]
+        seen = self.batch * self.batch_size * distributed.world_size()
         return {"epoch": self.epoch, "seen": seen, "samples": self.samples, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -195,7 +193,7 @@ class TrainingLoader:
                     stacklevel=2,
                 )
         self.epoch = state_dict["epoch"]
-        self.batch = -(-state_dict["seen"] // (self.batch_size * ranks()[1]))
+        self.batch = -(-state_dict["seen"] // (self.batch_size * distributed.world_size()))
         if self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
         self._iterator = None
@@ -216,7 +214,7 @@ class EvaluationLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: SizedDataset,
         *,
         batch_size: int,
         num_workers: int = 0,
@@ -230,9 +228,12 @@ class EvaluationLoader:
         self.finish = finish
 
     def _batches(self) -> list[list[int]]:
-        rank, world_size = ranks()
-        samples = len(self.dataset)
-        return evaluation_batches(samples, batch_size=self.batch_size, rank=rank, world_size=world_size)
+        return evaluation_batches(
+            len(self.dataset),
+            batch_size=self.batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
 
     def __len__(self) -> int:
         """Batches on this rank."""

@@ -9,7 +9,6 @@ import numpy
 import pytest
 import soundfile
 import torch
-from torch import Tensor
 
 from tests.trainers.recordings import tones, write_recordings
 from tests.trainers.test_folder_data import names, stream

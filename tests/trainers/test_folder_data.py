@@ -1,5 +1,4 @@
-"""What holds for folders of images and of recordings alike: what is used, how it is divided, and that the endless stream
-of training samples depends on nothing but its seed."""
+"""What holds for folders of images and of recordings alike: which files are used, and what a sample depends on."""
 
 import shutil
 from collections.abc import Callable

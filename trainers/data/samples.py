@@ -1,6 +1,6 @@
 """Files as samples: what the training and the evaluation samples of every kind of file have in common.
 
-A sample is a dict: `"sample"`, a tensor; `"name"`, that of its file; `"failed"`, why files could not be decoded, by path.
+A sample is a dict: `"sample"`, a tensor; `"name"`, of its file; `"failed"`, why files could not be decoded, by path.
 """
 
 from abc import ABC, abstractmethod

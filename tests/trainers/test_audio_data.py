@@ -337,17 +337,26 @@ def test_no_gain_clips(tmp_path):
 # ---- evaluation
 
 
-def test_evaluation_sees_whole_utterances_one_at_a_time(tmp_path):
-    write_recordings(tmp_path / "train", 4)
-    write_recordings(tmp_path / "validation", 3, seconds=0.7)
-    audio = ready(tmp_path / "train", validation_root=str(tmp_path / "validation"))
-    batches = list(audio.val_dataloader())
-    assert names(batches) == ["000.wav", "001.wav", "002.wav"]
-    for batch in batches:
-        expected, _ = soundfile.read(tmp_path / "validation" / batch["name"][0], dtype="float32")
-        assert torch.equal(batch["audio"], torch.from_numpy(expected)[None, None])
-        assert batch["lengths"] == [len(expected)]
-    assert names(audio.test_dataloader()) == names(batches)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_evaluation_sees_every_recording_once_with_its_length(tmp_path, monkeypatch, ranks):
+    write_recordings(tmp_path, 5)
+    seen, counts = [], []
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        audio = data(tmp_path)
+        audio.setup("predict")
+        batches = list(audio.predict_dataloader())
+        counts.append(len(batches))
+        seen += names(batches)
+        for batch in batches:
+            for name, wave, length in zip(batch["name"], batch["audio"], batch["lengths"], strict=True):
+                expected, _ = soundfile.read(tmp_path / name, dtype="float32")
+                assert length == len(expected)
+                assert torch.equal(wave[0, :length], torch.from_numpy(expected))
+                assert not wave[0, length:].any()
+    assert len(set(counts)) == 1
+    assert sorted(seen) == [f"{number:03d}.wav" for number in range(5)]
 
 
 def test_long_utterances_are_cut_at_the_start_where_wanted(tmp_path):
@@ -360,26 +369,6 @@ def test_long_utterances_are_cut_at_the_start_where_wanted(tmp_path):
     first = next(iter(audio.predict_dataloader()))["audio"][0, 0].numpy()
     expected = files.resampled(whole[:, None], 16000, 8000)[:4000, 0]
     assert numpy.abs(first - expected)[:3900].max() < 1e-3
-
-
-def test_uneven_ranks_see_every_utterance_once_with_its_length(tmp_path, monkeypatch):
-    write_recordings(tmp_path, 5)
-    seen, batches = [], []
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        audio = data(tmp_path)
-        audio.setup("predict")
-        batches.append(list(audio.predict_dataloader()))
-        seen += names(batches[-1])
-    assert len(batches[0]) == len(batches[1])
-    assert sorted(seen) == [f"{number:03d}.wav" for number in range(5)]
-    for batch in (batch for side in batches for batch in side):
-        for name, wave, length in zip(batch["name"], batch["audio"], batch["lengths"], strict=True):
-            expected, _ = soundfile.read(tmp_path / name, dtype="float32")
-            assert length == len(expected)
-            assert torch.equal(wave[0, :length], torch.from_numpy(expected))
-            assert not wave[0, length:].any()
 
 
 # ---- split and manifests
@@ -497,16 +486,6 @@ def test_the_speech_of_the_sample_set_is_read_at_its_rate_and_another():
     made = at_8000.wave(at_8000.files[0])
     assert made.shape == (round(len(expected) / 2), 2)
     assert abs(files.level_db(made) - files.level_db(expected)) < 1
-
-
-def test_stereo_music_is_read_in_both_channels_and_as_their_mean():
-    both = store(ASSETS / "music", sample_rate=24000, channels=2)
-    (loop,) = both.files
-    assert (loop.sample_rate, loop.channels) == (44100, 2)
-    wave = both.wave(loop, start=44100, samples=24000)
-    assert numpy.abs(wave[:, 0] - wave[:, 1]).mean() > 1e-3
-    mono = store(ASSETS / "music", sample_rate=24000).wave(loop, start=44100, samples=24000)
-    assert numpy.allclose(mono[:, 0], wave.mean(1), atol=1e-5)
 
 
 def test_a_recording_of_one_sample_stays_one(tmp_path):

@@ -42,21 +42,14 @@ class AudioFolderData(FolderData[AudioFile]):
         sample_rate: Hz; everything is resampled to it.
         channels: Channels.
         segment_seconds: Duration of a training segment.
-        batch_size: Segments in a training batch on one rank.
-        num_workers: Processes that load; 0 loads in the training process, which is best when all recordings fit the
-            cache.
-        validation_fraction: Share of the recordings that validate, in (0, 1).
         min_seconds: Shorter recordings are skipped. Those that are shorter than a segment are followed by silence.
         silence_db: Segments whose root mean square is lower, in dB relative to full scale, are drawn again a few
             times; None takes every segment.
         loudness_db: Root mean square of every training segment, in dB relative to full scale; None leaves the loudness
             as it is. Less where the peak would leave full scale: nothing is clipped.
         gain_db: Least and greatest random gain of training segments in dB, within full scale.
-        repeats: Training segments per `segment_seconds` of sound and epoch.
         max_evaluation_seconds: Only the beginning of longer recordings is evaluated and predicted; None is all.
-        seed: Seed of order, places and gains.
-        cache_bytes: Memory for decoded recordings, which are then read once, at the start (and broken ones found
-            there). Held once per rank; worker processes share it where processes are forked (Linux).
+        arguments: Of `FolderData`; `repeats` are per `segment_seconds` of sound.
 
     Raises:
         ValueError: At construction for a missing folder, a bad line of the manifest or an argument out of range; at
@@ -65,6 +58,7 @@ class AudioFolderData(FolderData[AudioFile]):
 
     noun = "recording"
     overfit_hint = " that are as long as a segment, and no random gain"
+    evaluation_batch_size = 1
 
     def __init__(
         self,
@@ -76,17 +70,12 @@ class AudioFolderData(FolderData[AudioFile]):
         sample_rate: int = 16000,
         channels: int = 1,
         segment_seconds: float = 1.0,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        validation_fraction: float = 0.1,
         min_seconds: float = 0.5,
         silence_db: float | None = -50.0,
         loudness_db: float | None = None,
         gain_db: tuple[float, float] = (0.0, 0.0),
-        repeats: int = 1,
         max_evaluation_seconds: float | None = None,
-        seed: int = 0,
-        cache_bytes: int = 1024 * 2**20,
+        **arguments: Any,
     ) -> None:
         listed = []
         if root is not None and manifest is None:
@@ -98,18 +87,7 @@ class AudioFolderData(FolderData[AudioFile]):
             folder, listed = str(path.parent), read_manifest(path)
         else:
             raise ValueError(f"Give either root or manifest, got root={root!r} and manifest={manifest!r}.")
-        super().__init__(
-            root=folder,
-            validation_root=validation_root,
-            predict_root=predict_root,
-            batch_size=batch_size,
-            evaluation_batch_size=1,
-            num_workers=num_workers,
-            validation_fraction=validation_fraction,
-            repeats=repeats,
-            seed=seed,
-            cache_bytes=cache_bytes,
-        )
+        super().__init__(root=folder, validation_root=validation_root, predict_root=predict_root, **arguments)
         for name, value, least in (("sample_rate", sample_rate, 1), ("channels", channels, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -28,12 +28,13 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         validation_root: Folder of the validation files; None splits `root` by each file's content.
         predict_root: Folder of the files to predict; None is `root`.
         batch_size: Samples in a training batch on one rank.
-        evaluation_batch_size: Samples in the other batches.
-        num_workers: Processes that load; 0 loads in the training process.
+        num_workers: Processes that load; 0 loads in the training process, which is best when all files fit the cache.
         validation_fraction: Share of the files under `root` that validate, in (0, 1).
-        repeats: Training samples per file, or per part of it, and epoch.
+        repeats: Training samples per file, or per part of it as long as a sample, and epoch: so that an epoch of a
+            small folder is worth its validation.
         seed: Seed of order and samples.
-        cache_bytes: Memory for decoded files.
+        cache_bytes: Memory for decoded files, which are then read once, at the start (and broken ones found there).
+            Held once per rank; worker processes share it where processes are forked (Linux).
 
     Attributes:
         skipped: Why each file that cannot be used is left out, by its path.
@@ -51,15 +52,14 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self,
         *,
         root: str,
-        validation_root: str | None,
-        predict_root: str | None,
-        batch_size: int,
-        evaluation_batch_size: int,
-        num_workers: int,
-        validation_fraction: float,
-        repeats: int,
-        seed: int,
-        cache_bytes: int,
+        validation_root: str | None = None,
+        predict_root: str | None = None,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        validation_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+        cache_bytes: int = 1024 * 2**20,
     ) -> None:
         super().__init__()
         for name, folder in (("root", root), ("validation_root", validation_root), ("predict_root", predict_root)):
@@ -80,7 +80,6 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
         self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
         self.validation_fraction = validation_fraction
         self.repeats = repeats
@@ -93,6 +92,11 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self._predicted: set[str] = set()
 
     # ---- what a kind of files adds
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Samples in a batch of validation or prediction."""
+        return self.batch_size
 
     @abstractmethod
     def find(self, root: Path) -> Folder[File]:

@@ -27,23 +27,15 @@ class ImageFolderData(FolderData[ImageFile]):
 
     Args:
         root: Folder of the images.
-        validation_root: Folder of the validation images; None splits `root`.
-        predict_root: Folder of the images to predict; None is `root`.
         resolution: Side of the square images in pixels.
-        batch_size: Images in a batch on one rank.
-        num_workers: Processes that load; 0 loads in the training process, which is best when all images fit the
-            cache.
-        validation_fraction: Share of the images under `root` that validate, in (0, 1).
         min_size: Images whose shorter side has fewer pixels are skipped; None is `resolution`. A lower value lets
             images in that must be enlarged.
         horizontal_flip: Whether half of the training crops are mirrored.
         random_scale: Least and greatest side of a training crop as a share of the image's shorter side, in (0, 1].
             Crops are never cut smaller than `resolution`. Larger images are first shrunk so that the least side is
             `resolution`.
-        repeats: Training samples per image and epoch, so that an epoch of a small folder is worth its validation.
-        seed: Seed of order and crops.
-        cache_bytes: Memory for decoded images, which are then read once, at the start (and broken ones found there).
-            Held once per rank; worker processes share it where processes are forked (Linux).
+        cache_bytes: Memory for decoded images.
+        arguments: Of `FolderData`.
 
     Raises:
         ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few images.
@@ -56,31 +48,14 @@ class ImageFolderData(FolderData[ImageFile]):
         self,
         root: str,
         *,
-        validation_root: str | None = None,
-        predict_root: str | None = None,
         resolution: int = 256,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        validation_fraction: float = 0.1,
         min_size: int | None = None,
         horizontal_flip: bool = True,
         random_scale: tuple[float, float] = (0.5, 1.0),
-        repeats: int = 1,
-        seed: int = 0,
         cache_bytes: int = 512 * 2**20,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            validation_root=validation_root,
-            predict_root=predict_root,
-            batch_size=batch_size,
-            evaluation_batch_size=batch_size,
-            num_workers=num_workers,
-            validation_fraction=validation_fraction,
-            repeats=repeats,
-            seed=seed,
-            cache_bytes=cache_bytes,
-        )
+        super().__init__(root=root, cache_bytes=cache_bytes, **arguments)
         if resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}.")
         if not 0 < random_scale[0] <= random_scale[1] <= 1:

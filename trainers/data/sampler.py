@@ -7,7 +7,7 @@ an endless stream, and the only state of a loader is its place in that stream: h
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy
@@ -95,24 +95,19 @@ def training_keys(
         epoch, batch = epoch + 1, 0
 
 
-class TrainingLoader:
-    """An endless, shuffled stream of training batches that can be continued at any batch.
+class SampleLoader:
+    """Batches of a data set, made by worker processes or in this one.
 
-    Every iteration over it hands out `len(loader)` batches from where the last one stopped; so an epoch that is cut
-    short (`limit_train_batches`, an early stop) is continued by the next. The samples at the end of a pass that do not
-    fill a batch on every rank are dropped, other ones in every pass. N ranks with batch size B see the same joined
-    batches as one process with batch size N x B.
-
-    It is not a `torch.utils.data.DataLoader`, so Lightning adds no distributed sampler to it; Lightning saves and
-    restores it by `state_dict` and `load_state_dict`.
+    It is not a `torch.utils.data.DataLoader`, so Lightning neither adds a distributed sampler to it, nor pads it, nor
+    replaces its order.
 
     Args:
-        dataset: Takes keys (pass, sample) in `__getitem__`, has a length, and must compute a sample from its key alone.
-        batch_size: Samples in a batch on one rank.
-        seed: Seed of the order.
+        dataset: Takes what `_load` is given in `__getitem__`, and has a length.
+        batch_size: Samples in a batch on one rank; the most, in evaluation.
         num_workers: Worker processes; 0 loads in this process.
         collate: Joins a list of samples.
-        finish: Called in this process with every batch just before it is handed out; returns the batch.
+        finish: Called in this process with every batch just before it is handed out; returns the batch. In evaluation
+            None leaves it out.
     """
 
     def __init__(
@@ -120,17 +115,47 @@ class TrainingLoader:
         dataset: SizedDataset,
         *,
         batch_size: int,
-        seed: int,
         num_workers: int = 0,
         collate: Callable[[list[Any]], Any] | None = None,
         finish: Callable[[Any], Any] = lambda batch: batch,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
-        self.seed = seed
         self.num_workers = num_workers
         self.collate = collate
         self.finish = finish
+
+    def _load(self, batches: Iterable[list[Any]]) -> DataLoader[Any]:
+        """The batches of those keys or indices."""
+        return DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # a loader without its own would advance the global random state
+        )
+
+
+class TrainingLoader(SampleLoader):
+    """An endless, shuffled stream of training batches that can be continued at any batch.
+
+    Every iteration over it hands out `len(loader)` batches from where the last one stopped; so an epoch that is cut
+    short (`limit_train_batches`, an early stop) is continued by the next. The samples at the end of a pass that do not
+    fill a batch on every rank are dropped, other ones in every pass. N ranks with batch size B see the same joined
+    batches as one process with batch size N x B.
+
+    Lightning saves and restores it by `state_dict` and `load_state_dict`.
+
+    Args:
+        dataset: Takes keys (pass, sample), and must compute a sample from its key alone.
+        seed: Seed of the order.
+        arguments: Of `SampleLoader`.
+    """
+
+    def __init__(self, dataset: SizedDataset, *, seed: int, **arguments: Any) -> None:
+        super().__init__(dataset, **arguments)
+        self.seed = seed
         self.epoch = 0
         self.batch = 0
         self._iterator: Iterator[Any] | None = None  # Lightning stops its workers at the end of fit by this name
@@ -153,25 +178,14 @@ class TrainingLoader:
             )
         for _ in range(length):
             if self._iterator is None:
-                self._iterator = iter(self._stream())
+                place = {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
+                self._iterator = iter(self._load(training_keys(self.samples, batch_size=self.batch_size, **place)))
             batch = next(self._iterator)
             # The place moves before the batch is handed out: a checkpoint written while it is in use counts it as seen.
             self.batch += 1
             if self.batch >= length:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield self.finish(batch)
-
-    def _stream(self) -> DataLoader[Any]:
-        return DataLoader(
-            self.dataset,
-            batch_sampler=training_keys(
-                self.samples, batch_size=self.batch_size, seed=self.seed, epoch=self.epoch, batch=self.batch
-            ),
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # a loader without its own would advance the global random state
-        )
 
     def state_dict(self) -> dict[str, int]:
         """The place in the stream. It is the same on every rank, and does not depend on the number of workers."""
@@ -199,33 +213,8 @@ class TrainingLoader:
         self._iterator = None
 
 
-class EvaluationLoader:
-    """Batches of every sample exactly once, in order, divided among the ranks by `evaluation_batches`.
-
-    It is not a `torch.utils.data.DataLoader`, so Lightning neither pads it nor replaces its order.
-
-    Args:
-        dataset: Takes an index in `__getitem__` and has a length.
-        batch_size: Largest batch on one rank.
-        num_workers: Worker processes; 0 loads in this process.
-        collate: Joins a list of samples.
-        finish: Called in this process with every batch; returns the batch, or None to leave it out.
-    """
-
-    def __init__(
-        self,
-        dataset: SizedDataset,
-        *,
-        batch_size: int,
-        num_workers: int = 0,
-        collate: Callable[[list[Any]], Any] | None = None,
-        finish: Callable[[Any], Any] = lambda batch: batch,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.collate = collate
-        self.finish = finish
+class EvaluationLoader(SampleLoader):
+    """Batches of every sample exactly once, in order, divided among the ranks by `evaluation_batches`."""
 
     def _batches(self) -> list[list[int]]:
         return evaluation_batches(
@@ -240,15 +229,7 @@ class EvaluationLoader:
         return len(self._batches())
 
     def __iter__(self) -> Iterator[Any]:
-        loader: DataLoader[Any] = DataLoader(
-            self.dataset,
-            batch_sampler=self._batches(),
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
-        for batch in loader:
+        for batch in self._load(self._batches()):
             finished = self.finish(batch)
             if finished is not None:
                 yield finished

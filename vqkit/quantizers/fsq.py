@@ -103,16 +103,16 @@ class FSQ(FixedGrid):
         return width, half, offset, self.shift_of(offset / half)
 
     def _pack(self, digits: Tensor, valid: Tensor) -> Tensor:
-        """(N, D) floating point, which is written over -> (N,) int64, -1 where not valid and for NaN, which a broken
+        """(N, D) floating point, which is written over -> (N,) int64; -1 where not valid, and for NaN, which a broken
         projection makes.
         """
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            packed = digits.mul_(self.place_values.to(digits.dtype)).sum(-1)
-            return torch.where(valid & (packed >= 0), packed, -1).long()
+            places = digits.mul_(self.place_values.to(digits.dtype)).sum(-1).nan_to_num_(nan=-1.0)
+            return torch.where(valid, places, -1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
             indices += digit.long() * place
-        return torch.where(valid & (digits.sum(-1) >= 0), indices, -1)
+        return torch.where(valid & ~digits.sum(-1).isnan(), indices, -1)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""

@@ -5,8 +5,8 @@
     python scripts/fetch_data.py music --destination data/music       # short loops and instruments, 44.1 kHz
     python scripts/fetch_data.py assets --destination assets          # rebuilds the small sample set of this repository
 
-Needs Pillow, NumPy and soundfile, for one of the speech packages G722, and on the system apt and dpkg-deb; no root. A
-run that was interrupted is simply started again.
+Needs vqkit with the extras train, audio and data, as `make data` installs them, and on the system apt and dpkg-deb; no
+root. A run that was interrupted is simply started again.
 """
 
 import argparse

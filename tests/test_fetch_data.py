@@ -100,7 +100,8 @@ def test_a_photograph_passes_upright_and_a_large_one_is_reduced():
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn by a quarter
     assert photographs.read_photograph(encoded(scene(0), "JPEG", exif=exif)).size == (140, 160)
-    assert photographs.read_photograph(encoded(scene(1, (1000, 800)).convert("RGBA"))).size == (960, 768)
+    assert photographs.read_photograph(encoded(scene(1, (1000, 800)), "JPEG")).size == (960, 768)
+    assert photographs.read_photograph(encoded(scene(0).convert("RGBA"))).mode == "RGB"  # nothing is transparent
 
 
 def transparent() -> Image.Image:

@@ -87,11 +87,8 @@ def _reason(text: str, classes: list[str], key: str) -> str:
     return text
 
 
-def _today(path: str) -> str:
-    return trainers_migration.current_path(current_path(path))
-
-
-def _resolve(path: str) -> Any:
+def resolve(path: str) -> Any:
+    """What an import path names, or None."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -100,13 +97,13 @@ def _resolve(path: str) -> Any:
 
 
 def _arguments(path: str) -> list[str]:
-    found = _resolve(path)
+    found = resolve(path)
     return [name for name in inspect.signature(found).parameters] if callable(found) else []
 
 
 def _classes_for(owner: str, argument: str) -> list[str]:
     """Import paths of what an argument of the class `owner` can be, by its annotation."""
-    found = _resolve(owner)
+    found = resolve(owner)
     hint = get_type_hints(found.__init__).get(argument) if isinstance(found, type) else None
     return sorted({path for base in _classes_in(hint) for path in _public_paths(base)})
 

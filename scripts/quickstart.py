@@ -71,7 +71,7 @@ def report(record: dict, folder: Path) -> None:
         ("train on your own folder", f"{shown_command()} --data.root DIR --name mine"),
         (
             "swap the quantizer",
-            "... --config configs/quantizers/simvq.yaml  (vq, ema, simvq, ibq, fsq, residual, rotation)",
+            "... --quantizer simvq  (or vq, ema, ibq, fsq, lfq, rotation: docs/quantizers.md)",
         ),
         ("open the report", f"wandb sync {shown}/wandb/offline-run-*  (needs an account; until then it stays here)"),
         ("use the layer in your own model", "examples/plain_pytorch.py, or: from vqkit import Quantizer"),

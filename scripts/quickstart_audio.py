@@ -95,7 +95,7 @@ def report(record: dict, folder: Path) -> None:
         ("listen to it", f"{shown}/samples/ (originals and reconstructions)"),
         ("look at it", f"{shown}/reconstructions.png and {shown}/codebook.png (figures: {shown}/metrics.json)"),
         ("train on your own recordings", f"{shown_command()} --data.root DIR --name mine"),
-        ("swap the quantizer", "... --config configs/residual/simvq.yaml  (one overlay for each method)"),
+        ("swap the quantizer", "... --quantizer simvq  (or vq, ema, ibq, rotation: docs/quantizers.md)"),
         ("stream, measure, other recipes", "docs/audio.md, configs/audio/"),
         ("open the report", f"wandb sync {shown}/wandb/offline-run-*  (needs an account; until then it stays here)"),
     ):

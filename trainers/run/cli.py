@@ -31,6 +31,7 @@ from trainers.callbacks import (
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
 from trainers.run.explain import explain, suggest
+from trainers.run.migration import renamed_overlay
 from trainers.run.run import Run
 from trainers.run.tracking import RunLogger
 from trainers.run.swap import WORDS, swapped
@@ -43,6 +44,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders divide their samples among the ranks themselves
     "enable_model_summary": False,
 }
+
 
 class UserError(Exception):
     """A mistake that its message explains, and a traceback would not.
@@ -124,7 +126,7 @@ class TokenizerCLI(LightningCLI):
             return f"{message}; give them by --config, such as --config configs/image/quickstart.yaml"
         unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
         if not unknown:
-            return message
+            return message + renamed_overlay(message, WORDS)
         names = {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
         head = unknown[1].partition(".")[0]
         return message + (suggest(unknown[1], names) or suggest(head, {name.partition(".")[0] for name in names}))

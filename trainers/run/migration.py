@@ -1,4 +1,7 @@
-"""Class paths of configurations written before version 0.2, and what they are called today."""
+"""What configurations and commands named before version 0.2, and what it is called today."""
+
+import re
+from collections.abc import Collection
 
 _CORE = ("Adversary", "FeatureMatching", "Hinge", "LeastSquares", "LossBalancer", "RelativeFeatureMatching")
 
@@ -18,3 +21,12 @@ def current_path(class_path: str) -> str:
     if module == "trainers.objectives" and name in _CORE:
         return f"trainers.core.{name}"
     return f"{MOVED_MODULES.get(module, module)}.{name}" if module else class_path
+
+
+def renamed_overlay(message: str, words: Collection[str]) -> str:
+    """`; write ...` where a message names an overlay that is a word of `--quantizer` now or was moved, else nothing."""
+    found = re.search(r"configs/(?:quantizers|residual)/(\w+)\.yaml", message)
+    if not found:
+        return ""
+    word = found[1] in words
+    return f"; write {f'--quantizer {found[1]}' if word else f'--config configs/quantizers/{found[1]}.yaml'} for it now"

@@ -91,7 +91,7 @@ class _Swap:
 
     def __init__(self, word: str) -> None:
         self.word, self.to = word, WORDS[word]
-        self.over_the_sum = _over_the_sum(self.to)
+        self.over_the_sum = over_the_sum(self.to)
         self.lines: list[str] = []
 
     def inside(self, node: Any, *, staged: bool = False) -> Any:
@@ -130,7 +130,10 @@ class _Swap:
         """The quantizer that takes the place of `node`."""
         estimator = None if staged and self.over_the_sum else self.to.estimator
         method = (self.to.method, estimator) if self.to.quantizer is Quantizer else ("", None)
-        if found is self.to.quantizer and method == (arguments.get("method", ""), _class_of(arguments.get("estimator"))):
+        if found is self.to.quantizer and method == (
+            arguments.get("method", ""),
+            _class_of(arguments.get("estimator")),
+        ):
             self.lines.append("")
             return node
         codes, dim = _codes_and_dim(arguments)
@@ -151,7 +154,7 @@ class _Swap:
         return {"class_path": _path(self.to.quantizer), "init_args": {**size, **layout}}
 
 
-def _over_the_sum(word: Word) -> type[Estimator] | None:
+def over_the_sum(word: Word) -> type[Estimator] | None:
     """The estimator of residual stages together; None where it would cut something off (`check_stages`)."""
     if word.quantizer is not Quantizer:
         return None  # a grid has maps in and out

@@ -56,7 +56,7 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     old, new = built(parser, node), built(parser, again)
     assert (new.dim, new.channel_dim, new.num_codebooks) == (old.dim, old.channel_dim, old.num_codebooks)
     for before, after in zip(old.codebook_sizes, new.codebook_sizes, strict=True):
-        assert after == before or f"{word}: levels" in lines[0] and f"{after} codes for {before}" in lines[0]
+        assert after == before or (f"{word}: levels" in lines[0] and f"{after} codes for {before}" in lines[0])
     leaves = [found for found in new.modules() if type(found) in {known.quantizer for known in WORDS.values()}]
     assert all(type(leaf) is WORDS[word].quantizer for leaf in leaves)
     assert all(leaf.method == WORDS[word].method for leaf in leaves if isinstance(leaf, Quantizer))

@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import wandb
@@ -33,8 +32,8 @@ from trainers.run import bases
 from trainers.run.explain import explain, suggest
 from trainers.run.migration import renamed_overlay
 from trainers.run.run import Run
-from trainers.run.tracking import RunLogger
 from trainers.run.swap import WORDS, swapped
+from trainers.run.tracking import RunLogger
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
 

@@ -15,6 +15,14 @@ MOVED_MODULES = {
 """Modules that saved configurations name, and where their classes are reached today."""
 
 
+REPLACED_ARGUMENTS = {
+    ("trainers.image.ImageTokenizerTask", name): "losses are listed now: objectives: [{class_path: trainers.image."
+    f"{name.upper()}, init_args: {{weight: ...}}}}]"
+    for name in ("l1", "l2")
+}
+"""Class and argument of configurations before version 0.2, and what stands in its place."""
+
+
 def current_path(class_path: str) -> str:
     """Today's path of a class of the trainers; any other path as it is."""
     module, _, name = class_path.rpartition(".")

@@ -6,20 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trainers.run.explain import resolve, suggest
-from vqkit import (
-    BSQ,
-    FSQ,
-    LFQ,
-    BaseQuantizer,
-    CenteredFSQ,
-    Quantizer,
-    ReinMax,
-    ResidualQuantizer,
-    RotationTrick,
-)
+from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, Quantizer, ReinMax, ResidualQuantizer, RotationTrick
 from vqkit.methods import METHODS
 from vqkit.parts.estimators import Estimator
-from vqkit.quantizers.binary import BinaryQuantizer
 from vqkit.quantizers.composite import CompositeQuantizer
 
 
@@ -33,8 +22,18 @@ class Word(NamedTuple):
     """
 
     quantizer: type[BaseQuantizer] = Quantizer
-    method: str = ""
+    method: str | None = None
     estimator: type[Estimator] | None = None
+
+    @property
+    def over_the_sum(self) -> type[Estimator] | None:
+        """The estimator of residual stages together; None where it would cut something off (`check_stages`)."""
+        if self.method is None:
+            return None  # a grid has maps in and out
+        parts = METHODS[self.method]()
+        own = self.estimator or type(parts.estimator)
+        cut_off = parts.codebook_dim is not None or own.trains_codebook
+        return None if cut_off and own.stays_close_to_code else own
 
 
 WORDS: dict[str, Word] = {
@@ -47,6 +46,7 @@ WORDS: dict[str, Word] = {
     "bsq": Word(BSQ),
 }
 """What `--quantizer` can be: the methods, two of them with another estimator, and the grids."""
+
 PARTS = ("codebook_dim", "normalize", "codebook", "search", "estimator", "losses", "maintenance")
 """Arguments of a `Quantizer` that a swap drops, since they belong to the method."""
 
@@ -57,7 +57,7 @@ def swapped(config: Any, word: str) -> tuple[Any, list[str]]:
     A quantizer that is what the word says already is left as it is, so that swapping again changes nothing.
 
     Args:
-        config: mappings with `class_path` and `init_args`, lists and values, in any nesting; left as it is.
+        config: mappings with `class_path` and all `init_args`, lists and values, in any nesting; left as it is.
         word: a key of `WORDS`.
 
     Returns:
@@ -68,11 +68,11 @@ def swapped(config: Any, word: str) -> tuple[Any, list[str]]:
     """
     if word not in WORDS:
         raise ValueError(f"quantizer={word!r}: expected one of {', '.join(WORDS)}{suggest(word, WORDS)}")
-    swap = _Swap(word)
-    made = swap.inside(config)
-    if not swap.lines:
+    changes: list[str] = []
+    made = _inside(config, WORDS[word], changes, staged=False)
+    if not changes:
         raise ValueError(f"quantizer={word!r}: there is no vector quantizer in this configuration")
-    return made, list(filter(None, dict.fromkeys(swap.lines)))
+    return made, [f"{word}: {change}" for change in dict.fromkeys(changes) if change]
 
 
 def nearest_levels(codes: int) -> list[int]:
@@ -82,99 +82,61 @@ def nearest_levels(codes: int) -> list[int]:
     return list(min(choices, key=lambda levels: abs(math.log(math.prod(levels) / codes))))
 
 
-class _Swap:
-    """Walks through a configuration.
-
-    Attributes:
-        lines: what was done with each quantizer; empty for one that was left as it is.
-    """
-
-    def __init__(self, word: str) -> None:
-        self.word, self.to = word, WORDS[word]
-        self.over_the_sum = over_the_sum(self.to)
-        self.lines: list[str] = []
-
-    def inside(self, node: Any, *, staged: bool = False) -> Any:
-        """The same value with other quantizers in it.
-
-        Args:
-            node: a value.
-            staged: whether it stands in a residual quantizer.
-        """
-        if isinstance(node, list):
-            return [self.inside(item, staged=staged) for item in node]
-        if not isinstance(node, Mapping):
-            return node
-        found = _class_of(node)
-        if found is None or not issubclass(found, BaseQuantizer):
-            return {key: self.inside(value, staged=staged) for key, value in node.items()}
-        if issubclass(found, CompositeQuantizer):
-            return {**node, "init_args": self.composite(found, node["init_args"], staged)}
-        if found not in {word.quantizer for word in WORDS.values()}:
-            raise ValueError(
-                f"quantizer={self.word!r} cannot take the place of {node['class_path']}, whose sizes are not known: "
-                "write the new class into the configuration"
-            )
-        return self.quantizer(node, found, node["init_args"], staged)
-
-    def composite(self, found: type[CompositeQuantizer], arguments: Mapping[str, Any], staged: bool) -> dict[str, Any]:
-        """The arguments of a composite with other members."""
+def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
+    """A value with other quantizers in it; `staged` says that it stands in a residual quantizer."""
+    if isinstance(node, list):
+        return [_inside(item, word, changes, staged=staged) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = _class_of(node)
+    if found is None or not issubclass(found, BaseQuantizer):
+        return {key: _inside(value, word, changes, staged=staged) for key, value in node.items()}
+    arguments = dict(node["init_args"])
+    if issubclass(found, CompositeQuantizer):
         residual, name = issubclass(found, ResidualQuantizer), found.member_name
-        made = {**arguments, name: self.inside(arguments[name], staged=staged or residual)}
-        if residual and _class_of(arguments["estimator"]) is not self.over_the_sum:
-            made["estimator"] = _path(self.over_the_sum)
-            self.lines.append(f"{self.word}: residual stages with {made['estimator'] or 'an estimator each'}")
-        return made
-
-    def quantizer(self, node: Any, found: type, arguments: Mapping[str, Any], staged: bool) -> Any:
-        """The quantizer that takes the place of `node`."""
-        estimator = None if staged and self.over_the_sum else self.to.estimator
-        method = (self.to.method, estimator) if self.to.quantizer is Quantizer else ("", None)
-        if found is self.to.quantizer and method == (
-            arguments.get("method", ""),
-            _class_of(arguments.get("estimator")),
-        ):
-            self.lines.append("")
-            return node
-        codes, dim = _codes_and_dim(arguments)
-        old, given = found.__name__, set()
-        if found is Quantizer:
-            old, given = arguments["method"], {name for name in PARTS if arguments[name] not in (None, False)}
-        size = {"method": self.to.method, "estimator": _path(estimator), "codebook_size": codes}
-        said = ""
-        if issubclass(self.to.quantizer, FSQ):
-            levels = nearest_levels(codes)
-            size, said = {"levels": levels}, f"levels {levels}, {math.prod(levels)} codes for {codes}, "
-        elif issubclass(self.to.quantizer, BinaryQuantizer):
-            bits = max(1, round(math.log2(codes)))
-            size, said = {"bits": bits}, f"{bits} bits, {2**bits} codes for {codes}, "
-        without = f", without its {' and '.join(sorted(given))}" if given else ""
-        self.lines.append(f"{self.word}: {said}in place of {old}{without}")
-        layout = {"dim": dim, "channel_dim": arguments["channel_dim"]}
-        return {"class_path": _path(self.to.quantizer), "init_args": {**size, **layout}}
+        arguments[name] = _inside(arguments[name], word, changes, staged=staged or residual)
+        if residual and _class_of(arguments["estimator"]) is not word.over_the_sum:
+            arguments["estimator"] = _path(word.over_the_sum)
+            changes.append(f"residual stages with {arguments['estimator'] or 'an estimator each'}")
+        return {**node, "init_args": arguments}
+    estimator = None if staged and word.over_the_sum else word.estimator
+    now = (found, arguments.get("method"), _class_of(arguments.get("estimator")))
+    if now == (word.quantizer, word.method, estimator):
+        changes.append("")
+        return node
+    codes, dim = _codes_and_dim(found, node)
+    size: dict[str, Any]
+    if word.method:
+        size, said = {"method": word.method, "estimator": _path(estimator), "codebook_size": codes}, ""
+    elif issubclass(word.quantizer, FSQ):
+        levels = nearest_levels(codes)
+        size, said = {"levels": levels}, f"levels {levels}, {math.prod(levels)} codes for {codes}, "
+    else:
+        bits = max(1, round(math.log2(codes)))
+        size, said = {"bits": bits}, f"{bits} bits, {2**bits} codes for {codes}, "
+    dropped = [name for name in PARTS if arguments.get(name) not in (None, False)] if found is Quantizer else []
+    without = f", without its {' and '.join(dropped)}" if dropped else ""
+    changes.append(f"{said}in place of {arguments.get('method', found.__name__)}{without}")
+    layout = {"dim": dim, "channel_dim": arguments["channel_dim"]}
+    return {"class_path": _path(word.quantizer), "init_args": {**size, **layout}}
 
 
-def over_the_sum(word: Word) -> type[Estimator] | None:
-    """The estimator of residual stages together; None where it would cut something off (`check_stages`)."""
-    if word.quantizer is not Quantizer:
-        return None  # a grid has maps in and out
-    parts = METHODS[word.method]()
-    own = word.estimator or type(parts.estimator)
-    if own.stays_close_to_code and (parts.codebook_dim is not None or own.trains_codebook):
-        return None
-    return own
-
-
-def _codes_and_dim(arguments: Mapping[str, Any]) -> tuple[int, int]:
-    if "levels" in arguments:
+def _codes_and_dim(found: type, node: Mapping[str, Any]) -> tuple[int, int]:
+    arguments = node["init_args"]
+    if found is Quantizer:
+        return arguments["codebook_size"], arguments["dim"]
+    if found in (FSQ, CenteredFSQ):
         return math.prod(arguments["levels"]), arguments["dim"] or len(arguments["levels"])
-    if "bits" in arguments:
+    if found in (LFQ, BSQ):
         return 2 ** arguments["bits"], arguments["dim"] or arguments["bits"]
-    return arguments["codebook_size"], arguments["dim"]
+    raise ValueError(
+        f"{node['class_path']}: its number of codes is not known, so that --quantizer cannot take its place; write "
+        "the new class into the configuration"
+    )
 
 
 def _path(found: type | None) -> str | None:
-    return found and f"vqkit.{found.__name__}"
+    return f"vqkit.{found.__name__}" if found else None
 
 
 def _class_of(node: Any) -> Any:

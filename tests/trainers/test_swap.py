@@ -103,8 +103,8 @@ def test_what_cannot_be_swapped_is_refused(node, word, message):
 
 
 def test_losses_between_groups_refuse_what_they_do_not_fit(parser):
-    overlay = read_config(ROOT / "configs/quantizers/fqgan.yaml")["model"]["init_args"]["tokenizer"]["init_args"]
-    made, _ = swapped(parsed(parser, overlay["quantizer"]), "ema")
+    overlay = read_config(ROOT / "configs/quantizers/fqgan.yaml")
+    made, _ = swapped(parsed(parser, overlay["model.init_args.tokenizer.init_args.quantizer"]), "ema")
     with pytest.raises(ValueError, match="Disentanglement sends a gradient"):
         built(parser, made)
 

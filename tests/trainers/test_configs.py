@@ -1,5 +1,6 @@
 """Every file in configs/ runs a step, and an overlay changes what it is about and nothing else."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -13,70 +14,94 @@ from trainers.run.bases import read_config
 from trainers.run.cli import main
 
 ROOT = Path(__file__).parents[2]
-IMAGE_CONFIGS = sorted((ROOT / "configs" / "image").glob("*.yaml"))
-AUDIO_CONFIGS = sorted((ROOT / "configs" / "audio").glob("*.yaml"))
-AUDIO_QUICKSTART = ROOT / "configs" / "audio" / "quickstart.yaml"
-SINGLE = ROOT / "configs" / "quantizers" / "single.yaml"
-OVERLAYS = [path for path in sorted((ROOT / "configs" / "quantizers").glob("*.yaml")) if path != SINGLE]
+CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
+QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
+WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
+SINGLE = CONFIGS["quantizers/single"]
+OVERLAYS = {
+    name: path for name, path in CONFIGS.items() if name not in WHOLE and "streaming" not in name and path != SINGLE
+}
+
+RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
+RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
+RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word in ("simvq", "fsq")}
+RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
+RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
+USUAL = [name for name in RUNS if name.startswith("image/")]
+USUAL += ["audio/quickstart", "audio/mimi_24khz", "quantizers/fqgan", "image fsq", "audio reinmax", "single lfq"]
 
 SMALL = {
-    "data.resolution": 32,
     "data.batch_size": 2,
     "data.num_workers": 0,
-    "model.tokenizer.encoder.channels": 32,
-    "model.tokenizer.encoder.num_res_blocks": 1,
-    "model.tokenizer.decoder.channels": 32,
-    "model.tokenizer.decoder.num_res_blocks": 1,
+    "data.validation_root": "null",
     "model.initialization_samples": 32,
-    "trainer.accelerator": "cpu",
-    "trainer.fast_dev_run": 1,
 }
+SMALL |= {"trainer.accelerator": "cpu", "trainer.fast_dev_run": 2}
+SMALL_DATA = {
+    "image": {"data.resolution": 32},
+    "audio": {"data.segment_seconds": 0.2, "data.max_evaluation_seconds": 0.5},
+}
+SHRUNK = {
+    "num_heads": lambda old: old if isinstance(old, list) else 2,
+    "num_layers": lambda _: 1,
+    "num_res_blocks": lambda _: 1,
+    "num_stages": lambda old: min(old, 3),
+    "depth": lambda _: 1,
+    "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
+    "pretraining_steps": lambda _: 1,
+    "start_step": lambda _: 1,
+}
+"""What a model is made small by, wherever it stands in a configuration."""
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "pictures"
-    draw_pictures(folder, 6)
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    draw_pictures(folder / "image", 6)
+    write_recordings(folder / "audio", 6, sample_rate=16000)
     return folder
 
 
-@pytest.fixture
-def cli(tmp_path, pictures, monkeypatch):
+def shrunk(config, channels):
+    if isinstance(config, list):
+        return [shrunk(item, channels) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_path", "").endswith("Discriminator"):
+        return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
+    small = {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value, channels) for key, value in config.items()}
+    if isinstance(small.get("channels"), int):  # ESC's list decides the sizes of its codebooks
+        small["channels"] = channels
+    return small
+
+
+@pytest.mark.parametrize("run", few(RUNS, *USUAL))
+def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(ROOT)
-
-    def run(*configs, **options):
-        options = {"runs": tmp_path, "data.root": pictures, "data.validation_root": "null", **SMALL, **options}
-        words = [f"--config={path}" for path in configs] + [f"--{key}={value}" for key, value in options.items()]
-        monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
-        main()
-
-    return run
-
-
-@pytest.mark.parametrize("config", IMAGE_CONFIGS, ids=lambda path: path.stem)
-def test_config_runs_a_step(cli, config):
-    # Sizes of the codebook are kept small: with this data there is nothing to fill a large one with.
-    cli(config, **{"model.tokenizer.quantizer.codebook_size": 16})
-
-
-@pytest.mark.parametrize("overlay", few(OVERLAYS, "fqgan"))
-def test_overlay_runs_a_step(cli, overlay):
-    cli(ROOT / "configs" / "image" / "quickstart.yaml", overlay)
-
-
-@pytest.mark.parametrize("word", few(["simvq", "fsq"], "fsq"))
-def test_swapped_quantizer_runs_a_step(cli, word):
-    cli(ROOT / "configs" / "image" / "quickstart.yaml", quantizer=word)
+    configs, options = run
+    kind = configs[0].parent.name
+    options = {"runs": tmp_path, "data.root": roots / kind, **SMALL, **SMALL_DATA[kind], **options}
+    words = []
+    for path in configs:
+        small = tmp_path / f"{path.parent.name}_{path.name}"
+        small.write_text(yaml.safe_dump(shrunk(read_config(path), channels=32 if kind == "image" else 4)))
+        words.append(f"--config={small}")
+    words += [f"--{key}={value}" for key, value in options.items()]
+    monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
+    main()
 
 
 @pytest.mark.parametrize(
     ("config", "overlay"),
-    [(config, overlay) for config in IMAGE_CONFIGS for overlay in OVERLAYS] + [(AUDIO_QUICKSTART, SINGLE)],
+    [
+        *itertools.product([path for name, path in WHOLE.items() if "image" in name], OVERLAYS.values()),
+        (QUICKSTARTS["audio"], SINGLE),
+    ],
     ids=lambda path: path.stem,
 )
-def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, pictures, monkeypatch, capsys):
-    plain, swapped = (printed(configs, pictures, monkeypatch, capsys) for configs in ([config], [config, overlay]))
+def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, monkeypatch, capsys):
+    plain, swapped = (printed(configs, roots, monkeypatch, capsys) for configs in ([config], [config, overlay]))
     parts, swapped_parts = (made["model"]["init_args"]["tokenizer"]["init_args"] for made in (plain, swapped))
     old, new = parts.pop("quantizer")["init_args"], swapped_parts.pop("quantizer")["init_args"]
     assert plain == swapped
@@ -91,92 +116,18 @@ def dim_of(arguments):
     return arguments.get("stage", {"init_args": arguments})["init_args"]["dim"]
 
 
-def printed(configs, pictures, monkeypatch, capsys):
-    words = [f"--config={path}" for path in configs] + [f"--data.root={pictures}", "--print_config"]
+def printed(configs, roots, monkeypatch, capsys):
+    words = [f"--config={path}" for path in configs] + [f"--data.root={roots}", "--print_config"]
     monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
     with pytest.raises(SystemExit):
         main()
     return yaml.safe_load(capsys.readouterr().out)
 
 
-# ---------------------------------------------------------------------- audio
-
-SMALL_SOUND = {
-    "data.segment_seconds": 0.2,
-    "data.batch_size": 2,
-    "data.num_workers": 0,
-    "data.max_evaluation_seconds": 0.5,
-    "model.initialization_samples": 16,
-    "trainer.accelerator": "cpu",
-    "trainer.fast_dev_run": 2,
-}
-
-SHRUNK = {
-    "channels": lambda old: old if isinstance(old, list) else 4,  # ESC's, on which its codebooks' sizes depend
-    "num_heads": lambda old: old if isinstance(old, list) else 2,
-    "num_layers": lambda _: 1,
-    "num_stages": lambda old: min(old, 3),
-    "depth": lambda _: 1,
-    "codebook_size": lambda _: 16,
-    "pretraining_steps": lambda _: 1,
-    "start_step": lambda _: 1,
-}
-"""What a model is made small by, wherever it stands in a configuration."""
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "recordings"
-    write_recordings(folder, 6, sample_rate=16000)
-    return folder
-
-
-@pytest.fixture
-def audio_cli(tmp_path, recordings, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(ROOT)
-
-    def run(*configs, **options):
-        options = {"runs": tmp_path, "data.root": recordings, "data.validation_root": "null", **SMALL_SOUND, **options}
-        small = []
-        for path in configs:
-            small.append(tmp_path / f"{path.parent.name}_{path.name}")
-            small[-1].write_text(yaml.safe_dump(shrunk(read_config(path))))
-        words = [f"--config={path}" for path in small] + [f"--{key}={value}" for key, value in options.items()]
-        monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
-        main()
-
-    return run
-
-
-def shrunk(config):
-    if isinstance(config, list):
-        return [shrunk(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_path", "").endswith("Discriminator"):
-        return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
-    return {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value) for key, value in config.items()}
-
-
-@pytest.mark.parametrize("config", few(AUDIO_CONFIGS, "quickstart", "mimi_24khz"))
-def test_audio_config_runs_two_steps(audio_cli, config):
-    audio_cli(config)
-
-
-@pytest.mark.parametrize("word", few(["simvq", "nsvq", "reinmax", "fsq"], "reinmax"))
-def test_swapped_stages_run_two_steps(audio_cli, word):
-    audio_cli(AUDIO_QUICKSTART, quantizer=word)
-
-
-def test_one_codebook_in_place_of_stages_runs_two_steps(audio_cli):
-    audio_cli(AUDIO_QUICKSTART, SINGLE, quantizer="lfq")
-
-
 @pytest.mark.parametrize("config", few(["quickstart", "speech", "dac_24khz", "simvq_single_24khz"], "quickstart"))
-def test_with_one_overlay_a_codec_streams(config, pictures, monkeypatch, capsys):
-    path, overlay = ROOT / "configs/audio" / f"{config}.yaml", ROOT / "configs/streaming/causal.yaml"
-    plain, causal = (printed(configs, pictures, monkeypatch, capsys) for configs in ([path], [path, overlay]))
+def test_with_one_overlay_a_codec_streams(config, roots, monkeypatch, capsys):
+    path, overlay = CONFIGS[f"audio/{config}"], CONFIGS["streaming/causal"]
+    plain, causal = (printed(configs, roots, monkeypatch, capsys) for configs in ([path], [path, overlay]))
     for part in ("encoder", "decoder"):
         ahead, back = (config["model"]["init_args"]["tokenizer"]["init_args"][part] for config in (plain, causal))
         assert not ahead["init_args"]["causal"] and back["init_args"]["causal"]

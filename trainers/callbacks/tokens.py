@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from trainers.core.task import task_of
 from vqkit import TokenShardWriter
 
 
@@ -27,16 +28,17 @@ class TokenWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave out what is written already, which is known once the codebook is: where the loader is made."""
         if stage == "predict":
-            trainer.datamodule.leave_out_predicted(lambda: self._written_before(trainer, pl_module))
+            data: Any = getattr(trainer, "datamodule", None)
+            data.leave_out_predicted(lambda: self._written_before(trainer, pl_module, data.predict_hash()))
 
-    def _written_before(self, trainer: Trainer, pl_module: LightningModule) -> set[str]:
+    def _written_before(self, trainer: Trainer, pl_module: LightningModule, data_hash: str) -> set[str]:
         if trainer.ckpt_path is None:
             raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
         folder = Path(self.folder or Path(trainer.default_root_dir) / "tokens")
         self._writer = TokenShardWriter(
             folder,
-            pl_module.tokenizer.quantizer,
-            data_hash=trainer.datamodule.predict_hash(),
+            task_of(pl_module).tokenizer.quantizer,
+            data_hash=data_hash,
             tokenizer=str(trainer.ckpt_path),
             samples_per_shard=self.samples_per_shard,
         )

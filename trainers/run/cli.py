@@ -134,7 +134,7 @@ class TokenizerCLI(LightningCLI):
         """Find the run's folder and checkpoint."""
         asked = {key: self._get(self.config, key) for key in ("runs", "name", "project", "ckpt_path")}
         try:
-            self.run = Run.of(self.subcommand, **asked)
+            self.run = Run.of(str(self.subcommand), **asked)
         except FileNotFoundError as error:
             raise UserError(str(error)) from error
 
@@ -217,7 +217,7 @@ class TokenizerCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where everything is."""
-        if not self.trainer.fast_dev_run:
+        if not getattr(self.trainer, "fast_dev_run", False):
             _say(f"run folder: {self.run.folder}")
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and logger.whereabouts:

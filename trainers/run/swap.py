@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trainers.run.explain import resolve, suggest
-from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, Quantizer, ReinMax, ResidualQuantizer, RotationTrick
+from vqkit import (
+    BSQ,
+    FSQ,
+    LFQ,
+    BaseQuantizer,
+    CenteredFSQ,
+    MSBFirstLFQ,
+    Quantizer,
+    ReinMax,
+    ResidualQuantizer,
+    RotationTrick,
+    TextbookBSQ,
+)
 from vqkit.methods import METHODS
 from vqkit.parts.estimators import Estimator
 from vqkit.quantizers.composite import CompositeQuantizer
@@ -43,7 +55,9 @@ WORDS: dict[str, Word] = {
     "fsq": Word(FSQ),
     "fsq_centered": Word(CenteredFSQ),
     "lfq": Word(LFQ),
+    "lfq_msb_first": Word(MSBFirstLFQ),
     "bsq": Word(BSQ),
+    "bsq_textbook": Word(TextbookBSQ),
 }
 """What `--quantizer` can be: the methods, two of them with another estimator, and the grids."""
 
@@ -127,7 +141,7 @@ def _codes_and_dim(found: type, node: Mapping[str, Any]) -> tuple[int, int]:
         return arguments["codebook_size"], arguments["dim"]
     if found in (FSQ, CenteredFSQ):
         return math.prod(arguments["levels"]), arguments["dim"] or len(arguments["levels"])
-    if found in (LFQ, BSQ):
+    if found in (LFQ, MSBFirstLFQ, BSQ, TextbookBSQ):
         return 2 ** arguments["bits"], arguments["dim"] or arguments["bits"]
     raise ValueError(
         f"{node['class_path']}: its number of codes is not known, so that --quantizer cannot take its place; write "

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from vqkit.quantizers.fixed_grid import FixedGrid
 LARGEST_INDEX_BITS = 62
 """Bits of one index: 2^62 codes and their number fit an int64."""
 
+MOST_BITS = 2**20
+"""Of all levels: the place of each is listed, which a damaged configuration must not make endless."""
+
 _ENOUGH_VECTORS = 100
 """In a smaller batch a bit is the same everywhere by chance."""
 
@@ -32,7 +36,6 @@ class BinaryQuantizer(FixedGrid):
     Args:
         bits: D, the number of dimensions and bits.
         dim: size of the input's channel axis; None means `bits`. If it differs, linear maps lead in and out.
-        lsb_first: whether the first dimension is the lowest bit of an index, or the highest.
         losses: penalties, each with its weight; names must differ.
         channel_dim: see `BaseQuantizer`.
 
@@ -43,14 +46,14 @@ class BinaryQuantizer(FixedGrid):
 
     entry_size: float
     """The size of each entry of a code."""
+    lowest_bit_first: ClassVar[bool] = False
+    """Whether the first dimension is the lowest bit of an index, or the highest."""
 
     stuck_bits: Tensor
 
-    def __init__(
-        self, bits: int, *, dim: int | None, lsb_first: bool, losses: Sequence[Loss], channel_dim: int
-    ) -> None:
-        if not isinstance(bits, int) or bits < 1:
-            raise ValueError(f"bits={bits}: expected a whole number of at least 1, such as 18 for 2^18 codes")
+    def __init__(self, bits: int, *, dim: int | None, losses: Sequence[Loss], channel_dim: int) -> None:
+        if not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:
+            raise ValueError(f"bits={bits}: expected a whole number in 1 ... {MOST_BITS}, such as 18 for 2^18 codes")
         super().__init__(bits if dim is None else dim, codebook_dim=bits, losses=losses, channel_dim=channel_dim)
         check_losses_without_codebook(type(self).__name__, losses)
         self.bits = bits
@@ -60,7 +63,7 @@ class BinaryQuantizer(FixedGrid):
         self.level_axis = self.num_codebooks > 1
         ends = list(accumulate(self.level_bits))
         self._levels = [slice(end - width, end) for end, width in zip(ends, self.level_bits, strict=True)]
-        places = [range(width) if lsb_first else reversed(range(width)) for width in self.level_bits]
+        places = [range(width) if self.lowest_bit_first else reversed(range(width)) for width in self.level_bits]
         self.grid_values = [2**place for level in places for place in level]
         self.register_buffer("place_values", torch.tensor(self.grid_values))
         self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,8 +54,8 @@ class FSQ(FixedGrid):
         self.codebook_size = math.prod(levels)
         self.grid_values = list(levels)
         self.register_buffer("level_counts", torch.tensor(levels))
-        places = [math.prod(levels[:position]) for position in range(len(levels))]
-        self.register_buffer("place_values", torch.tensor(places))
+        self._places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(self._places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     level_counts: Tensor
@@ -62,44 +63,56 @@ class FSQ(FixedGrid):
     saturated: Tensor
 
     grid_buffer = "level_counts"
+    slack: ClassVar[float] = -1e-3
+    """By which part the bound is wider than the outermost levels."""
+    shift_of = staticmethod(torch.tan)
+    """From offset / half to the shift."""
 
     def grid_mismatch(self, found: Tensor) -> str:
         """The levels of both."""
         return f"levels are {list(self.levels)}, and the state has {found.tolist()}"
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        found = state_dict.get(f"{prefix}place_values")
+        if found is not None and found.tolist() != self._places:
+            arguments[-1].append(f"{prefix}place_values are {self._places}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
-        half, offset, shift = self.grid(latents.dtype)
-        width = (self.level_counts // 2).to(latents.dtype)
+        width, half, offset, shift = self.grid(latents.dtype)
         squashed = (latents + shift).tanh_()
         levels = (squashed.detach() * half).sub_(offset).round_()
         selected = levels / width
-        indices = torch.where(valid, self._pack(levels.add_(width)), -1)
+        indices = self._pack(levels.add_(width), valid)
         if self.learning:
             self.saturated.copy_(self.share_beyond(latents, valid))
         estimated = selected
         if torch.is_grad_enabled():
-            estimated = straight_through(selected, squashed * (half / width))
+            estimated = straight_through(selected, squashed, slope=half / width)
             selected = estimated.detach()
         selection = Selection(latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid)
         return estimated, selection
 
-    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1 after rounding for even L,
-        from -(L - 1)/2 to (L - 1)/2 for odd.
+    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The width floor(L / 2), and half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1
+        after rounding for even L, from -(L - 1)/2 to (L - 1)/2 for odd.
         """
-        half = (self.level_counts.to(dtype) - 1) * (1 - 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
-        return half, offset, (offset / half).tan()
+        width, steps = (self.level_counts // 2).to(dtype), self.level_counts.to(dtype) - 1
+        half, offset = steps * ((1 + self.slack) / 2), width - steps / 2
+        return width, half, offset, self.shift_of(offset / half)
 
-    def _pack(self, digits: Tensor) -> Tensor:
-        """(N, D) floating point, which is written over -> (N,) int64."""
+    def _pack(self, digits: Tensor, valid: Tensor) -> Tensor:
+        """(N, D) floating point, which is written over -> (N,) int64; -1 where not valid, and for NaN, which a broken
+        projection makes.
+        """
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            return digits.mul_(self.place_values.to(digits.dtype)).sum(-1).long()
+            places = digits.mul_(self.place_values.to(digits.dtype)).sum(-1).nan_to_num_(nan=-1.0)
+            return torch.where(valid, places, -1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
             indices += digit.long() * place
-        return indices
+        return torch.where(valid & ~digits.sum(-1).isnan(), indices, -1)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""
@@ -142,6 +155,9 @@ class CenteredFSQ(FSQ):
         ValueError: no dimension, fewer than 2 or more than 1000 levels in one, or more than 2^62 codes.
     """
 
+    slack = 1e-3
+    shift_of = staticmethod(torch.atanh)
+
     def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
         if levels and max(levels) > _MOST_CENTERED_LEVELS:
             raise ValueError(
@@ -149,9 +165,3 @@ class CenteredFSQ(FSQ):
                 "rounds to a level that is not there beyond; use FSQ"
             )
         super().__init__(levels, dim=dim, channel_dim=channel_dim)
-
-    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """As `FSQ.grid`, with a bound of 0 for z = 0."""
-        half = (self.level_counts.to(dtype) - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
-        return half, offset, (offset / half).atanh()

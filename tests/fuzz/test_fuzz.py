@@ -174,13 +174,12 @@ def recording(seed: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A checkpoint of a run of one step."""
-    from tests.trainers.tiny import Images, make_tokenizer, make_trainer
-    from trainers.image import ImageTokenizerTask
+    from tests.trainers.tiny import Images, make_image_task, make_trainer
 
     trainer = make_trainer(max_steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Lightning says about small runs
-        trainer.fit(ImageTokenizerTask(make_tokenizer(), initialization_samples=64), datamodule=Images(4))
+        trainer.fit(make_image_task(initialization_samples=64), datamodule=Images(4))
     path = tmp_path_factory.mktemp("run") / "last.ckpt"
     trainer.save_checkpoint(path)
     return path.read_bytes()

@@ -64,7 +64,7 @@ def methods() -> str:
             chosen.append(f"`codebook_dim={parts.codebook_dim}`")
         items.append(f"- **`{name}`**: {' '.join(map(_sentence, _ideas(method, module)))}")
         items += [f"  Parts: {', '.join(chosen)}.", f"  Source: {_source(module)}."]
-    return _wrapped(items)
+    return wrapped(items)
 
 
 def parts() -> str:
@@ -77,7 +77,7 @@ def parts() -> str:
             items.append(f"- `{cls.__name__}`: {_sentence(_first_paragraph(docstring))}")
             if (source := _source(docstring)) != "-":
                 items.append(f"  Source: {source}.")
-    return _wrapped(items[1:])
+    return wrapped(items[1:])
 
 
 def training_steps() -> str:
@@ -96,7 +96,8 @@ def training_steps() -> str:
     lines = ["| training step | vqkit | VQP | peak memory of vqkit | of VQP |", "|---|---:|---:|---:|---:|"]
     lines += [measured[step] for step in SHOWN_STEPS]
     facts = dict(re.findall(r"^- (\w+): (.+)$", report, re.MULTILINE))
-    lines += ["", f"{facts['command']} on {facts['machine'].partition(', load')[0]}; {facts['versions']}."]
+    caption = f"{facts['command']} on {facts['machine'].partition(', load')[0]}; {facts['versions']}."
+    lines += ["", wrapped([caption])]
     return "\n".join(lines)
 
 
@@ -143,9 +144,10 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text
 
 
-def _wrapped(lines: Iterable[str]) -> str:
-    wrap = partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
-    return "\n".join(map(wrap, lines))
+def wrapped(lines: Iterable[str]) -> str:
+    """Lines of prose, each wrapped on its own."""
+    wrap = partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap(line, subsequent_indent="  " * line.startswith(("- ", "  "))) for line in lines)
 
 
 def _factory(factory: Any) -> str:
@@ -170,7 +172,7 @@ def incompatible_parts() -> str:
         for reason, pairs in groups.items()
         for ours, theirs in _rectangles(pairs)
     ]
-    return _wrapped(items)
+    return wrapped(items)
 
 
 def _names(names: Iterable[str]) -> str:

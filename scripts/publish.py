@@ -92,14 +92,13 @@ def images_table(record: dict) -> str:
         lines.append(f"| {title} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['bpp']:.3f} | {use} |")
     training = record["training"]
     capped = ", stopped by the time limit" if training["capped"] else ""
-    lines += [
-        "",
+    caption = (
         f"{record['images']:.0f} photographs that it never saw ({record['protocol']['split']}), "
         f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps"
         f"{duration(training)}{capped}, {training['precision']}, seed 0; "
-        f"{training['circumstances']}.",
-    ]
-    return "\n".join(lines)
+        f"{training['circumstances']}."
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 def duration(training: dict) -> str:
@@ -143,14 +142,13 @@ def codec_table(record: dict) -> str:
     capped = ", stopped by the time limit" if training["capped"] else ""
     levels = f" Usage of the levels, coarse first: {', '.join(f'{share:.0%}' for share in usage)}." if usage else ""
     heard = f"{record['utterances']} utterances that it never heard, {record['seconds']:.0f} s"
-    lines += [
-        "",
+    caption = (
         f"{heard} ({record['protocol']['split']}); "
         f"trained for {training['steps']} steps{duration(training)}{capped}, "
         f"{training['precision']}, seed 0; {training['circumstances']}. Opus is counted without its container."
-        f"{levels}" + "".join(f" {sentence}." for sentence in absent),
-    ]
-    return "\n".join(lines)
+        f"{levels}" + "".join(f" {sentence}." for sentence in absent)
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 def quickstarts() -> str:
@@ -167,13 +165,12 @@ def quickstarts() -> str:
     lines = ["| | vqkit | k-means at the same bits |", "|---|---:|---:|"]
     lines += [f"| {title} | {form.format(a[key])} | {form.format(b[key])} |" for title, a, b, key, form in shown]
     trained = [f"{record['training']['steps']} steps{duration(record['training'])}" for record in (images, speech)]
-    lines += [
-        "",
+    caption = (
         f"{images['images']:.0f} photographs at {images['bpp']:.3f} bits per pixel and {speech['utterances']} "
         f"utterances at {speech['kbps']:.0f} kbit/s, none of them seen in training ({' and '.join(trained)}; "
-        f"{images['training']['circumstances'].partition('; ')[0]}).",
-    ]
-    return "\n".join(lines)
+        f"{images['training']['circumstances'].partition('; ')[0]})."
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 WRITERS = {

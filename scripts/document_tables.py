@@ -121,8 +121,8 @@ def _source(docstring: str) -> str:
 
 def _linked(text: str) -> str:
     """A reference whose papers are links."""
-    text = re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-    return re.sub(r"(?<![(\w])https://ieeexplore\.ieee\.org/document/(\d+)", r"[IEEE \1](\g<0>)", text)
+    text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r" \(https://((?:doi|ieeexplore\.ieee)\.org/[\w./-]+)\)", r" ([\1](https://\1))", text)
 
 
 def _issues(text: str) -> str:

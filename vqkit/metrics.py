@@ -87,13 +87,21 @@ class CodebookUsage(nn.Module):
                 f"num_codebooks={self.num_codebooks} levels"
             )
         check_indices(indices, self.codebook_sizes, level_axis=self.num_codebooks > 1)
-        if indices.numel() == 0:
-            return
+        self.count(indices)
+
+    @torch.no_grad()
+    def count(self, indices: Tensor) -> None:
+        """`update` without its checks, for indices that a quantizer of these sizes has just made: no read on the host.
+
+        Args:
+            indices: as for `update`; others than those of the codebooks are counted wrongly, or raise.
+        """
         # One cell in front of each level's codes takes the -1.
         width = self.counts.shape[1] + 1
         cells = indices.detach().to(self.counts.device, torch.int64).reshape(-1, self.num_codebooks) + 1
         cells += width * torch.arange(self.num_codebooks, device=cells.device)
-        histogram = torch.bincount(cells.flatten(), minlength=width * self.num_codebooks)
+        histogram = self.counts.new_zeros(width * self.num_codebooks)
+        histogram.index_add_(0, cells.flatten(), torch.ones_like(cells).flatten())  # `bincount` waits for its largest
         self.counts += histogram.view(self.num_codebooks, width)[:, 1:]
 
     def compute(self) -> dict[str, float | list[float]]:

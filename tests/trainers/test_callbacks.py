@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torchvision.io import read_image
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_tokenizer, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.callbacks import (
     BestCheckpoint,
     CodebookReport,
@@ -21,14 +21,13 @@ from trainers.callbacks import (
     WeightEMA,
 )
 from trainers.callbacks.report import usage_histogram
-from trainers.image import ImageTokenizerTask
 from vqkit import Quantizer, Tokenizer
 
 pytestmark = LIGHTNING_REMARKS
 
 
 def make_task(quantizer=None, **arguments):
-    return ImageTokenizerTask(make_tokenizer(quantizer), initialization_samples=256, **arguments)
+    return make_image_task(make_tokenizer(quantizer), **arguments)
 
 
 class Spy(Callback):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_tokenizer, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core import task as task_module
 from trainers.core.moments import forget_rewritten_rows
-from trainers.image import ImageTokenizerTask
 from vqkit import Codebook, GroupedQuantizer, Maintenance, Quantizer, ResidualQuantizer
 
 pytestmark = LIGHTNING_REMARKS
@@ -118,7 +117,7 @@ class LastGradient(lightning.Callback):
 def train(accumulate: int) -> tuple[Tensor, Tensor]:
     """The first moment after the last step, and what it is without a past."""
     quantizer = Quantizer("vq", dim=8, codebook_size=K, channel_dim=1, maintenance=[RewriteAll()])
-    task, spy = ImageTokenizerTask(make_tokenizer(quantizer), initialization_samples=256), LastGradient()
+    task, spy = make_image_task(make_tokenizer(quantizer)), LastGradient()
     trainer = make_trainer(max_steps=4, accumulate_grad_batches=accumulate, callbacks=[spy])
     trainer.fit(task, datamodule=Images(2))
     moment = trainer.optimizers[0].state[quantizer.codebook.vectors]["exp_avg"]

@@ -6,15 +6,19 @@ import math
 import pytest
 import torch
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_tokenizer, make_trainer
-from trainers.image import ImageTokenizerTask
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
+from trainers.image import L1, L2
 from vqkit import FSQ, Quantizer, ResidualQuantizer
 
 pytestmark = LIGHTNING_REMARKS
 
 
 def test_what_is_summed_is_what_is_logged(monkeypatch):
-    task = ImageTokenizerTask(make_tokenizer(Quantizer("vq", dim=8, codebook_size=16, channel_dim=1)), l1=0.5, l2=2.0)
+    task = make_image_task(
+        make_tokenizer(Quantizer("vq", dim=8, codebook_size=16, channel_dim=1)),
+        objectives=[L1(weight=0.5), L2(weight=2.0)],
+    )
+    monkeypatch.setattr(type(task), "logs_this_step", False)
     logged, forwards = {}, []
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.update({k: float(v) for k, v in values.items()}))
@@ -46,7 +50,7 @@ def test_what_is_summed_is_what_is_logged(monkeypatch):
     ids=["vq", "simvq", "ema", "fsq", "residual"],
 )
 def test_codebooks_have_no_weight_decay(quantizer, codebooks):
-    task = ImageTokenizerTask(make_tokenizer(quantizer), weight_decay=0.1)
+    task = make_image_task(make_tokenizer(quantizer), weight_decay=0.1)
     groups = {group["name"]: group for group in task.parameter_groups()}
     assert len(groups.get("codebooks", {"params": []})["params"]) == codebooks
     assert {name: group["weight_decay"] for name, group in groups.items() if name != "codebooks"} == {
@@ -62,7 +66,7 @@ def test_codebooks_have_no_weight_decay(quantizer, codebooks):
 
 
 def test_warm_up_and_cosine():
-    task = ImageTokenizerTask(make_tokenizer(), warmup_steps=10, final_learning_rate_ratio=0.1)
+    task = make_image_task(warmup_steps=10, final_learning_rate_ratio=0.1)
     factors = [task.learning_rate_factor(step, 110) for step in range(121)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1
@@ -72,9 +76,7 @@ def test_warm_up_and_cosine():
 
 
 def test_schedule_steps_with_the_optimizer():
-    task = ImageTokenizerTask(
-        make_tokenizer(), warmup_steps=2, final_learning_rate_ratio=0.5, initialization_samples=256
-    )
+    task = make_image_task(warmup_steps=2, final_learning_rate_ratio=0.5)
     trainer = make_trainer(max_steps=4, accumulate_grad_batches=2)
     trainer.fit(task, datamodule=Images(4))
     assert trainer.global_step == 4
@@ -83,14 +85,14 @@ def test_schedule_steps_with_the_optimizer():
 
 def test_an_endless_run_is_refused():
     with pytest.raises(ValueError, match=r"set trainer\.max_steps or trainer\.max_epochs"):
-        make_trainer(max_steps=-1, max_epochs=-1).fit(ImageTokenizerTask(make_tokenizer()), datamodule=Images(4))
+        make_trainer(max_steps=-1, max_epochs=-1).fit(make_image_task(), datamodule=Images(4))
 
 
 def test_accumulating_equals_a_larger_batch():
     """The codebook after one optimizer step of 4 x 4 images is that of one batch of 16."""
     vectors = []
     for batch_size, accumulate in ((16, 1), (4, 4)):
-        task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+        task = make_image_task()
         make_trainer(max_steps=2, accumulate_grad_batches=accumulate).fit(task, datamodule=Images(batch_size))
         codebook = task.tokenizer.quantizer.codebook
         assert codebook.steps == 2
@@ -102,13 +104,13 @@ def test_accumulating_equals_a_larger_batch():
 
 
 def test_statistics_are_folded_before_anything_is_saved():
-    task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    task = make_image_task()
     make_trainer(max_steps=1).fit(task, datamodule=Images(4))
     assert task.tokenizer.quantizer.codebook.pending_counts.sum() == 0
 
 
 def test_the_quantizer_starts_from_data_but_not_when_resuming(tmp_path):
-    task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    task = make_image_task()
     trainer = make_trainer(max_steps=1)
     trainer.fit(task, datamodule=Images(4))
     expected = make_tokenizer()
@@ -117,7 +119,7 @@ def test_the_quantizer_starts_from_data_but_not_when_resuming(tmp_path):
     assert moved.max() < expected.quantizer.codebook.vectors.norm(dim=1).mean()
     trainer.save_checkpoint(tmp_path / "one.ckpt")
 
-    resumed = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    resumed = make_image_task()
     called = []
     resumed.tokenizer.initialize = lambda *_, **__: called.append(1)
     make_trainer(max_steps=1).fit(resumed, datamodule=Images(4), ckpt_path=tmp_path / "one.ckpt")
@@ -128,7 +130,7 @@ def test_the_quantizer_starts_from_data_but_not_when_resuming(tmp_path):
 
 
 def test_gradient_norms_are_logged():
-    task = ImageTokenizerTask(make_tokenizer(), initialization_samples=256)
+    task = make_image_task()
     trainer = make_trainer(max_steps=1)
     trainer.fit(task, datamodule=Images(4))
     norms = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("gradient_norm/")}
@@ -139,11 +141,11 @@ def test_gradient_norms_are_logged():
 
 
 def test_random_state_is_continued():
-    checkpoint, task = {}, ImageTokenizerTask(make_tokenizer())
+    checkpoint, task = {}, make_image_task()
     task.on_save_checkpoint(checkpoint)
     expected = torch.rand(3)
     torch.manual_seed(99)
-    resumed = ImageTokenizerTask(make_tokenizer())
+    resumed = make_image_task()
     resumed.on_load_checkpoint(checkpoint)
     resumed.on_train_start()
     assert torch.equal(torch.rand(3), expected)
@@ -155,10 +157,10 @@ def test_random_state_is_continued():
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected a positive number"),
         ({"final_learning_rate_ratio": 1.5}, "final_learning_rate_ratio=1.5"),
         ({"warmup_steps": -1}, "warmup_steps=-1"),
-        ({"l1": -1.0}, "weight=-1.0 of the objective 'l1': expected a number of at least 0"),
-        ({"l1": 0.0, "l2": 0.0}, "one of them above 0"),
+        ({"objectives": [L1(weight=0.0), L2(weight=0.0)]}, "one of them above 0"),
+        ({"objectives": [L1(), L1()]}, "l1"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        ImageTokenizerTask(make_tokenizer(), **arguments)
+        make_image_task(**arguments)

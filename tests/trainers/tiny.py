@@ -13,6 +13,7 @@ from trainers.audio import (
     WaveformL1,
 )
 from trainers.core import Adversary
+from trainers.image import L1, L2, ImageTokenizerTask
 from vqkit import AudioTokenizer, Quantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
@@ -37,6 +38,11 @@ def make_tokenizer(quantizer=None):
     quantizer = quantizer or Quantizer("ema", dim=8, codebook_size=16, channel_dim=1)
     torch.manual_seed(0)
     return Tokenizer(ConvEncoder2d(**BACKBONE), quantizer, ConvDecoder2d(**BACKBONE))
+
+
+def make_image_task(tokenizer=None, **arguments):
+    options = {"objectives": [L1(weight=0.5), L2()], "initialization_samples": 256}
+    return ImageTokenizerTask(tokenizer or make_tokenizer(), **(options | arguments))
 
 
 class Images(LightningDataModule):

@@ -7,13 +7,23 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-SHOWN = ("loss", "psnr", "mel", "usage", "validation/psnr", "validation/stoi", "validation/mel_distance")
+SHOWN = (
+    "train/loss",
+    "train/psnr",
+    "train/mel",
+    "codebook/usage",
+    "validation/psnr",
+    "validation/stoi",
+    "validation/mel_distance",
+)
+"""What is shown of what is logged; without the first word, but for validation."""
 
 
 class StepProgress(ProgressBar):
     """A bar over optimizer steps for fit, over batches for everything else.
 
-    On a terminal it moves; in a log file it adds a line now and then.
+    On a terminal it moves; in a log file it adds a line now and then. Its numbers are read from the device at every
+    `trainer.log_every_n_steps`.
 
     Args:
         log_file_seconds: seconds between two lines in a log file.
@@ -48,7 +58,8 @@ class StepProgress(ProgressBar):
     ) -> None:
         """Move by the optimizer steps taken."""
         if self._bar is not None and trainer.global_step > self._bar.n:
-            self._bar.set_postfix_str(self._numbers(trainer), refresh=False)
+            if trainer.global_step % trainer.log_every_n_steps == 0:
+                self._bar.set_postfix_str(self._numbers(trainer), refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,8 +112,11 @@ class StepProgress(ProgressBar):
         self._close()
 
     def _numbers(self, trainer: Trainer) -> str:
-        metrics = {**trainer.callback_metrics, **trainer.progress_bar_metrics}
-        return ", ".join(f"{name} {float(metrics[name]):.4g}" for name in SHOWN if name in metrics)
+        metrics = trainer.callback_metrics
+        shown = {
+            name.removeprefix("train/").removeprefix("codebook/"): metrics[name] for name in SHOWN if name in metrics
+        }
+        return ", ".join(f"{name} {float(value):.4g}" for name, value in shown.items())
 
     def _open(self, description: str, total: int | None, *, initial: int = 0) -> None:
         if self.is_enabled:

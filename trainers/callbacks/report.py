@@ -72,7 +72,7 @@ class CodebookReport(Callback):
             return
         self.batches += 1
         if self.usage is not None:
-            self.usage.update(outputs["indices"])
+            self.usage.count(outputs["indices"])
             used = self.usage.counts > self._counted
             self.last_used = torch.where(used, self.batches, self.last_used)
             self._counted.copy_(self.usage.counts)
@@ -83,7 +83,7 @@ class CodebookReport(Callback):
             histogram = None
             if self.usage is not None:
                 figures, histogram = self._describe_usage(self.usage)
-                pl_module.log("usage", figures["codebook/usage"], prog_bar=True, logger=False)
+                pl_module.log("codebook/usage", figures["codebook/usage"], logger=False)  # for the progress bar
                 report |= figures
                 self.usage.reset()
                 self._counted.zero_()

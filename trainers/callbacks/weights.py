@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class WeightEMA(EMAWeightAveraging):
         starting_at_step: first optimizer step that counts. Before it, the average is the model as it was initialized.
 
     Source: Lightning's `EMAWeightAveraging` around torch.optim.swa_utils.AveragedModel.
-    Differs: use_buffers=False; only the tokenizer is exchanged; extra state (step counters of codebooks) is taken from
+    Differs: only the tokenizer is exchanged; extra state (step counters of codebooks) is taken from
     the current model when saving, because the averaged copy never sees a step.
 
     Raises:
@@ -40,6 +41,8 @@ class WeightEMA(EMAWeightAveraging):
         super().__init__(
             use_buffers=False, decay=decay, update_every_n_steps=every_n_steps, update_starting_at_step=starting_at_step
         )
+        self.decay = decay
+        self._updates = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the average, of the tokenizer alone."""
@@ -64,7 +67,7 @@ class WeightEMA(EMAWeightAveraging):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """The first step after a late initialization: what was averaged so far were codes that are gone."""
-        if self._average_model is not None and pl_module.quantizer_initialized_at == trainer.global_step:
+        if self._average_model is not None and 0 < trainer.global_step == pl_module.quantizer_initialized_at:
             quantizer = pl_module.tokenizer.quantizer
             self._average_model.module.quantizer.load_state_dict(quantizer.state_dict())
 
@@ -74,8 +77,19 @@ class WeightEMA(EMAWeightAveraging):
         """Take an optimizer step into the average."""
         new = trainer.global_step > self._latest_update_step
         if self._average_model is not None and new and self.should_update(step_idx=trainer.global_step - 1):
-            self._average_model.update_parameters(pl_module.tokenizer)
+            self._take_in(pl_module.tokenizer)
             self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _take_in(self, model: nn.Module) -> None:
+        """`AveragedModel.update_parameters` with its count on the host, where reading it does not wait."""
+        assert self._average_model is not None
+        average = self._average_model.module
+        share = 1 - self.decay if self._updates else 1.0  # the first is copied
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
+        for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+        self._updates += 1
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the tokenizer, the model beside it, and the current counters in both."""
@@ -88,7 +102,7 @@ class WeightEMA(EMAWeightAveraging):
             if not name.endswith("_extra_state")
         }
         checkpoint["state_dict"] = {**current, **average}
-        checkpoint["averaging_state"] = {"n_averaged": self._average_model.n_averaged}
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self._updates)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Load the average only to go on training: a checkpoint's model is the average already."""
@@ -101,7 +115,7 @@ class WeightEMA(EMAWeightAveraging):
         }
         self._average_model.module.load_state_dict(average)
         if "current_model_state" in checkpoint:
-            self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+            self._updates = int(checkpoint["averaging_state"]["n_averaged"])
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
     def _swap_models(self, pl_module: LightningModule) -> None:

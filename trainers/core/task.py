@@ -2,59 +2,64 @@
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from trainers.core.adversary import Adversary
+from trainers.core.balancer import LossBalancer
+from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
 from trainers.core.objective import Objective
-from vqkit import Codebook, Tokenizer, without_quantization
+from trainers.core.optimization import (
+    DISCRIMINATORS,
+    codebook_parameters,
+    discriminator_group,
+    gradient_norm,
+    gradient_norm_at,
+    parameter_groups,
+    warmup_cosine,
+    weighted_sum,
+)
+from vqkit import Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
-from vqkit.saving.files import write_json
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 
-class Metrics(Protocol):
-    """What measures reconstructions, one set at a time: `trainers.image.metrics.ImageMetrics` and its like."""
-
-    def to(self, device: torch.device) -> "Metrics":
-        """Move the sums to a device."""
-
-    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
-        """Add a batch."""
-
-    def compute(self) -> dict[str, float]:
-        """The figures of all ranks."""
-
-    def per_level(self) -> dict[str, list[float]]:
-        """Figures of each level of the codebook."""
-
-
-class TokenizerTask(LightningModule, ABC):
-    """Trains a tokenizer: one forward, named terms, one backward, one step.
+class TokenizerTask(EvaluatedTask):
+    """Trains a tokenizer by objectives and, where wanted, against discriminators: one forward, one backward, one step.
 
     A modality derives from it and says what its inputs are and how they are measured. The total is the weighted sum of
-    the objectives plus the quantizer's own loss; the terms that are summed are the terms that are logged, unweighted,
-    under `train/`.
+    the objectives and of the adversary's terms plus the quantizer's own loss; the terms that are summed are the terms
+    that are logged, unweighted, under `train/`.
+
+    One optimizer trains generator and discriminators: the discriminators' loss is added to the generator's, and neither
+    sends a gradient to the other's parameters (`Adversary`). So the count of steps, accumulation of gradients,
+    precision, data parallelism and checkpoints are those of any other training. Gradients of generator and
+    discriminators are clipped apart (`trainer.gradient_clip_val` holds for each).
 
     The trainer owns the optimizer boundary: quantizers fold their statistics there (`quantizer.step()`), so
     accumulating gradients over n batches gives the codebook of one batch n times as large.
 
+    Nothing in a step waits for the device; what is read on the host is read at every `trainer.log_every_n_steps`.
+
     Args:
-        tokenizer: what is trained.
-        objectives: what reconstructions are trained for, each with its weight; names differ.
-        learning_rate: peak of the schedule.
+        tokenizer: encoder, quantizer and decoder.
+        objectives: distances of reconstructions from inputs, each with its weight; names differ.
+        adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
+            `adversary.start_step` they do not run, and their parameters stay as they are to the last bit.
+        balancer: makes the weights of objectives and adversarial terms shares of the gradient that the decoder gets,
+            whatever the scale of each term; None sums them. The quantizer's loss stays outside.
+        learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
         final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1]; 1 keeps the peak.
         warmup_steps: optimizer steps of linear warm-up.
-        weight_decay: of matrices and kernels; codebooks, gains, biases and norms have none.
+        weight_decay: of the generator's matrices and kernels; codebooks, gains, biases, norms and discriminators have
+            none.
         betas: of AdamW.
         initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
         seed: of the initialization.
@@ -64,24 +69,26 @@ class TokenizerTask(LightningModule, ABC):
             codebooks alone.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or two objectives have one name.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
-        objectives: Sequence[Objective],
-        learning_rate: float,
-        final_learning_rate_ratio: float,
-        warmup_steps: int,
-        weight_decay: float,
-        betas: tuple[float, float],
-        initialization_samples: int | None,
-        seed: int,
+        objectives: list[Objective],
+        adversary: Adversary | None = None,
+        balancer: LossBalancer | None = None,
+        learning_rate: float = 3e-4,
+        final_learning_rate_ratio: float = 0.05,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
+        initialization_samples: int | None = None,
+        seed: int = 0,
         pretraining_steps: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer)
         if not learning_rate > 0:
             raise ValueError(f"learning_rate={learning_rate}: expected a positive number, such as 1e-3")
         if not 0 <= final_learning_rate_ratio <= 1:
@@ -92,8 +99,9 @@ class TokenizerTask(LightningModule, ABC):
             if steps < 0:
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
         _check_objectives(objectives)
-        self.tokenizer = tokenizer
         self.objectives = nn.ModuleList(objectives)
+        self.adversary = adversary
+        self.balancer = balancer
         self.learning_rate = learning_rate
         self.final_learning_rate_ratio = final_learning_rate_ratio
         self.warmup_steps = warmup_steps
@@ -105,48 +113,13 @@ class TokenizerTask(LightningModule, ABC):
         self.quantizer_initialized_at: int | None = None
         self._random_state: dict[str, Any] | None = None
 
-    # ------------------------------------------------------------------ what a modality writes
-
-    @property
-    @abstractmethod
-    def monitor(self) -> str:
-        """The figure of validation by which the best checkpoint is chosen; more is better."""
-
-    @abstractmethod
-    def inputs(self, batch: Any) -> Tensor:
-        """The tokenizer's input out of a batch."""
-
-    def evaluation_inputs(self, batch: Any) -> Iterator[Tensor]:
-        """The samples of a batch that is measured or encoded, in batches of samples that have one size."""
-        yield self.inputs(batch)
-
-    @abstractmethod
-    def new_metrics(self, split: str) -> Metrics:
-        """What measures a split, "validation" or "test"."""
-
-    @abstractmethod
-    def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
-        """How the figures of the test split were measured.
-
-        Args:
-            figures: what `Metrics.compute` returned.
-            circumstances: split, checkpoint and precision.
-        """
-
-    @abstractmethod
-    def write_examples(
-        self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]
-    ) -> list[Path]:
-        """Write files by which a person can judge reconstructions.
-
-        Args:
-            folder: where to.
-            originals: samples without a batch axis.
-            reconstructions: like `originals`.
-
-        Returns:
-            The files, pictures (`.png`) and sounds (`.wav`).
-        """
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that the balancer cannot work in."""
+        if self.balancer is not None and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "precision=16-mixed with a balancer: it differentiates each term without the loss scale, and the "
+                "discriminators' gradients underflow in float16; use bf16-mixed or 32-true"
+            )
 
     # ------------------------------------------------------------------ the step
 
@@ -157,7 +130,6 @@ class TokenizerTask(LightningModule, ABC):
         total, terms = self.reconstruction_loss(inputs, output.reconstruction)
         loss = output.quantizer.loss + total
         terms |= {f"quantizer/{name}": term for name, term in output.quantizer.losses.items()}
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()})
         return {
             "loss": loss,
@@ -173,14 +145,41 @@ class TokenizerTask(LightningModule, ABC):
             return self.tokenizer(inputs)
 
     def reconstruction_loss(self, inputs: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the objectives, and each of them unweighted by its name."""
+        """Objectives and adversarial terms, summed or balanced, and the discriminators' own loss."""
+        # Once for all terms, so that low precision ends here, also where the balancer differentiates.
+        reconstruction = reconstruction.to(torch.promote_types(reconstruction.dtype, torch.float32))
         terms = {objective.name: objective(inputs, reconstruction) for objective in self.objectives}
-        return sum(objective.weight * terms[objective.name] for objective in self.objectives), terms
+        weights = {objective.name: objective.weight for objective in self.objectives}
+        if self.adversary is None:
+            return self._joined(terms, weights, reconstruction), terms
+        if not self.adversary.active(self.global_step):
+            return self._joined(terms, weights, reconstruction) + self.adversary.idle(), terms
+        output = self.adversary(inputs, reconstruction)
+        adversarial = self.adversary.weights(self.global_step)
+        self.log_dict({f"train/{name}": figure for name, figure in output.figures.items()})
+        if self.balancer is None and reconstruction.requires_grad and self.logs_this_step:
+            theirs = gradient_norm_at(reconstruction, output.generator, adversarial)
+            self.log("train/adversarial_gradient_ratio", theirs / gradient_norm_at(reconstruction, terms, weights))
+        terms, weights = terms | output.generator, weights | adversarial
+        total = self._joined(terms, weights, reconstruction) + output.discriminator
+        return total, terms | {"discriminator_loss": output.discriminator}
+
+    def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
+        if self.balancer is not None:
+            return self.balancer(terms, weights, reconstruction)
+        return weighted_sum(terms, weights)
 
     @property
     def pretraining(self) -> bool:
         """Whether training goes on without quantization, because the quantizer is not initialized yet."""
         return self.pretraining_steps > 0 and self.quantizer_initialized_at is None and self.trainer.state.fn == "fit"
+
+    @property
+    def validation_name(self) -> str:
+        """The name under which figures of validation are logged; another one while there are no codes."""
+        return "validation_unquantized" if self.pretraining else "validation"
+
+    # ------------------------------------------------------------------ the optimizer
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
@@ -196,18 +195,22 @@ class TokenizerTask(LightningModule, ABC):
             self.log_dict({f"gradient_norm/{name}": norm for name, norm in self.gradient_norms().items()})
 
     def idle_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters that take no part in this step: the codebooks during pre-training."""
-        return self._codebook_parameters() if self.pretraining else []
+        """Parameters that take no part in this step: codebooks in pre-training, discriminators before they start."""
+        if self.pretraining:
+            yield from codebook_parameters(self.tokenizer)
+        if self.adversary is not None and not self.adversary.active(self.global_step):
+            yield from self.adversary.parameters()
 
     def gradient_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each trained part, and of all of the tokenizer."""
-        norms = {name: _gradient_norm(part.parameters()) for name, part in self.trained_parts().items()}
+        norms = {name: gradient_norm(part.parameters()) for name, part in self.trained_parts().items()}
         total = torch.stack([norms[name] for name, _ in self.tokenizer.named_children()]).square().sum().sqrt()
         return norms | {"total": total}
 
     def trained_parts(self) -> dict[str, nn.Module]:
-        """What the optimizer moves, by name: the parts of the tokenizer, and whatever is trained beside it."""
-        return dict(self.tokenizer.named_children())
+        """What the optimizer moves, by name: the parts of the tokenizer, and the discriminators."""
+        parts = dict(self.tokenizer.named_children())
+        return parts if self.adversary is None else parts | {DISCRIMINATORS: self.adversary}
 
     @property
     def logs_this_step(self) -> bool:
@@ -224,35 +227,31 @@ class TokenizerTask(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices and kernels with weight decay; codebooks without; gains, biases and norms without."""
-        codebooks = {id(parameter) for parameter in self._codebook_parameters()}
-        groups: dict[str, list[nn.Parameter]] = {"weights": [], "codebooks": [], "biases and norms": []}
-        for parameter in self.tokenizer.parameters():
-            if not parameter.requires_grad:
-                continue
-            # The gains of weight norm are vectors, though they have the axes of their kernels.
-            is_vector = parameter.numel() == max(parameter.shape, default=1)
-            kind = "codebooks" if id(parameter) in codebooks else "biases and norms" if is_vector else "weights"
-            groups[kind].append(parameter)
-        decay = {"weights": self.weight_decay}
-        return [
-            {"name": kind, "params": parameters, "weight_decay": decay.get(kind, 0.0)}
-            for kind, parameters in groups.items()
-            if parameters
-        ]
-
-    def _codebook_parameters(self) -> Iterator[nn.Parameter]:
-        for module in self.tokenizer.modules():
-            if isinstance(module, Codebook):
-                yield from module.parameters()
+        """Those of the tokenizer, and one of the discriminators with their own learning rate and betas."""
+        groups = parameter_groups(self.tokenizer, weight_decay=self.weight_decay)
+        if self.adversary is None:
+            return groups
+        return [*groups, discriminator_group(self.adversary, learning_rate=self.learning_rate)]
 
     def learning_rate_factor(self, step: int, total_steps: int) -> float:
         """Share of the peak learning rate at an optimizer step, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
-        low = self.final_learning_rate_ratio
-        return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+        steps = {"total_steps": total_steps, "warmup_steps": self.warmup_steps}
+        return warmup_cosine(step, final_ratio=self.final_learning_rate_ratio, **steps)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of generator and discriminators apart: neither may shrink the other's step."""
+        if gradient_clip_algorithm == "value" or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for theirs in (False, True):
+            groups = [group for group in optimizer.param_groups if (group["name"] == DISCRIMINATORS) == theirs]
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     # ------------------------------------------------------------------ before the first step
 
@@ -307,70 +306,8 @@ class TokenizerTask(LightningModule, ABC):
         while batches := list(itertools.islice(loader, self.trainer.accumulate_grad_batches)):
             yield torch.cat([self.inputs(self.transfer_batch_to_device(batch, self.device, 0)) for batch in batches])
 
-    # ------------------------------------------------------------------ measuring
 
-    def on_validation_epoch_start(self) -> None:
-        """Start to measure."""
-        self.metrics = self.new_metrics("validation").to(self.device)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch; returns lists of samples."""
-        return self._measure(batch, self.reconstruct)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole set."""
-        split = "validation_unquantized" if self.pretraining else "validation"
-        self._log_figures(split, self.metrics.compute())
-
-    def on_test_epoch_start(self) -> None:
-        """Start to measure."""
-        self.metrics = self.new_metrics("test").to(self.device)
-
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch; returns lists of samples."""
-        return self._measure(batch, self.tokenizer)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole set, and write `metrics.json` with their protocol into the run folder."""
-        figures = self.metrics.compute()
-        record: dict[str, Any] = {**figures, **self.metrics.per_level()}
-        self._log_figures("test", figures)
-        record["protocol"] = self.protocol(
-            figures,
-            split="test",
-            checkpoint=str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
-            precision=str(self.trainer.precision),
-        )
-        if self.trainer.is_global_zero:
-            write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The indices of a batch, in batches of samples that have one size, and the names of all of them."""
-        return {
-            "indices": [self.tokenizer.encode(inputs) for inputs in self.evaluation_inputs(batch)],
-            "names": batch["name"],
-        }
-
-    def _measure(self, batch: Any, reconstruct: Callable[[Tensor], TokenizerOutput]) -> dict[str, list[Tensor]]:
-        originals, reconstructions = [], []
-        for inputs in self.evaluation_inputs(batch):
-            output = reconstruct(inputs)
-            self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)
-            originals += inputs
-            reconstructions += output.reconstruction
-        return {"inputs": originals, "reconstruction": reconstructions}
-
-    def _log_figures(self, split: str, figures: dict[str, float]) -> None:
-        # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.
-        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
-
-
-def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-
-
-def _check_objectives(objectives: Sequence[Objective]) -> None:
+def _check_objectives(objectives: list[Objective]) -> None:
     check_names(objective.name for objective in objectives)
     weights = {objective.name: objective.weight for objective in objectives}
     if not any(weights.values()):

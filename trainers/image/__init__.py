@@ -1,6 +1,6 @@
 """Training of image tokenizers: task, data, objectives."""
 
 from trainers.image.data import ImageFolderData as ImageFolderData
-from trainers.image.objectives import AbsoluteError as AbsoluteError
-from trainers.image.objectives import SquaredError as SquaredError
+from trainers.image.objectives import L1 as L1
+from trainers.image.objectives import L2 as L2
 from trainers.image.task import ImageTokenizerTask as ImageTokenizerTask

@@ -11,57 +11,26 @@ from torchvision.utils import make_grid
 
 from trainers.core.task import TokenizerTask
 from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
-from trainers.image.objectives import AbsoluteError, SquaredError
 from vqkit import Tokenizer
 from vqkit.saving.files import write_whole
 
 
 class ImageTokenizerTask(TokenizerTask):
-    """Trains a tokenizer of images in [-1, 1] by L1 and L2, and measures what it does to images.
+    """Trains a tokenizer of images in [-1, 1], channel first (`channel_dim=1`), and measures what it does to images.
 
-    Batches are dictionaries with `image` (B, C, H, W), and for prediction `name`, a list of file names.
-
-    Args:
-        tokenizer: encoder, quantizer (channel first: `channel_dim=1`) and decoder.
-        l1: weight of the mean absolute error.
-        l2: weight of the mean squared error.
-        learning_rate: peak of the schedule.
-        final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1].
-        warmup_steps: optimizer steps of linear warm-up.
-        weight_decay: of matrices and kernels; codebooks, biases and norms have none.
-        betas: of AdamW.
-        initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
-        seed: of the initialization.
-
-    Raises:
-        ValueError: an argument is out of its range.
+    Batches are dictionaries with `image` (B, C, H, W), and for prediction `name`, a list of file names. Arguments are
+    those of `TokenizerTask`.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
-        l1: float = 0.5,
-        l2: float = 1.0,
         learning_rate: float = 1e-3,
-        final_learning_rate_ratio: float = 0.05,
-        warmup_steps: int = 100,
-        weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.95),
-        initialization_samples: int | None = None,
-        seed: int = 0,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            tokenizer,
-            objectives=[AbsoluteError(l1), SquaredError(l2)],
-            learning_rate=learning_rate,
-            final_learning_rate_ratio=final_learning_rate_ratio,
-            warmup_steps=warmup_steps,
-            weight_decay=weight_decay,
-            betas=betas,
-            initialization_samples=initialization_samples,
-            seed=seed,
-        )
+        super().__init__(tokenizer, learning_rate=learning_rate, betas=betas, **arguments)
 
     monitor = "validation/psnr"
 
@@ -70,12 +39,12 @@ class ImageTokenizerTask(TokenizerTask):
         return batch["image"]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The common step, and the PSNR of the batch."""
+        """The common step, and the PSNR of the batch where it is logged."""
         step = super().training_step(batch, batch_idx)
-        with torch.no_grad():
-            ratio = psnr(to_uint8_grid(step["inputs"]), to_uint8_grid(step["reconstruction"])).mean()
-        self.log("psnr", ratio, prog_bar=True, logger=False)
-        self.log("train/psnr", ratio)
+        if self.logs_this_step:
+            with torch.no_grad():
+                ratio = psnr(to_uint8_grid(step["inputs"]), to_uint8_grid(step["reconstruction"])).mean()
+            self.log("train/psnr", ratio)
         return step
 
     # ------------------------------------------------------------------ measuring

@@ -72,6 +72,8 @@ def _reason(text: str, classes: list[str], key: str) -> str:
         )
     if (match := NO_OPTION.match(text)) and classes:
         option = match["option"] or match["key"]
+        if replaced := trainers_migration.REPLACED_ARGUMENTS.get((classes[-1], option)):
+            return f"{classes[-1]} has no argument {option!r}: {replaced}"
         names = _arguments(classes[-1])
         return f"{classes[-1]} has no argument {option!r}{suggest(option, names)}; it takes {', '.join(names)}"
     if (

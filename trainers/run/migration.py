@@ -18,3 +18,11 @@ def current_path(class_path: str) -> str:
     if module == "trainers.objectives" and name in _CORE:
         return f"trainers.core.{name}"
     return f"{MOVED_MODULES.get(module, module)}.{name}" if module else class_path
+
+
+REPLACED_ARGUMENTS = {
+    ("trainers.image.ImageTokenizerTask", name): "losses are listed now: objectives: [{class_path: trainers.image."
+    f"{name.upper()}, init_args: {{weight: ...}}}}]"
+    for name in ("l1", "l2")
+}
+"""Class and argument of configurations before version 0.2, and what stands in its place."""

@@ -1,0 +1,148 @@
+"""Measuring and encoding whole sets with a tokenizer, whatever the modality."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from vqkit import Tokenizer
+from vqkit.saving.files import write_json
+from vqkit.tokenizers.tokenizer import TokenizerOutput
+
+
+class Metrics(Protocol):
+    """What measures reconstructions, one set at a time: `trainers.image.metrics.ImageMetrics`, for example."""
+
+    def to(self, device: torch.device) -> "Metrics":
+        """Move the sums to a device."""
+
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+        """Add a batch."""
+
+    def compute(self) -> dict[str, float]:
+        """The figures of all ranks."""
+
+    def per_level(self) -> dict[str, list[float]]:
+        """Figures of each level of the codebook."""
+
+
+class EvaluatedTask(LightningModule, ABC):
+    """The evaluation half of a task: a modality says what its inputs are, how they are measured and shown.
+
+    Args:
+        tokenizer: what is measured.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    @property
+    @abstractmethod
+    def monitor(self) -> str:
+        """The figure of validation by which the best checkpoint is chosen; more is better."""
+
+    @abstractmethod
+    def inputs(self, batch: Any) -> Tensor:
+        """The tokenizer's input out of a batch."""
+
+    def evaluation_inputs(self, batch: Any) -> Iterator[Tensor]:
+        """The samples of a batch that is measured or encoded, in batches of samples that have one size."""
+        yield self.inputs(batch)
+
+    @abstractmethod
+    def new_metrics(self, split: str) -> Metrics:
+        """What measures a split, "validation" or "test"."""
+
+    @abstractmethod
+    def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
+        """How the figures of the test split were measured.
+
+        Args:
+            figures: what `Metrics.compute` returned.
+            circumstances: split, checkpoint and precision.
+        """
+
+    @abstractmethod
+    def write_examples(
+        self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]
+    ) -> list[Path]:
+        """Write files by which a person can judge reconstructions.
+
+        Args:
+            folder: where to.
+            originals: samples without a batch axis.
+            reconstructions: like `originals`.
+
+        Returns:
+            The files, pictures (`.png`) and sounds (`.wav`).
+        """
+
+    # ------------------------------------------------------------------ what Lightning calls
+
+    def reconstruct(self, inputs: Tensor) -> TokenizerOutput:
+        """The tokenizer's output."""
+        return self.tokenizer(inputs)
+
+    @property
+    def validation_name(self) -> str:
+        """The name under which figures of validation are logged."""
+        return "validation"
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to measure."""
+        self.metrics = self.new_metrics("validation").to(self.device)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Reconstruct and measure a batch; returns lists of samples."""
+        return self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole set."""
+        self._log_figures(self.validation_name, self.metrics.compute())
+
+    def on_test_epoch_start(self) -> None:
+        """Start to measure."""
+        self.metrics = self.new_metrics("test").to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Reconstruct and measure a batch; returns lists of samples."""
+        return self._measure(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole set, and write `metrics.json` with their protocol into the run folder."""
+        figures = self.metrics.compute()
+        record: dict[str, Any] = {**figures, **self.metrics.per_level()}
+        self._log_figures("test", figures)
+        record["protocol"] = self.protocol(
+            figures,
+            split="test",
+            checkpoint=str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
+            precision=str(self.trainer.precision),
+        )
+        if self.trainer.is_global_zero:
+            write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The indices of a batch, in batches of samples that have one size, and the names of all of them."""
+        return {
+            "indices": [self.tokenizer.encode(inputs) for inputs in self.evaluation_inputs(batch)],
+            "names": batch["name"],
+        }
+
+    def _measure(self, batch: Any) -> dict[str, list[Tensor]]:
+        originals, reconstructions = [], []
+        for inputs in self.evaluation_inputs(batch):
+            output = self.reconstruct(inputs)
+            self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)
+            originals += inputs
+            reconstructions += output.reconstruction
+        return {"inputs": originals, "reconstruction": reconstructions}
+
+    def _log_figures(self, split: str, figures: dict[str, float]) -> None:
+        # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)

@@ -1,0 +1,84 @@
+"""What the optimizer moves and how fast: groups of parameters, the schedule, and norms of gradients."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainers.core.adversary import Adversary
+from vqkit import Codebook, Tokenizer
+
+DISCRIMINATORS = "discriminators"
+"""Name of the discriminators' group, and of their part in logs."""
+
+
+def parameter_groups(tokenizer: Tokenizer, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels with weight decay; codebooks without; gains, biases and norms without.
+
+    Args:
+        tokenizer: its trainable parameters are taken.
+        weight_decay: of matrices and kernels.
+
+    Returns:
+        groups for a torch optimizer, each with its `name`; none is empty.
+    """
+    codebooks = {id(parameter) for parameter in codebook_parameters(tokenizer)}
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "codebooks": [], "biases and norms": []}
+    for parameter in tokenizer.parameters():
+        if not parameter.requires_grad:
+            continue
+        # The gains of weight norm are vectors, though they have the axes of their kernels.
+        is_vector = parameter.numel() == max(parameter.shape, default=1)
+        kind = "codebooks" if id(parameter) in codebooks else "biases and norms" if is_vector else "weights"
+        groups[kind].append(parameter)
+    decay = {"weights": weight_decay}
+    return [
+        {"name": kind, "params": parameters, "weight_decay": decay.get(kind, 0.0)}
+        for kind, parameters in groups.items()
+        if parameters
+    ]
+
+
+def discriminator_group(adversary: Adversary, *, learning_rate: float) -> dict[str, Any]:
+    """The group of the discriminators, with their betas; `learning_rate` where they have none of their own."""
+    return {
+        "name": DISCRIMINATORS,
+        "params": list(adversary.parameters()),
+        "lr": adversary.learning_rate or learning_rate,
+        "betas": adversary.betas,
+        "weight_decay": 0.0,
+    }
+
+
+def codebook_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of all codebooks in a module."""
+    for part in module.modules():
+        if isinstance(part, Codebook):
+            yield from part.parameters()
+
+
+def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final_ratio: float) -> float:
+    """Share of the peak learning rate at an optimizer step, counted from 0: a line up, then half a cosine down."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final_ratio + (1 - final_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm () of all gradients together; 0 where there are none."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum () of scalars, each with the weight of its name."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def gradient_norm_at(point: Tensor, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Length () of the gradient that reaches `point` from the weighted sum of terms; their graph is kept."""
+    (gradient,) = torch.autograd.grad(weighted_sum(terms, weights), point, retain_graph=True)
+    return gradient.norm()

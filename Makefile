@@ -2,7 +2,7 @@
 # make quickstart-audio: the same for sound: a small codec, trained on the speech in assets/, beside Opus and k-means.
 # make test: set up .venv and run the tests.
 # make test-slow: the tests that take long, among them the kernels' on the code paths of other processors.
-# make matrix: the contract over every method with every estimator, as stages and as groups (some fifteen minutes more).
+# make test-long: matrices of all combinations, long fuzzing and the notebooks; by hand; its result goes into tests/LONG.md.
 # make data: fetch the larger set of photographs into data/photos.
 # make data-speech: fetch two hours of speech into data/speech.
 # make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart quickstart-audio test test-slow matrix data data-speech native gpu docs check benchmark clean
+.PHONY: quickstart quickstart-audio test test-slow test-long data data-speech native gpu docs check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
@@ -27,10 +27,10 @@ test: $(SETUP)
 	$(BIN)/python -m pytest
 
 test-slow: $(SETUP)
-	$(BIN)/python -m pytest -v -m "slow and not matrix"
+	$(BIN)/python -m pytest -v -m "slow and not long"
 
-matrix: $(SETUP)
-	$(BIN)/python -m pytest -m matrix
+test-long: $(SETUP)
+	$(BIN)/python scripts/run_long_tests.py
 
 data: $(SETUP)
 	$(BIN)/python scripts/fetch_data.py photos --destination data/photos
@@ -49,6 +49,7 @@ docs: $(SETUP)
 
 check: $(SETUP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_wheel.py
 	$(BIN)/python scripts/quickstart.py --runs build/check --steps 20 --kmeans-patches 20000

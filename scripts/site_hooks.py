@@ -4,6 +4,7 @@ README, CHANGELOG and the benchmarks' results become pages; each room of the pac
 other file of the repository that a page links to is copied into the site as it is.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "assets/SOURCES.md": "sources.md"}
-"""Which files of the repository are pages of the site under another name; those of benchmarks/ keep theirs."""
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""Which files of the repository are pages of the site under another name."""
 LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)\s#:]*)(?P<anchor>#[^)\s]*)?\)")
 LABEL = re.compile(r"(?P<before><p>|\n)(?P<label>Source|Differs):")
 PAPER = re.compile(r"(?<![\w/\[>])arXiv:(?P<id>\d{4}\.\d{4,5})")
@@ -28,15 +29,17 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that do not lie in docs/, and the files that pages link to."""
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *_benchmarks()]
-    for source in [*(ROOT / name for name in PAGES), *_benchmarks()]:
+    outside = [*(ROOT / name for name in PAGES), *_benchmarks()]
+    for source in outside:
         _add(files, config, _site_path(source), abs_src_path=str(source))
+    for notebook in (ROOT / "docs").rglob("*.ipynb"):
+        _add(files, config, _site_path(notebook.with_suffix(".md")), content=_page(notebook))
     for package, modules in _rooms():
         _add(files, config, f"reference/{package}.md", content=_reference(package, modules))
-    for document in documents:
+    for document in [*outside, *(ROOT / "docs").glob("*.md")]:
         for match in LINK.finditer(document.read_text()):
             path = _linked(document, match["target"])
-            if path is not None and path.is_file() and path.suffix != ".md" and not path.is_relative_to(ROOT / "docs"):
+            if path is not None and path.is_file() and not path.is_relative_to(ROOT / "docs"):
                 _add(files, config, _site_path(path), abs_src_path=str(path))
     return files
 
@@ -45,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead the links of a page to where the files lie in the site; a link to a folder becomes its text."""
     if page.file.src_uri.startswith("reference/"):
         return markdown
-    document = Path(page.file.abs_src_path)
+    document = Path(page.file.abs_src_path or ROOT / "docs" / page.file.src_uri)
 
     def led(match: re.Match) -> str:
         path = _linked(document, match["target"])
@@ -53,6 +56,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return match[0]
         if path.is_dir():
             return match["text"][1:-1]
+        path = path.with_suffix(".md") if path.suffix == ".ipynb" else path
         target = os.path.relpath(_site_path(path), Path(page.file.src_uri).parent)
         return f"{match['text']}({target}{match['anchor'] or ''})"
 
@@ -67,6 +71,13 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _benchmarks() -> list[Path]:
     return [ROOT / "benchmarks/README.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
+
+
+def _page(notebook: Path) -> str:
+    """A notebook without outputs as Markdown."""
+    cells = json.loads(notebook.read_text())["cells"]
+    form = {"markdown": "{}", "code": "```python\n{}\n```"}
+    return "\n\n".join(form[cell["cell_type"]].format("".join(cell["source"])) for cell in cells)
 
 
 def _linked(document: Path, target: str) -> Path | None:

@@ -103,7 +103,7 @@ def test_vectors_of_eager(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(decode(indices), quantizer.decode(indices).detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_case_of_the_contract(case: Case, tmp_path: Path) -> None:
     quantizer = initialized(case).eval()

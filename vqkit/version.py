@@ -1,3 +1,3 @@
 """The version of the library, in the one place that the wheel and the saved files read it from."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

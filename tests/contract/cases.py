@@ -1,7 +1,7 @@
 """Every quantizer that the contract holds for, with an input it takes. A new method appears here through `METHODS`.
 
 `CASES` are always tested. `MATRIX` has every method with every estimator that fits it, and as residual stages and
-groups; its tests carry the marker `matrix` and run with `pytest -m matrix`.
+groups; its tests carry the marker `long`.
 """
 
 from collections.abc import Callable, Iterator
@@ -175,8 +175,8 @@ ALL = CASES | MATRIX
 
 
 def each(cases: dict[str, Case], matrix: dict[str, Case], *names: str) -> pytest.MarkDecorator:
-    """Parametrize a test with `case`: those named, or all, the others behind `slow`, the matrix behind its marker."""
-    marked = [pytest.param(case, id=name, marks=pytest.mark.matrix) for name, case in matrix.items()]
+    """Parametrize a test with `case`: those named, or all, the others behind `slow`, the matrix behind `long`."""
+    marked = [pytest.param(case, id=name, marks=pytest.mark.long) for name, case in matrix.items()]
     return pytest.mark.parametrize("case", [*few(cases, *(names or cases)), *marked])
 
 

@@ -1,4 +1,4 @@
-"""What every size of a backbone has to be."""
+"""Checks of the sizes of backbones."""
 
 
 def check_positive(**sizes: int) -> None:

@@ -1,4 +1,4 @@
-"""What the products of a device can be trusted with."""
+"""The precision of matrix products on each device."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What writer and reader of token shards share: the manifests of a directory, and what they say."""
+"""The manifests of a directory of token shards, as the writer and the reader use them."""
 
 import json
 from collections.abc import Sequence

@@ -121,7 +121,7 @@ def _source(docstring: str) -> str:
 
 def _linked(text: str) -> str:
     """A reference whose papers are links."""
-    text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    text = re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     return re.sub(r" \(https://((?:doi|ieeexplore\.ieee)\.org/[\w./-]+)\)", r" ([\1](https://\1))", text)
 
 

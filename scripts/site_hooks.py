@@ -18,7 +18,7 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 """Which files of the repository are pages of the site under another name."""
 LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)\s#:]*)(?P<anchor>#[^)\s]*)?\)")
 LABEL = re.compile(r"(?P<before><p>|\n)(?P<label>Source|Differs):")
-PAPER = re.compile(r"(?<![\w/\[>])arXiv:(?P<id>\d{4}\.\d{4,5})")
+PAPER = re.compile(r"(?<![\w/\[>])arXiv[: ](?P<id>\d{4}\.\d{4,5})")
 
 
 def on_config(config: Any) -> Any:

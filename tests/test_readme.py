@@ -30,7 +30,6 @@ DOCUMENTS = [
     *sorted((ROOT / "benchmarks").rglob("*.md")),
     ROOT / "assets/SOURCES.md",
 ]
-PAPER = re.compile(r"\d{4}\.\d{4,5}(?!\d)")
 
 
 def python(document: str) -> list[str]:
@@ -148,10 +147,10 @@ def test_papers_are_links(document: Path) -> None:
 
 @pytest.mark.parametrize("package", ["vqkit", "trainers"])
 def test_papers_of_docstrings_have_the_form_that_the_site_links(package: str) -> None:
-    """`arXiv:ID` or the address, on one line."""
+    """`arXiv:ID` (or with a space), or the address, on one line."""
     for path in sorted((ROOT / package).rglob("*.py")):
         for following in re.findall(r"arxiv(?!\.org/abs/)(.{0,12})", path.read_text(), re.IGNORECASE | re.DOTALL):
-            assert following[:1] == ":" and PAPER.match(following[1:]), f"{path.relative_to(ROOT)}: arXiv{following}"
+            assert re.match(r"[: ]\d{4}\.\d{4,5}(?!\d)", following), f"{path.relative_to(ROOT)}: arXiv{following}"
 
 
 @pytest.mark.slow

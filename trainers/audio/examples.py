@@ -1,4 +1,4 @@
-"""Reconstructions of recordings: pairs of sounds and their spectrograms."""
+"""What a codec makes of recordings, for ears and eyes: pairs of sounds and their spectrograms."""
 
 from collections.abc import Sequence
 from io import BytesIO

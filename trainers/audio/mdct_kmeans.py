@@ -30,8 +30,8 @@ class MDCTKMeans:
         protocol: how it was made.
 
     Source: Princen, Johnson, Bradley 1987, "Subband/transform coding using filter bank designs based on time domain
-        aliasing cancellation" (https://doi.org/10.1109/ICASSP.1987.1169405) (the transform, here with a sine window);
-        Juang, Gray 1982, "Multiple stage vector quantization for speech coding".
+        aliasing cancellation" (the transform, here with a sine window); Juang, Gray 1982, "Multiple stage vector
+        quantization for speech coding".
 
     Raises:
         ValueError: no recording is as long as a window of two hops.
@@ -112,8 +112,8 @@ class SplitMDCTKMeans(MDCTKMeans):
     its bits whatever the others weigh: more intelligible than residual levels at 6 kbit/s, but the bands of high
     frequencies are wide, and shrink towards their mean.
 
-    Source: Paliwal, Atal 1993, "Efficient vector quantization of LPC parameters at 24 bits/frame"
-        (https://doi.org/10.1109/89.221363) (split vector quantization).
+    Source: Paliwal, Atal 1993, "Efficient vector quantization of LPC parameters at 24 bits/frame" (split vector
+        quantization).
     """
 
     flattening = 0.0

@@ -46,7 +46,7 @@ PACKAGES = (
 
 
 class AudioMetrics:
-    """Distortion, rate and codebook usage of a codec on a set of recordings.
+    """What a codec does to a set of recordings: distortion, rate and use of the codebooks.
 
     Everything is summed per utterance and reduced over ranks once, in `compute`. A measure that cannot be taken here
     (`unavailable`) has no figure, and `protocol` says why. Measures are computed on the CPU.

@@ -109,7 +109,7 @@ class RecordingStore(FileStore[Recording]):
 
 
 class TrainingSegments(Dataset[dict[str, Any]]):
-    """Random segments; a sample depends on the seed, the pass and its number alone.
+    """Random segments; what a sample is depends on the seed, the pass and the sample's number, on nothing else.
 
     A recording gives as many segments a pass as fit into it, at least one, so every second of sound is as likely as
     every other. One that is shorter than a segment is followed by silence. A segment below `silence_db` is drawn again,

@@ -54,7 +54,7 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 class ImageMetrics:
-    """Distortion, rate and codebook usage of a tokenizer on a set of images.
+    """What a tokenizer does to a set of images: distortion, rate and use of the codebook.
 
     Everything is summed per image and reduced over ranks once, in `compute`. Deliberately no module: figures are
     neither in checkpoints nor touched by weight averaging.

@@ -1,4 +1,4 @@
-"""The precision of matrix products on each device."""
+"""What the products of a device can be trusted with."""
 
 import torch
 

@@ -8,8 +8,7 @@ multiply-add. No term passes more than n = D + 3 roundings, so the error is at m
 
 with h = 1/2 for "euclidean" and 0 otherwise, x and e less the centre.
 
-Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, SIAM 2002
-(https://doi.org/10.1137/1.9780898718027), section 3.1.
+Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, SIAM 2002, section 3.1.
 """
 
 import torch

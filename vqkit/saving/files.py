@@ -1,4 +1,4 @@
-"""Atomic writing: a file is written whole or not at all."""
+"""Files that are there whole or not at all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The manifests of a directory of token shards, as the writer and the reader use them."""
+"""What writer and reader of token shards share: the manifests of a directory, and what they say."""
 
 import json
 from collections.abc import Sequence

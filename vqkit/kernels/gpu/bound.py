@@ -6,9 +6,9 @@ the largest exponent among them and cut off there, with some guard bits; the sum
 on the guard bits, each of the b + 1 addends loses less than 2^-23 of the largest, and the sum as much again: less than
 (b + 2) 2^-23 of a bound on all terms and partial sums for each block.
 
-Source: F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", arXiv:2512.07004 (A100: b = 8, one guard
+Source: F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", arXiv 2512.07004 (A100: b = 8, one guard
 bit; H100, H200 and B200: b = 16, two); M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA
-tensor cores", PeerJ CS 2021; E. Badash et al., "Hawkeye: Reproducing GPU-Level Non-Determinism", arXiv:2603.20421 (sums
+tensor cores", PeerJ CS 2021; E. Badash et al., "Hawkeye: Reproducing GPU-Level Non-Determinism", arXiv 2603.20421 (sums
 of 9 and 17 addends on the A100 and H100).
 """
 

@@ -198,7 +198,7 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     ),
     "an entropy of bits for a codebook": (
         lambda: vq(losses=[CodebookLoss(), BitEntropy()]),
-        ("BitEntropy is defined for all patterns of bits as codes", "Codebook stores 8 of them", "use Entropy()"),
+        ("BitEntropy speaks of codes that are all patterns of bits", "Codebook stores 8 of them", "use Entropy()"),
     ),
     "the estimator's output of a lookup-free quantizer": (
         lambda: LFQ(4, losses=[DoubleQuantization()]),

@@ -2,7 +2,7 @@
 
     python benchmarks/calibration.py                       # writes benchmarks/results/calibration.md and .json
 
-The last of these is what a proof that a search is exact rests on (`vqkit/kernels/gpu/bound.py`): measured errors have
+The last of these is what a proof that a search is exact rests on (`vqkit/kernels/bounds.py`): measured errors have
 to stay below the bound for the architecture.
 """
 
@@ -21,8 +21,7 @@ from torch import Tensor
 from benchmarks import paired
 from benchmarks.device import NOT_MEASURED, circumstances, kernels_on, torch_device
 from benchmarks.machine import table_row, write
-from vqkit.kernels import gpu
-from vqkit.kernels.gpu import bound
+from vqkit.kernels import bounds, gpu
 
 DEPTHS = (16, 32, 64, 128, 256, 512, 1024)
 CALLS = 10  # in a row, of which the mean is one round
@@ -137,14 +136,14 @@ def accumulator_errors(device: str, depths: Sequence[int], number_of: int) -> li
             one.append(_worst(products(x.bfloat16(), e.bfloat16()), x.bfloat16(), e.bfloat16()))
             (xh, xl), (eh, el) = _halves(x), _halves(e)
             three.append(_worst(products(torch.cat([xl, xh, xh], 1), torch.cat([eh, el, eh], 1)), x, e))
-        proven = bound.is_proven(architecture)
+        proven = bounds.is_proven(architecture)
         found.append(
             {
                 "depth": depth,
                 "one product": max(one),
-                "bound of one": bound.accumulation_error(architecture, depth) if proven else math.inf,
+                "bound of one": bounds.accumulation_error(architecture, depth) if proven else math.inf,
                 "three products": max(three),
-                "bound of three": bound.relative_error(architecture, depth, 3),
+                "bound of three": bounds.tensor_core_error(architecture, depth, 3),
             }
         )
     return found

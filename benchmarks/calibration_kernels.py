@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vqkit.kernels.gpu.language import product
+from vqkit.kernels.gpu.split_operands import product
 
 COMPARISONS = 16  # of each number, in one turn of the loop
 

@@ -150,16 +150,6 @@ def test_parts_of_inference_stay() -> None:
     assert torch.equal(table.project_in.weight, quantizer.project_in.weight)
 
 
-def test_both_tables_of_a_cascade_stay(tmp_path: Path) -> None:
-    quantizer = initialized(CASES["cascaded"])
-    with torch.no_grad():
-        quantizer.codebook.vectors.add_(3 * torch.randn_like(quantizer.codebook.vectors))
-    table = bake(quantizer)
-    assert_same_inference(table, quantizer, CASES["cascaded"].example(8))
-    table.save_pretrained(tmp_path)
-    assert_same_inference(Quantizer.from_pretrained(tmp_path), quantizer, CASES["cascaded"].example(8, seed=1))
-
-
 def test_double_precision_stays() -> None:
     quantizer = initialized(CASES["fvq"]).double()
     table = bake(quantizer)

@@ -1,15 +1,12 @@
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from vqkit import Quantizer, Tokenizer
@@ -192,31 +189,21 @@ def test_the_context_of_a_bottleneck_that_does_not_tell_is_unknown() -> None:
     assert decoder(encoder(torch.randn(1, 1, 12))).shape == (1, 1, 12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("signals", [1, 2])
 @pytest.mark.parametrize(("strides", "patch_size"), [((4, 2), 1), ((3, 5), 1), ((3,), 4)])
-def test_the_lapped_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int) -> None:
+def test_the_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int, causal: bool) -> None:
+    """But for half a hop at each end, where the lapped windows have no second one."""
     hop = math.prod(strides) * patch_size
     encoder, decoder = build(
-        signals=signals, dim=signals * hop, strides=strides, patch_size=patch_size, linear_path=True
+        signals=signals, dim=signals * hop, strides=strides, patch_size=patch_size, linear_path=True, causal=causal
     )
     waves = torch.randn(2, signals, 9 * hop)
     with torch.no_grad():
         error = (decoder(encoder(waves)) - waves).abs().amax((0, 1))
-    inner = error[hop - hop // 2 : len(error) - hop // 2]
-    assert inner.max() < 1e-5
-    assert error[0] > 0.01 and error[-1] > 0.01, "half a hop at each end has one window only"
-
-
-@pytest.mark.parametrize("signals", [1, 2])
-@pytest.mark.parametrize(("strides", "patch_size"), [((4, 2), 1), ((3, 5), 1), ((3,), 4)])
-def test_the_causal_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int, signals: int) -> None:
-    hop = math.prod(strides) * patch_size
-    encoder, decoder = build(
-        signals=signals, dim=signals * hop + 1, strides=strides, patch_size=patch_size, linear_path=True, causal=True
-    )
-    waves = torch.randn(2, signals, 5 * hop)
-    with torch.no_grad():
-        torch.testing.assert_close(decoder(encoder(waves)), waves, atol=1e-5, rtol=1e-5)
+    edge = 0 if causal else hop // 2
+    assert error[hop - hop // 2 if edge else 0 : len(error) - edge].max() < 1e-5
+    assert causal or (error[0] > 0.01 and error[-1] > 0.01)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -464,31 +451,3 @@ def test_a_tokenizer_of_them_is_saved_and_loaded(options: dict[str, Any], tmp_pa
     assert indices.shape == (2, 6) and torch.equal(restored.encode(waves), indices)
     assert torch.equal(restored.decode(indices), tokenizer.decode(indices))
     assert to_config(from_config(to_config(encoder))) == to_config(encoder)
-
-
-def test_yaml_builds_them() -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--encoder", type=ConvEncoder1d)
-    text = """
-    class_path: vqkit.backbones.conv1d.ConvEncoder1d
-    init_args:
-      dim: 6
-      channels: 4
-      strides: [2, 3]
-      activation:
-        class_path: vqkit.backbones.activations.Snake
-        init_args: {frequency: 2.0}
-      transformer:
-        class_path: vqkit.backbones.frame_transformer.WindowedTransformer
-        init_args: {num_layers: 1, num_heads: 2, context_frames: 3, causal: false}
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated spellings, whose successors older releases lack
-        encoder = parser.instantiate_classes(parser.parse_object({"encoder": yaml.safe_load(text)})).encoder
-    assert isinstance(encoder, ConvEncoder1d)
-    snakes = [module for module in encoder.modules() if isinstance(module, Snake)]
-    assert snakes and all(bool((module.log_frequency == math.log(2)).all()) for module in snakes)
-    restored = from_config(to_config(encoder))
-    restored.load_state_dict(encoder.state_dict())
-    waves = torch.randn(1, 1, 24)
-    torch.testing.assert_close(restored(waves), encoder(waves))

@@ -1,10 +1,8 @@
 """ESC's encoder, decoder and cross-scale tokenizer: any length, any cut, any number of streams."""
 
 import copy
-import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from vqkit import FSQ, GroupedQuantizer, Quantizer, ResidualQuantizer, RotationT
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.swin2d import WindowAttention2d
-from vqkit.saving.config import from_config, to_config
 from vqkit.tokenizers.cross_scale import CrossScaleQuantizer, CrossScaleTokenizer
 
 
@@ -240,31 +237,6 @@ def test_it_does_not_stream() -> None:
 # ---------------------------------------------------------------------- dropout
 
 
-def depths(indices: Tensor) -> Tensor:
-    return (indices[:, 0, ::2] >= 0).sum(-1)
-
-
-def test_dropout_is_drawn_for_each_sample() -> None:
-    codec = build(dropout=0.75)
-    wave = torch.randn(1, 1, 40).expand(64, -1, -1)
-    drawn = torch.stack([depths(codec(wave).quantizer.indices) for _ in range(12)])
-    shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
-    torch.testing.assert_close(shares, torch.tensor([0, 0.25, 0.25, 0.5]), rtol=0, atol=0.06)
-    assert len(drawn[0].unique()) == 3 and not torch.equal(drawn[0], drawn[1])
-    codec.eval()
-    assert (codec(wave).quantizer.indices >= 0).all()
-    assert codec.quantizer.draws == 12
-
-
-def test_dropout_goes_on_where_a_checkpoint_stopped() -> None:
-    codec = build(dropout=0.75)
-    wave = torch.randn(16, 1, 40)
-    codec(wave)
-    other = build(dropout=0.75)
-    other.load_state_dict(codec.state_dict())
-    assert torch.equal(codec(wave).quantizer.indices, other(wave).quantizer.indices)
-
-
 def _train_once(rank: int, state: dict[str, Tensor], wave: Tensor) -> tuple[Tensor, dict[str, float]]:
     codec = build(dropout=0.75)
     codec.load_state_dict(state)
@@ -390,19 +362,6 @@ def test_a_nan_spoils_its_own_recording_only() -> None:
 
 
 # ---------------------------------------------------------------------- saving, and wrong arguments
-
-
-def test_it_is_saved_and_built_from_its_configuration(tmp_path: Path) -> None:
-    codec = fitted(dropout=0.75).float()
-    codec.quantizer.draws = 5
-    codec.save_pretrained(tmp_path)
-    loaded = CrossScaleTokenizer.from_pretrained(tmp_path).eval()
-    wave = torch.randn(1, 1, 123)
-    assert torch.equal(loaded.encode(wave), codec.encode(wave))
-    assert torch.equal(loaded.decode(loaded.encode(wave)), codec.decode(codec.encode(wave)))
-    assert loaded.quantizer.draws == 5
-    config = to_config(codec)
-    assert to_config(from_config(json.loads(json.dumps(config)))) == config
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from vqkit import (
     FSQ,
-    LFQ,
     BitEntropy,
     CenteredFSQ,
     CodebookLoss,
     Commitment,
+    MSBFirstLFQ,
     Quantizer,
     ResidualQuantizer,
     RotationTrick,
@@ -251,7 +251,7 @@ class TestFactsAboutTheOtherLibrary:
         x = torch.randn(2, 200, 10)
         theirs = peer.LFQ(codebook_size=2**10, dim=10)
         (_, indices, _), parts = theirs(x, return_loss_breakdown=True)
-        ours = LFQ(10, bit_order="msb_first", losses=[BitEntropy(0.1, group_bits=10)])(x)
+        ours = MSBFirstLFQ(10, losses=[BitEntropy(0.1, group_bits=10)])(x)
         assert torch.equal(ours.indices, indices)
         expected = parts.per_sample_entropy - parts.batch_entropy
         torch.testing.assert_close(ours.losses["entropy"], expected, rtol=1e-3, atol=1e-3)

@@ -2,9 +2,7 @@
 
 import json
 import time
-import types
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from benchmarks.memory import Memory
 from benchmarks.search_report import Result
 from scripts import gpu as script
 from vqkit.kernels import gpu
+from vqkit.kernels.gpu.tiles import Tile
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a dry run is for machines without a GPU")
@@ -67,43 +66,30 @@ def test_errors_above_the_bound_are_said() -> None:
     )
 
 
-class Tile(NamedTuple):
-    rows: int
-    out: int
-    warps: int
-    stages: int
-
-
 def test_tiles_of_the_sweep() -> None:
     """The one that stands is first; no size is 0, and none beyond its limits."""
-    bucket = tile_sweep.Bucket("", device, "number", (), Tile(64, 0, 1, 1), lambda: None, {"rows": (64, 128)})
+    tile = Tile(64, 1, 8, 1, 1)
+    bucket = tile_sweep.Bucket("", 8, {8: tile}, 8, lambda: None, {"owned": (64, 128), "streamed": (1, 1)})
     found = tile_sweep.candidates(bucket)
-    assert found[0] == bucket.tile and len(found) == len(set(found)) == 2 * 1 * 2 * 2
-    assert {tile.rows for tile in found} == {64, 128} and {tile.out for tile in found} == {0}
+    assert found[0] == tile and len(found) == len(set(found)) == 2 * 2 * 2
+    assert {tile.owned for tile in found} == {64, 128} and {tile[1:3] + tile[5:] for tile in found} == {(1, 8, 0)}
 
 
-def test_the_sweep_takes_each_tile_and_puts_the_look_up_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.SimpleNamespace(look_up=lambda kernel, depth: Tile(8, 8, 1, 1))
-    taken = []
+def test_the_sweep_takes_each_tile_and_puts_the_entry_back() -> None:
+    entries, taken = {8: Tile(8, 1, 8, 2, 1)}, []
 
     def call() -> None:
-        tile = module.look_up("rows", 3)
-        taken.append(tile)
-        if tile.rows == 16:
+        taken.append(entries[8])
+        if entries[8].owned == 16:
             raise ValueError("too large")
-        time.sleep(0.02 * tile.warps)
+        time.sleep(0.02 * entries[8].warps)
 
-    before = module.look_up
-    bucket = tile_sweep.Bucket(
-        "", module, "look_up", ("rows",), Tile(8, 8, 2, 1), call, {"out": (8, 8), "stages": (1, 1)}
-    )
+    bucket = tile_sweep.Bucket("", 8, entries, 8, call, {"streamed": (1, 1), "stages": (1, 1)})
+    standing, expected = bucket.tile, {*tile_sweep.candidates(bucket)[:3]}
     found = tile_sweep.sweep(bucket, 3, 10.0, 1, 1)
-    assert {*taken} == {tile for tile, _ in found} == {*tile_sweep.candidates(bucket)[:3]}
+    assert {*taken} == {tile for tile, _ in found} == expected
     times = [value for _, value in found if isinstance(value, float)]
-    assert times == sorted(times) and next(tile.warps for tile, _ in found if tile.rows == 8) == 1
-    assert module.look_up is before
-    with tile_sweep.taking(bucket, Tile(1, 1, 1, 1)):
-        assert module.look_up("codes", 3) == Tile(8, 8, 1, 1)
+    assert times == sorted(times) and len(times) > 1 and entries == {8: standing}
 
 
 def test_gpu_targets() -> None:

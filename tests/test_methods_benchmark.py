@@ -12,19 +12,7 @@ from vqkit.methods import METHODS
 def test_table_of_two_methods(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "methods.md"
     names = ["ema", "residual ema, 2 x 32 codes"]
-    threads = torch.get_num_threads()
-    arguments = [
-        "--steps",
-        "3",
-        "--batch",
-        "128",
-        "--patches",
-        "2048",
-        "--threads",
-        str(threads),
-        "--output",
-        str(output),
-    ]
+    arguments = f"--steps 3 --batch 128 --patches 2048 --threads {torch.get_num_threads()} --output {output}".split()
     methods.main(["--methods", *names, *arguments])
     text = output.read_text()
     assert "- command: `python benchmarks/methods.py --steps 3" in text and str(tmp_path) not in text

@@ -45,39 +45,26 @@ def test_equals_numpy_over_batches(codebook_size):
     assert usage.compute() == pytest.approx(expected, abs=1e-12)
 
 
-def test_levels_are_counted_apart():
-    indices = torch.stack([skewed((6, 9), 40, seed) for seed in range(3)], dim=-1)
+@pytest.mark.parametrize("sizes", [(40, 40, 40), (40, 7, 250)])
+def test_levels_are_counted_apart(sizes):
+    """Each is described by its own K, and what lies beyond it is no dead code."""
+    indices = torch.stack([skewed((6, 90), size, seed) for seed, size in enumerate(sizes)], dim=-1)
     indices[0, :, 2] = -1
-    usage = CodebookUsage(40, num_codebooks=3)
+    usage = CodebookUsage(sizes) if len(set(sizes)) > 1 else CodebookUsage(sizes[0], num_codebooks=3)
     usage.update(indices)
     report = usage.compute()
-    expected = [reference(level[level >= 0], 40) for level in indices.unbind(-1)]
+    levels = zip(indices.unbind(-1), sizes, strict=True)
+    expected = [reference(level[level >= 0], size) for level, size in levels]
     for name in expected[0]:
         per_level = [level[name] for level in expected]
         assert report[f"{name}_per_level"] == pytest.approx(per_level)
         assert report[name] == pytest.approx(sum(per_level) if name in ("dead", "tokens") else np.mean(per_level))
     assert expected[0]["perplexity"] != pytest.approx(expected[2]["perplexity"])
-
-
-def test_levels_of_other_sizes():
-    """Each level is described by its own K, and what lies beyond it is no dead code."""
-    sizes = (40, 7, 250)
-    indices = torch.stack([skewed((6, 90), size, seed) for seed, size in enumerate(sizes)], dim=-1)
-    usage = CodebookUsage(sizes)
-    usage.update(indices)
-    report = usage.compute()
-    expected = [reference(level, size) for level, size in zip(indices.unbind(-1), sizes, strict=True)]
-    for name in expected[0]:
-        per_level = [level[name] for level in expected]
-        assert report[f"{name}_per_level"] == pytest.approx(per_level)
-        assert report[name] == pytest.approx(sum(per_level) if name in ("dead", "tokens") else np.mean(per_level))
     usage.reset()
     usage.update(torch.stack([torch.arange(280) % size for size in sizes], dim=-1))
     report = usage.compute()
-    assert report["usage_per_level"] == [1, 1, 1]
-    assert report["dead"] == 0
+    assert report["usage_per_level"] == [1, 1, 1] and report["dead"] == 0
     assert report["normalized_entropy_per_level"][1] == pytest.approx(1)
-    assert repr(usage) == "CodebookUsage(codebook_sizes=(40, 7, 250))"
 
 
 def test_each_level_has_its_own_range():
@@ -125,14 +112,6 @@ def test_extremes():
     collapsed = usage.compute()
     assert (collapsed["perplexity"], collapsed["entropy"], collapsed["dead"]) == (1, 0, 15)
     assert collapsed["gini"] == pytest.approx(15 / 16)
-
-
-def test_the_set_is_described_not_the_batches():
-    """Two batches that each use half of the codes use all of them together."""
-    usage = CodebookUsage(10)
-    usage.update(torch.arange(5))
-    usage.update(torch.arange(5, 10))
-    assert usage.compute()["usage"] == 1
 
 
 def test_counts_are_exact_beyond_float32():

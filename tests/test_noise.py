@@ -1,6 +1,5 @@
 """The random numbers of a training forward: their distribution, and who is given the same ones."""
 
-import copy
 from functools import partial
 
 import pytest
@@ -83,27 +82,6 @@ def test_every_training_forward_draws_anew_and_no_other_draws(auto_step: bool) -
         quantizer(x)
     quantizer.eval()(x)
     assert len(estimator.drawn) == 4
-
-
-def test_a_recomputation_draws_what_it_recomputes() -> None:
-    quantizer, estimator = recorded()
-    for _ in range(3):
-        x = torch.randn(6, 4, requires_grad=True)
-        torch.utils.checkpoint.checkpoint(lambda x: quantizer(x).quantized, x, use_reentrant=False).sum().backward()
-    first, again = estimator.drawn[::2], estimator.drawn[1::2]
-    assert len(again) == 3 and torch.equal(torch.stack(first), torch.stack(again))
-    assert len(torch.stack(first).unique(dim=0)) == 3
-
-
-def test_a_resumed_run_draws_on() -> None:
-    quantizer, estimator = recorded()
-    for _ in range(3):
-        quantizer(torch.randn(6, 4))
-    twin, twins_estimator = recorded()
-    twin.load_state_dict(copy.deepcopy(quantizer.state_dict()))
-    x = torch.randn(6, 4)
-    quantizer(x), twin(x)
-    assert torch.equal(estimator.drawn[-1], twins_estimator.drawn[-1])
 
 
 MEMBER = partial(Quantizer, "diveq", dim=4, codebook_size=8)

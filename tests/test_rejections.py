@@ -1,6 +1,7 @@
 """Every combination that is refused at construction: the message says what does not fit, why, and how to mend it."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,6 @@ import vqkit
 from vqkit import (
     FSQ,
     LFQ,
-    NSVQ,
     BaseQuantizer,
     BitEntropy,
     BridgedCodebook,
@@ -44,7 +44,6 @@ from vqkit import (
     RandomRestart,
     Reflection,
     ReinMax,
-    RelaxedGumbelSoftmax,
     ResidualQuantizer,
     RotationTrick,
     Search,
@@ -77,239 +76,184 @@ class UntrainedCodebook(Codebook):
 projected = partial(vq, codebook_dim=2)
 SHARED = vq()
 
-INCOMPATIBLE: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+INCOMPATIBLE: dict[str, tuple[Callable[[], object], str]] = {
     "restarts of derived rows": (
         lambda: simvq(maintenance=[RandomRestart()]),
-        (
-            "RandomRestart rewrites codes",
-            "ProjectedCodebook are derived",
-            "maintenance=[]",
-            "use Codebook or EMACodebook",
-        ),
+        "RandomRestart rewrites codes ... ProjectedCodebook are derived ... maintenance=[] ... "
+        "use Codebook or EMACodebook",
     ),
     "nothing trains the codes": (
         lambda: vq(losses=[Commitment()]),
-        ("Codebook learns by gradient", "neither StraightThrough nor a loss", "add CodebookLoss()", "use EMACodebook"),
-    ),
-    "nothing trains the projector": (
-        lambda: simvq(losses=[]),
-        ("ProjectedCodebook learns by gradient", "neither StraightThrough nor a loss", "add CodebookLoss()"),
+        "Codebook learns by gradient ... neither StraightThrough nor a loss ... add CodebookLoss() ... use EMACodebook",
     ),
     "a gradient for running means": (
         lambda: ema(losses=[Commitment(), CodebookLoss()]),
-        (
-            "CodebookLoss sends a gradient",
-            "EMACodebook is trained by statistics",
-            "leave CodebookLoss out",
-            "use Codebook",
-        ),
+        "CodebookLoss sends a gradient ... EMACodebook is trained by statistics ... "
+        "leave CodebookLoss out ... use Codebook",
     ),
     "index backpropagation of another choice": (
         lambda: vq(estimator=IndexBackpropagation()),
-        ("IndexBackpropagation differentiates a choice by 'dot'", "Search chooses by 'euclidean'", "Search('dot')"),
+        "IndexBackpropagation differentiates a choice by 'dot' ... Search chooses by 'euclidean' ... Search('dot')",
     ),
     "index backpropagation over a sum of stages": (
         lambda: ResidualQuantizer(vq, 2, estimator=IndexBackpropagation()),
-        (
-            "IndexBackpropagation differentiates the choice from one codebook",
-            "a sum of several has none",
-            "estimator=None",
-        ),
+        "IndexBackpropagation differentiates the choice from one codebook ... a sum of several has none ... "
+        "estimator=None",
     ),
     "a loss of the estimator's output without an estimator for it": (
         lambda: ema(losses=[DoubleQuantization()]),
-        ("DoubleQuantization reads the quantized vectors", "StraightThrough passes no gradient", "leave it out"),
+        "DoubleQuantization reads the quantized vectors ... StraightThrough passes no gradient ... leave it out",
     ),
     "an estimator that trains running means": (
         lambda: ema(estimator=TrainsCodes()),
-        ("TrainsCodes sends a gradient", "EMACodebook is trained by statistics", "leave TrainsCodes out"),
+        "TrainsCodes sends a gradient ... EMACodebook is trained by statistics ... leave TrainsCodes out",
     ),
     "a gradient for frozen codes": (
         lambda: vq(codebook=UntrainedCodebook),
-        ("CodebookLoss sends a gradient", "UntrainedCodebook is trained by nothing", "leave CodebookLoss out"),
-    ),
-    "the losses of one method with the codebook of another": (
-        lambda: vq(codebook=EMACodebook),
-        ("CodebookLoss sends a gradient", "EMACodebook is trained by statistics"),
-    ),
-    "a noisy estimator that trains running means": (
-        lambda: ema(estimator=NSVQ()),
-        ("NSVQ sends a gradient", "EMACodebook is trained by statistics", "leave NSVQ out"),
-    ),
-    "a matched distribution for running means": (
-        lambda: ema(losses=[Commitment(), DistributionMatching()]),
-        ("DistributionMatching sends a gradient", "EMACodebook is trained by statistics"),
-    ),
-    "a gradient for a table that is never trained": (
-        lambda: seeded(losses=[CodebookLoss()]),
-        ("CodebookLoss sends a gradient", "SeededCodebook is trained by nothing"),
+        "CodebookLoss sends a gradient ... UntrainedCodebook is trained by nothing ... leave CodebookLoss out",
     ),
     "codes that only repel each other": (
         lambda: vq(losses=[Commitment(), Orthogonality()]),
-        ("Codebook learns by gradient", "that of Orthogonality pulls no code to a vector", "add CodebookLoss()"),
+        "Codebook learns by gradient ... that of Orthogonality pulls no code to a vector ... add CodebookLoss()",
     ),
     "a prior that is all that trains the codes": (
         lambda: gumbel(estimator=StraightThrough()),
-        ("NormalCodebook learns by gradient", "that of UniformPrior pulls no code to a vector", "add CodebookLoss()"),
+        "NormalCodebook learns by gradient ... that of UniformPrior pulls no code to a vector ... add CodebookLoss()",
     ),
     "a sampled code's gradient for the best code": (
         lambda: ibq(estimator=ReinMax(), losses=[]),
-        ("ReinMax has the gradient of a code chosen at random", "Search takes the best one", "search=GumbelSearch()"),
-    ),
-    "a sampled code's gradient for the nearest code": (
-        lambda: vq(estimator=RelaxedGumbelSoftmax()),
-        ("RelaxedGumbelSoftmax has the gradient of a code chosen at random", "search=GumbelSearch()"),
+        "ReinMax has the gradient of a code chosen at random ... Search takes the best one ... search=GumbelSearch()",
     ),
     "Gumbel-softmax without its search": (
         lambda: gumbel(search=Search("dot")),
-        ("GumbelSoftmax has the gradient of a code chosen at random", "Search takes the best one"),
+        "GumbelSoftmax has the gradient of a code chosen at random ... Search takes the best one",
     ),
     "a soft choice among codes that are not searched": (
         lambda: cascaded(search=Search("dot"), estimator=IndexBackpropagation()),
-        (
-            "IndexBackpropagation compares the vectors with all codes",
-            "CascadedCodebook searches one table and reads another",
-            "leave IndexBackpropagation out",
-        ),
+        "IndexBackpropagation compares the vectors with all codes ... "
+        "CascadedCodebook searches one table and reads another ... leave IndexBackpropagation out",
     ),
     "an entropy of codes that are not searched": (
         lambda: cascaded(losses=[Entropy()]),
-        ("Entropy compares the vectors with all codes", "CascadedCodebook searches one table", "leave Entropy out"),
+        "Entropy compares the vectors with all codes ... CascadedCodebook searches one table ... leave Entropy out",
     ),
     "restarts of frozen rows": (
         lambda: cascaded(maintenance=[RandomRestart()]),
-        ("RandomRestart rewrites codes", "the rows of CascadedCodebook are frozen", "maintenance=[]"),
+        "RandomRestart rewrites codes ... the rows of CascadedCodebook are frozen ... maintenance=[]",
     ),
     "splits of frozen rows": (
         lambda: seeded(maintenance=[LBGSplitting()]),
-        ("LBGSplitting rewrites codes", "the rows of SeededCodebook are frozen", "maintenance=[]"),
-    ),
-    "anchors for derived rows": (
-        lambda: simvq(maintenance=[ClusterReinit()]),
-        ("ClusterReinit rewrites codes", "ProjectedCodebook are derived", "maintenance=[]"),
+        "LBGSplitting rewrites codes ... the rows of SeededCodebook are frozen ... maintenance=[]",
     ),
     "a reflection in one dimension": (
         lambda: Quantizer("vq", dim=1, codebook_size=8, estimator=Reflection()),
-        ("Reflection needs codes of at least 2 dimensions", "this codebook has 1"),
+        "Reflection needs codes of at least 2 dimensions ... this codebook has 1",
     ),
     "a codebook's loss without a codebook": (
         lambda: LFQ(4, losses=[CodebookLoss()]),
-        ("CodebookLoss needs a stored codebook, and LFQ has none", "leave it out", "BitEntropy()"),
+        "CodebookLoss needs a stored codebook, and LFQ has none ... leave it out ... BitEntropy()",
     ),
     "an entropy of bits for a codebook": (
         lambda: vq(losses=[CodebookLoss(), BitEntropy()]),
-        ("BitEntropy speaks of codes that are all patterns of bits", "Codebook stores 8 of them", "use Entropy()"),
+        "BitEntropy is defined for all patterns of bits as codes ... Codebook stores 8 of them ... use Entropy()",
     ),
     "the estimator's output of a lookup-free quantizer": (
         lambda: LFQ(4, losses=[DoubleQuantization()]),
-        ("DoubleQuantization reads the quantized vectors", "nothing of their gradient reaches a code", "leave it out"),
-    ),
-    "values that nothing trains": (
-        lambda: cascaded(estimator=StraightThrough()),
-        ("CascadedCodebook learns by gradient", "neither StraightThrough nor a loss", "add CodebookLoss()"),
+        "DoubleQuantization reads the quantized vectors ... nothing of their gradient reaches a code ... leave it out",
     ),
     "one group to disentangle": (
         lambda: GroupedQuantizer(vq, 1, losses=[Disentanglement()]),
-        ("Disentanglement compares groups, and there is one", "leave it out"),
+        "Disentanglement compares groups, and there is one ... leave it out",
     ),
     "running means to disentangle": (
         lambda: GroupedQuantizer([vq, ema], losses=[Disentanglement()]),
-        ("group 1 has EMACodebook", "trained by statistics", "PublishedDisentanglement()"),
+        "group 1 has EMACodebook ... trained by statistics ... PublishedDisentanglement()",
     ),
     "noise over a sum of running means": (
         lambda: ResidualQuantizer(ema, 2, estimator=DiVeQ()),
-        ("DiVeQ sends a gradient to the codebooks", "EMACodebook is trained by statistics", "StraightThrough()"),
+        "DiVeQ sends a gradient to the codebooks ... EMACodebook is trained by statistics ... StraightThrough()",
     ),
     "stages that leave noise over": (
         lambda: ResidualQuantizer(nsvq, 2, estimator=None),
-        ("NSVQ lies far from the code", "trained on noise", "pass estimator=NSVQ()", "DiVeQ()"),
+        "NSVQ lies far from the code ... trained on noise ... pass estimator=NSVQ() ... DiVeQ()",
     ),
     "stages of frozen indices": (
         lambda: ResidualQuantizer(cascaded, 2, estimator=None),
-        ("what a cascaded codebook leaves over depends on its values", "GroupedQuantizer"),
+        "what a cascaded codebook leaves over depends on its values ... GroupedQuantizer",
     ),
     "the task's gradient for codes that are searched": (
         lambda: vq(estimator=EmbeddingStraightThrough()),
-        ("EmbeddingStraightThrough trains codes for the task", "Codebook are searched too", "use CascadedCodebook"),
+        "EmbeddingStraightThrough trains codes for the task ... Codebook are searched too ... use CascadedCodebook",
     ),
     "an entropy that is all that trains the codes": (
         lambda: vq(losses=[Entropy()]),
-        ("that of Entropy pulls no code to a vector", "add CodebookLoss()"),
+        "that of Entropy pulls no code to a vector ... add CodebookLoss()",
     ),
     "a distribution of codes that are not searched": (
         lambda: cascaded(losses=[DistributionMatching()]),
-        ("DistributionMatching compares the vectors with all codes", "CascadedCodebook searches one table"),
+        "DistributionMatching compares the vectors with all codes ... CascadedCodebook searches one table",
     ),
     "codes of groups that differ in dimension": (
         lambda: GroupedQuantizer([vq, partial(Quantizer, "vq", dim=2, codebook_size=8)], losses=[Disentanglement()]),
-        ("Disentanglement takes inner products", "[4, 2] dimensions", "one codebook_dim"),
+        "Disentanglement takes inner products ... [4, 2] dimensions ... one codebook_dim",
     ),
     "codes of a group without a codebook": (
         lambda: GroupedQuantizer(
             [vq, partial(FSQ, [3, 3, 3, 3]), partial(ResidualQuantizer, vq, 2)], losses=[PublishedDisentanglement()]
         ),
-        ("PublishedDisentanglement compares the codes", "groups [1, 2] have no codebook", "every group a Quantizer"),
+        "PublishedDisentanglement compares the codes ... groups [1, 2] have no codebook ... every group a Quantizer",
     ),
     "a rotation in one dimension": (
         lambda: Quantizer("vq", dim=1, codebook_size=8, estimator=RotationTrick()),
-        (
-            "RotationTrick needs codes of at least 2 dimensions",
-            "this codebook has 1",
-            "raise codebook_dim",
-            "StraightThrough()",
-        ),
-    ),
-    "a rotation in one code dimension": (
-        lambda: vq(codebook_dim=1, estimator=RotationTrick()),
-        ("at least 2 dimensions", "this codebook has 1"),
+        "RotationTrick needs codes of at least 2 dimensions ... this codebook has 1 ... "
+        "raise codebook_dim ... StraightThrough()",
     ),
     "two losses of one name": (
         lambda: vq(losses=[Commitment(0.1), Commitment(0.2), CodebookLoss()]),
-        ("2 losses are called 'commitment'", "reported by name", "keep one of them"),
+        "2 losses are called 'commitment' ... reported by name ... keep one of them",
     ),
     "two losses between groups of one name": (
         lambda: GroupedQuantizer(vq, 2, losses=[Disentanglement(), PublishedDisentanglement()]),
-        ("2 losses are called 'disentanglement'", "reported by name", "keep one of them"),
+        "2 losses are called 'disentanglement' ... reported by name ... keep one of them",
     ),
     "two losses of bits of one name": (
         lambda: LFQ(4, losses=[Commitment(), BitEntropy(), BitEntropy()]),
-        ("2 losses are called 'entropy'", "reported by name", "keep one of them"),
+        "2 losses are called 'entropy' ... reported by name ... keep one of them",
     ),
     "the task's gradient for the codes of stages": (
         lambda: ResidualQuantizer(vq, 2, estimator=EmbeddingStraightThrough()),
-        ("EmbeddingStraightThrough trains codes for the task alone", "those of Codebook are searched too"),
+        "EmbeddingStraightThrough trains codes for the task alone ... those of Codebook are searched too",
     ),
     "an estimator over projected stages": (
         lambda: ResidualQuantizer(projected, 2),
-        (
-            "the stages project into a code space",
-            "a StraightThrough over the sum",
-            "pass estimator=None",
-            "leave codebook_dim out",
-        ),
+        "the stages project into a code space ... a StraightThrough over the sum ... pass estimator=None ... "
+        "leave codebook_dim out",
     ),
     "an estimator over projected FSQ stages": (
         lambda: ResidualQuantizer(lambda: FSQ([5, 5], dim=4), 2, estimator=RotationTrick()),
-        ("the stages project into a code space", "a RotationTrick over the sum"),
+        "the stages project into a code space ... a RotationTrick over the sum",
     ),
     "an estimator over stages that train their codes": (
         lambda: ResidualQuantizer(lambda: vq(estimator=TrainsCodes()), 2),
-        ("trains their codebooks through the decoder", "a StraightThrough over the sum", "pass estimator=None"),
+        "trains their codebooks through the decoder ... a StraightThrough over the sum ... pass estimator=None",
     ),
     "a rotation of one-dimensional sums": (
         lambda: ResidualQuantizer(lambda: Quantizer("vq", dim=1, codebook_size=8), 2, estimator=RotationTrick()),
-        ("RotationTrick needs dim of at least 2", "the stages have 1"),
+        "RotationTrick needs dim of at least 2 ... the stages have 1",
     ),
 }
 
 
-@pytest.mark.parametrize(("build", "fragments"), INCOMPATIBLE.values(), ids=INCOMPATIBLE)
-def test_incompatible_parts_are_refused(build: Callable[[], object], fragments: tuple[str, ...]) -> None:
-    with pytest.raises(IncompatibleParts, match="these parts cannot work together") as refusal:
+def pattern(words: str) -> str:
+    """A regular expression: ` ... ` stands for anything."""
+    return "(?s)" + ".*".join(map(re.escape, words.split(" ... ")))
+
+
+@pytest.mark.parametrize(("build", "words"), INCOMPATIBLE.values(), ids=INCOMPATIBLE)
+def test_incompatible_parts_are_refused(build: Callable[[], object], words: str) -> None:
+    with pytest.raises(IncompatibleParts, match=pattern(f"these parts cannot work together ... {words}")) as refusal:
         build()
     assert len(refusal.value.conflicts) == 1
-    message = str(refusal.value)
-    assert [fragment for fragment in fragments if fragment not in message] == []
 
 
 def test_incompatible_parts_are_value_errors() -> None:
@@ -366,104 +310,95 @@ def stages_of(*builders: Callable[[], BaseQuantizer]) -> Callable[[], BaseQuanti
     return lambda: next(remaining)()
 
 
-WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
-    "method": (lambda: Quantizer("emma", **SIZES), ("method='emma'", "'vq', 'ema', 'simvq'", "did you mean 'ema'?")),
-    "method with one wrong letter": (lambda: Quantizer("simvk", **SIZES), ("method='simvk'", "did you mean 'simvq'?")),
-    "method far off": (
-        lambda: Quantizer("product", **SIZES),
-        ("method='product'", "expected one of 'vq', 'ema', 'simvq'"),
-    ),
-    "dim": (lambda: Quantizer("vq", dim=0, codebook_size=8), ("dim=0", "at least 1")),
-    "codebook_size": (lambda: Quantizer("vq", dim=4, codebook_size=0), ("codebook_size=0", "at least 1")),
-    "codebook_dim": (lambda: vq(codebook_dim=0), ("codebook_dim=0", "at least 1", "None for dim=4")),
-    "channel_dim": (lambda: vq(channel_dim=0), ("channel_dim=0", "batch axis", "use -1", "or 1")),
+WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
+    "method": (lambda: Quantizer("emma", **SIZES), "method='emma' ... 'vq', 'ema', 'simvq' ... did you mean 'ema'?"),
+    "dim": (lambda: Quantizer("vq", dim=0, codebook_size=8), "dim=0 ... at least 1"),
+    "codebook_size": (lambda: Quantizer("vq", dim=4, codebook_size=0), "codebook_size=0 ... at least 1"),
+    "codebook_dim": (lambda: vq(codebook_dim=0), "codebook_dim=0 ... at least 1 ... None for dim=4"),
+    "channel_dim": (lambda: vq(channel_dim=0), "channel_dim=0 ... batch axis ... use -1 ... or 1"),
     "codebook of another size": (
         lambda: vq(codebook=lambda size, dim: Codebook(2 * size, dim)),
-        ("built 16 codes of dimension 4", "codebook_size=8 of dimension 4", "the sizes that it is given"),
+        "built 16 codes of dimension 4 ... codebook_size=8 of dimension 4 ... the sizes that it is given",
     ),
     "codebook of another dimension": (
         lambda: vq(codebook_dim=2, codebook=lambda size, dim: Codebook(size, 4)),
-        ("built 8 codes of dimension 4", "of dimension 2"),
+        "built 8 codes of dimension 4 ... of dimension 2",
     ),
-    "usage_decay": (lambda: EMACodebook(8, 4, usage_decay=1.0), ("usage_decay=1.0", "[0, 1)")),
-    "metric": (lambda: Search("l2"), ("metric='l2'", "'euclidean', 'dot' or 'cosine'")),
-    "no angle": (lambda: RotationTrick(0.0), ("largest_angle=0.0", "degrees in (0, 180]", "180 for the paper's rule")),
-    "an angle beyond the opposite": (lambda: UnscaledRotationTrick(181.0), ("largest_angle=181.0", "(0, 180]")),
-    "weight": (lambda: Commitment(-0.25), ("Commitment weight=-0.25", "at least 0")),
-    "weight not a number": (lambda: CodebookLoss(float("nan")), ("CodebookLoss weight=nan", "a number of at least 0")),
-    "softmax without a temperature": (lambda: IndexBackpropagation(0.0), ("temperature=0.0", "positive", "1.0")),
-    "entropy without a temperature": (lambda: Entropy(temperature=-1.0), ("temperature=-1.0", "positive", "0.01")),
-    "negative diversity": (lambda: Entropy(diversity=-1.0), ("diversity=-1.0", "at least 0")),
-    "entropy by angle": (lambda: Entropy(metric="cosine"), ("metric='cosine'", "'dot' or 'euclidean'")),
+    "usage_decay": (lambda: EMACodebook(8, 4, usage_decay=1.0), "usage_decay=1.0 ... [0, 1)"),
+    "metric": (lambda: Search("l2"), "metric='l2' ... 'euclidean', 'dot' or 'cosine'"),
+    "no angle": (lambda: RotationTrick(0.0), "largest_angle=0.0 ... degrees in (0, 180] ... 180 for the paper's rule"),
+    "an angle beyond the opposite": (lambda: UnscaledRotationTrick(181.0), "largest_angle=181.0 ... (0, 180]"),
+    "weight": (lambda: Commitment(-0.25), "Commitment weight=-0.25 ... at least 0"),
+    "weight not a number": (lambda: CodebookLoss(float("nan")), "CodebookLoss weight=nan ... a number of at least 0"),
+    "softmax without a temperature": (lambda: IndexBackpropagation(0.0), "temperature=0.0 ... positive ... 1.0"),
+    "entropy without a temperature": (lambda: Entropy(temperature=-1.0), "temperature=-1.0 ... positive ... 0.01"),
+    "negative diversity": (lambda: Entropy(diversity=-1.0), "diversity=-1.0 ... at least 0"),
+    "entropy by angle": (lambda: Entropy(metric="cosine"), "metric='cosine' ... 'dot' or 'euclidean'"),
     "patches that do not fit": (
         lambda: Quantizer("fvq", dim=4, codebook_size=24),
-        ("codebook_size=24", "multiple of patch_size^2 = 16", "16 or 32 is nearest"),
+        "codebook_size=24 ... multiple of patch_size^2 = 16 ... 16 or 32 is nearest",
     ),
-    "heads that do not divide": (lambda: BridgedCodebook(16, 4, heads=3), ("heads=3", "divisor of width=256")),
+    "heads that do not divide": (lambda: BridgedCodebook(16, 4, heads=3), "heads=3 ... divisor of width=256"),
     "features of an unnamed size": (
         lambda: FeatureCodebook(8, 4, base_path="features.safetensors"),
-        ("base_dim=None", "base_path='features.safetensors'", "the size of the features"),
+        "base_dim=None ... base_path='features.safetensors' ... the size of the features",
     ),
     "a size for features that are not given": (
         lambda: FeatureCodebook(8, 4, base_dim=768),
-        ("base_dim=768 without base_path", "leave base_dim out", "name a file"),
+        "base_dim=768 without base_path ... leave base_dim out ... name a file",
     ),
-    "gumbel without a temperature": (lambda: GumbelSoftmax(0.0), ("temperature=0.0", "positive")),
-    "negative variance": (lambda: DiVeQ(-1e-3), ("variance=-0.001", "at least 0", "1e-3 in the paper")),
-    "contrast without a temperature": (lambda: Contrastive(temperature=0.0), ("temperature=0.0", "positive")),
-    "anchors by another metric": (lambda: ProbabilisticAnchor("l2"), ("metric='l2'", "'euclidean', 'dot' or 'cosine'")),
-    "anchors never": (lambda: ClusterReinit(every=0), ("every=0", "at least 1")),
-    "a split of every code": (lambda: LBGSplitting(1.0), ("threshold=1.0", "[0, 1)")),
-    "no step of a split": (lambda: LBGSplitting(step=0.0), ("step=0.0", "above 0")),
-    "too many levels for the common rule": (lambda: CenteredFSQ([1001]), ("levels=[1001]", "at most 1000 each")),
+    "gumbel without a temperature": (lambda: GumbelSoftmax(0.0), "temperature=0.0 ... positive"),
+    "negative variance": (lambda: DiVeQ(-1e-3), "variance=-0.001 ... at least 0 ... 1e-3 in the paper"),
+    "contrast without a temperature": (lambda: Contrastive(temperature=0.0), "temperature=0.0 ... positive"),
+    "anchors by another metric": (lambda: ProbabilisticAnchor("l2"), "metric='l2' ... 'euclidean', 'dot' or 'cosine'"),
+    "anchors never": (lambda: ClusterReinit(every=0), "every=0 ... at least 1"),
+    "a split of every code": (lambda: LBGSplitting(1.0), "threshold=1.0 ... [0, 1)"),
+    "no step of a split": (lambda: LBGSplitting(step=0.0), "step=0.0 ... above 0"),
+    "too many levels for the common rule": (lambda: CenteredFSQ([1001]), "levels=[1001] ... at most 1000 each"),
     "groups with a layout": (
         lambda: GroupedQuantizer(partial(vq, channel_dim=1), 2),
-        ("another channel_dim than -1", "give channel_dim to GroupedQuantizer"),
+        "another channel_dim than -1 ... give channel_dim to GroupedQuantizer",
     ),
-    "bits beyond an index": (lambda: LFQ(63), ("bits=63", "at most 62", "GroupedQuantizer of several LFQ", "BSQ")),
-    "no bits": (lambda: LFQ(0), ("bits=0", "at least 1")),
-    "another bit order": (lambda: LFQ(4, bit_order="little"), ("bit_order='little'", "'lsb_first' or 'msb_first'")),
-    "weight of a prior": (lambda: UniformPrior(-1.0), ("UniformPrior weight=-1.0", "at least 0")),
-    "no group at all": (lambda: GroupedQuantizer(vq, 0), ("num_groups=0", "at least 1")),
-    "one group twice": (lambda: GroupedQuantizer(lambda: SHARED, 2), ("group gave the same quantizer again",)),
-    "one stage twice": (lambda: ResidualQuantizer(lambda: SHARED, 2), ("stage gave the same quantizer again",)),
-    "num_groups": (lambda: GroupedQuantizer(vq), ("num_groups=None", "at least 1")),
-    "groups counted twice": (lambda: GroupedQuantizer([vq, ema], 3), ("num_groups=3", "expected None", "lists 2")),
-    "no groups": (lambda: GroupedQuantizer([]), ("group=[]", "at least 1")),
-    "an infinite weight": (lambda: Commitment(float("inf")), ("Commitment weight=inf", "at least 0")),
-    "an infinite temperature": (lambda: IndexBackpropagation(float("inf")), ("temperature=inf", "positive")),
-    "a loss that is no list": (lambda: vq(losses=Commitment()), ("losses=Commitment(", "expected a list")),
-    "a policy that is no list": (lambda: vq(maintenance=RandomRestart()), ("maintenance=RandomRestart(", "a list")),
-    "half a level": (lambda: FSQ([8.5, 5]), ("levels=[8.5, 5]", "at least 2 levels")),
-    "half a bit": (lambda: LFQ(10.5), ("bits=10.5", "whole number")),
-    "half a bit in a group": (lambda: BitEntropy(group_bits=9.5), ("group_bits=9.5", "expected 1 to 20")),
-    "no channels of a grid": (lambda: FSQ([5, 5], dim=0), ("dim=0", "at least 1")),
-    "threshold as a count": (lambda: RandomRestart(2), ("threshold=2", "fraction of uniform usage", "[0, 1)", "0.1")),
-    "every": (lambda: RandomRestart(every=0), ("every=0", "at least 1")),
-    "limit": (lambda: RandomRestart(limit=0), ("limit=0", "at least 1")),
-    "no levels": (lambda: FSQ([]), ("at least one dimension",)),
-    "levels": (lambda: FSQ([8, 1]), ("levels=[8, 1]", "at least 2 levels", "[8, 5, 5, 5]")),
-    "too many levels": (lambda: FSQ([2] * 63), ("do not fit an int64", "fewer levels")),
-    "num_stages": (lambda: ResidualQuantizer(vq, 0), ("num_stages=0", "at least 1")),
-    "dropout": (lambda: ResidualQuantizer(vq, 2, dropout=1.5), ("dropout=1.5", "[0, 1]")),
+    "bits beyond an index": (lambda: LFQ(63), "bits=63 ... at most 62 ... GroupedQuantizer of several LFQ ... BSQ"),
+    "no bits": (lambda: LFQ(0), "bits=0 ... at least 1"),
+    "weight of a prior": (lambda: UniformPrior(-1.0), "UniformPrior weight=-1.0 ... at least 0"),
+    "no group at all": (lambda: GroupedQuantizer(vq, 0), "num_groups=0 ... at least 1"),
+    "one group twice": (lambda: GroupedQuantizer(lambda: SHARED, 2), "group gave the same quantizer again"),
+    "one stage twice": (lambda: ResidualQuantizer(lambda: SHARED, 2), "stage gave the same quantizer again"),
+    "num_groups": (lambda: GroupedQuantizer(vq), "num_groups=None ... at least 1"),
+    "groups counted twice": (lambda: GroupedQuantizer([vq, ema], 3), "num_groups=3 ... expected None ... lists 2"),
+    "no groups": (lambda: GroupedQuantizer([]), "group=[] ... at least 1"),
+    "an infinite weight": (lambda: Commitment(float("inf")), "Commitment weight=inf ... at least 0"),
+    "an infinite temperature": (lambda: IndexBackpropagation(float("inf")), "temperature=inf ... positive"),
+    "a loss that is no list": (lambda: vq(losses=Commitment()), "losses=Commitment( ... expected a list"),
+    "a policy that is no list": (lambda: vq(maintenance=RandomRestart()), "maintenance=RandomRestart( ... a list"),
+    "half a level": (lambda: FSQ([8.5, 5]), "levels=[8.5, 5] ... at least 2 levels"),
+    "half a bit in a group": (lambda: BitEntropy(group_bits=9.5), "group_bits=9.5 ... expected 1 to 20"),
+    "no channels of a grid": (lambda: FSQ([5, 5], dim=0), "dim=0 ... at least 1"),
+    "threshold as a count": (lambda: RandomRestart(2), "threshold=2 ... fraction of uniform usage ... [0, 1) ... 0.1"),
+    "every": (lambda: RandomRestart(every=0), "every=0 ... at least 1"),
+    "limit": (lambda: RandomRestart(limit=0), "limit=0 ... at least 1"),
+    "no levels": (lambda: FSQ([]), "at least one dimension"),
+    "levels": (lambda: FSQ([8, 1]), "levels=[8, 1] ... at least 2 levels ... [8, 5, 5, 5]"),
+    "too many levels": (lambda: FSQ([2] * 63), "do not fit an int64 ... fewer levels"),
+    "num_stages": (lambda: ResidualQuantizer(vq, 0), "num_stages=0 ... at least 1"),
+    "dropout": (lambda: ResidualQuantizer(vq, 2, dropout=1.5), "dropout=1.5 ... [0, 1]"),
     "stages of two sizes": (
         lambda: ResidualQuantizer(stages_of(vq, partial(Quantizer, "vq", dim=6, codebook_size=8)), 2),
-        ("dim [4, 6]", "one size", "summed"),
+        "dim [4, 6] ... one size ... summed",
     ),
     "stages with a layout": (
         lambda: ResidualQuantizer(partial(vq, channel_dim=1), 2),
-        ("another channel_dim than -1", "give channel_dim to ResidualQuantizer"),
+        "another channel_dim than -1 ... give channel_dim to ResidualQuantizer",
     ),
-    "usage of no codes": (lambda: CodebookUsage(0), ("codebook_size=0", "at least 1")),
+    "usage of no codes": (lambda: CodebookUsage(0), "codebook_size=0 ... at least 1"),
 }
 
 
-@pytest.mark.parametrize(("build", "fragments"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
-def test_wrong_arguments_are_refused_at_construction(build: Callable[[], object], fragments: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError) as refusal:
+@pytest.mark.parametrize(("build", "words"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
+def test_wrong_arguments_are_refused_at_construction(build: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=pattern(words)):
         build()
-    message = str(refusal.value)
-    assert [fragment for fragment in fragments if fragment not in message] == []
 
 
 PUBLIC_CLASSES = {

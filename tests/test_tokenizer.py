@@ -89,18 +89,6 @@ def test_saved_and_loaded_it_gives_the_same_indices_and_images(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_a_quantizer_is_saved_by_itself(name: str, tmp_path: Path) -> None:
-    quantizer = build(name).quantizer.eval()
-    quantizer.save_pretrained(tmp_path)
-    restored = BaseQuantizer.from_pretrained(tmp_path)
-    latents = torch.randn(2, 4, 3, 3)
-    assert type(restored) is type(quantizer)
-    assert torch.equal(restored(latents).quantized, quantizer(latents).quantized)
-    with pytest.raises(ValueError, match="which is no Tokenizer"):
-        Tokenizer.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("name", QUANTIZERS)
 def test_gradients_reach_every_part(name: str) -> None:
     tokenizer = build(name)
     output = tokenizer(images())

@@ -63,6 +63,7 @@ from vqkit.quantizers.base import BaseQuantizer as BaseQuantizer
 from vqkit.quantizers.base import VectorQuantizer as VectorQuantizer
 from vqkit.quantizers.bit_entropy import BitEntropy as BitEntropy
 from vqkit.quantizers.bsq import BSQ as BSQ
+from vqkit.quantizers.bsq import TextbookBSQ as TextbookBSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
 from vqkit.quantizers.disentanglement import GroupLoss as GroupLoss
 from vqkit.quantizers.disentanglement import PublishedDisentanglement as PublishedDisentanglement
@@ -70,6 +71,7 @@ from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
 from vqkit.quantizers.grouped import GroupedQuantizer as GroupedQuantizer
 from vqkit.quantizers.lfq import LFQ as LFQ
+from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.quantizer import Quantizer as Quantizer

@@ -36,6 +36,7 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     LBGSplitting,
+    MSBFirstLFQ,
     Orthogonality,
     ProbabilisticAnchor,
     Quantizer,
@@ -47,6 +48,7 @@ from vqkit import (
     RotationTrick,
     Search,
     StraightThrough,
+    TextbookBSQ,
     UnnormalizedStraightThrough,
 )
 from vqkit.methods import METHODS
@@ -114,9 +116,9 @@ CASES: dict[str, Case] = {
     "fsq": Case(partial(FSQ, [4, 3, 5, 2, 2, 2, 2, 2])),
     "fsq_projected": Case(partial(CenteredFSQ, [5, 5, 4], dim=DIM)),
     "lfq": Case(partial(LFQ, DIM)),
-    "lfq_projected": Case(partial(LFQ, 40, dim=DIM, bit_order="msb_first")),
+    "lfq_projected": Case(partial(MSBFirstLFQ, 40, dim=DIM)),
     "bsq": Case(partial(BSQ, DIM)),
-    "bsq_wide": Case(partial(BSQ, 70, dim=DIM, gradient="textbook")),
+    "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
         partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())

@@ -10,15 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.contract.cases import (
-    CASES,
-    DIM,
-    Case,
-    draws_in_training,
-    every_case,
-    pointwise,
-    trains_codebook,
-)
+from tests.contract.cases import CASES, DIM, Case, draws_in_training, every_case, pointwise, trains_codebook
 from vqkit import (
     FSQ,
     BaseQuantizer,

@@ -38,26 +38,21 @@ def test_one_code(method: str) -> None:
 
 
 @every_method
-def test_one_vector(method: str) -> None:
-    quantizer = build(method)
-    quantizer.initialize([torch.randn(20, 4)])
-    assert train(quantizer, torch.randn(1, 4)).shape == (1,)
-
-
-@every_method
+@pytest.mark.parametrize(
+    ("sizes", "samples", "batch"),
+    [
+        ({}, torch.randn(20, 4), torch.randn(1, 4)),
+        ({"codebook_size": 16}, torch.randn(3, 4), torch.randn(5, 4)),
+        ({"dim": 1}, torch.randn(50, 1), torch.randn(20, 1)),
+        ({}, torch.ones(20, 4), torch.ones(6, 4)),
+    ],
+    ids=["one vector", "fewer vectors than codes", "one dimension", "equal vectors"],
+)
 @pytest.mark.filterwarnings("ignore:.*the codes spread")
-def test_fewer_vectors_than_codes(method: str) -> None:
-    quantizer = build(method, codebook_size=16)
-    quantizer.initialize([torch.randn(3, 4)])
-    train(quantizer, torch.randn(5, 4))
-
-
-@every_method
-@pytest.mark.filterwarnings("ignore:.*the codes spread")
-def test_one_dimension(method: str) -> None:
-    quantizer = build(method, dim=1)
-    quantizer.initialize([torch.randn(50, 1)])
-    train(quantizer, torch.randn(20, 1))
+def test_small_sets(method: str, sizes: dict[str, int], samples: torch.Tensor, batch: torch.Tensor) -> None:
+    quantizer = build(method, **sizes)
+    quantizer.initialize([samples])
+    assert train(quantizer, batch).shape == batch.shape[:1]
 
 
 @every_method
@@ -66,13 +61,6 @@ def test_vectors_of_zeros(method: str) -> None:
     quantizer.initialize([torch.randn(20, 4)])
     indices = train(quantizer, torch.zeros(6, 4))
     assert len(indices.unique()) == 1 or quantizer.search.uses_noise
-
-
-@every_method
-def test_equal_vectors_only(method: str) -> None:
-    quantizer = build(method)
-    quantizer.initialize([torch.ones(20, 4)])
-    train(quantizer, torch.ones(6, 4))
 
 
 @every_method

@@ -1,14 +1,14 @@
 """Which path a search takes: the tests of results run on each that is there."""
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.kernels.stand_ins import interpreted, without
-from vqkit.kernels import engines, native
-from vqkit.kernels.torch_search import float32_scan
+from vqkit.kernels import engines, gpu, native
+from vqkit.kernels.torch_search import search
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def torch_path() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(torch_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search in plain torch, with several tiles in both directions."""
-    monkeypatch.setattr(float32_scan, "tile_shape", lambda rows, size, depth: (96, max(1, min(rows, 70))))
+    for name, value in {"TILE_CODES": search.GROUP, "TILE_SCORES": 1, "FEWEST_ROWS": 70}.items():
+        monkeypatch.setattr(search, name, value)
 
 
 @pytest.fixture(params=["torch", "native"])
@@ -50,6 +51,35 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         monkeypatch.setenv(engines.SWITCH, "1")
         yield torch.device("cuda")
         return
-    # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
-    with interpreted(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with interpreted():
         yield torch.device("cpu")
+
+
+@pytest.fixture
+def several_parts(gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """As `gpu_path`; what a program streams is split into parts at the sizes of tests, as on a GPU it is anyway."""
+    if gpu_path.type == "cpu":
+        monkeypatch.setattr(gpu, "multiprocessors", lambda device: 4)
+    return gpu_path
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nobody has written holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that were started."""
+    names: list[str] = []
+    launch = gpu.launch
+
+    def recorded(kernel: Any, *arguments: object, **options: object) -> None:
+        names.append(kernel.fn.__name__)
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(gpu, "launch", recorded)
+    return names

@@ -1,8 +1,7 @@
-"""Data sets, the float64 oracle and a recorder of products, for all tests of the search."""
+"""Data sets and the float64 oracle, for all tests of the search."""
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 METRICS = ("euclidean", "dot", "cosine")
 
@@ -55,21 +54,3 @@ def data_set(name: str, rows: int = 600, size: int = 300, depth: int = 24) -> tu
     elif name == "wide range":
         x, codes = x * torch.logspace(-3, 3, rows)[:, None], codes * torch.logspace(-3, 3, size)[:, None]
     return x, codes
-
-
-class Products(TorchDispatchMode):
-    """Records the dtypes of matrix products and the most bytes of a tensor that an operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: set[torch.dtype] = set()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm"):
-            self.dtypes.update(arg.dtype for arg in args if isinstance(arg, Tensor))
-        for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result

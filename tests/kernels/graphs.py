@@ -1,4 +1,7 @@
-"""Helpers of the tests of soft assignment: leaves of a graph, small blocks, and what an operation made."""
+"""Helpers of the tests of kernels: leaves of a graph, small blocks, traced modules, and what an operation made."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,6 +18,50 @@ def few_rows(monkeypatch, rows: int) -> None:
     """Several blocks at every size."""
     monkeypatch.setattr(softmax_rows, "BLOCK", 1)
     monkeypatch.setattr(softmax_rows, "FEWEST_ROWS", rows)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 products are lowered, as `torch.set_float32_matmul_precision` says, inside the block."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        yield
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def with_threads(numbers: Sequence[int], call: Callable[[], object]) -> list:
+    """What a call gives with each number of threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for number in numbers:
+            torch.set_num_threads(number)
+            results.append(call())
+    finally:
+        torch.set_num_threads(before)
+    return results
+
+
+class Function(torch.nn.Module):
+    """A module that calls a function."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments: Tensor):  # type: ignore[no-untyped-def]
+        return self.function(*arguments)
+
+
+def traced(function: Callable, arguments: tuple[Tensor, ...], rows: Sequence[int]) -> tuple[Callable, Callable]:
+    """A function compiled and exported, for any first size of the arguments in these places."""
+    torch._dynamo.reset()
+    size = torch.export.Dim("rows")
+    shapes = (tuple({0: size} if place in rows else None for place in range(len(arguments))),)
+    exported = torch.export.export(Function(function), arguments, dynamic_shapes=shapes)
+    return torch.compile(function, fullgraph=True, backend="aot_eager"), exported.module()
 
 
 class Watch(TorchDispatchMode):

@@ -21,16 +21,16 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import calibration
+from tests.kernels import soft_operators
 from tests.kernels.sass import COMPARISONS, SPILLS, TENSOR_CORE, Listing, products_of_a_thread
 from tests.kernels.stand_ins import compiled_for
 from vqkit.kernels import gpu
 
 OPERATORS = torch.ops.vqkit
-TEMPERATURE = 0.5
 PRODUCTS = {"scan.scan_kernel", "scan.list_kernel"}  # whose tiles depend on D
 
 
-class Case(NamedTuple):
+class Call(NamedTuple):
     """A call that launches kernels, and which of those are wanted, by module and name; None for all."""
 
     name: str
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     kernels: set[str] | None = None
 
 
-def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list[Case]:
+def calls(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list[Call]:
     """What is called: each operator at one depth, and again at others what is made anew for a depth.
 
     Args:
@@ -49,61 +49,51 @@ def cases(rows: int, codes: int, first: int, others: Sequence[int] = ()) -> list
     """
     x, e = torch.randn(rows, first), torch.randn(codes, first)
     index, weights = torch.arange(rows) % codes, torch.rand(rows)
-    valid = torch.ones(1, codes, dtype=torch.bool)
     found = [
         _search("", x, e),
-        _search("of one plane", x.bfloat16(), e.bfloat16(), kernels={*PRODUCTS, "planes._codes_kernel"}),
+        _search("of one half", x.bfloat16(), e.bfloat16(), kernels={*PRODUCTS, "split_operands._codes_kernel"}),
         _search("float16, dot", x.half(), e.half(), metric="dot", kernels={"scan.scan_kernel", "decide.decide_kernel"}),
-        _search("cosine, masked", x, e, valid, "cosine"),
-        Case("residual_nearest", lambda: OPERATORS.residual_nearest(x, [e, e], "euclidean")),
+        _search("cosine, masked", x, e, metric="cosine"),
+        Call("residual_nearest", lambda: OPERATORS.residual_nearest(x, [e, e], "euclidean")),
         _statistics(x, index, codes),
-        Case("segment_stats, weights", lambda: OPERATORS.segment_stats(x, index, codes, weights, torch.float32)),
+        Call("segment_stats, weights", lambda: OPERATORS.segment_stats(x, index, codes, weights, torch.float32)),
         *_soft(x, e),
-        Case("calibration", _calibrate),
+        Call("calibration", _calibrate),
     ]
     for depth in others:
         x, e = torch.randn(rows, depth), torch.randn(codes, depth)
         found.append(_search("", x, e, kernels=PRODUCTS if depth > first else None))
-        found.append(_search("of one plane", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
+        found.append(_search("of one half", x.bfloat16(), e.bfloat16(), kernels=PRODUCTS))
         found.append(_statistics(x, index, codes))
-    found += _soft(x, e)[-2:]
-    found.append(Case(f"residual_nearest D={x.shape[1]}", lambda: OPERATORS.residual_nearest(x, [e, e], "dot")))
+    found += _soft(x, e, ["index_backpropagation"])
+    found.append(Call(f"residual_nearest D={x.shape[1]}", lambda: OPERATORS.residual_nearest(x, [e, e], "dot")))
     return found
 
 
-def _statistics(x: torch.Tensor, index: torch.Tensor, codes: int) -> Case:
+def _statistics(x: torch.Tensor, index: torch.Tensor, codes: int) -> Call:
     call = partial(OPERATORS.segment_stats, x, index, codes, None, torch.float32)
-    return Case(f"segment_stats D={x.shape[1]}", call)
+    return Call(f"segment_stats D={x.shape[1]}", call)
 
 
 def _search(
-    detail: str,
-    x: torch.Tensor,
-    e: torch.Tensor,
-    valid: torch.Tensor | None = None,
-    metric: str = "euclidean",
-    kernels: set[str] | None = None,
-) -> Case:
-    def call() -> None:
-        OPERATORS.nearest(x[None], e[None], valid, metric, 1, "high")
-
-    return Case(f"nearest D={x.shape[1]} {detail}", call, kernels)
+    detail: str, x: torch.Tensor, e: torch.Tensor, *, metric: str = "euclidean", kernels: set[str] | None = None
+) -> Call:
+    valid = torch.ones(1, len(e), dtype=torch.bool) if metric == "cosine" else None
+    call = partial(OPERATORS.nearest, x[None], e[None], valid, metric, 1, "high")
+    return Call(f"nearest D={x.shape[1]} {detail}", call, kernels)
 
 
-def _soft(z: torch.Tensor, e: torch.Tensor) -> list[Case]:
-    weights, index = torch.full(z.shape[:1], 1 / len(z)), torch.arange(len(z)) % len(e)
-    by_row, by_code, by_entry = torch.randn(len(z)), torch.randn(len(e)), torch.randn_like(z)
-    calls = {
-        "assignment_entropy": lambda: OPERATORS.assignment_entropy(z, e, weights, TEMPERATURE),
-        "assignment_entropy backward": lambda: OPERATORS.assignment_entropy_backward(
-            by_row, by_code, z, e, weights, TEMPERATURE
-        ),
-        "index_backpropagation backward": lambda: OPERATORS.index_backpropagation_backward(
-            by_entry, z, e, index, TEMPERATURE
-        ),
-        "reinmax backward": lambda: OPERATORS.reinmax_backward(by_entry, z, e, index),
-    }
-    return [Case(f"{name} D={z.shape[1]}", call) for name, call in calls.items()]
+def _soft(z: torch.Tensor, e: torch.Tensor, names: Sequence[str] = soft_operators.REGISTERED) -> list[Call]:
+    """The passes that an operator makes by itself, where it makes some, and those of its gradient."""
+    found = []
+    for name in names:
+        tested = soft_operators.case(name, z, e)
+        forward, backward = (getattr(OPERATORS, tested.operator + end) for end in ("", "_backward"))
+        found += [
+            Call(f"{name} D={z.shape[1]}", partial(forward, z, e, *tested.arguments)),
+            Call(f"{name} backward D={z.shape[1]}", partial(backward, *tested.upstream, z, e, *tested.arguments)),
+        ]
+    return found
 
 
 def _calibrate() -> None:
@@ -143,26 +133,30 @@ def launching(step: Callable[[str, Callable[[], None]], None]) -> Iterator[None]
         gpu.launch = before
 
 
-def reports(architecture: int, chosen: list[Case]) -> list[dict[str, Any]]:
-    """What the compiler made of each kernel that the cases launch, each form once; or why it made nothing."""
+def reports(architecture: int, chosen: list[Call]) -> list[dict[str, Any]]:
+    """What the compiler made of each kernel that the calls launch, each form once; or why it made nothing."""
     found: dict[str, dict[str, Any]] = {}
     with compiled_for(architecture) as compiled:
-        for case in chosen:
+        for call in chosen:
 
-            def compile_wanted(name: str, launch: Callable[[], None], case: Case = case) -> None:
-                if case.kernels is not None and name not in case.kernels:
+            def compile_wanted(name: str, launch: Callable[[], None], call: Call = call) -> None:
+                if call.kernels is not None and name not in call.kernels:
                     return
                 try:
                     launch()
                 except Exception as error:  # of whatever kind: the other kernels are worth a report too
-                    found[f"{case.name} {name}"] = {"case": case.name, "kernel": name, "failure": str(error)[-2000:]}
+                    found[f"{call.name} {name}"] = {
+                        "call": call.name,
+                        "kernel": name,
+                        "failure": str(error)[-2000:],
+                    }
                     return
                 kernel = compiled[-1][1]
                 if kernel.hash not in found:
-                    found[kernel.hash] = {"case": case.name, "kernel": name, **_report(kernel, architecture)}
+                    found[kernel.hash] = {"call": call.name, "kernel": name, **_report(kernel, architecture)}
 
             with launching(compile_wanted):
-                case.call()
+                call.call()
     return list(found.values())
 
 
@@ -183,8 +177,6 @@ def _report(kernel: Any, architecture: int) -> dict[str, Any]:
         "warps": kernel.metadata.num_warps,
         "shared": kernel.metadata.shared,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        "instructions": len(listing.instructions),
         "spills": listing.count(SPILLS).total(),
         "multiplies": "tt.dot" in kernel.asm["ttir"],
         "tensor_core": len(listing.matching(pattern)),
@@ -195,7 +187,6 @@ def _report(kernel: Any, architecture: int) -> dict[str, Any]:
 
 def _loop(listing: Listing, loop: frozenset[int], pattern: str) -> dict[str, Any]:
     return {
-        "instructions": len(loop),
         "shuffles": listing.count(["SHFL"], loop).total(),
         "comparisons": dict(listing.count(COMPARISONS, loop)),
         "products": products_of_a_thread(listing.matching(pattern, loop)),
@@ -212,7 +203,7 @@ def _tool(name: str, *arguments: str) -> str:
 def main() -> None:
     """Writes the reports to the standard output."""
     architecture = int(sys.argv[1])
-    json.dump(reports(architecture, cases(300, 500, 64, (8, 32, 128, 512, 256))), sys.stdout, indent=1)
+    json.dump(reports(architecture, calls(300, 500, 64, (8, 32, 128, 512, 256))), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

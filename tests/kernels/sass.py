@@ -83,10 +83,10 @@ class Listing:
                 predecessors[other].append(place)
         dominators = _dominators(predecessors)
         bodies: dict[int, set[int]] = {}
-        for place in _reached(successors):
+        for place in _reached(0, successors):  # what runs at all: not the padding behind the end
             for header in successors[place]:
                 if dominators[place] >> header & 1:
-                    bodies.setdefault(header, {header}).update(_reaching(place, header, predecessors))
+                    bodies.setdefault(header, set()).update(_reached(place, predecessors, [header]))
         return [frozenset(body) for body in bodies.values()]
 
     def _successors(self, place: int) -> list[int]:
@@ -120,26 +120,15 @@ def _dominators(predecessors: list[list[int]]) -> list[int]:
     return dominators
 
 
-def _reached(successors: list[list[int]]) -> set[int]:
-    """What runs at all: not the padding behind the end."""
-    found, waiting = set(), [0]
+def _reached(start: int, edges: list[list[int]], found: Iterable[int] = ()) -> set[int]:
+    """What the edges lead to from a start, less what is only behind what has been found."""
+    found, waiting = set(found), [start]
     while waiting:
         current = waiting.pop()
         if current not in found:
             found.add(current)
-            waiting += successors[current]
+            waiting += edges[current]
     return found
-
-
-def _reaching(place: int, header: int, predecessors: list[list[int]]) -> set[int]:
-    """What leads to an instruction without passing the header."""
-    body, waiting = {header}, [place]
-    while waiting:
-        current = waiting.pop()
-        if current not in body:
-            body.add(current)
-            waiting += predecessors[current]
-    return body
 
 
 def products_of_a_thread(instructions: Iterable[Instruction]) -> int | None:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from vqkit.kernels import engines, gpu, native
@@ -62,7 +63,8 @@ def interpreted(*, verified: bool = True) -> Iterator[None]:
 
     if not knobs.runtime.interpret:
         raise RuntimeError("Triton's interpreter is off: set TRITON_INTERPRET=1 before Triton is imported")
-    with standing_in(gpu.INTERPRETER, verified=verified):
+    # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
+    with standing_in(gpu.INTERPRETER, verified=verified), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         yield
 
 

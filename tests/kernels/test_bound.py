@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.kernels.data import DATA, METRICS, data_set, oracle
-from vqkit.kernels import nearest, rounding
-from vqkit.kernels.rounding import row_norms, score_error
-from vqkit.kernels.torch_search import float32_scan
+from vqkit.kernels import bounds, nearest
+from vqkit.kernels.bounds import UNIT, score_error
+from vqkit.kernels.torch_search import search
 
 DEPTH = 512
 NEARLY = 1 - 2.0**-10  # a term just below half a unit in the last place is lost whole
-UNIT = 2.0**-24
 
 
 def one_by_one(bias: Tensor, vectors: Tensor, x: Tensor) -> Tensor:
@@ -30,7 +29,7 @@ def one_by_one(bias: Tensor, vectors: Tensor, x: Tensor) -> Tensor:
 
 
 def bound_of(x: Tensor, codes: Tensor, scores: Tensor, metric: str) -> Tensor:
-    return score_error(row_norms(x), codes.double().norm(dim=1).amax().float(), scores.amin(0), metric, x.shape[1])
+    return score_error(x, codes.double().norm(dim=1).amax().float(), scores.amin(0), metric)
 
 
 def error_of(x: Tensor, codes: Tensor, scores: Tensor, metric: str) -> Tensor:
@@ -111,9 +110,9 @@ def test_a_smaller_bound_certifies_a_wrong_code(
         return scores if out is None else out.copy_(scores)
 
     monkeypatch.setattr(torch, "addmm", addmm)
-    monkeypatch.setattr(float32_scan, "centre_of", lambda codes, metric: torch.zeros(codes.shape[1]))
+    monkeypatch.setattr(search, "centre_of", lambda codes, metric: torch.zeros(codes.shape[1]))
     if value is not None:
-        monkeypatch.setattr(rounding, "gamma", value)
+        monkeypatch.setattr(bounds, "gamma", value)
     assert nearest(x, codes, metric="dot").indices.tolist() == [0 if wrong else 1]
 
 
@@ -127,7 +126,7 @@ def test_each_rounding_of_a_single_product_is_counted() -> None:
     computed = bias - rounded_e * rounded_x
     exact = 0.5 * e.square() - e * x
     error = (computed.double() - exact).abs() / (0.5 * e.square() + (e * x).abs())
-    assert 2 * UNIT < error.max() <= rounding.gamma(1 + rounding.ROUNDINGS, torch.float32)
+    assert 2 * UNIT < error.max() <= bounds.gamma(1 + bounds.ROUNDINGS, torch.float32)
 
 
 def test_rows_whose_squares_underflow_still_have_a_norm() -> None:
@@ -136,8 +135,8 @@ def test_rows_whose_squares_underflow_still_have_a_norm() -> None:
     error = error_of(x, codes, scores, "dot").amax()
     assert x.square().sum() == 0
     assert error <= bound_of(x, codes, scores, "dot")
-    largest = codes.norm(dim=1).amax()
-    assert error > score_error(x.square().sum(1).sqrt(), largest, scores.amin(0), "dot", DEPTH)
+    underflow = 2 * (DEPTH + bounds.ROUNDINGS) * torch.finfo(torch.float32).tiny
+    assert error > underflow * (1 + codes.norm(dim=1).amax())  # what is left of the bound with a norm of 0
 
 
 @pytest.mark.parametrize("flushed", [False, True])
@@ -153,22 +152,27 @@ def test_products_that_underflow_are_counted(flushed: bool) -> None:
     finally:
         torch.set_flush_denormal(False)
     error = error_of(x, codes, scores, "dot").amax()
-    assert rounding.gamma(7, torch.float32) * x.double().norm() * codes.double().norm() < error <= bound
+    assert bounds.gamma(7, torch.float32) * x.double().norm() * codes.double().norm() < error <= bound
 
 
 def test_nothing_is_certain_where_the_derivation_ends() -> None:
-    assert rounding.gamma(2**16 + 1, torch.float32) == math.inf
-    assert rounding.gamma(2**16 + 1, torch.float64) < 1e-11
+    assert bounds.gamma(2**16 + 1, torch.float32) == math.inf
+    assert bounds.gamma(2**16 + 1, torch.float64) < 1e-11
     x, codes = torch.ones(1, 2**16), torch.ones(2, 2**16)
     for metric in METRICS:
         assert bound_of(x, codes, torch.zeros(2, 1), metric).isinf().all()
+
+
+def scanned(x: Tensor, codes: Tensor, metric: str) -> search.BestScores:
+    tiles = search.CodeTiles(codes, None, metric)
+    return search.scan(x - tiles.centre if metric == "euclidean" else x, tiles, 1)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", DATA)
 def test_the_fast_pass_decides_most_rows_and_only_right_ones(small_tiles: None, name: str, metric: str) -> None:
     x, codes = data_set(name)
-    found = float32_scan.scan(x, float32_scan.CodeTiles(codes, None, metric), 1)
+    found = scanned(x, codes, metric)
     certain = (found.gaps > 2 * found.error)[0]
     assert torch.equal(found.indices[certain, 0], oracle(x, codes, metric)[certain])
     if name in ("gaussian", "clustered", "unit norm", "offset 10"):
@@ -182,16 +186,16 @@ def test_one_code_far_out_costs_neither_precision_nor_certainty(small_tiles: Non
         far[place] *= 1e18
         for metric in METRICS:
             assert torch.equal(nearest(x, far, metric=metric).indices, oracle(x, far, metric))
-        found = float32_scan.scan(x, float32_scan.CodeTiles(far, None, "euclidean"), 1)
+        found = scanned(x, far, "euclidean")
         assert (found.gaps > 2 * found.error).float().mean() > 0.9
 
 
 def test_the_centre_is_finite_and_near_most_codes() -> None:
     codes = torch.randn(200, 3) + 1000
-    assert (float32_scan.centre_of(codes, "euclidean") - 1000).abs().max() < 2
+    assert (search.centre_of(codes, "euclidean") - 1000).abs().max() < 2
     codes[::3] = torch.nan
     codes[1::9] = 3e38
-    assert (float32_scan.centre_of(codes, "euclidean") - 1000).abs().max() < 5
-    assert float32_scan.centre_of(torch.full((5, 3), 3e38), "dot").tolist() == [0, 0, 0]
-    assert float32_scan.centre_of(torch.full((5, 3), torch.nan), "dot").tolist() == [0, 0, 0]
-    assert float32_scan.centre_of(codes, "cosine").tolist() == [0, 0, 0]
+    assert (search.centre_of(codes, "euclidean") - 1000).abs().max() < 5
+    assert search.centre_of(torch.full((5, 3), 3e38), "dot").tolist() == [0, 0, 0]
+    assert search.centre_of(torch.full((5, 3), torch.nan), "dot").tolist() == [0, 0, 0]
+    assert search.centre_of(codes, "cosine").tolist() == [0, 0, 0]

@@ -1,39 +1,21 @@
-"""The search on a GPU against the float64 oracle. Runs by itself where CUDA is present."""
+"""On a GPU, beside the tests of the fused kernels: the torch engine, and flags that lower products."""
 
 import pytest
 import torch
 
-from tests.kernels.data import DATA, METRICS, data_set, oracle
-from vqkit.kernels import engines, nearest, residual_nearest, search_path
+from tests.kernels.data import METRICS, data_set, oracle
+from tests.kernels.graphs import matmul_precision
+from vqkit.kernels import nearest, residual_nearest
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
-def fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(engines.SWITCH, "1")
-
-
-def test_the_fused_kernels_run() -> None:
-    assert search_path("cuda").name.startswith("triton")
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", DATA)
-def test_equals_the_float64_argmin(name: str, metric: str) -> None:
-    x, codes = data_set(name)
-    assert torch.equal(nearest(x.cuda(), codes.cuda(), metric=metric).indices.cpu(), oracle(x, codes, metric))
-
-
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_a_lowered_matmul_precision_changes_nothing(precision: str) -> None:
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_a_lowered_matmul_precision_changes_nothing(precision: str, impl: str) -> None:
     x, codes = data_set("gaussian", rows=2000, size=500)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        assert torch.equal(nearest(x.cuda(), codes.cuda()).indices.cpu(), oracle(x, codes, "euclidean"))
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with matmul_precision(precision):
+        assert torch.equal(nearest(x.cuda(), codes.cuda(), impl=impl).indices.cpu(), oracle(x, codes, "euclidean"))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -49,8 +31,3 @@ def test_the_codes_of_the_cpu(metric: str) -> None:
     torch.testing.assert_close(found.margin.cpu(), expected.margin)
     levels = residual_nearest(x[0].cuda(), list(codes.cuda()), metric=metric)
     assert torch.equal(levels.indices.cpu(), residual_nearest(x[0], list(codes), metric=metric).indices)
-
-
-def test_the_torch_path_gives_the_same() -> None:
-    x, codes = data_set("gaussian")
-    assert torch.equal(nearest(x.cuda(), codes.cuda(), impl="torch").indices.cpu(), oracle(x, codes, "euclidean"))

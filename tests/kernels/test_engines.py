@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -34,23 +33,8 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("vqkit.kernels.gpu.self_check.ROWS", 20)  # several tiles of the interpreter
     monkeypatch.setattr("vqkit.kernels.gpu.self_check.CODES", 20)
     monkeypatch.setattr("vqkit.kernels.gpu.self_check.DEPTH", 4)
-    # NumPy, which runs the interpreter, would warn of infinities that the kernels count on.
-    with interpreted(verified=False), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with interpreted(verified=False):
         yield
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels that were started."""
-    names: list[str] = []
-    launch = gpu.launch
-
-    def recorded(kernel, grid, *arguments, **options) -> None:  # type: ignore[no-untyped-def]
-        names.append(kernel.fn.__name__)
-        launch(kernel, grid, *arguments, **options)
-
-    monkeypatch.setattr(gpu, "launch", recorded)
-    return names
 
 
 def call_everything(impl: engines.Impl | None = None) -> None:
@@ -99,9 +83,9 @@ def test_impl_takes_them_after_a_check(unverified: None, launched: list[str]) ->
         ("residual", "residual", "search_levels", "residual_nearest: 1 of 60 indices"),
         ("statistics", "statistics", "segment_sums", "segment_stats: 1 of "),
         ("soft", "soft", "assignment_entropy", "assignment_entropy: "),
-        ("soft", "soft", "assignment_entropy_backward", "gradient of assignment_entropy: "),
-        ("soft", "soft", "index_backpropagation_backward", "gradient of index_backpropagation: "),
-        ("soft", "soft", "reinmax_backward", "gradient of reinmax: "),
+        ("soft", "soft", "assignment_entropy_backward", "assignment_entropy_backward: "),
+        ("soft", "soft", "index_backpropagation_backward", "index_backpropagation_backward: "),
+        ("soft", "soft", "reinmax_backward", "reinmax_backward: "),
     ],
 )
 def test_a_wrong_result_is_told_once_and_torch_taken(

@@ -1,16 +1,14 @@
-"""Entropies of soft assignments against the materialized computation in float64, and what must not disturb them."""
+"""Entropies of soft assignments. What all such operators share is in `test_soft.py`."""
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import soft_rounding
-from tests.kernels.graphs import Watch, few_rows, leaves
-from vqkit.kernels import AssignmentEntropy, assignment_entropy, entropy, naive, softmax_rows
-from vqkit.kernels.entropy import _backward, _forward
+from tests.kernels.graphs import few_rows, leaves
+from tests.kernels.soft_operators import assert_right, case
+from vqkit.kernels import assignment_entropy, entropy, naive
 
 N, K, D = 50, 30, 6
 METRICS = ("dot", "euclidean")
@@ -25,24 +23,6 @@ def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]
     z, codes, weights = torch.randn(N, D), torch.randn(K, D), torch.rand(N)
     weights[[2, 30]] = 0
     return z.to(dtype), codes.to(dtype), weights.to(dtype)
-
-
-def everything(
-    found: AssignmentEntropy | tuple[Tensor, Tensor], inputs: list[Tensor], upstream: Sequence[Tensor]
-) -> list[Tensor]:
-    return [*found, *torch.autograd.grad(tuple(found), inputs, upstream)]
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
-def test_equals_the_materialized(temperature: float, metric: str) -> None:
-    z, codes, weights = example()
-    upstream = (torch.randn(N, dtype=z.dtype), torch.randn(K, dtype=z.dtype))
-    ours, theirs = leaves(z, codes), leaves(z, codes)
-    found = assignment_entropy(*ours, temperature=temperature, metric=metric, weights=weights)
-    expected = naive.assignment_entropy(*theirs, temperature=temperature, metric=metric, weights=weights)
-    for value, other in zip(everything(found, ours, upstream), everything(expected, theirs, upstream), strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -76,19 +56,9 @@ def test_float32_at_temperature_one_hundredth(offset: float, metric: str, monkey
     monkeypatch.undo()
     z, codes = 0.1 * torch.randn(200, 64), 0.1 * torch.randn(500, 64) + offset
     z = z + offset if metric == "euclidean" else z
-    upstream = (torch.randn(200), torch.randn(500))
-    ours, theirs = leaves(z, codes), leaves(z, codes, dtype=torch.float64)
-    found = everything(assignment_entropy(*ours, metric=metric), ours, upstream)
-    weights = torch.ones(200, dtype=torch.float64)
-    expected = everything(
-        naive.assignment_entropy(*theirs, metric=metric, weights=weights),
-        theirs,
-        [value.double() for value in upstream],
-    )
-    assert 0.2 < expected[0].mean() < 5  # neither saturated nor flat
-    errors = soft_rounding.assignment_entropy(0.01, metric, weights)
-    wide = [tensor.detach() for tensor in (*theirs, *upstream)]
-    soft_rounding.assert_within(found, expected, errors(*(tensor.double() for tensor in wide)))
+    tested = case(f"entropy, {metric}", z, codes, 0.01)
+    assert 0.2 < tested.plain(z.double(), codes.double())[0].mean() < 5  # neither saturated nor flat
+    assert_right(tested, z, codes)
 
 
 def test_small_entropies_do_not_cancel() -> None:
@@ -116,23 +86,6 @@ def test_bounds_and_known_values() -> None:
     )
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_rows_without_weight_disturb_nothing(metric: str) -> None:
-    z, codes, weights = example()
-    kept = weights > 0
-    upstream = (torch.randn(N, dtype=z.dtype), torch.randn(K, dtype=z.dtype))
-    inputs = leaves(z[kept], codes)
-    found = assignment_entropy(*inputs, temperature=0.2, metric=metric, weights=weights[kept])
-    expected = everything(found, inputs, (upstream[0][kept], upstream[1]))
-    z[2], z[30, 1], weights[2], upstream[0][2] = torch.nan, torch.inf, -1.0, torch.nan
-    inputs = leaves(z, codes)
-    found = assignment_entropy(*inputs, temperature=0.2, metric=metric, weights=weights)
-    per_sample, mean, dz, dcodes = everything(found, inputs, upstream)
-    assert (per_sample[~kept] == 0).all() and (dz[~kept] == 0).all()
-    for value, other in zip((per_sample[kept], mean, dz[kept], dcodes), expected, strict=True):
-        torch.testing.assert_close(value, other)
-
-
 def test_no_weight_at_all() -> None:
     z, codes, weights = example()
     inputs = leaves(z, codes)
@@ -140,19 +93,6 @@ def test_no_weight_at_all() -> None:
     assert (found.per_sample == 0).all() and (found.mean_probabilities == 0).all()
     loss = found.per_sample.sum() - entropy(found.mean_probabilities)
     assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, inputs))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_one_code_one_dimension_and_no_row(metric: str) -> None:
-    for rows, size, depth in ((0, 4, 3), (5, 1, 3), (5, 4, 1), (1, 1, 1)):
-        inputs = leaves(torch.randn(rows, depth), torch.randn(size, depth))
-        found = assignment_entropy(*inputs, metric=metric)
-        loss = found.per_sample.sum() - entropy(found.mean_probabilities)
-        gradients = torch.autograd.grad(loss, inputs)
-        assert found.per_sample.shape == (rows,) and found.mean_probabilities.shape == (size,)
-        assert all(gradient.isfinite().all() for gradient in gradients)
-        if size == 1:
-            assert (found.per_sample == 0).all() and (found.mean_probabilities == 1).all()
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e3, 1e8])
@@ -179,101 +119,6 @@ def test_entropy_of_probabilities() -> None:
     torch.testing.assert_close(gradient[0, :2], torch.full((2,), math.log(2) - 1))
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_a_lowered_matmul_precision_changes_nothing(precision: str) -> None:
-    z, codes, weights = example(torch.float32)
-    arguments = (torch.randn(N), torch.randn(K), z, codes, weights, 0.1)
-    expected = _backward(*arguments)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        with Watch() as watch:
-            found = _backward(*arguments)
-            _forward(z, codes, weights, 0.1)
-        assert watch.products == {torch.float64}
-    finally:
-        torch.set_float32_matmul_precision(before)
-    errors = soft_rounding.assignment_entropy(0.1, "dot", weights)
-    bounds = errors(*(tensor.double() for tensor in (z, codes, *arguments[:2])))[2:]
-    soft_rounding.assert_within(found, expected, bounds)
-    assert found[0].dtype == torch.float32
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_autocast_changes_nothing(metric: str) -> None:
-    z, codes, weights = example(torch.float32)
-    upstream, results = (torch.randn(N), torch.randn(K)), []
-    for enabled in (False, True):
-        inputs = leaves(z, codes)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            results.append(everything(assignment_entropy(*inputs, metric=metric, weights=weights), inputs, upstream))
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-
-
-def test_half_precision_inputs_are_taken_at_their_values() -> None:
-    z, codes, weights = (tensor.bfloat16() for tensor in example(torch.float32))
-    inputs = leaves(z, codes)
-    found = assignment_entropy(*inputs, temperature=0.5, metric="euclidean", weights=weights)
-    expected = assignment_entropy(z.double(), codes.double(), temperature=0.5, metric="euclidean", weights=weights)
-    assert found.per_sample.dtype == torch.float32
-    torch.testing.assert_close(found.per_sample, expected.per_sample.float())
-    assert torch.autograd.grad(found.per_sample.sum(), inputs)[0].dtype == torch.bfloat16
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_gpu_agrees(metric: str) -> None:
-    z, codes, weights = example(torch.float32)
-    upstream, results = (torch.randn(N), torch.randn(K)), []
-    for device in ("cpu", "cuda"):
-        inputs = leaves(z.to(device), codes.to(device))
-        found = assignment_entropy(*inputs, temperature=0.1, metric=metric, weights=weights.to(device))
-        results.append([value.cpu() for value in everything(found, inputs, [value.to(device) for value in upstream])])
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
-
-
-def test_memory_does_not_grow_with_rows_times_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    rows, size, depth = 3000, 6000, 4
-    z, codes, weights = torch.randn(rows, depth), torch.randn(size, depth), torch.full((rows,), 1 / rows)
-    with Watch() as watch:
-        _forward(z, codes, weights, 0.01)
-        _backward(torch.randn(rows), torch.randn(size), z, codes, weights, 0.01)
-    bound = 4 * max(softmax_rows.BLOCK, softmax_rows.FEWEST_ROWS * size)
-    assert watch.largest <= bound < 4 * rows * size / 10
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("metric", METRICS)
-def test_compile_and_export(metric: str) -> None:
-    z, codes, _ = example(torch.float32)
-
-    class Entropy(torch.nn.Module):
-        def forward(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-            found = assignment_entropy(z, codes, temperature=0.5, metric=metric)
-            return found.per_sample, entropy(found.mean_probabilities)
-
-    compiled = torch.compile(Entropy(), fullgraph=True, backend="aot_eager")
-    for rows in (N, 17):
-        ours, theirs = leaves(z[:rows], codes), leaves(z[:rows], codes)
-        upstream = (torch.randn(rows), torch.ones(()))
-        results = everything(compiled(*ours), ours, upstream), everything(Entropy()(*theirs), theirs, upstream)
-        torch.testing.assert_close(*results)
-    rows = torch.export.Dim("rows")
-    exported = torch.export.export(Entropy(), (z, codes), dynamic_shapes=({0: rows}, None)).module()
-    torch.testing.assert_close(exported(z[:9], codes), Entropy()(z[:9], codes))
-
-
-def test_the_operators_are_registered_right() -> None:
-    z, codes, weights = example()
-    for rows in (N, 0):
-        arguments = (*leaves(z[:rows], codes), weights[:rows], 0.5)
-        torch.library.opcheck(torch.ops.vqkit.assignment_entropy.default, arguments)
-    upstream = (torch.randn(N, dtype=z.dtype), torch.randn(K, dtype=z.dtype))
-    torch.library.opcheck(torch.ops.vqkit.assignment_entropy_backward.default, (*upstream, z, codes, weights, 0.5))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -296,7 +141,12 @@ def test_weights_of_any_size() -> None:
     generator = torch.Generator().manual_seed(0)
     z, codes = torch.randn(4, 3, generator=generator), torch.randn(5, 3, generator=generator)
     expected = assignment_entropy(z, codes, weights=torch.tensor([1.0, 1.0, 0.5, 0.0]))
-    for weights in ([3e38, 3e38, 1.5e38, 0.0], [2e-38, 2e-38, 1e-38, 0.0], [1.0, 1.0, 0.5, torch.inf]):
+    for weights in (
+        [3e38, 3e38, 1.5e38, 0.0],
+        [2e-38, 2e-38, 1e-38, 0.0],
+        [1.0, 1.0, 0.5, torch.inf],
+        [2.0, 2.0, 1.0, -1.0],
+    ):
         found = assignment_entropy(z, codes, weights=torch.tensor(weights))
         torch.testing.assert_close(found.mean_probabilities, expected.mean_probabilities)
         torch.testing.assert_close(found.per_sample, expected.per_sample)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vqkit.kernels.gpu import INTERPRETER, bound
+from vqkit.kernels import bounds
+from vqkit.kernels.gpu import INTERPRETER
 
 MODELS = {80: (8, 1), 90: (16, 2), 100: (16, 2)}  # terms of a block, guard bits
 DATA = ("random", "one sign", "all bits", "halves")
@@ -64,7 +65,7 @@ def errors(x: torch.Tensor, e: torch.Tensor, block: int, guard: int) -> np.ndarr
 @pytest.mark.parametrize("architecture", MODELS)
 def test_no_error_exceeds_the_bound(architecture: int, depth: int, name: str) -> None:
     block, guard = MODELS[architecture]
-    limit = bound.relative_error(architecture, depth, passes=3)
+    limit = bounds.tensor_core_error(architecture, depth, products=3)
     assert errors(*vectors(name, depth), block, guard).max() <= limit
     assert errors(*vectors(name, depth), block, guard=0).max() <= limit  # the bound does not count on guard bits
 
@@ -81,23 +82,23 @@ def test_the_bound_is_not_idle(architecture: int) -> None:
     """Sums come near to the bound's share for them, and halves within a factor of four of theirs."""
     products = cut_off(256)
     error = products.sum() - sums(products, MODELS[architecture][0], guard=0)[0]
-    limit = bound.accumulation_error(architecture, 256)
+    limit = bounds.accumulation_error(architecture, 256)
     assert 0.75 * limit < error <= limit
-    assert errors(*vectors("halves", 16), *MODELS[architecture]).max() > bound.SPLIT / 4
+    assert errors(*vectors("halves", 16), *MODELS[architecture]).max() > bounds.SPLIT / 4
 
 
 def test_a_bound_without_the_halves_would_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bound, "SPLIT", 0.0)
-    assert errors(*vectors("halves", 16), *MODELS[90]).max() > bound.relative_error(90, 16, passes=3)
+    monkeypatch.setattr(bounds, "SPLIT", 0.0)
+    assert errors(*vectors("halves", 16), *MODELS[90]).max() > bounds.tensor_core_error(90, 16, products=3)
 
 
 def test_a_bound_of_ieee_sums_would_not_hold() -> None:
     products = cut_off(1024)
     error = products.sum() - sums(products, 8, guard=0)[0]
-    assert error > 1.5 * bound.accumulation_error(INTERPRETER, 1024)
+    assert error > 1.5 * bounds.accumulation_error(INTERPRETER, 1024)
 
 
 def test_what_is_not_known_is_not_proven() -> None:
-    assert not bound.is_proven(120)
-    assert bound.relative_error(120, 16, passes=3) == np.inf
-    assert bound.relative_error(90, 2**16, passes=3) == np.inf  # too long for the derivation
+    assert not bounds.is_proven(120)
+    assert bounds.tensor_core_error(120, 16, products=3) == np.inf
+    assert bounds.tensor_core_error(90, 2**16, products=3) == np.inf  # too long for the derivation

@@ -10,10 +10,9 @@ import torch
 from tests.few import few
 from tests.kernels.data import DATA, METRICS, data_set, oracle, oracle_scores
 from tests.kernels.stand_ins import without
-from vqkit.kernels import gpu, nearest, search_path
-from vqkit.kernels.gpu import bound
+from vqkit.kernels import bounds, gpu, nearest, search_path
 from vqkit.kernels.gpu import nearest as fused
-from vqkit.kernels.gpu.planes import code_planes
+from vqkit.kernels.gpu.split_operands import split_codes
 
 ROWS = 600 if torch.cuda.is_available() else 16
 CODES = 300 if torch.cuda.is_available() else 70
@@ -136,7 +135,7 @@ def test_a_second_look_that_finds_nothing(
 def test_rows_too_long_for_the_bound_take_the_torch_path(
     gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bound, "MOST", 2.0**-13)
+    monkeypatch.setattr(bounds, "MOST", 2.0**-13)
     monkeypatch.setattr(fused, "nearest", None)
     x, codes = data_set("gaussian", rows=4, size=20, depth=300)
     assert torch.equal(search(gpu_path, x, codes), oracle(x, codes, "euclidean"))
@@ -214,12 +213,12 @@ def test_less_than_exact(gpu_path: torch.device) -> None:
 @pytest.mark.slow
 def test_few_rows_need_a_second_look(gpu_path: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """All do where codes are nearer to each other than halves can tell; hardly any does on ordinary data."""
-    tables = []
-    monkeypatch.setattr(fused, "code_planes", lambda *args: tables.append(code_planes(*args)) or tables[-1])
+    books = []
+    monkeypatch.setattr(fused, "split_codes", lambda *args: books.append(split_codes(*args)) or books[-1])
     for name in ("gaussian", "near duplicates"):
         x, codes = data_set(name, rows=ROWS, size=CODES)
         search(gpu_path, x, codes[torch.randperm(CODES)])
-    ordinary, close = (int(table.state[0, 3]) for table in tables)
+    ordinary, close = (int(book.state[0, 3]) for book in books)
     assert ordinary <= ROWS // 8
     assert close > ROWS // 2
 

@@ -1,7 +1,5 @@
 """All levels of a residual search in one launch, against the loop over levels in plain torch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +7,10 @@ from torch import Tensor
 from tests.few import few
 from tests.kernels.stand_ins import without
 from vqkit.kernels import gpu, native, residual_nearest
+from vqkit.kernels.gpu.tiles import LONGER, TABLE
 
 METRICS = ("euclidean", "dot")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 class Launches(list[str]):
@@ -35,14 +35,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
     monkeypatch.setattr(gpu, "launch", counted)
     return names
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def problem(rows: int = 35, depth: int = 6, sizes: tuple[int, ...] = (40, 17, 20)) -> tuple[Tensor, list[Tensor]]:
@@ -75,8 +67,8 @@ def test_equals_the_loop(
 def test_long_rows_are_multiplied_in_chunks(
     gpu_path: torch.device, launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused = pytest.importorskip("vqkit.kernels.gpu.residual")
-    monkeypatch.setattr(fused, "CHUNK", 16)
+    for entries in TABLE["levels"].values():
+        monkeypatch.setitem(entries, LONGER, entries[LONGER]._replace(depth=16))
     check(gpu_path, *problem(rows=18, depth=35, sizes=(20, 20)))
     assert launches.listed <= 1
 

@@ -1,23 +1,14 @@
 """Counts and sums by segment in the GPU's kernels, which have several chunks and passes even in the interpreter."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.few import few
-from vqkit.kernels import gpu, segment_stats
+from vqkit.kernels import gpu, naive, segment_stats
 
 NUM_SEGMENTS = 9
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def problem(device: torch.device, indices: Tensor, depth: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,10 +22,10 @@ def random_indices(device: torch.device) -> Tensor:
 
 
 def expected(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None = None) -> Tensor:
-    """Float64 one-hot product, (K + K D,)."""
-    chosen = (indices[:, None].cpu() == torch.arange(num_segments)).double()
-    chosen = chosen if weights is None else torch.where(chosen > 0, weights[:, None].cpu().double(), 0)
-    return torch.cat([chosen.sum(0), (chosen.T @ x.double().cpu()).flatten()])
+    """(K + K D,) in float64."""
+    weights = None if weights is None else weights.cpu()
+    counts, sums = naive.segment_stats(x.cpu(), indices.cpu(), num_segments, weights=weights)
+    return torch.cat([counts, sums.flatten()])
 
 
 @pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16, torch.float16], torch.bfloat16))

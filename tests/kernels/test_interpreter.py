@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.machine_code import cases, kernel_names, launching
+from tests.kernels.machine_code import calls, kernel_names, launching
 from tests.kernels.stand_ins import interpreted
 
 triton = pytest.importorskip("triton")
@@ -42,13 +42,13 @@ def test_the_fault_of_the_interpreter_is_still_there() -> None:
     plain_product[(1,)](a, b, found)
     assert not torch.equal(found, a.float() @ b.float()), (
         f"Triton {triton.__version__} multiplies bfloat16 right in its interpreter: the conversion in "
-        "vqkit.kernels.gpu.language.product can go, and this test with it"
+        "vqkit.kernels.gpu.split_operands.product can go, and this test with it"
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_product(dtype: torch.dtype) -> None:
-    from vqkit.kernels.gpu.language import product
+    from vqkit.kernels.gpu.split_operands import product
 
     a, b = numbers(dtype)
     found = torch.zeros(16, 16)
@@ -60,6 +60,6 @@ def test_every_kernel_runs() -> None:
     """The kernels that are compiled for the gates on machine code are those that run here, and no others."""
     launched: set[str] = set()
     with interpreted(), launching(lambda name, launch: (launched.add(name), launch())):
-        for case in cases(5, 7, 3):
-            case.call()
+        for call in calls(5, 7, 3):
+            call.call()
     assert launched == kernel_names()

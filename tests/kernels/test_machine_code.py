@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +16,67 @@ from tests.kernels.sass import TENSOR_CORE, Listing, products_of_a_thread
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
+MachineCode = tuple[int, list[dict[str, Any]]]
 ROOT = Path(__file__).resolve().parents[2]
 # Bytes that a program can have; 80 stands for all of its generation, of which the A100 alone has more, 163 KiB.
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MOST_COMPARISONS = 2.0  # for each score, in the loop of the search
-PLANES_PASSES = {1: 1, 2: 3}  # products for each score, of one plane and of two halves
+PRODUCTS = {1: 1, 2: 3}  # for each score, by the halves of its numbers
 
 
 @pytest.fixture(scope="session", params=list(SHARED), ids="sm_{}".format)
-def machine_code(request: pytest.FixtureRequest) -> tuple[int, list[dict[str, Any]]]:
+def machine_code(request: pytest.FixtureRequest) -> MachineCode:
     """Compute capability times ten, and the reports."""
+    return request.param, json.loads(compiling("-m", "tests.kernels.machine_code", str(request.param)))
+
+
+def compiling(*command: str) -> str:
+    """What a process prints in which Triton compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.machine_code", str(request.param)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return request.param, json.loads(done.stdout)
+    return done.stdout
 
 
 def named(report: dict[str, Any]) -> str:
-    return f"{report['kernel']} of {report['case']}, {report.get('constants')}"
+    return f"{report['kernel']} of {report['call']}, {report.get('constants')}"
 
 
-def compiled(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [report for report in reports if "failure" not in report]
+def scans(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [report for report in reports if report["kernel"] == "scan.scan_kernel" and "failure" not in report]
 
 
 def scores_of_a_thread(report: dict[str, Any]) -> float:
     return report["constants"]["BN"] * report["constants"]["BK"] / (32 * report["warps"])
 
 
-def test_every_kernel_compiles(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
-    _, reports = machine_code
-    assert {report["kernel"] for report in reports} == kernel_names()
-    failures = [f"{named(report)}: {report['failure']}" for report in reports if "failure" in report]
-    assert not failures, "\n".join(failures)
+# What must not be: by the report of a kernel and the compute capability, something that is true of one that has it.
+FAULTS: dict[str, Callable[[dict[str, Any], int], object]] = {
+    "no code": lambda report, architecture: report.get("failure"),
+    "more shared memory than there is": lambda report, architecture: report.get("shared", 0) > SHARED[architecture],
+    "register spills": lambda report, architecture: report.get("spills"),
+    "no tensor cores": lambda report, architecture: report.get("multiplies") and not report["tensor_core"],
+}
 
 
-def test_shared_memory_suffices(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_kernel_has(fault: str, machine_code: MachineCode) -> None:
     architecture, reports = machine_code
-    large = [named(report) for report in compiled(reports) if report["shared"] > SHARED[architecture]]
-    assert not large, large
+    assert {report["kernel"] for report in reports} == kernel_names()
+    multiplying = {report["kernel"] for report in reports if report.get("multiplies")}
+    assert multiplying >= {"scan.scan_kernel", "scan.list_kernel"}
+    found = [f"{named(report)}: {value}" for report in reports if (value := FAULTS[fault](report, architecture))]
+    assert not found, "\n".join(found)
 
 
-def test_no_register_spills(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
-    _, reports = machine_code
-    spilled = [f"{named(report)}: {report['spills']}" for report in compiled(reports) if report["spills"]]
-    assert not spilled, spilled
-
-
-def test_products_are_on_tensor_cores(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
-    _, reports = machine_code
-    multiplying = [report for report in compiled(reports) if report["multiplies"]]
-    assert {report["kernel"] for report in multiplying} >= {"scan.scan_kernel", "scan.list_kernel"}
-    assert not [named(report) for report in multiplying if not report["tensor_core"]]
-
-
-def test_the_loop_of_the_search_is_lean(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+def test_the_loop_of_the_search_is_lean(machine_code: MachineCode) -> None:
     """Two comparisons a score at most, and no exchange between threads: what the search takes beyond the products."""
     _, reports = machine_code
-    scans = [report for report in compiled(reports) if report["kernel"] == "scan.scan_kernel"]
-    assert {report["constants"]["WIDTH"] for report in scans} >= {64, 128, 256}
+    assert {report["constants"]["WIDTH"] for report in scans(reports)} >= {64, 128, 256}
     faults = []
-    for report in scans:
+    for report in scans(reports):
         (loop,) = report["whole_loops"]  # over tiles; inside it may be one over parts of the depth
         scores = scores_of_a_thread(report)
         if report["constants"]["WIDTH"] <= 256 and sum(loop["comparisons"].values()) > MOST_COMPARISONS * scores:
@@ -86,27 +86,26 @@ def test_the_loop_of_the_search_is_lean(machine_code: tuple[int, list[dict[str, 
     assert not faults, "\n".join(faults)
 
 
-def test_the_loop_that_is_counted_is_one_tile(machine_code: tuple[int, list[dict[str, Any]]]) -> None:
+def test_the_loop_that_is_counted_is_one_tile(machine_code: MachineCode) -> None:
     """As many products as a tile has: else the comparisons for each score would be those of another loop."""
     architecture, reports = machine_code
-    for report in compiled(reports):
-        if report["kernel"] == "scan.scan_kernel":
-            (loop,) = report["loops"]
-            constants = report["constants"]
-            products = scores_of_a_thread(report) * constants["WIDTH"] * PLANES_PASSES[constants["PLANES"]]
-            chunks = constants["WIDTH"] // constants["BD"]
-            expected = {products, products / chunks} if architecture < 100 else {None}  # a loop over chunks, or none
-            assert loop["products"] in expected, named(report)
+    for report in scans(reports):
+        (loop,) = report["loops"]
+        constants = report["constants"]
+        products = scores_of_a_thread(report) * constants["WIDTH"] * PRODUCTS[constants["HALVES"]]
+        chunks = constants["WIDTH"] // constants["BD"]
+        expected = {products, products / chunks} if architecture < 100 else {None}  # a loop over chunks, or none
+        assert loop["products"] in expected, named(report)
 
 
 SIZES = """
-from tests.kernels.machine_code import cases
+from tests.kernels.machine_code import calls
 from tests.kernels.stand_ins import compiled_for
 with compiled_for(90) as compiled:
     forms = []
     for rows, codes in ((300, 500), (1, 512), (16, 8), (4097, 20)):
-        for case in cases(rows, codes, 64):
-            case.call()
+        for call in calls(rows, codes, 64):
+            call.call()
         forms.append({(name, kernel.hash) for name, kernel in compiled})
 print(len(forms[0]), *sorted(name for name, _ in forms[-1] - forms[0]))
 """
@@ -114,10 +113,7 @@ print(len(forms[0]), *sorted(name for name, _ in forms[-1] - forms[0]))
 
 def test_no_kernel_is_made_for_a_batch_size() -> None:
     """Nor for a codebook size; Triton would make its own for 1 and for multiples of 16, unless it is told not to."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", SIZES]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=600)
-    forms, *new = done.stdout.split()
+    forms, *new = compiling("-c", SIZES).split()
     assert int(forms) > 20 and not new, new
 
 

@@ -1,4 +1,5 @@
-"""The compiled search: every variant that runs here against the float64 argmin, its build, and its absence.
+"""The compiled search: every variant that runs here against the float64 order and the torch path, its build, and its
+absence.
 
 The tests of `nearest` run on it too (tests/kernels/conftest.py); these are of what only the compiled search has.
 """
@@ -10,20 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.data import oracle
+from tests.kernels.data import DATA, METRICS, data_set, oracle
 from tests.kernels.stand_ins import only, without
 from tests.kernels.test_bound import lost_products
+from tests.kernels.test_top_k import assert_same_where_clear, ranked
 from tests.kernels.variants import compiled, needs_compiler
 from vqkit.kernels import native, nearest, residual_nearest
 from vqkit.kernels.native import build
 
 built = pytest.mark.skipif(not native.variants(), reason="the compiled search is not built: make native")
-VARIANTS = native.variants() or ("none",)
+MOST = native.MOST_CODES
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=native.variants() or ("none",))
 def variant(request: pytest.FixtureRequest) -> Iterator[str]:
     with only(request.param):
         yield request.param
@@ -41,16 +45,17 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_torch(x: Tensor, codes: Tensor, metric: str = "euclidean") -> Tensor:
-    return nearest(x, codes, metric=metric, impl="torch").indices  # type: ignore[arg-type]
+def by_torch(x: Tensor, codes: Tensor, metric: str = "euclidean", k: int = 1, valid: Tensor | None = None) -> Tensor:
+    found = nearest(x, codes, metric=metric, k=k, valid=valid, impl="torch")  # type: ignore[arg-type]
+    return found.indices.view(len(x), k)
 
 
-def compiled_search(x: Tensor, codes: Tensor, metric: str = "euclidean", valid: Tensor | None = None) -> Tensor:
-    return native.search(x[None], codes[None], valid if valid is None else valid[None], metric, 1)[0, :, 0]
+def by_native(x: Tensor, codes: Tensor, metric: str = "euclidean", k: int = 1, valid: Tensor | None = None) -> Tensor:
+    return native.search(x[None], codes[None], valid if valid is None else valid[None], metric, k)[0]
 
 
 @built
-@pytest.mark.parametrize("metric", ["euclidean", "dot", "cosine"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_ragged_sizes(variant: str, metric: str) -> None:
     """Around every block size: rows of a tile, codes of a panel, of a group and of the cache, depths of a register."""
     for rows in (1, 5, 6, 7, 12, 13, 100):
@@ -59,31 +64,150 @@ def test_ragged_sizes(variant: str, metric: str) -> None:
                 if depth == 1 and metric == "cosine":
                     continue  # every cosine is 1 or -1: ties, which the order of rounding decides
                 x, codes = normal(rows, depth, seed=rows), normal(size, depth, seed=size + 1)
-                scores = torch.stack([(row - codes.double()).square().sum(1) for row in x.double()])
-                if metric != "euclidean":
-                    scores = -x.double() @ codes.double().T
-                if metric == "cosine":
-                    scores = scores / codes.double().norm(dim=1)
-                found = compiled_search(x, codes, metric)
-                assert torch.equal(found, scores.argmin(1)), (rows, size, depth)
+                assert torch.equal(by_native(x, codes, metric)[:, 0], oracle(x, codes, metric)), (rows, size, depth)
 
 
 @built
-@pytest.mark.parametrize(("rows", "size", "depth"), [(5, 20_000, 8), (300, 2500, 16), (1, 9000, 3), (4500, 40, 2)])
-def test_threads_share_rows_or_codes(variant: str, threads: int, rows: int, size: int, depth: int) -> None:
-    x, codes = normal(rows, depth), normal(size, depth, seed=1)
-    valid = torch.ones(size, dtype=torch.bool)
-    valid[: size // 2] = False
-    assert torch.equal(compiled_search(x, codes), by_torch(x, codes))
-    found = compiled_search(x, codes, valid=valid)
-    assert torch.equal(found, by_torch(x, codes[size // 2 :]) + size // 2)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", DATA)
+def test_equals_the_float64_order(variant: str, name: str, metric: str) -> None:
+    x, codes = data_set(name, rows=150, size=200)
+    for k in (1, 2, 5):
+        assert_same_where_clear(by_native(x, codes, metric, k), *ranked(x, codes, metric, k))
 
 
 @built
-def test_groups_are_searched_in_one_call(variant: str, threads: int) -> None:
-    x, codes = normal(7, 50, 9), normal(7, 70, 9, seed=1)
-    expected = torch.stack([by_torch(rows, book) for rows, book in zip(x, codes, strict=True)])
-    assert torch.equal(native.search(x, codes, None, "euclidean", 1)[..., 0], expected)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [100, MOST])
+def test_equals_the_float64_order_for_many_codes(variant: str, k: int, metric: str) -> None:
+    for rows, size, depth in ((150, 3000, 24), (40, k, 8), (40, k + 1, 8), (7, 1000, 65)):
+        x, codes = data_set("gaussian", rows, size, depth)
+        assert torch.equal(by_native(x, codes, metric, k), ranked(x, codes, metric, k)[0])
+
+
+@built
+@given(
+    rows=st.integers(0, 70),
+    size=st.integers(1, 300),
+    depth=st.integers(1, 20),
+    k=st.sampled_from([1, 2, 10, 100, MOST]),
+    kind=st.sampled_from([*DATA, "whole numbers"]),
+    metric=st.sampled_from(METRICS),
+    copies=st.integers(1, 40),
+    masked=st.booleans(),
+    broken=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_equals_the_torch_path(
+    variant: str,
+    rows: int,
+    size: int,
+    depth: int,
+    k: int,
+    kind: str,
+    metric: str,
+    copies: int,
+    masked: bool,
+    broken: bool,
+    seed: int,
+) -> None:
+    """Ties, equal codes, masks, rows and codes that are not finite, rows of zeros, fewer usable codes than k."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "whole numbers":  # most codes tie with others, and many are equal
+        x, codes = (torch.randint(-2, 3, (number, depth), generator=generator).float() for number in (rows, size))
+    else:
+        x, codes = data_set(kind, rows, size, depth)
+    codes = codes[torch.randint(0, -(-size // copies), (size,), generator=generator)]
+    if broken:
+        codes[torch.rand(size, generator=generator) < 0.3, 0] = torch.nan
+        codes[torch.rand(size, generator=generator) < 0.1, -1] = -torch.inf
+        x[::3, 0], x[1::5], x[2::7] = torch.inf, torch.nan, 0
+    valid = torch.rand(size, generator=generator) < 0.6
+    valid[-1] = True
+    mask, number = valid if masked else None, min(k, size)
+    found = by_native(x, codes, metric, number, mask)
+    assert torch.equal(found, by_torch(x, codes, metric, number, mask))
+
+
+@built
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 2, 10, MOST])
+def test_ties_have_one_order_whichever_step_decides(variant: str, k: int, metric: str) -> None:
+    """Few copies of each code stay in the list, more are looked at twice, and of still more all codes are compared."""
+    x, codes = data_set("gaussian", 400, 150, 24)
+    order = by_torch(x, codes, metric, 150)
+    for copies, rows in ((2, 3), (2, 400), (20, 3), (20, 400), (k // 2 + 60, 30)):
+        repeated = order[:rows, : -(-k // copies), None] + 150 * torch.arange(copies)
+        found = by_native(x[:rows], codes.repeat(copies, 1), metric, k)
+        assert torch.equal(found, repeated.flatten(1)[:, :k]), (copies, rows)
+
+
+@built
+@pytest.mark.parametrize("k", [1, 2, 33, MOST])
+@pytest.mark.parametrize(("rows", "size", "depth"), [(5, 20_000, 8), (60, 9000, 16), (1, 9000, 3), (4500, 300, 2)])
+def test_threads_share_rows_or_codes(variant: str, threads: int, rows: int, size: int, depth: int, k: int) -> None:
+    """With the codes in parts, the lists of the parts are merged; some parts have no usable code."""
+    x, codes = data_set("gaussian", rows, size, depth)
+    valid = torch.arange(size) >= size // 2
+    assert_same_where_clear(by_native(x, codes, k=k), *ranked(x, codes, "euclidean", k))
+    assert torch.equal(by_native(x, codes, k=k, valid=valid), by_torch(x, codes, k=k, valid=valid))
+
+
+@built
+@pytest.mark.parametrize("k", [1, 12])
+def test_groups_are_searched_in_one_call(variant: str, threads: int, k: int) -> None:
+    x, codes = (torch.stack(groups) for groups in zip(*(data_set(name, 50, 140, 9) for name in DATA), strict=True))
+    expected = torch.stack([by_torch(rows, book, "cosine", k) for rows, book in zip(x, codes, strict=True)])
+    assert torch.equal(native.search(x, codes, None, "cosine", k), expected)
+
+
+@built
+def test_a_code_far_out_is_found_by_the_rows_near_it(variant: str) -> None:
+    """Its length of 1e19 keeps it out of the tiles; of rows that need it for their k codes, all codes are compared."""
+    x, codes = data_set("gaussian", 200, 90, 16)
+    codes[7] = 1e19
+    x[3] = 0.9e19
+    for metric in METRICS:
+        assert by_native(x, codes, metric)[3] == 7
+        for k in (1, 2, 90):
+            assert torch.equal(by_native(x, codes, metric, k), by_torch(x, codes, metric, k)), (metric, k)
+
+
+@built
+def test_half_precision_is_searched_at_its_exact_values(variant: str) -> None:
+    x, codes = data_set("gaussian", 80, 300, 16)
+    x, codes = x.half(), codes.bfloat16()
+    assert torch.equal(nearest(x, codes, k=20).indices, nearest(x.float(), codes.float(), k=20).indices)
+    assert torch.equal(nearest(x, codes, k=20).indices, by_torch(x, codes, "euclidean", 20))
+
+
+MERGED = "other.bounds_[row] < bounds_[row] ? other.bounds_[row] : bounds_[row]"
+LOWERED = "    bounds_[row] = bound;\n    numbers_[row] = static_cast<int32_t>(kept);"
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        None,
+        ("!(lists_.bounds()[r] > *limit)", "false"),  # the list holds all that matters, whatever was left out
+        ("<= width) ++end;", "<= 0) ++end;"),  # scores are in order, whatever their rounding errors
+        (LOWERED, LOWERED.replace("= bound;", "= scores[0];")),  # the list takes too few of the later codes
+        (MERGED, "bounds_[row]"),  # what another part of the codes left out is forgotten
+    ],
+    ids=["shipped", "lists", "runs", "bound", "parts"],
+)
+def test_near_ties_are_not_left_to_float32(tmp_path: Path, replaced: tuple[str, str] | None) -> None:
+    """Codes of which a few, or more than a list holds, differ by rounding only, in float32 scores."""
+    search = compiled(tmp_path, "portable", replaced=replaced)
+    right = []
+    for copies in (1, 4, 40):
+        x, codes = data_set("gaussian", 100, 2000, 16)
+        codes = codes[torch.arange(2000) // copies] + 2.0**-22 * codes
+        expected = by_torch(x, codes, "euclidean", 10)
+        right += [torch.equal(search(x, codes, "euclidean", parts=parts, k=10), expected) for parts in (1, 2)]
+    assert all(right) == (replaced is None), right
 
 
 @built
@@ -94,45 +218,19 @@ def test_rows_far_from_all_codes_keep_their_digits(variant: str) -> None:
     codes = torch.cat([codes, codes + 1e-7 * torch.randn(40, 16, generator=generator)])
     x = 1e8 * torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=1)
     scores = torch.stack([((0.5 * codes.double() - row) * codes.double()).sum(1) for row in x.double()])
-    found = compiled_search(x, codes)
+    found = by_native(x, codes)[:, 0]
     two = scores.topk(2, largest=False).values
     clear = two[:, 1] - two[:, 0] > 1e-4
     assert clear.sum() > 300 and torch.equal(found[clear], scores.argmin(1)[clear])
-    assert torch.equal(found, by_torch(x, codes))
-
-
-@built
-@pytest.mark.parametrize("metric", ["euclidean", "dot", "cosine"])
-def test_ties_go_to_the_lowest_index_whichever_step_decides(variant: str, metric: str) -> None:
-    """Few undecided rows are searched alone, many are looked at twice, and more ties than it collects search all."""
-    codes = normal(200, 24)
-    x = normal(400, 24, seed=1)
-    expected = by_torch(x, codes, metric)
-    for copies, rows in ((2, 3), (2, 400), (20, 400), (60, 30)):
-        found = compiled_search(x[:rows], codes.repeat(copies, 1), metric)
-        assert torch.equal(found, expected[:rows]), (copies, rows)
-
-
-@built
-def test_a_code_that_is_not_finite_never_wins_and_a_row_gets_the_first_usable(variant: str) -> None:
-    x, codes = normal(40, 8), normal(50, 8, seed=1)
-    codes[::2, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf]).repeat(9)[:25]
-    x[7, 0], x[9] = torch.nan, torch.inf
-    found = compiled_search(x, codes)
-    finite = [row for row in range(40) if row not in (7, 9)]
-    assert torch.equal(found[finite], by_torch(x[finite], codes[1::2]) * 2 + 1)
-    assert found[7] == found[9] == 1
+    assert torch.equal(found, by_torch(x, codes)[:, 0])
 
 
 @built
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-12, 1e12, 1e25, 5e37])
 def test_scales_at_which_float32_overflows_or_underflows(variant: str, scale: float) -> None:
     x, codes = scale * normal(60, 6), scale * normal(40, 6, seed=1)
-    for metric in ("euclidean", "dot", "cosine"):
-        a, b = x.double(), codes.double()
-        scores = torch.cdist(a, b) if metric == "euclidean" else -(a @ b.T)
-        scores = scores / b.norm(dim=1) if metric == "cosine" else scores
-        assert torch.equal(compiled_search(x, codes, metric), scores.argmin(1)), metric
+    for metric in METRICS:
+        assert torch.equal(by_native(x, codes, metric)[:, 0], oracle(x, codes, metric)), metric
 
 
 @built
@@ -165,17 +263,6 @@ def test_a_smaller_bound_certifies_a_wrong_code(tmp_path: Path, roundings: str |
 
 
 @built
-def test_one_code_far_out_leaves_the_others_to_float32(variant: str) -> None:
-    """With a length of 1e19 its scores could overflow: it is left out of the tiles, and found by rows that are near."""
-    x, codes = normal(300, 16), normal(200, 16, seed=1)
-    codes[7] = 1e19
-    x[3] = 0.9e19
-    for metric in ("euclidean", "dot", "cosine"):
-        found = compiled_search(x, codes, metric)
-        assert torch.equal(found, oracle(x, codes, metric)) and found[3] == 7
-
-
-@built
 def test_takes_only_what_it_can_search() -> None:
     x, codes = normal(2, 3)[None], normal(4, 3)[None]
     assert native.can_search(x, codes, 1) and native.can_search(x.half(), codes.bfloat16(), 1)
@@ -186,39 +273,24 @@ def test_takes_only_what_it_can_search() -> None:
 
 @built
 @pytest.mark.parametrize(
-    ("x", "codes", "valid", "message"),
+    ("changes", "message"),
     [
-        (torch.zeros(1, 2, 3), torch.zeros(2, 4, 3), None, "codes and x do not match"),
-        (torch.zeros(1, 2, 3), torch.zeros(1, 4, 2), None, "codes and x do not match"),
-        (
-            torch.zeros(1, 2, 3),
-            torch.zeros(1, 4, 3),
-            torch.ones(1, 5, dtype=torch.bool),
-            "valid and codes do not match",
-        ),
-        (torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.ones(1, 4), "valid has another dtype"),
-        (torch.zeros(2, 3), torch.zeros(1, 4, 3), None, "x has 2 dimensions, expected 3"),
-        (torch.zeros(1, 2, 6)[..., ::2], torch.zeros(1, 4, 3), None, "x has to be contiguous"),
+        ({"books": [torch.zeros(2, 4, 3)]}, "codes and x do not match"),
+        ({"books": [torch.zeros(1, 4, 2)]}, "codes and x do not match"),
+        ({"valid": torch.ones(1, 5, dtype=torch.bool)}, "valid and codes do not match"),
+        ({"valid": torch.ones(1, 4)}, "valid has another dtype"),
+        ({"x": torch.zeros(2, 3)}, "x has 2 dimensions, expected 3"),
+        ({"x": torch.zeros(1, 2, 6)[..., ::2]}, "x has to be contiguous"),
+        ({"k": 0}, "k is 0, expected 1 to 128"),
+        ({"k": 129}, "k is 129, expected 1 to 128"),
+        ({"books": [torch.zeros(1, 4, 3)] * 2, "k": 2}, "k is 2, expected 1 where there are several codebooks"),
     ],
 )
-def test_the_operator_checks_what_it_reads(x: Tensor, codes: Tensor, valid: Tensor | None, message: str) -> None:
+def test_the_operator_checks_what_it_reads(changes: dict, message: str) -> None:
     """It walks raw memory: a wrong shape must not get that far, whoever calls it."""
+    arguments = {"x": torch.zeros(1, 2, 3), "books": [torch.zeros(1, 4, 3)], "valid": None, "metric": 0, "k": 1}
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.vqkit_native.search(x, [codes], valid, 0, 1, "")
-
-
-@built
-@pytest.mark.parametrize(
-    ("books", "k", "message"),
-    [
-        (1, 0, "k is 0, expected 1 to 128"),
-        (1, 129, "k is 129, expected 1 to 128"),
-        (2, 2, "k is 2, expected 1 where there are several codebooks"),
-    ],
-)
-def test_the_operator_checks_k(books: int, k: int, message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.vqkit_native.search(torch.zeros(1, 2, 3), [torch.zeros(1, 4, 3)] * books, None, 0, k, "")
+        torch.ops.vqkit_native.search(*(arguments | changes).values(), "")
 
 
 @built

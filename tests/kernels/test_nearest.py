@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.data import DATA, METRICS, Products, data_set, oracle, oracle_scores
+from tests.kernels.data import DATA, METRICS, data_set, oracle, oracle_scores
+from tests.kernels.graphs import Watch, matmul_precision, with_threads
 from tests.kernels.stand_ins import without
 from vqkit.kernels import native, nearest, search_path
 from vqkit.kernels.torch_search import float64_ties
@@ -87,26 +86,8 @@ def test_a_row_called_certain_is_right_however_far_the_data_lie(shipped_path: No
 @pytest.mark.parametrize("name", ["gaussian", "near duplicates"])
 def test_any_number_of_threads_gives_the_same_codes(shipped_path: None, name: str) -> None:
     x, codes = data_set(name, rows=400, size=700, depth=64)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            results.append(nearest(x, codes).indices)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-
-
-def test_the_compiled_path_gives_the_codes_of_the_torch_path() -> None:
-    if native.variant() is None:
-        pytest.skip("the compiled search was not built")
-    for name in DATA:
-        x, codes = data_set(name, rows=300, size=500)
-        for metric in METRICS:
-            compiled = nearest(x, codes, metric=metric).indices
-            with without(native):
-                plain = nearest(x, codes, metric=metric).indices
-            assert torch.equal(plain, compiled), (name, metric)
+    first, *others = with_threads((1, 2, 3), lambda: nearest(x, codes).indices)
+    assert all(torch.equal(other, first) for other in others)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -114,20 +95,15 @@ def test_a_lowered_matmul_precision_changes_nothing(path: str, precision: str) -
     """Processors with bfloat16 units would round the inputs of a float32 product; so none may be formed."""
     x, codes = data_set("gaussian", rows=2000, size=500)
     expected = nearest(x, codes).indices
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        with Products() as products:
+    with matmul_precision(precision):
+        with Watch() as watch:
             indices = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
-        assert products.dtypes == {torch.float64}
+        assert watch.products == {torch.float64}
         assert torch.equal(indices[0, :, 0], expected)
         assert torch.equal(nearest(x, codes).indices, expected)
-        assert torch.get_float32_matmul_precision() == precision
-    finally:
-        torch.set_float32_matmul_precision(before)
-    with Products() as products:
+    with Watch() as watch:
         torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "exact")
-    assert torch.float32 in products.dtypes
+    assert torch.float32 in watch.products
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -240,33 +216,6 @@ def test_the_path_is_named() -> None:
     if native.variant() is not None:
         assert search_path("cpu")[:2] == (f"native {native.variant()}", "exact")
         assert search_path("cpu", torch.float64).name == "torch"
-
-
-@given(
-    st.integers(0, 150),
-    st.integers(1, 150),
-    st.integers(1, 20),
-    st.sampled_from(METRICS),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    st.booleans(),
-    st.integers(0, 2**31),
-)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_ragged_shapes(
-    path: str, rows: int, size: int, depth: int, metric: str, dtype: torch.dtype, transposed: bool, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x, codes = (torch.randn(number, depth, generator=generator).to(dtype) for number in (rows, size))
-    if transposed:
-        x, codes = x.T.contiguous().T, codes.T.contiguous().T
-    found = nearest(x, codes, metric=metric, return_scores=True)
-    assert found.indices.shape == (rows,) and found.indices.dtype == torch.int64
-    if rows:  # in half precision many codes tie, where the oracle's order is that of its rounding errors
-        scores = -found.scores.double() if metric != "euclidean" else found.scores.double()
-        best = oracle_best(x, codes, metric).double()
-        torch.testing.assert_close(scores, best, rtol=1e-6, atol=1e-6)
-        if dtype == torch.float32 and (depth > 1 or metric != "cosine"):
-            assert torch.equal(found.indices, oracle(x, codes, metric))
 
 
 def test_shapes_strides_and_gradients(path: str) -> None:

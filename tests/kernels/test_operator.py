@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.data import METRICS, Products, data_set, oracle
+from tests.kernels.data import METRICS, data_set, oracle
+from tests.kernels.graphs import Watch, traced
 from tests.kernels.stand_ins import without
 from vqkit.kernels import native, nearest
-from vqkit.kernels.torch_search import float32_scan
 from vqkit.kernels.torch_search import search as torch_search
 
 
@@ -19,10 +19,10 @@ from vqkit.kernels.torch_search import search as torch_search
 def test_memory_does_not_grow_with_rows_times_codes(torch_path: None, name: str, k: int) -> None:
     rows, size, depth = 6000, 6000, 4
     x, codes = data_set(name, rows, size, depth)
-    with Products() as products:
+    with Watch() as watch:
         torch_search.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")
-    bound = 8 * max((rows + size) * depth, 4 * 2 * float32_scan.TILE_SCORES)
-    assert products.largest <= bound < 4 * rows * size
+    bound = 8 * max((rows + size) * depth, 4 * 2 * torch_search.TILE_SCORES)
+    assert watch.largest <= bound < 4 * rows * size
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -32,10 +32,10 @@ def test_half_a_million_codes(torch_path: None, k: int) -> None:
     x, codes = torch.randn(rows, depth), torch.randn(size, depth)
     x[7] = torch.nan
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with Products() as products:
+    with Watch() as watch:
         found = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", k, "exact")[0]
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    assert products.largest <= 32e6 < 4 * rows * size / 8
+    assert watch.largest <= 32e6 < 4 * rows * size / 8
     assert grown < 4 * rows * size / 2
     kept = torch.tensor([0, 5, 64, 255])
     assert torch.equal(found[kept, 0], oracle(x[kept], codes, "euclidean"))
@@ -56,28 +56,19 @@ def test_the_operator_is_registered_right() -> None:
             torch.library.opcheck(operator, arguments)
 
 
-class Search(torch.nn.Module):
-    def forward(self, x: Tensor, codes: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compile_and_export() -> None:
+    def search(x: Tensor, codes: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         best = nearest(2 * x, codes, metric="cosine", valid=valid, return_scores=True, return_margin=True)
         several = nearest(x, codes, k=3, return_scores=True)
         return (*best, several.indices, several.scores)
 
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("how", ["compile", "export"])
-def test_compile_and_export(how: str) -> None:
     x, codes = data_set("gaussian", rows=64)
     arguments = (x, codes, torch.arange(len(codes)) % 4 != 0)
-    expected = Search()(*arguments)
-    if how == "compile":
-        module = torch.compile(Search(), fullgraph=True, backend="eager", dynamic=True)
-    else:
-        shapes = ({0: torch.export.Dim("n")}, None, None)
-        module = torch.export.export(Search(), arguments, dynamic_shapes=shapes).module()
-    for rows in (64, 33):
-        for found, wanted in zip(module(x[:rows], *arguments[1:]), expected, strict=True):
-            torch.testing.assert_close(found, wanted[:rows])
+    for module in traced(search, arguments, [0]):
+        for rows in (64, 33):
+            torch.testing.assert_close(module(x[:rows], *arguments[1:]), search(x[:rows], *arguments[1:]))
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -153,17 +144,17 @@ def test_wrong_dtypes_and_devices_are_named() -> None:
 
 def test_a_device_without_float64_says_high(monkeypatch: pytest.MonkeyPatch, torch_path: None) -> None:
     """Such a device searches in float32 throughout, and refuses to promise more."""
-    from vqkit.kernels import matmul_precision, search_path
+    from vqkit.kernels import bounds, search_path
 
-    for module in ("torch_search.float64_ties", "nearest", "scores", "torch_search.float32_scan"):
+    for module in ("torch_search.float64_ties", "torch_search.search", "nearest"):
         monkeypatch.setattr(sys.modules[f"vqkit.kernels.{module}"], "widest_dtype", lambda device: torch.float32)
-    assert matmul_precision.widest_dtype(torch.device("mps")) == torch.float32
+    assert bounds.widest_dtype(torch.device("mps")) == torch.float32
     assert search_path("cpu")[:2] == ("torch", "high")
     x, codes = data_set("gaussian")
     with pytest.raises(ValueError, match="precision is 'exact', but cpu has no float64"):
         nearest(x, codes, precision="exact")
-    with Products() as recorded:
+    with Watch() as watch:
         found = torch_search.nearest_indices(x[None], codes[None], None, "euclidean", 1, "high")[0, :, 0]
-    assert recorded.dtypes == {torch.float32}
+    assert watch.products == {torch.float32}
     assert (found == oracle(x, codes, "euclidean")).float().mean() > 0.99
     assert (nearest(x, codes[:1].expand(50, -1), k=2).indices == torch.tensor([0, 1])).all()

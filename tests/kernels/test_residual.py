@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import vqkit
+from tests.kernels.graphs import traced
 from vqkit.kernels import nearest, residual_nearest
 
 METRICS = ("euclidean", "dot", "cosine")
@@ -70,15 +71,8 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
 def test_compile_export_and_the_operator() -> None:
     x, books = problem()
 
-    class Search(torch.nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return tuple(residual_nearest(x, books))
-
     expected = residual_nearest(x, books)
-    for module in (
-        torch.compile(Search(), fullgraph=True, backend="aot_eager"),
-        torch.export.export(Search(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module(),
-    ):
+    for module in traced(lambda x: tuple(residual_nearest(x, books)), (x,), [0]):
         indices, quantized = module(x[:33])
         assert torch.equal(indices, expected.indices[:33]) and torch.equal(quantized, expected.quantized[:33])
     torch.library.opcheck(torch.ops.vqkit.residual_nearest.default, (x[:5], books, "cosine"))

@@ -1,4 +1,7 @@
-"""Index backpropagation against its plain form, and what must not disturb it."""
+"""Operators of soft assignment in torch against their plain forms, and what must not disturb them."""
+
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -6,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels import soft_rounding
-from tests.kernels.graphs import Watch, few_rows, leaves
-from vqkit.kernels import index_backpropagation, naive, softmax_rows
-from vqkit.kernels.index_backpropagation import _backward
+from tests.kernels.graphs import Watch, few_rows, leaves, matmul_precision, traced, with_threads
+from tests.kernels.soft_operators import OPERATORS, REGISTERED, TENSOR_CORES, Case, assert_right, case, everything
+from vqkit.kernels import assignment_entropy, entropy, index_backpropagation, naive, reinmax, softmax_rows
 
 N, K, D = 50, 30, 6
+LEFT_OUT = [3, 20]
+each_operator = pytest.mark.parametrize("name", OPERATORS)
 
 
 @pytest.fixture(autouse=True)
@@ -18,44 +23,226 @@ def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     few_rows(monkeypatch, 7)
 
 
-def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    z, codes, gradient = torch.randn(N, D), torch.randn(K, D), torch.randn(N, D)
-    indices = (z @ codes.T).argmax(1)
-    indices[3], indices[20] = -1, -5
-    return z.to(dtype), codes.to(dtype), indices, gradient.to(dtype)
+@pytest.fixture(params=["torch", "triton"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the torch engine runs, and where the fused kernels do."""
+    if request.param == "torch":
+        return torch.device("cpu")
+    pytest.importorskip("triton")
+    return request.getfixturevalue("several_parts")
 
 
-def twice_rounded(z: Tensor, codes: Tensor, indices: Tensor, gradient: Tensor) -> list[Tensor]:
-    """How far gradients at temperature 1 may be apart whose sums are taken in two orders."""
-    errors = soft_rounding.index_backpropagation(indices, 1.0)
-    return [2 * bound for bound in errors(z.double(), codes.double(), gradient.double())[1:]]
+def example(dtype: torch.dtype = torch.float64, rows: int = N, size: int = K, depth: int = D) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, depth, dtype=dtype), torch.randn(size, depth, dtype=dtype)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01, 30.0])
-def test_index_backpropagation_equals_the_plain_form(temperature: float) -> None:
-    z, codes, indices, gradient = example()
-    ours, theirs = leaves(z, codes), leaves(z, codes)
-    found = index_backpropagation(*ours, indices, temperature=temperature)
-    expected = naive.index_backpropagation(*theirs, indices, temperature=temperature)
-    torch.testing.assert_close(found, expected)
-    for ours_d, theirs_d in zip(
-        torch.autograd.grad(found, ours, gradient), torch.autograd.grad(expected, theirs, gradient), strict=True
+def example_on(device: torch.device, *sizes: int) -> tuple[Tensor, Tensor]:
+    z, codes = example(torch.float32, *sizes)
+    return z.to(device), codes.to(device)
+
+
+def twice_rounded(tested: Case, z: Tensor, codes: Tensor) -> list[Tensor]:
+    """How far results and gradients may be apart whose sums are taken in two orders."""
+    factor = 2 * (TENSOR_CORES if z.is_cuda else 1)
+    return [factor * bound for bound in tested.errors(*(tensor.double() for tensor in (z, codes, *tested.upstream)))]
+
+
+@each_operator
+@pytest.mark.parametrize("temperature", [30.0, 1.0, 0.1, 0.01])
+def test_equals_the_plain_form(name: str, temperature: float) -> None:
+    z, codes = example()
+    tested = case(name, z, codes, temperature, LEFT_OUT)
+    found, expected = (everything(call, leaves(z, codes), tested.upstream) for call in (tested.call, tested.plain))
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-10)
+
+
+@each_operator
+def test_float32_loses_no_more_than_its_roundings(name: str) -> None:
+    z, codes = example(torch.float32)
+    assert_right(case(name, z, codes, 0.1, LEFT_OUT), z, codes)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy's, in the interpreter
+@each_operator
+def test_rows_that_are_left_out_disturb_nothing(name: str, device: torch.device) -> None:
+    """They give 0 and get no gradient, whatever they hold and receive."""
+    z, codes = example_on(device)
+    tested = case(name, z, codes, 0.2, LEFT_OUT)
+    expected = everything(tested.call, leaves(z, codes), tested.upstream)
+    z[3], z[20, 1] = torch.nan, torch.inf
+    tested.upstream[0][3] = torch.nan
+    found = everything(tested.call, leaves(z, codes), tested.upstream)
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other)
+    of_rows = [value for value in found if len(value) == N]
+    assert len(of_rows) == 2 and all((value[LEFT_OUT] == 0).all() for value in of_rows)
+
+
+@each_operator
+def test_one_code_one_dimension_and_no_row(name: str, device: torch.device) -> None:
+    for rows, size, depth in ((0, 4, 3), (5, 1, 3), (5, 4, 1), (1, 1, 1)):
+        z, codes = example_on(device, rows, size, depth)
+        tested = case(name, z, codes)
+        *found, dz, dcodes = everything(tested.call, leaves(z, codes), tested.upstream)
+        assert dz.shape == z.shape and dcodes.shape == codes.shape and len(found[0]) == rows
+        assert all(value.isfinite().all() for value in (*found, dz, dcodes))
+        if size == 1:  # no choice: nothing is to be gained by another z
+            assert (dz == 0).all()
+            assert not name.startswith("entropy") or ((found[0] == 0).all() and (found[1] == 1).all())
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_lowered_matmul_precision_changes_nothing(name: str, precision: str) -> None:
+    """Processors with bfloat16 units would round the inputs of a float32 product; so none may be formed."""
+    z, codes = example(torch.float32)
+    tested = case(name, z, codes, 0.1, LEFT_OUT)
+    arguments = (*tested.upstream, z, codes, *tested.arguments)
+    expected = tested.module._backward(*arguments)
+    with matmul_precision(precision), Watch() as watch:
+        found = tested.module._backward(*arguments)
+        tested.module._forward(*arguments[len(tested.upstream) :])
+    assert watch.products == {torch.float64}
+    soft_rounding.assert_within(found, expected, twice_rounded(tested, z, codes)[-2:])
+    assert found[0].dtype == torch.float32
+
+
+@each_operator
+def test_autocast_changes_nothing(name: str) -> None:
+    z, codes = example(torch.float32)
+    tested, results = case(name, z, codes, 0.5, LEFT_OUT), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(everything(tested.call, leaves(z, codes), tested.upstream))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@each_operator
+def test_any_number_of_threads_agrees(name: str) -> None:
+    z, codes = example(torch.float32)
+    tested = case(name, z, codes)
+    first, *others = with_threads((1, 2, 3), lambda: everything(tested.call, leaves(z, codes), tested.upstream))
+    for result in others:
+        soft_rounding.assert_within(result, first, twice_rounded(tested, z, codes))
+
+
+@pytest.mark.gpu
+@each_operator
+def test_a_gpu_agrees(name: str) -> None:
+    z, codes = (tensor.cuda() for tensor in example(torch.float32))
+    tested = case(name, z, codes, 0.1, LEFT_OUT)
+    for value, other in zip(
+        everything(tested.call, leaves(z, codes), tested.upstream),
+        everything(tested.plain, leaves(z, codes, dtype=torch.float64), tested.upstream),
+        strict=True,
     ):
-        torch.testing.assert_close(ours_d, theirs_d, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(value.double(), other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_memory_does_not_grow_with_rows_times_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    z, codes = example(torch.float32, 3000, 6000, 4)
+    tested = case(name, z, codes)
+    with Watch() as watch:
+        tested.module._forward(z, codes, *tested.arguments)
+        tested.module._backward(*tested.upstream, z, codes, *tested.arguments)
+    bound = 4 * max(softmax_rows.BLOCK, softmax_rows.FEWEST_ROWS * len(codes))
+    assert watch.largest <= bound < 4 * len(z) * len(codes) / 10
+
+
+def entropies(metric: str, z: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    found = assignment_entropy(z, codes, temperature=0.5, metric=metric, weights=indices.to(z.dtype))
+    return found.per_sample, entropy(found.mean_probabilities)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "function", [index_backpropagation, reinmax, partial(entropies, "dot"), partial(entropies, "euclidean")]
+)
+def test_compile_and_export(function: Callable) -> None:
+    z, codes = example(torch.float32)
+    indices, upstream = torch.randint(K, (N,)), torch.randn(N, D)
+    compiled, exported = traced(function, (z, codes, indices), [0, 2])
+    for rows in (N, 17):
+        results = []
+        for module in (compiled, function):
+            inputs = leaves(z[:rows], codes)
+            found = module(*inputs, indices[:rows])
+            loss = found[0].sum() - found[1] if isinstance(found, tuple) else (found * upstream[:rows]).sum()
+            results.append([found, torch.autograd.grad(loss, inputs)])
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(exported(z[:rows], codes, indices[:rows]), results[1][0])
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_the_operators_are_registered_right(name: str, device: torch.device) -> None:
+    z, codes = example_on(device, 5, 3, 2)
+    tested = case(name, z, codes)
+    operators = torch.ops.vqkit
+    torch.library.opcheck(getattr(operators, tested.operator).default, (*leaves(z, codes), *tested.arguments))
+    backward = getattr(operators, f"{tested.operator}_backward").default
+    torch.library.opcheck(backward, (*tested.upstream, z, codes, *tested.arguments))
+
+
+@each_operator
+def test_a_second_derivative_is_refused(name: str) -> None:
+    z, codes = example()
+    tested, inputs = case(name, z, codes), leaves(z, codes)
+    (dz,) = torch.autograd.grad(tested.call(*inputs)[0].square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match=f"vqkit::{tested.operator} has no second derivative"):
+        dz.sum().backward()
+
+
+@each_operator
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float16,) * 2, (torch.bfloat16, torch.float32)])
+def test_half_precision_is_taken_at_its_values(name: str, dtypes: tuple, device: torch.device) -> None:
+    z, codes = (tensor.to(dtype) for tensor, dtype in zip(example_on(device, 20, 20, 4), dtypes, strict=True))
+    tested = case(name, z, codes)
+    tested.upstream[:] = [value.to(codes.dtype) for value in tested.upstream]
+    found = everything(tested.call, leaves(z, codes), tested.upstream)
+    expected = everything(tested.call, leaves(z, codes, dtype=torch.float32), tested.upstream)
+    kinds = [*([torch.float32] * 2 if name.startswith("entropy") else [codes.dtype]), z.dtype, codes.dtype]
+    assert [value.dtype for value in found] == kinds
+    expected = [value.to(kind) for value, kind in zip(expected, kinds, strict=True)]
+    torch.testing.assert_close(found[:-2], expected[:-2])
+    for value, other in zip(found[-2:], expected[-2:], strict=True):  # two gradients are rounded, and their sum
+        rounding = 2 * torch.finfo(value.dtype).eps
+        torch.testing.assert_close(value, other, rtol=rounding, atol=rounding)
+
+
+@each_operator
+def test_strides_change_nothing_but_the_order_of_sums(name: str, device: torch.device) -> None:
+    z, codes = example_on(device)
+    tested = case(name, z, codes)
+    given = [z.T.contiguous().T.requires_grad_(), codes.repeat(1, 2)[:, :D].detach().requires_grad_()]
+    found = everything(tested.call, given, [value.repeat_interleave(2, 0)[::2] for value in tested.upstream])
+    expected = everything(tested.call, leaves(z, codes), tested.upstream)
+    soft_rounding.assert_within(found, expected, twice_rounded(tested, z, codes))
+
+
+def chosen(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the largest logits, and a gradient to the codes that are chosen."""
+    return (z @ codes.T).argmax(1), torch.randn_like(z)
 
 
 def test_the_value_is_the_code_bit_for_bit() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        z, codes, indices, _ = example(dtype)
+        z, codes = example(dtype)
+        indices = chosen(z, codes)[0]
+        indices[LEFT_OUT] = -1
         found = index_backpropagation(z, codes, indices)
         assert torch.equal(found[indices >= 0], codes[indices[indices >= 0]])
         assert (found[indices < 0] == 0).all() and found.dtype == dtype
+        assert torch.equal(index_backpropagation(z, codes, indices.int()), found)
 
 
 def test_the_identities_of_the_paper() -> None:
     """dz is Cov_p[e] g, positive along g; the codes' gradients add up to the gradients of the rows."""
-    z, codes, indices, gradient = example()
-    indices = indices.clamp(min=0)
+    z, codes = example()
+    indices, gradient = chosen(z, codes)
     dz, dcodes = torch.autograd.grad(index_backpropagation(*(ours := leaves(z, codes)), indices), ours, gradient)
     for row in range(N):
         p = (codes @ z[row]).softmax(0)
@@ -69,8 +256,8 @@ def test_the_identities_of_the_paper() -> None:
 
 def test_it_is_attention_over_the_codebook() -> None:
     """The gradient to z is that of scaled_dot_product_attention with the codebook as keys and values."""
-    z, codes, indices, gradient = example()
-    indices = indices.clamp(min=0)
+    z, codes = example()
+    indices, gradient = chosen(z, codes)
     ours, theirs = leaves(z, codes), leaves(z, codes)
     found = torch.autograd.grad(index_backpropagation(*ours, indices, temperature=0.5), ours, gradient)
     query, keys = theirs
@@ -79,21 +266,10 @@ def test_it_is_attention_over_the_codebook() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_rows_that_are_left_out_disturb_nothing() -> None:
-    z, codes, indices, gradient = example()
-    kept = indices >= 0
-    expected = torch.autograd.grad(
-        index_backpropagation(*(ours := leaves(z[kept], codes)), indices[kept]), ours, gradient[kept]
-    )
-    z[~kept], gradient[~kept] = torch.nan, torch.inf
-    dz, dcodes = torch.autograd.grad(index_backpropagation(*(ours := leaves(z, codes)), indices), ours, gradient)
-    torch.testing.assert_close((dz[kept], dcodes), expected)
-    assert (dz[~kept] == 0).all()
-
-
 @pytest.mark.parametrize("scale", [1e-30, 1e4, 1e12])
 def test_saturated_and_flat_softmax(scale: float) -> None:
-    z, codes, indices, gradient = example(torch.float32)
+    z, codes = example(torch.float32)
+    indices, gradient = chosen(z, codes)
     codes[7] = codes[6]  # a tie, also of the best
     z[0], indices[0] = 10 * codes[6], 6
     ours, theirs = leaves(scale * z, codes), leaves(scale * z, codes, dtype=torch.float64)
@@ -104,136 +280,6 @@ def test_saturated_and_flat_softmax(scale: float) -> None:
     errors = soft_rounding.index_backpropagation(indices, 1.0)
     bounds = errors(*(tensor.detach() for tensor in theirs), gradient.double())[1:]
     soft_rounding.assert_within(found, expected, bounds)
-
-
-def test_one_code_one_dimension_and_no_row() -> None:
-    for rows, size, depth in ((0, 4, 3), (5, 1, 3), (5, 4, 1), (1, 1, 1)):
-        inputs = leaves(torch.randn(rows, depth), torch.randn(size, depth))
-        indices = torch.zeros(rows, dtype=torch.int64)
-        quantized = index_backpropagation(*inputs, indices)
-        dz, dcodes = torch.autograd.grad(quantized.sum(), inputs)
-        assert quantized.shape == dz.shape == (rows, depth) and dcodes.shape == (size, depth)
-        assert dz.isfinite().all() and dcodes.isfinite().all()
-        if size == 1:  # no choice: nothing is to be gained by another z
-            assert (dz == 0).all()
-
-
-def test_strides_and_mixed_dtypes() -> None:
-    z, codes, indices, gradient = example(torch.float32)
-    expected = torch.autograd.grad(index_backpropagation(*(a := leaves(z, codes)), indices), a, gradient)
-    a = [z.T.contiguous().T.requires_grad_(), codes.repeat(1, 2)[:, :D].detach().requires_grad_()]
-    found = torch.autograd.grad(index_backpropagation(*a, indices.int()), a, gradient.T.contiguous().T)
-    soft_rounding.assert_within(found, expected, twice_rounded(z, codes, indices, gradient))
-    a = [z.bfloat16().requires_grad_(), codes.clone().requires_grad_()]
-    quantized = index_backpropagation(*a, indices)
-    dz, dcodes = torch.autograd.grad(quantized, a, gradient)
-    assert (quantized.dtype, dz.dtype, dcodes.dtype) == (torch.float32, torch.bfloat16, torch.float32)
-
-
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_a_lowered_matmul_precision_changes_nothing(precision: str) -> None:
-    """Processors with bfloat16 units would round the inputs of a float32 product; so none may be formed."""
-    z, codes, indices, gradient = example(torch.float32)
-    arguments = (gradient, z, codes, indices, 0.1)
-    expected = _backward(*arguments)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        with Watch() as watch:
-            found = _backward(*arguments)
-        assert watch.products == {torch.float64}
-    finally:
-        torch.set_float32_matmul_precision(before)
-    errors = soft_rounding.index_backpropagation(indices, 0.1)
-    soft_rounding.assert_within(found, expected, errors(*(tensor.double() for tensor in (z, codes, gradient)))[1:])
-    assert found[0].dtype == torch.float32
-
-
-def test_autocast_changes_nothing() -> None:
-    z, codes, indices, gradient = example(torch.float32)
-    results = []
-    for enabled in (False, True):
-        inputs = leaves(z, codes)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            quantized = index_backpropagation(*inputs, indices)
-            gradients = torch.autograd.grad(quantized, inputs, gradient)
-        results.append((quantized, *gradients))
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-
-
-def test_any_number_of_threads_agrees() -> None:
-    z, codes, indices, gradient = example(torch.float32)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            inputs = leaves(z, codes)
-            results.append(torch.autograd.grad(index_backpropagation(*inputs, indices), inputs, gradient))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        soft_rounding.assert_within(result, results[0], twice_rounded(z, codes, indices, gradient))
-
-
-@pytest.mark.gpu
-def test_a_gpu_agrees() -> None:
-    z, codes, indices, gradient = example(torch.float32)
-    results = []
-    for device in ("cpu", "cuda"):
-        inputs = leaves(z.to(device), codes.to(device))
-        found = index_backpropagation(*inputs, indices.to(device))
-        results.append([found.cpu(), *(part.cpu() for part in torch.autograd.grad(found, inputs, gradient.to(device)))])
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
-
-
-def test_memory_does_not_grow_with_rows_times_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    rows, size, depth = 3000, 6000, 4
-    z, codes, gradient = torch.randn(rows, depth), torch.randn(size, depth), torch.randn(rows, depth)
-    indices = torch.randint(size, (rows,))
-    with Watch() as watch:
-        _backward(gradient, z, codes, indices, 1.0)
-    bound = 4 * max(softmax_rows.BLOCK, softmax_rows.FEWEST_ROWS * size)
-    assert watch.largest <= bound < 4 * rows * size / 10
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_compile_and_export() -> None:
-    z, codes, indices, gradient = example(torch.float32)
-
-    class Soft(torch.nn.Module):
-        def forward(self, z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
-            return index_backpropagation(2 * z, codes, indices)
-
-    for rows in (N, 17):
-        inputs, others = leaves(z[:rows], codes), leaves(z[:rows], codes)
-        compiled = torch.compile(Soft(), fullgraph=True, backend="aot_eager")
-        for module in (Soft(), compiled):
-            expected = Soft()(*inputs, indices[:rows])
-            found = module(*others, indices[:rows])
-            upstream = gradient[:rows]
-            torch.testing.assert_close(found, expected)
-            torch.testing.assert_close(
-                torch.autograd.grad(found, others, upstream), torch.autograd.grad(expected, inputs, upstream)
-            )
-    rows = torch.export.Dim("rows")
-    exported = torch.export.export(Soft(), (z, codes, indices), dynamic_shapes=({0: rows}, None, {0: rows})).module()
-    torch.testing.assert_close(exported(z[:9], codes, indices[:9]), Soft()(z[:9], codes, indices[:9]))
-
-
-def test_the_operators_are_registered_right() -> None:
-    z, codes, indices, gradient = example()
-    torch.library.opcheck(torch.ops.vqkit.index_backpropagation.default, (*leaves(z, codes), indices, 0.5))
-    torch.library.opcheck(torch.ops.vqkit.index_backpropagation_backward.default, (gradient, z, codes, indices, 0.5))
-
-
-def test_a_second_derivative_is_refused() -> None:
-    z, codes, indices, _ = example()
-    inputs = leaves(z, codes)
-    (dz,) = torch.autograd.grad(index_backpropagation(*inputs, indices).square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="vqkit::index_backpropagation has no second derivative"):
-        dz.sum().backward()
 
 
 @pytest.mark.parametrize(

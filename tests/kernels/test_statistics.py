@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.graphs import Watch
-from vqkit.kernels import segment_stats, statistics
-
-
-def one_hot(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    chosen = (indices[:, None] == torch.arange(num_segments)).to(torch.float64)
-    chosen = chosen if weights is None else chosen * weights.double()[:, None]
-    return chosen.sum(0), chosen.T @ x.double()
+from tests.kernels.graphs import Watch, traced, with_threads
+from vqkit.kernels import naive, segment_stats, statistics
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -22,7 +16,7 @@ def test_equals_the_one_hot_product(dtype: torch.dtype, weighted: bool) -> None:
     x, indices = torch.randn(300, 5).to(dtype), torch.randint(-2, 40, (300,))
     weights = torch.rand(300, dtype=torch.float64) if weighted else None
     found = segment_stats(x, indices, 50, weights=weights)
-    expected = one_hot(x, indices, 50, weights)
+    expected = naive.segment_stats(x, indices, 50, weights=weights)
     assert found.sums.dtype == found.counts.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(found.counts.double(), expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.sums.double(), expected[1], rtol=1e-5, atol=1e-5)
@@ -36,7 +30,7 @@ def test_whole_numbers_add_up_exactly(rows: int, num_segments: int, depth: int, 
     x = torch.randint(-1000, 1000, (rows, depth), generator=generator).to(torch.float32)
     indices = torch.randint(-1, num_segments, (rows,), generator=generator)
     weights = torch.randint(0, 3, (rows,), generator=generator).to(torch.float32)
-    counts, sums = one_hot(x, indices, num_segments, weights)
+    counts, sums = naive.segment_stats(x, indices, num_segments, weights=weights)
     before, statistics.CHUNK = statistics.CHUNK, chunk
     try:
         found = segment_stats(x, indices.int(), num_segments, weights=weights, dtype=torch.float64)
@@ -51,7 +45,7 @@ def test_large_batches() -> None:
     indices = torch.arange(rows) * 7919 % num_segments
     found = segment_stats(x, indices, num_segments)
     assert torch.equal(found.counts, torch.bincount(indices, minlength=num_segments).float())
-    assert torch.equal(found.sums.double(), one_hot(x, indices, num_segments)[1])
+    assert torch.equal(found.sums.double(), naive.segment_stats(x, indices, num_segments)[1])
 
 
 def test_counts_go_past_the_last_whole_number_of_float32() -> None:
@@ -96,13 +90,7 @@ def test_one_tensor_for_the_collective() -> None:
 def test_any_number_of_threads_gives_the_same_bits(weighted: bool) -> None:
     x, indices = torch.randn(20_000, 16), torch.randint(7, (20_000,))  # long runs: the order of additions would show
     weights = torch.rand(20_000) if weighted else None
-    threads, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3, 8):
-            torch.set_num_threads(number)
-            results.append(segment_stats(x, indices, 7, weights=weights).packed)
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads((1, 2, 3, 8), lambda: segment_stats(x, indices, 7, weights=weights).packed)
     assert all(torch.equal(result, results[0]) for result in results)
     order = torch.randperm(20_000)
     shuffled = segment_stats(x[order], indices[order], 7).sums
@@ -140,15 +128,13 @@ def test_memory_is_that_of_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compile_and_export() -> None:
     x, indices = torch.randn(40, 3), torch.randint(-1, 6, (40,))
 
-    class Stats(torch.nn.Module):
-        def forward(self, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-            return segment_stats(2 * x, indices, 6)[:2]
+    def statistics(x: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+        return segment_stats(2 * x, indices, 6)[:2]
 
-    rows = torch.export.Dim("rows")
-    exported = torch.export.export(Stats(), (x, indices), dynamic_shapes=({0: rows}, {0: rows})).module()
-    for module in (torch.compile(Stats(), fullgraph=True, backend="aot_eager"), exported):
+    compiled, exported = traced(statistics, (x, indices), [0, 1])
+    for module in (compiled, exported):
         for number in (40, 11):
-            torch.testing.assert_close(module(x[:number], indices[:number]), Stats()(x[:number], indices[:number]))
+            torch.testing.assert_close(module(x[:number], indices[:number]), statistics(x[:number], indices[:number]))
     with pytest.raises(ValueError, match="indices holds 6"):
         exported(x, indices + (indices == 5))
 

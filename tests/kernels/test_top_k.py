@@ -30,16 +30,19 @@ def assert_same_where_clear(found: Tensor, indices: Tensor, values: Tensor) -> N
     assert torch.equal(found[clear], indices[clear])
 
 
-@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", DATA)
 def test_the_k_best_codes(path: str, name: str, metric: str, k: int) -> None:
     x, codes = data_set(name, rows=200)
     found = nearest(x, codes, metric=metric, k=k, return_scores=True, return_margin=True)
     indices, values = ranked(x, codes, metric, k)
-    assert_same_where_clear(found.indices, indices, values)
+    if k == 1:
+        assert torch.equal(found.indices, indices[:, 0])
+    else:
+        assert_same_where_clear(found.indices, indices, values)
     values = values if metric == "euclidean" else -values
-    torch.testing.assert_close(found.scores, values[:, :k].float(), rtol=1e-6, atol=1e-30)
+    torch.testing.assert_close(found.scores.view(-1, k), values[:, :k].float(), rtol=1e-6, atol=1e-30)
     margin = (values[:, k] - values[:, k - 1]).abs()
     torch.testing.assert_close(found.margin.double(), margin, rtol=1e-5, atol=1e-12 * values.abs().max().item())
 
@@ -48,18 +51,6 @@ def test_the_shipped_tiles_find_the_k_best_codes(torch_path: None) -> None:
     for size, depth, k in ((5000, 8, 3), (1100, 40, 3), (70, 8, 65)):
         x, codes = data_set("gaussian", 150, size, depth)
         assert torch.equal(nearest(x, codes, k=k).indices, ranked(x, codes, "euclidean", k)[0])
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", DATA)
-def test_the_margin_of_the_best_code(path: str, name: str, metric: str) -> None:
-    x, codes = data_set(name, rows=200)
-    found = nearest(x, codes, metric=metric, return_margin=True)
-    indices, values = ranked(x, codes, metric, 1)
-    assert torch.equal(found.indices, indices[:, 0])
-    torch.testing.assert_close(
-        found.margin.double(), values[:, 1] - values[:, 0], rtol=1e-5, atol=1e-12 * values.abs().max().item()
-    )
 
 
 def test_a_margin_far_below_the_scores_keeps_its_digits(shipped_path: None) -> None:
@@ -85,21 +76,12 @@ def test_ties_are_ranked_by_index(path: str, metric: str) -> None:
 def test_groups_are_searched_as_if_alone(path: str, metric: str, k: int) -> None:
     x = torch.stack([data_set(name, 90, 110)[0] for name in DATA[:4]])
     codes = torch.stack([data_set(name, 90, 110)[1] for name in DATA[:4]])
-    valid = torch.rand(4, 110) < 0.5
-    for mask in (None, valid):
-        found = nearest(
-            x.view(4, 9, 10, 24), codes, metric=metric, k=k, valid=mask, return_scores=True, return_margin=True
-        )
+    options = {"metric": metric, "k": k, "return_scores": True, "return_margin": True}
+    for valid in ([None] * 4, torch.rand(4, 110) < 0.5):
+        mask = valid if isinstance(valid, Tensor) else None
+        found = nearest(x.view(4, 9, 10, 24), codes, valid=mask, **options)
         for group in range(4):
-            alone = nearest(
-                x[group],
-                codes[group],
-                metric=metric,
-                k=k,
-                valid=None if mask is None else mask[group],
-                return_scores=True,
-                return_margin=True,
-            )
+            alone = nearest(x[group], codes[group], valid=valid[group], **options)
             for together, single in zip(found, alone, strict=True):
                 assert torch.equal(together[group].reshape(single.shape), single)
 
@@ -165,28 +147,44 @@ def test_rows_with_many_candidates_in_blocks(torch_path: None, monkeypatch: pyte
 
 
 @given(
-    st.integers(0, 60),
-    st.integers(1, 130),
-    st.integers(1, 12),
-    st.integers(1, 9),
-    st.integers(1, 3),
-    st.sampled_from(METRICS),
-    st.booleans(),
-    st.integers(0, 2**31),
+    rows=st.integers(0, 100),
+    size=st.integers(1, 130),
+    depth=st.integers(1, 20),
+    k=st.integers(1, 9),
+    groups=st.integers(1, 3),
+    metric=st.sampled_from(METRICS),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    masked=st.booleans(),
+    transposed=st.booleans(),
+    seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ragged_shapes(
-    path: str, rows: int, size: int, depth: int, k: int, groups: int, metric: str, masked: bool, seed: int
+    path: str,
+    rows: int,
+    size: int,
+    depth: int,
+    k: int,
+    groups: int,
+    metric: str,
+    dtype: torch.dtype,
+    masked: bool,
+    transposed: bool,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(groups, rows, depth, generator=generator)
-    codes = torch.randn(groups, size, depth, generator=generator)
+    x, codes = (torch.randn(groups, number, depth, generator=generator).to(dtype) for number in (rows, size))
+    if transposed:
+        x, codes = x.mT.contiguous().mT, codes.mT.contiguous().mT
     valid = torch.rand(groups, size, generator=generator) < 0.7
     valid[:, -1] = True
     k = min(k, size)
     found = nearest(x, codes, metric=metric, k=k, valid=valid if masked else None, return_scores=True)
     assert found.indices.shape == ((groups, rows) if k == 1 else (groups, rows, k))
     for group in range(groups):
-        values = ranked(x[group], codes[group], metric, k, valid[group] if masked else None)[1][:, :k]
+        indices, values = ranked(x[group], codes[group], metric, k, valid[group] if masked else None)
         scores = found.scores[group].reshape(rows, k).double() * (1 if metric == "euclidean" else -1)
-        torch.testing.assert_close(scores.nan_to_num(torch.inf), values, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(scores.nan_to_num(torch.inf), values[:, :k], rtol=1e-6, atol=1e-6)
+        # In half precision many codes tie, where the oracle's order is that of its rounding errors.
+        if k == 1 and dtype == torch.float32 and (depth > 1 or metric != "cosine"):
+            assert torch.equal(found.indices[group], indices[:, 0])

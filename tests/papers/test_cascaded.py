@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from tests.regressions.test_memory_of_the_search import LargestTensor
+from tests.largest_tensor import LargestTensor
 from vqkit import CascadedCodebook, Commitment, Quantizer
 
 
@@ -60,21 +59,6 @@ def test_commitment_pulls_to_the_row_that_was_searched() -> None:
     torch.testing.assert_close(z.grad, 0.5 * error / error.numel(), rtol=0, atol=1e-14)
 
 
-def test_training_the_values_never_changes_an_index() -> None:
-    quantizer = build()
-    data = torch.randn(500, 6)
-    quantizer.initialize([data])
-    indices, before = quantizer.encode(data), quantizer.codebook.index_vectors.clone()
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.5)
-    for _ in range(20):
-        optimizer.zero_grad()
-        F.mse_loss(quantizer(data).quantized, -3 * data).backward()
-        optimizer.step()
-    assert (quantizer.codebook.vectors - before).norm() > before.norm()
-    assert torch.equal(quantizer.encode(data), indices)
-    assert torch.equal(quantizer.codebook.index_vectors, before)
-
-
 def test_the_index_table_has_no_gradient() -> None:
     quantizer = build(losses=[Commitment()])
     output = quantizer(torch.randn(30, 6, requires_grad=True))
@@ -96,28 +80,6 @@ def test_a_value_that_was_never_chosen_stays_bit_for_bit(optimizer: type[torch.o
     used = torch.zeros(200, dtype=torch.bool).index_fill_(0, output.indices, True)
     moved = (quantizer.codebook.vectors != before).any(1)
     assert torch.equal(moved, used) and not quantizer.codebook.vectors.grad[~used].any()
-
-
-def test_what_the_docstring_says_of_adam_and_weight_decay() -> None:
-    quantizer = build(codebook_size=2, dim=1)
-    with torch.no_grad():
-        quantizer.codebook.index_vectors.copy_(torch.tensor([[-1.0], [1.0]]))
-        quantizer.codebook.vectors.copy_(torch.tensor([[-1.0], [1.0]]))
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.1)
-    values = []
-    for x in (-1.0, 1.0):  # the first code is chosen in the first step only
-        optimizer.zero_grad()
-        quantizer(torch.tensor([[x]])).quantized.sum().backward()
-        optimizer.step()
-        values.append(float(quantizer.codebook.vectors[0].detach()))
-    assert values[1] < values[0]
-    decayed = build()
-    optimizer = torch.optim.AdamW(decayed.parameters(), lr=0.1, weight_decay=0.1)
-    quantized = decayed(torch.zeros(1, 6)).quantized
-    quantized.sum().backward()
-    before = decayed.codebook.vectors.detach().norm(dim=1)
-    optimizer.step()
-    assert (decayed.codebook.vectors.detach().norm(dim=1) < before).sum() >= 19
 
 
 def test_initialize_puts_centres_of_the_data_into_both_tables() -> None:

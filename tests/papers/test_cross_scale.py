@@ -83,16 +83,6 @@ def test_the_walk_is_that_of_the_equations(depths: tuple[int, ...], monkeypatch:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_gradient_to_the_latents_is_that_of_the_linear_maps() -> None:
-    """dz = blockwise (W_up W_down)^T g, on packed groups."""
-    stream = product(24, groups=3)().double()
-    z = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True)
-    g = torch.randn(2, 5, 24, dtype=torch.float64)
-    (found,) = torch.autograd.grad((stream(z).quantized * g).sum(), z)
-    blocks = [group.project_out.weight @ group.project_in.weight for group in stream.groups]
-    torch.testing.assert_close(found, g @ torch.block_diag(*blocks), rtol=1e-12, atol=1e-12)
-
-
 def test_pretraining_passes_through_the_linear_maps_alone() -> None:
     """No codes, no losses, no dropout: each stream adds up(down(z))."""
     codec = build(dropout=1.0)

@@ -211,23 +211,6 @@ def test_two_ranks_equal_one_process(rank_pair: RankPair) -> None:
             assert torch.equal(both[0], alone) and torch.equal(both[1], alone), (split, name)
 
 
-def train_on_rank(rank: int) -> Tensor:
-    quantizer = Quantizer("cvq", dim=D, codebook_size=64)
-    quantizer.codebook.usage[40:] = 1
-    for step in range(5):
-        x = torch.randn(30 if rank else 0, D, generator=torch.Generator().manual_seed(step))
-        quantizer(x)
-        quantizer.step()
-    return quantizer.codebook.vectors.detach()
-
-
-def test_ranks_hold_the_same_codes_after_some_steps(rank_pair: RankPair) -> None:
-    first, second = rank_pair(train_on_rank)
-    assert torch.equal(first, second)
-    moved = first != Quantizer("cvq", dim=D, codebook_size=64).codebook.vectors.detach()
-    assert int(moved[:40].all(1).sum()) > 15 and not moved[40:].any()
-
-
 # ---------------------------------------------------------------------- the method
 
 
@@ -314,17 +297,6 @@ def test_the_contrastive_term_counts_valid_vectors_only() -> None:
     nothing = Contrastive()(selected(z, codes, torch.zeros(N, dtype=torch.bool)), z)
     nothing.backward()
     assert nothing == 0 and not codes.grad.any()
-
-
-def test_a_quantizer_with_the_contrastive_term_learns_and_compiles() -> None:
-    losses = [Contrastive(0.1)]
-    quantizer = Quantizer("cvq", dim=D, codebook_size=K, losses=losses, maintenance=[])
-    x = torch.randn(N, D)
-    quantizer(x).loss.backward()
-    assert (quantizer.codebook.vectors.grad.norm(dim=1) > 0).all()
-    compiled = torch.compile(quantizer.eval(), fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(x).loss, quantizer(x).loss)
 
 
 @pytest.mark.parametrize("usage_decay", [0.9, 0.999])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import NormalCodebook, Quantizer, ResidualQuantizer, StraightThrough, UnnormalizedStraightThrough
+from vqkit import NormalCodebook, Quantizer, UnnormalizedStraightThrough
 
 DIM, K = 6, 20
 SIZES = {"dim": DIM, "codebook_size": K}
@@ -122,28 +122,3 @@ def test_the_method_has_eight_dimensions_between_two_linear_maps() -> None:
     (gradient,) = torch.autograd.grad((output.quantized * upstream).sum(), x, retain_graph=True)
     torch.testing.assert_close(gradient, upstream @ outward.weight @ inward.weight, rtol=0, atol=1e-13)
     assert torch.equal(output.indices, quantizer.eval().encode(x))
-
-
-@pytest.mark.parametrize("stages", [1, 3])
-def test_the_jacobian_of_a_residual_stack_is_that_of_dac(stages: int) -> None:
-    """I - prod_i (I - W_out,i W_in,i), later stages to the left; the gradient is its transpose."""
-    stage = partial(Quantizer, "factorized", dim=7, codebook_size=16, codebook_dim=3)
-    quantizer = ResidualQuantizer(stage, stages, estimator=None).double()
-    z, upstream = torch.randn(2, 10, 7, dtype=torch.float64).unbind()
-    (quantizer(z.requires_grad_()).quantized * upstream).sum().backward()
-    identity = left_over = torch.eye(7, dtype=torch.float64)
-    for inner in quantizer.stages:
-        left_over = (identity - inner.project_out.weight @ inner.project_in.weight).detach() @ left_over
-    torch.testing.assert_close(z.grad, upstream @ (identity - left_over), rtol=0, atol=1e-13)
-
-
-def test_without_normalization_raw_straight_through_is_the_usual_one() -> None:
-    gradients = []
-    for estimator in (StraightThrough(), UnnormalizedStraightThrough()):
-        z = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        quantizer = Quantizer("vq", dim=4, codebook_size=8, estimator=estimator)
-        output = quantizer(z)
-        assert torch.equal(output.quantized, quantizer.codebook.vectors[output.indices])
-        (output.quantized * torch.arange(40.0).reshape(10, 4)).sum().backward()
-        gradients.append(z.grad)
-    assert torch.equal(*gradients)

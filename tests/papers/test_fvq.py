@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqkit import BridgedCodebook, Quantizer, bake
+from vqkit import BridgedCodebook, Quantizer
 
 SIZES = {"patch_size": 2, "width": 12, "heads": 3}
 
@@ -51,12 +51,6 @@ def oracle(codebook: BridgedCodebook, base: Tensor) -> Tensor:
     patches = norm(tokens) @ bridge.recover.weight.T + bridge.recover.bias
     columns_of_pixels = patches.reshape(-1, p * p, codebook.dim).permute(2, 1, 0).reshape(1, codebook.dim * p * p, -1)
     return F.fold(columns_of_pixels, (rows, columns), p, stride=p)[0].flatten(1).T
-
-
-def test_the_bridge_is_a_transformer_over_patches_of_indices() -> None:
-    codebook = awake(build(24)).codebook
-    assert codebook.projector.grid == (4, 6)
-    torch.testing.assert_close(codebook(), oracle(codebook, codebook.base), rtol=0, atol=1e-12)
 
 
 def test_values_losses_and_gradients() -> None:
@@ -108,30 +102,6 @@ def test_size_l_has_the_published_number_of_parameters(patch_size: int, millions
     count = sum(value.numel() for value in codebook.projector.parameters())
     assert round(count / 1e6, 2) == millions
     assert sum(value.numel() for value in codebook.parameters()) == count + 256 * 256
-
-
-def test_with_the_identity_for_a_bridge_it_is_plain_vq() -> None:
-    quantizer, plain = build(), Quantizer("vq", dim=5, codebook_size=36).double()
-    quantizer.codebook.projector = nn.Identity()
-    with torch.no_grad():
-        nn.init.normal_(quantizer.codebook.base)
-        plain.codebook.vectors.copy_(quantizer.codebook.base)
-    z = torch.randn(30, 5, dtype=torch.float64)
-    ours, expected = quantizer(z), plain(z)
-    ours.loss.backward()
-    expected.loss.backward()
-    assert torch.equal(ours.indices, expected.indices) and torch.equal(ours.loss, expected.loss)
-    assert torch.equal(quantizer.codebook.base.grad, plain.codebook.vectors.grad)
-
-
-def test_the_baked_table_gives_what_the_bridge_gives() -> None:
-    quantizer = awake(build()).eval()
-    x = torch.randn(200, 5, dtype=torch.float64)
-    with torch.no_grad():
-        table = bake(quantizer)
-        assert torch.equal(table.codebook.vectors, quantizer.codebook())
-        assert torch.equal(table(x).indices, quantizer(x).indices)
-    assert not list(table.parameters())
 
 
 def test_rows_of_a_patch_cannot_be_exchanged() -> None:

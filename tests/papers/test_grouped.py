@@ -9,17 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conftest import RankPair
-from vqkit import (
-    FSQ,
-    CodebookUsage,
-    Disentanglement,
-    GroupedQuantizer,
-    PublishedDisentanglement,
-    Quantizer,
-    ResidualQuantizer,
-)
-from vqkit.saving.config import from_config, to_config
+from vqkit import Disentanglement, GroupedQuantizer, PublishedDisentanglement, Quantizer, ResidualQuantizer
 
 SMALL = partial(Quantizer, "vq", dim=3, codebook_size=7)
 LARGE = partial(Quantizer, "ema", dim=5, codebook_size=20)
@@ -63,17 +53,6 @@ def test_the_codes_are_the_product_of_the_books() -> None:
     product = torch.cat([first.repeat_interleave(20, 0), second.repeat(7, 1)], 1)
     joined = (z.unsqueeze(1) - product).square().sum(-1).argmin(1)
     assert torch.equal(quantizer.encode(z), torch.stack([joined // 20, joined % 20], 1))
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 4), (3, 2, 2, 2)])
-def test_channels_first(shape: tuple[int, ...]) -> None:
-    images, rows = uneven(channel_dim=1).eval(), uneven().eval()
-    rows.load_state_dict(images.state_dict())
-    z = random(shape[0], 11, *shape[1:])
-    output = images(z)
-    assert output.indices.shape == (*shape, 4)
-    assert torch.equal(output.quantized.movedim(1, -1), rows(z.movedim(1, -1)).quantized)
-    assert torch.equal(images.decode(output.indices), output.quantized)
 
 
 def test_losses_and_gradients_are_those_of_the_groups_averaged() -> None:
@@ -132,14 +111,6 @@ def test_initialize_fits_every_group_to_its_channels() -> None:
     assert report["group_1/scale_ratio"] == pytest.approx(1, abs=0.3) and "group_2/stage_1/dead" in report
 
 
-def test_usage_is_counted_for_each_codebook() -> None:
-    quantizer = uneven()
-    usage = CodebookUsage(quantizer.codebook_sizes)
-    usage.update(quantizer.encode(random(500, 11)))
-    report = usage.compute()
-    assert len(report["perplexity_per_level"]) == 4 and report["usage_per_level"][0] == 1
-
-
 def test_nested_in_a_residual_quantizer() -> None:
     pair = partial(GroupedQuantizer, partial(Quantizer, "ema", dim=3, codebook_size=16), 2)
     quantizer, data = ResidualQuantizer(pair, 3), torch.randn(500, 6)
@@ -148,34 +119,6 @@ def test_nested_in_a_residual_quantizer() -> None:
     assert indices.shape == (500, 6) and torch.equal(quantizer.decode(indices), quantizer(data).quantized)
     errors = [float((data - quantizer.decode(indices[:, : 2 * stages])).square().mean()) for stages in (1, 2, 3)]
     assert errors[0] > 1.2 * errors[1] > 1.4 * errors[2]
-
-
-def test_configuration_builds_it_again() -> None:
-    for quantizer in (
-        GroupedQuantizer(UNIT, 2, losses=[Disentanglement(0.2)], channel_dim=1),
-        GroupedQuantizer([SMALL, partial(FSQ, [5, 5])]),
-    ):
-        again = from_config(to_config(quantizer))
-        assert repr(again) == repr(quantizer) and again.codebook_sizes == quantizer.codebook_sizes
-        again.load_state_dict(quantizer.state_dict())
-
-
-def train(rank: int, rows: int) -> list[Tensor]:
-    quantizer = GroupedQuantizer([partial(Quantizer, "ema", dim=3, codebook_size=8), LARGE])
-    torch.manual_seed(0)
-    for _ in range(4):
-        data = torch.randn(60, 8)
-        quantizer(data[:rows] if rank == 0 else data[rows:])
-        quantizer.step()
-    return [group.codebook.vectors for group in quantizer.groups]
-
-
-@pytest.mark.parametrize("rows", [30, 0])
-def test_two_ranks_equal_one_process(rank_pair: RankPair, rows: int) -> None:
-    first, second = rank_pair(train, rows)
-    for ours, theirs, alone in zip(first, second, train(0, 60), strict=True):
-        assert torch.equal(ours, theirs)
-        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- FQGAN
@@ -187,17 +130,6 @@ def unit_codes(groups: int = 2, loss: type = Disentanglement, **options) -> Grou
         with torch.no_grad():
             group.codebook.vectors.copy_(random(32, group.codebook_dim, seed=10 + number))
     return quantizer
-
-
-def test_the_gradient_to_the_encoder_is_orthogonal_to_the_vector() -> None:
-    """dz = (I - z^ z^^T) g / |z|, for the decoder's part."""
-    quantizer, z, upstream = unit_codes(), random(40, 16).requires_grad_(), random(40, 16, seed=1)
-    quantizer(z).quantized.backward(upstream)
-    for part, gradient, g in zip(z.detach().split(8, -1), z.grad.split(8, -1), upstream.split(8, -1), strict=True):
-        z_hat, length = F.normalize(part), part.norm(dim=1, keepdim=True)
-        expected = (g - z_hat * (z_hat * g).sum(1, keepdim=True)) / length
-        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-14)
-        torch.testing.assert_close((gradient * part).sum(1), torch.zeros(40, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("groups", [2, 3])
@@ -235,25 +167,6 @@ def test_the_total_adds_a_tenth_of_it() -> None:
     plain.losses = torch.nn.ModuleList()
     difference = output.loss - plain.eval()(random(40, 16)).loss
     torch.testing.assert_close(difference, 0.1 * output.losses["disentanglement"], rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("loss", [Disentanglement, PublishedDisentanglement])
-def test_independent_codes_have_the_value_one_over_d(loss: type) -> None:
-    """0.0125 in the total at d = 8, with the weight 0.1."""
-    quantizer = GroupedQuantizer(partial(UNIT, codebook_size=2048), 2, losses=[loss()])
-    for group in quantizer.groups:
-        torch.nn.init.normal_(group.codebook.vectors)
-    value = quantizer(torch.randn(4096, 16)).losses["disentanglement"]
-    assert 0.1 * float(value.detach()) == pytest.approx(0.0125, rel=0.1)
-
-
-def test_swapping_the_groups_swaps_the_indices_and_keeps_the_loss() -> None:
-    quantizer, swapped, z = unit_codes().eval(), unit_codes().eval(), random(40, 16)
-    swapped.groups = torch.nn.ModuleList(reversed(swapped.groups))
-    first, second = quantizer(z), swapped(z.roll(8, -1))
-    assert torch.equal(first.indices.flip(-1), second.indices)
-    torch.testing.assert_close(first.loss, second.loss, rtol=0, atol=1e-15)
-    assert torch.equal(first.quantized.roll(8, -1), second.quantized)
 
 
 def test_masked_vectors_have_no_part_in_it() -> None:

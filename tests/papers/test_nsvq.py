@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from tests.conftest import RankPair
 from vqkit import NSVQ, Noise, Quantizer, Selection
 
 N, K, D = 50, 9, 5
@@ -38,14 +37,6 @@ def test_value_and_gradients() -> None:
     torch.testing.assert_close(dcodes, expected, rtol=0, atol=1e-12)
 
 
-def test_gradients_of_vector_and_code_add_up_to_what_arrives() -> None:
-    z, codes, g = problem()
-    for row in range(5):
-        value = NSVQ()(select(z[row : row + 1], codes))
-        dz, dcodes = torch.autograd.grad((value * g[row]).sum(), [z, codes])
-        torch.testing.assert_close(dz[row] + dcodes.sum(0), g[row], rtol=0, atol=1e-12)
-
-
 def test_value_is_as_far_away_as_the_code_in_directions_that_favour_none() -> None:
     z, codes, _ = problem()
     selection = select(z, codes)
@@ -78,28 +69,3 @@ def test_the_method_has_no_loss_and_codes_in_eval() -> None:
     assert torch.equal(evaluated.quantized, quantizer.decode(quantizer.encode(x)))
     (gradient,) = torch.autograd.grad(evaluated.quantized.sum(), [x])
     assert torch.equal(gradient, torch.ones(N, D))
-
-
-def test_descent_of_the_output_alone_brings_codes_to_the_vectors() -> None:
-    quantizer = Quantizer("nsvq", dim=2, codebook_size=4, maintenance=[])
-    centers = torch.tensor([[2.0, 2], [2, -2], [-2, 2], [-2, -2]])
-    x = centers.repeat(20, 1) + 0.1 * torch.randn(80, 2)
-    with torch.no_grad():
-        quantizer.codebook.vectors.copy_(0.5 * centers)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
-    for _ in range(80):
-        optimizer.zero_grad()
-        (quantizer(x).quantized - x).square().mean().backward()
-        optimizer.step()
-    assert (quantizer.codebook.vectors - centers).norm(dim=1).max() < 0.3
-
-
-def noisy_on_rank(rank: int) -> Tensor:
-    torch.manual_seed(0)
-    return Quantizer("nsvq", dim=D, codebook_size=K)(torch.randn(2 * N, D).chunk(2)[rank]).quantized.detach()
-
-
-def test_ranks_draw_what_one_process_would(rank_pair: RankPair) -> None:
-    torch.manual_seed(0)
-    joined = Quantizer("nsvq", dim=D, codebook_size=K)(torch.randn(2 * N, D)).quantized
-    assert torch.equal(torch.cat(rank_pair(noisy_on_rank)), joined)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import Estimator, GumbelSearch, IncompatibleParts, IndexBackpropagation, Noise, Quantizer, ReinMax, Selection
+from vqkit import Estimator, IndexBackpropagation, Noise, Quantizer, ReinMax, Selection
 from vqkit.kernels import softmax_rows
 
 K, D = 7, 4
@@ -49,17 +49,6 @@ def test_value_and_gradients(rows: int, monkeypatch) -> None:
         dlogits = torch.einsum("nkj,nj->nk", 2 * jacobian((p + one_hot) / 2) - jacobian(p) / 2, v)
         expected = (dlogits @ codes, one_hot.T @ g + dlogits.T @ z)
     assert_near(gradients((value * g).sum(), z, codes), expected)
-
-
-def test_gradient_of_the_vector_is_half_the_covariance_and_half_the_deviation_of_the_draw() -> None:
-    z, codes = problem()
-    indices, g = torch.randint(K, (30,)), torch.randn(30, D, dtype=torch.float64)
-    dz, dcodes = gradients((ReinMax()(choose(z, codes, indices)) * g).sum(), z, codes)
-    p = (z @ codes.T).softmax(1).detach()
-    e, mean = codes.detach(), p @ codes.detach()
-    second = torch.einsum("nk,kd,ke->nde", p, e, e) - mean[:, :, None] * mean[:, None]
-    second += (e[indices] - mean)[:, :, None] * (e[indices] - mean)[:, None]
-    assert_near((dz, dcodes.sum(0)), (torch.einsum("nde,ne->nd", second, g) / 2, g.sum(0)))
 
 
 def expected_over_draws(estimator: Estimator, loss, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,14 +100,3 @@ def test_without_noise_it_is_index_backpropagation() -> None:
         quantizer = Quantizer("gumbel", dim=D, codebook_size=K, estimator=estimator).eval()
         quantizer(vectors).quantized.square().sum().backward()
     assert torch.equal(x.grad, y.grad)
-
-
-def test_it_trains_with_a_search_that_draws_and_is_refused_with_another() -> None:
-    quantizer = Quantizer("gumbel", dim=D, codebook_size=K, estimator=ReinMax())
-    x = torch.randn(20, D, requires_grad=True)
-    output = quantizer(x)
-    output.quantized.square().sum().backward()
-    assert torch.equal(output.quantized, quantizer.decode(output.indices))
-    assert x.grad.abs().sum() > 0 and isinstance(quantizer.search, GumbelSearch)
-    with pytest.raises(IncompatibleParts, match="GumbelSearch"):
-        Quantizer("ibq", dim=D, codebook_size=K, estimator=ReinMax())

@@ -48,16 +48,6 @@ def test_one_step_moves_every_code_by_the_shared_map() -> None:
     assert projector.weight.requires_grad and "base" not in dict(quantizer.named_parameters())
 
 
-def test_folding_the_map_into_a_table_changes_nothing() -> None:
-    quantizer = build().eval()
-    table = Quantizer("vq", dim=6, codebook_size=20).double().eval()
-    with torch.no_grad():
-        table.codebook.vectors.copy_(quantizer.codebook())
-        x = torch.randn(30, 6, dtype=torch.float64)
-        assert torch.equal(quantizer(x).indices, table(x).indices)
-        assert torch.equal(quantizer(x).quantized, table(x).quantized)
-
-
 def test_initialize_gives_the_codes_the_mean_and_covariance_of_the_data() -> None:
     quantizer = Quantizer("simvq", dim=6, codebook_size=4096)
     mixing = torch.randn(6, 6)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import RankPair
 from vqkit import Codebook, EMACodebook, LBGSplitting, Quantizer
 
 D = 3
@@ -103,24 +102,6 @@ def test_other_steps_and_seeds_draw_other_directions() -> None:
     assert not torch.equal(after[0], after[1]) and not torch.equal(after[0], after[2])
 
 
-def train(rank: int, rows: int) -> tuple[Tensor, Tensor]:
-    quantizer = Quantizer("ema", dim=D, codebook_size=16, maintenance=[LBGSplitting(0.5, every=1)])
-    for step in range(6):
-        data = torch.randn(60, D, generator=torch.Generator().manual_seed(step))
-        quantizer(data[:rows] if rank == 0 else data[rows:])
-        quantizer.step()
-    return quantizer.codebook.vectors.clone(), quantizer.codebook.usage.clone()
-
-
-@pytest.mark.parametrize("rows", [30, 0])
-def test_ranks_split_alike_and_as_one_process_would(rank_pair: RankPair, rows: int) -> None:
-    (vectors, usage), (other, other_usage) = rank_pair(train, rows)
-    assert torch.equal(vectors, other) and torch.equal(usage, other_usage)
-    alone, alone_usage = train(0, 60)
-    torch.testing.assert_close(vectors, alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(usage, alone_usage, rtol=0, atol=1e-5)
-
-
 def test_far_dead_codes_come_to_life() -> None:
     torch.manual_seed(0)
     quantizer = Quantizer("ema", dim=D, codebook_size=32, maintenance=[LBGSplitting()])
@@ -131,9 +112,3 @@ def test_far_dead_codes_come_to_life() -> None:
         quantizer(torch.randn(256, D))
     quantizer.step()
     assert len(quantizer.encode(torch.randn(2048, D)).unique()) == 32
-
-
-def test_the_last_code_in_use_is_split_too() -> None:
-    codebook = book([0.0, 5.0])
-    after = refresh(codebook)
-    assert 0 < (after[0] - after[1]).norm() < 1e-3 * after[0].norm()

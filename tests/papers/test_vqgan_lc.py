@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.conftest import RankPair
-from vqkit import CodebookLoss, Commitment, FeatureCodebook, Quantizer
+from vqkit import FeatureCodebook, Quantizer
 from vqkit.saving.config import weights_follow
 
 K, BASE_DIM, DIM = 20, 12, 5
@@ -61,24 +60,6 @@ def test_only_the_projector_learns_and_all_codes_move(path: str) -> None:
     assert torch.equal(quantizer.codebook.base, base)
     assert len(output.indices.unique()) <= 2 < K
     assert ((quantizer.codebook() - before).abs().sum(1) > 0).all()
-
-
-def test_with_the_identity_as_base_it_is_a_trainable_codebook() -> None:
-    """Code k is then column k of the weight, and the gradients are those of plain codes."""
-    losses = [Commitment(1.0), CodebookLoss(0.33)]
-    plain = Quantizer("vq", dim=6, codebook_size=6, losses=losses).double()
-    quantizer = Quantizer("vqgan_lc", dim=6, codebook_size=6).double()
-    with torch.no_grad():
-        quantizer.codebook.base.copy_(torch.eye(6))
-        quantizer.codebook.projector.bias.zero_()
-        plain.codebook.vectors.copy_(quantizer.codebook.projector.weight.T)
-    z = torch.randn(40, 6, dtype=torch.float64)
-    ours, expected = quantizer(z), plain(z)
-    assert torch.equal(ours.indices, expected.indices)
-    ours.loss.backward()
-    expected.loss.backward()
-    gradient = quantizer.codebook.projector.weight.grad.T
-    torch.testing.assert_close(gradient, plain.codebook.vectors.grad, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [("normal", 9.80), ("unit", 0.354)])
@@ -154,15 +135,6 @@ def test_two_layers_are_linear_relu_linear(path: str) -> None:
     torch.testing.assert_close(codebook(), expected)
 
 
-def test_folding_the_projector_into_a_table_changes_nothing(path: str) -> None:
-    quantizer, table = build(path).double().eval(), Quantizer("vq", dim=DIM, codebook_size=K).double().eval()
-    x = torch.randn(50, DIM, dtype=torch.float64)
-    with torch.no_grad():
-        table.codebook.vectors.copy_(quantizer.codebook())
-        assert torch.equal(quantizer(x).indices, table(x).indices)
-        assert torch.equal(quantizer(x).quantized, table(x).quantized)
-
-
 def test_the_file_is_not_needed_to_load_a_saved_quantizer(path: str, tmp_path: Path) -> None:
     quantizer = build(path, hidden_dim=7)
     quantizer.save_pretrained(tmp_path / "saved")
@@ -217,19 +189,3 @@ def test_a_file_of_another_kind_is_refused_with_words(path: str) -> None:
 def test_wrong_arguments_are_refused_with_words(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeatureCodebook(8, 4, **options)
-
-
-def initialized_on_rank(rank: int, path: str) -> Tensor:
-    torch.manual_seed(0)
-    quantizer, data = build(path), torch.randn(300, DIM)
-    quantizer.initialize([data[:100] if rank == 0 else data[100:]])
-    return quantizer.codebook().detach()
-
-
-def test_ranks_initialize_as_one_process_would(path: str, rank_pair: RankPair) -> None:
-    first, second = rank_pair(initialized_on_rank, path)
-    torch.manual_seed(0)
-    alone, data = build(path), torch.randn(300, DIM)
-    alone.initialize([data])
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, alone.codebook().detach())

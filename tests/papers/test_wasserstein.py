@@ -67,19 +67,6 @@ def test_gradients_are_those_of_differences(side: str) -> None:
     assert gradient.norm() > 0.01
 
 
-def test_known_distances() -> None:
-    """Between equal shapes it is the shift; between scaled ones about one mean, the difference of spreads."""
-    z, _ = problem()
-    z = z.detach()
-    shift = torch.tensor([3.0, 0, 4, 0], dtype=torch.float64)
-    torch.testing.assert_close(loss(z, z + shift), torch.tensor(5.0, dtype=torch.float64))
-    mean = z.mean(0)
-    spread = (z - mean).square().sum(1).mean().sqrt()
-    torch.testing.assert_close(loss(z, mean + 3 * (z - mean)), 2 * spread)
-    offset = 1e4 * torch.ones(D, dtype=torch.float64)
-    torch.testing.assert_close(loss(z + offset, z + offset + shift), torch.tensor(5.0, dtype=torch.float64))
-
-
 DEGENERATE = {
     "equal": (torch.arange(12.0).reshape(3, 4), torch.arange(12.0).reshape(3, 4)),
     "all_zero": (torch.zeros(3, D), torch.zeros(5, D)),

@@ -7,9 +7,9 @@ discriminators learn at full rate; with `LossBalancer` they are shares of a grad
 
 from itertools import pairwise
 
-import pytest
 import torch
 
+from tests.regressions.faults import both
 from trainers.audio import MultiScaleSTFTDiscriminator
 from trainers.core import Adversary, LossBalancer
 
@@ -35,15 +35,6 @@ def check(kind: type[Adversary]) -> None:
     assert max(after - before for before, after in pairwise(shares)) < 1.1 / RAMP
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(Adversary)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(AtOnce)
-
-
 def test_the_balancer_bounds_what_a_wild_discriminator_does() -> None:
     reference, reconstruction = torch.randn(2, 1, 2, 800)
     reconstruction = reconstruction[None].reshape(2, 1, 800).requires_grad_()
@@ -57,3 +48,6 @@ def test_the_balancer_bounds_what_a_wild_discriminator_does() -> None:
     LossBalancer()(terms, weights, reconstruction).backward()
     assert terms["adversarial"] > 1e3
     assert reconstruction.grad.flatten(1).norm(dim=1).sum() <= 1.001
+
+
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(check, sound=[Adversary], faulty=[AtOnce])

@@ -6,10 +6,10 @@ Seen in: audiocraft bf70522 (`losses/balancer.py` divides by the mean of the ite
 Avoided since 0.1.0: the norms of the items are summed, so that the result is the gradient of a mean over the batch.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from trainers.core import LossBalancer
 
 
@@ -30,10 +30,6 @@ def check(balancer: LossBalancer) -> None:
     torch.testing.assert_close(torch.stack(lengths), torch.ones(3))
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(LossBalancer(decay=0.0))
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(MeanOfNorms())
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[LossBalancer(decay=0.0)], faulty=[MeanOfNorms()]
+)

@@ -8,9 +8,9 @@ that nothing would train is refused at construction.
 
 from collections.abc import Sequence
 
-import pytest
 import torch
 
+from tests.regressions.faults import both
 from vqkit import CodebookLoss, Commitment, EMACodebook, Loss, Quantizer
 
 
@@ -26,12 +26,6 @@ def check(losses: Sequence[Loss] | None, codebook: type[EMACodebook] | None = No
     torch.testing.assert_close(quantizer.codebook.vectors.grad[output.indices], -difference)
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(None)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check([Commitment(1.0), CodebookLoss(0.25)])
-    with pytest.raises(AssertionError):
-        check([Commitment(0.25)], EMACodebook)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[None], faulty=[[Commitment(1.0), CodebookLoss(0.25)], ([Commitment(0.25)], EMACodebook)]
+)

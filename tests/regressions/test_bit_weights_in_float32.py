@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import BSQ, LFQ
+from vqkit import BSQ, LFQ, MSBFirstLFQ
 from vqkit.quantizers.binary import BinaryQuantizer
 
 
@@ -33,7 +33,7 @@ def test_vqkit_does_not_have_the_fault() -> None:
     for bits in (24, 25, 27, 36, 62):
         check(BSQ(bits))
         check(LFQ(bits))
-        check(LFQ(bits, bit_order="msb_first"))
+        check(MSBFirstLFQ(bits))
     check(BSQ(63))
     check(BSQ(256))
 

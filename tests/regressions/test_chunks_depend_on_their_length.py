@@ -9,10 +9,10 @@ blocks must overlap.
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.regressions.faults import both
 from vqkit.backbones.conv1d import ConvEncoder1d
 from vqkit.backbones.streaming import streaming
 
@@ -39,10 +39,6 @@ def check(encode: Callable[[ConvEncoder1d, tuple[Tensor, ...]], Tensor]) -> None
         assert torch.equal(indices(chunk_length), indices(600)), f"chunks of {chunk_length} samples differ"
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(streamed)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="chunks of 6 samples differ"):
-        check(one_by_one)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[streamed], faulty=[one_by_one], message="chunks of 6 samples differ"
+)

@@ -9,10 +9,10 @@ Avoided since 0.1.0: short clips are filled by zeros, in objectives and in discr
 from collections.abc import Callable
 
 import auraloss
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from trainers.audio import (
     ComplexSTFT,
     LinearAndLogMel,
@@ -38,9 +38,9 @@ def check(distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         assert value.isfinite() and reconstruction.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "distance",
-    [
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
         MultiResolutionMel(16_000),
         LinearAndLogMel(16_000),
         MultiResolutionSTFT(),
@@ -49,12 +49,6 @@ def check(distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         against(MultiScaleSTFTDiscriminator(channels=2)),
         against(MultiBandSTFTDiscriminator(channels=2)),
     ],
-    ids=["mel", "linear and log mel", "stft", "complex stft", "periods", "multi-scale stft", "multi-band stft"],
+    faulty=[auraloss.freq.MultiResolutionSTFTLoss()],
+    error=RuntimeError,
 )
-def test_vqkit_does_not_have_the_fault(distance: Callable[[Tensor, Tensor], Tensor]) -> None:
-    check(distance)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(RuntimeError):
-        check(auraloss.freq.MultiResolutionSTFTLoss())

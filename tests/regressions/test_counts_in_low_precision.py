@@ -7,10 +7,10 @@ Avoided since 0.1.0: `FullPrecisionModule` keeps the state of a quantizer in flo
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import EMACodebook, Quantizer, ResidualQuantizer
 
 
@@ -34,10 +34,6 @@ def check(codebook: type[EMACodebook]) -> None:
         assert abs(float(model[0].stages[number].codebook.usage.sum()) / expected - 1) < 1e-4
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(EMACodebook)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(CountsInBfloat16)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[EMACodebook], faulty=[CountsInBfloat16]
+)

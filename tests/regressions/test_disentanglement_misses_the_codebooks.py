@@ -8,9 +8,9 @@ of its own, `PublishedDisentanglement`.
 
 from functools import partial
 
-import pytest
 import torch
 
+from tests.regressions.faults import both
 from vqkit import Disentanglement, GroupedQuantizer, GroupLoss, PublishedDisentanglement, Quantizer
 
 
@@ -32,10 +32,6 @@ def check(loss: type[GroupLoss]) -> None:
     assert values[-1] < 0.5 * values[0]
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(Disentanglement)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="no gradient"):
-        check(PublishedDisentanglement)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[Disentanglement], faulty=[PublishedDisentanglement], message="no gradient"
+)

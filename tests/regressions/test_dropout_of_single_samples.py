@@ -6,10 +6,10 @@ Avoided since 0.1.0: every sample draws for itself, whatever its place in the ba
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Quantizer, ResidualQuantizer
 
 
@@ -31,12 +31,6 @@ def check(residual: type[ResidualQuantizer], batch: int) -> None:
     assert (share - 1 / 3).abs().max() < 0.15  # p (1 - 1 / stages)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_vqkit_does_not_have_the_fault(batch: int) -> None:
-    check(ResidualQuantizer, batch)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_check_catches_the_fault(batch: int) -> None:
-    with pytest.raises(AssertionError):
-        check(FixedShare, batch)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[(ResidualQuantizer, batch) for batch in [1, 3]], faulty=[(FixedShare, batch) for batch in [1, 3]]
+)

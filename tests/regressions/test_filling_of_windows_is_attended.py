@@ -6,9 +6,9 @@ Avoided since 0.1.0: what is filled in time is kept apart; frequencies, whose nu
 published.
 """
 
-import pytest
 import torch
 
+from tests.regressions.faults import both
 from vqkit.backbones.swin2d import WindowAttention2d
 
 
@@ -27,13 +27,8 @@ def check(attention: type[WindowAttention2d], width: int, shift: int) -> None:
     torch.testing.assert_close(result, result[:, :1, :1].expand_as(result))
 
 
-@pytest.mark.parametrize("shift", [0, 2])
-@pytest.mark.parametrize("width", [1, 4, 5, 10, 11])
-def test_vqkit_does_not_have_the_fault(width: int, shift: int) -> None:
-    check(WindowAttention2d, width, shift)
-
-
-@pytest.mark.parametrize(("width", "shift"), [(5, 0), (10, 0), (11, 2)])
-def test_the_check_catches_the_fault(width: int, shift: int) -> None:
-    with pytest.raises(AssertionError):
-        check(Attended, width, shift)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[(WindowAttention2d, width, shift) for width in [1, 4, 5, 10, 11] for shift in [0, 2]],
+    faulty=[(Attended, width, shift) for width, shift in [(5, 0), (10, 0), (11, 2)]],
+)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import CascadedCodebook, IncompatibleParts, Quantizer, RandomRestart, bake
 
 
@@ -45,11 +46,6 @@ def check(quantizer: Quantizer) -> None:
     assert torch.equal(quantizer.encode(data), indices), "an index moved"
 
 
-@pytest.mark.parametrize("method", ["cascaded", "seeded"])
-def test_vqkit_does_not_have_the_fault(method: str) -> None:
-    check(Quantizer(method, dim=4, codebook_size=32))
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_a_baked_quantizer_does_not_have_it(training: bool) -> None:
     quantizer = Quantizer("ema", dim=4, codebook_size=32)
@@ -63,8 +59,12 @@ def test_maintenance_cannot_write_it(method: str) -> None:
         Quantizer(method, dim=4, codebook_size=32, maintenance=[RandomRestart()])
 
 
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="moved"):
-        check(Quantizer("cascaded", dim=4, codebook_size=32, codebook=SearchesItsValues))
-    with pytest.raises(AssertionError, match="moved"):
-        check(RunningMeans("seeded", dim=4, codebook_size=32))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[Quantizer(method, dim=4, codebook_size=32) for method in ["cascaded", "seeded"]],
+    faulty=[
+        Quantizer("cascaded", dim=4, codebook_size=32, codebook=SearchesItsValues),
+        RunningMeans("seeded", dim=4, codebook_size=32),
+    ],
+    message="moved",
+)

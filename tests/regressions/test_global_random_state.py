@@ -7,10 +7,10 @@ the counters are part of the state, and the global generator is neither read nor
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Codebook, Quantizer, RandomRestart, ResidualQuantizer
 
 
@@ -40,10 +40,6 @@ def check(policy: type[RandomRestart]) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(RandomRestart)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="generator"):
-        check(DrawsGlobally)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[RandomRestart], faulty=[DrawsGlobally], message="generator"
+)

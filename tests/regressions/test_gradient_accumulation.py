@@ -6,10 +6,10 @@ Avoided since 0.1.0: `observe` only adds to pending statistics; with `auto_step=
 optimizer boundary.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import EMACodebook, Quantizer, RandomRestart, Selection
 
 
@@ -38,10 +38,6 @@ def check(codebook: type[EMACodebook]) -> None:
     assert all(torch.allclose(value.double(), cut[name].double(), rtol=0, atol=1e-12) for name, value in whole.items())
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(EMACodebook)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(StepsEveryForward)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[EMACodebook], faulty=[StepsEveryForward]
+)

@@ -9,10 +9,10 @@ tensors only, and each group decodes its own levels.
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import FSQ, GroupedQuantizer, Quantizer, ResidualQuantizer
 
 
@@ -44,11 +44,9 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
-def test_vqkit_does_not_have_the_fault(group: Callable) -> None:
-    check(GroupedQuantizer, group)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="decode disagrees"):
-        check(SplitsTheLastAxis, STAGE)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[(GroupedQuantizer, group) for group in GROUPS.values()],
+    faulty=[(SplitsTheLastAxis, STAGE)],
+    message="decode disagrees",
+)

@@ -9,10 +9,10 @@ asked for.)
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Quantized, Quantizer, ResidualQuantizer
 
 STAGES = 4
@@ -41,10 +41,6 @@ def check(residual: type[ResidualQuantizer]) -> None:
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(ResidualQuantizer)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(FromStraightThroughValues)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[ResidualQuantizer], faulty=[FromStraightThroughValues]
+)

@@ -10,10 +10,10 @@ changes nothing else.
 from dataclasses import replace
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Quantizer, QuantizerOutput, Search
 
 VARIANTS = {
@@ -21,7 +21,6 @@ VARIANTS = {
     "normalize": {"normalize": True},
     "cosine": {"search": Search("cosine"), "codebook_dim": 4},
 }
-every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
 
 class LossAgainstTheInput(Quantizer):
@@ -44,12 +43,9 @@ def check(build) -> None:
     torch.testing.assert_close(quantizer(x, mask).loss, quantizer(x[mask]).loss)
 
 
-@every_variant
-def test_vqkit_does_not_have_the_fault(options: dict) -> None:
-    check(partial(Quantizer, "vq", **options))
-
-
-@every_variant
-def test_the_check_catches_the_fault(options: dict) -> None:
-    with pytest.raises((AssertionError, RuntimeError)):
-        check(partial(LossAgainstTheInput, "vq", **options))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[partial(Quantizer, "vq", **options) for options in VARIANTS.values()],
+    faulty=[partial(LossAgainstTheInput, "vq", **options) for options in VARIANTS.values()],
+    error=(AssertionError, RuntimeError),
+)

@@ -7,14 +7,13 @@ which are a matrix product of two halves of the bits, block by block.
 
 import itertools
 
-import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.largest_tensor import LargestTensor
+from tests.regressions.faults import both
 from vqkit import LFQ, BitEntropy, Selection
 from vqkit.kernels import entropy
-from vqkit.kernels.bit_patterns import _backward, _forward
 
 ROWS, BITS = 1024, 14
 
@@ -28,26 +27,6 @@ class AllCodes(BitEntropy):
         return entropy(p).mean() - self.diversity * entropy(p.mean(0))
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the most bytes that one tensor took, inside the operators as well."""
-
-    largest = 0
-    inside = {
-        torch.ops.vqkit.pattern_sums.default: _forward,
-        torch.ops.vqkit.pattern_sums_backward.default: _backward,
-    }
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func in self.inside:
-            with self:
-                return self.inside[func](*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result
-
-
 def check(loss: BitEntropy) -> None:
     quantizer, z = LFQ(BITS, losses=[loss]), torch.randn(ROWS, BITS, requires_grad=True)
     with LargestTensor() as record:
@@ -55,11 +34,6 @@ def check(loss: BitEntropy) -> None:
     assert 0 < record.largest <= ROWS * 2**BITS * 4 / 32, "a tensor of N x K numbers"
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(BitEntropy())
-    check(BitEntropy(group_bits=BITS))
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="N x K"):
-        check(AllCodes())
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[BitEntropy(), BitEntropy(group_bits=BITS)], faulty=[AllCodes()], message="N x K"
+)

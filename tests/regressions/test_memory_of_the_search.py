@@ -6,13 +6,12 @@ Avoided since 0.1.0: the search works in tiles, statistics are sums by index, an
 is O((N + K) D).
 """
 
-import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.largest_tensor import LargestTensor
+from tests.regressions.faults import both
 from vqkit import Noise, Quantizer, Search, Selection
-from vqkit.kernels.torch_search.search import nearest_indices
 
 ROWS, CODES, DIM = 1024, 16384, 4
 
@@ -33,22 +32,6 @@ class OneHotStatistics(Quantizer):
         return quantized, selection
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the most bytes that one tensor took, inside the search as well."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is torch.ops.vqkit.nearest.default:
-            with self:
-                return nearest_indices(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result
-
-
 def check(quantizer: Quantizer) -> None:
     x = torch.randn(ROWS, DIM, requires_grad=True)
     with LargestTensor() as record:
@@ -59,13 +42,12 @@ def check(quantizer: Quantizer) -> None:
     assert 0 < record.largest <= ROWS * CODES * 4 / 8, "a tensor of N x K numbers"
 
 
-@pytest.mark.parametrize("method", ["vq", "ema", "simvq"])
-def test_vqkit_does_not_have_the_fault(method: str) -> None:
-    check(Quantizer(method, dim=DIM, codebook_size=CODES))
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="N x K"):
-        check(Quantizer("ema", dim=DIM, codebook_size=CODES, search=AllDistances()))
-    with pytest.raises(AssertionError, match="N x K"):
-        check(OneHotStatistics("ema", dim=DIM, codebook_size=CODES))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[Quantizer(method, dim=DIM, codebook_size=CODES) for method in ["vq", "ema", "simvq"]],
+    faulty=[
+        Quantizer("ema", dim=DIM, codebook_size=CODES, search=AllDistances()),
+        OneHotStatistics("ema", dim=DIM, codebook_size=CODES),
+    ],
+    message="N x K",
+)

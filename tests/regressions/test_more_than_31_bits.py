@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, Selection
+from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, MSBFirstLFQ, Selection
 
 
 class IndicesOf32Bits(FSQ):
@@ -41,7 +41,7 @@ def check(quantizer: BaseQuantizer) -> None:
 
 @pytest.mark.parametrize(
     "quantizer",
-    [FSQ([2] * 40), FSQ([8] * 20), CenteredFSQ([8] * 20), LFQ(40), LFQ(62, bit_order="msb_first"), BSQ(40), BSQ(130)],
+    [FSQ([2] * 40), FSQ([8] * 20), CenteredFSQ([8] * 20), LFQ(40), MSBFirstLFQ(62), BSQ(40), BSQ(130)],
     ids=["fsq", "fsq of 8 levels", "centered fsq", "lfq", "lfq of 62 bits", "bsq", "bsq of 130 bits"],
 )
 def test_vqkit_does_not_have_the_fault(quantizer: BaseQuantizer) -> None:

@@ -5,10 +5,10 @@ Avoided since 0.1.0: a search gets noise in training with gradients only; `encod
 largest dot product.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import GumbelSearch, Noise, Quantizer
 
 
@@ -32,10 +32,6 @@ def check(search: GumbelSearch) -> None:
     assert torch.equal(quantizer(x).indices, best) and torch.equal(quantizer.encode(x), best), "eval draws"
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(GumbelSearch())
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="encode draws"):
-        check(AlwaysNoisy())
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[GumbelSearch()], faulty=[AlwaysNoisy()], message="encode draws"
+)

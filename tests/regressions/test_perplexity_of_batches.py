@@ -8,10 +8,10 @@ out (-1) do not count.
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import CodebookUsage
 
 Measure = Callable[[list[Tensor]], tuple[float, float]]
@@ -41,11 +41,6 @@ def check(measure: Measure) -> None:
     assert usage == 1.0 and abs(perplexity - 64) < 1e-9
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(of_the_set)
-
-
-@pytest.mark.parametrize("measure", [mean_over_batches, padding_is_code_0])
-def test_the_check_catches_the_fault(measure: Measure) -> None:
-    with pytest.raises(AssertionError):
-        check(measure)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[of_the_set], faulty=[mean_over_batches, padding_is_code_0]
+)

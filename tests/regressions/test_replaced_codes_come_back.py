@@ -4,10 +4,10 @@ Seen in: EnCodec (measured: the replacement is a no-op), espnet#6284, encodec#61
 Avoided since 0.1.0: `EMACodebook` has no sum that could remember; `overwrite` sets a row and its usage together.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import EMACodebook, Quantizer, RandomRestart
 
 
@@ -37,10 +37,6 @@ def check(codebook: type[EMACodebook]) -> None:
     assert quantizer.codebook.usage[5] > 0.1 * quantizer.codebook.usage.mean()
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(EMACodebook)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="came back"):
-        check(SumRemembers)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[EMACodebook], faulty=[SumRemembers], message="came back"
+)

@@ -5,10 +5,10 @@ replacement in validation (read: LAPA).
 Avoided since 0.1.0: a quantizer maintains and observes only while `learning`, in training mode with gradients on.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Quantizer, RandomRestart, Selection
 
 
@@ -41,12 +41,9 @@ def check(kind: type[Quantizer], method: str) -> None:
     assert quantizer.codebook.vectors[5].norm() < 10, "training does not replace"
 
 
-@pytest.mark.parametrize("method", ["nsvq", "diveq", "ema"])
-def test_vqkit_does_not_have_the_fault(method: str) -> None:
-    check(Quantizer, method)
-
-
-@pytest.mark.parametrize("method", ["nsvq", "diveq"])
-def test_the_check_catches_the_fault(method: str) -> None:
-    with pytest.raises(AssertionError, match="left a trace"):
-        check(CountsAlways, method)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[(Quantizer, method) for method in ["nsvq", "diveq", "ema"]],
+    faulty=[(CountsAlways, method) for method in ["nsvq", "diveq"]],
+    message="left a trace",
+)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import FSQ, Quantizer, QuantizerOutput, ResidualQuantizer
 
 
@@ -46,11 +46,6 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_vqkit_does_not_have_the_fault(stage: Callable) -> None:
-    check(ResidualQuantizer, stage)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(Reshaped, STAGES["vq"])
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[(ResidualQuantizer, stage) for stage in STAGES.values()], faulty=[(Reshaped, STAGES["vq"])]
+)

@@ -8,9 +8,9 @@ where the ratio of spreads leaves 0.1 ... 3.
 
 import warnings
 
-import pytest
 import torch
 
+from tests.regressions.faults import both
 from vqkit import Quantizer
 
 
@@ -35,12 +35,13 @@ def check(quantizer: Quantizer, scale: float) -> None:
     assert len(quantizer.encode(data).unique()) > 0.8 * quantizer.codebook_size
 
 
-@pytest.mark.parametrize("method", ["vq", "ema", "simvq"])
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_vqkit_does_not_have_the_fault(method: str, scale: float) -> None:
-    check(Quantizer(method, dim=4, codebook_size=16), scale)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="silent"):
-        check(KeepsQuiet("vq", dim=4, codebook_size=16), 1e3)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        (Quantizer(method, dim=4, codebook_size=16), scale)
+        for scale in [1e-3, 1e3]
+        for method in ["vq", "ema", "simvq"]
+    ],
+    faulty=[(KeepsQuiet("vq", dim=4, codebook_size=16), 1e3)],
+    message="silent",
+)

@@ -8,10 +8,10 @@ cannot decide.
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit.kernels import nearest
 
 
@@ -33,12 +33,8 @@ def check(find: Callable[[Tensor, Tensor], Tensor], offset: float) -> None:
     assert torch.equal(find(x, codes), exact)
 
 
-@pytest.mark.parametrize("offset", [0.0, 10.0, 100.0, 1000.0])
-def test_vqkit_does_not_have_the_fault(offset: float) -> None:
-    check(lambda x, codes: nearest(x, codes).indices, offset)
-
-
-@pytest.mark.parametrize("find", [expanded, half_expanded, library])
-def test_the_check_catches_the_fault(find: Callable) -> None:
-    with pytest.raises(AssertionError):
-        check(find, 1000.0)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[(lambda x, codes: nearest(x, codes).indices, offset) for offset in [0.0, 10.0, 100.0, 1000.0]],
+    faulty=[(find, 1000.0) for find in [expanded, half_expanded, library]],
+)

@@ -4,10 +4,10 @@ Seen in: the released SimVQ, `get_codebook_entry` (read).
 Avoided since 0.1.0: `ProjectedCodebook()` is the only way to its codes, for search, losses and decoding alike.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Quantizer
 
 
@@ -25,10 +25,6 @@ def check(quantizer: Quantizer) -> None:
     assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x).quantized)
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(Quantizer("simvq", dim=6, codebook_size=16))
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(ReadsTheBase("simvq", dim=6, codebook_size=16))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check, sound=[Quantizer("simvq", dim=6, codebook_size=16)], faulty=[ReadsTheBase("simvq", dim=6, codebook_size=16)]
+)

@@ -7,9 +7,9 @@ Avoided since 0.1.0: the methods that choose softly, "ibq" and "gumbel", start f
 
 from functools import partial
 
-import pytest
 import torch
 
+from tests.regressions.faults import both
 from vqkit import Codebook, Quantizer, ReinMax, RelaxedGumbelSoftmax
 
 
@@ -21,21 +21,17 @@ def check(quantizer: Quantizer) -> None:
     assert share > 0.05, f"the encoder gets {share:.0e} of the gradient"
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        partial(Quantizer, "ibq"),
-        partial(Quantizer, "gumbel"),
-        partial(Quantizer, "gumbel", estimator=RelaxedGumbelSoftmax()),
-        partial(Quantizer, "gumbel", estimator=ReinMax()),
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        build(dim=16, codebook_size=512)
+        for build in [
+            partial(Quantizer, "ibq"),
+            partial(Quantizer, "gumbel"),
+            partial(Quantizer, "gumbel", estimator=RelaxedGumbelSoftmax()),
+            partial(Quantizer, "gumbel", estimator=ReinMax()),
+        ]
     ],
-    ids=["ibq", "gumbel", "relaxed", "reinmax"],
+    faulty=[Quantizer(method, dim=16, codebook_size=512, codebook=Codebook) for method in ["ibq", "gumbel"]],
+    message="e-06 of the gradient",
 )
-def test_vqkit_does_not_have_the_fault(build) -> None:
-    check(build(dim=16, codebook_size=512))
-
-
-@pytest.mark.parametrize("method", ["ibq", "gumbel"])
-def test_the_check_catches_the_fault(method) -> None:
-    with pytest.raises(AssertionError, match="e-06 of the gradient"):
-        check(Quantizer(method, dim=16, codebook_size=512, codebook=Codebook))

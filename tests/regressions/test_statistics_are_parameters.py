@@ -7,10 +7,10 @@ Avoided since 0.1.0: what an optimizer may change is a parameter and what is cou
 part in the graph.
 """
 
-import pytest
 import torch
 from torch import nn
 
+from tests.regressions.faults import both
 from vqkit import EMACodebook, FrozenCodebook, Quantizer
 from vqkit.methods import METHODS
 
@@ -55,16 +55,16 @@ def check(quantizer: Quantizer) -> None:
     assert [name for name in kept if not torch.equal(after[name], before[name])] == [], "an optimizer moved statistics"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_vqkit_does_not_have_the_fault(method: str) -> None:
-    check(Quantizer(method, dim=4, codebook_size=32))
-
-
 def test_a_baked_table_does_not_have_it_either() -> None:
     check(Quantizer("vq", dim=4, codebook_size=32, codebook=FrozenCodebook, losses=[]))
 
 
-@pytest.mark.parametrize("codebook", [CountsAreParameters, MeansAreParameters])
-def test_the_check_catches_the_fault(codebook: type[EMACodebook]) -> None:
-    with pytest.raises((AssertionError, RuntimeError)):
-        check(Quantizer("ema", dim=4, codebook_size=32, codebook=codebook, maintenance=[]))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[Quantizer(method, dim=4, codebook_size=32) for method in METHODS],
+    faulty=[
+        Quantizer("ema", dim=4, codebook_size=32, codebook=codebook, maintenance=[])
+        for codebook in [CountsAreParameters, MeansAreParameters]
+    ],
+    error=(AssertionError, RuntimeError),
+)

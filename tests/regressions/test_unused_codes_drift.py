@@ -7,10 +7,10 @@ Avoided since 0.1.0: the update is e + (1 - decay) (s - c e) / n, whose change i
 step is 0.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import EMACodebook
 from vqkit.parts.selection import Selection
 
@@ -55,12 +55,9 @@ def check(codebook: EMACodebook, steps: int) -> None:
     torch.testing.assert_close(codebook.vectors[:4], z.reshape(3, 4, 4).mean(0), rtol=1e-5, atol=0)
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    check(EMACodebook(8, 4), 5000)
-    check(EMACodebook(8, 4, usage_decay=0.8), 500)
-
-
-@pytest.mark.parametrize("codebook", [Floored, Smoothed])
-def test_the_check_catches_the_fault(codebook: type[EMACodebook]) -> None:
-    with pytest.raises(AssertionError, match="moved"):
-        check(codebook(8, 4, usage_decay=0.8), 500)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[(EMACodebook(8, 4), 5000), (EMACodebook(8, 4, usage_decay=0.8), 500)],
+    faulty=[(codebook(8, 4, usage_decay=0.8), 500) for codebook in [Floored, Smoothed]],
+    message="moved",
+)

@@ -6,10 +6,10 @@ the stated variance gives 8.6 %).
 Avoided since 0.1.0: `DiVeQ(variance)` scales standard normal numbers by the root of the variance.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import DiVeQ, Estimator, Noise, Selection
 from vqkit.functional import unit
 
@@ -37,11 +37,9 @@ def check(estimator: Estimator, variance: float) -> None:
     assert 0.9 < found / variance < 1.1, f"the noise has variance {found:.3g} instead of {variance}"
 
 
-@pytest.mark.parametrize("variance", [1e-3, 0.25])
-def test_vqkit_does_not_have_the_fault(variance: float) -> None:
-    check(DiVeQ(variance), variance)
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError, match="the noise has variance"):
-        check(VarianceAsDeviation(), 1e-3)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[(DiVeQ(variance), variance) for variance in [1e-3, 0.25]],
+    faulty=[(VarianceAsDeviation(), 1e-3)],
+    message="the noise has variance",
+)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from vqkit import BaseQuantizer, Quantizer, Tokenizer
+from vqkit import BSQ, LFQ, BaseQuantizer, GroupedQuantizer, MSBFirstLFQ, Quantizer, TextbookBSQ, Tokenizer
 from vqkit.saving.config import resolve_class
-from vqkit.saving.migration import MOVED_MODULES, RENAMED_CLASSES, current_path, from_version_1
+from vqkit.saving.migration import MOVED_MODULES, RENAMED_CLASSES, current_path, to_current_version
 from vqkit.saving.pretrained import FORMAT_VERSION
 
 SAVED = sorted(path for path in (Path(__file__).parent / "format_1").iterdir() if path.is_dir())
@@ -63,10 +64,35 @@ def test_loads_and_saves_again(folder: Path, tmp_path: Path) -> None:
 def test_rotation_tricks(scale: str, radial: str, obtuse: str) -> None:
     """Three strings became a class and an angle."""
     arguments = {"scale": scale, "radial": radial, "obtuse": obtuse}
-    migrated = from_version_1([{"class_path": "vqkit.estimators.RotationTrick", "init_args": arguments}])[0]
+    migrated = to_current_version([{"class_path": "vqkit.estimators.RotationTrick", "init_args": arguments}], 1)[0]
     name = ("Unscaled" if scale == "one" else "") + ("Tangential" if radial == "drop" else "") + "RotationTrick"
     angle = 90.0 if obtuse == "ste" else 180.0
     assert migrated == {"class_path": f"vqkit.{name}", "init_args": {"largest_angle": angle}}
+
+
+@pytest.mark.parametrize(
+    ("build", "argument", "value", "old"),
+    [
+        (TextbookBSQ, "gradient", "textbook", "BSQ"),
+        (BSQ, "gradient", "published", "BSQ"),
+        (MSBFirstLFQ, "bit_order", "msb_first", "LFQ"),
+        (LFQ, "bit_order", "lsb_first", "LFQ"),
+    ],
+)
+def test_strings_of_version_2_became_classes(
+    build: type[LFQ | BSQ], argument: str, value: str, old: str, tmp_path: Path
+) -> None:
+    """At the root of a file, and as the factory of a composite's members."""
+    saved = GroupedQuantizer(partial(build, 3), 2)
+    saved.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"format_version": 2}
+    config["init_args"]["group"] |= {"factory": f"vqkit.{old}", "init_args": {argument: value}}
+    path.write_text(json.dumps(config))
+    assert {type(group) for group in GroupedQuantizer.from_pretrained(tmp_path).groups} == {build}
+    root = {"class_path": f"vqkit.{old}", "init_args": {"bits": 3, argument: value}}
+    assert to_current_version(root, 2) == {"class_path": f"vqkit.{build.__name__}", "init_args": {"bits": 3}}
 
 
 def test_renamed_classes_exist() -> None:
@@ -99,4 +125,4 @@ def test_old_path_is_refused_with_its_new_name(path: str) -> None:
 def test_other_packages_keep_their_names() -> None:
     """The tables speak of classes of vqkit alone."""
     strange = {"class_path": "other.CodeSplit", "init_args": {}}
-    assert from_version_1(strange) == strange
+    assert to_current_version(strange, 1) == strange

@@ -95,12 +95,12 @@ def test_the_configuration_is_readable_and_versioned(saved: Path) -> None:
     text = (saved / "config.json").read_text()
     assert json.loads(text) == {
         "format": "vqkit",
-        "format_version": 2,
+        "format_version": 3,
         "vqkit_version": __version__,
         "class_path": f"{__name__}.Model",
         "init_args": {"dim": 3, "scale": 0.5},
     }
-    assert '\n  "format_version": 2,\n' in text
+    assert '\n  "format_version": 3,\n' in text
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
     plain = saved / "plain"
     plain.touch()  # the permissions that the user's umask gives
@@ -155,10 +155,10 @@ def test_state_that_would_need_pickle_is_refused_before_anything_is_written(tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", None])
+@pytest.mark.parametrize("version", [4, 0, "1", None])
 def test_an_unknown_format_version_is_refused_with_words(saved: Path, version: Any) -> None:
     rewrite(saved / "config.json", format_version=version, vqkit_version="9.0")
-    message = f"format_version {re.escape(repr(version))} .*vqkit 9.0.* reads versions 1 to 2: update vqkit"
+    message = f"format_version {re.escape(repr(version))} .*vqkit 9.0.* reads versions 1 to 3: update vqkit"
     with pytest.raises(ValueError, match=message):
         Model.from_pretrained(saved, allow=ALLOW)
 
@@ -170,7 +170,7 @@ def test_an_unknown_format_version_is_refused_with_words(saved: Path, version: A
         ("[1]", "was not written by save_pretrained"),
         ('{"model_type": "bert"}', "was not written by save_pretrained"),
         ('{"format": "vqkit", "format_version": 1}', "class_path=None"),
-        ('{"format": "vqkit", "format_version": 2, "class_path": "os.system"}', "refused"),
+        ('{"format": "vqkit", "format_version": 3, "class_path": "os.system"}', "refused"),
     ],
 )
 def test_a_damaged_or_foreign_configuration_is_refused(saved: Path, content: str, message: str) -> None:

@@ -140,33 +140,20 @@ class ConvEncoder1d(Configured, nn.Module):
 class ConvDecoder1d(Configured, nn.Module):
     """Latents (B, dim, frames) to audio (B, C, frames * f), the mirror of `ConvEncoder1d`.
 
+    Arguments and attributes are those of the encoder, in its order (`strides` next to the audio first) and seen from
+    the audio: `kernel_size` is of the last convolution, `latent_kernel_size` of the first, behind which the transformer
+    stands. What differs:
+
     Args:
         out_channels: C: 1 mono, 2 stereo.
-        dim: channels of the latents.
         channels: width at the sample rate; DAC has 96 here, and 1536 = 16 * 96 at the latents.
-        max_channels: where doubling stops, seen from the audio; None: nowhere.
-        strides: in the order of the encoder, those next to the audio first.
-        dilations: of the residual units after each stride.
-        kernel_size: taps of the last convolution.
-        residual_kernel_size: taps of the residual units.
-        latent_kernel_size: taps of the first convolution.
-        compress: the inner width of a residual unit is that much smaller.
-        activation: builds an activation for a width; it may not mix time steps.
-        transformer: builds a module (B, width, frames) -> the same, after the first convolution; None: none.
-        patch_size: p; the last convolution makes patches of p samples.
         causal: whether a frame changes its own samples and later ones only; a transformer must then be causal too.
-        linear_path: add a linear map from the latents to the samples and start the last convolution at zero; see
-            `ConvEncoder1d`.
         output_activation: builds what the sum is passed through, such as `Tanh` in DAC. None, as in EnCodec and Mimi: a
             hyperbolic tangent bends loud recordings, which the linear path reconstructs as they are, and its gradient
             vanishes where they clip.
 
     Attributes:
         out_channels: as given.
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f, samples per frame.
-        causal: as given.
         context: frames before and after on which the samples of a frame depend; None as in `ConvEncoder1d`.
 
     Raises:

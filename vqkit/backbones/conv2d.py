@@ -91,8 +91,10 @@ class ConvEncoder2d(Configured, nn.Module):
         layers += _middle(width, factors[-1] in attention_factors, norm_groups, dropout)
         layers += [nn.GroupNorm(norm_groups, width), nn.SiLU(), nn.Conv2d(width, dim, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
-        self.linear = PatchProjection2d(in_channels, dim, self.downsampling_factor) if linear_path else None
+        self.linear = None
         if linear_path:
+            factor = self.downsampling_factor
+            self.linear = _linear_path(nn.Conv2d(in_channels, dim, factor, stride=factor))
             _zero(layers[-1])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,23 +117,12 @@ class ConvEncoder2d(Configured, nn.Module):
 class ConvDecoder2d(Configured, nn.Module):
     """Latents (B, dim, h, w) to images (B, C, f h, f w), the mirror of `ConvEncoder2d`.
 
+    Arguments and attributes are those of the encoder, in its order (the level nearest to the image first). What
+    differs:
+
     Args:
         out_channels: C.
-        dim: channels of the latents.
-        channels: width of the level that is nearest to the image.
-        channel_multipliers: width of each level relative to `channels`, in the order of the encoder (image first).
         num_res_blocks: one less than the residual blocks per level, as in the published model; two more come first.
-        attention_factors: as in the encoder.
-        patch_size: p; the last layer makes p x p patches of pixels.
-        linear_path: add a linear map from each latent to its f x f patch and start the convolutions at zero; see
-            `ConvEncoder2d`.
-        norm_groups: groups of each group norm; must divide the width of every level.
-        dropout: probability inside residual blocks.
-
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f.
 
     Raises:
         ValueError: if a size is not positive or does not fit.
@@ -173,8 +164,10 @@ class ConvDecoder2d(Configured, nn.Module):
         output = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
         layers += [nn.GroupNorm(norm_groups, width), nn.SiLU(), output, nn.PixelShuffle(patch_size)]
         self.layers = nn.Sequential(*layers)
-        self.linear = PatchExpansion2d(dim, out_channels, self.downsampling_factor) if linear_path else None
+        self.linear = None
         if linear_path:
+            factor = self.downsampling_factor
+            self.linear = _linear_path(nn.ConvTranspose2d(dim, out_channels, factor, stride=factor))
             _zero(output)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -273,38 +266,6 @@ class Upsample2d(nn.Module):
         return self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class PatchProjection2d(nn.Conv2d):
-    """Linear map from each patch to `dim` values, started as the first `dim` terms of its cosine transform.
-
-    Args:
-        in_channels: C.
-        dim: values per patch; beyond the C * patch_size^2 values of a patch, they start as zeros.
-        patch_size: side of a patch, in pixels.
-    """
-
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__(in_channels, dim, patch_size, stride=patch_size)
-        with torch.no_grad():
-            self.weight.copy_(cosine_basis(dim, in_channels, patch_size))
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-
-
-class PatchExpansion2d(nn.ConvTranspose2d):
-    """Linear map from `dim` values to a patch, started as the inverse of `PatchProjection2d`.
-
-    Args:
-        dim: values per patch.
-        out_channels: C.
-        patch_size: side of a patch, in pixels.
-    """
-
-    def __init__(self, dim: int, out_channels: int, patch_size: int) -> None:
-        super().__init__(dim, out_channels, patch_size, stride=patch_size)
-        with torch.no_grad():
-            self.weight.copy_(cosine_basis(dim, out_channels, patch_size))
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-
-
 def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
     """Orthonormal basis of patches, those that matter most in photographs first: the three-dimensional DCT-II.
 
@@ -329,6 +290,14 @@ def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
     for row, (c, v, u) in enumerate(order):
         basis[row] = torch.einsum("c,v,u->cvu", colour[c], space[v], space[u])
     return basis
+
+
+def _linear_path(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d:
+    """`layer`, started as the first terms of the cosine transform of each patch, or as its inverse."""
+    with torch.no_grad():
+        layer.weight.copy_(cosine_basis(*layer.weight.shape[:3]))
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
 
 
 def _dct(size: int) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqkit.kernels.torch_search.float32_scan import unit_vectors
+from vqkit.kernels.torch_search.float64_ties import unit_vectors
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vqkit.kernels.operators import differentiable, operator
+from vqkit.kernels.operators import gradient, operator
 
 BLOCK = 2**20  # probabilities that are held at once
 
@@ -43,11 +43,7 @@ def pattern_sums(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) ->
     return torch.ops.vqkit.pattern_sums(logits, weights, list(group_sizes))
 
 
-def _forward_fake(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    return logits.new_empty(sum(2**size for size in group_sizes))
-
-
-@operator("pattern_sums", _forward_fake)
+@operator("pattern_sums", lambda logits, weights, group_sizes: logits.new_empty(sum(2**size for size in group_sizes)))
 def _forward(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
     """Blocks of rows, two halves of each group."""
     sums = [logits.new_zeros(2 ** (size // 2), 2 ** (size - size // 2)) for size in group_sizes]
@@ -58,36 +54,20 @@ def _forward(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Ten
     return torch.cat([total.flatten() for total in sums])
 
 
-def _backward_fake(dsums: Tensor, logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    return torch.empty_like(logits)
-
-
-@operator("pattern_sums_backward", _backward_fake)
+@gradient("pattern_sums", "logits")
 def _backward(dsums: Tensor, logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) -> Tensor:
     """Gradient of `pattern_sums` to the logits, from that of the sums."""
     gradients = dsums.split([2**size for size in group_sizes])
-    result = torch.empty_like(logits)
+    result = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for rows in _blocks(logits, group_sizes):
         parts = []
-        for gradient, group in zip(gradients, logits[rows].split(list(group_sizes), 1), strict=True):
+        for dsum, group in zip(gradients, logits[rows].split(list(group_sizes), 1), strict=True):
             left, right = _halves(group)
             p, q = _probabilities(left), _probabilities(right)
-            gradient = gradient.view(p.shape[1], q.shape[1])
-            parts += [_dlogits(left, p * (q @ gradient.T)), _dlogits(right, q * (p @ gradient))]
+            dsum = dsum.view(p.shape[1], q.shape[1])
+            parts += [_dlogits(left, p * (q @ dsum.T)), _dlogits(right, q * (p @ dsum))]
         result[rows] = torch.cat(parts, 1) * weights[rows, None]
     return result
-
-
-def _setup(ctx, inputs: tuple, output: Tensor) -> None:  # type: ignore[no-untyped-def]
-    logits, weights, ctx.group_sizes = inputs
-    ctx.save_for_backward(logits, weights)
-
-
-def _autograd(ctx, dsums: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-    return torch.ops.vqkit.pattern_sums_backward(dsums, *ctx.saved_tensors, ctx.group_sizes), None, None
-
-
-differentiable("pattern_sums", _autograd, _setup)
 
 
 def _blocks(logits: Tensor, group_sizes: Sequence[int]) -> Iterator[slice]:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines
-from vqkit.kernels.operators import differentiable, operator
+from vqkit.kernels.bounds import result_dtype
+from vqkit.kernels.operators import gradient, operator
 from vqkit.kernels.softmax_rows import (
     Block,
     backpropagate,
     check_logits,
     check_vector,
     prepare,
-    result_dtype,
     softmax_blocks,
 )
 
@@ -117,11 +117,8 @@ def _augmented(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.cat([codes, codes.square().sum(1, keepdim=True)], dim=1)
 
 
-def _forward_fake(
-    z: Tensor, codes: Tensor, weights: Tensor, temperature: float, impl: str | None = None
-) -> tuple[Tensor, Tensor]:
-    dtype = result_dtype(z, codes)
-    return z.new_empty(z.shape[:1], dtype=dtype), codes.new_empty(codes.shape[:1], dtype=dtype)
+def _forward_fake(z: Tensor, codes: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return tuple(vectors.new_empty(vectors.shape[0], dtype=result_dtype(z, codes)) for vectors in (z, codes))
 
 
 @operator("assignment_entropy", _forward_fake)
@@ -146,19 +143,7 @@ def _forward(
     return entropies.to(result_dtype(z, codes)), mean.to(result_dtype(z, codes))
 
 
-def _backward_fake(
-    dentropies: Tensor,
-    dmean: Tensor,
-    z: Tensor,
-    codes: Tensor,
-    weights: Tensor,
-    temperature: float,
-    impl: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), codes.new_empty(codes.shape)
-
-
-@operator("assignment_entropy_backward", _backward_fake)
+@gradient("assignment_entropy", "z", "codes")
 def _backward(
     dentropies: Tensor,
     dmean: Tensor,
@@ -192,16 +177,3 @@ def _backward(
 
         dx, dcodes = backpropagate(problem, dlogits)
     return dx.to(z.dtype), dcodes.to(codes.dtype)
-
-
-def _setup(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[no-untyped-def]
-    z, codes, weights, ctx.temperature, ctx.impl = inputs
-    ctx.save_for_backward(z, codes, weights)
-
-
-def _autograd(ctx, dentropies: Tensor, dmean: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-    backward = torch.ops.vqkit.assignment_entropy_backward
-    return *backward(dentropies, dmean, *ctx.saved_tensors, ctx.temperature, ctx.impl), None, None, None
-
-
-differentiable("assignment_entropy", _autograd, _setup)

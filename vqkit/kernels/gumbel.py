@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqkit.distributed import open_uniform
-from vqkit.kernels.operators import differentiable, operator
+from vqkit.kernels.operators import gradient, operator
 from vqkit.kernels.softmax_rows import block_rows, check_indices, check_logits, prepare
 
 DRAW = 2**16  # random numbers made at a time: some ten operations pass over them, in the processor's cache
@@ -84,11 +84,7 @@ def gumbel_softmax(
     return torch.ops.vqkit.gumbel_softmax(z, codes, indices, seed, step, first, temperature)
 
 
-def _nearest_fake(z: Tensor, codes: Tensor, seed: Tensor, step: Tensor, first: int) -> Tensor:
-    return z.new_empty(z.shape[:1], dtype=torch.int64)
-
-
-@operator("gumbel_nearest", _nearest_fake)
+@operator("gumbel_nearest", lambda z, *_: z.new_empty(z.shape[0], dtype=torch.int64))
 def _nearest(z: Tensor, codes: Tensor, seed: Tensor, step: Tensor, first: int) -> Tensor:
     indices = z.new_empty(z.shape[:1], dtype=torch.int64)
     with torch.autocast(z.device.type, enabled=False):
@@ -97,13 +93,7 @@ def _nearest(z: Tensor, codes: Tensor, seed: Tensor, step: Tensor, first: int) -
     return indices
 
 
-def _forward_fake(
-    z: Tensor, codes: Tensor, indices: Tensor | None, seed: Tensor, step: Tensor, first: int, temperature: float
-) -> Tensor:
-    return z.new_empty(z.shape, dtype=codes.dtype)
-
-
-@operator("gumbel_softmax", _forward_fake)
+@operator("gumbel_softmax", lambda z, codes, *_: z.new_empty(z.shape, dtype=codes.dtype))
 def _forward(
     z: Tensor, codes: Tensor, indices: Tensor | None, seed: Tensor, step: Tensor, first: int, temperature: float
 ) -> Tensor:
@@ -116,22 +106,9 @@ def _forward(
     return mixture
 
 
-def _backward_fake(
-    gradient: Tensor,
-    z: Tensor,
-    codes: Tensor,
-    indices: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    first: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), codes.new_empty(codes.shape)
-
-
-@operator("gumbel_softmax_backward", _backward_fake)
+@gradient("gumbel_softmax", "z", "codes")
 def _backward(
-    gradient: Tensor,
+    upstream: Tensor,
     z: Tensor,
     codes: Tensor,
     indices: Tensor | None,
@@ -144,31 +121,18 @@ def _backward(
     with torch.autocast(z.device.type, enabled=False):
         for rows, centred, logits in _perturbed_logits(z, codes, seed, step, first):
             probabilities = (logits / temperature).softmax(1)
-            upstream = gradient[rows].to(logits.dtype)
+            received = upstream[rows].to(logits.dtype)
             # The mean code falls out of both products, since each row of dlogits adds up to 0.
-            values = upstream @ centred.T
+            values = received @ centred.T
             values -= torch.linalg.vecdot(probabilities, values).unsqueeze(1)
             dlogits = values.mul_(probabilities).div_(temperature)
             dz[rows] = (dlogits @ centred).to(z.dtype)
             dcodes += (dlogits.T @ z[rows].to(logits.dtype)).to(codes.dtype)
             if indices is None:
-                dcodes += (probabilities.T @ upstream).to(codes.dtype)
+                dcodes += (probabilities.T @ received).to(codes.dtype)
         if indices is not None:
-            dcodes.index_add_(0, indices, gradient.to(codes.dtype))
+            dcodes.index_add_(0, indices, upstream.to(codes.dtype))
     return dz, dcodes
-
-
-def _setup(ctx, inputs: tuple, output: Tensor) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.first, ctx.temperature = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-    backward = torch.ops.vqkit.gumbel_softmax_backward
-    return *backward(gradient, *ctx.saved_tensors, ctx.first, ctx.temperature), None, None, None, None, None
-
-
-differentiable("gumbel_softmax", _autograd, _setup)
 
 
 def _perturbed_logits(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines
-from vqkit.kernels.operators import differentiable, operator
+from vqkit.kernels.operators import gradient, operator
 from vqkit.kernels.softmax_rows import (
     Block,
     backpropagate,
@@ -51,53 +51,30 @@ def index_backpropagation(
     return torch.ops.vqkit.index_backpropagation(z, codes, indices.to(torch.int64), temperature, impl)
 
 
-def _forward_fake(z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None) -> Tensor:
-    return torch.empty_like(z, dtype=codes.dtype, memory_format=torch.contiguous_format)
-
-
-@operator("index_backpropagation", _forward_fake)
+@operator("index_backpropagation", lambda z, codes, *_: z.new_empty(z.shape, dtype=codes.dtype))
 def _forward(z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None) -> Tensor:
     return chosen_codes(codes, indices)
 
 
-def _backward_fake(
-    gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), codes.new_empty(codes.shape)
-
-
-@operator("index_backpropagation_backward", _backward_fake)
+@gradient("index_backpropagation", "z", "codes")
 def _backward(
-    gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None
+    upstream: Tensor, z: Tensor, codes: Tensor, indices: Tensor, temperature: float, impl: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    if engines.choose("soft", (gradient, z, codes), impl).engine == "triton":
+    if engines.choose("soft", (upstream, z, codes), impl).engine == "triton":
         from vqkit.kernels.gpu import soft as fused  # Triton is optional, and slow to import
 
-        dz, dcodes = fused.index_backpropagation_backward(gradient, z, codes, indices, temperature)
+        dz, dcodes = fused.index_backpropagation_backward(upstream, z, codes, indices, temperature)
         return dz.to(z.dtype), dcodes.to(codes.dtype)
     with torch.autocast(z.device.type, enabled=False):
         kept = indices >= 0
         problem = prepare(z, codes, temperature, kept)
-        gradient = torch.where(kept[:, None], gradient, 0).to(problem.x.dtype)
+        upstream = torch.where(kept[:, None], upstream, 0).to(problem.x.dtype)
 
         def dlogits(block: Block) -> Tensor:
             """By probability: g . e less its expectation, in which the mean code falls out."""
-            result = torch.mm(gradient[block.part], problem.codes.T, out=block.logits).mul_(block.probabilities)
+            result = torch.mm(upstream[block.part], problem.codes.T, out=block.logits).mul_(block.probabilities)
             return result.addcmul_(block.probabilities, result.sum(1, keepdim=True), value=-1)
 
         dx, dcodes = backpropagate(problem, dlogits)
-        dcodes.index_add_(0, indices.clamp(min=0), gradient)
+        dcodes.index_add_(0, indices.clamp(min=0), upstream)
     return dx.to(z.dtype), dcodes.to(codes.dtype)
-
-
-def _setup(ctx, inputs: tuple, output: Tensor) -> None:  # type: ignore[no-untyped-def]
-    z, codes, indices, ctx.temperature, ctx.impl = inputs
-    ctx.save_for_backward(z, codes, indices)
-
-
-def _autograd(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-    backward = torch.ops.vqkit.index_backpropagation_backward
-    return *backward(gradient, *ctx.saved_tensors, ctx.temperature, ctx.impl), None, None, None
-
-
-differentiable("index_backpropagation", _autograd, _setup)

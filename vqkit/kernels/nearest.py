@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines, gpu, native
-from vqkit.kernels.gpu.bound import MOST_PADDING, is_proven, relative_error
-from vqkit.kernels.matmul_precision import widest_dtype
+from vqkit.kernels.bounds import MOST_PADDING, is_proven, result_dtype, tensor_core_error, widest_dtype
 from vqkit.kernels.operators import batched, operator
-from vqkit.kernels.scores import score_margins, score_values
+from vqkit.kernels.torch_search.float64_ties import unit_vectors
 from vqkit.kernels.torch_search.search import nearest_indices
 
 Metric = Literal["euclidean", "dot", "cosine"]
@@ -123,12 +122,14 @@ def nearest(
     found = torch.ops.vqkit.nearest(rows, books, mask, metric, wanted, precision, impl)
     shape = x.shape[:-1]
     indices = found[..., :k]
-    scores = score_values(rows, books, indices, metric).view(*shape, k) if return_scores else None
-    margin = score_margins(rows, books, found, metric, k).view(shape) if return_margin else None
+    scores = margin = None
+    if return_scores:
+        scores = _scores(rows, books, indices, metric).to(result_dtype(x, codes)).view(*shape, k)
+        scores = scores.squeeze(-1) if k == 1 else scores
+    if return_margin:
+        margin = _margins(rows, books, found, metric, k).to(result_dtype(x, codes)).view(shape)
     indices = indices.reshape(*shape, k)
-    if k == 1:
-        return Nearest(indices.squeeze(-1), None if scores is None else scores.squeeze(-1), margin)
-    return Nearest(indices, scores, margin)
+    return Nearest(indices.squeeze(-1) if k == 1 else indices, scores, margin)
 
 
 def search_path(device: torch.device | str, dtype: torch.dtype = torch.float32) -> SearchPath:
@@ -204,13 +205,46 @@ def _check_options(x: Tensor, codes: Tensor, k: int, valid: Tensor | None, preci
         )
 
 
-def _nearest_fake(
-    x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None, impl: str | None = None
-) -> Tensor:
-    return x.new_empty((*x.shape[:2], k), dtype=torch.int64)
+def _scores(x: Tensor, codes: Tensor, indices: Tensor, metric: str) -> Tensor:
+    """Scores (G, N, k) of codes (G, K, D) for rows (G, N, D) at indices (G, N, k), summed in float64.
+
+    NaN where the row or the code is not finite or the index is negative.
+    """
+    rows, found = _wide(x, metric), []
+    for place in indices.unbind(-1):
+        chosen = _chosen(codes, place, metric)
+        scores = ((rows - chosen).square() if metric == "euclidean" else rows * chosen).sum(-1)
+        found.append(torch.where(torch.isfinite(scores) & (place >= 0), scores, torch.nan))
+    return torch.stack(found, -1)
 
 
-@operator("nearest", _nearest_fake)
+def _margins(x: Tensor, codes: Tensor, found: Tensor, metric: str, k: int) -> Tensor:
+    """By how much code k + 1 of found (G, N, k or k + 1) is worse than code k: (G, N), infinite where there is none.
+
+    The difference is formed before it is summed, so that a margin far below the scores keeps its digits. NaN where the
+    score of code k is.
+    """
+    rows = _wide(x, metric)
+    margin = torch.full_like(rows[..., 0], torch.inf)
+    if found.shape[-1] > k:
+        last, other = (_chosen(codes, found[..., place], metric) for place in (k - 1, k))
+        terms = (last - other) * (2 * rows - last - other if metric == "euclidean" else rows)
+        margin = torch.where(found[..., k] >= 0, terms.sum(-1).clamp(min=0), torch.inf)
+    return margin + 0 * _scores(x, codes, found[..., k - 1 : k], metric)[..., 0]
+
+
+def _wide(vectors: Tensor, metric: str) -> Tensor:
+    vectors = vectors.to(widest_dtype(vectors.device))
+    return unit_vectors(vectors) if metric == "cosine" else vectors
+
+
+def _chosen(codes: Tensor, place: Tensor, metric: str) -> Tensor:
+    """The vectors (G, N, D) of codes (G, K, D) at indices (G, N); a negative index reads the first code."""
+    first = codes.shape[1] * torch.arange(codes.shape[0], device=codes.device)[:, None]
+    return _wide(codes.flatten(0, 1)[place.clamp(min=0) + first], metric)
+
+
+@operator("nearest", lambda x, codes, valid, metric, k, *_: x.new_empty((*x.shape[:2], k), dtype=torch.int64))
 def _nearest(
     x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str | None, impl: str | None = None
 ) -> Tensor:
@@ -225,8 +259,7 @@ def _nearest(
         from vqkit.kernels.gpu import nearest as fused  # Triton is optional, and slow to import
 
         return fused.nearest(x, codes, valid, metric, precision or _provable(x.device)).unsqueeze(-1)
-    exact = precision == "exact" or (precision is None and widest_dtype(x.device) == torch.float64)
-    return nearest_indices(x, codes, valid, metric, k, "exact" if exact else "high")
+    return nearest_indices(x, codes, valid, metric, k, precision)
 
 
 def _unfit(x: Tensor, k: int, precision: str | None) -> str:
@@ -234,7 +267,7 @@ def _unfit(x: Tensor, k: int, precision: str | None) -> str:
     if k > 1:
         return f"the fused kernels find one code a row, not {k}"
     exact = (precision or _provable(x.device)) == "exact"
-    error = relative_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, passes=3)
+    error = tensor_core_error(gpu.architecture(x.device), x.shape[-1] + MOST_PADDING, products=3)
     return f"no error bound covers {x.shape[-1]} dimensions there" if exact and error == torch.inf else ""
 
 
@@ -244,26 +277,18 @@ def _provable(device: torch.device) -> Precision:
 
 
 def _nearest_batched(  # type: ignore[no-untyped-def]
-    info,
-    in_dims,
-    x: Tensor,
-    codes: Tensor,
-    valid: Tensor | None,
-    metric: str,
-    k: int,
-    precision: str | None,
-    impl: str | None = None,
+    info, in_dims, x: Tensor, codes: Tensor, valid: Tensor | None, *options
 ) -> tuple[Tensor, int]:
     """A batch of rows alone becomes more rows, a batch of codebooks more groups."""
     x_dim, codes_dim, valid_dim = in_dims[:3]
     if codes_dim is None and valid_dim is None:
         rows = x.movedim(x_dim, 1)
-        found = torch.ops.vqkit.nearest(rows.flatten(1, 2), codes, valid, metric, k, precision, impl)
+        found = torch.ops.vqkit.nearest(rows.flatten(1, 2), codes, valid, *options)
         return found.unflatten(1, rows.shape[1:3]), 1
     x, codes = _batch_first(x, x_dim, info.batch_size), _batch_first(codes, codes_dim, info.batch_size)
     if valid is not None:
         valid = _batch_first(valid, valid_dim, info.batch_size).flatten(0, 1)
-    found = torch.ops.vqkit.nearest(x.flatten(0, 1), codes.flatten(0, 1), valid, metric, k, precision, impl)
+    found = torch.ops.vqkit.nearest(x.flatten(0, 1), codes.flatten(0, 1), valid, *options)
     return found.unflatten(0, x.shape[:2]), 0
 
 

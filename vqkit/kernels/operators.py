@@ -3,10 +3,12 @@
 `torch.library.custom_op` does the same and loads torch's compiler, a second and a half of every import.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("vqkit", "FRAGMENT")
 
@@ -16,7 +18,8 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
 
     Args:
         name: of the operator.
-        fake: gives empty tensors of the shapes and dtypes of the results, from the same arguments.
+        fake: gives empty tensors of the shapes and dtypes of the results, from the same arguments, of which the last
+            may be left out.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,20 +32,47 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
     return register
 
 
-def differentiable(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """Gives an operator its gradient, as `torch.library.register_autograd` describes it, and no second one.
+def gradient(name: str, *wanted: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: makes a function the gradient of an operator, itself an operator `<name>_backward` that has none.
+
+    The function takes the upstream gradients, then the arguments of the operator, and returns the gradients to those of
+    them that are `wanted`, each of the shape and dtype of its argument.
 
     Args:
-        name: of the operator; that of its gradient is `<name>_backward`.
-        backward: from the context and the upstream gradients to those of the arguments.
-        setup_context: what the context keeps of a call.
+        name: of the operator.
+        wanted: names of tensor arguments.
     """
 
-    def refuse(*arguments: Any) -> None:
-        raise RuntimeError(f"vqkit::{name} has no second derivative; detach its gradient.")
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(function).parameters)
+        places = [names.index(argument) for argument in wanted]
 
-    torch.library.register_autograd(f"vqkit::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    torch.library.register_autograd(f"vqkit::{name}_backward", refuse, lib=_LIBRARY)
+        def fake(*arguments: Any) -> Any:
+            gradients = tuple(torch.empty_like(arguments[p], memory_format=torch.contiguous_format) for p in places)
+            return gradients if len(gradients) > 1 else gradients[0]
+
+        def keep(ctx, inputs: tuple, output: Any) -> None:  # type: ignore[no-untyped-def]
+            ctx.save_for_backward(*(entry if isinstance(entry, Tensor) else None for entry in inputs))
+            ctx.others = [None if isinstance(entry, Tensor) else entry for entry in inputs]
+
+        def pull_back(ctx, *upstream: Tensor) -> tuple:  # type: ignore[no-untyped-def]
+            pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+            inputs = [other if tensor is None else tensor for tensor, other in pairs]
+            found = getattr(torch.ops.vqkit, f"{name}_backward")(*upstream, *inputs)
+            result: list[Tensor | None] = [None] * len(inputs)
+            for place, value in zip(places, found if len(places) > 1 else (found,), strict=True):
+                result[place - len(upstream)] = value
+            return tuple(result)
+
+        def refuse(*arguments: Any) -> None:
+            raise RuntimeError(f"vqkit::{name} has no second derivative; detach its gradient.")
+
+        operator(f"{name}_backward", fake)(function)
+        torch.library.register_autograd(f"vqkit::{name}", pull_back, setup_context=keep, lib=_LIBRARY)
+        torch.library.register_autograd(f"vqkit::{name}_backward", refuse, lib=_LIBRARY)
+        return function
+
+    return register
 
 
 def batched(name: str, rule: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines
-from vqkit.kernels.operators import differentiable, operator
+from vqkit.kernels.operators import gradient, operator
 from vqkit.kernels.softmax_rows import Block, backpropagate, check_indices, check_logits, chosen_codes, prepare
 
 
@@ -39,53 +39,31 @@ def reinmax(z: Tensor, codes: Tensor, indices: Tensor, *, impl: engines.Impl | N
     return torch.ops.vqkit.reinmax(z, codes, indices.to(torch.int64), impl)
 
 
-def _forward_fake(z: Tensor, codes: Tensor, indices: Tensor, impl: str | None = None) -> Tensor:
-    return torch.empty_like(z, dtype=codes.dtype, memory_format=torch.contiguous_format)
-
-
-@operator("reinmax", _forward_fake)
+@operator("reinmax", lambda z, codes, *_: z.new_empty(z.shape, dtype=codes.dtype))
 def _forward(z: Tensor, codes: Tensor, indices: Tensor, impl: str | None = None) -> Tensor:
     return chosen_codes(codes, indices)
 
 
-def _backward_fake(
-    gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor, impl: str | None = None
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), codes.new_empty(codes.shape)
-
-
-@operator("reinmax_backward", _backward_fake)
+@gradient("reinmax", "z", "codes")
 def _backward(
-    gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor, impl: str | None = None
+    upstream: Tensor, z: Tensor, codes: Tensor, indices: Tensor, impl: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    if engines.choose("soft", (gradient, z, codes), impl).engine == "triton":
+    if engines.choose("soft", (upstream, z, codes), impl).engine == "triton":
         from vqkit.kernels.gpu import soft as fused  # Triton is optional, and slow to import
 
-        dz, dcodes = fused.reinmax_backward(gradient, z, codes, indices)
+        dz, dcodes = fused.reinmax_backward(upstream, z, codes, indices)
         return dz.to(z.dtype), dcodes.to(codes.dtype)
     with torch.autocast(z.device.type, enabled=False):
         kept, drawn = indices >= 0, indices.clamp(min=0)[:, None]
         problem = prepare(z, codes, 1.0, kept)
-        gradient = torch.where(kept[:, None], gradient, 0).to(problem.x.dtype)
+        upstream = torch.where(kept[:, None], upstream, 0).to(problem.x.dtype)
 
         def dlogits(block: Block) -> Tensor:
             chosen = drawn[block.part]
-            values = torch.mm(gradient[block.part], problem.codes.T, out=block.logits)
+            values = torch.mm(upstream[block.part], problem.codes.T, out=block.logits)
             result = values.sub_(values.gather(1, chosen)).mul_(block.probabilities)
             return result.scatter_add_(1, chosen, -result.sum(1, keepdim=True)).mul_(0.5)
 
         dz, dcodes = backpropagate(problem, dlogits)
-        dcodes.index_add_(0, drawn[:, 0], gradient)
+        dcodes.index_add_(0, drawn[:, 0], upstream)
     return dz.to(z.dtype), dcodes.to(codes.dtype)
-
-
-def _setup(ctx, inputs: tuple, output: Tensor) -> None:  # type: ignore[no-untyped-def]
-    z, codes, indices, ctx.impl = inputs
-    ctx.save_for_backward(z, codes, indices)
-
-
-def _autograd(ctx, gradient: Tensor) -> tuple:  # type: ignore[no-untyped-def]
-    return *torch.ops.vqkit.reinmax_backward(gradient, *ctx.saved_tensors, ctx.impl), None, None
-
-
-differentiable("reinmax", _autograd, _setup)

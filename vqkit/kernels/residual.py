@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines, native
+from vqkit.kernels.bounds import result_dtype
 from vqkit.kernels.nearest import Metric, check_rows_and_codes
 from vqkit.kernels.operators import operator
 
@@ -56,9 +57,7 @@ def residual_nearest(
         if codes.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(codes.shape)}, expected (K, D); pass one tensor for each level")
         check_rows_and_codes(x, codes, metric, name=name)
-    dtype = torch.float32
-    for tensor in (x, *codebooks):
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtype = result_dtype(x, *codebooks)
     rows = x.detach().reshape(-1, x.shape[-1]).to(dtype)
     tables = [codes.detach().to(dtype) for codes in codebooks]
     indices = torch.ops.vqkit.residual_nearest(rows, tables, metric, impl)
@@ -68,11 +67,7 @@ def residual_nearest(
     return ResidualNearest(indices.view(*x.shape[:-1], len(tables)), quantized.view(x.shape))
 
 
-def _residual_nearest_fake(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl: str | None = None) -> Tensor:
-    return x.new_empty((x.shape[0], len(codebooks)), dtype=torch.int64)
-
-
-@operator("residual_nearest", _residual_nearest_fake)
+@operator("residual_nearest", lambda x, codebooks, *_: x.new_empty(x.shape[0], len(codebooks), dtype=torch.int64))
 def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl: str | None = None) -> Tensor:
     """Rows (N, D), S codebooks (K, D) -> (N, S) int64."""
 

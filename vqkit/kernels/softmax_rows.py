@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels.matmul_precision import product_is_lowered
+from vqkit.kernels.bounds import product_is_lowered, result_dtype
 from vqkit.kernels.statistics import check_range
 
 BLOCK = 2**20  # numbers of a block on a processor, whose last cache should hold two
@@ -57,11 +57,6 @@ def prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Centr
     dtype = torch.float64 if product_is_lowered(z.device) else dtype
     codes = codes.to(dtype)
     return Centred(torch.where(kept[:, None], z, 0).to(dtype), codes - codes.mean(0), temperature)
-
-
-def result_dtype(z: Tensor, codes: Tensor) -> torch.dtype:
-    """Float64 if an input is, else float32."""
-    return torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
 
 
 def softmax_blocks(problem: Centred) -> Iterator[Block]:

@@ -98,18 +98,13 @@ def check_range(indices: Tensor, size: int) -> None:
         )
 
 
-def _segment_stats_fake(
-    x: Tensor,
-    indices: Tensor,
-    num_segments: int,
-    weights: Tensor | None,
-    dtype: torch.dtype,
-    impl: str | None = None,
+def _fake(
+    x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None, dtype: torch.dtype, *_: object
 ) -> Tensor:
     return x.new_empty(num_segments * (1 + x.shape[1]), dtype=dtype)
 
 
-@operator("segment_stats", _segment_stats_fake)
+@operator("segment_stats", _fake)
 def _segment_stats(
     x: Tensor,
     indices: Tensor,

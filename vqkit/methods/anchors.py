@@ -10,7 +10,8 @@ from torch import Tensor
 from vqkit import distributed, kernels
 from vqkit.functional import unit
 from vqkit.kernels import Metric
-from vqkit.kernels.matmul_precision import widest_dtype
+from vqkit.kernels.bounds import widest_dtype
+from vqkit.parts.selection import check_metric
 from vqkit.saving.config import Configured
 
 _PIECE = 2**20
@@ -38,6 +39,11 @@ class Anchor(Configured, ABC):
             anchors (K, D), 0 where there is none, and found (K,) bool, False there.
         """
 
+    def __repr__(self) -> str:
+        """The class and its arguments."""
+        arguments = (f"{name}={value!r}" for name, value in self.recorded_arguments().items())
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
 
 class ClosestAnchor(Anchor):
     """The feature that is most similar to the code; the first of equals, ranks in order.
@@ -49,7 +55,7 @@ class ClosestAnchor(Anchor):
     """
 
     def __init__(self, metric: Metric = "cosine") -> None:
-        _check_metric(metric)
+        check_metric(metric)
         self.metric: Metric = metric
 
     def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -63,10 +69,6 @@ class ClosestAnchor(Anchor):
         wide = widest_dtype(z.device)
         scores = _similarity(codes.to(wide), z[nearest].to(wide), self.metric)
         return distributed.best_rows(torch.where(valid[nearest], scores, -torch.inf), z[nearest])
-
-    def __repr__(self) -> str:
-        """The similarity."""
-        return f"{type(self).__name__}(metric={self.metric!r})"
 
 
 class RandomAnchor(Anchor):
@@ -86,10 +88,6 @@ class RandomAnchor(Anchor):
         order = keys.argsort(stable=True)
         return rows[order], drawn[order]
 
-    def __repr__(self) -> str:
-        """The name."""
-        return "RandomAnchor()"
-
 
 class ProbabilisticAnchor(Anchor):
     """A feature drawn from the softmax, over all features, of the similarity to the code.
@@ -106,7 +104,7 @@ class ProbabilisticAnchor(Anchor):
     """
 
     def __init__(self, metric: Metric = "cosine") -> None:
-        _check_metric(metric)
+        check_metric(metric)
         self.metric: Metric = metric
 
     def __call__(self, codes: Tensor, z: Tensor, valid: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -123,10 +121,6 @@ class ProbabilisticAnchor(Anchor):
             scores[numbers], chosen[numbers] = torch.where(valid, noisy, -torch.inf).max(dim=1)
         return distributed.best_rows(scores, z[chosen])
 
-    def __repr__(self) -> str:
-        """The similarity."""
-        return f"{type(self).__name__}(metric={self.metric!r})"
-
 
 def at_least_one(z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """The vectors, or one that is not valid where there are none; those that are not valid are 0."""
@@ -138,11 +132,6 @@ def at_least_one(z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def pieces(size: int, width: int, device: torch.device) -> Iterator[Tensor]:
     """Numbers of the codes, so many at a time that `width` entries for each fit."""
     yield from torch.arange(size, device=device).split(max(1, math.ceil(_PIECE / width)))
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in ("euclidean", "dot", "cosine"):
-        raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
 
 
 def _similarity(codes: Tensor, z: Tensor, metric: Metric) -> Tensor:

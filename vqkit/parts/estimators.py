@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ class Estimator(Part):
         return self
 
 
-def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
-    """Exactly `value` in the forward pass, the gradient of `surrogate` in the backward pass.
+def straight_through(value: Tensor, surrogate: Tensor, *, slope: Tensor | None = None) -> Tensor:
+    """Exactly `value` in the forward pass, the gradient of `slope * surrogate` in the backward pass.
 
     The usual form `surrogate + (value - surrogate).detach()` rounds: its value is not bit for bit `value`, so that
     decoding the indices of a batch gives something else than the batch gave.
@@ -66,32 +66,37 @@ def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     Args:
         value: any shape; no gradient flows into it.
         surrogate: same shape and dtype.
+        slope: broadcasts to that shape; no gradient flows into it. None means 1.
 
     Source: the identity for a discrete choice is Bengio, Léonard, Courville 2013 (arXiv:1308.3432).
     """
     if torch.compiler.is_compiling():  # the same in operations that a compiler fuses: an exact zero is added
+        surrogate = surrogate if slope is None else slope * surrogate
         return value.detach() + (surrogate - surrogate.detach())
-    return _StraightThrough.apply(value.detach(), surrogate)
+    return _StraightThrough.apply(value.detach(), surrogate, slope)
 
 
 class _StraightThrough(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+    def forward(value: Tensor, surrogate: Tensor, slope: Tensor | None) -> Tensor:
         return value.clone()  # a view could not be written to
 
     @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Nothing is kept."""
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return None, gradient if slope is None else gradient * slope, None
 
     @staticmethod
-    def jvp(ctx: object, value: Tensor, surrogate: Tensor) -> Tensor:
-        return surrogate.clone()
+    def jvp(ctx: Any, value: Tensor, surrogate: Tensor, slope: None) -> Tensor:
+        (factor,) = ctx.saved_tensors
+        return surrogate.clone() if factor is None else surrogate * factor
 
 
 class StraightThrough(Estimator):

@@ -126,8 +126,7 @@ class Search(Part):
 
     def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
-        if metric not in ("euclidean", "dot", "cosine"):
-            raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")
+        check_metric(metric)
         self.metric: Metric = metric
 
     def forward(self, z: Tensor, codes: Tensor, noise: Noise | None = None) -> Tensor:
@@ -144,3 +143,13 @@ class Search(Part):
         """The metric, and what searches on each device and why."""
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         return ", ".join([super().extra_repr(), *(f"{name}={str(search_path(name))!r}" for name in devices)])
+
+
+def check_metric(metric: str) -> None:
+    """Refuse what is no metric.
+
+    Raises:
+        ValueError: another word.
+    """
+    if metric not in ("euclidean", "dot", "cosine"):
+        raise ValueError(f"metric={metric!r}: expected 'euclidean', 'dot' or 'cosine'")

@@ -352,7 +352,8 @@ class VectorQuantizer(BaseQuantizer):
             losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
             total = loss.weight * value if total is None else total + loss.weight * value
         if total is None or self.has_projection:  # no loss reaches the way out of the code space
-            total = connected_zero(quantized.vectors) + (0 if total is None else total)
+            nothing = connected_zero(quantized.vectors)
+            total = nothing if total is None else nothing + total
         return total, losses
 
     def strip_training(self) -> None:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,6 @@ class BinaryQuantizer(FixedGrid):
     Args:
         bits: D, the number of dimensions and bits.
         dim: size of the input's channel axis; None means `bits`. If it differs, linear maps lead in and out.
-        lsb_first: whether the first dimension is the lowest bit of an index, or the highest.
         losses: penalties, each with its weight; names must differ.
         channel_dim: see `BaseQuantizer`.
 
@@ -43,12 +43,12 @@ class BinaryQuantizer(FixedGrid):
 
     entry_size: float
     """The size of each entry of a code."""
+    lowest_bit_first: ClassVar[bool] = False
+    """Whether the first dimension is the lowest bit of an index, or the highest."""
 
     stuck_bits: Tensor
 
-    def __init__(
-        self, bits: int, *, dim: int | None, lsb_first: bool, losses: Sequence[Loss], channel_dim: int
-    ) -> None:
+    def __init__(self, bits: int, *, dim: int | None, losses: Sequence[Loss], channel_dim: int) -> None:
         if not isinstance(bits, int) or bits < 1:
             raise ValueError(f"bits={bits}: expected a whole number of at least 1, such as 18 for 2^18 codes")
         super().__init__(bits if dim is None else dim, codebook_dim=bits, losses=losses, channel_dim=channel_dim)
@@ -60,7 +60,7 @@ class BinaryQuantizer(FixedGrid):
         self.level_axis = self.num_codebooks > 1
         ends = list(accumulate(self.level_bits))
         self._levels = [slice(end - width, end) for end, width in zip(ends, self.level_bits, strict=True)]
-        places = [range(width) if lsb_first else reversed(range(width)) for width in self.level_bits]
+        places = [range(width) if self.lowest_bit_first else reversed(range(width)) for width in self.level_bits]
         self.grid_values = [2**place for level in places for place in level]
         self.register_buffer("place_values", torch.tensor(self.grid_values))
         self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)

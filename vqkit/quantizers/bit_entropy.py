@@ -70,7 +70,7 @@ class BitEntropy(Loss):
         """The codes have to be all patterns of bits."""
         if codebook is not None:
             yield (
-                f"{type(self).__name__} speaks of codes that are all patterns of bits, but {type(codebook).__name__} "
+                f"{type(self).__name__} is defined for all patterns of bits as codes, but {type(codebook).__name__} "
                 f"stores {codebook.codebook_size} of them: use Entropy(), or LFQ or BSQ"
             )
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,15 +16,14 @@ _SHORTEST = 1e-12
 class BSQ(BinaryQuantizer):
     """Binary spherical quantization: u = z / |z|, y = sign(u) / sqrt(D), one bit per dimension, codes of unit length.
 
-    sign(0) is -1. A vector shorter than 1e-12 has no direction and is taken as it is. The error |u - y| is at most
-    sqrt(2 - 2 / sqrt(D)). Any width: up to 62 bits make one index, more make several (`level_axis`), of widths that
-    differ by at most 1.
+    With g the gradient of y, that of u is g / sqrt(D): the released code goes straight through the sign, then scales.
+    `TextbookBSQ` goes straight through both. sign(0) is -1. A vector shorter than 1e-12 has no direction and is taken
+    as it is. The error |u - y| is at most sqrt(2 - 2 / sqrt(D)). Any width: up to 62 bits make one index, more make
+    several (`level_axis`), of widths that differ by at most 1.
 
     Args:
         bits: D, the number of dimensions and bits, at least 1; 18 and 36 in the paper.
         dim: size of the input's channel axis; None means `bits`. If it differs, linear maps lead in and out.
-        gradient: with g that of y, that of u is g / sqrt(D) ("published": the released code goes straight through
-            before it scales) or g ("textbook").
         losses: penalties; None means `[BitEntropy(0.1, temperature=1.0)]`.
         channel_dim: see `BaseQuantizer`.
 
@@ -37,7 +35,7 @@ class BSQ(BinaryQuantizer):
     over dimensions and `Commitment` a mean: for a weight of beta add `Commitment(beta * D)`.
 
     Raises:
-        ValueError: `bits` is not positive, or another gradient.
+        ValueError: `bits` is not positive.
         IncompatibleParts: a loss needs a codebook, or two have one name.
     """
 
@@ -46,20 +44,15 @@ class BSQ(BinaryQuantizer):
         bits: int,
         *,
         dim: int | None = None,
-        gradient: Literal["published", "textbook"] = "published",
         losses: Sequence[Loss] | None = None,
         channel_dim: int = -1,
     ) -> None:
-        if gradient not in ("published", "textbook"):
-            raise ValueError(f"gradient={gradient!r}: expected 'published' or 'textbook'")
         super().__init__(
             bits,
             dim=dim,
-            lsb_first=False,
             losses=[BitEntropy(0.1, temperature=1.0)] if losses is None else losses,
             channel_dim=channel_dim,
         )
-        self.gradient = gradient
         self.entry_size = 1 / math.sqrt(bits)
 
     def direction(self, latents: Tensor) -> Tensor:
@@ -68,9 +61,13 @@ class BSQ(BinaryQuantizer):
         return latents / torch.where(length > _SHORTEST, length, 1)
 
     def surrogate(self, z: Tensor) -> Tensor:
-        """The unit vectors, over sqrt(D) as published, or as they are."""
-        return z * self.entry_size if self.gradient == "published" else z
+        """The unit vectors over sqrt(D)."""
+        return z * self.entry_size
 
-    def extra_repr(self) -> str:
-        """Bits, gradient and layout."""
-        return f"{super().extra_repr()}, gradient={self.gradient!r}"
+
+class TextbookBSQ(BSQ):
+    """`BSQ` with the straight-through estimator over the whole quantizer: the gradient of u is that of y as it is."""
+
+    def surrogate(self, z: Tensor) -> Tensor:
+        """The unit vectors as they are."""
+        return z

@@ -58,8 +58,9 @@ class FixedGrid(VectorQuantizer):
     def share_beyond(self, latents: Tensor, valid: Tensor) -> Tensor:
         """() of the entries of some valid rows of `latents` (N, D), the share beyond 3: hardly any gradient is left."""
         some = slice(None, None, WATCHED_STEP if len(latents) > WATCHED_VECTORS else 1)
-        far = (latents.detach()[some].abs() > 3).sum(-1) / self.codebook_dim
-        return (far * valid[some]).sum() / valid[some].sum().clamp(min=1)
+        counted = valid[some].unsqueeze(-1)
+        far = (latents.detach()[some].abs() > 3) & counted
+        return far.sum() / (self.codebook_dim * counted.sum().clamp(min=1))
 
     def _load_from_state_dict(
         self,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,10 @@ class FSQ(FixedGrid):
     saturated: Tensor
 
     grid_buffer = "level_counts"
+    slack: ClassVar[float] = -1e-3
+    """By which part the bound is wider than the outermost levels."""
+    shift_of = staticmethod(torch.tan)
+    """From offset / half to the shift."""
 
     def grid_mismatch(self, found: Tensor) -> str:
         """The levels of both."""
@@ -69,37 +74,36 @@ class FSQ(FixedGrid):
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
-        half, offset, shift = self.grid(latents.dtype)
-        width = (self.level_counts // 2).to(latents.dtype)
+        width, half, offset, shift = self.grid(latents.dtype)
         squashed = (latents + shift).tanh_()
         levels = (squashed.detach() * half).sub_(offset).round_()
         selected = levels / width
-        indices = torch.where(valid, self._pack(levels.add_(width)), -1)
+        indices = self._pack(levels.add_(width), valid)
         if self.learning:
             self.saturated.copy_(self.share_beyond(latents, valid))
         estimated = selected
         if torch.is_grad_enabled():
-            estimated = straight_through(selected, squashed * (half / width))
+            estimated = straight_through(selected, squashed, slope=half / width)
             selected = estimated.detach()
         selection = Selection(latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid)
         return estimated, selection
 
-    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1 after rounding for even L,
-        from -(L - 1)/2 to (L - 1)/2 for odd.
+    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The width floor(L / 2), and half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1
+        after rounding for even L, from -(L - 1)/2 to (L - 1)/2 for odd.
         """
-        half = (self.level_counts.to(dtype) - 1) * (1 - 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
-        return half, offset, (offset / half).tan()
+        width, steps = (self.level_counts // 2).to(dtype), self.level_counts.to(dtype) - 1
+        half, offset = steps * ((1 + self.slack) / 2), width - steps / 2
+        return width, half, offset, self.shift_of(offset / half)
 
-    def _pack(self, digits: Tensor) -> Tensor:
-        """(N, D) floating point, which is written over -> (N,) int64."""
+    def _pack(self, digits: Tensor, valid: Tensor) -> Tensor:
+        """(N, D) floating point, which is written over -> (N,) int64, -1 where not valid."""
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            return digits.mul_(self.place_values.to(digits.dtype)).sum(-1).long()
+            return torch.where(valid, digits.mul_(self.place_values.to(digits.dtype)).sum(-1), -1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
             indices += digit.long() * place
-        return indices
+        return torch.where(valid, indices, -1)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""
@@ -142,6 +146,9 @@ class CenteredFSQ(FSQ):
         ValueError: no dimension, fewer than 2 or more than 1000 levels in one, or more than 2^62 codes.
     """
 
+    slack = 1e-3
+    shift_of = staticmethod(torch.atanh)
+
     def __init__(self, levels: Sequence[int], *, dim: int | None = None, channel_dim: int = -1) -> None:
         if levels and max(levels) > _MOST_CENTERED_LEVELS:
             raise ValueError(
@@ -149,9 +156,3 @@ class CenteredFSQ(FSQ):
                 "would round to a level beyond the last; use FSQ"
             )
         super().__init__(levels, dim=dim, channel_dim=channel_dim)
-
-    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """As `FSQ.grid`, with a bound of 0 for z = 0."""
-        half = (self.level_counts.to(dtype) - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.level_counts % 2 == 0, 0.5, 0.0).to(dtype)
-        return half, offset, (offset / half).atanh()

@@ -1,7 +1,6 @@
 """Lookup-free quantization: the sign of each dimension."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +13,13 @@ from vqkit.quantizers.bit_entropy import BitEntropy
 class LFQ(BinaryQuantizer):
     """Lookup-free quantization: y = sign(z), one bit per dimension, and no codebook whatever its size.
 
-    sign(0) is -1. The gradient is passed on as it is (straight-through). The losses make it work: the commitment keeps
-    z near +-1, and the entropy makes each bit decided and all patterns equally used.
+    The first dimension is the lowest bit of the index, as in Open-MAGVIT2. sign(0) is -1. The gradient is passed on as
+    it is (straight-through). The losses make it work: the commitment keeps z near +-1, and the entropy makes each bit
+    decided and all patterns equally used.
 
     Args:
         bits: D, the number of dimensions and bits, in 1 ... 62: 2^bits codes.
         dim: size of the input's channel axis; None means `bits`. If it differs, linear maps lead in and out.
-        bit_order: whether the first dimension is the lowest bit of the index ("lsb_first", as in Open-MAGVIT2) or the
-            highest ("msb_first", as in vector-quantize-pytorch).
         losses: penalties; None means `[Commitment(0.25), BitEntropy(0.1)]`.
         channel_dim: see `BaseQuantizer`.
 
@@ -31,11 +29,12 @@ class LFQ(BinaryQuantizer):
     bits: `BitEntropy`. The forward value is the code exactly.
 
     Raises:
-        ValueError: `bits` is out of its range, or another bit order.
+        ValueError: `bits` is out of its range.
         IncompatibleParts: a loss needs a codebook, or two have one name.
     """
 
     entry_size = 1.0
+    lowest_bit_first = True
 
     saturated: Tensor
 
@@ -44,7 +43,6 @@ class LFQ(BinaryQuantizer):
         bits: int,
         *,
         dim: int | None = None,
-        bit_order: Literal["lsb_first", "msb_first"] = "lsb_first",
         losses: Sequence[Loss] | None = None,
         channel_dim: int = -1,
     ) -> None:
@@ -53,16 +51,12 @@ class LFQ(BinaryQuantizer):
                 f"bits={bits}: an int64 index holds at most {LARGEST_INDEX_BITS}; use GroupedQuantizer of several LFQ, "
                 "or BSQ, which gives several indices"
             )
-        if bit_order not in ("lsb_first", "msb_first"):
-            raise ValueError(f"bit_order={bit_order!r}: expected 'lsb_first' or 'msb_first'")
         super().__init__(
             bits,
             dim=dim,
-            lsb_first=bit_order == "lsb_first",
             losses=[Commitment(0.25), BitEntropy(0.1)] if losses is None else losses,
             channel_dim=channel_dim,
         )
-        self.bit_order = bit_order
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     def direction(self, latents: Tensor) -> Tensor:
@@ -90,6 +84,8 @@ class LFQ(BinaryQuantizer):
             )
         return super().health() | {"saturated": saturated}
 
-    def extra_repr(self) -> str:
-        """Bits, their order and the layout."""
-        return f"{super().extra_repr()}, bit_order={self.bit_order!r}"
+
+class MSBFirstLFQ(LFQ):
+    """`LFQ` whose first dimension is the highest bit of the index, as in vector-quantize-pytorch."""
+
+    lowest_bit_first = False

@@ -69,7 +69,7 @@ class Quantizer(VectorQuantizer):
         super().__init_subclass__()
         if "choose" in vars(cls):
             for name in {"assign", "nearest_metric"} - vars(cls).keys():
-                setattr(cls, name, vars(VectorQuantizer).get(name) or vars(BaseQuantizer)[name])
+                setattr(cls, name, vars(BaseQuantizer)[name])
 
     def __init__(
         self,

@@ -53,6 +53,12 @@ _ROTATION_TRICKS = {
 }
 """The arguments `scale` and `radial` of format version 1, and the class that they became."""
 
+_BINARY_VARIANTS = {
+    "vqkit.LFQ": ("bit_order", "msb_first", "vqkit.MSBFirstLFQ"),
+    "vqkit.BSQ": ("gradient", "textbook", "vqkit.TextbookBSQ"),
+}
+"""The argument that a class took up to format version 2, and the class that one of its two values became."""
+
 
 def current_path(class_path: str) -> str:
     """Today's path of a class.
@@ -69,25 +75,30 @@ def current_path(class_path: str) -> str:
     return f"{MOVED_MODULES.get(module, module)}.{name}" if module else class_path
 
 
-def from_version_1(config: Any) -> Any:
-    """A configuration of format version 1, in the terms of version 2.
+def to_current_version(config: Any, version: int) -> Any:
+    """A configuration of an earlier format version, in the terms of version 3.
 
     Args:
         config: the content of a `config.json`, or any value in it.
+        version: 1 or 2.
 
     Returns:
         The same with today's paths and arguments; `config` itself is left as it is.
     """
     if isinstance(config, list):
-        return [from_version_1(item) for item in config]
+        return [to_current_version(item, version) for item in config]
     if not isinstance(config, Mapping):
         return config
-    migrated = {key: from_version_1(item) for key, item in config.items()}
+    migrated = {key: to_current_version(item, version) for key, item in config.items()}
     for mark in {"class_path", "factory"} & config.keys():
         if isinstance(config[mark], str):
-            migrated[mark] = current_path(config[mark])
-            if migrated[mark] == "vqkit.RotationTrick":
-                migrated |= _rotation_trick(mark, migrated.get("init_args", {}))
+            migrated[mark] = path = current_path(config[mark])
+            arguments = migrated.get("init_args", {})
+            if path == "vqkit.RotationTrick" and version == 1:
+                migrated |= _rotation_trick(mark, arguments)
+            elif path in _BINARY_VARIANTS and isinstance(arguments, dict):
+                name, value, variant = _BINARY_VARIANTS[path]
+                migrated[mark] = variant if arguments.pop(name, None) == value else path
     return migrated
 
 

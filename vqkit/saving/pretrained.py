@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vqkit.saving.config import Configured, from_config, resolve_class, to_config, weights_follow
-from vqkit.saving.migration import from_version_1
+from vqkit.saving.migration import to_current_version
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class Pretrained(Configured):
@@ -164,8 +164,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by save_pretrained: its 'format' is not {FORMAT!r}.")
     version = config.get("format_version")
-    if version == 1:
-        return dict(from_version_1(config))
+    if version in (1, 2):
+        return dict(to_current_version(config, version))
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {version!r} (written by vqkit {config.get('vqkit_version')}), and this vqkit"

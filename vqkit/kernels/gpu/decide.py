@@ -4,25 +4,25 @@ import triton
 import triton.language as tl
 
 from vqkit.kernels.gpu.pairs import COSINE, EUCLIDEAN, pair_differences, pair_scores
-from vqkit.kernels.gpu.planes import LONG
+from vqkit.kernels.gpu.split_operands import LONG
 
 NO_CODE = tl.constexpr(2147483647)  # beyond all numbers of codes
 
 
-@triton.jit(do_not_specialize=["number", "size", "padded_rows", "padded_codes", "splits"])
+@triton.jit(do_not_specialize=["number", "size", "padded_rows", "padded_codes", "parts"])
 def decide_kernel(
     x_ptr, codes_ptr, norms_ptr, bias_ptr, state_ptr, best_ptr, second_ptr, third_ptr, best_tile_ptr, second_tile_ptr,
     indices_ptr, listed_ptr, limits_ptr, counts_ptr,
-    number, size, padded_rows, padded_codes, relative, bias_relative, underflow, tie, splits,
+    number, size, padded_rows, padded_codes, relative, bias_relative, underflow, tie, parts,
     METRIC: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, SLOTS: tl.constexpr,
-    MOST_SPLITS: tl.constexpr, CANDIDATES: tl.constexpr,
+    MOST_PARTS: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """One row: certain, or listed with the score up to which codes may be the nearest one."""
     row, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    ENTRIES: tl.constexpr = MOST_SPLITS * SLOTS
+    ENTRIES: tl.constexpr = MOST_PARTS * SLOTS
     entry = tl.arange(0, ENTRIES)
-    at = (group * padded_rows + row) * splits * SLOTS + entry
-    there = entry < splits * SLOTS
+    at = (group * padded_rows + row) * parts * SLOTS + entry
+    there = entry < parts * SLOTS
     best = tl.load(best_ptr + at, there, float("inf"))
     second = tl.load(second_ptr + at, there, float("inf"))
     third = tl.load(third_ptr + at, there, float("inf"))
@@ -34,8 +34,8 @@ def decide_kernel(
     largest = tl.load(state_ptr + group * 4).to(tl.float32, bitcast=True)
     limit, proven = score_limit(one_value, norm, largest, relative, bias_relative, underflow, METRIC)
 
-    one_tile = tl.load(best_tile_ptr + (group * padded_rows + row) * splits * SLOTS + one)
-    two_at = (group * padded_rows + row) * splits * SLOTS + two
+    one_tile = tl.load(best_tile_ptr + (group * padded_rows + row) * parts * SLOTS + one)
+    two_at = (group * padded_rows + row) * parts * SLOTS + two
     two_tile = tl.where(two == one, tl.load(second_tile_ptr + two_at), tl.load(best_tile_ptr + two_at))
     member = tl.arange(0, BK // 2)
     of_one = member < BK // 4
@@ -84,35 +84,46 @@ def settle_kernel(
     usable_ptr += group * padded_codes
     for entry in tl.range(tl.program_id(0), count, tl.num_programs(0)):
         row = group * number + tl.load(listed_ptr + group * number + entry)
-        x = x_ptr + row * D
         candidates = tl.load(counts_ptr + row)
         # None where this pass rounds otherwise than the scan, and its score is just above the limit.
-        all_codes = (candidates > CANDIDATES) | (candidates == 0)
+        candidates = tl.where(candidates > CANDIDATES, 0, candidates)
         listed = tl.load(found_ptr + row * CANDIDATES + lane, lane < candidates, 0)
-        blocks = tl.where(all_codes, tl.cdiv(size, CANDIDATES), 1)
-        best = tl.full([1], float("inf"), tl.float64)
-        reference = tl.full([1], NO_CODE, tl.int32)
-        for block in tl.range(0, blocks):
-            ids, mask = _candidates(listed, lane, block, candidates, all_codes, usable_ptr, size, CANDIDATES)
-            scores, square = pair_scores(x, codes_ptr, ids, mask, D, METRIC, BD)
-            lowest, value = _lowest_of_the_least(scores, ids, mask), tl.min(scores, 0)
-            reference = tl.where((value < best) | ((value == best) & (lowest < reference)), lowest, reference)
-            best = tl.minimum(best, value)
-        other = tl.min(reference, 0)
-        least = tl.full([1], float("inf"), tl.float64)
-        for block in tl.range(0, blocks):
-            ids, mask = _candidates(listed, lane, block, candidates, all_codes, usable_ptr, size, CANDIDATES)
-            scores, square = pair_scores(x, codes_ptr, ids, mask, D, METRIC, BD)
-            difference, magnitude = pair_differences(x, codes_ptr, ids, mask, square, other, D, METRIC, BD)
-            least = tl.minimum(least, tl.min(tl.where(mask, difference + tie * magnitude, float("inf")), 0))
-        chosen = tl.full([1], NO_CODE, tl.int32)
-        for block in tl.range(0, blocks):
-            ids, mask = _candidates(listed, lane, block, candidates, all_codes, usable_ptr, size, CANDIDATES)
-            scores, square = pair_scores(x, codes_ptr, ids, mask, D, METRIC, BD)
-            difference, magnitude = pair_differences(x, codes_ptr, ids, mask, square, other, D, METRIC, BD)
-            tied = mask & (difference - tie * magnitude <= least)
-            chosen = tl.minimum(chosen, tl.min(tl.where(tied, ids, NO_CODE), 0))
-        tl.store(indices_ptr + row, tl.min(chosen, 0).to(tl.int64))
+        chosen = nearest_candidate(
+            x_ptr + row * D, codes_ptr, usable_ptr, listed, candidates, size, tie, D, METRIC, BD, CANDIDATES
+        )
+        tl.store(indices_ptr + row, chosen.to(tl.int64))
+
+
+@triton.jit
+def nearest_candidate(
+    x_ptr, codes_ptr, usable_ptr, listed, number, size, tie,
+    D: tl.constexpr, METRIC: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The nearest usable code of one row in float64, the lowest of a tie: of the first `number` codes that are listed
+    (BK,), or of all codes where that is 0.
+    """
+    blocks = tl.where(number == 0, tl.cdiv(size, BK), 1)
+    best = tl.full([1], float("inf"), tl.float64)
+    reference = tl.full([1], NO_CODE, tl.int32)
+    for block in tl.range(0, blocks):
+        ids, mask = _candidates(listed, number, block, usable_ptr, size, BK)
+        scores, _ = pair_scores(x_ptr, codes_ptr, ids, mask, D, METRIC, BD)
+        lowest, value = _lowest_of_the_least(scores, ids, mask), tl.min(scores, 0)
+        reference = tl.where((value < best) | ((value == best) & (lowest < reference)), lowest, reference)
+        best = tl.minimum(best, value)
+    other = tl.min(reference, 0)
+    least = tl.full([1], float("inf"), tl.float64)
+    for block in tl.range(0, blocks):
+        ids, mask = _candidates(listed, number, block, usable_ptr, size, BK)
+        difference, magnitude = _compared(x_ptr, codes_ptr, ids, mask, other, D, METRIC, BD)
+        least = tl.minimum(least, tl.min(tl.where(mask, difference + tie * magnitude, float("inf")), 0))
+    chosen = tl.full([1], NO_CODE, tl.int32)
+    for block in tl.range(0, blocks):
+        ids, mask = _candidates(listed, number, block, usable_ptr, size, BK)
+        difference, magnitude = _compared(x_ptr, codes_ptr, ids, mask, other, D, METRIC, BD)
+        tied = mask & (difference - tie * magnitude <= least)
+        chosen = tl.minimum(chosen, tl.min(tl.where(tied, ids, NO_CODE), 0))
+    return tl.min(chosen, 0)
 
 
 @triton.jit
@@ -144,8 +155,18 @@ def _lowest_of_the_least(scores, ids, mask):
 
 
 @triton.jit
-def _candidates(listed, lane, block, candidates, all_codes, usable_ptr, size, CANDIDATES: tl.constexpr):
+def _candidates(listed, number, block, usable_ptr, size, BK: tl.constexpr):
     """Numbers of the codes that a row is compared with next, and which of them are meant."""
-    ids = tl.where(all_codes, block * CANDIDATES + lane, listed)
-    mask = (ids < size) & (all_codes | (lane < candidates))
+    lane = tl.arange(0, BK)
+    ids = tl.where(number == 0, block * BK + lane, listed)
+    mask = (ids < size) & ((number == 0) | (lane < number))
     return ids, mask & (tl.load(usable_ptr + ids, mask, 0) != 0)
+
+
+@triton.jit
+def _compared(x_ptr, codes_ptr, ids, mask, other, D: tl.constexpr, METRIC: tl.constexpr, BD: tl.constexpr):
+    """As `pair_differences`, with the lengths of the codes, which only the cosine needs."""
+    square = tl.zeros_like(ids).to(tl.float64)
+    if METRIC == COSINE:
+        _, square = pair_scores(x_ptr, codes_ptr, ids, mask, D, METRIC, BD)
+    return pair_differences(x_ptr, codes_ptr, ids, mask, square, other, D, METRIC, BD)

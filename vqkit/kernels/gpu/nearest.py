@@ -1,6 +1,6 @@
 """Nearest-code search on tensor cores: fused, without the N x K matrix, and without waiting for the device.
 
-1. `planes.py` centres rows and codes and splits them into 16-bit halves.
+1. `split_operands.py` centres rows and codes and splits them into 16-bit halves.
 2. `scan_kernel` forms tiles of scores and keeps, of each row, the two best groups of codes and the score of the third
    best one. A group is the codes of a tile whose scores one thread holds, so that the loop needs one comparison a
    score, a few for each group, and no exchange between threads.
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import gpu
-from vqkit.kernels.gpu.bound import BIAS_ERROR, relative_error
+from vqkit.kernels.bounds import kernel_bounds, tensor_core_error
 from vqkit.kernels.gpu.decide import decide_kernel, settle_kernel
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
-from vqkit.kernels.gpu.planes import CodePlanes, RowPlanes, code_planes, median_codes, row_planes
 from vqkit.kernels.gpu.scan import list_kernel, scan_kernel
-from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, ScanTile, list_tile, scan_tile
-from vqkit.kernels.rounding import gamma
+from vqkit.kernels.gpu.split_operands import SplitCodes, SplitRows, median_codes, split_codes, split_rows
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS, SLOTS, Tile, parts_of, round_up, tile_of
 
 METRICS = ("euclidean", "dot", "cosine")
 CANDIDATES = 64  # codes of a listed row that are written down; with more, all codes are compared in float64
@@ -31,7 +30,7 @@ DECIDE_DEPTH, SETTLE_DEPTH = 32, 8  # numbers of each of these that are compared
 EQUAL = 2.0**-20  # relative difference of scores that are as good as equal: the second look may add in another order
 SETTLERS = 8  # programs for each multiprocessor that share the listed rows
 MOST_GROUPS = 65535  # of a grid, in the dimensions that groups are in
-MOST_SPLITS = 32  # a power of two; parts that the codes are divided into where there are few rows
+MOST_PARTS = 32  # a power of two; parts that the codes are divided into where there are few rows
 
 
 class GroupMinima(NamedTuple):
@@ -53,7 +52,7 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
         valid: (G, K) bool or None.
         metric: "euclidean", "dot" or "cosine".
         precision: "exact": the float64 argmin, which needs an architecture whose accumulators are known
-            (`bound.is_proven`). "high": groups are compared by the sums of three products of halves. "fast": by one
+            (`bounds.is_proven`). "high": groups are compared by the sums of three products of halves. "fast": by one
             product of rounded numbers. The codes of the best groups are compared in float64 in any case.
 
     Returns:
@@ -67,33 +66,34 @@ def nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, precisi
     x, codes = x.to(dtype).contiguous(), codes.to(dtype).contiguous()
     kind = METRICS.index(metric)
     half = dtype != torch.float32 and metric != "cosine"  # numbers that a product takes as they are
-    planes = 1 if half or precision == "fast" else 2
-    architecture = gpu.architecture(x.device)
-    tile = scan_tile(gpu.generation(x.device), x.shape[-1], planes)
+    count = 1 if half or precision == "fast" else 2
+    depth = x.shape[-1]
+    tile = tile_of("scan" if count == 2 else "scan of one half", depth, x.device)
+    width = tile.width(depth)
     centre = None if half or metric == "cosine" else median_codes(codes)
-    rows = row_planes(x, centre if metric == "euclidean" else None, _padded(x.shape[1], tile.rows), tile.width, planes)
-    table = code_planes(codes, centre, valid, kind, _padded(codes.shape[1], tile.codes), tile.width, planes)
-    scan = _scan(rows, table, tile)
-    error = relative_error(architecture, tile.width, 2 * planes - 1) if precision == "exact" else EQUAL
-    return _decide(x, codes, rows, table, scan, tile, kind, error)
+    rows = split_rows(x, centre if metric == "euclidean" else None, round_up(x.shape[1], tile.owned), width, count)
+    book = split_codes(codes, centre, valid, kind, round_up(codes.shape[1], tile.streamed), width, count)
+    scan = _scan(rows, book, tile)
+    exact = precision == "exact"
+    error = tensor_core_error(gpu.architecture(x.device), width, 2 * count - 1) if exact else EQUAL
+    return _decide(x, codes, rows, book, scan, tile, kind, error)
 
 
-def _scan(rows: RowPlanes, table: CodePlanes, tile: ScanTile) -> GroupMinima:
-    (planes, groups, padded_rows, _), padded_codes = rows.planes.shape, table.bias.shape[1]
-    tiles = padded_codes // tile.codes
-    programs = groups * padded_rows // tile.rows
-    splits = max(1, min(tiles, MOST_SPLITS, -(-2 * gpu.multiprocessors(rows.norms.device) // max(1, programs))))
-    shape = groups, padded_rows, splits, SLOTS
+def _scan(rows: SplitRows, book: SplitCodes, tile: Tile) -> GroupMinima:
+    (count, groups, padded_rows, width), padded_codes = rows.halves.shape, book.bias.shape[1]
+    programs = groups * padded_rows // tile.owned
+    parts, per_part = parts_of(programs, padded_codes // tile.streamed, rows.norms.device, MOST_PARTS)
+    shape = groups, padded_rows, parts, SLOTS
     scan = GroupMinima(
         *(rows.norms.new_empty(shape) for _ in range(3)),
         *(rows.norms.new_empty(shape, dtype=torch.int32) for _ in range(2)),
     )
     gpu.launch(
         scan_kernel,
-        (padded_rows // tile.rows, splits, groups),
-        *(rows.planes, table.planes, table.bias, *scan),
-        *(padded_rows, padded_codes, -(-tiles // splits), groups),
-        **_product_constants(tile, planes),
+        (padded_rows // tile.owned, parts, groups),
+        *(rows.halves, book.halves, book.bias, *scan),
+        *(padded_rows, padded_codes, per_part, groups),
+        **_product_constants(tile, width, count),
     )
     return scan
 
@@ -101,60 +101,55 @@ def _scan(rows: RowPlanes, table: CodePlanes, tile: ScanTile) -> GroupMinima:
 def _decide(
     x: Tensor,
     codes: Tensor,
-    rows: RowPlanes,
-    table: CodePlanes,
+    rows: SplitRows,
+    book: SplitCodes,
     scan: GroupMinima,
-    tile: ScanTile,
+    tile: Tile,
     metric: int,
     error: float,
 ) -> Tensor:
     (groups, number, depth), size = x.shape, codes.shape[1]
-    padded_rows, splits = scan.best.shape[1:3]
-    padded_codes = table.bias.shape[1]
+    padded_rows, parts = scan.best.shape[1:3]
+    (count, _, _, width), padded_codes = rows.halves.shape, book.bias.shape[1]
     indices = x.new_empty(groups, number, dtype=torch.int64)
     listed, limits = x.new_empty(groups, number, dtype=torch.int32), x.new_empty(groups, number, dtype=torch.float32)
     counts = x.new_zeros(groups, number, dtype=torch.int32)
-    half = 0.5 if metric == EUCLIDEAN.value else 0.0
-    underflow = 2 * 3 * (tile.width + 1) * torch.finfo(torch.float32).tiny
-    tie = gamma(4 * (depth + 4), torch.float64)
+    bounds = kernel_bounds(error, depth, width, euclidean=metric == EUCLIDEAN.value)
     gpu.launch(
         decide_kernel,
         (number, groups),
-        *(x, codes, rows.norms, table.bias, table.state, *scan, indices, listed, limits, counts),
-        *(number, size, padded_rows, padded_codes, error, half * BIAS_ERROR, underflow, tie),
-        **{"METRIC": metric, "D": depth, "BD": min(DECIDE_DEPTH, tile.depth), "BK": tile.codes, "SLOTS": SLOTS},
-        **{"MOST_SPLITS": MOST_SPLITS, "CANDIDATES": CANDIDATES, "splits": splits},
+        *(x, codes, rows.norms, book.bias, book.state, *scan, indices, listed, limits, counts),
+        *(number, size, padded_rows, padded_codes, *bounds),
+        **{"METRIC": metric, "D": depth, "BD": min(DECIDE_DEPTH, tile.depth), "BK": tile.streamed, "SLOTS": SLOTS},
+        **{"MOST_PARTS": MOST_PARTS, "CANDIDATES": CANDIDATES, "parts": parts},
     )
     found = x.new_empty(groups, number, CANDIDATES, dtype=torch.int32)
     workers = min(gpu.multiprocessors(x.device) * SETTLERS, max(1, number))
-    tile = list_tile(tile, rows.planes.shape[0])
-    tiles = padded_codes // tile.codes
-    parts = min(tiles, MOST_SPLITS)
-    blocks = min(-(-workers // parts), padded_rows // tile.rows)
+    # The second look takes smaller tiles: its epilogue needs more registers.
+    tile = tile._replace(owned=min(tile.owned, 64), streamed=min(tile.streamed, 16 * count), warps=4, stages=1)
+    tiles = padded_codes // tile.streamed
+    parts = min(tiles, MOST_PARTS)
+    blocks = min(-(-workers // parts), padded_rows // tile.owned)
     gpu.launch(
         list_kernel,
         (blocks, parts, groups),
-        *(rows.planes, table.planes, table.bias, table.state, listed, limits, found, counts),
+        *(rows.halves, book.halves, book.bias, book.state, listed, limits, found, counts),
         *(number, padded_rows, padded_codes, -(-tiles // parts), groups),
-        **{"CANDIDATES": CANDIDATES, **_product_constants(tile, rows.planes.shape[0])},
+        **{"CANDIDATES": CANDIDATES, **_product_constants(tile, width, count)},
     )
     gpu.launch(
         settle_kernel,
         (workers, groups),
-        *(x, codes, table.usable, table.state, listed, found, counts, indices),
-        *(number, size, padded_codes, tie),
+        *(x, codes, book.usable, book.state, listed, found, counts, indices),
+        *(number, size, padded_codes, bounds.tie),
         **{"METRIC": metric, "D": depth, "BD": SETTLE_DEPTH, "CANDIDATES": CANDIDATES},
         maxnreg=ALL_REGISTERS,
     )
     return indices
 
 
-def _padded(number: int, block: int) -> int:
-    return -(-number // block) * block
-
-
-def _product_constants(tile: ScanTile, planes: int) -> dict[str, int]:
+def _product_constants(tile: Tile, width: int, count: int) -> dict[str, int]:
     return {
-        **{"WIDTH": tile.width, "BD": tile.depth, "PLANES": planes, "BN": tile.rows, "BK": tile.codes},
+        **{"WIDTH": width, "BD": tile.depth, "HALVES": count, "BN": tile.owned, "BK": tile.streamed},
         **{"STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages},
     }

@@ -11,45 +11,23 @@ What is left of a row is written out as bfloat16 halves once a level and read ba
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from vqkit.kernels import gpu
-from vqkit.kernels.gpu.bound import BIAS_ERROR, is_proven, relative_error
+from vqkit.kernels.bounds import is_proven, kernel_bounds, tensor_core_error
 from vqkit.kernels.gpu.nearest import METRICS, SETTLERS
 from vqkit.kernels.gpu.pairs import EUCLIDEAN
-from vqkit.kernels.gpu.planes import code_planes, median_codes
 from vqkit.kernels.gpu.residual_kernels import levels_kernel, settle_levels_kernel
-from vqkit.kernels.gpu.tiles import ALL_REGISTERS
-from vqkit.kernels.rounding import gamma
+from vqkit.kernels.gpu.split_operands import median_codes, split_codes
+from vqkit.kernels.gpu.tiles import ALL_REGISTERS, round_up, tile_of
 
-CHUNK = 128  # numbers of a row that are multiplied at once
 DEEPEST = 1024  # numbers of a row that its length is bounded for
 FEW_CODES = 4096  # with more, a device that the rows do not fill is better used by splitting the codes: level by level
 MOST_UNEVEN = 2  # times the codes that there are, where levels differ in size
 DEPTH_BLOCK = 16  # numbers of a row that are compared in float64 at once
 CODE_BLOCK = 32  # codes that a listed row is compared with at once
-
-
-class LevelTile(NamedTuple):
-    """Sizes of a tile of scores, and how it is computed."""
-
-    rows: int
-    codes: int
-    warps: int
-    stages: int
-
-
-# By generation. Chosen by what compiles without spills within the shared memory; nothing is measured yet.
-TILES = {
-    gpu.INTERPRETER: LevelTile(16, 16, 4, 1),  # several tiles in both directions in a small test
-    80: LevelTile(64, 32, 8, 2),
-    90: LevelTile(64, 64, 8, 2),
-    100: LevelTile(64, 32, 8, 2),
-}
 
 
 def unfit(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> str:
@@ -67,7 +45,8 @@ def unfit(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> str:
         return f"all levels at once take 'euclidean', 'dot' and up to {DEEPEST} dimensions"
     if max(sizes) * len(sizes) > MOST_UNEVEN * sum(sizes):
         return "the codebooks differ too much in size"
-    if max(sizes) > FEW_CODES and triton.cdiv(len(x), _tile(x).rows) < gpu.multiprocessors(x.device):
+    tile = tile_of("levels", x.shape[1], x.device)
+    if max(sizes) > FEW_CODES and -(-len(x) // tile.owned) < gpu.multiprocessors(x.device):
         return "few rows and many codes are searched level by level"
     return ""
 
@@ -75,50 +54,41 @@ def unfit(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> str:
 def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
     """The nearest code at each level, (N, S) int64, where `unfit` gives no reason."""
     x, (number, depth), levels = x.contiguous(), x.shape, len(codebooks)
-    tile, kind, width = _tile(x), METRICS.index(metric), _width(x.shape[1])
+    tile, kind = tile_of("levels", depth, x.device), METRICS.index(metric)
+    width = tile.width(depth)
     codes, valid = _stack(codebooks)
     size = codes.shape[1]
-    padded = triton.cdiv(size, tile.codes) * tile.codes
+    padded = round_up(size, tile.streamed)
     centre = median_codes(codes)
-    table = code_planes(codes, centre, valid, kind, padded, width, 2)
-    rows = triton.cdiv(number, tile.rows) * tile.rows
+    book = split_codes(codes, centre, valid, kind, padded, width, 2)
+    rows = round_up(number, tile.owned)
     halves = x.new_empty(2, rows, width, dtype=torch.bfloat16)
     total, left = torch.zeros_like(x), torch.empty_like(x)
     indices = x.new_empty(number, levels, dtype=torch.int64)
     listed, level_of = (x.new_empty(number, dtype=torch.int32) for _ in range(2))
     count = x.new_zeros(1, dtype=torch.int32)
     euclidean = kind == EUCLIDEAN.value
-    error = relative_error(gpu.architecture(x.device), width, 3)
-    underflow = 2 * 3 * (width + 1) * torch.finfo(torch.float32).tiny
-    tie = gamma(4 * (depth + 4), torch.float64)
+    error = tensor_core_error(gpu.architecture(x.device), width, 3)
+    bounds = kernel_bounds(error, depth, width, euclidean=euclidean)
     gpu.launch(
         levels_kernel,
-        (rows // tile.rows,),
-        *(x, codes, table.planes, centre, table.bias, table.state, total, halves, indices, listed, level_of, count),
-        *(number, levels, size, padded, rows, error, BIAS_ERROR / 2 if euclidean else 0.0, underflow, tie),
+        (rows // tile.owned,),
+        *(x, codes, book.halves, centre, book.bias, book.state, total, halves, indices, listed, level_of, count),
+        *(number, levels, size, padded, rows, *bounds),
         **{"METRIC": kind, "CENTRED": euclidean, "D": depth, "WIDTH": width, "BD": DEPTH_BLOCK},
-        **{"BN": tile.rows, "BK": tile.codes, "STAGES": tile.stages, "CHUNK": min(width, CHUNK)},
+        **{"BN": tile.owned, "BK": tile.streamed, "STAGES": tile.stages, "CHUNK": tile.depth},
         **{"num_warps": tile.warps, "num_stages": tile.stages},
         maxnreg=ALL_REGISTERS,
     )
     gpu.launch(
         settle_levels_kernel,
         (min(number, gpu.multiprocessors(x.device) * SETTLERS),),
-        *(x, codes, table.usable, table.state, total, left, indices, listed, level_of, count),
-        *(levels, size, padded, tie),
+        *(x, codes, book.usable, book.state, total, left, indices, listed, level_of, count),
+        *(levels, size, padded, bounds.tie),
         **{"METRIC": kind, "D": depth, "BD": DEPTH_BLOCK, "BK": CODE_BLOCK},
         maxnreg=ALL_REGISTERS,
     )
     return indices
-
-
-def _tile(x: Tensor) -> LevelTile:
-    return TILES[gpu.generation(x.device)]
-
-
-def _width(depth: int) -> int:
-    """The depth that rows and codes are padded to: chunks, or less."""
-    return triton.cdiv(depth, CHUNK) * CHUNK if depth > CHUNK else max(16, triton.next_power_of_2(depth))
 
 
 def _stack(codebooks: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

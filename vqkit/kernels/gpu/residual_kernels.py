@@ -3,15 +3,15 @@
 import triton
 import triton.language as tl
 
-from vqkit.kernels.gpu.decide import NO_CODE, score_limit
-from vqkit.kernels.gpu.pairs import EUCLIDEAN, pair_differences, pair_scores
-from vqkit.kernels.gpu.planes import LONG
+from vqkit.kernels.gpu.decide import nearest_candidate, score_limit
+from vqkit.kernels.gpu.pairs import EUCLIDEAN
 from vqkit.kernels.gpu.scan import load_rows, tile_scores
+from vqkit.kernels.gpu.split_operands import LONG, split
 
 
 @triton.jit(do_not_specialize=["number", "levels", "size", "padded_codes", "padded_rows"])
 def levels_kernel(
-    x_ptr, codes_ptr, planes_ptr, centre_ptr, bias_ptr, state_ptr, total_ptr, halves_ptr, indices_ptr,
+    x_ptr, codes_ptr, book_ptr, centre_ptr, bias_ptr, state_ptr, total_ptr, halves_ptr, indices_ptr,
     listed_ptr, level_ptr, count_ptr,
     number, levels, size, padded_codes, padded_rows, relative, bias_relative, underflow, tie,
     METRIC: tl.constexpr, CENTRED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr,
@@ -21,7 +21,7 @@ def levels_kernel(
     rows = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     open_rows = rows < number  # those not listed yet
     halves_plane = padded_rows.to(tl.int64) * WIDTH
-    planes_plane = levels.to(tl.int64) * padded_codes * WIDTH
+    book_plane = levels.to(tl.int64) * padded_codes * WIDTH
     for level in tl.range(0, levels):
         norm = _split_rows(
             x_ptr, total_ptr, centre_ptr + level * D, halves_ptr, halves_plane, rows, open_rows, CENTRED, D, WIDTH, BD
@@ -29,7 +29,7 @@ def levels_kernel(
         tl.debug_barrier()  # other threads read what one wrote
         first = padded_codes.to(tl.int64) * level
         one, two, one_value, two_value, third = _best_codes(
-            halves_ptr + rows[:, None] * WIDTH, halves_plane, planes_ptr, planes_plane, bias_ptr, first,
+            halves_ptr + rows[:, None] * WIDTH, halves_plane, book_ptr, book_plane, bias_ptr, first,
             padded_codes // BK, WIDTH, CHUNK, BN, BK, STAGES,
         )  # fmt: skip
         largest = tl.load(state_ptr + level * 4 + tl.zeros([BN], tl.int32)).to(tl.float32, bitcast=True)
@@ -74,8 +74,7 @@ def _split_rows(
             left = tl.where(mask[:, None], left, 0)
         square += tl.sum(left * left, 1)
         left = tl.where(tl.abs(left) < LONG, left, 0)
-        high = left.to(tl.bfloat16)
-        low = (left - high.to(tl.float32)).to(tl.bfloat16)
+        high, low = split(left, tl.bfloat16)
         at = halves_ptr + rows[:, None] * WIDTH + depth[None, :]
         tl.store(at, high)
         tl.store(at + plane, low)
@@ -93,7 +92,7 @@ def _left(x_ptr, total_ptr, rows, depth, mask, D: tl.constexpr):
 
 @triton.jit
 def _best_codes(
-    halves_ptr, halves_plane, planes_ptr, planes_plane, bias_ptr, first, tiles,
+    halves_ptr, halves_plane, book_ptr, book_plane, bias_ptr, first, tiles,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The two codes of smallest score of each row (those in different slots), their scores, and the next score."""
@@ -105,17 +104,17 @@ def _best_codes(
     best_tile = tl.zeros([BN, BK], tl.int32)
     for tile in tl.range(0, tiles, num_stages=STAGES):
         scores = tile_scores(
-            high, low, halves_ptr, halves_plane, planes_ptr, planes_plane, bias_ptr, first + tile * BK + slot,
+            high, low, halves_ptr, halves_plane, book_ptr, book_plane, bias_ptr, first + tile * BK + slot,
             WIDTH, CHUNK, 2, BN, BK, STAGES,
         )  # fmt: skip
         second = tl.minimum(second, tl.maximum(best, scores))
         best_tile = tl.where(scores < best, tile, best_tile)
         best = tl.minimum(best, scores)
     slots = tl.zeros([BN, BK], tl.int32) + slot[None, :]
-    one_value, one_slot = _least(best, slots, BK)
+    one_value, one_slot = _least_of_rows(best, slots, BK)
     is_one = slots == one_slot[:, None]
     rest = tl.where(is_one, float("inf"), best)
-    two_value, two_slot = _least(rest, slots, BK)
+    two_value, two_slot = _least_of_rows(rest, slots, BK)
     is_two = slots == two_slot[:, None]
     third = tl.minimum(tl.min(tl.where(is_two, float("inf"), rest), 1), tl.min(second, 1))
     one = tl.sum(tl.where(is_one, best_tile, 0), 1) * BK + one_slot
@@ -124,7 +123,7 @@ def _best_codes(
 
 
 @triton.jit
-def _least(values, slots, BK: tl.constexpr):
+def _least_of_rows(values, slots, BK: tl.constexpr):
     """The smallest value of each row, and the first slot where it is."""
     least = tl.min(values, 1)
     return least, tl.min(tl.where(values == least[:, None], slots, BK - 1), 1)
@@ -181,9 +180,9 @@ def settle_levels_kernel(
             level_codes = codes_ptr + size.to(tl.int64) * level * D
             chosen = size - tl.where(usable > 0, usable, valid)  # of rows that tie with every code
             if (finite > 0) & (usable > 0):
-                chosen = _nearest_of_all(
-                    left_ptr + row * D, level_codes, usable_ptr + padded_codes.to(tl.int64) * level, size, tie,
-                    METRIC, D, BD, BK,
+                chosen = nearest_candidate(
+                    left_ptr + row * D, level_codes, usable_ptr + padded_codes.to(tl.int64) * level,
+                    tl.zeros([BK], tl.int32), 0, size, tie, D, METRIC, BD, BK,
                 )  # fmt: skip
             tl.store(indices_ptr + row * levels + level, chosen.to(tl.int64))
             for start in tl.range(0, D, BD, num_stages=1):
@@ -192,40 +191,3 @@ def settle_levels_kernel(
                 e = tl.load(level_codes + chosen.to(tl.int64) * D + depth, depth < D, 0)
                 tl.store(at, tl.load(at, depth < D, 0) + e, depth < D)
             tl.debug_barrier()
-
-
-@triton.jit
-def _nearest_of_all(
-    x_ptr, codes_ptr, usable_ptr, size, tie, METRIC: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr
-):
-    """The nearest usable code of one row in float64, the lowest of a tie."""
-    best = tl.full([1], float("inf"), tl.float64)
-    reference = tl.full([1], NO_CODE, tl.int32)
-    for start in tl.range(0, size, BK):
-        ids = start + tl.arange(0, BK)
-        mask = _usable(usable_ptr, ids, size)
-        scores, _ = pair_scores(x_ptr, codes_ptr, ids, mask, D, METRIC, BD)
-        value = tl.min(scores, 0)
-        lowest = tl.min(tl.where(mask & (scores <= value), ids, NO_CODE), 0)
-        reference = tl.where(value < best, lowest, reference)
-        best = tl.minimum(best, value)
-    other = tl.min(reference, 0)
-    no_length = tl.zeros([BK], tl.float64)  # that of the codes, which only the cosine needs
-    least = tl.full([1], float("inf"), tl.float64)
-    for start in tl.range(0, size, BK):
-        ids = start + tl.arange(0, BK)
-        mask = _usable(usable_ptr, ids, size)
-        difference, magnitude = pair_differences(x_ptr, codes_ptr, ids, mask, no_length, other, D, METRIC, BD)
-        least = tl.minimum(least, tl.min(tl.where(mask, difference + tie * magnitude, float("inf")), 0))
-    chosen = tl.full([1], NO_CODE, tl.int32)
-    for start in tl.range(0, size, BK):
-        ids = start + tl.arange(0, BK)
-        mask = _usable(usable_ptr, ids, size)
-        difference, magnitude = pair_differences(x_ptr, codes_ptr, ids, mask, no_length, other, D, METRIC, BD)
-        chosen = tl.minimum(chosen, tl.min(tl.where(mask & (difference - tie * magnitude <= least), ids, NO_CODE), 0))
-    return tl.min(chosen, 0)
-
-
-@triton.jit
-def _usable(usable_ptr, ids, size):
-    return (ids < size) & (tl.load(usable_ptr + ids, ids < size, 0) != 0)

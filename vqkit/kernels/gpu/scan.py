@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from vqkit.kernels.gpu.language import product
+from vqkit.kernels.gpu.split_operands import product, split_product
 
 
 @triton.jit(do_not_specialize=["padded_rows", "padded_codes", "tiles_of_a_split", "groups"])
 def scan_kernel(
     x_ptr, codes_ptr, bias_ptr, best_ptr, second_ptr, third_ptr, best_tile_ptr, second_tile_ptr,
     padded_rows, padded_codes, tiles_of_a_split, groups,
-    WIDTH: tl.constexpr, BD: tl.constexpr, PLANES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    WIDTH: tl.constexpr, BD: tl.constexpr, HALVES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """The two best groups of codes and the third best score of BN rows and the codes of one split, for each slot."""
@@ -19,7 +19,7 @@ def scan_kernel(
     x_ptr += (group * padded_rows + rows[:, None]) * WIDTH + tl.arange(0, BD)[None, :]
     x_plane = groups.to(tl.int64) * padded_rows * WIDTH
     codes_plane = groups.to(tl.int64) * padded_codes * WIDTH
-    high, low = load_rows(x_ptr, x_plane, PLANES)
+    high, low = load_rows(x_ptr, x_plane, HALVES)
     best = tl.full([BN, 4], float("inf"), tl.float32)
     second, third = best, best
     best_tile = tl.zeros([BN, 4], tl.int32)
@@ -29,7 +29,7 @@ def scan_kernel(
     for tile in tl.range(first, last, num_stages=STAGES):
         codes = group * padded_codes + tile * BK + tl.arange(0, BK)
         scores = tile_scores(
-            high, low, x_ptr, x_plane, codes_ptr, codes_plane, bias_ptr, codes, WIDTH, BD, PLANES, BN, BK, STAGES
+            high, low, x_ptr, x_plane, codes_ptr, codes_plane, bias_ptr, codes, WIDTH, BD, HALVES, BN, BK, STAGES
         )
         # Columns 8 j + 2 t + b of a tile are in slot t: one thread holds them, in the layout of the tensor cores.
         least = tl.min(tl.min(tl.reshape(scores, [BN, BK // 8, 4, 2]), 3), 1)
@@ -53,7 +53,7 @@ def list_kernel(
     x_ptr, codes_ptr, bias_ptr, state_ptr, listed_ptr, limits_ptr, found_ptr, counts_ptr,
     number, padded_rows, padded_codes, tiles_of_a_part, groups,
     CANDIDATES: tl.constexpr,
-    WIDTH: tl.constexpr, BD: tl.constexpr, PLANES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    WIDTH: tl.constexpr, BD: tl.constexpr, HALVES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """Writes down the codes of listed rows whose score is within their limit; their order does not matter."""
@@ -68,12 +68,12 @@ def list_kernel(
         rows = tl.load(listed_ptr + group * number + place, place < count, 0)
         limit = tl.load(limits_ptr + group * number + rows, place < count, float("-inf"))
         at = x_ptr + (group * padded_rows + rows[:, None]) * WIDTH + tl.arange(0, BD)[None, :]
-        high, low = load_rows(at, x_plane, PLANES)
+        high, low = load_rows(at, x_plane, HALVES)
         for tile in tl.range(first, last, num_stages=STAGES):
             codes = tile * BK + tl.arange(0, BK)
             scores = tile_scores(
                 high, low, at, x_plane, codes_ptr, codes_plane, bias_ptr, group * padded_codes + codes,
-                WIDTH, BD, PLANES, BN, BK, STAGES,
+                WIDTH, BD, HALVES, BN, BK, STAGES,
             )  # fmt: skip
             near = scores <= limit[:, None]
             if tl.max(near.to(tl.int32)) > 0:
@@ -84,11 +84,11 @@ def list_kernel(
 
 
 @triton.jit
-def load_rows(x_ptr, plane, PLANES: tl.constexpr):
-    """The halves of some numbers of the rows; `low` is `high` again where there is one plane."""
+def load_rows(x_ptr, plane, HALVES: tl.constexpr):
+    """The halves of some numbers of the rows; `low` is `high` again where there is one."""
     high = tl.load(x_ptr)
     low = high
-    if PLANES == 2:
+    if HALVES == 2:
         low = tl.load(x_ptr + plane)
     return high, low
 
@@ -96,7 +96,7 @@ def load_rows(x_ptr, plane, PLANES: tl.constexpr):
 @triton.jit
 def tile_scores(
     high, low, x_ptr, x_plane, codes_ptr, codes_plane, bias_ptr, codes,
-    WIDTH: tl.constexpr, BD: tl.constexpr, PLANES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    WIDTH: tl.constexpr, BD: tl.constexpr, HALVES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """Scores (BN, BK), less is better, of rows and of the codes numbered `codes`. Where the depth is one chunk, the
@@ -105,19 +105,18 @@ def tile_scores(
     sums = tl.zeros([BN, BK], tl.float32)
     at = codes_ptr + codes[None, :] * WIDTH + tl.arange(0, BD)[:, None]
     if WIDTH == BD:
-        sums = add_products(high, low, at, codes_plane, sums, PLANES)
+        sums = _add_products(high, low, at, codes_plane, sums, HALVES)
     else:
         for start in tl.range(0, WIDTH, BD, num_stages=STAGES):
-            high, low = load_rows(x_ptr + start, x_plane, PLANES)
-            sums = add_products(high, low, at + start, codes_plane, sums, PLANES)
+            high, low = load_rows(x_ptr + start, x_plane, HALVES)
+            sums = _add_products(high, low, at + start, codes_plane, sums, HALVES)
     return tl.load(bias_ptr + codes)[None, :] - sums
 
 
 @triton.jit
-def add_products(high, low, codes_ptr, plane, sums, PLANES: tl.constexpr):
-    """The small products first: they lose least where the sum is still small."""
+def _add_products(high, low, codes_ptr, plane, sums, HALVES: tl.constexpr):
     e = tl.load(codes_ptr)
-    if PLANES == 2:
-        sums = product(low, e, sums)
-        sums = product(high, tl.load(codes_ptr + plane), sums)
-    return product(high, e, sums)
+    if HALVES == 2:
+        return split_product(high, low, e, tl.load(codes_ptr + plane), sums)
+    else:
+        return product(high, e, sums)

@@ -3,17 +3,20 @@
 They show a wrong index, a lost tile, a race or a miscompiled product; they are not the tests, which `make gpu` runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vqkit.kernels import gpu
+from vqkit.kernels.bounds import is_proven
 from vqkit.kernels.gpu import nearest, residual, soft, statistics
-from vqkit.kernels.gpu.bound import is_proven
 
 ROWS, CODES, DEPTH = 300, 200, 20  # several tiles in each direction, the last of them padded
-TOLERANCE = 2.0**-10  # of the largest number: far above the rounding of either engine, far below a lost term
+# Of the largest number: chosen, far above the rounding of either engine and far below a lost term. A derived bound
+# cannot serve on first use: it would rest on how the tensor cores of the GPU round, which has a stated source for some
+# kinds alone (`bounds.is_proven`), and which a GPU that nobody has verified is not known to keep to.
+TOLERANCE = 2.0**-10
 
 
 def search(device: torch.device) -> str:
@@ -53,39 +56,22 @@ def sums(device: torch.device) -> str:
 
 def assignment(device: torch.device) -> str:
     """Entropies and the gradients of each operator of soft assignment."""
-    for name, found, expected in _assignments(device):
+    z, codes, indices = _problem(device)
+    weights = torch.where(indices >= 0, 1.0 / ROWS, 0.0)
+    by_row, by_code, by_entry = z[:, 0].contiguous(), codes[:, 0].contiguous(), z.flip(0)
+    calls = {
+        "assignment_entropy": (z, codes, weights, 0.5),
+        "assignment_entropy_backward": (by_row, by_code, z, codes, weights, 0.5),
+        "index_backpropagation_backward": (by_entry, z, codes, indices, 0.5),
+        "reinmax_backward": (by_entry, z, codes, indices),
+    }
+    for name, arguments in calls.items():
+        found, expected = getattr(soft, name)(*arguments), getattr(torch.ops.vqkit, name)(*arguments, "torch")
         for a, b in zip(found, expected, strict=True):
             error = float((a - b).abs().amax() / b.abs().amax())
             if not error <= TOLERANCE:
                 return f"{name}: {error:.1e} of the largest number, where {TOLERANCE:.1e} is allowed"
     return ""
-
-
-def _assignments(device: torch.device) -> Iterator[tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    z, codes, indices = _problem(device)
-    weights = torch.where(indices >= 0, 1.0 / ROWS, 0.0)
-    by_row, by_code, by_entry = z[:, 0].contiguous(), codes[:, 0].contiguous(), z.flip(0)
-    operators = torch.ops.vqkit
-    yield (
-        "assignment_entropy",
-        soft.assignment_entropy(z, codes, weights, 0.5),
-        operators.assignment_entropy(z, codes, weights, 0.5, "torch"),
-    )
-    yield (
-        "gradient of assignment_entropy",
-        soft.assignment_entropy_backward(by_row, by_code, z, codes, weights, 0.5),
-        operators.assignment_entropy_backward(by_row, by_code, z, codes, weights, 0.5, "torch"),
-    )
-    yield (
-        "gradient of index_backpropagation",
-        soft.index_backpropagation_backward(by_entry, z, codes, indices, 0.5),
-        operators.index_backpropagation_backward(by_entry, z, codes, indices, 0.5, "torch"),
-    )
-    yield (
-        "gradient of reinmax",
-        soft.reinmax_backward(by_entry, z, codes, indices),
-        operators.reinmax_backward(by_entry, z, codes, indices, "torch"),
-    )
 
 
 CHECKS: dict[str, Callable[[torch.device], str]] = {

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit.kernels import gpu
-from vqkit.kernels.gpu.halves import TOP, split
-from vqkit.kernels.gpu.soft_passes import Problem, Terms, code_sums, gradients, row_sums
-from vqkit.kernels.gpu.soft_tiles import INTERPRETED_PADDING, PADDING
+from vqkit.kernels.gpu.soft_passes import Operands, Terms, code_sums, gradients, row_sums
+from vqkit.kernels.gpu.split_operands import TOP, SplitVectors, split_vectors
+from vqkit.kernels.gpu.tiles import padding_of, round_up, tile_of
 
 
 def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -20,7 +19,7 @@ def assignment_entropy(z: Tensor, codes: Tensor, weights: Tensor, temperature: f
     sums = row_sums(problem, Terms(linear=torch.ones_like(problem.z.unit)))
     # log s - sum p (l - max l): two terms of one sign, neither of which grows with the logits
     entropies = sums.total.log() - sums.weighted / sums.total
-    mean = code_sums(problem, sums, _padded(weights, problem))
+    mean = code_sums(problem, sums, _zero_padded(weights, problem))
     return torch.where(weights > 0, entropies[: len(z)], 0), mean
 
 
@@ -29,9 +28,9 @@ def assignment_entropy_backward(
 ) -> tuple[Tensor, Tensor]:
     """Float32 gradients (N, D), (K, D) for those to the entropies (N,) and to the mean probabilities (K,)."""
     problem = _prepare(z, codes, temperature, weights > 0)
-    linear = _padded(-torch.where(weights > 0, dentropies, 0), problem)
+    linear = _zero_padded(-torch.where(weights > 0, dentropies, 0), problem)
     value = F.pad(dmean.float(), (0, len(problem.bias) - len(dmean)))
-    terms = Terms(linear=linear, weight=_padded(weights, problem), value=value)
+    terms = Terms(linear=linear, weight=_zero_padded(weights, problem), value=value)
     sums = row_sums(problem, terms)
     return gradients(problem, sums, terms, sums.weighted / sums.total)
 
@@ -43,7 +42,7 @@ def index_backpropagation_backward(
     kept = indices >= 0
     problem = _prepare(z, codes, temperature, kept)
     gradient = _zeroed(gradient, kept)
-    terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
+    terms = Terms(query=_split(gradient.clone(), len(problem.z.unit)))
     sums = row_sums(problem, terms)
     dz, dcodes = gradients(problem, sums, terms, sums.weighted / sums.total)
     return dz, dcodes.index_add_(0, indices.clamp(min=0), gradient)
@@ -57,34 +56,39 @@ def reinmax_backward(gradient: Tensor, z: Tensor, codes: Tensor, indices: Tensor
     kept = indices >= 0
     problem = _prepare(z, codes, 1.0, kept)
     gradient, rows, drawn = _zeroed(gradient, kept), _zeroed(z, kept), indices.clamp(min=0)
-    terms = Terms(query=split(gradient.clone(), len(problem.z.unit), common=False))
+    terms = Terms(query=_split(gradient.clone(), len(problem.z.unit)))
     sums = row_sums(problem, terms)
     centred = codes[drawn].float() - problem.mean
     value = (gradient * centred).sum(1)
-    dz, dcodes = gradients(problem, sums, terms, _padded(value, problem))
+    dz, dcodes = gradients(problem, sums, terms, _zero_padded(value, problem))
     excess = (value - (sums.weighted / sums.total)[: len(z)])[:, None]
     dz.addcmul_(excess, centred)
     dcodes.index_add_(0, drawn, excess * rows)
     return dz.mul_(0.5), dcodes.mul_(0.5).index_add_(0, drawn, gradient)
 
 
-def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Problem:
-    padding = INTERPRETED_PADDING if gpu.architecture(z.device) == gpu.INTERPRETER else PADDING
-    rows, columns = (max(1, -(-len(vectors) // padding)) * padding for vectors in (z, codes))
+def _prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Operands:
+    padding = padding_of(z.device)
+    rows, columns = (round_up(max(1, len(vectors)), padding) for vectors in (z, codes))
     mean = codes.mean(0, dtype=torch.float32)
     # Less the mean code: it shifts all logits of a row alike, and would cost digits.
-    code_halves = split(codes - mean, columns, common=True)
-    row_halves = split(_zeroed(z, kept), rows, common=False)
-    factor = row_halves.unit * (code_halves.unit / (TOP * TOP * temperature))
+    split_codes = _split(codes - mean, columns, common=True)
+    split_rows = _split(_zeroed(z, kept), rows)
+    factor = split_rows.unit * (split_codes.unit / (TOP.value * TOP.value * temperature))
     bias = mean.new_zeros(columns)
     bias[len(codes) :] = -torch.inf
-    return Problem(row_halves, code_halves, mean, factor, bias, (len(z), *codes.shape), temperature)
+    return Operands(split_rows, split_codes, mean, factor, bias, (len(z), *codes.shape), temperature)
+
+
+def _split(vectors: Tensor, padded: int, *, common: bool = False) -> SplitVectors:
+    depth = vectors.shape[1]
+    return split_vectors(vectors, padded, tile_of("row sums", depth, vectors.device).width(depth), common=common)
 
 
 def _zeroed(rows: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept[:, None], rows, 0).float()
 
 
-def _padded(values: Tensor, problem: Problem) -> Tensor:
+def _zero_padded(values: Tensor, problem: Operands) -> Tensor:
     """(N') float32: values (N,) and zeros."""
     return F.pad(values.float(), (0, len(problem.factor) - len(values)))

@@ -1,17 +1,15 @@
 """The passes over all logits behind soft assignment: sums of each row, sums of each code, and the two gradients.
 
 Each program owns a tile of rows or of codes and streams the other side past it; the logits of a tile live in registers
-only. Both sides come as halves (`halves.py`), in whole tiles. l_nk is the logit of row n and code k, m_n the largest of
-the row, x_nk = l_nk - m_n.
+only. Both sides come as halves (`split_operands.py`), in whole tiles. l_nk is the logit of row n and code k, m_n the
+largest of the row, x_nk = l_nk - m_n.
 """
 
 import triton
 import triton.language as tl
 
-from vqkit.kernels.gpu.language import product
+from vqkit.kernels.gpu.split_operands import SMALLEST_UNIT, TOP, power_of_two, product, split, split_product
 
-TOP = tl.constexpr(2.0**14)  # what 1 to 2 units of a gradient to the logits become: float16 ends at 2^16
-SMALLEST_UNIT, LARGEST_UNIT = tl.constexpr(2.0**-100), tl.constexpr(2.0**126)  # whose inverses are normal numbers
 FLOOR = tl.constexpr(-200.0)  # exp of it is 0, and 0 times it is no NaN, as 0 times minus infinity would be
 
 ROW_LINES = ("factor", "largest", "linear", "weight", "query", "constant")  # of the table with a number for each row
@@ -126,12 +124,11 @@ def gradient_kernel(
             gradient += q * _along(by_row_ptr + QUERY * rows, row, OWNS_ROWS)
         gradient *= tl.exp(x)
         # As halves, G can only be from 2^15 down to 2^-24: so it is taken in a unit that follows the largest so far.
-        grown = tl.maximum(unit, _power_of_two(tl.max(tl.abs(gradient), 1)))
+        grown = tl.maximum(unit, power_of_two(tl.max(tl.abs(gradient), 1)))
         result *= tl.div_rn(unit, grown)[:, None]  # the approximate quotient might not be exactly 1
         unit = grown
         gradient *= (1 / (unit / TOP))[:, None]
-        high = gradient.to(tl.float16)
-        low = (gradient - high.to(tl.float32)).to(tl.float16)
+        high, low = split(gradient, tl.float16)
         vectors = vectors_ptr + streamed[:, None] * WIDTH + place[None, :]
         for turn in range(3):
             half = tl.multiple_of(tl.where(turn == 0, plane.to(tl.int64) * WIDTH, 0), 16)
@@ -160,10 +157,8 @@ def _products(
             result = product(tl.load(a + (a_half + start)), tl.load(b + (b_half + start)), result)
     else:
         for start in range(0, WIDTH, BD):
-            a_high_part, b_high_part = tl.load(a + start), tl.load(b + start)
-            result = product(a_high_part, tl.load(b + b_low + start), result)
-            result = product(tl.load(a + a_low + start), b_high_part, result)
-            result = product(a_high_part, b_high_part, result)
+            a_high, b_high = tl.load(a + start), tl.load(b + start)
+            result = split_product(a_high, tl.load(a + a_low + start), b_high, tl.load(b + b_low + start), result)
     return result
 
 
@@ -171,13 +166,6 @@ def _products(
 def _below(logits, largest):
     """Logits less the largest, not less than `FLOOR`; NaN where a logit is."""
     return tl.maximum(logits - largest, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _power_of_two(values):
-    """The largest powers of two that are not above the values, within what a unit may be."""
-    exponents = values.to(tl.int32, bitcast=True) & 0x7F800000
-    return tl.minimum(tl.maximum(exponents.to(tl.float32, bitcast=True), SMALLEST_UNIT), LARGEST_UNIT)
 
 
 @triton.jit

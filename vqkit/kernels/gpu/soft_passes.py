@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vqkit.kernels import gpu
 from vqkit.kernels.gpu import soft_kernels as kernels
-from vqkit.kernels.gpu.halves import TOP, Halves, chunk_of
-from vqkit.kernels.gpu.soft_tiles import Tiles, has_tensor_memory, parts_of, tiles_of
+from vqkit.kernels.gpu.split_operands import TOP, SplitVectors
+from vqkit.kernels.gpu.tiles import Tile, parts_of, tile_of
 
 
-class Problem(NamedTuple):
+class Operands(NamedTuple):
     """Rows and codes as the kernels take them: N' and K' are N and K in whole tiles.
 
     Attributes:
@@ -28,8 +28,8 @@ class Problem(NamedTuple):
         temperature: by which the logits are divided.
     """
 
-    z: Halves
-    codes: Halves
+    z: SplitVectors
+    codes: SplitVectors
     mean: Tensor
     factor: Tensor
     bias: Tensor
@@ -50,7 +50,7 @@ class Terms(NamedTuple):
     linear: Tensor | None = None
     weight: Tensor | None = None
     value: Tensor | None = None
-    query: Halves | None = None
+    query: SplitVectors | None = None
 
     def flags(self) -> dict[str, bool]:
         """Which terms the kernels have to form."""
@@ -69,21 +69,21 @@ class RowSums(NamedTuple):
     weighted: Tensor
 
 
-def row_sums(problem: Problem, terms: Terms) -> RowSums:
+def row_sums(problem: Operands, terms: Terms) -> RowSums:
     """The sums over all codes."""
     rows, codes = len(problem.factor), len(problem.bias)
     by_row = _by_row(problem, {"linear": terms.linear, "weight": terms.weight, "query": _query_factor(problem, terms)})
-    tiles = tiles_of("rows", problem.shape[2], problem.mean.device)
-    programs, streamed = rows // tiles.owned, codes // tiles.streamed
+    tile = tile_of("row sums", problem.shape[2], problem.mean.device)
+    programs, streamed = rows // tile.owned, codes // tile.streamed
     parts, per_part = parts_of(programs, streamed, problem.mean.device)
     sums = by_row.new_empty(3, parts, rows)
     gpu.launch(
         kernels.row_sums_kernel,
         (programs, parts),
-        *(problem.z.planes, problem.codes.planes, (terms.query or problem.z).planes, by_row, _by_code(problem, terms)),
+        *(problem.z.halves, problem.codes.halves, (terms.query or problem.z).halves, by_row, _by_code(problem, terms)),
         *(sums, rows, codes, streamed, per_part),
         **terms.flags(),
-        **_options(problem, tiles),
+        **_options(problem, tile),
     )
     largest = sums[0].amax(0)
     # A part without a code that may be used has m = minus infinity, and nothing in its sums.
@@ -92,63 +92,68 @@ def row_sums(problem: Problem, terms: Terms) -> RowSums:
     return RowSums(largest, (shift.exp() * sums[1]).sum(0), (shift.exp() * weighted).sum(0))
 
 
-def code_sums(problem: Problem, sums: RowSums, weight: Tensor) -> Tensor:
+def code_sums(problem: Operands, sums: RowSums, weight: Tensor) -> Tensor:
     """(K,) sum over rows of weight_n (N',) times the probability of the code."""
     rows, codes = len(problem.factor), len(problem.bias)
     by_row = _by_row(problem, {"largest": sums.largest, "weight": weight / sums.total})
-    tiles = tiles_of("codes", problem.shape[2], problem.mean.device)
-    programs, streamed = codes // tiles.owned, rows // tiles.streamed
+    tile = tile_of("code sums", problem.shape[2], problem.mean.device)
+    programs, streamed = codes // tile.owned, rows // tile.streamed
     parts, per_part = parts_of(programs, streamed, problem.mean.device)
     result = by_row.new_empty(parts, codes)
     gpu.launch(
         kernels.code_sums_kernel,
         (programs, parts),
-        *(problem.z.planes, problem.codes.planes, by_row, result, rows, codes, streamed, per_part),
-        **_options(problem, tiles),
+        *(problem.z.halves, problem.codes.halves, by_row, result, rows, codes, streamed, per_part),
+        **_options(problem, tile),
     )
     return result.sum(0)[: problem.shape[1]]
 
 
-def gradients(problem: Problem, sums: RowSums, terms: Terms, mean: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(problem: Operands, sums: RowSums, terms: Terms, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 gradients (N, D) and (K, D) for G_nk = p_nk (u_nk - mean_n) to the logits, with mean (N',)."""
     lines = {"linear": terms.linear, "weight": terms.weight, "query": _query_factor(problem, terms), "constant": -mean}
     lines = {name: None if line is None else line / sums.total for name, line in lines.items()}
     by_row = _by_row(problem, {"largest": sums.largest, **lines})
-    scale = 1 / (TOP * problem.temperature)
+    scale = 1 / (TOP.value * problem.temperature)
     dz = _gradient(problem, terms, by_row, owns_rows=True).mul_(problem.codes.unit * scale)
     by_row[2:] *= problem.z.unit  # each row has a unit of its own, which a sum over rows has to carry inside
     return dz, _gradient(problem, terms, by_row, owns_rows=False).mul_(scale)
 
 
-def _gradient(problem: Problem, terms: Terms, by_row: Tensor, *, owns_rows: bool) -> Tensor:
+def _gradient(problem: Operands, terms: Terms, by_row: Tensor, *, owns_rows: bool) -> Tensor:
     """(N, D) or (K, D): the sums of G times the halves of the other side."""
     number, size, depth = problem.shape
     rows, codes = len(problem.factor), len(problem.bias)
-    tiles = tiles_of("gradient", depth, problem.mean.device)
+    tile = tile_of("gradient", depth, problem.mean.device)
     owned, streamed = (rows, codes) if owns_rows else (codes, rows)
-    grid = owned // tiles.owned, -(-depth // tiles.out)
-    parts, per_part = parts_of(grid[0] * grid[1], streamed // tiles.streamed, problem.mean.device)
+    grid = owned // tile.owned, -(-depth // tile.out)
+    parts, per_part = parts_of(grid[0] * grid[1], streamed // tile.streamed, problem.mean.device)
     result = by_row.new_empty(parts, number if owns_rows else size, depth)
     gpu.launch(
         kernels.gradient_kernel,
         (grid[0], parts, grid[1]),
-        *(problem.z.planes, problem.codes.planes, (terms.query or problem.z).planes, by_row, _by_code(problem, terms)),
-        *(result, result.shape[1], rows, codes, streamed // tiles.streamed, per_part),
+        *(problem.z.halves, problem.codes.halves, (terms.query or problem.z).halves, by_row, _by_code(problem, terms)),
+        *(result, result.shape[1], rows, codes, streamed // tile.streamed, per_part),
         D=depth,
         OWNS_ROWS=owns_rows,
-        BC=tiles.out,
+        BC=tile.out,
         **terms.flags(),
-        **_options(problem, tiles),
+        **_options(problem, tile),
     )
     return result[0] if parts == 1 else result.sum(0)
 
 
-def _query_factor(problem: Problem, terms: Terms) -> Tensor | None:
+def has_tensor_memory(device: torch.device) -> bool:
+    """Whether products have their sums in a memory of their own."""
+    return gpu.generation(device) == 100
+
+
+def _query_factor(problem: Operands, terms: Terms) -> Tensor | None:
     """(N',) by which a product of the halves is multiplied to give query . e."""
-    return None if terms.query is None else terms.query.unit * (problem.codes.unit / (TOP * TOP))
+    return None if terms.query is None else terms.query.unit * (problem.codes.unit / (TOP.value * TOP.value))
 
 
-def _by_row(problem: Problem, lines: dict[str, Tensor | None]) -> Tensor:
+def _by_row(problem: Operands, lines: dict[str, Tensor | None]) -> Tensor:
     """(6, N') table, a line for each of `kernels.ROW_LINES`."""
     lines = {"factor": problem.factor, **lines}
     empty = torch.zeros_like(problem.factor)
@@ -156,18 +161,18 @@ def _by_row(problem: Problem, lines: dict[str, Tensor | None]) -> Tensor:
     return torch.stack([empty if line is None else line for line in given])
 
 
-def _by_code(problem: Problem, terms: Terms) -> Tensor:
+def _by_code(problem: Operands, terms: Terms) -> Tensor:
     """(2, K') table: bias and value."""
     return torch.stack([problem.bias, problem.bias if terms.value is None else terms.value])
 
 
-def _options(problem: Problem, tiles: Tiles) -> dict[str, Any]:
+def _options(problem: Operands, tile: Tile) -> dict[str, Any]:
     return {
-        "WIDTH": problem.z.planes.shape[2],
-        "BO": tiles.owned,
-        "BS": tiles.streamed,
-        "BD": chunk_of(problem.shape[2], problem.mean.device),
+        "WIDTH": problem.z.halves.shape[2],
+        "BO": tile.owned,
+        "BS": tile.streamed,
+        "BD": tile.depth,
         "TENSOR_MEMORY": has_tensor_memory(problem.mean.device),
-        "num_warps": tiles.warps,
-        "num_stages": tiles.stages,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
     }

@@ -6,36 +6,15 @@ left. So each sum has one owner and one order of additions: the same bits on eve
 than the rows of a few chunks, even where all rows are in one segment.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vqkit.kernels import gpu
+from vqkit.kernels.gpu.tiles import tile_of
 
 LEFT_OUT = -1  # segment number of a row that counts nowhere
-
-
-class ChunkTile(NamedTuple):
-    """Rows of a chunk (a power of two, at least 4), depth that a program takes of them, and its warps."""
-
-    rows: int
-    depth: int
-    warps: int
-
-
-# By the largest depth that a tile is for; the last is for all others. One warp, and from depth 128 on a column of the
-# chunk in the registers of one thread, so that the scan needs no other. Chosen by registers; nothing is measured yet.
-TILES = {
-    1: ChunkTile(128, 1, 1),
-    8: ChunkTile(64, 8, 1),
-    32: ChunkTile(32, 32, 1),
-    64: ChunkTile(16, 64, 1),
-    0: ChunkTile(16, 128, 1),
-}
-INTERPRETED_TILE = ChunkTile(4, 4, 1)  # several chunks and blocks of depth in a small test
 
 
 def segment_sums(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor | None) -> Tensor:
@@ -70,27 +49,21 @@ def segment_sums(x: Tensor, indices: Tensor, num_segments: int, weights: Tensor 
 def _add(sums: Tensor, x: Tensor, keys: Tensor, order: Tensor | None, weights: Tensor | None) -> None:
     """Stores the sums of x (N, D) into sums (K D,), which holds zeros; keys (N,) are x[order]'s segments, sorted."""
     depth = x.shape[1]
-    tile = _tile(x)
+    tile = tile_of("segment sums", depth, x.device)
     x = x.contiguous()
     while len(keys) and depth:
-        number, chunks = len(keys), triton.cdiv(len(keys), tile.rows)
+        number, chunks = len(keys), triton.cdiv(len(keys), tile.owned)
         partial = sums.new_empty(2 * chunks, depth)
         partial_keys = keys.new_empty(2 * chunks)
         gpu.launch(
             _chunk_sums,
             (chunks, triton.cdiv(depth, tile.depth)),
             *(x, keys, order, weights, sums, partial, partial_keys, number),
-            **{"DEPTH": depth, "ROWS": tile.rows, "COLUMNS": tile.depth, "num_warps": tile.warps},
+            **{"DEPTH": depth, "ROWS": tile.owned, "COLUMNS": tile.depth, "num_warps": tile.warps},
         )
         if chunks == 1:
             break
         x, keys, order, weights = partial, partial_keys, None, None
-
-
-def _tile(x: Tensor) -> ChunkTile:
-    if gpu.architecture(x.device) == gpu.INTERPRETER:
-        return INTERPRETED_TILE
-    return next((tile for depth, tile in TILES.items() if x.shape[1] <= depth), TILES[0])
 
 
 @triton.jit

@@ -1,11 +1,13 @@
 // Tiles of the matrix unit AMX: 32 rows and 32 codes, sums in float32 of products of bfloat16. A number is split into a high
 // and a low half of 8 bits each, and three of the four products are formed (high high, high low, low high), so a score has
-// about 16 bits; the bound below decides which rows that is enough for. Source: the split is that of Henry, Tang and Heinecke
-// 2019 (arXiv 1904.06376); rounding as in the description of TDPBF16PS in Intel's Architectures Software Developer's Manual.
+// about 16 bits; the bound in bounds.inl decides which rows that is enough for. Source: the split is that of Henry, Tang and Heinecke
+// 2019 (arXiv:1904.06376); rounding as in the description of TDPBF16PS in Intel's Architectures Software Developer's Manual.
 
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "bounds.inl"
 
 namespace vqkit {
 namespace {
@@ -39,17 +41,9 @@ struct Session {  // the unit has to be told the shape of its registers, in each
   ~Session() { _tile_release(); }
 };
 
-struct Rounding {  // see float_tiles.inl
-  double product, bias, operations, smallest;
-};
-
-// Each half leaves out at most 2^-8 of what it rounds. So low low, and the two numbers less their halves, are at most 2^-16
-// of |x| |e| each, and the terms that are summed have at most (1 + 2^-5) |x| |e|. No term passes more additions than there
-// are. The unit treats subnormal numbers as zero.
+// The unit treats subnormal numbers as zero.
 inline Rounding rounding_of_tiles(int64_t depth) {
-  const double operations = 3.0 * (depth + 2 * ((depth + kDepth - 1) / kDepth)) + 4;
-  const double relative = operations * 0x1p-24 / (1 - operations * 0x1p-24);
-  return {3 * 0x1p-16 * (1 + 0x1p-7) + (1 + 0x1p-5) * relative, relative, operations, 0x1p-126};
+  return rounding_of_halves(3.0 * (depth + 2 * ((depth + kDepth - 1) / kDepth)));
 }
 
 inline int64_t panel_floats(int64_t depth) { return (depth + kDepth - 1) / kDepth * kStepFloats; }

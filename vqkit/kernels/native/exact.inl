@@ -56,17 +56,10 @@ double reach_of(const Book& book, double norm, double score) {
   return book.metric == Metric::euclidean && reach < book.largest ? reach : book.largest;
 }
 
-// Bound on the rounding error of every score that can matter: docs/search.md, "The bound", and vqkit/kernels/rounding.py.
-double rounding_error(const Book& book, double norm, double reach, const Rounding& rounding) {
-  const double bias = book.metric == Metric::euclidean ? 0.5 * reach * reach : 0;
-  const double underflow = 2 * rounding.operations * rounding.smallest * (1 + norm + reach);
-  return 1.01 * (rounding.bias * bias + rounding.product * norm * reach) + underflow;
-}
-
 // How far above the best score, both in double precision, a code may be tied with it: docs/search.md.
 double tie_width(const Book& book, double norm, double best) {
-  const double operations = book.depth + 3, relative = operations * 0x1p-53;
-  return 32 * rounding_error(book, norm, reach_of(book, norm, best), {relative, relative, operations, 0x1p-1022});
+  const double reach = reach_of(book, norm, best);
+  return 32 * score_error(book.metric == Metric::euclidean, norm, reach, rounding_of_doubles(book.depth));
 }
 
 struct Difference {  // by how much a code is worse than another, at least and at most
@@ -78,11 +71,11 @@ bool are_equal(const Book& book, int64_t k, int64_t other) {
 }
 
 // Sums over the row and both codes, in which nothing cancels where the data lie far from the origin, and the sizes that
-// their rounding errors are relative to. The equations are those of float64.py.
+// their rounding errors are relative to. The equations are those of float64_ties.py.
 Difference compare(const Book& book, const float* row, int64_t k, int64_t other) {
   if (are_equal(book, k, other)) return {0, 0};
   const float *e = book.codes + k * book.depth, *r = book.codes + other * book.depth;
-  const double relative = 4 * (book.depth + 4.0) * 0x1p-53;
+  const double relative = tie_error(book.depth);
   double difference = 0, size = 0;
   if (book.metric != Metric::cosine) {
     for (int64_t d = 0; d < book.depth; ++d) {
@@ -120,7 +113,7 @@ double doubt_width(const Book& book, double norm, double best) {
   const Rounding rounding = rounding_of_tiles(book.depth);
   const double reach = reach_of(book, norm, best);
   if (!isfinite(best) || larger(norm, reach) >= kFar || !(rounding.operations < 0x1p16)) return INFINITY;
-  return 2 * rounding_error(book, norm, reach, rounding);
+  return 2 * score_error(book.metric == Metric::euclidean, norm, reach, rounding);
 }
 
 // Memory in which candidates of one row are compared.

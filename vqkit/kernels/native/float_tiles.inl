@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "bounds.inl"
+
 namespace vqkit {
 namespace {
 
@@ -18,16 +20,7 @@ struct Session {  // what a thread needs while it forms tiles
   Session() {}
 };
 
-// Relative errors of the products and of the bias in a score, how many operations they come from, and the smallest number
-// that is not flushed to zero.
-struct Rounding {
-  double product, bias, operations, smallest;
-};
-
-inline Rounding rounding_of_tiles(int64_t depth) {
-  const double operations = depth + 3, relative = operations * 0x1p-24 / (1 - operations * 0x1p-24);
-  return {relative, relative, operations, 0x1p-126};
-}
+inline Rounding rounding_of_tiles(int64_t depth) { return rounding_of_floats(depth); }
 
 inline int64_t panel_floats(int64_t depth) { return kPanel * depth; }
 inline int64_t block_floats(int64_t depth) { return kRows * depth; }

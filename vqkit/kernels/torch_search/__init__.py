@@ -1,3 +1,1 @@
-"""The search in plain torch: float32 with a certificate (`search.py`, `float32_scan.py`), float64 for the rows that it
-cannot decide (`float64_ties.py`).
-"""
+"""The search in plain torch: `search.py` in float32 with a certificate, `float64_ties.py` for the other rows."""

@@ -12,14 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vqkit.kernels.matmul_precision import widest_dtype
-from vqkit.kernels.rounding import gamma, row_norms, score_error
-from vqkit.kernels.torch_search.float32_scan import code_vectors, row_vectors, unit_vectors
+from vqkit.kernels.bounds import score_error, tie_error, widest_dtype
 
 BLOCK_SCORES = 2**21  # scores that are held at once (one row's at least)
 PAIR_NUMBERS = 2**19  # numbers of the rows and codes that are compared one by one
 FILTER = 32  # bounds on the error of a float64 score that a candidate may lie above the k-th best: docs/search.md
 MANY = 32  # candidates of a row, for each of its k codes: with more, equal codes are looked for
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) over their norms; zero stays zero."""
+    return torch.nn.functional.normalize(vectors, dim=-1, eps=torch.finfo(vectors.dtype).tiny)
 
 
 def search_rows(x: Tensor, codes: Tensor, valid: Tensor | None, centre: Tensor, metric: str, k: int) -> Tensor:
@@ -29,7 +32,7 @@ def search_rows(x: Tensor, codes: Tensor, valid: Tensor | None, centre: Tensor, 
         x: (N, D), finite or not.
         codes: (K, D).
         valid: (K,) bool or None.
-        centre: (D,), from `centre_of`.
+        centre: (D,) float32 vector that rows and codes are measured from.
         metric: "euclidean", "dot" or "cosine".
         k: at least 1, at most K.
 
@@ -39,7 +42,8 @@ def search_rows(x: Tensor, codes: Tensor, valid: Tensor | None, centre: Tensor, 
     """
     wide = widest_dtype(x.device)
     usable = _finite(codes) if valid is None else _finite(codes) & valid
-    vectors = code_vectors(codes, centre, metric, wide).masked_fill_(~usable[:, None], 0)
+    vectors = unit_vectors(codes.to(wide)) if metric == "cosine" else codes.to(wide) - centre
+    vectors.masked_fill_(~usable[:, None], 0)
     norms = torch.linalg.vector_norm(vectors, dim=1)
     half = 0.5 if metric == "euclidean" else 0.0
     bias = torch.where(usable, half * norms.square(), torch.inf)[:, None]
@@ -48,10 +52,10 @@ def search_rows(x: Tensor, codes: Tensor, valid: Tensor | None, centre: Tensor, 
     indices = _lowest(usable, valid, k).expand(len(x), k).clone()
     found, surplus = [indices[:0]], None
     for rows in x[ordinary].split(max(1, BLOCK_SCORES // len(codes))):
-        y = row_vectors(rows, centre, metric, wide)
+        y = rows.to(wide) - centre if metric == "euclidean" else rows.to(wide)
         scores = torch.addmm(bias, vectors, y.T, alpha=-1)
         kth = scores.amin(0) if k == 1 else scores.topk(k, dim=0, largest=False).values[-1]
-        reach = FILTER * score_error(row_norms(y), norms.amax(), kth, metric, codes.shape[1])
+        reach = FILTER * score_error(y, norms.amax(), kth, metric)
         limit = torch.where(reach < torch.inf, kth + reach, torch.inf)
         code, row = torch.nonzero((scores <= limit) & usable[:, None], as_tuple=True)
         if len(code) > MANY * k * len(rows):
@@ -101,7 +105,7 @@ def select(x: Tensor, codes: Tensor, code: Tensor, row: Tensor, metric: str, k: 
     best = scores.new_full((len(x),), torch.inf).scatter_reduce_(0, row, scores, "amin")
     reference = _lowest_index(code, row, scores <= best[row], len(x), missing).clamp(max=missing - 1)
     difference, size = _by_pairs(_pair_differences, metric, x, row, codes, code, codes, reference[row])
-    error = gamma(4 * (x.shape[1] + 4), size.dtype) * size
+    error = tie_error(x.shape[1], size.dtype) * size
     upper, lower = difference + error, difference - error
     chosen = []
     while True:

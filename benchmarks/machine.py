@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import vqkit
+from vqkit.saving.files import write_whole
 
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "i8mm", "bf16")
 
@@ -101,11 +102,6 @@ def table_row(cells: Sequence[object]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Under a temporary name first, so that an interruption leaves the old file."""
+    """Write a table whole: an interruption leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text.encode())

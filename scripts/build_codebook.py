@@ -8,16 +8,16 @@ the k-means centres. Everything is held in memory: --samples clusters a random p
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vqkit.kmeans import kmeans
+from vqkit.saving.files import write_whole
 
 
 def main() -> None:
@@ -36,7 +36,8 @@ def main() -> None:
         result = kmeans(features, arguments.codebook_size, iterations=arguments.iterations, seed=arguments.seed)
     except (OSError, ValueError) as error:
         sys.exit(f"build_codebook: {error}")
-    write(result.centers, arguments.out)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.out, save({"vectors": result.centers.contiguous()}))
     print(
         f"{arguments.out}: {len(result.centers):,} centres of {len(features):,} features of {features.shape[1]} "
         f"dimensions; a centre stands for {int(result.counts.min()):,} to {int(result.counts.max()):,} of them"
@@ -84,17 +85,6 @@ def check(codebook_size: int, features: int) -> None:
     """Whether there is something to cluster."""
     if not 1 <= codebook_size <= features:
         raise ValueError(f"--codebook-size {codebook_size}: expected 1 to {features}, the number of features")
-
-
-def write(vectors: Tensor, path: Path) -> None:
-    """Write the file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({"vectors": vectors.contiguous()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What the first runs share: training by the command that a user would type, and facts about the machine."""
+"""What first runs and comparisons share: training by the command that a user would type, and the facts of it."""
 
+import argparse
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,10 +14,37 @@ import yaml
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for the scripts that import this one first
+
+
+def comparison_parser(description: str, noun: str) -> argparse.ArgumentParser:
+    """The arguments of both comparisons."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder, as the trainer left it")
+    parser.add_argument("--training", type=Path, required=True, help=f"folder of the {noun} it was trained on")
+    parser.add_argument("--evaluation", type=Path, required=True, help=f"folder of {noun} it never met")
+    parser.add_argument("--circumstances", default="", help="what the record should say of the machine and command")
+    return parser
+
+
+def quickstart_parser(description: str, *, max_minutes: float) -> argparse.ArgumentParser:
+    """The arguments of both first runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
+    parser.add_argument("--steps", type=int, help="training steps, instead of the config's")
+    limit = "stop training after this long, and record it as capped"
+    parser.add_argument("--max-minutes", type=float, default=max_minutes, help=limit)
+    return parser
 
 
 def train(
-    config: Path, folder: Path, roots: tuple[Path, Path], *, repeats: int, steps: int | None, max_minutes: float
+    config: Path,
+    folder: Path,
+    roots: tuple[Path, Path],
+    arguments: argparse.Namespace,
+    *,
+    repeats: int,
+    shortcut: str,
 ) -> dict[str, object]:
     """Run the trainer's command; how that went, for the record.
 
@@ -24,44 +53,78 @@ def train(
         folder: of the run.
         roots: folders of the training data and of the data to watch; nothing is chosen by these: the last weights are
             the result.
+        arguments: as `quickstart_parser` reads them.
         repeats: of the training data in an epoch.
-        steps: instead of the config's.
-        max_minutes: training is stopped after this long, and recorded as capped.
+        shortcut: the command that a run without arguments is known by, such as `make quickstart`.
     """
-    minutes = int(max_minutes)
-    limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (max_minutes - minutes)):02}"
-    precision = "bf16-mixed" if bfloat16_is_fast() else "32-true"
-    command = [sys.executable, "-m", "trainers", "fit", "--config", str(config.relative_to(ROOT))]
-    command += ["--runs", os.path.relpath(folder.parent, ROOT)]
-    command += [
-        "--data.root",
-        str(roots[0].relative_to(ROOT)),
-        "--data.validation_root",
-        str(roots[1].relative_to(ROOT)),
-    ]
-    command += ["--data.repeats", str(repeats), "--trainer.precision", precision, "--trainer.max_time", limit]
-    if steps:
-        command += ["--trainer.max_steps", str(steps)]
+    minutes = int(arguments.max_minutes)
+    limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
+    options = {
+        "--config": config.relative_to(ROOT),
+        "--runs": os.path.relpath(folder.parent, ROOT),
+        "--data.root": roots[0].relative_to(ROOT),
+        "--data.validation_root": roots[1].relative_to(ROOT),
+        "--data.repeats": repeats,
+        "--trainer.precision": "bf16-mixed" if bfloat16_is_fast() else "32-true",
+        "--trainer.max_time": limit,
+    }
+    if arguments.steps:
+        options["--trainer.max_steps"] = arguments.steps
+    command = [sys.executable, "-m", "trainers", "fit", *(str(word) for option in options.items() for word in option)]
     print("$ python " + " ".join(command[1:]), flush=True)
     start = time.monotonic()
     status = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
     if status:
         sys.exit(f"training ended with status {status}; what it said stands above")
-    seconds = time.monotonic() - start
-    taken = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)["global_step"]
-    wanted = steps or yaml.safe_load(config.read_text())["trainer"]["max_steps"]
-    return {"steps": taken, "seconds": round(seconds, 1), "capped": taken < wanted, "precision": precision}
+    seconds = round(time.monotonic() - start, 1)
+    own = " ".join([f"python scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command_line = shortcut if len(sys.argv) == 1 else own
+    circumstances = f"{torch.get_num_threads()} threads, {processor()}; `{command_line}`"
+    return training_facts(folder, circumstances) | {"seconds": seconds}
 
 
-def circumstances(shortcut: str) -> str:
-    """Threads, processor and command of this process.
+def training_facts(run: Path, circumstances: str) -> dict[str, object]:
+    """How a run was trained, from what it left behind.
 
     Args:
-        shortcut: the command that a run without arguments is known by, such as `make quickstart`.
+        run: its folder.
+        circumstances: machine and command, for the record.
     """
-    own = " ".join([f"python scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    command = shortcut if len(sys.argv) == 1 else own
-    return f"{torch.get_num_threads()} threads, {processor()}; `{command}`"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
+    timers = [state["time_elapsed"]["train"] for name, state in checkpoint["callbacks"].items() if "Timer" in name]
+    return {
+        "steps": checkpoint["global_step"],
+        "seconds": timers[0] if timers else None,  # known where trainer.max_time was set
+        "capped": checkpoint["global_step"] < config["trainer"]["max_steps"],
+        "precision": config["trainer"]["precision"] or "32-true",  # what Lightning takes without one
+        "circumstances": circumstances,
+    }
+
+
+def report(training: Mapping[str, object], folder: Path, config: Path, measured: str, **steps: str) -> None:
+    """Print how it was trained, and where to go from here.
+
+    Args:
+        training: as `train` returned it.
+        folder: of the run.
+        config: its path.
+        measured: how many of what the figures are of.
+        steps: what to do next -> how.
+    """
+    capped = ", CAPPED before the end" if training["capped"] else ""
+    print(f"\n{training['steps']} steps in {training['seconds']:.0f} s{capped}, {training['precision']}, ", end="")
+    print(f"{training['circumstances']}; {measured} never trained on\n")
+    shown = os.path.relpath(folder)
+    steps = {
+        "look at it": f"{shown}/reconstructions.png and {shown}/codebook.png (figures: {shown}/metrics.json)",
+        "train on your own folder": f".venv/bin/python -m trainers fit --config {config.relative_to(ROOT)} "
+        "--data.root DIR --name mine",
+        **{what.replace("_", " "): where for what, where in steps.items()},
+        "open the report": f"wandb sync {shown}/wandb/offline-run-*  (needs an account; until then it stays here)",
+    }
+    for what, where in steps.items():
+        print(f"  {what + ':':34}{where}")
 
 
 def bfloat16_is_fast() -> bool:

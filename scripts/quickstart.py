@@ -7,80 +7,35 @@ patches at the same bits per pixel and with JPEG and WebP at the nearest rate, w
 everything in `runs/quickstart/`.
 """
 
-import argparse
-import os
-import sys
-from pathlib import Path
+from compare import measured
+from first_run import ROOT, quickstart_parser, report, train
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from trainers.image.comparison import table
+from vqkit.saving.files import write_json
 
-from first_run import circumstances, train  # noqa: E402
-
-from trainers.image.comparison import PREPROCESSING, compare, draw, load_photographs, table  # noqa: E402
-from trainers.image.metrics import protocol  # noqa: E402
-from vqkit import Tokenizer  # noqa: E402
-from vqkit.saving.files import write_json  # noqa: E402
-
-TRAIN, EVALUATION = ROOT / "assets/images/train", ROOT / "assets/images/eval"
+FOLDERS = ROOT / "assets/images/train", ROOT / "assets/images/eval"
 CONFIG = ROOT / "configs/image/quickstart.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
-    parser.add_argument("--steps", type=int, help="training steps, instead of the config's")
-    parser.add_argument(
-        "--max-minutes", type=float, default=12.0, help="stop training after this long, and record it as capped"
-    )
+    parser = quickstart_parser(__doc__, max_minutes=12.0)
     parser.add_argument("--kmeans-patches", type=int, default=204_800, help="training patches of the k-means baseline")
     arguments = parser.parse_args()
     folder = arguments.runs / "quickstart"
-    options = {"repeats": 400, "steps": arguments.steps, "max_minutes": arguments.max_minutes}
-    training = train(CONFIG, folder, (TRAIN, EVALUATION), **options)
-    tokenizer = Tokenizer.from_pretrained(folder / "tokenizer").eval()
+    training = train(CONFIG, folder, FOLDERS, arguments, repeats=400, shortcut="make quickstart")
     print("measuring on photographs it never saw, and fitting k-means of raw patches beside it ...", flush=True)
-    originals = load_photographs(EVALUATION, tokenizer.encoder.downsampling_factor)
-    comparison = compare(tokenizer, originals, load_photographs(TRAIN, 1), kmeans_patches=arguments.kmeans_patches)
-    record = {
-        **comparison.figures,
-        "baselines": comparison.baselines,
-        "protocol": protocol(
-            comparison.figures,
-            split="assets/images/eval: " + ", ".join(path.stem for path in sorted(EVALUATION.iterdir())),
-            preprocessing=PREPROCESSING,
-            precision=f"trained in {training['precision']}, measured in float32",
-        ),
-        "training": training | {"circumstances": circumstances("make quickstart")},
-    }
+    split = "assets/images/eval: " + ", ".join(path.stem for path in sorted(FOLDERS[1].iterdir()))
+    record = measured(folder, FOLDERS, training, kmeans_patches=arguments.kmeans_patches, split=split)
     write_json(folder / "metrics.json", record)
-    draw(comparison, tokenizer, folder)
-    report(record, folder)
-
-
-def report(record: dict, folder: Path) -> None:
-    """The table, and where to go from here."""
     print("\n" + table(record, record["baselines"]))
-    training = record["training"]
-    capped = ", CAPPED before the end" if training["capped"] else ""
-    print(f"\n{training['steps']} steps in {training['seconds']:.0f} s{capped}, {training['precision']}, ", end="")
-    print(f"{training['circumstances']}; {record['images']:.0f} photographs never trained on\n")
-    shown = os.path.relpath(folder)
-    for what, where in (
-        ("look at it", f"{shown}/reconstructions.png and {shown}/codebook.png (figures: {shown}/metrics.json)"),
-        ("train on your own folder", f"{shown_command()} --data.root DIR --name mine"),
-        (
-            "swap the quantizer",
-            "... --config configs/quantizers/simvq.yaml  (vq, ema, simvq, ibq, fsq, residual, rotation)",
-        ),
-        ("open the report", f"wandb sync {shown}/wandb/offline-run-*  (needs an account; until then it stays here)"),
-        ("use the layer in your own model", "examples/plain_pytorch.py, or: from vqkit import Quantizer"),
-    ):
-        print(f"  {what + ':':34}{where}")
-
-
-def shown_command() -> str:
-    return ".venv/bin/python -m trainers fit --config configs/image/quickstart.yaml"
+    report(
+        training,
+        folder,
+        CONFIG,
+        f"{record['images']:.0f} photographs",
+        swap_the_quantizer="... --config configs/quantizers/simvq.yaml  (vq, ema, simvq, ibq, fsq, residual, rotation)",
+        use_the_layer_in_your_own_model="examples/plain_pytorch.py, or: from vqkit import Quantizer",
+    )
 
 
 if __name__ == "__main__":

@@ -68,20 +68,6 @@ def test_the_seed_draws_the_part(run, features, tmp_path: Path) -> None:
     assert parts[0] != parts[1]
 
 
-def test_an_interruption_leaves_the_old_file(run, features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "b.safetensors").write_text("old")
-
-    def fail(tensors: dict, path: Path) -> None:
-        path.write_text("half a file")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(build_codebook, "save_file", fail)
-    with pytest.raises(KeyboardInterrupt):
-        run(*FILES, "--codebook-size", 6, "--out", "b.safetensors")
-    assert (tmp_path / "b.safetensors").read_text() == "old"
-    assert not list(tmp_path.glob("*.tmp"))
-
-
 @pytest.mark.parametrize(
     ("tensors", "size", "message"),
     [

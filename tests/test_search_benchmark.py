@@ -207,7 +207,7 @@ def test_an_interrupted_write_leaves_the_old_table(tmp_path: Path, monkeypatch: 
     def interrupted(path: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr("vqkit.saving.files.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         machine.write(output, "new")
     assert output.read_text() == "old" and list(tmp_path.iterdir()) == [output]

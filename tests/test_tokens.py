@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import time
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -225,6 +226,63 @@ def test_directory_without_manifest_or_of_another_version_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
     with pytest.raises(ValueError, match="has format_version=3: expected 1 or 2"):
         TokenShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": [{"file": "/etc/passwd", "samples": 1, "sha256": ""}]}, "shards.0.file='/etc/passwd': expected "),
+        ({"shards": [{"file": "../x.safetensors", "samples": 1, "sha256": ""}]}, "shards.0.file='../x.safetensors'"),
+        ({"shards": [{"file": "x" * 300 + ".safetensors", "samples": 1, "sha256": ""}]}, "shards.0.file='xxx"),
+        ({"shards": [{"file": "x.safetensors", "samples": "1"}]}, "shards.0.samples='1': expected <class 'int'>"),
+        ({"shards": None}, "shards=None: expected list"),
+        ({"shape": [2, "3"]}, r"shape=\[2, '3'\]: expected list"),
+        ({"shape": [-2, 3]}, r"shape=\[-2, 3\]: expected sizes of at least 0"),
+        ({"shape": [2, 4]}, r"'indices' has shape \[2, 2, 3\]: expected \[2, 2, 4\], as the manifest says"),
+        ({"num_codebooks": 2}, r"codebook_sizes=\[1000\]: expected num_codebooks=2 positive sizes"),
+        ({"codebook_size": 999}, r"codebook_sizes=\[1000\]: .* the largest is codebook_size=999"),
+        ({"codebook_hash": 3}, "codebook_hash=3: expected <class 'str'>"),
+        ({"num_codebooks": 10**9, "codebook_sizes": None}, "num_codebooks=1000000000: expected 1 ... 65536"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_cannot_be_is_refused(tmp_path, change, message):
+    with writer(tmp_path) as shards:
+        fill(shards, 0, 2)
+    path = tmp_path / "manifest-00000-of-00001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for open_it in (TokenShards, writer) if "shape" not in change else (TokenShards,):
+        with pytest.raises(ValueError, match=message):
+            open_it(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "names", "message"),
+    [
+        ({"indices": torch.tensor([7, 1000])}, ["a", "b"], r"indices lie in .* 1000: expected -1"),
+        ({"indices": torch.tensor([7, -2])}, ["a", "b"], r"indices lie in -2 \.\.\. "),
+        ({"indices": torch.zeros(2)}, ["a", "b"], "'indices' holds F32: expected integers"),
+        ({"codes": torch.zeros(2)}, ["a", "b"], r"has tensors \['codes'\]: expected 'indices'"),
+        ({"indices": torch.tensor([7, 8])}, ["a"], "'names' is no list of 2 names"),
+        ({"indices": torch.tensor([7, 8])}, None, "'names' is no list of 2 names"),
+        ({"indices": torch.tensor([7])}, ["a", "b"], r"'indices' has shape \[1\]: expected \[2\]"),
+        ({"indices": torch.tensor([7, 8]), "masked": torch.tensor([True])}, ["a", "b"], "'masked' is .*: expected"),
+        ({"indices": torch.tensor([7, 8]), "lengths": torch.tensor([3, -1])}, ["a", "b"], "'lengths' is no list"),
+        ({"indices": torch.tensor([7, 8]), "lengths": torch.tensor([3, 1])}, ["a", "b"], r"expected \[4\]"),
+    ],
+)  # fmt: skip
+def test_a_shard_that_cannot_be_is_refused(tmp_path, tensors, names, message):
+    """Also where its manifest has the right sha256: both may come from a stranger."""
+    with writer(tmp_path) as shards:
+        shards.add(torch.tensor([7, 8]), ["a", "b"])
+    (path,) = tmp_path.glob("*.safetensors")
+    save_file(tensors, path, metadata=None if names is None else {"names": json.dumps(names)})
+    (manifest,) = tmp_path.glob("*.json")
+    content = json.loads(manifest.read_text())
+    content["shards"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(content))
+    for use in (lambda: TokenShards(tmp_path).verify(), lambda: list(TokenShards(tmp_path))):
+        with pytest.raises(ValueError, match=rf"{path}: .*{message}"):
+            use()
 
 
 def run_as(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:

@@ -12,7 +12,10 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that it is either whole or not there, also when the run is killed meanwhile."""
+    """Writes a file so that it is either whole or not there, also when the run is killed meanwhile.
+
+    `vqkit.saving.files.write_whole` for a downloader, which runs before torch is installed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)

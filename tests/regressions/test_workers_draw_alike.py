@@ -4,6 +4,7 @@ Seen in: pytorch#3880, CenterNet#233, Cutout#17 (crops and augmentations repeat 
 Avoided since 0.1.0: a sample draws from a generator of its own, made of the seed, the pass and the sample's number.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,31 @@ import pytest
 import soundfile
 import torch
 
-from trainers.audio import recordings
-from trainers.audio.segments import RecordingStore, TrainingSegments, collate
+from trainers.audio.data import AudioFolderData
+from trainers.audio.files import scan
+from trainers.audio.samples import AudioStore, TrainingSegments
 from trainers.data.sampler import TrainingLoader
+from trainers.data.samples import collate
 
 
 class HoldsItsGenerator(TrainingSegments):
     """Draws from one generator, that of the data set."""
 
-    def __init__(self, store: RecordingStore, **options: Any) -> None:
+    def __init__(self, store: AudioStore, **options: Any) -> None:
         super().__init__(store, **options)
         self.generator = numpy.random.default_rng(self.seed)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        recording = self.store.files[0]
-        return {"audio": self.segment(recording, self.generator), "name": recording.name, "failed": {}}
+        file = self.store.files[0]
+        return {"sample": self.draw(file, self.generator), "name": file.name, "failed": {}}
 
 
 def check(folder: Path, segments: type[TrainingSegments]) -> None:
     noise = numpy.random.default_rng(0).uniform(-0.5, 0.5, 40000)
     soundfile.write(folder / "a.wav", noise, 8000)
-    files = recordings.scan(folder, channels=1, min_seconds=0).files
+    files = scan(folder, channels=1, min_seconds=0).files
     dataset = segments(
-        RecordingStore(folder, files, sample_rate=8000, channels=1),
+        AudioStore(folder, files, sample_rate=8000, channels=1),
         segment_samples=2000,
         silence_db=None,
         loudness_db=None,
@@ -42,7 +45,8 @@ def check(folder: Path, segments: type[TrainingSegments]) -> None:
         repeats=1,
         seed=0,
     )
-    loader = TrainingLoader(dataset, batch_size=5, seed=0, num_workers=2, collate=collate)
+    join = partial(collate, AudioFolderData.join)
+    loader = TrainingLoader(dataset, batch_size=5, seed=0, num_workers=2, collate=join)
     drawn = torch.cat([batch["audio"] for _ in range(2) for batch in loader])  # two passes of 20 samples
     assert len(torch.unique(drawn.flatten(1), dim=0)) == len(drawn) == 40
 

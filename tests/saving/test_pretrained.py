@@ -54,6 +54,15 @@ class PickledState(Pretrained, nn.Module):
         return {"steps": 3}
 
 
+class Masked(Pretrained, nn.Module):
+    """Has a constant that is not finite, and a constructor that reads values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        self.size = float(self.mask.shape[0] - self.mask.isfinite().sum())
+
+
 def filled_model() -> Model:
     torch.manual_seed(0)
     model = Model(scale=0.5)
@@ -167,7 +176,9 @@ def test_an_unknown_format_version_is_refused_with_words(saved: Path, version: A
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "was not written by save_pretrained"),
+        ("[1]", "holds a list: expected a JSON object"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"dim": NaN}', "NaN is no number of JSON"),
         ('{"model_type": "bert"}', "was not written by save_pretrained"),
         ('{"format": "vqkit", "format_version": 1}', "class_path=None"),
         ('{"format": "vqkit", "format_version": 3, "class_path": "os.system"}', "refused"),
@@ -193,25 +204,45 @@ def test_classes_must_be_allowed_and_expected(saved: Path) -> None:
 def test_damaged_weights_are_refused(saved: Path, content: bytes | None) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3] if content is None else content)
-    with pytest.raises(ValueError, match="not a valid safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: is damaged or of another kind"):
         Model.from_pretrained(saved, allow=ALLOW)
 
 
 @pytest.mark.parametrize(
     ("key", "tensor", "message"),
     [
-        ("linear.weight", None, "Missing key.*linear.weight"),
-        ("_extra_state", None, "Missing key.*_extra_state"),
-        ("surplus", torch.zeros(1), "Unexpected key.*surplus"),
-        ("linear.weight", torch.zeros(2, 3), "size mismatch for linear.weight"),
+        ("linear.weight", None, r"'linear.weight' is missing: config\.json asks for shape \(3, 3\)"),
+        ("_extra_state", None, "'_extra_state' is missing"),
+        ("surplus", torch.zeros(1), r"'surplus' of shape \(1,\) is unexpected"),
+        ("linear.weight", torch.zeros(2, 3), r"'linear.weight' has shape \(2, 3\): config\.json asks for \(3, 3\)"),
+        ("linear.weight", torch.full((3, 3), torch.nan), "'linear.weight' holds NaN or infinity in 9 of 9 numbers"),
+        ("norm.running_var", torch.tensor([1, torch.inf, 2]), "'norm.running_var' holds NaN or infinity in 1 of 3"),
+        ("linear.bias", torch.zeros(3, dtype=torch.int32), "'linear.bias' holds torch.int32: expected torch.float64"),
+        ("linear.bias", torch.zeros(3, dtype=torch.bool), "'linear.bias' holds torch.bool: expected torch.float64"),
+        ("linear.bias", torch.zeros(3, dtype=torch.float8_e5m2), "holds torch.float8_e5m2: expected torch.float64"),
+        ("counts", torch.zeros(3), "'counts' holds torch.float32: expected torch.int64"),
     ],
 )
 def test_weights_must_fit_exactly(saved: Path, key: str, tensor: Tensor | None, message: str) -> None:
     state = load_file(saved / "model.safetensors")
     state.pop(key, None)
     save_file(state if tensor is None else state | {key: tensor}, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=f"(?s)does not fit the module of config.json.*{message}"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors: entry .*{message}"):
         Model.from_pretrained(saved, allow=ALLOW)
+
+
+def test_more_entries_than_any_model_has_are_refused(saved: Path) -> None:
+    save_file({str(number): torch.zeros(1) for number in range(2**14 + 1)}, saved / "model.safetensors")
+    with pytest.raises(ValueError, match="has 16385 entries: expected at most 16384"):
+        Model.from_pretrained(saved, allow=ALLOW)
+
+
+def test_constants_that_are_not_finite_are_those_of_the_constructor(tmp_path: Path) -> None:
+    Masked().save_pretrained(tmp_path)
+    assert torch.equal(Masked.from_pretrained(tmp_path, allow=ALLOW).mask, Masked().mask)
+    save_file({"mask": torch.full((3, 3), -torch.inf)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="'mask' holds NaN or infinity in 9 of 9 numbers"):
+        Masked.from_pretrained(tmp_path, allow=ALLOW)
 
 
 def test_missing_directories_and_files_are_named(tmp_path: Path) -> None:

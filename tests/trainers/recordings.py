@@ -18,10 +18,17 @@ def tones(seconds: float, *, sample_rate: int = 8000, channels: int = 1, seed: i
 
 
 def write_recordings(
-    folder: Path, count: int, *, seconds: float = 1.0, sample_rate: int = 8000, channels: int = 1, suffix: str = ".wav"
+    folder: Path,
+    count: int,
+    *,
+    seconds: float = 1.0,
+    sample_rate: int = 8000,
+    channels: int = 1,
+    suffix: str = ".wav",
+    seed: int = 0,
 ) -> None:
-    """Writes `000.wav`, `001.wav` ..., each a little longer than the one before."""
+    """Writes `000.wav`, `001.wav` ..., each a little longer than the one before, others for another seed."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        wave = tones(seconds * (1 + number / 20), sample_rate=sample_rate, channels=channels, seed=number)
+        wave = tones(seconds * (1 + number / 20), sample_rate=sample_rate, channels=channels, seed=seed + number)
         soundfile.write(folder / f"{number:03d}{suffix}", wave, sample_rate)

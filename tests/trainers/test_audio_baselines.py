@@ -11,7 +11,7 @@ import torch
 
 from trainers.audio import baselines as audio_baselines
 from trainers.audio.baselines import aligned, codec2, lag, ogg_packets, opus, speech_codecs, speex
-from trainers.audio.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans, draw_windows, equal_shares, mdct_basis
+from trainers.audio.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans, draw_windows, equal_shares
 
 CLIP = Path(__file__).resolve().parents[2] / "assets/audio/eval/librivox_0880.flac"
 RATE = 16000
@@ -35,15 +35,6 @@ def tones(seed: int, samples: int = 8000) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------- k-means of MDCT
-
-
-@pytest.mark.parametrize("hop_length", [8, 160])
-def test_the_transform_is_orthonormal_with_its_overlap(hop_length):
-    basis = mdct_basis(hop_length).double()
-    first, second = basis[:hop_length], basis[hop_length:]
-    identity = torch.eye(hop_length, dtype=torch.float64)
-    assert torch.allclose(basis.T @ basis, identity, atol=1e-6)
-    assert torch.allclose(second.T @ first, torch.zeros_like(identity), atol=1e-6), "neighbours share no energy"
 
 
 @pytest.mark.parametrize("kind", KINDS)

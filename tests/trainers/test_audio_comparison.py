@@ -51,7 +51,7 @@ def test_baselines_have_the_rate_of_the_codec_and_the_same_measures(comparison):
 
 
 def test_counts_are_those_of_the_codes(comparison):
-    frames = sum(-(-len(wave) // 160) for wave in comparison.waves["original"])
+    frames = sum(-(-len(wave) // 160) for wave in comparison.reconstructions["original"])
     assert comparison.counts.shape == (2, 16)
     assert comparison.counts.sum(1).tolist() == [frames, frames]
     assert comparison.per_level["tokens_per_level"] == [frames, frames]
@@ -60,8 +60,8 @@ def test_counts_are_those_of_the_codes(comparison):
 def test_what_is_measured_is_what_the_codes_decode_to(comparison):
     utterance, tokenizer = spoken()[0], codec()
     copy = tokenizer.decode(tokenizer.encode(utterance.wave[None, None]), length=len(utterance.wave))[0, 0]
-    assert comparison.waves["vqkit"][0].shape == copy.shape
-    assert float(comparison.waves["vqkit"][0].abs().max()) <= 1
+    assert comparison.reconstructions["vqkit"][0].shape == copy.shape
+    assert float(comparison.reconstructions["vqkit"][0].abs().max()) <= 1
 
 
 def test_pictures_and_sounds(comparison, tmp_path):
@@ -73,7 +73,7 @@ def test_pictures_and_sounds(comparison, tmp_path):
     assert sounds == [f"0{n}_{kind}.wav" for n in (0, 1) for kind in ("original", "reconstruction")]
     samples, rate = soundfile.read(tmp_path / "run/samples/01_original.wav", dtype="float32")
     assert rate == RATE
-    assert torch.allclose(torch.from_numpy(samples), comparison.waves["original"][1], atol=1e-4)
+    assert torch.allclose(torch.from_numpy(samples), comparison.reconstructions["original"][1], atol=1e-4)
 
 
 def test_the_table_is_honest(comparison):

@@ -69,7 +69,7 @@ def cli(tmp_path, pictures, monkeypatch, capfd):
 def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures):
     code, output, errors = cli("fit")
     assert code == 0, errors
-    assert "12 pictures" in output
+    assert "12 images" in output
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} >= {"checkpoints", "config.yaml", "tokenizer"}
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["tokenizer"]
@@ -209,7 +209,7 @@ def test_two_ranks_end_in_the_same_weights(tmp_path, pictures):
     command += [f"--{key}={value}" for key, value in options.items()]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("12 pictures") == 1
+    assert done.stdout.count("12 images") == 1
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -299,7 +299,7 @@ def test_a_folder_without_pictures_is_explained(cli, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, errors = cli("fit", **{"data.root": tmp_path / "empty"})
     assert code == 2
-    assert "no usable picture" in errors
+    assert "no usable image" in errors
 
 
 def test_errors_of_a_run_leave_their_traceback_in_its_folder(cli, tmp_path):

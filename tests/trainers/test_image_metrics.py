@@ -82,18 +82,6 @@ def test_rate():
     assert figures["codebook_usage"] == 32 / 1024
 
 
-def test_rate_of_levels():
-    original, copy = pictures(2, 16, noise=0.1)
-    indices = torch.stack([torch.arange(32).reshape(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)], dim=-1)
-    metrics = ImageMetrics(64, num_codebooks=2)
-    metrics.update(original, copy, indices)
-    figures = metrics.compute()
-    assert figures["bpp"] == pytest.approx(2 * 6 / 16)
-    assert figures["tokens_per_image"] == 32
-    assert figures["entropy_bpp"] == pytest.approx(5 / 16)
-    assert metrics.per_level()["usage_per_level"] == [0.5, 1 / 64]
-
-
 def test_rate_of_levels_of_other_sizes():
     """A masked token costs nothing, and each level its own bits."""
     original, copy = pictures(2, 16, noise=0.1)
@@ -105,43 +93,6 @@ def test_rate_of_levels_of_other_sizes():
     assert figures["bpp"] == pytest.approx((32 * 6 + 31 * 3) / 512)
     assert figures["tokens_per_image"] == 31.5
     assert metrics.per_level()["usage_per_level"] == [0.5, 1 / 8]
-
-
-def measure_on_rank(rank):
-    original, copy = pictures(3, 16, noise=0.2)
-    metrics = ImageMetrics(64)
-    for image in ([0, 1], [2])[rank]:
-        metrics.update(original[image : image + 1], copy[image : image + 1], torch.full((1, 4, 4), image))
-    return metrics.compute()
-
-
-def test_ranks_give_the_figures_of_one_process(rank_pair):
-    original, copy = pictures(3, 16, noise=0.2)
-    metrics = ImageMetrics(64)
-    metrics.update(original, copy, torch.arange(3)[:, None, None].expand(3, 4, 4))
-    for figures in rank_pair(measure_on_rank):
-        assert figures == pytest.approx(metrics.compute(), rel=1e-6)
-
-
-def test_half_precision_is_measured_in_float32():
-    original, copy = pictures(2, 32, noise=0.2)
-    copy = copy.bfloat16()
-    indices = torch.zeros(2, 2, 2, dtype=torch.int64)
-    metrics, reference = ImageMetrics(8), ImageMetrics(8)
-    with torch.autocast("cpu", torch.bfloat16):
-        metrics.update(original, copy, indices)
-    reference.update(original, copy.float(), indices)
-    assert metrics.compute() == reference.compute()
-
-
-def test_nothing_to_measure_is_said():
-    with pytest.raises(ValueError, match="no images were measured"):
-        ImageMetrics(8).compute()
-
-
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\): expected \(1, 3, 32, 32\)"):
-        ImageMetrics(8).update(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 16, 16), torch.zeros(1, 2, 2).long())
 
 
 def test_protocol_names_what_makes_figures_comparable():
@@ -162,14 +113,3 @@ def test_a_record_is_replaced_whole(tmp_path):
         write_json(path, {"psnr": object()})
     assert json.loads(path.read_text()) == {"psnr": 1.0}
     assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
-
-
-def test_more_codes_than_can_be_counted_still_have_a_rate():
-    metrics = ImageMetrics((2**36, 2**34))
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
-    indices = torch.randint(2**34, (2, 8, 8, 2))
-    indices[0, 0, 0, 1] = -1
-    metrics.update(images, images, indices)
-    figures = metrics.compute()
-    assert figures["bpp"] == pytest.approx((128 * 36 + 127 * 34) / (2 * 32 * 32))
-    assert figures["tokens_per_image"] == 255 / 2 and "perplexity" not in figures and metrics.per_level() == {}

@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainers.data import sampler
 from trainers.data.sampler import EvaluationLoader, TrainingLoader, evaluation_batches, sample_generator, shuffled
+from vqkit import distributed
 
 
 class Keys(Dataset):
@@ -35,7 +35,8 @@ def take(stream: TrainingLoader, batches: int) -> list[Tensor]:
 
 
 def on_rank(monkeypatch, rank: int, world_size: int) -> None:
-    monkeypatch.setattr(sampler, "ranks", lambda: (rank, world_size))
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
 
 
 def test_a_pass_sees_every_sample_at_most_once_and_drops_only_the_remainder():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit.tokenizers.audio import resample
+from vqkit.tokenizers.resampling import resample
 
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 """Sample rates in Hz that Opus takes; others are resampled to the highest."""
@@ -145,10 +145,9 @@ def speex(waves: Sequence[Tensor], sample_rate: int, kbps: float) -> Coded:
     def quality(number: int) -> tuple[list[Tensor], float, float]:
         def code(wave: Tensor, folder: Path) -> tuple[Tensor, int]:
             soundfile.write(folder / "in.wav", wave.numpy(), rate, subtype="PCM_16")
-            options = ["--quality", str(number), "--vbr", folder / "in.wav", folder / "bits.spx"]
-            subprocess.run(["speexenc", *options], check=True, capture_output=True)
-            command = ["speexdec", "--no-enh", folder / "bits.spx", folder / "out.wav"]
-            subprocess.run(command, check=True, capture_output=True)
+            encode = ["speexenc", "--quality", str(number), "--vbr", f"{folder}/in.wav", f"{folder}/bits.spx"]
+            for command in (encode, ["speexdec", "--no-enh", f"{folder}/bits.spx", f"{folder}/out.wav"]):
+                subprocess.run(command, check=True, capture_output=True)
             samples, _ = soundfile.read(folder / "out.wav", dtype="float32")
             return torch.from_numpy(samples), sum(ogg_packets((folder / "bits.spx").read_bytes())[2:])
 

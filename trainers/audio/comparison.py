@@ -1,7 +1,8 @@
 """A codec beside what a user would compare it with, on the same recordings at the same or the nearest bitrate."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from trainers.audio.baselines import Coded, opus, speech_codecs
-from trainers.audio.examples import write_sounds
 from trainers.audio.figures import spectrogram_figure, usage_figure
+from trainers.audio.files import scan, within_full_scale, write_sounds
 from trainers.audio.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans
 from trainers.audio.metrics import MEASURES, AudioMetrics
-from trainers.audio.recordings import scan, within_full_scale
-from trainers.audio.segments import RecordingStore
+from trainers.audio.samples import AudioStore
 from trainers.audio.word_errors import Transcriber
+from trainers.core import comparison as shared
+from trainers.core.comparison import Baseline, Column, Comparison
 from trainers.data.files import named
 from vqkit import AudioTokenizer
 
@@ -28,6 +30,16 @@ TITLES = {
     "speex": "Speex",
 }
 """Rows of the table, in order."""
+
+COLUMNS = (
+    Column("STOI", 7, "{:.3f}", ("stoi",)),
+    Column("PESQ", 7, "{:.2f}", ("pesq", "pesq_nb")),
+    Column("mel", 8, "{:.3f}", ("mel_distance",)),
+    Column("SI-SDR", 10, "{:.2f} dB", ("si_sdr",)),
+    Column("WER", 7, "{:.0%}", ("wer",)),
+    Column("kbit/s", 8, "{:.2f}", ("kbps",)),
+    Column("usage", 8, "{:.1%}", ("codebook_usage",)),
+)
 
 
 @dataclass
@@ -45,25 +57,6 @@ class Utterance:
     text: str = ""
 
 
-@dataclass
-class Comparison:
-    """Figures and sound of a codec and its baselines.
-
-    Attributes:
-        figures: of the codec, as `AudioMetrics.compute` gives them.
-        per_level: of the codec, as `AudioMetrics.per_level` gives them.
-        counts: (levels, K) how often each code was used.
-        baselines: name -> the measures, kbps and protocol; or why there are none.
-        waves: name -> reconstructions (T,); `original` and `vqkit` too.
-    """
-
-    figures: dict[str, Any]
-    per_level: dict[str, list[float]]
-    counts: Tensor
-    baselines: dict[str, dict[str, Any] | str] = field(default_factory=dict)
-    waves: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
 def load_utterances(folder: Path, sample_rate: int) -> list[Utterance]:
     """All recordings below a folder, by name: the mean of their channels, resampled, with the texts of transcripts.tsv.
 
@@ -79,16 +72,16 @@ def load_utterances(folder: Path, sample_rate: int) -> list[Utterance]:
         raise ValueError(
             f"{folder} holds no recordings that can be used; {len(usable.skipped)} skipped: {named(usable.skipped)}"
         )
-    store = RecordingStore(folder, usable.files, sample_rate=sample_rate, channels=1)
+    store = AudioStore(folder, usable.files, sample_rate=sample_rate, channels=1)
     texts: dict[Path, str] = {}
     for table in folder.rglob("transcripts.tsv"):
         for line in table.read_text().splitlines()[1:]:
             name, _, text = line.partition("\t")
             texts[table.parent / name] = text
     found = []
-    for recording in usable.files:
-        wave = torch.from_numpy(within_full_scale(store.wave(recording))[:, 0])
-        path = folder / recording.name
+    for file in usable.files:
+        wave = torch.from_numpy(within_full_scale(store.wave(file))[:, 0])
+        path = folder / file.name
         found.append(Utterance(path.stem, wave, texts.get(path, "")))
     return found
 
@@ -148,9 +141,8 @@ def _measure_codec(
         metrics.update(wave[None, None], copy, indices)
         copies.append(copy[0, 0].clamp(-1, 1))
     counts = metrics.usage.total_counts() if metrics.usage is not None else torch.zeros(len(sizes), 1)
-    comparison = Comparison(metrics.compute(), metrics.per_level(), counts)
-    comparison.waves = {"original": list(waves), "vqkit": copies}
-    return comparison, metrics
+    reconstructions = {"original": list(waves), "vqkit": copies}
+    return Comparison(metrics.compute(), metrics.per_level(), counts, reconstructions), metrics
 
 
 def _add(comparison: Comparison, name: str, coded: Coded | str, sample_rate: int, measures: Sequence[str]) -> None:
@@ -158,13 +150,13 @@ def _add(comparison: Comparison, name: str, coded: Coded | str, sample_rate: int
         comparison.baselines[name] = coded
         return
     metrics = AudioMetrics(1, sample_rate=sample_rate, frame_rate=1.0, measures=measures)
-    for original, copy in zip(comparison.waves["original"], coded.waves, strict=True):
+    for original, copy in zip(comparison.reconstructions["original"], coded.waves, strict=True):
         metrics.update(original[None, None], copy[None, None], torch.zeros(1, 1, dtype=torch.int64))
     figures = metrics.compute()
     kept = {key: figures[key] for measure in metrics.measures for key in measure.figures if key in figures}
     row = {"kbps": coded.kbps} | kept | {"protocol": coded.protocol}
     comparison.baselines[name] = row if coded.file_kbps is None else row | {"file_kbps": coded.file_kbps}
-    comparison.waves[name] = coded.waves
+    comparison.reconstructions[name] = coded.waves
 
 
 def _add_word_errors(
@@ -174,7 +166,7 @@ def _add_word_errors(
     texts = [utterances[number].text for number in said]
     if not texts:
         return
-    for name, waves in comparison.waves.items():
+    for name, waves in comparison.reconstructions.items():
         errors = transcriber.word_error_rate([waves[number] for number in said], texts, sample_rate)
         if name in ("original", "vqkit"):
             comparison.figures["wer" if name == "vqkit" else "wer_original"] = errors
@@ -194,40 +186,23 @@ def draw(comparison: Comparison, folder: Path, *, sample_rate: int, rows: int = 
         rows: utterances, evenly spaced over the set.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = len(comparison.waves["original"])
+    total = len(comparison.reconstructions["original"])
     chosen = sorted({number * total // rows for number in range(min(rows, total))})
-    columns = {TITLES.get(name, name): [waves[n] for n in chosen] for name, waves in comparison.waves.items()}
-    captions = {title: [""] * len(chosen) for title in columns}
-    for name, waves in comparison.waves.items():
-        if name != "original":
-            captions[TITLES[name]] = [_stoi(comparison.waves["original"][n], waves[n], sample_rate) for n in chosen]
+    columns, captions = comparison.grid(TITLES, chosen, partial(_stoi, sample_rate))
     spectrogram_figure(columns, captions, folder / "reconstructions.png", sample_rate=sample_rate)
     used = comparison.figures.get("codebook_usage", 0.0)
     title = f"recordings it never saw: {used:.0%} of the codes used"
     usage_figure(list(comparison.counts), folder / "codebook.png", title=title)
-    pairs = [
-        [wave[None] for wave in (comparison.waves[name][n] for n in range(total))] for name in ("original", "vqkit")
-    ]
-    write_sounds(folder / "samples", pairs[0], pairs[1], sample_rate)
+    originals, copies = ([wave[None] for wave in comparison.reconstructions[name]] for name in ("original", "vqkit"))
+    write_sounds(folder / "samples", originals, copies, sample_rate)
 
 
-def table(figures: dict[str, Any], baselines: dict[str, dict[str, Any] | str]) -> str:
+def table(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:
     """The comparison as lines for a person."""
-    lines = [f"{'':26}{'STOI':>7}{'PESQ':>7}{'mel':>8}{'SI-SDR':>10}{'WER':>7}{'kbit/s':>8}{'usage':>8}"]
-    for name, row in ({"vqkit": figures} | baselines).items():
-        if isinstance(row, str):
-            lines.append(f"{TITLES[name]:26}{row}")
-            continue
-        usage = f"{row['codebook_usage']:.1%}" if "codebook_usage" in row else "-"
-        pesq = row.get("pesq", row.get("pesq_nb"))
-        cells = f"{_number(row.get('stoi'), 3):>7}{_number(pesq, 2):>7}{_number(row.get('mel_distance'), 3):>8}"
-        decibels = f"{_number(row.get('si_sdr'), 2)} dB"
-        words = "-" if row.get("wer") is None else f"{row['wer']:.0%}"
-        lines.append(f"{TITLES[name]:26}{cells}{decibels:>10}{words:>7}{row['kbps']:>8.2f}{usage:>8}")
-    return "\n".join(lines)
+    return shared.table(COLUMNS, TITLES, figures, baselines)
 
 
-def verdict(figures: dict[str, Any], baselines: dict[str, dict[str, Any] | str]) -> str:
+def verdict(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:
     """Whether the codec is better than k-means at the same rate, in words; honest either way."""
     words = []
     for name in ("mdct_kmeans", "mdct_split_kmeans"):
@@ -242,10 +217,6 @@ def verdict(figures: dict[str, Any], baselines: dict[str, dict[str, Any] | str])
     return "; ".join(words)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _stoi(original: Tensor, copy: Tensor, sample_rate: int) -> str:
+def _stoi(sample_rate: int, original: Tensor, copy: Tensor) -> str:
     found = MEASURES["stoi"](sample_rate)(original, copy.clamp(-1, 1))
     return "" if found is None else f"STOI {found['stoi']:.2f}"

@@ -1,19 +1,21 @@
 """Folders and lists of recordings as training, validation and prediction data."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainers.audio import recordings
-from trainers.audio.recordings import Recording
-from trainers.audio.segments import EvaluationUtterances, RecordingStore, TrainingSegments, collate
-from trainers.data.files import FileStore, Folder
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainers.audio.files import AudioFile, scan
+from trainers.audio.samples import AudioStore, TrainingSegments, WholeRecordings
+from trainers.data.files import Folder
 from trainers.data.folder import FolderData
-from trainers.data.manifests import read_manifest
+from trainers.data.manifests import SIDES, read_manifest
 
 
-class AudioFolderData(FolderData[Recording]):
+class AudioFolderData(FolderData[AudioFile]):
     """Recordings in a folder of any size and nesting, or in a list, in any format that libsndfile reads (wav, flac,
     ogg, opus, mp3, aiff and others; m4a, aac, mp4, webm where torchcodec is installed).
 
@@ -22,7 +24,7 @@ class AudioFolderData(FolderData[Recording]):
     that are not finite, are skipped, counted and named (`skipped`, `describe`).
 
     Training sees random segments, an endless stream that a checkpoint continues exactly (`TrainingLoader`). Long
-    recordings give more of them. Validation, test and prediction see whole utterances, one in a batch (where the number
+    recordings give more of them. Validation, test and prediction see whole recordings, one in a batch (where the number
     of files cannot be divided among ranks, two in some batches, the shorter one followed by silence beyond its length).
 
     Files are resampled by soxr; several channels become one as their mean, one becomes several by copies.
@@ -40,21 +42,14 @@ class AudioFolderData(FolderData[Recording]):
         sample_rate: Hz; everything is resampled to it.
         channels: Channels.
         segment_seconds: Duration of a training segment.
-        batch_size: Segments in a training batch on one rank.
-        num_workers: Processes that load; 0 loads in the training process, which is best when all recordings fit the
-            cache.
-        validation_fraction: Share of the recordings that validate, in (0, 1).
         min_seconds: Shorter recordings are skipped. Those that are shorter than a segment are followed by silence.
         silence_db: Segments whose root mean square is lower, in dB relative to full scale, are drawn again a few
             times; None takes every segment.
         loudness_db: Root mean square of every training segment, in dB relative to full scale; None leaves the loudness
             as it is. Less where the peak would leave full scale: nothing is clipped.
         gain_db: Least and greatest random gain of training segments in dB, within full scale.
-        repeats: Training segments per `segment_seconds` of sound and epoch.
-        max_evaluation_seconds: Only the beginning of longer utterances is evaluated and predicted; None is all.
-        seed: Seed of order, places and gains.
-        cache_bytes: Memory for decoded recordings, which are then read once, at the start (and broken ones found
-            there). Held once per rank; worker processes share it where processes are forked (Linux).
+        max_evaluation_seconds: Only the beginning of longer recordings is evaluated and predicted; None is all.
+        arguments: Of `FolderData`; `repeats` are per `segment_seconds` of sound.
 
     Raises:
         ValueError: At construction for a missing folder, a bad line of the manifest or an argument out of range; at
@@ -63,6 +58,7 @@ class AudioFolderData(FolderData[Recording]):
 
     noun = "recording"
     overfit_hint = " that are as long as a segment, and no random gain"
+    evaluation_batch_size = 1
 
     def __init__(
         self,
@@ -74,35 +70,24 @@ class AudioFolderData(FolderData[Recording]):
         sample_rate: int = 16000,
         channels: int = 1,
         segment_seconds: float = 1.0,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        validation_fraction: float = 0.1,
         min_seconds: float = 0.5,
         silence_db: float | None = -50.0,
         loudness_db: float | None = None,
         gain_db: tuple[float, float] = (0.0, 0.0),
-        repeats: int = 1,
         max_evaluation_seconds: float | None = None,
-        seed: int = 0,
-        cache_bytes: int = 1024 * 2**20,
+        **arguments: Any,
     ) -> None:
-        if (root is None) == (manifest is None):
+        listed = []
+        if root is not None and manifest is None:
+            folder = root
+        elif root is None and manifest is not None:
+            path = Path(manifest).expanduser()
+            if not path.is_file():
+                raise ValueError(f"manifest={manifest!r} is not a file. Give the list of the recordings.")
+            folder, listed = str(path.parent), read_manifest(path)
+        else:
             raise ValueError(f"Give either root or manifest, got root={root!r} and manifest={manifest!r}.")
-        if manifest is not None and not Path(manifest).expanduser().is_file():
-            raise ValueError(f"manifest={manifest!r} is not a file. Give the list of the recordings.")
-        listed = [] if manifest is None else read_manifest(Path(manifest).expanduser())
-        super().__init__(
-            root=root if manifest is None else str(Path(manifest).expanduser().parent),
-            validation_root=validation_root,
-            predict_root=predict_root,
-            batch_size=batch_size,
-            evaluation_batch_size=1,
-            num_workers=num_workers,
-            validation_fraction=validation_fraction,
-            repeats=repeats,
-            seed=seed,
-            cache_bytes=cache_bytes,
-        )
+        super().__init__(root=folder, validation_root=validation_root, predict_root=predict_root, **arguments)
         for name, value, least in (("sample_rate", sample_rate, 1), ("channels", channels, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
@@ -117,10 +102,10 @@ class AudioFolderData(FolderData[Recording]):
                 raise ValueError(f"{name} is relative to full scale and must not be above 0, got {level}.")
         if not gain_db[0] <= gain_db[1]:
             raise ValueError(f"gain_db must be (least, greatest), got {gain_db}.")
-        for name, folder in (("validation_root", self.validation_root), ("predict_root", predict_root)):
-            if listed and folder is not None and Path(folder).expanduser() == self.root:
+        for name, other in (("validation_root", validation_root), ("predict_root", predict_root)):
+            if listed and other is not None and Path(other).expanduser() == self.root:
                 raise ValueError(
-                    f"{name}={str(folder)!r} is the folder of the manifest, which stands for the files that it lists: "
+                    f"{name}={other!r} is the folder of the manifest, which stands for the files that it lists: "
                     "move the manifest, or leave the argument out to take the listed files."
                 )
         self._listed = {listing.path: listing.side for listing in listed}
@@ -140,47 +125,32 @@ class AudioFolderData(FolderData[Recording]):
         """Samples of a training segment."""
         return round(self.segment_seconds * self.sample_rate)
 
-    def find(self, root: Path) -> Folder[Recording]:
+    def find(self, root: Path) -> Folder[AudioFile]:
         """Finds the recordings under a folder, or those of the manifest, by their headers."""
         files = list(self._listed) if root == self.root and self._listed else None
-        return recordings.scan(root, channels=self.channels, min_seconds=self.min_seconds, files=files)
+        return scan(root, channels=self.channels, min_seconds=self.min_seconds, files=files)
 
-    def _split(self) -> tuple[list[Recording], list[Recording]]:
+    def _split(self) -> tuple[list[AudioFile], list[AudioFile]]:
         if not any(self._listed.values()):
             return super()._split()
         files = self._folder(self.root).files
-        sides = {"train": [], "validation": []}
-        for file in files:
-            sides[self._listed[self.root / file.name]].append(file)
-        for side, found in sides.items():
+        training, validation = (
+            [file for file in files if self._listed[self.root / file.name] == side] for side in SIDES
+        )
+        for side, found in zip(SIDES, (training, validation), strict=True):
             if not found:
                 raise ValueError(f"The manifest in {self.root} has no usable recording with split={side!r}.")
-        self._announce_shared(sides["train"], sides["validation"])
-        return sides["train"], sides["validation"]
+        self._announce_shared(training, validation)
+        return training, validation
 
     def least(self) -> str:
         """The least duration, in words."""
         return f"at least {self.min_seconds:g} s, or lower min_seconds"
 
-    def training_store(self, root: Path, files: list[Recording]) -> RecordingStore:
-        """Whole recordings."""
-        return RecordingStore(root, files, sample_rate=self.sample_rate, channels=self.channels)
-
-    def evaluation_store(self, root: Path, files: list[Recording]) -> RecordingStore:
-        """Recordings as far as they are evaluated."""
-        return RecordingStore(
-            root,
-            files,
-            sample_rate=self.sample_rate,
-            channels=self.channels,
-            longest_seconds=self.max_evaluation_seconds,
-        )
-
-    def training_samples(self, store: FileStore[Recording]) -> TrainingSegments:
+    def training_samples(self, root: Path, files: list[AudioFile]) -> TrainingSegments:
         """Random segments."""
-        assert isinstance(store, RecordingStore)
         return TrainingSegments(
-            store,
+            AudioStore(root, files, sample_rate=self.sample_rate, channels=self.channels),
             segment_samples=self.segment_samples,
             silence_db=self.silence_db,
             loudness_db=self.loudness_db,
@@ -189,19 +159,24 @@ class AudioFolderData(FolderData[Recording]):
             seed=self.seed,
         )
 
-    def evaluation_samples(self, store: FileStore[Recording]) -> EvaluationUtterances:
-        """Whole utterances."""
-        assert isinstance(store, RecordingStore)
-        return EvaluationUtterances(store)
+    def evaluation_samples(self, root: Path, files: list[AudioFile]) -> WholeRecordings:
+        """Recordings as far as they are evaluated."""
+        rate, longest = self.sample_rate, self.max_evaluation_seconds
+        return WholeRecordings(
+            AudioStore(root, files, sample_rate=rate, channels=self.channels, longest_seconds=longest)
+        )
 
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Stacks segments."""
-        return collate
+    @staticmethod
+    def join(samples: list[Tensor]) -> dict[str, Any]:
+        """`audio`: (B, channels, longest), shorter ones followed by silence; `lengths`: of each without it."""
+        lengths = [sample.shape[-1] for sample in samples]
+        filled = [functional.pad(sample, (0, max(lengths) - sample.shape[-1])) for sample in samples]
+        return {"audio": torch.stack(filled), "lengths": lengths}
 
-    def extent(self, files: list[Recording]) -> str:
+    def extent(self, files: list[AudioFile]) -> str:
         """Duration, sample rates and channels, in words."""
-        minutes = sum(recording.seconds for recording in files) / 60
-        shortest, longest = (bound(recording.seconds for recording in files) for bound in (min, max))
+        minutes = sum(file.seconds for file in files) / 60
+        shortest, longest = (bound(file.seconds for file in files) for bound in (min, max))
         rates = ", ".join(f"{rate} Hz" for rate, _ in Counter(file.sample_rate for file in files).most_common())
         widths = ", ".join(str(width) for width in sorted({file.channels for file in files}))
         return f"{minutes:.1f} min, each {shortest:.1f} to {longest:.1f} s, {rates}, {widths} channel(s)"

@@ -1,21 +1,20 @@
-"""Pictures of a trained codec that a person can judge it by: spectrograms side by side, and the use of its codes."""
+"""Figures of a trained codec that a person can judge it by: spectrograms side by side, and the use of its codes."""
 
-import warnings
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vqkit.saving.files import write_whole
-
-matplotlib.use("Agg")
+from trainers.audio.spectra import MelSpectrum
+from trainers.core.figures import grid_figure, write_figure
 
 RANGE_DB = 70.0
 MEL_BANDS = 96
+WINDOW_SECONDS = 0.04
 
 
 def spectrogram_figure(
@@ -26,35 +25,61 @@ def spectrogram_figure(
     sample_rate: int,
     seconds: float = 3.0,
 ) -> None:
-    """One row per utterance, one column per codec: the same seconds of each, logarithmic mel spectra in dB.
+    """One row for each recording, one column for each codec: the same seconds of each, logarithmic mel spectra in dB.
 
     All of a row have the colours of its original: dB below the loudest point of that.
 
     Args:
         columns: title -> waveforms (T,); the first column is the original.
-        captions: title -> what stands below each picture.
+        captions: title -> what stands below each spectrogram.
         path: PNG to write.
         sample_rate: in Hz.
-        seconds: shown of each utterance, from its start.
+        seconds: shown of each recording, from its start.
     """
-    rows = len(next(iter(columns.values())))
-    figure = Figure(figsize=(3.6 * len(columns), 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    window_length = 2 ** round(torch.tensor(WINDOW_SECONDS * sample_rate).log2().item())
+    spectrum = MelSpectrum(sample_rate, window_length=window_length, mel_bins=MEL_BANDS)
     tops: list[float] = []
-    for column, (title, waves) in enumerate(columns.items()):
-        for row, wave in enumerate(waves):
-            shown = wave[: int(seconds * sample_rate)]
-            levels = _mel_decibels(shown, sample_rate)
-            if column == 0:
-                tops.append(float(levels.max()))
-            axis = axes[row][column]
-            extent = (0, len(shown) / sample_rate, 0, len(levels))
-            colours = {"vmin": tops[row] - RANGE_DB, "vmax": tops[row], "cmap": "magma"}
-            axis.imshow(levels.numpy(), origin="lower", aspect="auto", extent=extent, **colours)
-            axis.set(yticks=[], xlabel=captions[title][row])
-            if row == 0:
-                axis.set_title(title)
-    _save(figure, path)
+
+    def show(axis: Axes, row: int, wave: Tensor) -> None:
+        shown = wave.detach().float().cpu()[: int(seconds * sample_rate)]
+        levels = 20 * spectrum(shown[None])[0].mT.clamp(min=1e-6).log10()
+        if row == len(tops):  # of the first column
+            tops.append(float(levels.max()))
+        axis.imshow(
+            levels.numpy(),
+            origin="lower",
+            aspect="auto",
+            extent=(0, len(shown) / sample_rate, 0, len(levels)),
+            cmap="magma",
+            vmin=tops[row] - RANGE_DB,
+            vmax=tops[row],
+        )
+        axis.set(yticks=[])
+
+    grid_figure(columns, captions, path, show=show, cell_size=(3.6, 2.6))
+
+
+def write_spectrograms(
+    path: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor], sample_rate: int
+) -> Path:
+    """Draw a row for each recording: the original's spectrogram, and its reconstruction's in the same colours.
+
+    Args:
+        path: PNG to write.
+        originals: (C, T) each; channels are averaged.
+        reconstructions: like `originals`.
+        sample_rate: in Hz.
+
+    Returns:
+        `path`.
+    """
+    columns = {
+        title: [wave.detach().float().cpu().nan_to_num(0.0, 0.0, 0.0).mean(0) for wave in waves]
+        for title, waves in (("original", originals), ("reconstruction", reconstructions))
+    }
+    captions = {title: ["seconds"] * len(waves) for title, waves in columns.items()}
+    spectrogram_figure(columns, captions, path, sample_rate=sample_rate)
+    return path
 
 
 def usage_figure(counts: Sequence[Tensor], path: Path, *, title: str) -> None:
@@ -76,23 +101,4 @@ def usage_figure(counts: Sequence[Tensor], path: Path, *, title: str) -> None:
     used = [float((uses > 0).double().mean()) for uses in counts]
     bars.bar(range(1, len(counts) + 1), used, color=[colours(n / max(1, len(counts) - 1)) for n in range(len(counts))])
     bars.set(xlabel="level, coarse first", ylabel="share of codes used", ylim=(0, 1))
-    _save(figure, path)
-
-
-def _mel_decibels(wave: Tensor, sample_rate: int) -> Tensor:
-    """(bands, frames) of any number of samples."""
-    from torchaudio.functional import melscale_fbanks
-
-    size = 2 ** round(torch.tensor(0.04 * sample_rate).log2().item())
-    padded = torch.nn.functional.pad(wave.detach().float().cpu(), (0, max(0, size - len(wave))))
-    spectrum = torch.stft(padded, size, size // 4, window=torch.hann_window(size), return_complex=True).abs()
-    with warnings.catch_warnings():  # of bands narrower than the spacing of the bins, at low sample rates
-        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-        banks = melscale_fbanks(size // 2 + 1, 0.0, sample_rate / 2, MEL_BANDS, sample_rate)
-    return 20 * (banks.T @ spectrum).clamp(min=1e-5).log10()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    write_whole(path, picture.getvalue())
+    write_figure(figure, path)

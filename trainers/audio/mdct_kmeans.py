@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqkit.backbones.mdct import lapped_basis
 from vqkit.kernels import nearest
 from vqkit.kmeans import kmeans
 
@@ -29,9 +30,8 @@ class MDCTKMeans:
     Attributes:
         protocol: how it was made.
 
-    Source: Princen, Johnson, Bradley 1987, "Subband/transform coding using filter bank designs based on time domain
-        aliasing cancellation" (the transform, here with a sine window); Juang, Gray 1982, "Multiple stage vector
-        quantization for speech coding".
+    Source: Juang, Gray 1982, "Multiple stage vector quantization for speech coding"; the transform is
+        `vqkit.backbones.mdct.lapped_basis`.
 
     Raises:
         ValueError: no recording is as long as a window of two hops.
@@ -52,7 +52,7 @@ class MDCTKMeans:
         seed: int = 0,
     ) -> None:
         self.hop_length = hop_length
-        self.basis = mdct_basis(hop_length)
+        self.basis = lapped_basis(hop_length, 1, hop_length)[:, 0].T.contiguous()
         self._seed, self._iterations = seed, iterations
         generator = torch.Generator().manual_seed(seed)
         frames = draw_windows(waves, num_frames, 2 * hop_length, generator) @ self.basis
@@ -112,8 +112,8 @@ class SplitMDCTKMeans(MDCTKMeans):
     its bits whatever the others weigh: more intelligible than residual levels at 6 kbit/s, but the bands of high
     frequencies are wide, and shrink towards their mean.
 
-    Source: Paliwal, Atal 1993, "Efficient vector quantization of LPC parameters at 24 bits/frame" (split vector
-        quantization).
+    Source: Paliwal, Atal 1993, "Efficient vector quantization of LPC parameters at 24 bits/frame"
+        (https://doi.org/10.1109/89.221363) (split vector quantization).
     """
 
     flattening = 0.0
@@ -152,17 +152,8 @@ def equal_shares(spread: Tensor, bands: int) -> list[int]:
     return [end - start for start, end in zip(edges, [*edges[1:], len(spread)], strict=True)]
 
 
-def mdct_basis(hop_length: int) -> Tensor:
-    """(2 hop_length, hop_length): modified discrete cosine transform under a sine window; orthonormal with overlap."""
-    samples = torch.arange(2 * hop_length, dtype=torch.float64)[:, None] + 0.5
-    frequencies = torch.arange(hop_length, dtype=torch.float64) + 0.5
-    window = torch.sin(math.pi / (2 * hop_length) * samples)
-    waves = torch.cos(math.pi / hop_length * (samples + hop_length / 2) * frequencies)
-    return (math.sqrt(2 / hop_length) * window * waves).float()
-
-
 def draw_windows(waves: Sequence[Tensor], count: int, length: int, generator: torch.Generator) -> Tensor:
-    """Pieces at random positions, (count, length), each recording in proportion to how many it has.
+    """Windows at random positions, (count, length), each recording in proportion to how many it has.
 
     Raises:
         ValueError: no recording is as long as that.

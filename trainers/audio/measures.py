@@ -3,11 +3,14 @@
 import importlib.util
 import warnings
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainers.audio.spectra import ShortTimeSpectrum, mel_bank
 
 SI_SDR_RANGE = (-50.0, 100.0)
 """In dB. Beyond it numbers say nothing, and an infinite one would swallow the mean."""
@@ -24,8 +27,9 @@ class Measure(ABC):
 
     Attributes:
         name: by which `AudioMetrics` is asked for it.
-        figures: names of the numbers.
+        figures: names of the numbers; `name` alone unless a class says otherwise.
         packages: what has to be installed: name to import -> name to install.
+        protocol: rate, window, mode and version: what has to be equal for two numbers to be compared.
 
     Args:
         sample_rate: of the waveforms, in Hz.
@@ -34,9 +38,14 @@ class Measure(ABC):
     name: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
     packages: ClassVar[dict[str, str]] = {}
+    protocol: str
 
     def __init__(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
+
+    def __init_subclass__(cls) -> None:
+        if "figures" not in vars(cls):
+            cls.figures = (cls.name,)
 
     @property
     def obstacle(self) -> str | None:
@@ -46,12 +55,6 @@ class Measure(ABC):
                 return f"the package {package} is not installed: pip install {package}"
         return None
 
-    @property
-    @abstractmethod
-    def protocol(self) -> str:
-        """Rate, window, mode and version: what has to be equal for two numbers to be compared."""
-
-    @abstractmethod
     def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         """Measure.
 
@@ -62,6 +65,11 @@ class Measure(ABC):
         Returns:
             one number for each of `figures`; None where the original is such that the measure is not defined.
         """
+        return self._measure(original, reconstruction)
+
+    @abstractmethod
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
+        """`__call__`."""
 
 
 class SISDR(Measure):
@@ -73,19 +81,13 @@ class SISDR(Measure):
     """
 
     name = "si_sdr"
-    figures = ("si_sdr",)
 
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
-        low, high = SI_SDR_RANGE
-        return (
-            f"torchmetrics in float64, means removed, dB, limited to {low:g} ... {high:g}; a reconstruction that is "
-            f"silent has {low:g}; utterances whose original is silent are left out"
-        )
+    protocol = (
+        f"torchmetrics in float64, means removed, dB, limited to {SI_SDR_RANGE[0]:g} ... {SI_SDR_RANGE[1]:g}; a "
+        f"reconstruction that is silent has {SI_SDR_RANGE[0]:g}; utterances whose original is silent are left out"
+    )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
         if not has_signal(original):
@@ -104,20 +106,15 @@ class STOI(Measure):
     """
 
     name = "stoi"
-    figures = ("stoi",)
     packages: ClassVar[dict[str, str]] = {"pystoi": "pystoi"}
     extended: ClassVar[bool] = False
 
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
-        return (
-            "pystoi, resampled to 10 kHz by it; frames 40 dB below the loudest of the original are left out, and so "
-            "are utterances with less than 30 frames (0.4 s) of the rest"
-        )
+    protocol = (
+        "pystoi, resampled to 10 kHz by it; frames 40 dB below the loudest of the original are left out, and so "
+        "are utterances with less than 30 frames (0.4 s) of the rest"
+    )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         import pystoi
 
         # The package's own answer to too little speech is 1e-5 and a warning: a number that would enter the mean.
@@ -140,15 +137,13 @@ class ESTOI(STOI):
     """
 
     name = "estoi"
-    figures = ("estoi",)
     extended = True
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         # A silent reconstruction has no spectrum that could be correlated: nothing of it is intelligible.
-        if not has_signal(reconstruction) and super().__call__(original, original) is not None:
+        if not has_signal(reconstruction) and super()._measure(original, original) is not None:
             return {"estoi": 0.0}
-        return super().__call__(original, reconstruction)
+        return super()._measure(original, reconstruction)
 
 
 class MelDistance(Measure):
@@ -160,52 +155,32 @@ class MelDistance(Measure):
     """
 
     name = "mel_distance"
-    figures = ("mel_distance",)
-    packages: ClassVar[dict[str, str]] = {"torchaudio": "torchaudio"}
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__(sample_rate)
-        self._banks: dict[int, Tensor] = {}
-
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
         windows = " and ".join(f"{bands} bands of {window}-sample Hann windows" for window, bands in MEL_RESOLUTIONS)
-        return (
+        self.protocol = (
             f"{windows}, hop a quarter of the window, magnitudes, Slaney's mel scale and norm up to "
-            f"{self.sample_rate / 2:g} Hz; sum over both of the mean |difference| of log10 max(mel, 1e-5)^2 and of mel "
-            f"(as in DAC's evaluation, at {self.sample_rate} Hz); utterances shorter than the window are filled with "
-            "zeros"
+            f"{sample_rate / 2:g} Hz; sum over both of the mean |difference| of log10 max(mel, 1e-5)^2 and of mel "
+            f"(as in DAC's evaluation, at {sample_rate} Hz); utterances shorter than the window are filled with zeros"
         )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    @cached_property
+    def _resolutions(self) -> list[tuple[ShortTimeSpectrum, Tensor]]:
+        # Where a band is narrower than the spacing of the bins it is empty in both spectrograms, and counts as equal.
+        return [
+            (ShortTimeSpectrum(window, window // 4), mel_bank(self.sample_rate, window, bands))
+            for window, bands in MEL_RESOLUTIONS
+        ]
+
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         pair = _at_least(torch.stack([original, reconstruction]), MEL_RESOLUTIONS[0][0])
         total = 0.0
-        for window, bands in MEL_RESOLUTIONS:
-            spectrum = torch.stft(pair, window, window // 4, window=torch.hann_window(window), return_complex=True)
-            mel = spectrum.abs().transpose(1, 2) @ self._bank(window, bands)
+        for spectrum, bank in self._resolutions:
+            mel = spectrum(pair).abs().mT @ bank
             for first, second in (mel, mel.clamp(min=1e-5).square().log10()):
                 total += float((first - second).abs().mean())
         return {"mel_distance": total}
-
-    def _bank(self, window: int, bands: int) -> Tensor:
-        from torchaudio.functional import melscale_fbanks
-
-        if window not in self._banks:
-            with warnings.catch_warnings():
-                # Where a band is narrower than the spacing of the bins it is empty in both spectrograms.
-                warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-                self._banks[window] = melscale_fbanks(
-                    window // 2 + 1,
-                    0.0,
-                    self.sample_rate / 2,
-                    bands,
-                    self.sample_rate,
-                    norm="slaney",
-                    mel_scale="slaney",
-                )
-        return self._banks[window]
 
 
 class STFTDistance(Measure):
@@ -215,20 +190,15 @@ class STFTDistance(Measure):
     """
 
     name = "stft_distance"
-    figures = ("stft_distance",)
     packages: ClassVar[dict[str, str]] = {"auraloss": "auraloss"}
 
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
-        return (
-            "auraloss MultiResolutionSTFTLoss with its defaults (FFT 1024, 2048, 512; hop 120, 240, 50; Hann window "
-            "600, 1200, 240 samples), spectral convergence + L1 of log magnitudes, mean over resolutions; utterances "
-            "whose original is silent are left out"
-        )
+    protocol = (
+        "auraloss MultiResolutionSTFTLoss with its defaults (FFT 1024, 2048, 512; hop 120, 240, 50; Hann window "
+        "600, 1200, 240 samples), spectral convergence + L1 of log magnitudes, mean over resolutions; utterances "
+        "whose original is silent are left out"
+    )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         from auraloss.freq import MultiResolutionSTFTLoss
 
         if not has_signal(original):

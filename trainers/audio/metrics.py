@@ -1,8 +1,7 @@
 """Audio metrics on full utterances, each with the protocol by which it was measured."""
 
-import importlib.metadata
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 
 from trainers.audio.measures import ESTOI, SISDR, STOI, Measure, MelDistance, STFTDistance
 from trainers.audio.perceptual import DNSMOS, NarrowbandPESQ, ViSQOL, WidebandPESQ
-from vqkit import CodebookUsage
+from trainers.core.metrics import TokenizerMetrics, versions
 from vqkit.distributed import all_reduce_sum
-from vqkit.metrics import countable
 
 MEASURES: dict[str, type[Measure]] = {
     measure.name: measure
@@ -45,11 +43,11 @@ PACKAGES = (
 )
 
 
-class AudioMetrics:
-    """What a codec does to a set of recordings: distortion, rate and use of the codebooks.
+class AudioMetrics(TokenizerMetrics):
+    """What a codec does to a set of recordings.
 
-    Everything is summed per utterance and reduced over ranks once, in `compute`. A measure that cannot be taken here
-    (`unavailable`) has no figure, and `protocol` says why. Measures are computed on the CPU.
+    A measure that cannot be taken here (`unavailable`) has no figure, and `protocol` says why. Measures are computed on
+    the CPU.
 
     Args:
         codebook_sizes: K of each level, or of the single codebook.
@@ -74,23 +72,15 @@ class AudioMetrics:
     ) -> None:
         if not sample_rate > 0 or not frame_rate > 0:
             raise ValueError(f"sample_rate={sample_rate}, frame_rate={frame_rate}: expected positive numbers, in Hz")
-        self.codebook_sizes = [codebook_sizes] if isinstance(codebook_sizes, int) else list(codebook_sizes)
+        super().__init__(codebook_sizes)
         self.sample_rate, self.frame_rate = sample_rate, frame_rate
         chosen = _chosen(measures, sample_rate)
         self.unavailable = {measure.name: measure.obstacle for measure in chosen if measure.obstacle}
         self.measures = [measure for measure in chosen if measure.name not in self.unavailable]
-        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
         # For each figure its sum over utterances, and of how many.
         self.sums = torch.zeros(sum(len(measure.figures) for measure in self.measures), 2, dtype=torch.float64)
         # Utterances, seconds, utterances with samples that are not finite.
         self.counts = torch.zeros(3, dtype=torch.float64)
-
-    def to(self, device: torch.device) -> "AudioMetrics":
-        """Move the sums to a device."""
-        if self.usage is not None:
-            self.usage.to(device)
-        self.sums, self.counts = self.sums.to(device), self.counts.to(device)
-        return self
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
@@ -133,16 +123,14 @@ class AudioMetrics:
         Returns:
             The figures of the measures (si_sdr in dB, stoi, ...); for those that left utterances out, how many, as
             `<measure>_left_out`, and no figure if it was all of them. kbps, seconds, utterances, not_finite
-            (reconstructions with NaN or infinity). And if the codes can be counted, which more than 2^28 cannot:
-            entropy_kbps, codebook_usage, perplexity, entropy (bits per code), normalized_entropy, gini, dead_codes,
-            top_code, top_percent, each but the first and dead_codes the mean over levels.
+            (reconstructions with NaN or infinity), and entropy_kbps and `usage_figures` if the codes can be counted.
 
         Raises:
             ValueError: no utterance was seen on any rank.
         """
         sums = all_reduce_sum(self.sums.clone()).tolist()
         utterances, seconds, broken = all_reduce_sum(self.counts.clone()).tolist()
-        usage = None if self.usage is None else self.usage.compute()
+        usage, entropies = self.usage_figures()
         if not utterances:
             raise ValueError("no utterances were measured: the split is empty")
         figures: dict[str, float] = {}
@@ -156,26 +144,7 @@ class AudioMetrics:
         bits = sum(math.log2(size) for size in self.codebook_sizes)
         figures |= {"kbps": self.frame_rate * bits / 1000, "seconds": seconds, "utterances": int(utterances)}
         figures["not_finite"] = int(broken)
-        if usage is None:
-            return figures
-        entropy = usage.get("entropy_per_level", [usage["entropy"]])
-        assert isinstance(entropy, list)
-        return figures | {
-            "entropy_kbps": self.frame_rate * sum(entropy) / 1000,
-            "codebook_usage": usage["usage"],
-            "perplexity": usage["perplexity"],
-            "entropy": usage["entropy"],
-            "normalized_entropy": usage["normalized_entropy"],
-            "gini": usage["gini"],
-            "dead_codes": usage["dead"],
-            "top_code": usage["top_code"],
-            "top_percent": usage["top_percent"],
-        }
-
-    def per_level(self) -> dict[str, list[float]]:
-        """Usage and perplexity of each level, coarse first; empty for a single codebook. Every rank must call it."""
-        usage = {} if self.usage is None else self.usage.compute()
-        return {name: value for name, value in usage.items() if isinstance(value, list)}
+        return figures | ({"entropy_kbps": self.frame_rate * sum(entropies) / 1000} | usage if usage else {})
 
     @staticmethod
     def _check(originals: Tensor, reconstructions: Tensor) -> None:
@@ -190,7 +159,7 @@ class AudioMetrics:
 
 
 def protocol(
-    figures: dict[str, float], *, sample_rate: int, measures: Sequence[str] = tuple(MEASURES), **circumstances: Any
+    figures: Mapping[str, float], *, sample_rate: int, measures: Sequence[str] = tuple(MEASURES), **circumstances: Any
 ) -> dict[str, Any]:
     """How `figures` were measured, so that nobody compares what cannot be compared.
 
@@ -207,8 +176,7 @@ def protocol(
         if left_out:
             record[measure.name] += f"; left out here: {left_out} of {figures['utterances']}"
     counts = {name: figures[name] for name in ("utterances", "seconds")}
-    versions = {name: version for name in PACKAGES if (version := _version(name))}
-    return record | {"sample_rate": sample_rate} | {"set": counts} | circumstances | {"versions": versions}
+    return record | {"sample_rate": sample_rate, "set": counts} | circumstances | {"versions": versions(PACKAGES)}
 
 
 def _chosen(measures: Sequence[str], sample_rate: int) -> list[Measure]:
@@ -216,10 +184,3 @@ def _chosen(measures: Sequence[str], sample_rate: int) -> list[Measure]:
     if unknown:
         raise ValueError(f"measures={list(measures)}: unknown {unknown}; expected some of {list(MEASURES)}")
     return [MEASURES[name](sample_rate) for name in dict.fromkeys(measures)]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

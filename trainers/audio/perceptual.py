@@ -1,16 +1,17 @@
 """Measures that stand in for listeners: PESQ, DNSMOS and ViSQOL, of one channel of one utterance."""
 
 import math
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from trainers.audio.measures import Measure, has_signal
-from vqkit.tokenizers.audio import resample
+from vqkit.tokenizers.resampling import resample
 
 PESQ_SECONDS = 20.0
-"""Longer recordings overflow a fixed buffer of PESQ's C code, which ends the process: they are measured in pieces."""
+"""Longer recordings overflow a fixed buffer of PESQ's C code, which ends the process: they are measured in segments."""
 
 
 LOWEST_MOS = 1.0
@@ -27,7 +28,6 @@ class WidebandPESQ(Measure):
     """
 
     name = "pesq"
-    figures = ("pesq",)
     packages: ClassVar[dict[str, str]] = {"pesq": "pesq"}
     rate: ClassVar[int] = 16000
     mode: ClassVar[str] = "wb"
@@ -40,26 +40,22 @@ class WidebandPESQ(Measure):
             return f"{self.name} needs {self.rate} Hz, and the codec has {self.sample_rate}: measure pesq_nb"
         return super().obstacle
 
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
-        resampled = (
-            "" if self.sample_rate == self.rate else f" resampled from {self.sample_rate} Hz (torchaudio, Kaiser)"
-        )
-        return (
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__(sample_rate)
+        resampled = "" if sample_rate == self.rate else f" resampled from {sample_rate} Hz (torchaudio, Kaiser)"
+        self.protocol = (
             f"pesq, {self.standard}, mode {self.mode} at {self.rate} Hz{resampled}; utterances of more than "
-            f"{PESQ_SECONDS:g} s in equal pieces, of which the mean is taken; utterances in which PESQ finds "
+            f"{PESQ_SECONDS:g} s in equal segments, of which the mean is taken; utterances in which PESQ finds "
             f"no speech, or less than 0.25 s, are left out; a silent reconstruction has {LOWEST_MOS:g}"
         )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         import pesq
 
         pair = resample(torch.stack([original, reconstruction]), self.sample_rate, self.rate)
-        pieces = math.ceil(pair.shape[-1] / self.rate / PESQ_SECONDS)
+        count = math.ceil(pair.shape[-1] / self.rate / PESQ_SECONDS)
         scores = []
-        for first, second in (piece.numpy() for piece in pair.tensor_split(pieces, dim=-1)):
+        for first, second in (segment.numpy() for segment in pair.tensor_split(count, dim=-1)):
             if len(first) < self.rate / 4 or not has_signal(torch.from_numpy(first)):
                 continue
             if not has_signal(torch.from_numpy(second)):
@@ -79,7 +75,6 @@ class NarrowbandPESQ(WidebandPESQ):
     """
 
     name = "pesq_nb"
-    figures = ("pesq_nb",)
     rate = 8000
     mode = "nb"
     standard = "P.862 mapped by P.862.1"
@@ -96,31 +91,23 @@ class DNSMOS(Measure):
     packages: ClassVar[dict[str, str]] = {"speechmos": "speechmos", "librosa": "librosa", "onnxruntime": "onnxruntime"}
     rate = 16000
 
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
-        return (
-            "speechmos, P.835 model (overall, signal, background) at 16000 Hz, windows of 9.01 s every second, shorter "
-            "utterances repeated; without reference: `dnsmos_original` is what the originals have; utterances "
-            f"shorter than {SHORTEST_SECONDS:g} s and silent originals are left out"
-        )
+    protocol = (
+        "speechmos, P.835 model (overall, signal, background) at 16000 Hz, windows of 9.01 s every second, shorter "
+        "utterances repeated; without reference: `dnsmos_original` is what the originals have; utterances "
+        f"shorter than {SHORTEST_SECONDS:g} s and silent originals are left out"
+    )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         if not has_signal(original) or len(original) < SHORTEST_SECONDS * self.sample_rate:
             return None
-        heard, before = self._judge(reconstruction), self._judge(original)
-        return {
-            "dnsmos": float(heard["ovrl_mos"]),
-            "dnsmos_signal": float(heard["sig_mos"]),
-            "dnsmos_background": float(heard["bak_mos"]),
-            "dnsmos_original": float(before["ovrl_mos"]),
-        }
-
-    def _judge(self, wave: Tensor) -> dict[str, Any]:
         from speechmos import dnsmos
 
-        return dnsmos.run(resample(wave, self.sample_rate, self.rate).clamp(-1, 1).numpy(), self.rate)
+        heard, before = (
+            dnsmos.run(resample(wave, self.sample_rate, self.rate).clamp(-1, 1).numpy(), self.rate)
+            for wave in (reconstruction, original)
+        )
+        values = (heard["ovrl_mos"], heard["sig_mos"], heard["bak_mos"], before["ovrl_mos"])
+        return {name: float(value) for name, value in zip(self.figures, values, strict=True)}
 
 
 class ViSQOL(Measure):
@@ -130,45 +117,29 @@ class ViSQOL(Measure):
     """
 
     name = "visqol"
-    figures = ("visqol",)
     packages: ClassVar[dict[str, str]] = {"visqol": "visqol-python"}
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__(sample_rate)
-        self._api: Any = None
-
-    @property
-    def mode(self) -> str:
-        """`speech` for codecs of up to 16 kHz, `audio` above."""
-        return "speech" if self.sample_rate <= 16000 else "audio"
-
-    @property
-    def rate(self) -> int:
-        """At which it is computed, in Hz."""
-        return 16000 if self.mode == "speech" else 48000
-
-    @property
-    def protocol(self) -> str:
-        """See `Measure`."""
+        self.mode, self.rate = ("speech", 16000) if sample_rate <= 16000 else ("audio", 48000)
         mapping = "polynomial mapping scaled to 5" if self.mode == "speech" else "support vector regression"
-        return (
+        self.protocol = (
             f"visqol-python, {self.mode} mode at {self.rate} Hz, {mapping}; a silent reconstruction has "
             f"{LOWEST_MOS:g}; utterances shorter than {SHORTEST_SECONDS:g} s and silent originals are left out"
         )
 
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
-        """See `Measure`."""
+    def _measure(self, original: Tensor, reconstruction: Tensor) -> dict[str, float] | None:
         if not has_signal(original) or len(original) < SHORTEST_SECONDS * self.sample_rate:
             return None
         if not has_signal(reconstruction):
             return {"visqol": LOWEST_MOS}
         pair = resample(torch.stack([original, reconstruction]), self.sample_rate, self.rate).double().numpy()
-        return {"visqol": float(self._listener().measure_from_arrays(*pair, self.rate).moslqo)}
+        return {"visqol": float(self._listener.measure_from_arrays(*pair, self.rate).moslqo)}
 
+    @cached_property
     def _listener(self) -> Any:
-        if self._api is None:
-            from visqol import VisqolApi
+        from visqol import VisqolApi
 
-            self._api = VisqolApi()
-            self._api.create(mode=self.mode, use_lattice_model=False)
-        return self._api
+        api = VisqolApi()
+        api.create(mode=self.mode, use_lattice_model=False)
+        return api

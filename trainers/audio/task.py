@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from trainers.audio.examples import write_sounds, write_spectrograms
+from trainers.audio.figures import write_spectrograms
+from trainers.audio.files import write_sounds
 from trainers.audio.metrics import MEASURES, QUICK, AudioMetrics, protocol
 from trainers.core.task import TokenizerTask
 from vqkit import AudioTokenizer
@@ -48,14 +49,14 @@ class AudioTokenizerTask(TokenizerTask):
     def setup(self, stage: str) -> None:
         """Refuse data that the tokenizer was not made for."""
         super().setup(stage)
-        for objective in self.objectives:
+        for objective in self.terms:
             given = getattr(objective, "sample_rate", self.tokenizer.sample_rate)
             if given != self.tokenizer.sample_rate:
                 raise ValueError(
                     f"objective {objective.name!r} has sample_rate={given}, but the tokenizer has "
                     f"{self.tokenizer.sample_rate}: its bands would lie elsewhere; give both the same"
                 )
-        data = self.trainer.datamodule
+        data = getattr(self.trainer, "datamodule", None)
         for name, where in (("sample_rate", "tokenizer.sample_rate"), ("channels", "in_channels and out_channels")):
             mine, given = getattr(self.tokenizer, name), getattr(data, name, None)
             if given is not None and given != mine:

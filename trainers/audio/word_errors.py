@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vqkit.tokenizers.audio import resample
+from vqkit.tokenizers.resampling import resample
 
 RATE = 16000
 TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint"}

@@ -6,6 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from trainers.core.task import task_of
 from vqkit.saving.config import to_config
 
 
@@ -61,12 +62,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the task what to compare, unless it was said."""
-        self.monitor = self.monitor or pl_module.monitor
+        self.monitor = self.monitor or task_of(pl_module).monitor
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, unless there are no codes yet, or nothing was measured."""
-        if pl_module.pretraining:
+        if task_of(pl_module).pretraining:
             return
         if self.monitor not in trainer.callback_metrics:
             rank_zero_warn(
@@ -91,10 +92,10 @@ class SaveTokenizer(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
-        if self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:
-            pl_module.tokenizer.save_pretrained(Path(self.folder))
+        if self.folder is not None and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            task_of(pl_module).tokenizer.save_pretrained(Path(self.folder))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before training whether the tokenizer can be saved."""
         if stage == "fit" and self.folder is not None:
-            to_config(pl_module.tokenizer)
+            to_config(task_of(pl_module).tokenizer)

@@ -58,7 +58,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         """Move by the optimizer steps taken."""
         if self._bar is not None and trainer.global_step > self._bar.n:
-            if trainer.global_step % trainer.log_every_n_steps == 0:
+            if trainer.global_step % getattr(trainer, "log_every_n_steps", 1) == 0:
                 self._bar.set_postfix_str(self._numbers(trainer), refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 

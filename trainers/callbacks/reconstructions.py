@@ -9,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from trainers.core.task import task_of
+
 
 class Reconstructions(Callback):
     """After each validation: the first samples and what became of them, as files in the run folder and in W&B.
@@ -52,11 +54,11 @@ class Reconstructions(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and show them."""
-        if not self._originals or trainer.fast_dev_run:
+        if not self._originals or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        files = pl_module.write_examples(folder, self._originals, self._reconstructions)
+        files = task_of(pl_module).write_examples(folder, self._originals, self._reconstructions)
         self._originals, self._reconstructions = [], []
         for logger, path in itertools.product(trainer.loggers, files):
             if isinstance(logger, WandbLogger):

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from trainers.core.task import task_of
 from vqkit import CodebookUsage
 from vqkit.distributed import is_distributed
 from vqkit.metrics import countable
@@ -47,11 +48,12 @@ class CodebookReport(Callback):
         self.every_n_steps = every_n_steps
         self.batches = 0
         self.last_used: Tensor | None = None
+        self.usage: CodebookUsage | None = None
         self._reported_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start an empty window."""
-        quantizer = pl_module.tokenizer.quantizer
+        quantizer = task_of(pl_module).tokenizer.quantizer
         self._reported_step = trainer.global_step
         self.usage = None
         if not countable(quantizer.codebook_sizes):
@@ -71,18 +73,18 @@ class CodebookReport(Callback):
             self._reported_step = trainer.global_step
             return
         self.batches += 1
-        if self.usage is not None:
+        if self.usage is not None and self.last_used is not None:
             self.usage.count(outputs["indices"])
             used = self.usage.counts > self._counted
             self.last_used = torch.where(used, self.batches, self.last_used)
             self._counted.copy_(self.usage.counts)
         if trainer.global_step - self._reported_step >= self.every_n_steps:
             self._reported_step = trainer.global_step
-            health = pl_module.tokenizer.quantizer.health()
+            health = task_of(pl_module).tokenizer.quantizer.health()
             report = {f"codebook/health/{name}": value for name, value in health.items()}
             histogram = None
-            if self.usage is not None:
-                figures, histogram = self._describe_usage(self.usage)
+            if self.usage is not None and self.last_used is not None:
+                figures, histogram = self._describe_usage(self.usage, self.last_used)
                 pl_module.log("codebook/usage", figures["codebook/usage"], logger=False)  # for the progress bar
                 report |= figures
                 self.usage.reset()
@@ -90,22 +92,20 @@ class CodebookReport(Callback):
             if trainer.is_global_zero:
                 _log(trainer, report, histogram)
 
-    def _describe_usage(self, usage: CodebookUsage) -> tuple[dict[str, float], wandb.Histogram]:
+    def _describe_usage(self, usage: CodebookUsage, last_used: Tensor) -> tuple[dict[str, float], wandb.Histogram]:
         figures = usage.compute()
-        levels = self._levels(usage.total_counts())
+        levels = _levels(usage, usage.total_counts())
         counts = torch.cat(levels)
-        age = self.batches - torch.cat(self._levels(_max_over_ranks(self.last_used)))
-        report = {f"codebook/{name}": figures[source] for source, name in LOGGED.items()}
+        age = self.batches - torch.cat(_levels(usage, _max_over_ranks(last_used)))
+        report: dict[str, float] = {}
         report["codebook/dead_age_mean"] = age[counts == 0].double().mean().nan_to_num().item()
         report["codebook/dead_age_max"] = age.max().item()
         for source, values in figures.items():
-            if source in ("usage_per_level", "perplexity_per_level"):
+            if not isinstance(values, list):
+                report |= {f"codebook/{LOGGED[source]}": values} if source in LOGGED else {}
+            elif source in ("usage_per_level", "perplexity_per_level"):
                 report |= {f"codebook/{source[:-10]}_level_{level}": value for level, value in enumerate(values)}
         return report, usage_histogram(levels)
-
-    def _levels(self, cells: Tensor) -> list[Tensor]:
-        """(L, K) with the largest K -> one tensor for each level, as long as its codebook."""
-        return [level[:size] for level, size in zip(cells, self.usage.codebook_sizes, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """The age of codes survives a resume."""
@@ -118,6 +118,11 @@ class CodebookReport(Callback):
         """Restore the age of codes."""
         self.batches = state_dict["batches"]
         self.last_used = state_dict["last_used"]
+
+
+def _levels(usage: CodebookUsage, cells: Tensor) -> list[Tensor]:
+    """(L, K) with the largest K -> one tensor for each level, as long as its codebook."""
+    return [level[:size] for level, size in zip(cells, usage.codebook_sizes, strict=True)]
 
 
 def _log(trainer: Trainer, report: dict[str, float], histogram: wandb.Histogram | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from trainers.core.task import task_of
 from vqkit import TokenShardWriter
 
 
@@ -30,10 +31,10 @@ class TokenWriter(Callback):
         """Open the folder: the first moment at which the codebook is known, and the last before the data are listed."""
         if trainer.state.fn != TrainerFn.PREDICTING:
             return
-        data = trainer.datamodule
+        data: Any = getattr(trainer, "datamodule", None)
         self._writer = TokenShardWriter(
             Path(self.folder or "tokens"),
-            pl_module.tokenizer.quantizer,
+            task_of(pl_module).tokenizer.quantizer,
             data_hash=data.predict_hash(),
             tokenizer=str(trainer.ckpt_path),
             samples_per_shard=self.samples_per_shard,

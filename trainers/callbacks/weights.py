@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from trainers.core.task import task_of
+
 
 class WeightEMA(EMAWeightAveraging):
     """Exponential moving average of the tokenizer; validation, `best.ckpt` and the saved tokenizer use the average.
@@ -48,7 +50,7 @@ class WeightEMA(EMAWeightAveraging):
         """Make the average, of the tokenizer alone."""
         if stage == "fit":
             self._average_model = AveragedModel(
-                pl_module.tokenizer, device=pl_module.device, use_buffers=False, **self._kwargs
+                task_of(pl_module).tokenizer, device=pl_module.device, use_buffers=False, **self._kwargs
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,7 +61,7 @@ class WeightEMA(EMAWeightAveraging):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the model with its quantizer initialized, unless an average was loaded."""
         if self._average_model is not None and trainer.ckpt_path is None:
-            self._average_model.module.load_state_dict(pl_module.tokenizer.state_dict())
+            self._average_model.module.load_state_dict(task_of(pl_module).tokenizer.state_dict())
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The sanity check runs before training starts."""
@@ -67,9 +69,9 @@ class WeightEMA(EMAWeightAveraging):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """The first step after a late initialization: what was averaged so far were codes that are gone."""
-        if self._average_model is not None and 0 < trainer.global_step == pl_module.quantizer_initialized_at:
-            quantizer = pl_module.tokenizer.quantizer
-            self._average_model.module.quantizer.load_state_dict(quantizer.state_dict())
+        if self._average_model is not None and 0 < trainer.global_step == task_of(pl_module).quantizer_initialized_at:
+            quantizer = task_of(pl_module).tokenizer.quantizer
+            self._average_model.module.get_submodule("quantizer").load_state_dict(quantizer.state_dict())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,7 +79,7 @@ class WeightEMA(EMAWeightAveraging):
         """Take an optimizer step into the average."""
         new = trainer.global_step > self._latest_update_step
         if self._average_model is not None and new and self.should_update(step_idx=trainer.global_step - 1):
-            self._take_in(pl_module.tokenizer)
+            self._take_in(task_of(pl_module).tokenizer)
             self._latest_update_step = trainer.global_step
 
     @torch.no_grad()
@@ -130,7 +132,7 @@ class WeightEMA(EMAWeightAveraging):
 
     def _pairs(self, pl_module: LightningModule) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._average_model is not None
-        return zip(_tensors(self._average_model.module), _tensors(pl_module.tokenizer), strict=True)
+        return zip(_tensors(self._average_model.module), _tensors(task_of(pl_module).tokenizer), strict=True)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -3,31 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from trainers.core.metrics import TokenizerMetrics
 from vqkit import Tokenizer
 from vqkit.saving.files import write_json
 from vqkit.tokenizers.tokenizer import TokenizerOutput
-
-
-class Metrics(Protocol):
-    """What measures reconstructions, one set at a time: `trainers.image.metrics.ImageMetrics`, for example."""
-
-    def to(self, device: torch.device) -> "Metrics":
-        """Move the sums to a device."""
-
-    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
-        """Add a batch."""
-
-    def compute(self) -> dict[str, float]:
-        """The figures of all ranks."""
-
-    def per_level(self) -> dict[str, list[float]]:
-        """Figures of each level of the codebook."""
 
 
 class EvaluatedTask(LightningModule, ABC):
@@ -55,7 +39,7 @@ class EvaluatedTask(LightningModule, ABC):
         yield self.inputs(batch)
 
     @abstractmethod
-    def new_metrics(self, split: str) -> Metrics:
+    def new_metrics(self, split: str) -> TokenizerMetrics:
         """What measures a split, "validation" or "test"."""
 
     @abstractmethod
@@ -63,7 +47,7 @@ class EvaluatedTask(LightningModule, ABC):
         """How the figures of the test split were measured.
 
         Args:
-            figures: what `Metrics.compute` returned.
+            figures: what `TokenizerMetrics.compute` returned.
             circumstances: split, checkpoint and precision.
         """
 
@@ -135,7 +119,8 @@ class EvaluatedTask(LightningModule, ABC):
         }
 
     def _measure(self, batch: Any) -> dict[str, list[Tensor]]:
-        originals, reconstructions = [], []
+        originals: list[Tensor] = []
+        reconstructions: list[Tensor] = []
         for inputs in self.evaluation_inputs(batch):
             output = self.reconstruct(inputs)
             self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)

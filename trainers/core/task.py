@@ -4,9 +4,10 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,7 +27,7 @@ from trainers.core.optimization import (
     warmup_cosine,
     weighted_sum,
 )
-from vqkit import Tokenizer, without_quantization
+from vqkit import Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -148,8 +149,8 @@ class TokenizerTask(EvaluatedTask):
         """Objectives and adversarial terms, summed or balanced, and the discriminators' own loss."""
         # Once for all terms, so that low precision ends here, also where the balancer differentiates.
         reconstruction = reconstruction.to(torch.promote_types(reconstruction.dtype, torch.float32))
-        terms = {objective.name: objective(inputs, reconstruction) for objective in self.objectives}
-        weights = {objective.name: objective.weight for objective in self.objectives}
+        terms = {objective.name: objective(inputs, reconstruction) for objective in self.terms}
+        weights = {objective.name: objective.weight for objective in self.terms}
         if self.adversary is None:
             return self._joined(terms, weights, reconstruction), terms
         if not self.adversary.active(self.global_step):
@@ -163,6 +164,11 @@ class TokenizerTask(EvaluatedTask):
         terms, weights = terms | output.generator, weights | adversarial
         total = self._joined(terms, weights, reconstruction) + output.discriminator
         return total, terms | {"discriminator_loss": output.discriminator}
+
+    @property
+    def terms(self) -> list[Objective]:
+        """The objectives, as what they are: a `ModuleList` only says that they are modules."""
+        return [objective for objective in self.objectives if isinstance(objective, Objective)]
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:
@@ -215,7 +221,7 @@ class TokenizerTask(EvaluatedTask):
     @property
     def logs_this_step(self) -> bool:
         """Whether what costs something is logged at this optimizer step."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return (self.trainer.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 1) == 0
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and a cosine, one scheduler step for each optimizer step."""
@@ -276,9 +282,10 @@ class TokenizerTask(EvaluatedTask):
     def on_fit_start(self) -> None:
         """Take over the optimizer boundary, and initialize the quantizer from data unless a checkpoint was loaded."""
         for module in self.tokenizer.quantizer.modules():
-            if hasattr(module, "auto_step"):
+            if isinstance(module, Quantizer):
                 module.auto_step = False
-        if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not self.trainer.fast_dev_run:
+        dry = getattr(self.trainer, "fast_dev_run", False)
+        if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not dry:
             raise ValueError(
                 f"pretraining_steps={self.pretraining_steps} of {self.trainer.estimated_stepping_batches} optimizer "
                 "steps: the quantizer would never be initialized, and the saved codes mean nothing; lower "
@@ -302,9 +309,15 @@ class TokenizerTask(EvaluatedTask):
     def _initialization_inputs(self) -> Iterator[Tensor]:
         # A loader of its own: the place of the training loader must not move. Micro-batches are joined, because the
         # quantizer takes from the size of a batch how many vectors one optimizer step will show.
-        loader = iter(self.trainer.datamodule.initialization_dataloader())
+        data: Any = getattr(self.trainer, "datamodule", None)
+        loader = iter(data.initialization_dataloader())
         while batches := list(itertools.islice(loader, self.trainer.accumulate_grad_batches)):
             yield torch.cat([self.inputs(self.transfer_batch_to_device(batch, self.device, 0)) for batch in batches])
+
+
+def task_of(module: LightningModule) -> TokenizerTask:
+    """The task that Lightning hands to a callback as any module."""
+    return cast(TokenizerTask, module)
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

@@ -3,35 +3,38 @@
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from trainers.data.files import File, FileStore, Folder, named, split
-from trainers.data.sampler import EvaluationLoader, TrainingLoader, ranks
+from trainers.data.files import File, Folder, named, split
+from trainers.data.sampler import EvaluationLoader, TrainingLoader
+from trainers.data.samples import EvaluationSamples, TrainingSamples, collate
+from vqkit import distributed
 
 
 class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
     """Files under a root, divided, loaded, and an endless training stream that a checkpoint continues exactly.
 
-    A subclass says how files are found, kept and made into samples.
+    A subclass says how files are found and made into samples.
 
     Args:
         root: Folder of the files.
         validation_root: Folder of the validation files; None splits `root` by each file's content.
         predict_root: Folder of the files to predict; None is `root`.
         batch_size: Samples in a training batch on one rank.
-        evaluation_batch_size: Samples in the other batches.
-        num_workers: Processes that load; 0 loads in the training process.
+        num_workers: Processes that load; 0 loads in the training process, which is best when all files fit the cache.
         validation_fraction: Share of the files under `root` that validate, in (0, 1).
-        repeats: Training samples per file, or per part of it, and epoch.
+        repeats: Training samples per file, or per part of it as long as a sample, and epoch: so that an epoch of a
+            small folder is worth its validation.
         seed: Seed of order and samples.
-        cache_bytes: Memory for decoded files.
+        cache_bytes: Memory for decoded files, which are then read once, at the start (and broken ones found there).
+            Held once per rank; worker processes share it where processes are forked (Linux).
 
     Attributes:
         skipped: Why each file that cannot be used is left out, by its path.
@@ -49,15 +52,14 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self,
         *,
         root: str,
-        validation_root: str | None,
-        predict_root: str | None,
-        batch_size: int,
-        evaluation_batch_size: int,
-        num_workers: int,
-        validation_fraction: float,
-        repeats: int,
-        seed: int,
-        cache_bytes: int,
+        validation_root: str | None = None,
+        predict_root: str | None = None,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        validation_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+        cache_bytes: int = 1024 * 2**20,
     ) -> None:
         super().__init__()
         for name, folder in (("root", root), ("validation_root", validation_root), ("predict_root", predict_root)):
@@ -78,7 +80,6 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
         self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
         self.validation_fraction = validation_fraction
         self.repeats = repeats
@@ -86,11 +87,16 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self.cache_bytes = cache_bytes
         self.skipped: dict[str, str] = {}
         self._folders: dict[Path, Folder[File]] = {}
-        self._stores: tuple[FileStore[File], FileStore[File]] | None = None
+        self._samples: tuple[TrainingSamples[File], EvaluationSamples[File]] | None = None
         self._training: TrainingLoader | None = None
         self._predicted: set[str] = set()
 
     # ---- what a kind of files adds
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Samples in a batch of validation or prediction."""
+        return self.batch_size
 
     @abstractmethod
     def find(self, root: Path) -> Folder[File]:
@@ -101,24 +107,17 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         """In words what a file must have to be usable, and the argument that lowers it."""
 
     @abstractmethod
-    def training_store(self, root: Path, files: list[File]) -> FileStore[File]:
-        """Where training samples come from."""
+    def training_samples(self, root: Path, files: list[File]) -> TrainingSamples[File]:
+        """Random samples of training files."""
 
     @abstractmethod
-    def evaluation_store(self, root: Path, files: list[File]) -> FileStore[File]:
-        """Where validation and prediction samples come from."""
+    def evaluation_samples(self, root: Path, files: list[File]) -> EvaluationSamples[File]:
+        """One sample of each file that validates or is predicted."""
 
+    @staticmethod
     @abstractmethod
-    def training_samples(self, store: FileStore[File]) -> Dataset[dict[str, Any]]:
-        """Training samples by (pass, sample), each a function of its key and the seed alone."""
-
-    @abstractmethod
-    def evaluation_samples(self, store: FileStore[File]) -> Dataset[dict[str, Any]]:
-        """One sample per file."""
-
-    @abstractmethod
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """The function that joins samples; those without data leave only their reason."""
+    def join(samples: list[Tensor]) -> dict[str, Any]:
+        """The tensors of a batch."""
 
     @abstractmethod
     def extent(self, files: list[File]) -> str:
@@ -163,38 +162,38 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
                 f"{shared[0]} first: validation will look better than it is. Remove them from one of the two sides."
             )
 
-    def _prepare(self) -> tuple[FileStore[File], FileStore[File]]:
-        """The training and the validation store, with their files decoded as far as the cache reaches."""
-        if self._stores is None:
+    def _prepare(self) -> tuple[TrainingSamples[File], EvaluationSamples[File]]:
+        """Training and validation samples, with their files decoded as far as the cache reaches."""
+        if self._samples is None:
             training, validation = self._split()
-            stores = (
-                self.training_store(self.root, training),
-                self.evaluation_store(self.validation_root or self.root, validation),
+            samples = (
+                self.training_samples(self.root, training),
+                self.evaluation_samples(self.validation_root or self.root, validation),
             )
             budget = self.cache_bytes
             failed: dict[str, str] = {}
-            for store in reversed(stores):
+            for store in (samples[1].store, samples[0].store):
                 budget, broken = store.preload(budget)
                 failed |= broken
             if failed:
                 self.skipped.update(failed)
                 rank_zero_warn(f"{len(failed)} files cannot be decoded and are skipped: {named(failed)}")
-            for name, store in zip(("training", "validation"), stores, strict=True):
+            for name, store in (("training", samples[0].store), ("validation", samples[1].store)):
                 if not store.files:
                     raise ValueError(f"No {name} {self.noun} can be decoded: {named(failed)}. Add {self.noun}s.")
-            self._stores = stores
-        return self._stores
+            self._samples = samples
+        return self._samples
 
     def describe(self) -> str:
         """What was found, in a few lines: files, sizes, split, skipped files. Reads the folder on the first call."""
-        training, validation = self._prepare()
-        found = training.files + validation.files
+        training, validation = (samples.store.files for samples in self._prepare())
+        found = training + validation
         lines = [
             f"{len(found)} {self.noun}s under {self.root}"
             + ("" if self.validation_root is None else f" and {self.validation_root}")
-            + f", {self.extent(found)}: {len(training.files)} train"
+            + f", {self.extent(found)}: {len(training)} train"
             + (f" x {self.repeats}" if self.repeats > 1 else "")
-            + f", {len(validation.files)} validate"
+            + f", {len(validation)} validate"
         ]
         if self.skipped:
             lines.append(f"{len(self.skipped)} files skipped: {named(self.skipped)}")
@@ -216,16 +215,16 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         if stage != "fit":
             return
         self._training = self.initialization_dataloader()
-        _, world_size = ranks()
+        world_size = distributed.world_size()
         if len(self._training) == 0:
             raise ValueError(
                 f"{self._training.samples} training samples do not fill a batch of {self.batch_size} on each of "
                 f"{world_size} rank(s). Lower batch_size, raise repeats (now {self.repeats}), or add "
                 f"{self.noun}s to {self.root}."
             )
-        if len(validation.files) < world_size:
+        if len(validation) < world_size:
             raise ValueError(
-                f"{len(validation.files)} validation {self.noun}(s) cannot be divided among {world_size} ranks. Add "
+                f"{len(validation)} validation {self.noun}(s) cannot be divided among {world_size} ranks. Add "
                 f"{self.noun}s, raise validation_fraction, or use fewer devices."
             )
 
@@ -233,9 +232,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         """The training stream; always the same object, so that its place is not lost when Lightning asks again."""
         if self._training is None:
             raise RuntimeError('Call setup("fit") before train_dataloader(); the Trainer does.')
-        if self.trainer is not None and self.trainer.overfit_batches:
+        overfit_batches = getattr(self.trainer, "overfit_batches", 0)
+        if overfit_batches:
             raise ValueError(
-                f"overfit_batches={self.trainer.overfit_batches} repeats the same batches, but every epoch has samples "
+                f"overfit_batches={overfit_batches} repeats the same batches, but every epoch has samples "
                 f"of its own here. Use a folder with a few {self.noun}s{self.overfit_hint}."
             )
         return self._training
@@ -243,11 +243,11 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
     def initialization_dataloader(self) -> TrainingLoader:
         """A training stream of its own, for `Tokenizer.initialize`: reading it does not move the training stream."""
         return TrainingLoader(
-            self.training_samples(self._prepare()[0]),
+            self._prepare()[0],
             batch_size=self.batch_size,
             seed=self.seed,
             num_workers=self.num_workers,
-            collate=self.collate(),
+            collate=partial(collate, self.join),
             finish=partial(without_failed, self.skipped, self.noun),
         )
 
@@ -262,18 +262,18 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
     def predict_dataloader(self) -> EvaluationLoader:
         """All files under `predict_root` that are not yet predicted, each once, ordered by name."""
         files = [file for file in self._folder(self.predict_root).files if file.name not in self._predicted]
-        return self._evaluation(self.evaluation_store(self.predict_root, files))
+        return self._evaluation(self.evaluation_samples(self.predict_root, files))
 
     def leave_out_predicted(self, names: Collection[str]) -> None:
         """Leaves files out of prediction, because their tokens are already written; the same names on every rank."""
         self._predicted = set(names)
 
-    def _evaluation(self, store: FileStore[File]) -> EvaluationLoader:
+    def _evaluation(self, samples: EvaluationSamples[File]) -> EvaluationLoader:
         return EvaluationLoader(
-            self.evaluation_samples(store),
+            samples,
             batch_size=self.evaluation_batch_size,
             num_workers=self.num_workers,
-            collate=self.collate(),
+            collate=partial(collate, self.join),
             finish=partial(without_failed, self.skipped, self.noun),
         )
 

@@ -7,22 +7,20 @@ an endless stream, and the only state of a loader is its place in that stream: h
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader, Dataset
+
+from vqkit import distributed
 
 SHUFFLE_STREAM = 2**64 - 1  # the Philox counter word that samples use for their index; no sample has this one
 
 
-def ranks() -> tuple[int, int]:
-    """The rank of this process and the number of ranks, decided at call time; (0, 1) without a process group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+class SizedDataset(Dataset[Any], Sized):
+    """A data set that knows its length."""
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> numpy.random.Generator:
@@ -87,7 +85,7 @@ def training_keys(
     """
     # A function, not a method: a loader that its own worker iterator refers to would be freed by the cycle collector,
     # and then the workers are not told to stop but waited for, 5 seconds each.
-    rank, world_size = ranks()
+    rank, world_size = distributed.rank(), distributed.world_size()
     stride = batch_size * world_size
     while True:
         order = shuffled(samples, seed=seed, epoch=epoch)
@@ -97,7 +95,49 @@ def training_keys(
         epoch, batch = epoch + 1, 0
 
 
-class TrainingLoader:
+class SampleLoader:
+    """Batches of a data set, made by worker processes or in this one.
+
+    It is not a `torch.utils.data.DataLoader`, so Lightning neither adds a distributed sampler to it, nor pads it, nor
+    replaces its order.
+
+    Args:
+        dataset: Takes what `_load` is given in `__getitem__`, and has a length.
+        batch_size: Samples in a batch on one rank; the most, in evaluation.
+        num_workers: Worker processes; 0 loads in this process.
+        collate: Joins a list of samples.
+        finish: Called in this process with every batch just before it is handed out; returns the batch. In evaluation
+            None leaves it out.
+    """
+
+    def __init__(
+        self,
+        dataset: SizedDataset,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        finish: Callable[[Any], Any] = lambda batch: batch,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.collate = collate
+        self.finish = finish
+
+    def _load(self, batches: Iterable[list[Any]]) -> DataLoader[Any]:
+        """The batches of those keys or indices."""
+        return DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # a loader without its own would advance the global random state
+        )
+
+
+class TrainingLoader(SampleLoader):
     """An endless, shuffled stream of training batches that can be continued at any batch.
 
     Every iteration over it hands out `len(loader)` batches from where the last one stopped; so an epoch that is cut
@@ -105,34 +145,17 @@ class TrainingLoader:
     fill a batch on every rank are dropped, other ones in every pass. N ranks with batch size B see the same joined
     batches as one process with batch size N x B.
 
-    It is not a `torch.utils.data.DataLoader`, so Lightning adds no distributed sampler to it; Lightning saves and
-    restores it by `state_dict` and `load_state_dict`.
+    Lightning saves and restores it by `state_dict` and `load_state_dict`.
 
     Args:
-        dataset: Takes keys (pass, sample) in `__getitem__`, has a length, and must compute a sample from its key alone.
-        batch_size: Samples in a batch on one rank.
+        dataset: Takes keys (pass, sample), and must compute a sample from its key alone.
         seed: Seed of the order.
-        num_workers: Worker processes; 0 loads in this process.
-        collate: Joins a list of samples.
-        finish: Called in this process with every batch just before it is handed out; returns the batch.
+        arguments: Of `SampleLoader`.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        batch_size: int,
-        seed: int,
-        num_workers: int = 0,
-        collate: Callable[[list[Any]], Any] | None = None,
-        finish: Callable[[Any], Any] = lambda batch: batch,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
+    def __init__(self, dataset: SizedDataset, *, seed: int, **arguments: Any) -> None:
+        super().__init__(dataset, **arguments)
         self.seed = seed
-        self.num_workers = num_workers
-        self.collate = collate
-        self.finish = finish
         self.epoch = 0
         self.batch = 0
         self._iterator: Iterator[Any] | None = None  # Lightning stops its workers at the end of fit by this name
@@ -144,18 +167,19 @@ class TrainingLoader:
 
     def __len__(self) -> int:
         """Batches in one pass, on one rank."""
-        return self.samples // (self.batch_size * ranks()[1])
+        return self.samples // (self.batch_size * distributed.world_size())
 
     def __iter__(self) -> Iterator[Any]:
         length = len(self)
         if length == 0:
             raise ValueError(
-                f"{self.samples} samples do not fill one batch of batch_size={self.batch_size} on {ranks()[1]} "
-                "rank(s). Lower the batch size, raise repeats, or add data."
+                f"{self.samples} samples do not fill one batch of batch_size={self.batch_size} on "
+                f"{distributed.world_size()} rank(s). Lower the batch size, raise repeats, or add data."
             )
         for _ in range(length):
             if self._iterator is None:
-                self._iterator = iter(self._stream())
+                place = {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
+                self._iterator = iter(self._load(training_keys(self.samples, batch_size=self.batch_size, **place)))
             batch = next(self._iterator)
             # The place moves before the batch is handed out: a checkpoint written while it is in use counts it as seen.
             self.batch += 1
@@ -163,21 +187,9 @@ class TrainingLoader:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield self.finish(batch)
 
-    def _stream(self) -> DataLoader[Any]:
-        return DataLoader(
-            self.dataset,
-            batch_sampler=training_keys(
-                self.samples, batch_size=self.batch_size, seed=self.seed, epoch=self.epoch, batch=self.batch
-            ),
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # a loader without its own would advance the global random state
-        )
-
     def state_dict(self) -> dict[str, int]:
         """The place in the stream. It is the same on every rank, and does not depend on the number of workers."""
-        seen = self.batch * self.batch_size * ranks()[1]
+        seen = self.batch * self.batch_size * distributed.world_size()
         return {"epoch": self.epoch, "seen": seen, "samples": self.samples, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -195,59 +207,29 @@ class TrainingLoader:
                     stacklevel=2,
                 )
         self.epoch = state_dict["epoch"]
-        self.batch = -(-state_dict["seen"] // (self.batch_size * ranks()[1]))
+        self.batch = -(-state_dict["seen"] // (self.batch_size * distributed.world_size()))
         if self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
         self._iterator = None
 
 
-class EvaluationLoader:
-    """Batches of every sample exactly once, in order, divided among the ranks by `evaluation_batches`.
-
-    It is not a `torch.utils.data.DataLoader`, so Lightning neither pads it nor replaces its order.
-
-    Args:
-        dataset: Takes an index in `__getitem__` and has a length.
-        batch_size: Largest batch on one rank.
-        num_workers: Worker processes; 0 loads in this process.
-        collate: Joins a list of samples.
-        finish: Called in this process with every batch; returns the batch, or None to leave it out.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        batch_size: int,
-        num_workers: int = 0,
-        collate: Callable[[list[Any]], Any] | None = None,
-        finish: Callable[[Any], Any] = lambda batch: batch,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.collate = collate
-        self.finish = finish
+class EvaluationLoader(SampleLoader):
+    """Batches of every sample exactly once, in order, divided among the ranks by `evaluation_batches`."""
 
     def _batches(self) -> list[list[int]]:
-        rank, world_size = ranks()
-        samples = len(self.dataset)
-        return evaluation_batches(samples, batch_size=self.batch_size, rank=rank, world_size=world_size)
+        return evaluation_batches(
+            len(self.dataset),
+            batch_size=self.batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
 
     def __len__(self) -> int:
         """Batches on this rank."""
         return len(self._batches())
 
     def __iter__(self) -> Iterator[Any]:
-        loader: DataLoader[Any] = DataLoader(
-            self.dataset,
-            batch_sampler=self._batches(),
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
-        for batch in loader:
+        for batch in self._load(self._batches()):
             finished = self.finish(batch)
             if finished is not None:
                 yield finished

@@ -13,6 +13,8 @@ from torch import Tensor
 from vqkit.kernels import nearest
 from vqkit.kmeans import kmeans
 
+FileFormat = Literal["JPEG", "WEBP"]
+FILE_FORMATS: tuple[FileFormat, ...] = ("JPEG", "WEBP")
 QUALITIES = {"JPEG": range(1, 96), "WEBP": range(0, 101)}
 
 
@@ -76,7 +78,7 @@ def draw_patches(images: Sequence[Tensor], count: int, patch_size: int, generato
 
 
 def image_files(
-    images: Sequence[Tensor], bits_per_pixel: float, file_format: Literal["JPEG", "WEBP"]
+    images: Sequence[Tensor], bits_per_pixel: float, file_format: FileFormat
 ) -> tuple[list[Tensor], float, int]:
     """Compress with the one quality setting whose mean rate over the images is nearest to a given one.
 

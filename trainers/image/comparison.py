@@ -1,39 +1,39 @@
 """An image tokenizer beside what a user would compare it with, on the same photographs at the same rate."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
-from trainers.image.baselines import PatchKMeans, image_files
+from trainers.core import comparison as shared
+from trainers.core.comparison import Baseline, Column, Comparison
+from trainers.data.files import named
+from trainers.image.baselines import FILE_FORMATS, PatchKMeans, image_files
 from trainers.image.figures import codebook_figure, reconstruction_figure
+from trainers.image.files import read, scan
 from trainers.image.metrics import ImageMetrics, psnr, to_uint8_grid
 from vqkit import Tokenizer
+from vqkit.backbones.protocol import properties_of
 
+TITLES = {
+    "vqkit": "vqkit (this run)",
+    "patch_kmeans": "k-means of raw patches",
+    "jpeg": "JPEG",
+    "webp": "WebP",
+}
+"""Rows of the table, in order."""
+
+COLUMNS = (
+    Column("PSNR", 9, "{:.2f} dB", ("psnr",)),
+    Column("SSIM", 8, "{:.3f}", ("ssim",)),
+    Column("bits/pixel", 12, "{:.3f}", ("bpp",)),
+    Column("usage", 8, "{:.1%}", ("codebook_usage",)),
+    Column("perplexity", 12, "{:.0f}", ("perplexity",)),
+)
 KEPT = ("psnr", "ssim", "bpp", "codebook_usage", "perplexity")
 PREPROCESSING = "native size, cropped at right and bottom to a multiple of the downsampling factor"
-
-
-@dataclass
-class Comparison:
-    """Figures and images of a tokenizer and its baselines.
-
-    Attributes:
-        figures: of the tokenizer, as `ImageMetrics.compute` gives them.
-        baselines: name -> psnr, ssim, bpp and protocol of `patch_kmeans`, `jpeg` and `webp`.
-        images: name -> reconstructions (3, H, W) on the uint8 grid; `original` and `vqkit` too.
-        counts: (K,) how often each code was used.
-    """
-
-    figures: dict[str, float]
-    counts: Tensor
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    images: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 def load_photographs(folder: Path, multiple: int) -> list[Tensor]:
@@ -42,46 +42,61 @@ def load_photographs(folder: Path, multiple: int) -> list[Tensor]:
     Raises:
         ValueError: there are none.
     """
-    suffixes = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise ValueError(f"{folder} holds no photographs")
+    usable = scan(folder, min_size=multiple)
+    if not usable.files:
+        raise ValueError(
+            f"{folder} holds no photographs that can be used; {len(usable.skipped)} skipped: {named(usable.skipped)}"
+        )
     images = []
-    for path in paths:
-        with Image.open(path) as picture:
-            image = transforms.pil_to_tensor(picture.convert("RGB")).float()
-        images.append(image[:, : image.shape[1] // multiple * multiple, : image.shape[2] // multiple * multiple])
+    for file in usable.files:
+        pixels = read(folder / file.name, shorter_side=min(file.height, file.width))
+        image = torch.from_numpy(pixels).permute(2, 0, 1).float()
+        images.append(image[:, : file.height // multiple * multiple, : file.width // multiple * multiple])
     return images
 
 
+@torch.no_grad()
 def compare(
     tokenizer: Tokenizer, originals: Sequence[Tensor], training: Sequence[Tensor], *, kmeans_patches: int = 204_800
 ) -> Comparison:
     """Measure a tokenizer, k-means of raw patches at the same bits per pixel, and JPEG and WebP at the nearest rate.
+
+    Photographs are reconstructed from their tokens alone, as the reader of a token file would.
 
     Args:
         tokenizer: with a single codebook.
         originals: photographs that it never saw, (3, H, W) on the uint8 grid.
         training: photographs for the k-means.
         kmeans_patches: how many patches of them.
+
+    Raises:
+        ValueError: the tokenizer has several levels, or its encoder does not say by which factor it reduces the sides.
     """
     if tokenizer.quantizer.level_axis:
         raise ValueError("the comparison is of tokenizers with a single codebook; this one has several levels")
-    comparison = measure(tokenizer, originals)
-    size = tokenizer.encoder.downsampling_factor
-    baseline = PatchKMeans(training, tokenizer.quantizer.codebook_size, patch_size=size, num_patches=kmeans_patches)
+    patch_size = properties_of(tokenizer.encoder).downsampling_factor
+    if patch_size is None:
+        raise ValueError(
+            f"encoder={type(tokenizer.encoder).__name__} has no downsampling_factor: patches need its side"
+        )
+    codebook_size = tokenizer.quantizer.codebook_size
+    indices = [tokenizer.encode(_normalized(original))[0] for original in originals]
+    images = [to_uint8_grid(tokenizer.decode(tokens[None]))[0] for tokens in indices]
+    metrics = _measured(codebook_size, originals, images, indices)
+    counts = torch.stack([torch.bincount(torch.cat([t.flatten() for t in indices]), minlength=codebook_size)])
+    reconstructions = {"original": list(originals), "vqkit": images}
+    comparison = Comparison(metrics.compute(), metrics.per_level(), counts, reconstructions)
+
+    baseline = PatchKMeans(training, codebook_size, patch_size=patch_size, num_patches=kmeans_patches)
     indices = [baseline.encode(original) for original in originals]
-    comparison.images["patch_kmeans"] = [baseline.decode(tokens) for tokens in indices]
-    metrics = ImageMetrics(baseline.codebook_size)
-    _update(metrics, originals, comparison.images["patch_kmeans"], indices)
-    figures = metrics.compute()
+    images = [baseline.decode(tokens) for tokens in indices]
+    figures = _measured(codebook_size, originals, images, indices).compute()
+    comparison.reconstructions["patch_kmeans"] = images
     comparison.baselines["patch_kmeans"] = {name: figures[name] for name in KEPT} | {"protocol": baseline.protocol}
-    for file_format in ("JPEG", "WEBP"):
+    for file_format in FILE_FORMATS:
         images, rate, quality = image_files(originals, comparison.figures["bpp"], file_format)
-        metrics = ImageMetrics(1)
-        _update(metrics, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images))
-        figures = metrics.compute()
-        comparison.images[file_format.lower()] = images
+        figures = _measured(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
+        comparison.reconstructions[file_format.lower()] = images
         comparison.baselines[file_format.lower()] = {
             "psnr": figures["psnr"],
             "ssim": figures["ssim"],
@@ -91,52 +106,29 @@ def compare(
     return comparison
 
 
-@torch.no_grad()
-def measure(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> Comparison:
-    """Reconstruct photographs from their tokens alone, as the reader of a token file would, and measure."""
-    metrics = ImageMetrics(tokenizer.quantizer.codebook_size)
-    indices = [tokenizer.encode(_normalize(original))[0] for original in originals]
-    images = [to_uint8_grid(tokenizer.decode(tokens[None]))[0] for tokens in indices]
-    _update(metrics, originals, images, indices)
-    tokens = torch.cat([part.flatten() for part in indices])
-    counts = torch.bincount(tokens, minlength=tokenizer.quantizer.codebook_size)
-    return Comparison(metrics.compute(), counts, images={"original": list(originals), "vqkit": images})
-
-
 def draw(comparison: Comparison, tokenizer: Tokenizer, folder: Path, *, rows: int = 4) -> None:
     """Write `reconstructions.png` and `codebook.png` into a folder."""
-    titles = {"original": "original", "vqkit": "vqkit", "patch_kmeans": "k-means of patches", "jpeg": "JPEG"}
-    originals = comparison.images["original"][:rows]
-    columns, captions = {}, {}
-    for name, title in titles.items():
-        images = comparison.images[name][:rows]
-        columns[title] = images
-        figures = [float(psnr(a[None], b[None])) for a, b in zip(originals, images, strict=True)]
-        captions[title] = ["" if name == "original" else f"{value:.1f} dB" for value in figures]
+    titles = {name: TITLES[name] for name in ("vqkit", "patch_kmeans", "jpeg")}
+    files = range(min(rows, len(comparison.reconstructions["original"])))
+    columns, captions = comparison.grid(titles, files, lambda a, b: f"{float(psnr(a[None], b[None])):.1f} dB")
     reconstruction_figure(columns, captions, folder / "reconstructions.png")
     title = f"photographs it never saw, perplexity {comparison.figures['perplexity']:.0f}"
-    codebook_figure(tokenizer, comparison.counts, folder / "codebook.png", title=title)
+    codebook_figure(tokenizer, comparison.counts[0], folder / "codebook.png", title=title)
 
 
-def table(figures: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> str:
+def table(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:
     """The comparison as lines for a person."""
-    rows = {"vqkit (this run)": figures, "k-means of raw patches": baselines["patch_kmeans"]}
-    rows |= {"JPEG": baselines["jpeg"], "WebP": baselines["webp"]}
-    lines = [f"{'':24}{'PSNR':>9}{'SSIM':>8}{'bits/pixel':>12}{'usage':>8}{'perplexity':>12}"]
-    for name, row in rows.items():
-        use = (
-            f"{row['codebook_usage']:>8.1%}{row['perplexity']:>12.0f}" if "perplexity" in row else f"{'-':>8}{'-':>12}"
-        )
-        lines.append(f"{name:24}{row['psnr']:>6.2f} dB{row['ssim']:>8.3f}{row['bpp']:>12.3f}{use}")
-    return "\n".join(lines)
+    return shared.table(COLUMNS, TITLES, figures, baselines)
 
 
-def _normalize(image: Tensor) -> Tensor:
+def _normalized(image: Tensor) -> Tensor:
     return image[None] / 127.5 - 1
 
 
-def _update(
-    metrics: ImageMetrics, originals: Sequence[Tensor], images: Sequence[Tensor], indices: Sequence[Tensor]
-) -> None:
+def _measured(
+    codebook_size: int, originals: Sequence[Tensor], images: Sequence[Tensor], indices: Sequence[Tensor]
+) -> ImageMetrics:
+    metrics = ImageMetrics(codebook_size)
     for original, image, tokens in zip(originals, images, indices, strict=True):
-        metrics.update(_normalize(original), _normalize(image), tokens[None])
+        metrics.update(_normalized(original), _normalized(image), tokens[None])
+    return metrics

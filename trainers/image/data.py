@@ -1,85 +1,61 @@
-"""Folders of pictures as training, validation and prediction data."""
+"""Folders of images as training, validation and prediction data."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainers.data.files import FileStore, Folder
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from trainers.data.files import Folder
 from trainers.data.folder import FolderData
-from trainers.image import pictures
-from trainers.image.crops import EvaluationImages, PictureStore, TrainingImages, collate
-from trainers.image.pictures import Picture
+from trainers.image.files import ImageFile, scan
+from trainers.image.samples import CentreCrops, ImageStore, TrainingCrops
 
 
-class ImageFolderData(FolderData[Picture]):
-    """Pictures in a folder of any size and nesting, in any format that Pillow reads.
+class ImageFolderData(FolderData[ImageFile]):
+    """Images in a folder of any size and nesting, in any format that Pillow reads.
 
     A batch is a dict: `"image"`, (B, 3, resolution, resolution) float32 in [-1, 1]; `"name"`, a list of B file names
     relative to the root. Corrupt and too small files are skipped, counted and named (`skipped`, `describe`).
 
     Training sees random square crops, an endless stream that a checkpoint continues exactly (`TrainingLoader`).
-    Validation and test see the centre square of the validation pictures, prediction that of all pictures.
+    Validation and test see the centre square of the validation images, prediction that of all images.
 
     Without `validation_root` the split is decided by each file's content: it does not change when files are renamed,
-    moved or added, and identical files are on one side. (In a folder so small that no picture would be drawn for a
+    moved or added, and identical files are on one side. (In a folder so small that no image would be drawn for a
     side, one is moved there; only that one can change sides when files are added.)
 
     Args:
-        root: Folder of the pictures.
-        validation_root: Folder of the validation pictures; None splits `root`.
-        predict_root: Folder of the pictures to predict; None is `root`.
+        root: Folder of the images.
         resolution: Side of the square images in pixels.
-        batch_size: Images in a batch on one rank.
-        num_workers: Processes that load; 0 loads in the training process, which is best when all pictures fit the
-            cache.
-        validation_fraction: Share of the pictures under `root` that validate, in (0, 1).
-        min_size: Pictures whose shorter side has fewer pixels are skipped; None is `resolution`. A lower value lets
-            pictures in that must be enlarged.
+        min_size: Images whose shorter side has fewer pixels are skipped; None is `resolution`. A lower value lets
+            images in that must be enlarged.
         horizontal_flip: Whether half of the training crops are mirrored.
-        random_scale: Least and greatest side of a training crop as a share of the picture's shorter side, in (0, 1].
-            Crops are never cut smaller than `resolution`. Larger pictures are first shrunk so that the least side is
+        random_scale: Least and greatest side of a training crop as a share of the image's shorter side, in (0, 1].
+            Crops are never cut smaller than `resolution`. Larger images are first shrunk so that the least side is
             `resolution`.
-        repeats: Training samples per picture and epoch, so that an epoch of a small folder is worth its validation.
-        seed: Seed of order and crops.
-        cache_bytes: Memory for decoded pictures, which are then read once, at the start (and broken ones found there).
-            Held once per rank; worker processes share it where processes are forked (Linux).
+        cache_bytes: Memory for decoded images.
+        arguments: Of `FolderData`.
 
     Raises:
-        ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few pictures.
+        ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few images.
     """
 
-    noun = "picture"
+    noun = "image"
     overfit_hint = ", random_scale=[1, 1] and horizontal_flip=false"
 
     def __init__(
         self,
         root: str,
         *,
-        validation_root: str | None = None,
-        predict_root: str | None = None,
         resolution: int = 256,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        validation_fraction: float = 0.1,
         min_size: int | None = None,
         horizontal_flip: bool = True,
         random_scale: tuple[float, float] = (0.5, 1.0),
-        repeats: int = 1,
-        seed: int = 0,
         cache_bytes: int = 512 * 2**20,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            validation_root=validation_root,
-            predict_root=predict_root,
-            batch_size=batch_size,
-            evaluation_batch_size=batch_size,
-            num_workers=num_workers,
-            validation_fraction=validation_fraction,
-            repeats=repeats,
-            seed=seed,
-            cache_bytes=cache_bytes,
-        )
+        super().__init__(root=root, cache_bytes=cache_bytes, **arguments)
         if resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}.")
         if not 0 < random_scale[0] <= random_scale[1] <= 1:
@@ -89,27 +65,18 @@ class ImageFolderData(FolderData[Picture]):
         self.horizontal_flip = horizontal_flip
         self.random_scale = (float(random_scale[0]), float(random_scale[1]))
 
-    def find(self, root: Path) -> Folder[Picture]:
-        """Finds the pictures under a folder by their headers."""
-        return pictures.scan(root, min_size=self.min_size)
+    def find(self, root: Path) -> Folder[ImageFile]:
+        """Finds the images under a folder by their headers."""
+        return scan(root, min_size=self.min_size)
 
     def least(self) -> str:
         """The least size, in words."""
         return f"at least {self.min_size} pixels, or lower min_size"
 
-    def training_store(self, root: Path, files: list[Picture]) -> PictureStore:
-        """Pictures shrunk as far as the smallest crop allows."""
-        return PictureStore(root, files, shorter_side=round(self.resolution / self.random_scale[0]))
-
-    def evaluation_store(self, root: Path, files: list[Picture]) -> PictureStore:
-        """Pictures shrunk to the resolution."""
-        return PictureStore(root, files, shorter_side=self.resolution)
-
-    def training_samples(self, store: FileStore[Picture]) -> TrainingImages:
-        """Random crops."""
-        assert isinstance(store, PictureStore)
-        return TrainingImages(
-            store,
+    def training_samples(self, root: Path, files: list[ImageFile]) -> TrainingCrops:
+        """Random crops of images that are shrunk as far as the smallest crop allows."""
+        return TrainingCrops(
+            ImageStore(root, files, shorter_side=round(self.resolution / self.random_scale[0])),
             resolution=self.resolution,
             random_scale=self.random_scale,
             horizontal_flip=self.horizontal_flip,
@@ -117,18 +84,18 @@ class ImageFolderData(FolderData[Picture]):
             seed=self.seed,
         )
 
-    def evaluation_samples(self, store: FileStore[Picture]) -> EvaluationImages:
-        """Centre squares."""
-        assert isinstance(store, PictureStore)
-        return EvaluationImages(store, resolution=self.resolution)
+    def evaluation_samples(self, root: Path, files: list[ImageFile]) -> CentreCrops:
+        """Centre squares of images that are shrunk to the resolution."""
+        return CentreCrops(ImageStore(root, files, shorter_side=self.resolution), resolution=self.resolution)
 
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Stacks images."""
-        return collate
+    @staticmethod
+    def join(samples: list[Tensor]) -> dict[str, Any]:
+        """`image`: (B, 3, resolution, resolution)."""
+        return {"image": default_collate(samples)}
 
-    def extent(self, files: list[Picture]) -> str:
+    def extent(self, files: list[ImageFile]) -> str:
         """The smallest and the largest size, in words."""
-        areas = sorted(files, key=lambda picture: picture.height * picture.width)
+        areas = sorted(files, key=lambda file: file.height * file.width)
         smallest, largest = areas[0], areas[-1]
         return f"{smallest.width}x{smallest.height} to {largest.width}x{largest.height} pixels"
 

@@ -1,39 +1,33 @@
-"""Pictures of a trained image tokenizer that a person can judge it by."""
+"""Figures of a trained image tokenizer that a person can judge it by."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from trainers.core.figures import grid_figure, write_figure
 from vqkit import Tokenizer
-
-matplotlib.use("Agg")
 
 
 def reconstruction_figure(
     columns: Mapping[str, Sequence[Tensor]], captions: Mapping[str, Sequence[str]], path: Path
 ) -> None:
-    """One row per image, one column per method: the same detail of each, enlarged, without smoothing.
+    """One row for each image, one column for each method: the same detail of each, enlarged, without smoothing.
 
     Args:
         columns: title -> images (3, H, W) on the uint8 grid; the first column is the original.
         captions: title -> what stands below each image.
         path: PNG to write.
     """
-    rows = len(next(iter(columns.values())))
-    figure = Figure(figsize=(3.1 * len(columns), 3.35 * rows), layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (title, images) in enumerate(columns.items()):
-        for row, image in enumerate(images):
-            axis = axes[row][column]
-            axis.imshow(_detail(image).permute(1, 2, 0).byte().numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[], xlabel=captions[title][row])
-            if row == 0:
-                axis.set_title(title)
-    _save(figure, path)
+
+    def show(axis: Axes, row: int, image: Tensor) -> None:
+        axis.imshow(_detail(image).permute(1, 2, 0).byte().numpy(), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+
+    grid_figure(columns, captions, path, show=show, cell_size=(3.1, 3.35))
 
 
 def codebook_figure(tokenizer: Tokenizer, counts: Tensor, path: Path, *, title: str) -> None:
@@ -64,7 +58,7 @@ def codebook_figure(tokenizer: Tokenizer, counts: Tensor, path: Path, *, title: 
     curve.legend()
     tiles.imshow(_code_grid(tokenizer, order).permute(1, 2, 0).byte().numpy(), interpolation="nearest")
     tiles.set(xticks=[], yticks=[], title="each code as the decoder draws it, most used first, by rows")
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 @torch.no_grad()
@@ -86,9 +80,3 @@ def _code_grid(tokenizer: Tokenizer, order: Tensor, size: int = 5) -> Tensor:
 def _detail(image: Tensor, size: int = 160) -> Tensor:
     top, left = ((length - min(size, length)) // 2 for length in image.shape[1:])
     return image[:, top : top + size, left : left + size]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)

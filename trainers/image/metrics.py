@@ -1,8 +1,7 @@
 """Image metrics, each with the protocol by which it was measured."""
 
-import importlib.metadata
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from vqkit import CodebookUsage
+from trainers.core.metrics import TokenizerMetrics, versions
 from vqkit.distributed import all_reduce_sum
-from vqkit.metrics import countable
 
 MS_SSIM_SMALLEST = 161
 """Five scales of an 11 pixel window need more than (11 - 1) * 2**4 pixels on the shorter side."""
@@ -31,6 +29,7 @@ PROTOCOL = {
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
     "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
 }
+PACKAGES = ("torch", "torchmetrics", "torchvision", "pillow")
 
 
 def to_uint8_grid(images: Tensor) -> Tensor:
@@ -53,57 +52,42 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
     return torch.where(error == 0, PSNR_OF_EQUAL_IMAGES, ratio)
 
 
-class ImageMetrics:
-    """What a tokenizer does to a set of images: distortion, rate and use of the codebook.
-
-    Everything is summed per image and reduced over ranks once, in `compute`. Deliberately no module: figures are
-    neither in checkpoints nor touched by weight averaging.
+class ImageMetrics(TokenizerMetrics):
+    """What a tokenizer does to a set of images.
 
     Args:
-        codebook_size: K, or that of each level.
-        num_codebooks: levels of the quantizer; with more than one, the last axis of the indices. None means as many as
-            sizes are listed, 1 for a single number.
+        codebook_sizes: K of each level, or of the single codebook; with several the last axis of the indices is levels.
     """
 
-    def __init__(self, codebook_size: int | Sequence[int], *, num_codebooks: int | None = None) -> None:
-        sizes = [codebook_size] if isinstance(codebook_size, int) else list(codebook_size)
-        self.codebook_sizes = sizes * (num_codebooks or 1) if isinstance(codebook_size, int) else sizes
-        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+    def __init__(self, codebook_sizes: int | Sequence[int]) -> None:
+        super().__init__(codebook_sizes)
         self.tokens = torch.zeros(len(self.codebook_sizes), dtype=torch.int64)
         # Sums over images: psnr, ssim, ms_ssim, images, images large enough for ms_ssim, pixels.
         self.sums = torch.zeros(6, dtype=torch.float64)
 
-    def to(self, device: torch.device) -> "ImageMetrics":
-        """Move the sums to a device."""
-        if self.usage is not None:
-            self.usage.to(device)
-        self.tokens = self.tokens.to(device)
-        self.sums = self.sums.to(device)
-        return self
-
     @torch.no_grad()
-    def update(self, images: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
         """Add a batch.
 
         Args:
-            images: (B, C, H, W) in [-1, 1], any floating dtype.
-            reconstructions: like `images`; values outside the range are clipped.
+            originals: (B, C, H, W) in [-1, 1], any floating dtype.
+            reconstructions: like `originals`; values outside the range are clipped.
             indices: (B, h, w[, levels]) int64.
 
         Raises:
             ValueError: the shapes differ.
         """
-        if images.shape != reconstructions.shape:
+        if originals.shape != reconstructions.shape:
             raise ValueError(
-                f"reconstructions have shape {tuple(reconstructions.shape)}: expected {tuple(images.shape)}"
+                f"reconstructions have shape {tuple(reconstructions.shape)}: expected {tuple(originals.shape)}"
             )
-        with torch.autocast(images.device.type, enabled=False):
-            original, reconstructed = to_uint8_grid(images), to_uint8_grid(reconstructions)
+        with torch.autocast(originals.device.type, enabled=False):
+            original, reconstructed = to_uint8_grid(originals), to_uint8_grid(reconstructions)
             pair = {"preds": reconstructed, "target": original, "data_range": 255.0}
             sums = [psnr(original, reconstructed).sum(), _total(structural_similarity_index_measure, pair)]
-            large = min(images.shape[-2:]) >= MS_SSIM_SMALLEST
+            large = min(originals.shape[-2:]) >= MS_SSIM_SMALLEST
             sums += [_total(multiscale_structural_similarity_index_measure, pair) if large else torch.zeros(())]
-        count, pixels = len(images), len(images) * images.shape[-2] * images.shape[-1]
+        count, pixels = len(originals), len(originals) * originals.shape[-2] * originals.shape[-1]
         counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
         self.sums += torch.cat(
             [torch.stack([value.double().to(self.sums.device) for value in sums]), counts.to(self.sums)]
@@ -116,16 +100,15 @@ class ImageMetrics:
         """The figures of all ranks; every rank must call it.
 
         Returns:
-            psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, tokens_per_image, images. And if the
-            codes can be counted, which more than 2^28 cannot: entropy_bpp, codebook_usage, perplexity, entropy (bits
-            per token), normalized_entropy, gini, dead_codes, top_code, top_percent.
+            psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, tokens_per_image, images, and
+            entropy_bpp and `usage_figures` if the codes can be counted.
 
         Raises:
             ValueError: no image was seen on any rank.
         """
         psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels = all_reduce_sum(self.sums.clone()).tolist()
         tokens = all_reduce_sum(self.tokens).tolist()
-        usage = None if self.usage is None else self.usage.compute()
+        usage, entropies = self.usage_figures()
         if not images:
             raise ValueError("no images were measured: the split is empty")
         figures = {"psnr": psnr_sum / images, "ssim": ssim_sum / images}
@@ -133,28 +116,13 @@ class ImageMetrics:
             figures["ms_ssim"] = ms_ssim_sum / images
         bits = sum(count * math.log2(size) for count, size in zip(tokens, self.codebook_sizes, strict=True))
         figures |= {"bpp": bits / pixels, "tokens_per_image": sum(tokens) / images, "images": int(images)}
-        if usage is None:
+        if not usage:
             return figures
-        coded = sum(count * entropy for count, entropy in zip(tokens, _levels(usage, "entropy"), strict=True))
-        return figures | {
-            "entropy_bpp": coded / pixels,
-            "codebook_usage": usage["usage"],
-            "perplexity": usage["perplexity"],
-            "entropy": usage["entropy"],
-            "normalized_entropy": usage["normalized_entropy"],
-            "gini": usage["gini"],
-            "dead_codes": usage["dead"],
-            "top_code": usage["top_code"],
-            "top_percent": usage["top_percent"],
-        }
-
-    def per_level(self) -> dict[str, list[float]]:
-        """Usage and perplexity of each level, coarse first; empty for a single codebook. Every rank must call it."""
-        usage = {} if self.usage is None else self.usage.compute()
-        return {name: value for name, value in usage.items() if isinstance(value, list)}
+        coded = sum(count * entropy for count, entropy in zip(tokens, entropies, strict=True))
+        return figures | {"entropy_bpp": coded / pixels} | usage
 
 
-def protocol(figures: dict[str, float], **circumstances: Any) -> dict[str, Any]:
+def protocol(figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
     """How `figures` were measured, so that nobody compares what cannot be compared.
 
     Args:
@@ -164,15 +132,8 @@ def protocol(figures: dict[str, float], **circumstances: Any) -> dict[str, Any]:
     record: dict[str, Any] = dict(PROTOCOL)
     if "ms_ssim" not in figures:
         record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchmetrics", "torchvision", "pillow")}
-    return record | {"images": figures["images"]} | circumstances | {"versions": versions}
+    return record | {"images": figures["images"]} | circumstances | {"versions": versions(PACKAGES)}
 
 
 def _total(metric: Any, pair: dict[str, Any]) -> Tensor:
     return metric(**pair, reduction="none").sum()
-
-
-def _levels(usage: dict[str, float | list[float]], name: str) -> list[float]:
-    per_level = usage.get(f"{name}_per_level", [usage[name]])
-    assert isinstance(per_level, list)
-    return per_level

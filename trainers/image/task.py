@@ -55,8 +55,10 @@ class ImageTokenizerTask(TokenizerTask):
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""
-        size = self.trainer.datamodule.resolution
-        preprocessing = f"centre square; shorter side resized to {size} px (bicubic, antialiased) where it differs"
+        data: Any = getattr(self.trainer, "datamodule", None)
+        preprocessing = (
+            f"centre square; shorter side resized to {data.resolution} px (bicubic, antialiased) where it differs"
+        )
         return protocol(dict(figures), preprocessing=preprocessing, **circumstances)
 
     def write_examples(

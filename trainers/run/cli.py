@@ -224,7 +224,7 @@ class TokenizerCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where everything is."""
-        if not self.trainer.fast_dev_run:
+        if not getattr(self.trainer, "fast_dev_run", False):
             _say(f"run folder: {self.run_folder}")
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and logger.whereabouts:

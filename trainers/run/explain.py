@@ -109,7 +109,7 @@ def _arguments(path: str) -> list[str]:
 def _classes_for(owner: str, argument: str) -> list[str]:
     """Import paths of what an argument of the class `owner` can be, by its annotation."""
     found = _resolve(owner)
-    hint = get_type_hints(found.__init__).get(argument) if isinstance(found, type) else None
+    hint = get_type_hints(found.__init__).get(argument) if isinstance(found, type) else None  # type: ignore[misc]
     return sorted({path for base in _classes_in(hint) for path in _public_paths(base)})
 
 
@@ -129,4 +129,5 @@ def _public_paths(base: type) -> list[str]:
 
 
 def _all_subclasses(base: type) -> list[type]:
-    return [deeper for sub in base.__subclasses__() for deeper in (sub, *_all_subclasses(sub))]
+    found: list[type] = base.__subclasses__()
+    return [deeper for sub in found for deeper in (sub, *_all_subclasses(sub))]

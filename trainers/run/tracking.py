@@ -26,14 +26,15 @@ class RunLogger(WandbLogger):
     """
 
     def __init__(self, folder: str | Path, *, name: str, project: str = "vqkit") -> None:
-        self.offline_because = reason_to_stay_offline() if rank_zero_only.rank == 0 else None
+        self.offline_because = reason_to_stay_offline() if getattr(rank_zero_only, "rank", 0) == 0 else None
+        mode: dict[str, Any] = {"mode": "offline"} if self.offline_because else {}
         super().__init__(
             name=name,
             project=project,
             save_dir=folder,
             offline=self.offline_because is not None,
             settings=wandb.Settings(silent=True, console="off"),
-            **({"mode": "offline"} if self.offline_because else {}),
+            **mode,
         )
         # Lightning passes this on even when it is not set, and W&B then warns that it has no effect.
         self._wandb_init.pop("anonymous", None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vqkit.backbones.activations import Snake
 from vqkit.backbones.mdct import blocked_basis, lapped_basis
 from vqkit.backbones.protocol import properties_of
-from vqkit.backbones.sizes import check_positive
+from vqkit.backbones.sizes import LARGEST_SIZE, check_positive
 from vqkit.backbones.temporal import (
     Convolution1d,
     Deconvolution1d,
@@ -228,7 +228,7 @@ def _residual_units(
 ) -> Callable[[int], list[nn.Module]]:
     """Builds the residual units of a level from its width."""
     check_positive(residual_kernel_size=kernel_size, compress=compress)
-    if any(dilation < 1 for dilation in dilations):
+    if not all(1 <= dilation <= LARGEST_SIZE for dilation in dilations):
         raise ValueError(f"dilations={dilations!r}: expected positive numbers, such as (1, 3, 9)")
     unit = partial(
         ResidualUnit1d,

@@ -22,7 +22,7 @@ class WindowedBlocks2d(nn.Sequential):
     """
 
     def __init__(self, channels: int, *, num_heads: int, depth: int, window_size: int, mlp_ratio: float) -> None:
-        shifts = [0 if number % 2 == 0 else window_size // 2 for number in range(depth)]
+        shifts = (0 if number % 2 == 0 else window_size // 2 for number in range(depth))
         super().__init__(
             *(
                 WindowedBlock2d(

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from vqkit.saving.config import weights_will_follow
+from vqkit.saving.files import named
 
 
 def read_vectors(path: str | os.PathLike[str], codebook_size: int, dim: int, *, dim_name: str) -> Tensor:
@@ -33,36 +34,29 @@ def read_vectors(path: str | os.PathLike[str], codebook_size: int, dim: int, *, 
         return torch.empty(codebook_size, dim, dtype=torch.float32)
     if not Path(path).is_file():
         raise FileNotFoundError(f"base_path={str(path)!r}: there is no such file; scripts/build_codebook.py makes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _check_shape(path, shapes, codebook_size, dim, dim_name)
-            vectors = file.get_tensor(names[0])
-    except SafetensorError as error:
-        raise ValueError(
-            f"base_path={str(path)!r} is not a valid safetensors file ({error}): build it again"
-        ) from error
-    if not vectors.is_floating_point():
-        raise ValueError(f"base_path={str(path)!r} holds {vectors.dtype}: expected floating point")
-    vectors = vectors.to(torch.float32)
-    if not vectors.isfinite().all():
-        raise ValueError(f"base_path={str(path)!r} holds NaN or infinity (in float32): drop such features and rebuild")
+    with named(Path(path)), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        _check_shape(shapes, codebook_size, dim, dim_name)
+        vectors = file.get_tensor(names[0])
+        if not vectors.is_floating_point():
+            raise ValueError(f"holds {vectors.dtype}: expected floating point")
+        vectors = vectors.to(torch.float32)
+        if not vectors.isfinite().all():
+            raise ValueError("holds NaN or infinity (in float32): drop such features and rebuild")
     return vectors
 
 
-def _check_shape(
-    path: str | os.PathLike[str], shapes: dict[str, tuple[int, ...]], codebook_size: int, dim: int, dim_name: str
-) -> None:
+def _check_shape(shapes: dict[str, tuple[int, ...]], codebook_size: int, dim: int, dim_name: str) -> None:
     if len(shapes) != 1:
-        raise ValueError(f"base_path={str(path)!r} holds {len(shapes)} tensors {sorted(shapes)}: expected one")
+        raise ValueError(f"holds {len(shapes)} tensors {sorted(shapes)}: expected one")
     shape = next(iter(shapes.values()))
     if len(shape) != 2:
-        raise ValueError(f"base_path={str(path)!r} holds a tensor of shape {shape}: expected ({codebook_size}, {dim})")
+        raise ValueError(f"holds a tensor of shape {shape}: expected ({codebook_size}, {dim})")
     if shape[0] != codebook_size:
         raise ValueError(
-            f"base_path={str(path)!r} holds {shape[0]} vectors: expected codebook_size={codebook_size}; build a file "
+            f"holds {shape[0]} vectors: expected codebook_size={codebook_size}; build a file "
             "of that size with scripts/build_codebook.py, or change codebook_size"
         )
     if shape[1] != dim:
-        raise ValueError(f"base_path={str(path)!r} holds vectors of {shape[1]} numbers: expected {dim_name}={dim}")
+        raise ValueError(f"holds vectors of {shape[1]} numbers: expected {dim_name}={dim}")

@@ -208,6 +208,8 @@ class Codebook(Configured, FullPrecisionModule):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the counters."""
+        if not 0 <= int(state.min()) <= int(state.max()) < 2**40:  # `noise_step` has to fit an int64
+            raise ValueError(f"the codebook's counters are {state.tolist()}: expected numbers of at least 0")
         self.steps, self.refreshed_at, self._pending_batches = (int(value) for value in state)
         self.has_observed = self.has_observed or self._pending_batches > 0
 

@@ -19,6 +19,9 @@ from vqkit.quantizers.fixed_grid import FixedGrid
 LARGEST_INDEX_BITS = 62
 """Bits of one index: 2^62 codes and their number fit an int64."""
 
+MOST_BITS = 2**20
+"""Of all levels: the place of each is listed, which a damaged configuration must not make endless."""
+
 _ENOUGH_VECTORS = 100
 """In a smaller batch a bit is the same everywhere by chance."""
 
@@ -49,8 +52,8 @@ class BinaryQuantizer(FixedGrid):
     stuck_bits: Tensor
 
     def __init__(self, bits: int, *, dim: int | None, losses: Sequence[Loss], channel_dim: int) -> None:
-        if not isinstance(bits, int) or bits < 1:
-            raise ValueError(f"bits={bits}: expected a whole number of at least 1, such as 18 for 2^18 codes")
+        if not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:
+            raise ValueError(f"bits={bits}: expected a whole number in 1 ... {MOST_BITS}, such as 18 for 2^18 codes")
         super().__init__(bits if dim is None else dim, codebook_dim=bits, losses=losses, channel_dim=channel_dim)
         check_losses_without_codebook(type(self).__name__, losses)
         self.bits = bits

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class FSQ(FixedGrid):
         self.codebook_size = math.prod(levels)
         self.grid_values = list(levels)
         self.register_buffer("level_counts", torch.tensor(levels))
-        places = [math.prod(levels[:position]) for position in range(len(levels))]
-        self.register_buffer("place_values", torch.tensor(places))
+        self._places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(self._places))
         self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
 
     level_counts: Tensor
@@ -71,6 +71,12 @@ class FSQ(FixedGrid):
     def grid_mismatch(self, found: Tensor) -> str:
         """The levels of both."""
         return f"levels are {list(self.levels)}, and the state has {found.tolist()}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        found = state_dict.get(f"{prefix}place_values")
+        if found is not None and found.tolist() != self._places:
+            arguments[-1].append(f"{prefix}place_values are {self._places}, and the state has {found.tolist()}")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
@@ -97,13 +103,16 @@ class FSQ(FixedGrid):
         return width, half, offset, self.shift_of(offset / half)
 
     def _pack(self, digits: Tensor, valid: Tensor) -> Tensor:
-        """(N, D) floating point, which is written over -> (N,) int64, -1 where not valid."""
+        """(N, D) floating point, which is written over -> (N,) int64; -1 where not valid, and for NaN, which a broken
+        projection makes.
+        """
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            return torch.where(valid, digits.mul_(self.place_values.to(digits.dtype)).sum(-1), -1).long()
+            places = digits.mul_(self.place_values.to(digits.dtype)).sum(-1).nan_to_num_(nan=-1.0)
+            return torch.where(valid, places, -1).long()
         indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
         for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
             indices += digit.long() * place
-        return torch.where(valid, indices, -1)
+        return torch.where(valid & ~digits.sum(-1).isnan(), indices, -1)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""

@@ -2,7 +2,8 @@
 
 `Configured` records the arguments of a constructor call; `to_config` writes an object as nested dictionaries of the
 form that jsonargparse reads too (`class_path` and `init_args`), and `from_config` builds it again. A configuration may
-come from a stranger, so only classes that derive from `Configured` and live in an allowed package are ever resolved.
+come from a stranger: only classes that derive from `Configured` are found, in modules that are listed here or allowed
+by the caller, and no other module is imported (`docs/security.md`).
 """
 
 import importlib
@@ -18,7 +19,19 @@ from typing import Any, Self
 
 from torch import nn
 
+from vqkit.saving.annotations import check_arguments
 from vqkit.saving.migration import current_path
+
+BUILDABLE = (
+    "vqkit",
+    "vqkit.backbones.activations",
+    "vqkit.backbones.conv1d",
+    "vqkit.backbones.conv2d",
+    "vqkit.backbones.esc",
+    "vqkit.backbones.frame_transformer",
+    "vqkit.parts.codebooks",
+)
+"""Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 
 _MARKS = {"class_path", "factory", "float"}
 """Keys that give a dictionary of a configuration a meaning of its own."""
@@ -135,15 +148,15 @@ def from_config(config: Mapping[str, Any], *, allow: Sequence[str] = ("vqkit",))
 
     Args:
         config: `{"class_path": ..., "init_args": {...}}`; `init_args` may be left out.
-        allow: packages or modules whose classes may be built. Add your own package for parts that you wrote. Modules
-            below these names are imported, nothing else is.
+        allow: packages or modules whose classes may be built. Add your own package for parts that you wrote. A name
+            given here is imported; a module below it has to be imported already.
 
     Returns:
         A new object, with freshly initialised parameters where it has any.
 
     Raises:
         ValueError: if the configuration names something that is not a `Configured` class of an allowed package, or has
-            arguments that the class does not take.
+            arguments that the class does not take; the message names the argument.
     """
     if not isinstance(config, Mapping) or "class_path" not in config:
         raise ValueError(f"A configuration is a dictionary with the key 'class_path', got {config!r}.")
@@ -168,15 +181,25 @@ def resolve_class(class_path: Any, *, allow: Sequence[str] = ("vqkit",)) -> type
     module_name, _, class_name = class_path.rpartition(".")
     if not _is_below(module_name, allow):
         raise ValueError(f"{refusal}. If you trust it, name its package in allow=.")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{refusal}, and there is no module {error.name!r}.") from error
-    found = vars(module).get(class_name)
+    found = _vars_of(module_name, allow, refusal).get(class_name)
     # The class's own module counts, not the name it was reached by: `vqkit.saving.config.Path` is not a class of vqkit.
     if not (isinstance(found, type) and issubclass(found, Configured) and _is_below(found.__module__, allow)):
         raise ValueError(f"{refusal}, and {class_name!r} is none there.")
     return found
+
+
+def _vars_of(module_name: str, allow: Sequence[str], refusal: str) -> dict[str, Any]:
+    """What a module holds, which is imported only where it is named in `allow` or `BUILDABLE` itself."""
+    if module_name in allow or (module_name in BUILDABLE and _is_below(BUILDABLE[0], allow)):
+        try:
+            return vars(importlib.import_module(module_name))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{refusal}, and there is no module {error.name!r}.") from error
+    if _is_below(module_name, BUILDABLE[:1]):
+        raise ValueError(f"{refusal}, of vqkit those in {', '.join(BUILDABLE)}.")
+    if module_name not in sys.modules:
+        raise ValueError(f"{refusal}, and {module_name!r} is not imported: import it, or name it in allow=.")
+    return vars(sys.modules[module_name])
 
 
 def _is_below(module_name: str, allow: Sequence[str]) -> bool:
@@ -276,6 +299,8 @@ def _read(value: Any, allow: Sequence[str], where: str) -> Any:
     if not value.keys() <= known | {mark}:
         raise ValueError(f"{_at(where)}: unexpected keys {sorted(value.keys() - known - {mark})} beside {mark!r}.")
     if mark == "float":
+        if value["float"] not in ("inf", "-inf", "nan"):
+            raise ValueError(f"{_at(where)}: float={value['float']!r}: expected 'inf', '-inf' or 'nan'.")
         return float(value["float"])
     return _read_class(value, mark, allow, where)
 
@@ -288,12 +313,19 @@ def _read_class(value: Mapping[str, Any], mark: str, allow: Sequence[str], where
         raise ValueError(f"{_at(where)}: init_args is a dictionary and args a list, got {init_args!r} and {args!r}.")
     keywords = {name: _read(item, allow, _join(where, name)) for name, item in init_args.items()}
     positional = [_read(item, allow, _join(where, index)) for index, item in enumerate(args)]
-    signature = inspect.signature(cls.__init__)
+    bind = inspect.signature(cls.__init__).bind_partial if mark == "factory" else inspect.signature(cls.__init__).bind
     try:
-        if mark == "factory":
-            signature.bind_partial(None, *positional, **keywords)
-        else:
-            signature.bind(None, **keywords)
-    except TypeError as error:
-        raise ValueError(f"{_at(where)}: {value[mark]} does not take these arguments: {error}.") from error
-    return partial(cls, *positional, **keywords) if mark == "factory" else cls(**keywords)
+        bound = bind(None, *positional, **keywords)
+        if is_own(cls):
+            check_arguments(cls.__init__, bound.arguments, where)
+        return partial(cls, *positional, **keywords) if mark == "factory" else cls(**keywords)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # a constructor trips over numbers that it never met: 0, 10^30, -1
+        kind = "does not take these arguments" if isinstance(error, TypeError) else "cannot be built"
+        raise ValueError(f"{_at(where)}: {value[mark]} {kind}: {type(error).__name__}: {error}.") from error
+
+
+def is_own(cls: type) -> bool:
+    """Whether a class is one of this package, whose constructors run on the meta device and have annotations."""
+    return _is_below(cls.__module__, BUILDABLE[:1])

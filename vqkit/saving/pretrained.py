@@ -4,25 +4,29 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqkit.saving.config import Configured, from_config, resolve_class, to_config, weights_follow
+from vqkit.saving.config import Configured, from_config, is_own, resolve_class, to_config, weights_follow
+from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import to_current_version
+from vqkit.saving.sizes import Bounded, check_entries, check_finite
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
 FORMAT_VERSION = 3
+MOST_ENTRIES = 2**14
+"""In a weights file: torch takes time with the square of their number to load them."""
 
 
 class Pretrained(Configured):
@@ -74,7 +78,9 @@ class Pretrained(Configured):
         """Build the module that `save_pretrained` wrote, with its weights, in eval mode.
 
         Call it on the class that you expect, or on a base class of it. Parts that were saved in another floating point
-        type (after `.double()` or `.bfloat16()`) come back in that type.
+        type (after `.double()` or `.bfloat16()`) come back in that type. The files may come from a stranger
+        (`docs/security.md`): classes of this library are built on the meta device first, and their shapes compared with
+        those of the weights, before memory is taken.
 
         Args:
             directory_or_hub_id: a directory, or a Hugging Face hub id `"user/name"` if no such directory exists.
@@ -88,27 +94,36 @@ class Pretrained(Configured):
         Raises:
             FileNotFoundError: if the directory or one of its two files is missing.
             ValueError: if the files are damaged, of an unknown format version, name classes that are not allowed,
-                describe another class than this one, or do not fit each other.
+                describe another class than this one, do not fit each other, or hold weights that are not finite.
             ImportError: if a hub id is given and huggingface_hub is not installed.
         """
         if not issubclass(cls, nn.Module):
             raise TypeError(f"{cls.__name__} is not a torch.nn.Module: call from_pretrained on a class of module.")
         folder = _locate(directory_or_hub_id, revision)
-        config = _read_config(folder / CONFIG_NAME)
-        found = resolve_class(config.get("class_path"), allow=allow)
-        if not issubclass(found, cls):
-            raise ValueError(
-                f"{folder / CONFIG_NAME} describes a {found.__name__}, which is no {cls.__name__}: call"
-                f" {found.__name__}.from_pretrained."
-            )
-        state = _read_weights(folder / WEIGHTS_NAME)
+        config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        config = _read_config(config_path)
+        with named(config_path):
+            found = resolve_class(config.get("class_path"), allow=allow)
+            if not issubclass(found, cls):
+                raise ValueError(
+                    f"describes a {found.__name__}, which is no {cls.__name__}: call {found.__name__}.from_pretrained."
+                )
+            named_classes = [resolve_class(path, allow=allow) for path in _class_paths(config)]
+        state = _read_weights(weights_path)
         with weights_follow():
-            module = from_config(config, allow=allow)
-        _match_dtypes(module, state)
-        try:
+            # Constructors of other packages may need values, which the meta device has not: those run once, and freely.
+            if all(map(is_own, named_classes)):
+                with named(config_path), torch.device("meta"), Bounded(state):
+                    planned = from_config(config, allow=allow)
+                with named(weights_path):
+                    check_entries(state, planned)
+            with named(config_path):
+                module = from_config(config, allow=allow)
+        with named(weights_path):
+            check_entries(state, module)
+            check_finite(state, module)
+            _match_dtypes(module, state)
             module.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{folder / WEIGHTS_NAME} does not fit the module of {CONFIG_NAME}: {error}") from error
         return module.to(map_location).eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Add vqkit model") -> str:
@@ -147,40 +162,52 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
 
 def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Move each part whose state is of one floating point type to that type, since loading keeps the module's own."""
+    dtypes: dict[str, set[torch.dtype]] = defaultdict(set)
+    for name, value in state.items():
+        while name and value.is_floating_point():
+            name = name.rpartition(".")[0]
+            dtypes[name].add(value.dtype)
     for name, part in module.named_modules():
-        prefix = f"{name}." if name else ""
-        dtypes = {value.dtype for key, value in state.items() if key.startswith(prefix) and value.is_floating_point()}
-        if len(dtypes) == 1:
-            part.to(dtype=dtypes.pop())
+        if len(dtypes[name]) == 1:
+            part.to(dtype=next(iter(dtypes[name])))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not a directory written by save_pretrained.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} was not written by save_pretrained: its 'format' is not {FORMAT!r}.")
-    version = config.get("format_version")
-    if version in (1, 2):
-        return dict(to_current_version(config, version))
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format_version {version!r} (written by vqkit {config.get('vqkit_version')}), and this vqkit"
-            f" reads versions 1 to {FORMAT_VERSION}: update vqkit, or save the model again with a matching version."
-        )
+    config = read_json(path)
+    with named(path):
+        if config.get("format") != FORMAT:
+            raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
+        version = config.get("format_version")
+        if version in (1, 2):
+            return dict(to_current_version(config, version))
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version {version!r} (written by vqkit {config.get('vqkit_version')}), and this vqkit"
+                f" reads versions 1 to {FORMAT_VERSION}: update vqkit, or save the model again with a matching version"
+            )
     return config
+
+
+def _class_paths(value: Any) -> Iterator[Any]:
+    """Every class that a configuration names."""
+    if isinstance(value, Mapping):
+        yield from (value[mark] for mark in ("class_path", "factory") if mark in value)
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _class_paths(item)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} holds no complete model. Save or download it again.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a valid safetensors file ({error}): save or download it again.") from error
+    with named(path):
+        state = load_file(path)
+        if len(state) > MOST_ENTRIES:
+            raise ValueError(
+                f"has {len(state)} entries: expected at most {MOST_ENTRIES}, since loading compares all names"
+            )
+    return state
 
 
 def _locate(directory_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:

@@ -5,12 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqkit.tokens.manifests import IDENTITY, joined_shape, read_manifests, shard_names
+from vqkit.tokens.manifests import IDENTITY, Shard, joined_shape, read_manifests
 
 
 class TokenShards(Dataset[dict[str, Any]]):
@@ -35,8 +32,8 @@ class TokenShards(Dataset[dict[str, Any]]):
         names: in order.
 
     Raises:
-        ValueError: there is no manifest, its format is not known, manifests disagree, a shard is missing, or a name
-            appears twice.
+        ValueError: there is no manifest, its format is not known, manifests disagree, a shard is missing or not what
+            its manifest says, or a name appears twice. Reading a sample whose indices are out of range raises it too.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -48,7 +45,7 @@ class TokenShards(Dataset[dict[str, Any]]):
                 "`python -m trainers predict` filled"
             )
         first = next(iter(manifests.values()))
-        self._shards = [shard for manifest in manifests.values() for shard in manifest["shards"]]
+        self._shards = [(manifest, entry) for manifest in manifests.values() for entry in manifest["shards"]]
         shape: list[int | None] | None = None
         for name, manifest in manifests.items():
             for key in IDENTITY:
@@ -63,35 +60,43 @@ class TokenShards(Dataset[dict[str, Any]]):
                 raise ValueError(f"{self.directory / name} disagrees with the manifests before it: {error}") from error
         self.codebook_size: int = first["codebook_size"]
         self.num_codebooks: int = first["num_codebooks"]
-        # Manifests that were written before levels could differ do not list the sizes.
-        sizes = first.get("codebook_sizes", [self.codebook_size] * self.num_codebooks)
-        self.codebook_sizes: tuple[int, ...] = tuple(sizes)
+        self.codebook_sizes: tuple[int, ...] = tuple(first["codebook_sizes"])
         self.codebook_hash: str = first["codebook_hash"]
         self.tokenizer: str = first["tokenizer"]
         self.shape: tuple[int | None, ...] = tuple(shape or ())
         places: dict[str, tuple[int, int]] = {}
-        for number, shard in enumerate(self._shards):
-            path = self.directory / shard["file"]
-            if not path.is_file():
-                raise ValueError(f"{path} is missing: write its samples again; a new writer leaves out what is there")
-            for row, name in enumerate(shard_names(path)):
+        for number in range(len(self._shards)):
+            shard = self._shard(number)
+            for row, name in enumerate(shard.names):
                 if name in places:
-                    raise ValueError(f"{path} holds {name!r}, which another shard holds too: expected it only once")
+                    raise ValueError(
+                        f"{shard.path} holds {name!r}, which another shard holds too: expected it only once"
+                    )
                 places[name] = (number, row)
         self.names = sorted(places)
         self._places = [places[name] for name in self.names]
-        self._open: dict[int, _OpenShard] = {}
+        self._open: dict[int, Shard] = {}
+
+    def _shard(self, number: int) -> Shard:
+        manifest, entry = self._shards[number]
+        path = self.directory / entry["file"]
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: write its samples again; a new writer leaves out what is there")
+        return Shard(path, manifest, entry)
 
     def verify(self) -> None:
-        """Read every shard whole and compare its sha256 with the manifest.
+        """Read every shard whole, and compare its sha256 and the range of its indices with the manifest.
 
         Raises:
-            ValueError: a shard does not hold the bytes that were written.
+            ValueError: a shard does not hold the bytes that were written, or an index is out of range.
         """
-        for shard in self._shards:
-            path = self.directory / shard["file"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
-                raise ValueError(f"{path} is damaged: write its samples again; a new writer leaves out what is sound")
+        for number, (_, entry) in enumerate(self._shards):
+            shard = self._shard(number)
+            if hashlib.sha256(shard.path.read_bytes()).hexdigest() != entry["sha256"]:
+                raise ValueError(
+                    f"{shard.path} is damaged: write its samples again; a new writer leaves out what is sound"
+                )
+            shard.read()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,26 +104,8 @@ class TokenShards(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self._places[index]
         if number not in self._open:
-            self._open[number] = _OpenShard(self.directory / self._shards[number]["file"])
+            self._open[number] = self._shard(number)
         return {"indices": self._open[number].sample(row), "name": self.names[index]}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files stay in the process that opened them
-
-
-class _OpenShard:
-    """A shard that is being read."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="pt")
-        keys = self._file.keys()
-        self._masked = "masked" in keys
-        self._ends = self._file.get_tensor("lengths").cumsum(0).tolist() if "lengths" in keys else None
-
-    def sample(self, row: int) -> Tensor:
-        """The indices of a sample, (*shape) int64, -1 where masked."""
-        place: int | slice = row
-        if self._ends is not None:
-            place = slice(self._ends[row - 1] if row else 0, self._ends[row])
-        indices = self._file.get_slice("indices")[place].to(torch.int64)
-        return indices.masked_fill(self._file.get_slice("masked")[place], -1) if self._masked else indices

@@ -16,7 +16,7 @@ from vqkit import distributed
 from vqkit.indices import check_indices
 from vqkit.saving.files import write_whole
 from vqkit.tokens.codebook_hash import codebook_hash
-from vqkit.tokens.manifests import FORMAT_VERSION, IDENTITY, RAGGED_VERSION, joined_shape, read_manifests, shard_names
+from vqkit.tokens.manifests import FORMAT_VERSION, IDENTITY, RAGGED_VERSION, Shard, joined_shape, read_manifests
 
 if TYPE_CHECKING:
     from vqkit.quantizers.base import BaseQuantizer
@@ -100,7 +100,7 @@ class TokenShardWriter:
         lost = len(sound) < len(manifest["shards"])
         manifest["shards"] = sound
         for shard in sound:
-            self.done.update(shard_names(self.directory / shard["file"]))
+            self.done.update(Shard(self.directory / shard["file"], manifest, shard).names)
         self._manifest["shape"] = joined_shape(self._manifest["shape"], manifest["shape"])
         if name == self._manifest_name:
             self._manifest["shards"] = sound

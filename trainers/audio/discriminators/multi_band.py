@@ -6,11 +6,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import ComplexSpectrum, hidden_layers, normalized_conv2d
-from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.audio.discriminators.layers import ComplexPlanes, SubDiscriminators, hidden_layers, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput
 
 
-class MultiBandSTFTDiscriminator(Discriminator):
+class MultiBandSTFTDiscriminator(SubDiscriminators):
     """One sub-discriminator for each window length; each convolves bands of its complex spectrum separately, so that
     high frequencies are not judged by what is learned of low ones, and judges the bands together.
 
@@ -45,24 +45,18 @@ class MultiBandSTFTDiscriminator(Discriminator):
         bands: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
         channels: int = 32,
     ) -> None:
-        super().__init__(in_channels)
         if not window_lengths:
             raise ValueError("window_lengths is empty: name at least one window, in samples")
-        if channels < 1:
-            raise ValueError(f"channels={channels}: expected at least 1")
         if len(bands) < 2 or (bands[0], bands[-1]) != (0, 1):
             raise ValueError(f"bands={list(bands)}: expected rising edges from 0 to 1, such as [0, 0.25, 0.5, 1]")
-        self.members = nn.ModuleList(_BandDiscriminator(in_channels, size, bands, channels) for size in window_lengths)
-
-    def judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
-        """`forward` behind its checks."""
-        return [member(wave) for member in self.members]
+        members = (_BandDiscriminator(in_channels, length, bands, channels) for length in window_lengths)
+        super().__init__(in_channels, channels, members)
 
 
 class _BandDiscriminator(nn.Module):
     def __init__(self, in_channels: int, window_length: int, bands: Sequence[float], channels: int) -> None:
         super().__init__()
-        self.spectrum = ComplexSpectrum(window_length, window_length // 4)
+        self.spectrum = ComplexPlanes(window_length)
         edges = [int(edge * self.spectrum.bins) for edge in bands]
         self.widths = [end - start for start, end in pairwise(edges)]
         if min(self.widths) < 1:
@@ -84,10 +78,5 @@ class _BandDiscriminator(nn.Module):
 
 def _band_layers(in_channels: int, channels: int) -> nn.ModuleList:
     strided = [normalized_conv2d(channels, channels, (3, 9), stride=(1, 2)) for _ in range(3)]
-    return nn.ModuleList(
-        [
-            normalized_conv2d(2 * in_channels, channels, (3, 9)),
-            *strided,
-            normalized_conv2d(channels, channels, (3, 3)),
-        ]
-    )
+    first, last = normalized_conv2d(2 * in_channels, channels, (3, 9)), normalized_conv2d(channels, channels, (3, 3))
+    return nn.ModuleList([first, *strided, last])

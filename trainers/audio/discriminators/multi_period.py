@@ -6,11 +6,11 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import hidden_layers, normalized_conv2d
-from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.audio.discriminators.layers import SubDiscriminators, hidden_layers, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput
 
 
-class MultiPeriodDiscriminator(Discriminator):
+class MultiPeriodDiscriminator(SubDiscriminators):
     """One sub-discriminator for each period p: the waveform is folded to T/p rows of p samples, and convolved along
     the columns only, so that each sees every p-th sample. It is good at the periodic parts of sounds, such as voices.
 
@@ -36,16 +36,10 @@ class MultiPeriodDiscriminator(Discriminator):
     """
 
     def __init__(self, in_channels: int = 1, *, periods: Sequence[int] = (2, 3, 5, 7, 11), channels: int = 32) -> None:
-        super().__init__(in_channels)
         if not periods or min(periods) < 1:
             raise ValueError(f"periods={list(periods)}: expected at least one, of 1 sample or more")
-        if channels < 1:
-            raise ValueError(f"channels={channels}: expected at least 1")
-        self.members = nn.ModuleList(_PeriodDiscriminator(in_channels, period, channels) for period in periods)
-
-    def judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
-        """`forward` behind its checks."""
-        return [member(wave) for member in self.members]
+        members = (_PeriodDiscriminator(in_channels, period, channels) for period in periods)
+        super().__init__(in_channels, channels, members)
 
 
 class _PeriodDiscriminator(nn.Module):

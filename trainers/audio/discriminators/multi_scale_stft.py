@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import ComplexSpectrum, hidden_layers, normalized_conv2d
-from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.audio.discriminators.layers import ComplexPlanes, SubDiscriminators, hidden_layers, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput
 
 
-class MultiScaleSTFTDiscriminator(Discriminator):
+class MultiScaleSTFTDiscriminator(SubDiscriminators):
     """One sub-discriminator for each window length, with real and imaginary parts as the channels of a map.
 
     Source: Défossez et al. 2022 (EnCodec, arXiv:2210.13438), sec. 3.4 and fig. 2: a convolution of 3 x 9 (time x
@@ -38,22 +38,16 @@ class MultiScaleSTFTDiscriminator(Discriminator):
         window_lengths: Sequence[int] = (2048, 1024, 512, 256, 128),
         channels: int = 32,
     ) -> None:
-        super().__init__(in_channels)
         if not window_lengths:
             raise ValueError("window_lengths is empty: name at least one window, in samples")
-        if channels < 1:
-            raise ValueError(f"channels={channels}: expected at least 1")
-        self.members = nn.ModuleList(_STFTDiscriminator(in_channels, length, channels) for length in window_lengths)
-
-    def judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
-        """`forward` behind its checks."""
-        return [member(wave) for member in self.members]
+        members = (_STFTDiscriminator(in_channels, length, channels) for length in window_lengths)
+        super().__init__(in_channels, channels, members)
 
 
 class _STFTDiscriminator(nn.Module):
     def __init__(self, in_channels: int, window_length: int, channels: int) -> None:
         super().__init__()
-        self.spectrum = ComplexSpectrum(window_length, window_length // 4)
+        self.spectrum = ComplexPlanes(window_length)
         first = normalized_conv2d(2 * in_channels, channels, (3, 9))
         strided = [
             normalized_conv2d(channels, channels, (3, 9), stride=(1, 2), dilation=(dilation, 1))

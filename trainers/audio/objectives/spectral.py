@@ -123,15 +123,16 @@ class LinearAndLogMel(WaveformObjective):
         self.spectra = nn.ModuleList(
             MelSpectrum(sample_rate, window_length=length, mel_bins=mel_bins) for length in window_lengths
         )
+        self.window_lengths = tuple(window_lengths)
         self.sample_rate = sample_rate
         self.floor = floor
 
     def distance(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
         """Of (N, T) waveforms, a scalar."""
         distances = []
-        for spectrum in self.spectra:
+        for spectrum, length in zip(self.spectra, self.window_lengths, strict=True):
             # Of the periodic Hann window of n samples the sum of squares is 3 n / 8.
-            scale = (3 / 8 * spectrum.spectrum.fft_size) ** -0.5
+            scale = (3 / 8 * length) ** -0.5
             x, y = scale * spectrum(reference), scale * spectrum(reconstruction)
             logarithms = [(magnitude + self.floor).log10() for magnitude in (x, y)]
             distances.append(F.l1_loss(y, x) + F.mse_loss(*logarithms))

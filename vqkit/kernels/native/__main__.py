@@ -4,7 +4,8 @@ import sys
 
 from vqkit.kernels.native.build import main
 
-try:
-    main()
-except RuntimeError as error:
-    sys.exit(str(error))
+if __name__ == "__main__":
+    try:
+        main()
+    except RuntimeError as error:
+        sys.exit(str(error))

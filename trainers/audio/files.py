@@ -1,7 +1,9 @@
 """Sound files: which of them can be used, and how one becomes samples. Knows soundfile and soxr, not Lightning.
 
-Resampling is soxr's at its highest quality: flat to 0.9 of the lower Nyquist frequency, and what lies 5 % above it is
-gone, while torchaudio's default filter has lost 2 dB at 0.9 and lets a tone 5 % above through as an alias 10 dB down
+Two resamplers, each where the other cannot be. Files have any sample rate, such as 44101 Hz, for which torchaudio would
+need a filter of one row for each of 16000 phases: they are read through soxr, on the CPU. Waveforms that are already
+tensors, in the tokenizer and in the measures, go through `vqkit.tokenizers.resampling`, on their device and without
+soxr. Both are flat to 0.9 of the lower Nyquist frequency, and let nothing through that lies 5 % above it
 (`tests/trainers/test_audio_data.py` measures both).
 """
 
@@ -9,13 +11,20 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 import soundfile
 import soxr
+from torch import Tensor
 
 from trainers.data.files import Folder, content_hash, found_under, inspected
+from vqkit.saving.files import write_whole
+
+if TYPE_CHECKING:
+    from torchcodec.decoders import AudioDecoder
 
 # What libsndfile reads by itself (raw formats without a header are not among them), and what needs FFmpeg.
 SNDFILE_SUFFIXES = frozenset(
@@ -35,7 +44,7 @@ LONGEST_SECONDS = 100 * 3600  # a header that promises more is taken for a broke
 
 
 @dataclass(frozen=True)
-class Recording:
+class AudioFile:
     """One usable sound file.
 
     Attributes:
@@ -60,7 +69,7 @@ class Recording:
         return self.frames / self.sample_rate
 
 
-def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path] | None = None) -> Folder[Recording]:
+def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path] | None = None) -> Folder[AudioFile]:
     """Finds the recordings under a folder by reading the header and the ends of every file with a sound's suffix.
 
     Nothing is decoded, so a file that is damaged in the middle, or holds numbers that are not finite, is found only
@@ -79,7 +88,7 @@ def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path]
     return inspected(root, files, look, other_files=other_files)
 
 
-def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> Recording | str:
+def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> AudioFile | str:
     """Reads a file's header and ends: the recording, or in words why it cannot be used."""
     try:
         frames, sample_rate, own_channels, dtype = header(path)
@@ -97,7 +106,7 @@ def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> Rec
     if own_channels != channels and 1 not in (own_channels, channels):
         return f"has {own_channels} channels, which cannot be made {channels}"
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-    return Recording(name, frames, sample_rate, own_channels, content, dtype)
+    return AudioFile(name, frames, sample_rate, own_channels, content, dtype)
 
 
 def header(path: Path) -> tuple[int, int, int, str]:
@@ -126,7 +135,7 @@ def reason(error: soundfile.LibsndfileError) -> str:
     return f"not a sound file that libsndfile can read: {error.error_string.rstrip('.').removeprefix('Error : ')}"
 
 
-def read(path: Path, recording: Recording, *, start: int = 0, frames: int | None = None) -> numpy.ndarray:
+def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None = None) -> numpy.ndarray:
     """Decodes a part of a file; only that part where the format can seek.
 
     Args:
@@ -176,7 +185,7 @@ def torchcodec_samples(path: Path, frames: int) -> numpy.ndarray:
     return numpy.pad(decoded, ((0, missing), (0, 0))) if missing <= PADDING_SAMPLES else decoded
 
 
-def torchcodec_decoder(path: Path):
+def torchcodec_decoder(path: Path) -> "AudioDecoder":
     """A decoder of torchcodec; ValueError with the fix where that package is missing, or cannot open the file."""
     if importlib.util.find_spec("torchcodec") is None:
         raise ValueError(
@@ -225,3 +234,29 @@ def level_db(samples: numpy.ndarray) -> float:
     """Root mean square over all samples in dB relative to full scale; -inf for digital silence."""
     power = float(numpy.square(samples, dtype=numpy.float64).mean()) if samples.size else 0.0
     return 10 * numpy.log10(power) if power > 0 else -numpy.inf
+
+
+def write_sounds(
+    folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor], sample_rate: int
+) -> list[Path]:
+    """Write 16 bit WAV files `00_original.wav`, `00_reconstruction.wav`, `01_original.wav` and so on.
+
+    Args:
+        folder: made if it is not there.
+        originals: (C, T) each, in [-1, 1]; what lies beyond is clipped.
+        reconstructions: like `originals`.
+        sample_rate: in Hz.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, pair in enumerate(zip(originals, reconstructions, strict=True)):
+        for kind, wave in zip(("original", "reconstruction"), pair, strict=True):
+            sound = BytesIO()
+            samples = wave.detach().float().clamp(-1, 1).cpu().T.numpy()
+            soundfile.write(sound, samples, sample_rate, format="WAV", subtype="PCM_16")
+            paths.append(folder / f"{number:02d}_{kind}.wav")
+            write_whole(paths[-1], sound.getvalue())
+    return paths

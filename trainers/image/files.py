@@ -1,4 +1,4 @@
-"""Picture files: which of them can be used, and how one becomes pixels. Knows Pillow, not Lightning."""
+"""Image files: which of them can be used, and how one becomes pixels. Knows Pillow, not Lightning."""
 
 import math
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ TRANSPOSES = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One usable picture file.
+class ImageFile:
+    """One usable image file.
 
     Attributes:
         name: Path relative to the root, with forward slashes.
@@ -46,15 +46,15 @@ def formats() -> list[str]:
     return sorted(set(Image.OPEN) - LEFT_OUT_FORMATS)
 
 
-def scan(root: Path, *, min_size: int) -> Folder[Picture]:
-    """Finds the pictures under a folder by reading the header and the ends of every file with a picture's suffix.
+def scan(root: Path, *, min_size: int) -> Folder[ImageFile]:
+    """Finds the images under a folder by reading the header and the ends of every file with an image's suffix.
 
     Nothing is decoded, so a file that is damaged in the middle is found only when it is read. Hidden files and folders
     are left out; links to folders are followed once.
 
     Args:
         root: The folder, of any nesting.
-        min_size: Pictures whose shorter side has fewer pixels are skipped.
+        min_size: Images whose shorter side has fewer pixels are skipped.
     """
     known = set(formats())
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in known}
@@ -62,8 +62,8 @@ def scan(root: Path, *, min_size: int) -> Folder[Picture]:
     return inspected(root, candidates, lambda path: inspect(path, root, min_size), other_files=other_files)
 
 
-def inspect(path: Path, root: Path, min_size: int) -> Picture | str:
-    """Reads a file's header and ends: the picture, or in words why it cannot be used."""
+def inspect(path: Path, root: Path, min_size: int) -> ImageFile | str:
+    """Reads a file's header and ends: the image, or in words why it cannot be used."""
     try:
         with Image.open(path, formats=formats()) as image:
             width, height = image.size
@@ -74,13 +74,13 @@ def inspect(path: Path, root: Path, min_size: int) -> Picture | str:
         return reason(error)
     if min(width, height) < min_size:
         return f"too small: {width}x{height} pixels, min_size is {min_size}"
-    return Picture(path.relative_to(root).as_posix(), height, width, content)
+    return ImageFile(path.relative_to(root).as_posix(), height, width, content)
 
 
 def reason(error: Exception) -> str:
     """An error as a short reason."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture that Pillow can identify"
+        return "not an image that Pillow can identify"
     return f"cannot be read: {error or type(error).__name__}"
 
 
@@ -88,13 +88,13 @@ def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1-8; 1 (upright) when there is none or the EXIF block is damaged."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block is no reason to lose the picture
+    except Exception:  # a damaged EXIF block is no reason to lose the image
         return 1
     return value if value in TRANSPOSES else 1
 
 
 def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """(height, width) after shrinking so that the shorter side is `shorter_side`; smaller pictures stay as they are."""
+    """(height, width) after shrinking so that the shorter side is `shorter_side`; smaller images stay as they are."""
     if min(height, width) <= shorter_side:
         return height, width
     scale = shorter_side / min(height, width)
@@ -102,7 +102,7 @@ def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
 
 
 def read(path: Path, *, shorter_side: int) -> numpy.ndarray:
-    """Decodes a picture: upright, RGB, first frame, shrunk so that its shorter side is at most `shorter_side` pixels.
+    """Decodes an image: upright, RGB, first frame, shrunk so that its shorter side is at most `shorter_side` pixels.
 
     Transparent pixels are laid over white; 16-bit pixels become 8-bit. Colour profiles are not applied. JPEG files are
     decoded at a half, quarter or eighth of their size where that still reaches the wanted size, which is up to four
@@ -147,11 +147,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_side(uniform: float, *, shorter_side: int, resolution: int, scale: tuple[float, float]) -> int:
-    """Side of a random square crop, log-uniform in scale, never below the resolution where the picture allows it.
+    """Side of a random square crop, log-uniform in scale, never below the resolution where the image allows it.
 
     Args:
         uniform: A number in [0, 1).
-        shorter_side: The picture's, in pixels.
+        shorter_side: The image's, in pixels.
         resolution: Side of the finished crop, in pixels.
         scale: Least and greatest side as a share of the shorter side.
     """

@@ -1,0 +1,75 @@
+"""Checkpoints are read whole and without code, or refused with their name and the entry."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.core.checkpoints import read_checkpoint
+
+CONTENT: dict[str, Any] = {
+    "state_dict": {"tokenizer.weight": torch.arange(300.0)},
+    "loops": {},
+    "callbacks": {},
+    "optimizer_states": [],
+    "lr_schedulers": [],
+    "epoch": 1,
+    "global_step": 7,
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    torch.save(CONTENT, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def test_a_sound_one_comes_back(path: Path) -> None:
+    found = read_checkpoint(path)
+    assert found["global_step"] == 7
+    assert torch.equal(found["state_dict"]["tokenizer.weight"], torch.arange(300.0))
+
+
+def test_a_flipped_byte_is_found(path: Path) -> None:
+    """`torch.load` takes it."""
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(300.0).numpy().tobytes()) + 600] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["state_dict"]["tokenizer.weight"], torch.arange(300.0))
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(path))}: entry '.*data/0' is damaged: take another checkpoint"
+    ):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, -1])
+def test_one_that_ends_too_early_is_refused(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"last\.ckpt: is no checkpoint, or ends too early"):
+        read_checkpoint(path)
+
+
+def test_one_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CONTENT | {"loops": None}, "entry 'loops' is a NoneType: expected dict"),
+        ({"state_dict": {}}, "entry 'loops' is a NoneType: expected dict"),
+        (CONTENT | {"global_step": "7"}, "entry 'global_step' is a str: expected int"),
+        ([1], "holds a list: expected the dictionary of a checkpoint"),
+        (CONTENT | {"state_dict": {"a.b": torch.tensor([1, torch.nan])}}, "entry 'a.b' holds NaN or infinity in 1"),
+        (CONTENT | {"optimizer_states": [torch.zeros(1).expand(10**12)]}, r"shape \(1000000000000,\) holds fewer"),
+        (CONTENT | {"callbacks": {"a": nn.Linear(1, 1)}}, "holds more than tensors and plain values, which only code"),
+    ],
+)  # fmt: skip
+def test_what_no_run_wrote_is_refused(path: Path, content: Any, message: str) -> None:
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"last\.ckpt: (a tensor of )?{message}"):
+        read_checkpoint(path)

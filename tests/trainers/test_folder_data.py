@@ -1,0 +1,283 @@
+"""What holds for folders of images and of recordings alike: which files are used, and what a sample depends on."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainers.pictures import draw_pictures
+from tests.trainers.recordings import write_recordings
+from trainers.audio import AudioFolderData
+from trainers.data.files import split
+from trainers.data.folder import FolderData
+from trainers.image import ImageFolderData
+from trainers.image.files import ImageFile
+
+
+@dataclass
+class Kind:
+    """A kind of files.
+
+    Attributes:
+        key: of the samples in a batch.
+        noun: what messages call a file.
+        suffix: of the files that `write` writes.
+        write: writes so many files, `000`, `001` ..., each its own.
+        data: the data module.
+        small: its settings.
+        changes: settings that change what prediction reads.
+    """
+
+    key: str
+    noun: str
+    suffix: str
+    write: Callable[..., None]
+    data: Callable[..., FolderData]
+    small: dict[str, Any]
+    changes: tuple[dict[str, Any], ...]
+
+    def make(self, root: Path, **options: Any) -> FolderData:
+        return self.data(str(root), **({"batch_size": 4, "num_workers": 0} | self.small | options))
+
+    def ready(self, root: Path, **options: Any) -> FolderData:
+        made = self.make(root, **options)
+        made.setup("fit")
+        return made
+
+    def name(self, number: int) -> str:
+        return f"{number:03d}{self.suffix}"
+
+
+IMAGES = Kind(
+    "image",
+    "image",
+    ".png",
+    draw_pictures,
+    ImageFolderData,
+    {"resolution": 32},
+    ({"resolution": 31},),
+)
+RECORDINGS = Kind(
+    "audio",
+    "recording",
+    ".flac",
+    partial(write_recordings, suffix=".flac"),
+    AudioFolderData,
+    {"sample_rate": 8000, "segment_seconds": 0.25, "gain_db": (-6, 0)},
+    ({"sample_rate": 16000}, {"channels": 2}, {"max_evaluation_seconds": 1.0}),
+)
+each = pytest.mark.parametrize("kind", [IMAGES, RECORDINGS], ids=lambda kind: kind.noun)
+
+
+def names(loader) -> list[str]:
+    return [name for batch in loader for name in batch["name"]]
+
+
+def stream(data: FolderData, key: str, batches: int) -> tuple[Tensor, list[str]]:
+    taken, seen = [], []
+    while len(taken) < batches:
+        for batch in data.train_dataloader():
+            taken.append(batch[key])
+            seen += batch["name"]
+            if len(taken) == batches:
+                break
+    return torch.stack(taken), seen
+
+
+# ---- training samples
+
+
+@each
+def test_samples_do_not_depend_on_workers_cache_or_global_seeds(kind, tmp_path):
+    kind.write(tmp_path, 12)
+    expected, seen = stream(kind.ready(tmp_path), kind.key, 9)
+    for seed, options in enumerate([{"num_workers": 2}, {"cache_bytes": 0}, {"cache_bytes": 40000}]):
+        torch.manual_seed(seed)
+        numpy.random.seed(seed)
+        other, other_names = stream(kind.ready(tmp_path, **options), kind.key, 9)
+        assert torch.equal(other, expected)
+        assert other_names == seen
+    other, _ = stream(kind.ready(tmp_path, seed=1), kind.key, 9)
+    assert not torch.equal(other, expected)
+
+
+@each
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_fail_when_they_are_read_are_replaced_in_training_and_named_once(kind, workers, tmp_path):
+    kind.write(tmp_path / "train", 9)
+    kind.write(tmp_path / "validation", 3, seed=50)
+    spoilt = [tmp_path / folder / f"0015{kind.suffix}" for folder in ("train", "validation")]
+    for path, number in zip(spoilt, (2, 1), strict=True):
+        whole = (path.parent / kind.name(number)).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])  # the header is whole
+    options = {"validation_root": str(tmp_path / "validation"), "cache_bytes": 0, "batch_size": 2, "seed": 1}
+    data = kind.ready(tmp_path / "train", num_workers=workers, **options)
+    with pytest.warns(UserWarning, match=rf"0015.* is left out or replaced by the next {kind.noun}") as caught:
+        _, seen = stream(data, kind.key, 15)
+    assert len(caught) == 1 and len(seen) == 30 and spoilt[0].name not in seen
+    with pytest.warns(UserWarning, match=r"0015.* is left out"):
+        assert names(data.val_dataloader()) == names(data.test_dataloader()) == [kind.name(n) for n in range(3)]
+    assert sorted(data.skipped) == [str(path) for path in spoilt]
+    with pytest.warns(UserWarning):
+        assert stream(kind.ready(tmp_path / "train", **options), kind.key, 15)[1] == seen
+
+
+# ---- the split
+
+
+@each
+def test_the_split_follows_the_content_and_keeps_its_sides_when_files_are_added(kind, tmp_path):
+    kind.write(tmp_path / "first", 40)
+    chosen = names(kind.ready(tmp_path / "first", validation_fraction=0.3).val_dataloader())
+    assert 4 <= len(chosen) <= 20
+    for number in range(40):
+        side = "chosen" if kind.name(number) in chosen else "others"
+        target = tmp_path / "second" / side / kind.name(99 - number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "first" / kind.name(number), target)
+    found = names(kind.ready(tmp_path / "second", validation_fraction=0.3).val_dataloader())
+    assert {Path(name).parent.name for name in found} == {"chosen"} and len(found) == len(chosen)
+    kind.write(tmp_path / "first" / "added", 20, seed=40)
+    grown = names(kind.ready(tmp_path / "first", validation_fraction=0.3).val_dataloader())
+    assert [name for name in grown if not name.startswith("added/")] == chosen
+
+
+@each
+def test_identical_files_are_on_one_side(kind, tmp_path):
+    kind.write(tmp_path / "one", 20)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    validation = names(kind.ready(tmp_path, validation_fraction=0.4).val_dataloader())
+    assert 0 < len(validation) < 40
+    assert [name[4:] for name in validation if name < "two"] == [name[4:] for name in validation if name > "two"]
+
+
+@pytest.mark.parametrize(("contents", "expected"), [("fe", "e"), ("01", "0")])
+def test_each_side_has_a_file(contents, expected):
+    files = [ImageFile(f"{number}.png", 1, 1, 16 * content) for number, content in enumerate(contents)]
+    training, validation = split(files, 0.2, Path("photos"), noun="image")
+    assert [file.content for file in validation] == [16 * expected]
+    assert len(training) == 1
+
+
+@each
+def test_files_in_both_folders_are_announced(kind, tmp_path):
+    kind.write(tmp_path / "a", 5)
+    kind.write(tmp_path / "b", 2)
+    data = kind.make(tmp_path / "a", validation_root=str(tmp_path / "b"))
+    with pytest.warns(UserWarning, match=f"2 of 2 validation {kind.noun}s are training {kind.noun}s too, 000"):
+        data.setup("fit")
+    assert names(data.val_dataloader()) == [kind.name(0), kind.name(1)]
+
+
+# ---- prediction
+
+
+@each
+def test_predicted_names_are_left_out_and_the_hash_follows_the_data(kind, tmp_path):
+    kind.write(tmp_path, 4)
+    data = kind.make(tmp_path)
+    data.leave_out_predicted({kind.name(1)})
+    assert names(data.predict_dataloader()) == [kind.name(number) for number in (0, 2, 3)]
+    data.leave_out_predicted({kind.name(number) for number in range(4)})
+    assert len(data.predict_dataloader()) == 0
+    before = data.predict_hash()
+    assert kind.make(tmp_path).predict_hash() == before
+    assert all(kind.make(tmp_path, **options).predict_hash() != before for options in kind.changes)
+    kind.write(tmp_path, 1, seed=77)
+    assert kind.make(tmp_path).predict_hash() != before
+
+
+# ---- mistakes
+
+
+@each
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_root": "nowhere"}, r"validation_root='nowhere' is not a folder"),
+        ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
+        ({"validation_fraction": 1.0}, r"validation_fraction must lie between 0 and 1, got 1.0"),
+    ],
+)
+def test_wrong_arguments_stop_at_construction(kind, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind.make(tmp_path, **options)
+
+
+@each
+def test_folders_with_too_little_are_named(kind, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"root='.*missing' is not a folder"):
+        kind.make(tmp_path / "missing")
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(ValueError, match=rf"There is no usable {kind.noun} under .*1 other files.*at least \d"):
+        kind.make(tmp_path).setup("fit")
+    kind.write(tmp_path, 1)
+    with pytest.raises(ValueError, match=f"1 different usable {kind.noun}"):
+        kind.make(tmp_path).setup("fit")
+    kind.write(tmp_path, 4)
+    with pytest.raises(ValueError, match=rf"do not fill a batch of 99 .*raise repeats \(now 1\).*add {kind.noun}s"):
+        kind.make(tmp_path, batch_size=99).setup("fit")
+    kind.ready(tmp_path, batch_size=16, repeats=16)
+    monkeypatch.setattr("vqkit.distributed.world_size", lambda: 9)
+    with pytest.raises(ValueError, match=rf"validation {kind.noun}\(s\) cannot be divided among 9 ranks"):
+        kind.make(tmp_path, batch_size=1, repeats=16).setup("fit")
+
+
+# ---- under Lightning
+
+
+class Sums(lightning.LightningModule):
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.sums: list[float] = []
+        self.key = key
+
+    def training_step(self, batch):
+        self.sums.append(float(batch[self.key].sum()))
+        return (self.weight - batch[self.key].mean()).square()
+
+    def validation_step(self, batch):
+        self.log("validation", batch[self.key].mean(), batch_size=len(batch[self.key]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(**options: Any) -> lightning.Trainer:
+    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return lightning.Trainer(accelerator="cpu", devices=1, **off, **options)
+
+
+@each
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+def test_fit_continues_amid_a_pass_with_the_same_samples(kind, tmp_path):
+    kind.write(tmp_path / "files", 12)
+
+    def fit(steps: int, checkpoint: Path | None = None) -> tuple[Sums, lightning.Trainer]:
+        task, runner = Sums(kind.key), trainer(max_steps=steps)
+        runner.fit(task, datamodule=kind.make(tmp_path / "files", repeats=2), ckpt_path=checkpoint)
+        return task, runner
+
+    whole, _ = fit(17)
+    first, runner = fit(5)
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    second, _ = fit(17, tmp_path / "last.ckpt")
+    assert first.sums + second.sums == whole.sums
+    assert torch.equal(second.weight, whole.weight)
+
+
+@each
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+def test_overfit_batches_is_refused(kind, tmp_path):
+    kind.write(tmp_path, 12)
+    with pytest.raises(ValueError, match="overfit_batches=1 repeats the same batches"):
+        trainer(overfit_batches=1, max_steps=1).fit(Sums(kind.key), datamodule=kind.make(tmp_path))

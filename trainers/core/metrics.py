@@ -1,0 +1,79 @@
+"""What the metrics of every modality share: use of the codebooks, and the versions in a protocol."""
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vqkit import CodebookUsage
+from vqkit.metrics import countable
+
+RENAMED = {"usage": "codebook_usage", "dead": "dead_codes"}
+"""Figures of `vqkit.CodebookUsage` that have a longer name beside those of another kind."""
+
+
+class TokenizerMetrics(ABC):
+    """What a tokenizer does to a set of files: distortion, rate and use of the codebooks.
+
+    Everything is summed per file and reduced over ranks once, in `compute`. Deliberately no module: figures are neither
+    in checkpoints nor touched by weight averaging.
+
+    Args:
+        codebook_sizes: K of each level, or of the single codebook.
+    """
+
+    def __init__(self, codebook_sizes: int | Sequence[int]) -> None:
+        self.codebook_sizes = [codebook_sizes] if isinstance(codebook_sizes, int) else list(codebook_sizes)
+        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+
+    @abstractmethod
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+        """Add a batch."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The figures of all ranks; every rank must call it."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move the sums to a device."""
+        if self.usage is not None:
+            self.usage.to(device)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
+    def per_level(self) -> dict[str, list[float]]:
+        """Usage and perplexity of each level, coarse first; empty for a single codebook. Every rank must call it."""
+        usage = {} if self.usage is None else self.usage.compute()
+        return {name: value for name, value in usage.items() if isinstance(value, list)}
+
+    def usage_figures(self) -> tuple[dict[str, float], list[float]]:
+        """How the codes are used, and the entropy of each level in bits; every rank must call it.
+
+        Returns:
+            codebook_usage, perplexity, entropy (bits per code), normalized_entropy, gini, dead_codes, top_code and
+            top_percent, each but dead_codes the mean over levels; nothing if the codes cannot be counted, which more
+            than 2^28 cannot.
+        """
+        if self.usage is None:
+            return {}, []
+        usage = self.usage.compute()
+        figures = {RENAMED.get(name, name): value for name, value in usage.items() if not isinstance(value, list)}
+        del figures["tokens"]
+        per_level = usage.get("entropy_per_level")
+        return figures, per_level if isinstance(per_level, list) else [figures["entropy"]]
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed

@@ -1,0 +1,99 @@
+"""Files as samples: what the training and the evaluation samples of every kind of file have in common.
+
+A sample is a dict: `"sample"`, a tensor; `"name"`, of its file; `"failed"`, why files could not be decoded, by path.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic
+
+import numpy
+from torch import Tensor
+
+from trainers.data.files import File, FileStore
+from trainers.data.sampler import SizedDataset, sample_generator
+
+
+class TrainingSamples(SizedDataset, ABC, Generic[File]):
+    """Random samples by (pass, sample); what one is depends on the seed and on these two, on nothing else.
+
+    A file that turns out to be unreadable is replaced by the next one that can be read, and named in the sample.
+
+    Args:
+        store: The files.
+        repeats: How often a pass goes over them.
+        seed: Seed of the samples.
+    """
+
+    def __init__(self, store: FileStore[File], *, repeats: int, seed: int) -> None:
+        self.store = store
+        self.repeats = repeats
+        self.seed = seed
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples in a pass."""
+
+    @abstractmethod
+    def file_number(self, sample: int) -> int:
+        """Which of the store's files a sample is taken from."""
+
+    @abstractmethod
+    def draw(self, file: File, generator: numpy.random.Generator) -> Tensor:
+        """One sample of a file; ValueError with the reason if the file cannot be decoded."""
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, sample = key
+        files = self.store.files
+        first = self.file_number(sample)
+        failed: dict[str, str] = {}
+        for file in files[first:] + files[:first]:
+            try:
+                drawn = self.draw(file, sample_generator(self.seed, epoch, sample))
+            except ValueError as error:
+                failed[self.store.path(file)] = str(error)
+                continue
+            return {"sample": drawn, "name": file.name, "failed": failed}
+        raise ValueError(f"None of the {len(files)} training files under {self.store.root} can be decoded any more.")
+
+
+class EvaluationSamples(SizedDataset, ABC, Generic[File]):
+    """One sample for each file.
+
+    A file that turns out to be unreadable gives a dict without a sample, which the loader leaves out and names.
+
+    Args:
+        store: The files.
+    """
+
+    def __init__(self, store: FileStore[File]) -> None:
+        self.store = store
+
+    @abstractmethod
+    def whole(self, file: File) -> Tensor:
+        """The sample of a file; ValueError with the reason if the file cannot be decoded."""
+
+    def __len__(self) -> int:
+        return len(self.store.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file = self.store.files[index]
+        try:
+            return {"sample": self.whole(file), "name": file.name, "failed": {}}
+        except ValueError as error:
+            return {"failed": {self.store.path(file): str(error)}}
+
+
+def collate(join: Callable[[list[Tensor]], dict[str, Any]], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins samples to a batch; dicts without a sample leave only their reason.
+
+    Args:
+        join: Makes the tensors of the batch.
+        samples: As the data sets give them.
+    """
+    failed = {path: reason for sample in samples for path, reason in sample["failed"].items()}
+    usable = [sample for sample in samples if "sample" in sample]
+    if not usable:
+        return {"failed": failed}
+    joined = join([sample["sample"] for sample in usable])
+    return joined | {"name": [sample["name"] for sample in usable], "failed": failed}

@@ -129,7 +129,6 @@ def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:
 
 def picture(seed: int, folder: Path) -> None:
     from PIL import Image
-
     from trainers.image.pictures import Picture, inspect, read
 
     rng = random.Random(seed)
@@ -150,7 +149,6 @@ def picture(seed: int, folder: Path) -> None:
 
 def recording(seed: int, folder: Path) -> None:
     import soundfile
-
     from trainers.audio.recordings import Recording, inspect, read
 
     rng = random.Random(seed)

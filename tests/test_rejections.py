@@ -360,7 +360,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         "another channel_dim than -1 ... give channel_dim to GroupedQuantizer",
     ),
     "bits beyond an index": (lambda: LFQ(63), "bits=63 ... at most 62 ... GroupedQuantizer of several LFQ ... BSQ"),
-    "no bits": (lambda: LFQ(0), "bits=0 ... at least 1"),
+    "no bits": (lambda: LFQ(0), "bits=0 ... in 1"),
     "weight of a prior": (lambda: UniformPrior(-1.0), "UniformPrior weight=-1.0 ... at least 0"),
     "no group at all": (lambda: GroupedQuantizer(vq, 0), "num_groups=0 ... at least 1"),
     "one group twice": (lambda: GroupedQuantizer(lambda: SHARED, 2), "group gave the same quantizer again"),

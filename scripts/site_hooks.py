@@ -91,7 +91,7 @@ def _site_path(path: Path) -> str:
     return PAGES.get(name, name.removeprefix("docs/"))
 
 
-def _add(files: Any, config: Any, name: str, **source: str) -> None:
+def _add(files: Any, config: Any, name: str, **source: Any) -> None:
     if files.get_file_from_path(name) is None:
         files.append(File.generated(config, name, **source))
 

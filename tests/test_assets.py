@@ -1,24 +1,22 @@
 """assets/: every picture and recording is listed with its source, is what the list says, and opens."""
 
 import hashlib
-import io
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "assets"
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from fetching import photographs, sample_assets, sound_sources  # noqa: E402
+from fetching import photographs, sample_assets  # noqa: E402
 from fetching.debian import FetchError  # noqa: E402
-from fetching.photo_sources import photo_sources  # noqa: E402
 from fetching.sounds import samples_sha256  # noqa: E402
+from fetching.sources import sources  # noqa: E402
 
 ROW = re.compile(r"^\| `(?P<file>[^`]+)` \| `(?P<sha256>[0-9a-f]{64})` \| (?P<licence>[^|]+) \|", re.MULTILINE)
 
@@ -88,32 +86,6 @@ def test_the_sample_set_has_the_planned_size():
     assert sum(path.stat().st_size for path in (ASSETS / "images").rglob("*") if path.is_file()) < 5_000_000
 
 
-def test_every_picture_opens_in_colour_and_is_large_enough():
-    for path in pictures("train") + pictures("eval"):
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        assert min(pixels.shape[:2]) >= 128, path
-        assert pixels.std() > photographs.MIN_DEVIATION, path
-
-
-def test_training_pictures_are_written_as_the_page_says():
-    reference = Image.new("RGB", (600, 300), "orange")
-    buffer = io.BytesIO()
-    reference.save(buffer, format="PNG")
-    with Image.open(io.BytesIO(sample_assets.reduced(buffer.getvalue()))) as made:
-        assert made.size == (512, 256)
-        for path in pictures("train"):
-            with Image.open(path) as image:
-                assert image.quantization == made.quantization, path
-                assert max(image.size) <= 512, path
-                assert JpegImagePlugin.get_sampling(image) == 0, path  # 4:4:4
-                assert not image.getexif(), path
-    buffer = io.BytesIO()
-    reference.save(buffer, format="JPEG", quality=92)
-    with Image.open(buffer) as quality_92:
-        assert made.quantization == quality_92.quantization
-
-
 def test_training_and_evaluation_share_no_picture():
     train = [photographs.difference_hash(Image.open(path).convert("RGB")) for path in pictures("train")]
     for path in pictures("eval"):
@@ -124,21 +96,6 @@ def test_training_and_evaluation_share_no_picture():
 def test_evaluation_pictures_are_the_originals():
     originals = {asset.file: asset.source_sha256 for asset in sample_assets.assets() if asset.source == "scikit-image"}
     assert {file: sha256 for file, (sha256, _) in listed().items() if file in originals} == originals
-
-
-def test_the_recordings_have_the_planned_durations():
-    seconds = {
-        folder: sum(soundfile.info(path).duration for path in recordings(folder)) for folder in ("train", "eval")
-    }
-    assert 180 <= seconds["train"] <= 210
-    assert 60 <= seconds["eval"] <= 70
-    size = sum(path.stat().st_size for path in (ASSETS / "audio").rglob("*") if path.is_file())
-    assert size < 5_000_000
-    for path in recordings("train") + recordings("eval"):
-        info = soundfile.info(path)
-        assert (info.samplerate, info.channels, info.format, info.subtype) == (16000, 1, "FLAC", "PCM_16"), path
-    (music,) = recordings("music")
-    assert (soundfile.info(music).samplerate, soundfile.info(music).channels) == (44100, 2)
 
 
 def test_evaluation_hears_prompts_and_a_speaker_that_training_does_not():
@@ -162,7 +119,7 @@ def test_every_utterance_has_its_transcript():
 
 
 def test_packages_have_one_hash_everywhere():
-    known = photo_sources() | sound_sources.sound_sources("speech") | sound_sources.sound_sources("music")
+    known = sources("photos") | sources("speech") | sources("music")
     for name, source in sample_assets.sources().items():
         assert (source.kind == "debian") == (len(source.sha256) == 64), name
         if name in known:

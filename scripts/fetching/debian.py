@@ -1,13 +1,12 @@
 """Debian packages without root: fetched by name with apt, checked by sha256, unpacked with dpkg-deb."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-from fetching.files import sha256_of
 
 
 class FetchError(RuntimeError):
@@ -31,15 +30,6 @@ class PackageFile:
     path: Path
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """What apt's package lists say about the version that it would install."""
-
-    version: str
-    sha256: str
-    size: int
-
-
 def obtain(package: str, *, downloads: Path, known_sha256: str, say=print) -> PackageFile:
     """Returns the checked .deb file of a package, and downloads it only when it is not there.
 
@@ -60,11 +50,11 @@ def obtain(package: str, *, downloads: Path, known_sha256: str, say=print) -> Pa
     kept = {sha256_of(path): path for path in sorted(downloads.glob(f"{package}_*.deb"))}
     if known_sha256 in kept:
         return _described(package, kept[known_sha256], known_sha256)
-    offer = _offer(package, downloads)
-    if offer.sha256 not in kept:
-        say(f"downloading version {offer.version}, {offer.size / 1e6:.1f} MB")
-        kept[offer.sha256] = _download(package, offer, downloads)
-    return _described(package, kept[offer.sha256], offer.sha256)
+    version, sha256 = _offer(package, downloads)
+    if sha256 not in kept:
+        say(f"downloading {package} {version}")
+        kept[sha256] = _download(package, version, sha256, downloads)
+    return _described(package, kept[sha256], sha256)
 
 
 def unpack(deb: PackageFile, destination: Path) -> None:
@@ -73,10 +63,17 @@ def unpack(deb: PackageFile, destination: Path) -> None:
     _run(["dpkg-deb", "-x", str(deb.path), str(destination)], why=f"unpacking {deb.path}")
 
 
-def _offer(package: str, downloads: Path) -> _Offer:
+def sha256_of(path: Path) -> str:
+    """Returns the sha256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _offer(package: str, downloads: Path) -> tuple[str, str]:
+    """The version that apt would install, and the sha256 of its file."""
     by_hand = f"Without apt, put the file {package}_*.deb into {downloads} by hand and run this again."
-    _require("apt-get", f"This command reads Debian packages. {by_hand}")
-    _require("apt-cache", f"This command reads Debian packages. {by_hand}")
+    for program in ("apt-get", "apt-cache"):
+        _require(program, f"This command reads Debian packages. {by_hand}")
     answer = _run_quietly(["apt-cache", "show", "--no-all-versions", package])
     # Only the first paragraph: it is the candidate that `apt-get download` takes.
     paragraph = answer.stdout.strip().split("\n\n")[0]
@@ -89,21 +86,21 @@ def _offer(package: str, downloads: Path) -> _Offer:
         )
     if "SHA256" not in fields:
         raise FetchError(f"apt's lists give no SHA256 for {package!r}, so it cannot be checked. {by_hand}")
-    return _Offer(version=fields["Version"], sha256=fields["SHA256"], size=int(fields.get("Size", 0)))
+    return fields["Version"], fields["SHA256"]
 
 
-def _download(package: str, offer: _Offer, downloads: Path) -> Path:
+def _download(package: str, version: str, sha256: str, downloads: Path) -> Path:
     # apt writes into a folder of its own: what an interrupted run leaves there is never taken for a whole file.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as partial:
-        command = ["apt-get", "download", f"{package}={offer.version}"]
+        command = ["apt-get", "download", f"{package}={version}"]
         _run(command, why=f"downloading {package}", folder=Path(partial))
         found = sorted(Path(partial).glob("*.deb"))
         if len(found) != 1:
             raise FetchError(f"`{' '.join(command)}` left {len(found)} .deb files, not one. Run it by hand to see why.")
         actual = sha256_of(found[0])
-        if actual != offer.sha256:
+        if actual != sha256:
             raise FetchError(
-                f"{found[0].name} has sha256 {actual}, but apt's lists say {offer.sha256}; it was thrown away. "
+                f"{found[0].name} has sha256 {actual}, but apt's lists say {sha256}; it was thrown away. "
                 "Run `apt-get update` as root and this again."
             )
         return found[0].rename(downloads / found[0].name)

@@ -5,12 +5,19 @@ are mostly one colour; it cannot tell a detailed drawing from a photograph, whic
 folders.
 """
 
+import hashlib
 import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+JPEG_QUALITY = 95
 MIN_SIDE = 128  # pixels
 MAX_SHORT_SIDE = 768  # pixels; larger pictures are reduced
 CROP = 256  # pixels
@@ -25,6 +32,38 @@ _MAX_PIXELS = 60_000_000  # a guard against decompression bombs; the largest wal
 
 class NotAPhotograph(ValueError):
     """The picture is left out; the message is the reason in one or two words, so that reasons can be counted."""
+
+
+def choose(
+    files: Iterable[tuple[str, bytes]], earlier: Sequence[dict[str, Any]], left_out: Counter[str]
+) -> Iterator[tuple[str, str, str, bytes, dict[str, Any]]]:
+    """Chooses the photographs of a package, the largest of several copies.
+
+    Args:
+        files: pairs (path, content).
+        earlier: entries of the packages before it, whose copies are left out.
+        left_out: counts the reasons.
+
+    Yields:
+        The path, the sha256 of its content, a name for it, it as a JPEG, and what the manifest says of it besides.
+    """
+    known = [int(entry["hash"], 16) for entry in earlier]
+    kept = []
+    for path, content in files:
+        try:
+            kept.append((read_photograph(content), path, hashlib.sha256(content).hexdigest()))
+        except NotAPhotograph as reason:
+            left_out[str(reason)] += 1
+    for image, path, sha256 in sorted(kept, key=lambda item: (-item[0].width * item[0].height, item[1])):
+        picture_hash = difference_hash(image)
+        if is_duplicate(picture_hash, known):
+            left_out["duplicate"] += 1
+            continue
+        known.append(picture_hash)
+        stem = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(path).stem.lower()).strip("-")
+        facts = {"width": image.width, "height": image.height, "hash": f"{picture_hash:064x}"}
+        # The hash keeps two pictures of one name apart.
+        yield path, sha256, f"{stem}-{sha256[:8]}.jpg", encode_jpeg(image, quality=JPEG_QUALITY), facts
 
 
 def read_photograph(content: bytes) -> Image.Image:
@@ -49,22 +88,9 @@ def read_photograph(content: bytes) -> Image.Image:
         raise NotAPhotograph("gray")
     if pixels.mean(axis=-1).std() < MIN_DEVIATION or _share_of_one_colour(pixels) > MAX_SHARE_OF_ONE_COLOUR:
         raise NotAPhotograph("flat")
-    if lively_crops(image) == 0:
+    if not _has_detail(image):
         raise NotAPhotograph("no detail")
     return image
-
-
-def lively_crops(image: Image.Image) -> int:
-    """Counts the non-overlapping crops of 256 pixels (sides below that: the whole side) that hold some detail."""
-    gray = np.asarray(image).astype(np.float32).mean(axis=-1)
-    height, width = (min(CROP, side) for side in gray.shape)
-    count = 0
-    for top in range(0, gray.shape[0] - height + 1, height):
-        for left in range(0, gray.shape[1] - width + 1, width):
-            crop = gray[top : top + height, left : left + width]
-            gradient = (np.abs(np.diff(crop, axis=0)).mean() + np.abs(np.diff(crop, axis=1)).mean()) / 2
-            count += bool(gradient > MIN_CROP_GRADIENT and crop.std() > MIN_DEVIATION)
-    return count
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -87,6 +113,19 @@ def encode_jpeg(image: Image.Image, *, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality, subsampling=0, optimize=True)
     return buffer.getvalue()
+
+
+def _has_detail(image: Image.Image) -> bool:
+    """Whether one of the crops of 256 pixels (sides below that: the whole side) has some."""
+    gray = np.asarray(image).astype(np.float32).mean(axis=-1)
+    height, width = (min(CROP, side) for side in gray.shape)
+    for top in range(0, gray.shape[0] - height + 1, height):
+        for left in range(0, gray.shape[1] - width + 1, width):
+            crop = gray[top : top + height, left : left + width]
+            gradient = (np.abs(np.diff(crop, axis=0)).mean() + np.abs(np.diff(crop, axis=1)).mean()) / 2
+            if gradient > MIN_CROP_GRADIENT and crop.std() > MIN_DEVIATION:
+                return True
+    return False
 
 
 def _decoded(content: bytes) -> Image.Image:

@@ -10,13 +10,15 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fetching.debian import FetchError
+
 _ZLIB, _DIRECTORY, _ZSTD = 1, 2, 4
 _HEADER = struct.Struct(">4sIIII")
 _ENTRY = struct.Struct(">IHII")
 _LENGTH = struct.Struct(">I")
 
 
-class DamagedResourceFile(ValueError):
+class DamagedResourceFile(FetchError):
     """The bytes are not a readable Qt resource file."""
 
 

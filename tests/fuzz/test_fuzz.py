@@ -162,6 +162,8 @@ def recording(seed: int, folder: Path) -> None:
         try:
             read(path, found)
         except ValueError as error:
+            if "allocate" in str(error):  # its header promises gigabytes, and the limit left it out
+                return
             raise ValueError(f"{path}: {error}") from error
     else:
         assert "\n" not in found

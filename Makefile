@@ -7,6 +7,7 @@
 # make data-speech: fetch two hours of speech into data/speech.
 # make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
 # make gpu: on a machine with a GPU, its tests, calibration and benchmarks, in half an hour; elsewhere a dry run.
+# make docs: build the site of the documentation, build/site/index.html.
 # make check: what CI runs besides the tests (lint, types, the wheel's content).
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 
-.PHONY: quickstart quickstart-audio test test-slow test-long data data-speech native gpu check benchmark clean
+.PHONY: quickstart quickstart-audio test test-slow test-long data data-speech native gpu docs check benchmark clean
 
 quickstart: $(SETUP)
 	$(BIN)/python scripts/quickstart.py
@@ -43,6 +44,9 @@ native: $(SETUP)
 gpu: $(SETUP)
 	$(BIN)/python scripts/gpu.py
 
+docs: $(SETUP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,7 +64,7 @@ benchmark: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	@bash scripts/check_requirements.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,audio,listening,data,hub,native,export,bench,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,audio,listening,data,hub,native,export,bench,docs,dev]"
 	touch $(SETUP)
 
 clean:

@@ -58,7 +58,7 @@ def streamed(z: Tensor, codes: Tensor, upstream: Tensor) -> Step:
 
 
 def materialized(z: Tensor, codes: Tensor, upstream: Tensor) -> Step:
-    """The equations of IBQ (arXiv 2412.02692) as they stand: one-hot and softmax as N x K matrices."""
+    """The equations of IBQ (arXiv:2412.02692) as they stand: one-hot and softmax as N x K matrices."""
     logits = z @ codes.T
     soft = logits.softmax(1)
     indices = soft.argmax(1)

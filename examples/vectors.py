@@ -9,7 +9,7 @@ in `assets`, described by their low-frequency cosine transform: real, skewed, an
 catalogues have them. For your own, replace `patch_features` by the embeddings of your items. Beside it: k-means on
 every level's residual, the usual baseline.
 
-Source: Rajput et al. 2023, "Recommender Systems with Generative Retrieval" (TIGER, arXiv 2305.05065), sec. 3.1, for
+Source: Rajput et al. 2023, "Recommender Systems with Generative Retrieval" (TIGER, arXiv:2305.05065), sec. 3.1, for
 semantic IDs by residual quantization, and the suffix that tells colliding items apart.
 Differs: no encoder in front of the quantizer. So expect it to equal k-means; what it adds is that it learns from a
 stream of batches.

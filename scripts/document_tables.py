@@ -1,4 +1,4 @@
-"""Tables of the documents that are read from the code: methods, parts, refusals, and faults with their tests."""
+"""Tables of the documents that are read from the code and a benchmark: methods, parts, refusals, regressions, steps."""
 
 import ast
 import inspect
@@ -18,13 +18,16 @@ from vqkit.parts.compatibility import check_compatible
 
 ROOT = Path(__file__).resolve().parent.parent
 REGRESSIONS = ROOT / "tests/regressions"
+STEPS = ROOT / "benchmarks/results/quantizer_step.md"
+SHOWN_STEPS = [("ema", 1024), ("ema", 16384), ("simvq", 16384), ("residual", 1024), ("fsq", 1024)]
+"""Which rows of the benchmark README shows: (method, K)."""
 KINDS = {"codebooks": Codebook, "searches": Search, "estimators": Estimator, "losses": Loss, "maintenance": Maintenance}
 SECTIONS = re.compile(r"(?P<fault>.+?)\s*Seen in: (?P<seen>.+?)\s*Avoided since (?P<version>[\d.]+): ", re.DOTALL)
 
 
-def faults() -> str:
+def regressions() -> str:
     """One row for each test of tests/regressions, from its docstring."""
-    lines = ["| fault | seen in | test |", "|---|---|---|"]
+    lines = ["| what is tested | where it was seen | test |", "|---|---|---|"]
     for path in sorted(REGRESSIONS.glob("test_*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         found = SECTIONS.match(docstring)
@@ -32,56 +35,119 @@ def faults() -> str:
             raise ValueError(f"{path}: its docstring has to name the fault, 'Seen in:' and 'Avoided since VERSION:'")
         fault, seen = (_cell(found[name]) for name in ("fault", "seen"))
         title = path.stem.removeprefix("test_").replace("_", " ")
-        lines.append(f"| {fault} | {seen} | [{title}]({path.relative_to(ROOT)}) |")
+        lines.append(f"| {fault} | {_issues(seen)} | [{title}](../{path.relative_to(ROOT)}) |")
+    return "\n".join(lines)
+
+
+def method_papers() -> str:
+    """One row for each method, grid and composite: idea and paper, with a link."""
+    lines = ["| | idea | paper |", "|---|---|---|"]
+    for name, method in METHODS.items():
+        module = inspect.getdoc(sys.modules[method.__module__]) or ""
+        lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
+    for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, vqkit.ResidualQuantizer, vqkit.GroupedQuantizer):
+        docstring = inspect.getdoc(cls) or ""
+        lines.append(f"| `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")
     return "\n".join(lines)
 
 
 def methods() -> str:
-    """One row for each word that `Quantizer` knows: idea and source, from its file."""
-    lines = ["| method | idea | source |", "|---|---|---|"]
+    """One item for each word that `Quantizer` knows: idea, source, equation and parts."""
+    items = []
     for name, method in METHODS.items():
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
-        idea = _first_paragraph(module).partition(": ")
-        lines.append(f"| `{name}` | {idea[2] or idea[0]} | {_source(module)} |")
-    return "\n".join(lines)
-
-
-def method_parts() -> str:
-    """One row for each word that `Quantizer` knows: equation and parts, from its function."""
-    lines = ["| method | what it computes | parts |", "|---|---|---|"]
-    for name, method in METHODS.items():
         parts = method()
         search = f"`{parts.search.metric}`" if not parts.search.uses_noise else _call(parts.search)
         chosen = [_factory(parts.codebook), search, _call(parts.estimator)]
         chosen += map(_call, (*parts.losses, *parts.maintenance))
         if parts.codebook_dim is not None:
             chosen.append(f"`codebook_dim={parts.codebook_dim}`")
-        lines.append(f"| `{name}` | {_first_paragraph(inspect.getdoc(method) or '')} | {', '.join(chosen)} |")
-    return "\n".join(lines)
+        items.append(f"- **`{name}`**: {' '.join(map(_sentence, _ideas(method, module)))}")
+        items += [f"  Parts: {', '.join(chosen)}.", f"  Source: {_source(module)}."]
+    return wrapped(items)
 
 
 def parts() -> str:
-    """One row for each public part that can be put into a `Quantizer`, from its docstring."""
-    lines = ["| | part | what it does | source |", "|---|---|---|---|"]
+    """One item for each public part that can be put into a `Quantizer`, from its docstring, by kind."""
+    items = []
     for kind, base in KINDS.items():
-        for cls in _classes(base):
+        items += ["", f"**{kind.capitalize()}**", ""]
+        for cls in public_classes(base):
             docstring = inspect.getdoc(cls) or ""
-            lines.append(f"| {kind} | `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")
+            items.append(f"- `{cls.__name__}`: {_sentence(_first_paragraph(docstring))}")
+            if (source := _source(docstring)) != "-":
+                items.append(f"  Source: {source}.")
+    return wrapped(items[1:])
+
+
+def training_steps() -> str:
+    """Time and memory of a training step beside vector-quantize-pytorch, from the benchmark's report."""
+    report = STEPS.read_text()
+    measured: dict[tuple[str, int], str] = {}
+    for section in re.finditer(
+        r"^## N = (\d+), K = (\d+), D = (\d+)\n(.+?)(?=^## |\Z)", report, re.DOTALL | re.MULTILINE
+    ):
+        rows, codes, dim = map(int, section.groups()[:3])
+        for row in re.findall(r"^\| (\w+ \| [\d.].+) \|$", section[4], re.MULTILINE):
+            method, ours, theirs, _, our_memory, their_memory, *_ = row.split(" | ")
+            cells = f"{ours} ms | {theirs} ms | {our_memory} MiB | {their_memory} MiB"
+            title = f"`{method}`, {rows:,} vectors, K = {codes:,}, D = {dim}"
+            measured.setdefault((method, codes), f"| {title} | {cells} |")
+    lines = ["| training step | vqkit | VQP | peak memory of vqkit | of VQP |", "|---|---:|---:|---:|---:|"]
+    lines += [measured[step] for step in SHOWN_STEPS]
+    facts = dict(re.findall(r"^- (\w+): (.+)$", report, re.MULTILINE))
+    caption = f"{facts['command']} on {facts['machine'].partition(', load')[0]}; {facts['versions']}."
+    lines += ["", wrapped([caption])]
     return "\n".join(lines)
 
 
 def _first_paragraph(docstring: str) -> str:
-    return _cell(docstring.partition("\n\n")[0])
+    return _linked(_cell(docstring.partition("\n\n")[0]))
+
+
+def _ideas(method: Any, module: str) -> list[str]:
+    """The idea of a method, which its module states after the method's name if it has one, and what it computes."""
+    return [
+        *filter(None, [_first_paragraph(module).partition(": ")[2]]),
+        _first_paragraph(inspect.getdoc(method) or ""),
+    ]
 
 
 def _source(docstring: str) -> str:
     found = re.search(r"^Source: (.+?)(?=\n\n|\n[A-Z][a-z]+: |\n[A-Z][a-z]+:$|\Z)", docstring, re.DOTALL | re.MULTILINE)
     # What follows the first reference is for readers of the code.
-    return _cell(re.split(r"(?<=\))[.:]\s|;\s", found[1])[0]) if found else "-"
+    return _linked(_cell(re.split(r"(?<=\))[.:]\s|;\s", found[1])[0])) if found else "-"
+
+
+def _linked(text: str) -> str:
+    """A reference whose papers are links."""
+    text = re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r" \(https://((?:doi|ieeexplore\.ieee)\.org/[\w./-]+)\)", r" ([\1](https://\1))", text)
+
+
+def _issues(text: str) -> str:
+    """The numbered issues of vector-quantize-pytorch as links."""
+    return re.sub(r"\bVQP#(\d+)", r"[VQP#\1](https://github.com/lucidrains/vector-quantize-pytorch/issues/\1)", text)
 
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).rstrip(".").replace("|", "\\|")
+
+
+def _sentence(text: str) -> str:
+    """The text of a cell as a sentence outside of a table."""
+    return _capital(text).replace("\\|", "|") + "."
+
+
+def _capital(text: str) -> str:
+    """Capitalized, unless it begins with a formula."""
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text
+
+
+def wrapped(lines: Iterable[str]) -> str:
+    """Lines of prose, each wrapped on its own."""
+    wrap = partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap(line, subsequent_indent="  " * line.startswith(("- ", "  "))) for line in lines)
 
 
 def _factory(factory: Any) -> str:
@@ -106,8 +172,7 @@ def incompatible_parts() -> str:
         for reason, pairs in groups.items()
         for ours, theirs in _rectangles(pairs)
     ]
-    wrap = partial(textwrap.fill, width=150, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join(map(wrap, items))
+    return wrapped(items)
 
 
 def _names(names: Iterable[str]) -> str:
@@ -122,7 +187,7 @@ def _rectangles(pairs: list[tuple[str, str]]) -> Iterator[tuple[list[str], list[
         yield list(ours), list(theirs)
 
 
-def _classes(base: type) -> list[type]:
+def public_classes(base: type) -> list[type]:
     """The public classes of a kind of part that can be built without a file, those of no single method first."""
     found = (value for value in vars(vqkit).values() if inspect.isclass(value) and issubclass(value, base))
     concrete = (value for value in found if not inspect.isabstract(value))
@@ -131,9 +196,9 @@ def _classes(base: type) -> list[type]:
 
 def _refused_pairs() -> Iterator[tuple[str, str, str]]:
     """Every pair of public parts that is refused, among partners that suit both as far as they can."""
-    books = [cls(16, 4) for cls in _classes(Codebook)]
-    estimators, losses, policies = ([cls() for cls in _classes(base)] for base in (Estimator, Loss, Maintenance))
-    searches = [cls() for cls in _classes(Search)]
+    books = [cls(16, 4) for cls in public_classes(Codebook)]
+    estimators, losses, policies = ([cls() for cls in public_classes(base)] for base in (Estimator, Loss, Maintenance))
+    searches = [cls() for cls in public_classes(Search)]
     for book, estimator in itertools.product(books, estimators):
         yield from _conflict(book, estimator, book, _search_for(estimator, searches), estimator, _trainer(book), [])
     for book, loss in itertools.product(books, losses):

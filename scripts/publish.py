@@ -19,19 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import document_tables
+import draw_parts
 import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/quantizers.md")
-FROM_CODE = {
-    "methods": document_tables.methods,
-    "method-parts": document_tables.method_parts,
-    "parts": document_tables.parts,
-    "incompatible-parts": document_tables.incompatible_parts,
-    "faults": document_tables.faults,
-}
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quantizers", "regressions", "results")))
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
 LOGGED_OF_CODECS = ["train/loss", "validation/stoi", "validation/mel_distance", "validation/si_sdr", *LOGGED[-2:]]
@@ -45,6 +39,7 @@ def main() -> None:
         publish(run)
     for document in DOCUMENTS:
         document.write_text(rendered(document.read_text()))
+    draw_parts.PICTURE.write_text(draw_parts.picture())
 
 
 def publish(run: Path) -> None:
@@ -77,7 +72,7 @@ def logged(record: dict, run: Path) -> list[str]:
 def rendered(text: str) -> str:
     """A document with its tables written anew."""
     return TABLE.sub(
-        lambda match: f"{match[1]}{FROM_CODE.get(match['name'], partial(table, match['name']))()}\n{match[3]}", text
+        lambda match: f"{match[1]}{WRITERS.get(match['name'], partial(table, match['name']))()}\n{match[3]}", text
     )
 
 
@@ -97,14 +92,13 @@ def images_table(record: dict) -> str:
         lines.append(f"| {title} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['bpp']:.3f} | {use} |")
     training = record["training"]
     capped = ", stopped by the time limit" if training["capped"] else ""
-    lines += [
-        "",
+    caption = (
         f"{record['images']:.0f} photographs that it never saw ({record['protocol']['split']}), "
         f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps"
         f"{duration(training)}{capped}, {training['precision']}, seed 0; "
-        f"{training['circumstances']}.",
-    ]
-    return "\n".join(lines)
+        f"{training['circumstances']}."
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 def duration(training: dict) -> str:
@@ -148,14 +142,47 @@ def codec_table(record: dict) -> str:
     capped = ", stopped by the time limit" if training["capped"] else ""
     levels = f" Usage of the levels, coarse first: {', '.join(f'{share:.0%}' for share in usage)}." if usage else ""
     heard = f"{record['utterances']} utterances that it never heard, {record['seconds']:.0f} s"
-    lines += [
-        "",
+    caption = (
         f"{heard} ({record['protocol']['split']}); "
         f"trained for {training['steps']} steps{duration(training)}{capped}, "
         f"{training['precision']}, seed 0; {training['circumstances']}. Opus is counted without its container."
-        f"{levels}" + "".join(f" {sentence}." for sentence in absent),
+        f"{levels}" + "".join(f" {sentence}." for sentence in absent)
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
+def quickstarts() -> str:
+    """What both quickstarts reach, beside k-means at the same bits."""
+    images, speech = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quickstart", "quickstart-audio"))
+    image_kmeans, speech_kmeans = images["baselines"]["patch_kmeans"], speech["baselines"]["mdct_kmeans"]
+    shown = [
+        ("photographs, PSNR", images, image_kmeans, "psnr", "{:.2f} dB"),
+        ("photographs, SSIM", images, image_kmeans, "ssim", "{:.3f}"),
+        ("speech, STOI", speech, speech_kmeans, "stoi", "{:.3f}"),
+        ("speech, PESQ-WB", speech, speech_kmeans, "pesq", "{:.2f}"),
+        ("speech, mel distance (lower is better)", speech, speech_kmeans, "mel_distance", "{:.3f}"),
     ]
-    return "\n".join(lines)
+    lines = ["| | vqkit | k-means at the same bits |", "|---|---:|---:|"]
+    lines += [f"| {title} | {form.format(a[key])} | {form.format(b[key])} |" for title, a, b, key, form in shown]
+    trained = [f"{record['training']['steps']} steps{duration(record['training'])}" for record in (images, speech)]
+    caption = (
+        f"{images['images']:.0f} photographs at {images['bpp']:.3f} bits per pixel and {speech['utterances']} "
+        f"utterances at {speech['kbps']:.0f} kbit/s, none of them seen in training ({' and '.join(trained)}; "
+        f"{images['training']['circumstances'].partition('; ')[0]})."
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
+WRITERS = {
+    "method-papers": document_tables.method_papers,
+    "methods": document_tables.methods,
+    "parts": document_tables.parts,
+    "incompatible-parts": document_tables.incompatible_parts,
+    "regressions": document_tables.regressions,
+    "training-steps": document_tables.training_steps,
+    "quickstarts": quickstarts,
+}
+"""Tables that are not those of one record."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""README's snippets run: the Python as it stands, the commands on a small folder of drawn pictures and cut short."""
+"""The documents: their Python and commands run, their tables are the records', their links and papers can be followed.
+
+Commands run on a small folder of drawn pictures or written recordings, and are cut short.
+"""
 
 import re
 import shlex
@@ -17,10 +20,22 @@ from trainers.run.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import draw_parts  # noqa: E402
 import publish  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+    ROOT / "assets/SOURCES.md",
+]
+
+
+def python(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
 SHELL = [
     line.partition("  #")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -37,15 +52,17 @@ SMALL = {
 
 
 def test_there_is_something_to_run() -> None:
-    assert PYTHON and any(command.startswith("make") for command in SHELL)
+    assert python("README.md") and any(command.startswith("make") for command in SHELL)
     trained = [shlex.split(command)[3] for command in SHELL if command.startswith("python -m trainers")]
     coded = [shlex.split(command)[2] for command in SHELL if command.startswith("python examples/codec.py")]
     assert set(trained) == {"fit", "test", "predict"} and coded == ["encode", "decode"]
 
 
-@pytest.mark.parametrize("block", PYTHON)
-def test_python(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("document", ["README.md", "docs/quantizers.md"])
+def test_python(document: str) -> None:
+    names: dict[str, object] = {}
+    for block in python(document):
+        exec(compile(block, document, "exec"), names)
 
 
 @pytest.mark.parametrize("command", [command for command in SHELL if command.startswith("make")])
@@ -89,14 +106,64 @@ def test_tables_are_those_of_the_records() -> None:
         assert "<!-- table" in text and publish.rendered(text) == text, document.name
 
 
-@pytest.mark.parametrize(
-    "document",
-    [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))],
-    ids=lambda path: path.name,
-)
+def test_the_drawing_is_that_of_the_code() -> None:
+    assert draw_parts.PICTURE.read_text() == draw_parts.picture(), "run scripts/publish.py"
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def prose(document: Path) -> str:
+    """A document without its code, in which nothing is a link or a heading."""
+    return re.sub(r"^```.*?^```|`[^`\n]+`", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link after # can name: the headings, as GitHub and the site write them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-        assert (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", document.read_text()):
+        if not re.match(r"https?://", target):
+            place = document.parent / target if target else document
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_papers_are_links(document: Path) -> None:
+    """`[arXiv:ID](https://arxiv.org/abs/ID)`: each id leads to the paper that it names."""
+    text = prose(document)
+    for shown, target in re.findall(r"\[arXiv:(\S+)\]\(https://arxiv\.org/abs/(\S+?)\)", text):
+        assert shown == target
+    bare = re.sub(r"\[[^\]]*\]\([^)]*\)", "", text)
+    assert not re.findall(r"arxiv.{0,20}", bare, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("package", ["vqkit", "trainers"])
+def test_papers_of_docstrings_have_the_form_that_the_site_links(package: str) -> None:
+    """`arXiv:ID` (or with a space), or the address, on one line."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for following in re.findall(r"arxiv(?!\.org/abs/)(.{0,12})", path.read_text(), re.IGNORECASE | re.DOTALL):
+            assert re.match(r"[: ]\d{4}\.\d{4,5}(?!\d)", following), f"{path.relative_to(ROOT)}: arXiv{following}"
+
+
+@pytest.mark.slow
+def test_site_builds(tmp_path: Path) -> None:
+    """`make docs`; a warning, such as one of a reference that cannot be resolved, is an error."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for page in ("index", "quantizers", "regressions", "reference/vqkit.quantizers"):
+        html = (tmp_path / "site" / f"{page}.html").read_text()
+        assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"?https?:", html), "the site fetches from outside"
+    assert "https://arxiv.org/abs/2107.03312" in html
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "docs/results").glob("*.yaml")), ids=lambda path: path.stem)

@@ -155,7 +155,7 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an entropy of bits for a codebook": (
         lambda: vq(losses=[CodebookLoss(), BitEntropy()]),
-        "BitEntropy speaks of codes that are all patterns of bits ... Codebook stores 8 of them ... use Entropy()",
+        "BitEntropy is defined for all patterns of bits as codes ... Codebook stores 8 of them ... use Entropy()",
     ),
     "the estimator's output of a lookup-free quantizer": (
         lambda: LFQ(4, losses=[DoubleQuantization()]),
@@ -360,7 +360,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         "another channel_dim than -1 ... give channel_dim to GroupedQuantizer",
     ),
     "bits beyond an index": (lambda: LFQ(63), "bits=63 ... at most 62 ... GroupedQuantizer of several LFQ ... BSQ"),
-    "no bits": (lambda: LFQ(0), "bits=0 ... at least 1"),
+    "no bits": (lambda: LFQ(0), "bits=0 ... in 1"),
     "weight of a prior": (lambda: UniformPrior(-1.0), "UniformPrior weight=-1.0 ... at least 0"),
     "no group at all": (lambda: GroupedQuantizer(vq, 0), "num_groups=0 ... at least 1"),
     "one group twice": (lambda: GroupedQuantizer(lambda: SHARED, 2), "group gave the same quantizer again"),

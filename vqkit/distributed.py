@@ -1,4 +1,4 @@
-"""What ranks of a data-parallel run must agree on: sums, gathered rows, and the same random draws.
+"""Sums, gathered rows and random numbers that are the same on all ranks of a data-parallel run.
 
 Everything is decided when a function is called, so it does not matter when the process group was created; with one
 process, or none initialized, each function does what it says without communication. Every rank must call each function:
@@ -100,7 +100,8 @@ def counter_random(positions: Tensor, *, seed: int | Tensor, step: int | Tensor)
     Returns:
         float64 in [0, 1), shape of `positions`.
 
-    Source: splitmix64, Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    Source: splitmix64, Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"
+    (https://doi.org/10.1145/2660193.2660195).
     """
     return _counter_hash(positions, seed, step).bitwise_and((1 << 53) - 1).to(torch.float64) * 2.0**-53
 

@@ -1,4 +1,4 @@
-"""What indices have to be, wherever they come in."""
+"""Checks of indices."""
 
 from collections.abc import Sequence
 

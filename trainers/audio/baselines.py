@@ -26,7 +26,7 @@ CODEC2_MODES = (450, 700, 1200, 1300, 1400, 1600, 2400, 3200)
 
 @dataclass
 class Coded:
-    """What a codec made of recordings.
+    """Recordings after a codec, and their rate.
 
     Attributes:
         waves: (T,) each, as long as the originals and aligned with them.
@@ -85,7 +85,7 @@ def opus(waves: Sequence[Tensor], sample_rate: int, kbps: float, *, steps: int =
 def ogg_packets(data: bytes) -> list[int]:
     """Sizes of the packets of an Ogg file with one stream, in bytes; of Opus the first two are headers.
 
-    Source: RFC 3533, section 6.
+    Source: RFC 3533 (https://www.rfc-editor.org/rfc/rfc3533), section 6.
     """
     sizes, position, size = [], 0, 0
     while position < len(data):

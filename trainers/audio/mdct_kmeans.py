@@ -112,8 +112,8 @@ class SplitMDCTKMeans(MDCTKMeans):
     its bits whatever the others weigh: more intelligible than residual levels at 6 kbit/s, but the bands of high
     frequencies are wide, and shrink towards their mean.
 
-    Source: Paliwal, Atal 1993, "Efficient vector quantization of LPC parameters at 24 bits/frame" (split vector
-        quantization).
+    Source: Paliwal, Atal 1993, "Efficient vector quantization of LPC parameters at 24 bits/frame"
+        (https://doi.org/10.1109/89.221363) (split vector quantization).
     """
 
     flattening = 0.0

@@ -101,7 +101,8 @@ class SISDR(Measure):
 class STOI(Measure):
     """Short-time objective intelligibility.
 
-    Source: Taal et al. 2011, "An algorithm for intelligibility prediction of time-frequency weighted noisy speech".
+    Source: Taal et al. 2011, "An algorithm for intelligibility prediction of time-frequency weighted noisy speech"
+    (https://doi.org/10.1109/TASL.2011.2114881).
     """
 
     name = "stoi"
@@ -132,7 +133,7 @@ class ESTOI(STOI):
     """Extended short-time objective intelligibility: correlations of whole spectra, not of bands one by one.
 
     Source: Jensen, Taal 2016, "An algorithm for predicting the intelligibility of speech masked by modulated noise
-        maskers".
+        maskers" (https://doi.org/10.1109/TASLP.2016.2585878).
     """
 
     name = "estoi"

@@ -44,7 +44,7 @@ PACKAGES = (
 
 
 class AudioMetrics(TokenizerMetrics):
-    """What a codec does to a set of recordings.
+    """Distortion, rate and codebook usage of a codec on a set of recordings.
 
     A measure that cannot be taken here (`unavailable`) has no figure, and `protocol` says why. Measures are computed on
     the CPU.

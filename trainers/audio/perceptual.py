@@ -24,7 +24,7 @@ SHORTEST_SECONDS = 1.0
 class WidebandPESQ(Measure):
     """Perceptual evaluation of speech quality, wideband: MOS-LQO, 1 to 4.64.
 
-    Source: ITU-T P.862.2 (2007).
+    Source: ITU-T P.862.2, 2007 (https://www.itu.int/rec/T-REC-P.862.2).
     """
 
     name = "pesq"
@@ -71,7 +71,7 @@ class WidebandPESQ(Measure):
 class NarrowbandPESQ(WidebandPESQ):
     """Perceptual evaluation of speech quality, narrowband: MOS-LQO, 1 to 4.55.
 
-    Source: ITU-T P.862 (2001), mapped by P.862.1 (2003).
+    Source: ITU-T P.862, 2001 (https://www.itu.int/rec/T-REC-P.862), mapped by P.862.1, 2003.
     """
 
     name = "pesq_nb"
@@ -81,7 +81,7 @@ class NarrowbandPESQ(WidebandPESQ):
 
 
 class DNSMOS(Measure):
-    """What listeners would say of the reconstruction alone (P.835: overall, signal, background), 1 to 5.
+    """Predicted ratings of the reconstruction alone (P.835: overall, signal, background), 1 to 5.
 
     Source: Reddy et al. 2022, arXiv:2110.01763.
     """

@@ -1,4 +1,4 @@
-"""How many words a recognizer gets wrong: the plainest measure of whether a codec leaves speech intelligible."""
+"""Word error rates of a recognizer: a plain measure of how intelligible a codec leaves speech."""
 
 import importlib.resources
 import importlib.util

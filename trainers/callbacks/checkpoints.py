@@ -1,4 +1,4 @@
-"""What a run leaves behind: `last.ckpt` to go on from, `best.ckpt` by validation, and the tokenizer for use."""
+"""The files that a run leaves: `last.ckpt` to resume from, `best.ckpt` by validation, and the tokenizer for use."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class LastCheckpoint(RunCheckpoint):
         super().__init__(folder, filename="last", every_n_train_steps=every_n_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is new until a step was made: a file written amid an accumulation could not be continued exactly."""
+        """Write nothing before the first step: a run cannot be resumed exactly from within an accumulation."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
 

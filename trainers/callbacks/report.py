@@ -1,4 +1,4 @@
-"""How the codebook fares during training."""
+"""Usage of the codebook during training."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -29,7 +29,7 @@ LOGGED = {
 
 
 class CodebookReport(Callback):
-    """Counts the codes of all training batches, and logs what `CodebookUsage` says about each window of them.
+    """Counts the codes of all training batches, and logs the figures of `CodebookUsage` for each window of them.
 
     Beside it: the age of codes (batches since a code was last used, over all ranks), a histogram of usage, and what
     the quantizer's `health()` reports, which warns once about each thing that is wrong.

@@ -32,9 +32,9 @@ class AdversarialLoss(ABC):
 
 
 class LeastSquares(AdversarialLoss):
-    """Least-squares game: real logits to 1, fake ones to 0; the generator draws them to 1.
+    """Least-squares game: real logits to 1, fake ones to 0; the generator pulls them to 1.
 
-    Source: Mao et al. 2017 (arXiv 1611.04076), eq. 9; for audio Kong et al. 2020 (HiFi-GAN, 2010.05646), eq. 1 and 2.
+    Source: Mao et al. 2017 (arXiv:1611.04076), eq. 9; for audio Kong et al. 2020 (HiFi-GAN, 2010.05646), eq. 1 and 2.
     """
 
     threshold = 0.5
@@ -49,9 +49,9 @@ class LeastSquares(AdversarialLoss):
 
 
 class Hinge(AdversarialLoss):
-    """Hinge game: logits beyond the margin of 1 feel nothing, on either side.
+    """Hinge game: logits beyond the margin of 1 get no gradient, on either side.
 
-    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), sec. III-E; Défossez et al. 2022 (EnCodec,
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), sec. III-E; Défossez et al. 2022 (EnCodec,
     2210.13438), sec. 3.4. Both clip the generator's side as well, max(0, 1 - D(x')), where Lim and Ye 2017
     (1705.02894) have -D(x'); clipped, a reconstruction that passes for real feels no pull.
     """
@@ -70,7 +70,7 @@ class Hinge(AdversarialLoss):
 class FeatureMatching:
     """Mean absolute difference of the discriminator's features of recording and reconstruction.
 
-    Source: Kumar et al. 2019 (MelGAN, arXiv 1910.06711), sec. 2.2; Kong et al. 2020 (HiFi-GAN, 2010.05646), eq. 4.
+    Source: Kumar et al. 2019 (MelGAN, arXiv:1910.06711), sec. 2.2; Kong et al. 2020 (HiFi-GAN, 2010.05646), eq. 4.
     """
 
     def distance(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class FeatureMatching:
 class RelativeFeatureMatching(FeatureMatching):
     """The same, in units of the mean magnitude of the recording's features: layers count alike, however large.
 
-    Source: Défossez et al. 2022 (EnCodec, arXiv 2210.13438), sec. 3.4, eq. of the relative feature matching loss.
+    Source: Défossez et al. 2022 (EnCodec, arXiv:2210.13438), sec. 3.4, eq. of the relative feature matching loss.
     """
 
     def distance(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Adversary(nn.Module):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from trainers.audio import MultiPeriodDiscriminator
         >>> adversary = Adversary([MultiPeriodDiscriminator(periods=[2, 3], channels=4)])
         >>> reference = torch.randn(2, 1, 800)

@@ -27,7 +27,7 @@ class LossBalancer(FullPrecisionModule):
     Terms that are not functions of the reconstruction, above all the quantizer's losses and the discriminators', stay
     outside and are added to what this returns.
 
-    Source: Défossez et al. 2022 (EnCodec, arXiv 2210.13438), sec. 3.4, "Balancer".
+    Source: Défossez et al. 2022 (EnCodec, arXiv:2210.13438), sec. 3.4, "Balancer".
     Differs: |g_i| is the sum over the batch of the Euclidean norms of the items, where EnCodec's code takes their mean.
         Norms of items, as there, since they add up over ranks, which the norm of a whole batch does not; their sum,
         since then g is the gradient of a mean over the batch, of items of length R, as that of every other loss here:
@@ -42,7 +42,7 @@ class LossBalancer(FullPrecisionModule):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> balancer = LossBalancer()
         >>> reconstruction = torch.zeros(1, 1, 4, requires_grad=True)
         >>> terms = {"a": (reconstruction - 2).square().sum(), "b": 1000 * (reconstruction + 1).square().sum()}

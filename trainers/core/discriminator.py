@@ -1,4 +1,4 @@
-"""What every discriminator of waveforms is to the training code."""
+"""The interface of discriminators of waveforms."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class DiscriminatorOutput:
-    """What one sub-discriminator says of a batch.
+    """Logits and features of one sub-discriminator.
 
     Attributes:
         logits: (B, ...), one per patch that it judges; high for what it takes for real. In the dtype of its layers.
@@ -20,7 +20,7 @@ class DiscriminatorOutput:
 
 
 class Discriminator(nn.Module, ABC):
-    """Judges waveforms (B, C, T); made of one or more sub-discriminators, each with a view of its own.
+    """A discriminator of waveforms (B, C, T): one or more sub-discriminators, each with a view of its own.
 
     A derived class writes `judge`. It must not couple the items of a batch (no batch norm), nor draw random numbers:
     `trainers.core.Adversary` runs it three times on one batch.

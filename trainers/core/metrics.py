@@ -16,7 +16,7 @@ RENAMED = {"usage": "codebook_usage", "dead": "dead_codes"}
 
 
 class TokenizerMetrics(ABC):
-    """What a tokenizer does to a set of files: distortion, rate and use of the codebooks.
+    """Distortion, rate and codebook usage of a tokenizer on a set of files.
 
     Everything is summed per file and reduced over ranks once, in `compute`. Deliberately no module: figures are neither
     in checkpoints nor touched by weight averaging.

@@ -1,4 +1,4 @@
-"""What an optimizer remembers of codes that are gone."""
+"""An optimizer's moments of codes that were replaced."""
 
 import torch
 from torch import nn

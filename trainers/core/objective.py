@@ -1,4 +1,4 @@
-"""What every reconstruction objective is to the training code."""
+"""The interface of reconstruction objectives."""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Objective(nn.Module, ABC):
-    """A distance of a reconstruction from what was to be reconstructed, and its weight in the total.
+    """A distance between a reconstruction and its original, with its weight in the total.
 
     Args:
         weight: factor of the term in the total, at least 0; `forward` does not apply it.

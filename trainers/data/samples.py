@@ -15,7 +15,7 @@ from trainers.data.sampler import SizedDataset, sample_generator
 
 
 class TrainingSamples(SizedDataset, ABC, Generic[File]):
-    """Random samples by (pass, sample); what one is depends on the seed and on these two, on nothing else.
+    """Random samples by (pass, sample); a sample depends on the seed and these two alone.
 
     A file that turns out to be unreadable is replaced by the next one that can be read, and named in the sample.
 

@@ -53,7 +53,7 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 class ImageMetrics(TokenizerMetrics):
-    """What a tokenizer does to a set of images.
+    """Distortion, rate and codebook usage of a tokenizer on a set of images.
 
     Args:
         codebook_sizes: K of each level, or of the single codebook; with several the last axis of the indices is levels.

@@ -1,1 +1,1 @@
-"""The command line, and what a run is."""
+"""The command line and the run folder."""

@@ -302,7 +302,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _quiet() -> None:
-    """Silence, one by one, what others say about things that are as they should be."""
+    """Silence expected messages of other libraries, each by its text."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices found, seeds set, tips
     for message in (

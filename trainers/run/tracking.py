@@ -1,4 +1,4 @@
-"""Tracking by Weights & Biases, without a question asked: with no account or no network it stays in the run folder."""
+"""Tracking by Weights & Biases, which never prompts: without an account or a network it stays in the run folder."""
 
 import netrc
 import os

@@ -14,8 +14,8 @@ class Snake(Configured, nn.Module):
         channels: C.
         frequency: a at the start, in radians per unit of x.
 
-    Source: Ziyin, Hartwig, Ueda 2020 (arXiv 2006.08195); per channel as in DAC (Kumar et al. 2023, arXiv
-    2306.06546), section 3.1.
+    Source: Ziyin, Hartwig, Ueda 2020 (arXiv:2006.08195); per channel as in DAC (Kumar et al. 2023, arXiv:2306.06546),
+    section 3.1.
     Differs: log a is what is trained. So a stays positive and there is no small number to add before dividing by it,
     and weight decay pulls a to 1 and not to 0, where Snake is the identity.
 
@@ -41,7 +41,7 @@ class ELU(Configured, nn.Module):
     Args:
         channels: C; not needed, taken since every activation is.
 
-    Source: Clevert, Unterthiner, Hochreiter 2016 (arXiv 1511.07289).
+    Source: Clevert, Unterthiner, Hochreiter 2016 (arXiv:1511.07289).
     """
 
     def __init__(self, channels: int) -> None:

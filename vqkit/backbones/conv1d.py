@@ -3,8 +3,8 @@
 Residual units of dilated convolutions, strided convolutions of twice the stride between them while the width doubles,
 and the mirror image of it. Everything is zero padded and keeps its length: T samples are T / f frames and back.
 
-Source: Tagliasacchi et al. 2020 (arXiv 2009.02095) and Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), section
-III; EnCodec (Defossez et al. 2022, arXiv 2210.13438), section 3.1; DAC (Kumar et al. 2023, arXiv 2306.06546).
+Source: Tagliasacchi et al. 2020 (arXiv:2009.02095) and Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), section
+III; EnCodec (Defossez et al. 2022, arXiv:2210.13438), section 3.1; DAC (Kumar et al. 2023, arXiv:2306.06546).
 Differs: zeros at the ends, not reflected samples (EnCodec), which is what lets a stream begin exactly; no LSTM
 (EnCodec), whose place the transformer of Mimi takes; residual branches start scaled down with their number, so that
 the variance does not grow with depth; weight norm of output channels in transposed convolutions too; two additions,
@@ -71,7 +71,7 @@ class ConvEncoder1d(Configured, nn.Module):
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if T is not a positive multiple of f.
 
-    Example:
+    Examples:
         >>> encoder = ConvEncoder1d(dim=16, channels=8, strides=(2, 5), patch_size=4)
         >>> encoder(torch.randn(1, 1, 400)).shape
         torch.Size([1, 16, 10])

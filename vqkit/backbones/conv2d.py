@@ -1,6 +1,6 @@
 """Convolutional encoder and decoder for images, of the VQGAN family, with patchified stems.
 
-Source: Esser, Rombach, Ommer 2021 (arXiv 2012.09841), appendix, table 7: residual blocks of group norm, swish and 3x3
+Source: Esser, Rombach, Ommer 2021 (arXiv:2012.09841), appendix, table 7: residual blocks of group norm, swish and 3x3
 convolution; strided convolution downwards, nearest neighbour and convolution upwards; attention at coarse maps.
 Differs: attention is listed by downsampling factor, not by the size of a map, so that one model takes images of any
 size, and has heads of up to 64 channels; residual branches start at zero, and so does attention, which makes a deep
@@ -47,7 +47,7 @@ class ConvEncoder2d(Configured, nn.Module):
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of f.
 
-    Example:
+    Examples:
         >>> encoder = ConvEncoder2d(dim=16, channels=32, channel_multipliers=(1, 2), patch_size=2)
         >>> encoder(torch.randn(1, 3, 64, 96)).shape
         torch.Size([1, 16, 16, 24])
@@ -280,7 +280,8 @@ def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
     Returns:
         (dim, C, p, p); rows beyond C p^2 are 0.
 
-    Source: Ahmed, Natarajan, Rao 1974, "Discrete cosine transform": close to the principal components of smooth data.
+    Source: Ahmed, Natarajan, Rao 1974, "Discrete cosine transform" (https://doi.org/10.1109/T-C.1974.223784): close to
+    the principal components of smooth data.
     """
     colour, space = _dct(channels), _dct(patch_size)
     axes = itertools.product(range(channels), range(patch_size), range(patch_size))

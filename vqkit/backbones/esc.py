@@ -1,7 +1,7 @@
 """ESC's encoder and decoder: windowed attention over the complex spectrum of speech, with a latent at each scale.
 
-Source: Gu, Diao 2024, "ESC: Efficient Speech Coding with Cross-Scale Residual Vector Quantized Transformers" (arXiv
-2404.19441), sec. 3 and figure 1, with the sizes of the released training code.
+Source: Gu, Diao 2024, "ESC: Efficient Speech Coding with Cross-Scale Residual Vector Quantized Transformers"
+(arXiv:2404.19441), sec. 3 and figure 1, with the sizes of the released training code.
 """
 
 import math
@@ -124,7 +124,7 @@ class ESCEncoder(ESCBackbone):
     Raises:
         ValueError: in `forward`, if T is not a multiple of the downsampling factor f.
 
-    Example:
+    Examples:
         >>> latents = ESCEncoder()(torch.randn(1, 1, 3200))
         >>> [tuple(scale.shape) for scale in latents]
         [(1, 1536, 10), (1, 1536, 10), (1, 2304, 10), (1, 3072, 10), (1, 4608, 10)]

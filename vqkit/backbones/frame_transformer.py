@@ -36,7 +36,7 @@ class WindowedTransformer(Configured, nn.Module):
     Raises:
         ValueError: if a size is not positive or does not fit.
 
-    Source: Defossez et al. 2024, "Moshi" (arXiv 2410.00037), section 3.3.1: 8 layers, 8 heads, LayerScale 0.01, GELU,
+    Source: Defossez et al. 2024, "Moshi" (arXiv:2410.00037), section 3.3.1: 8 layers, 8 heads, LayerScale 0.01, GELU,
     causal, a context of 250 frames (`context_frames=249`: they count the own frame).
     Differs: it stands at the widest convolution, not behind the projection to the latents, whose `dim` may be small; to
     have it as wide as theirs, give the model `max_channels=512`.
@@ -158,7 +158,7 @@ def rotate(x: Tensor, positions: Tensor, *, period: float = 10_000.0) -> Tensor:
         positions: (T,).
         period: of the slowest pair, divided by 2 pi.
 
-    Source: Su et al. 2021 (arXiv 2104.09864), section 3.2, with the pairs (i, i + D / 2).
+    Source: Su et al. 2021 (arXiv:2104.09864), section 3.2, with the pairs (i, i + D / 2).
     """
     half = x.shape[-1] // 2
     precision = torch.promote_types(x.dtype, torch.float32)

@@ -26,7 +26,7 @@ def lapped_basis(dim: int, channels: int, hop_length: int) -> Tensor:
         (dim, C, 2 hop_length); rows beyond C hop_length are 0.
 
     Source: Princen, Johnson, Bradley 1987, "Subband/transform coding using filter bank designs based on time domain
-    aliasing cancellation".
+    aliasing cancellation" (https://doi.org/10.1109/ICASSP.1987.1169405).
     """
     times = torch.arange(2 * hop_length, dtype=torch.float64) + 0.5
     window = torch.sin(math.pi * times / (2 * hop_length)) * math.sqrt(2 / hop_length)
@@ -50,7 +50,7 @@ def blocked_basis(dim: int, channels: int, hop_length: int) -> Tensor:
     Returns:
         (dim, C, hop_length); rows beyond C hop_length are 0.
 
-    Source: Ahmed, Natarajan, Rao 1974, "Discrete cosine transform".
+    Source: Ahmed, Natarajan, Rao 1974, "Discrete cosine transform" (https://doi.org/10.1109/T-C.1974.223784).
     """
     return _lowest(dim, channels, _cosines(hop_length))
 

@@ -1,4 +1,4 @@
-"""What a tokenizer asks of an encoder or a decoder."""
+"""The interface between a tokenizer and its encoder or decoder."""
 
 from dataclasses import dataclass, fields
 
@@ -7,7 +7,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class BackboneProperties:
-    """What an encoder or a decoder says of itself, by attributes of these names; all may be missing.
+    """Attributes by which an encoder or a decoder describes itself; each of them may be missing.
 
     `Tokenizer` runs any module, and compares what is there. `AudioTokenizer` needs `downsampling_factor`,
     `CrossScaleTokenizer` also `dims`.

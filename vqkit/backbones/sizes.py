@@ -1,4 +1,4 @@
-"""What every size of a backbone has to be."""
+"""Checks of the sizes of backbones."""
 
 LARGEST_SIZE = 2**31 - 1
 """What fits the integers of kernels."""

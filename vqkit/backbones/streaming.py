@@ -24,7 +24,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(eq=False)
 class Stream:
-    """What one layer remembers of its stream.
+    """The state of one layer in a stream.
 
     Attributes:
         past: the last inputs, as many as the layer looks back, with zeros for those before the first; None before the

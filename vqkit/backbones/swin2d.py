@@ -1,7 +1,7 @@
 """Transformer blocks that attend inside of small windows of a map (Swin), for maps of any size.
 
-Source: Liu et al. 2021 (Swin, arXiv 2103.14030), sec. 3.2, over frequency and time as in Gu, Diao 2024 (ESC, arXiv
-2404.19441), sec. 3. The second axis of a map is time, and may be cut anywhere; see `WindowAttention2d`.
+Source: Liu et al. 2021 (Swin, arXiv:2103.14030), sec. 3.2, over frequency and time as in Gu, Diao 2024 (ESC,
+arXiv:2404.19441), sec. 3. The second axis of a map is time, and may be cut anywhere; see `WindowAttention2d`.
 """
 
 import torch

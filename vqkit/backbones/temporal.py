@@ -166,7 +166,7 @@ class ResidualUnit1d(nn.Module):
         causal: as in `Convolution1d`.
         gain: scale of the branch at the start.
 
-    Source: SEANet (Tagliasacchi et al. 2020, arXiv 2009.02095).
+    Source: SEANet (Tagliasacchi et al. 2020, arXiv:2009.02095).
     """
 
     def __init__(
@@ -243,8 +243,8 @@ def started(convolution: Convolution, fan_in: float, gain: float, *, axis: int =
 
     Weights are normal with standard deviation gain / sqrt(fan_in) and biases 0, so that white noise keeps its variance.
     Weight norm separates the length of a filter from its direction: with Snake, whose slope and curvature grow with its
-    input, training at the learning rates of audio codecs (1e-4, GAN losses) depends on it (Salimans, Kingma 2016, arXiv
-    1602.07868).
+    input, training at the learning rates of audio codecs (1e-4, GAN losses) depends on it (Salimans, Kingma 2016,
+    arXiv:1602.07868).
 
     Args:
         convolution: with `weight` and `bias`.

@@ -1,1 +1,1 @@
-"""What leaves training: baked copies and ONNX files."""
+"""Trained models for inference: baked copies and ONNX files."""

@@ -31,7 +31,7 @@ def bake(module: Module) -> Module:
         ValueError: the configuration cannot be written, or a module of your own builds a quantizer with derived codes
             where the configuration does not reach it.
 
-    Example:
+    Examples:
         >>> from vqkit import Quantizer
         >>> quantizer = Quantizer("simvq", dim=8, codebook_size=32)
         >>> bake(quantizer).codebook

@@ -16,11 +16,12 @@ guard bits, each of the b + 1 addends loses less than 2^-23 of the largest, and 
 
 The compiled search has the same bounds, and that of AMX, in `native/bounds.inl`.
 
-Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, SIAM 2002, section 3.1;
-F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", https://arxiv.org/abs/2512.07004 (A100: b = 8, one
-guard bit; H100, H200 and B200: b = 16, two); M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of
-NVIDIA tensor cores", PeerJ CS 2021; E. Badash et al., "Hawkeye: Reproducing GPU-Level Non-Determinism",
-https://arxiv.org/abs/2603.20421 (sums of 9 and 17 addends on the A100 and H100).
+Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, SIAM 2002
+(https://doi.org/10.1137/1.9780898718027), section 3.1; F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor
+Cores", https://arxiv.org/abs/2512.07004 (A100: b = 8, one guard bit; H100, H200 and B200: b = 16, two); M. Fasi, N. J.
+Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ CS 2021; E. Badash et al., "Hawkeye:
+Reproducing GPU-Level Non-Determinism", https://arxiv.org/abs/2603.20421 (sums of 9 and 17 addends on the A100 and
+H100).
 """
 
 import math

@@ -64,8 +64,8 @@ def assignment_entropy(
         ValueError: a shape, dtype, device, metric or the temperature is wrong, the weights require a gradient, or
             `impl` cannot run the call.
 
-    Source: the entropy terms of LFQ, Yu et al. 2023 (arXiv 2310.05737), as in IBQ, Shi et al. 2024
-    (arXiv 2412.02692): temperature 0.01, logits z . e.
+    Source: the entropy terms of LFQ, Yu et al. 2023 (arXiv:2310.05737), as in IBQ, Shi et al. 2024
+    (arXiv:2412.02692): temperature 0.01, logits z . e.
     Differs: no eps is added in the logarithms; backward formulas in `docs/soft_assignment.md`.
     """
     check_logits(z, codes, temperature)

@@ -35,7 +35,7 @@ def gumbel_nearest(z: Tensor, codes: Tensor, *, seed: Tensor, step: Tensor, firs
     Raises:
         ValueError: a shape, dtype or device is wrong.
 
-    Source: the Gumbel-max trick, as in Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 1.
+    Source: the Gumbel-max trick, as in Jang, Gu, Poole 2016 (arXiv:1611.01144), eq. 1.
     """
     check_logits(z, codes, 1.0)
     return torch.ops.vqkit.gumbel_nearest(z.detach(), codes.detach(), seed, step, first)
@@ -76,7 +76,7 @@ def gumbel_softmax(
     Raises:
         ValueError: a shape, dtype, device or the temperature is wrong.
 
-    Source: Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 2 and sec. 2.2.
+    Source: Jang, Gu, Poole 2016 (arXiv:1611.01144), eq. 2 and sec. 2.2.
     """
     check_logits(z, codes, temperature)
     if indices is not None:

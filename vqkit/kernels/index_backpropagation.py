@@ -43,7 +43,7 @@ def index_backpropagation(
         ValueError: a shape, dtype, device or the temperature is wrong; on a processor also an index of K or more. In
             the backward: `impl` cannot run the call.
 
-    Source: IBQ, Shi et al. 2024 (arXiv 2412.02692), its index backpropagation, with temperature 1.
+    Source: IBQ, Shi et al. 2024 (arXiv:2412.02692), its index backpropagation, with temperature 1.
     Differs: nothing of size N x K is stored; the softmax is formed again in the backward, `docs/soft_assignment.md`.
     """
     check_logits(z, codes, temperature)

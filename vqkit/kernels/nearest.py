@@ -94,7 +94,7 @@ def nearest(
             and in float64 only where those are equal, which is faster on data that such scores cannot separate; near
             ties may then depend on the batch size. "fast": scores of numbers rounded to bfloat16 where tensor cores
             form them, else as "high". None: the best that the fastest path of the device can prove (`search_path`).
-            It is the least that is asked for: float64 inputs are searched in float64 in any case, and the compiled
+            This is a lower bound: float64 inputs are searched in float64 in any case, and the compiled
             search for CPUs is exact in any case.
         return_scores: also return the scores of the chosen codes.
         return_margin: also return the margin to the next best code.

@@ -32,7 +32,7 @@ def reinmax(z: Tensor, codes: Tensor, indices: Tensor, *, impl: engines.Impl | N
         ValueError: a shape, dtype or device is wrong; on a processor also an index of K or more. In the backward:
             `impl` cannot run the call.
 
-    Source: Liu et al. 2023 (arXiv 2304.08612), at temperature 1.
+    Source: Liu et al. 2023 (arXiv:2304.08612), at temperature 1.
     """
     check_logits(z, codes, 1.0)
     check_indices(indices, z)

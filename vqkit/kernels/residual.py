@@ -48,7 +48,7 @@ def residual_nearest(
         ValueError: there is no codebook, a shape, dtype, device or the metric is wrong, or `impl` cannot run
             the call.
 
-    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1.
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), algorithm 1.
     """
     if not codebooks:
         raise ValueError("codebooks is empty: expected at least one tensor (K, D)")

@@ -1,4 +1,4 @@
-"""Which features of a batch unused codes move to, for CVQ (Zheng, Vedaldi 2023, arXiv 2307.15139)."""
+"""Which features of a batch unused codes move to, for CVQ (Zheng, Vedaldi 2023, arXiv:2307.15139)."""
 
 import math
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """Cascaded codebooks: a frozen table decides the index, a trainable one of the same size is read.
 
-Source: UniCode^2, 2025, "Cascaded Large-scale Codebooks for Unified Multimodal Understanding and Generation" (arXiv
-2506.20214).
+Source: UniCode^2, 2025, "Cascaded Large-scale Codebooks for Unified Multimodal Understanding and Generation"
+(arXiv:2506.20214).
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class CascadedCodebook(Codebook):
     as it was never chosen; Adam goes on moving one that was, by its running mean, and weight decay shrinks all of them:
     give this parameter `weight_decay=0`.
 
-    Source: UniCode^2 (arXiv 2506.20214), from the abstract and second-hand notes: no code is published.
+    Source: UniCode^2 (arXiv:2506.20214), from the abstract and second-hand notes: no code is published.
     Differs: there the values are the index vectors after the projector of a language model. Here the projection out
     (`codebook_dim` other than `dim`) stands behind the values, so that at the start they are equal too.
 
@@ -102,7 +102,7 @@ class EmbeddingStraightThrough(Estimator):
     d quantized / d z = I and d quantized / d selected = I. The task trains the codes: codes that are searched too would
     move away from the vectors that choose them.
 
-    Source: UniCode^2 (arXiv 2506.20214), which trains the values by the task's loss.
+    Source: UniCode^2 (arXiv:2506.20214), which trains the values by the task's loss.
     Differs: a gradient reaches z, too, for an encoder that is trained along.
     """
 

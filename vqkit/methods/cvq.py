@@ -1,6 +1,6 @@
 """CVQ-VAE: at every step each code moves towards a feature of the batch, further the less the code is used.
 
-Source: Zheng, Vedaldi 2023, "Online Clustered Codebook" (arXiv 2307.15139).
+Source: Zheng, Vedaldi 2023, "Online Clustered Codebook" (arXiv:2307.15139).
 """
 
 import math
@@ -23,7 +23,7 @@ class OnlineClusteredCodebook(Codebook):
 
     `usage` starts at 0, not at 1; `initialize` sets it as in `Codebook`.
 
-    Source: arXiv 2307.15139, whose running average usage starts at 0.
+    Source: arXiv:2307.15139, whose running average usage starts at 0.
     """
 
     def __init__(self, codebook_size: int, dim: int, *, usage_decay: float = 0.99, seed: int = 0) -> None:
@@ -43,7 +43,7 @@ class ClusterReinit(Maintenance):
         anchor: which feature.
         every: optimizer steps between updates; at least 1, which is the paper's.
 
-    Source: arXiv 2307.15139, the running average usage and the reinitialization rule (constants 10, 1e-3, 0.99).
+    Source: arXiv:2307.15139, the running average usage and the reinitialization rule (constants 10, 1e-3, 0.99).
     Differs: the codes move before the search of the next batch, by its features; in the paper after the search, by the
     features of the batch that was quantized with the old codes, whose gradients then meet the new ones. Shares are of
     the usage recorded so far: the paper's start at 0 and take some hundred steps to add up to 1, in which used codes
@@ -91,7 +91,7 @@ class Contrastive(Loss):
         weight: factor in the total.
         temperature: positive.
 
-    Source: arXiv 2307.15139, the optional contrastive term, temperature 0.07.
+    Source: arXiv:2307.15139, the optional contrastive term, temperature 0.07.
     Differs: gradients see the codes that were searched (in the released code those after reinitialization).
 
     Raises:

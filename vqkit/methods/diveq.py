@@ -1,7 +1,7 @@
 """DiVeQ: the quantization error as its length times a direction that is held constant, and is nearly that of the code.
 
 Source: Vali, Bäckström, Solin 2025, "DiVeQ: Differentiable Vector Quantization Using the Reparameterization Trick"
-(arXiv 2509.26469). Its space-filling variant (SF-DiVeQ) is not here: that quantizes to points between two codes, which
+(arXiv:2509.26469). Its space-filling variant (SF-DiVeQ) is not here: that quantizes to points between two codes, which
 no integer index tells, so that there is nothing to decode.
 """
 
@@ -29,7 +29,7 @@ class DiVeQ(Estimator):
             DiVeQ-detach: the value is bit for bit the code, and d is u. So it is without noise at any variance (eval
             mode with gradients on).
 
-    Source: Vali, Bäckström, Solin 2025 (arXiv 2509.26469), variance 1e-3.
+    Source: Vali, Bäckström, Solin 2025 (arXiv:2509.26469), variance 1e-3.
     Differs: the released code hands its 1e-3 to a function that takes a standard deviation, so its noise is 32 times
     as short as the paper's; for that, `DiVeQ(1e-6)`.
 

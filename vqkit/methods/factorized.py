@@ -1,7 +1,7 @@
 """Factorized codes: search in a space of few dimensions, by angle, with linear maps in and out.
 
-Source: Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN" (ViT-VQGAN, arXiv 2110.04627), sec. 3.2;
-Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN" (DAC, arXiv 2306.06546), sec. 3.2.
+Source: Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN" (ViT-VQGAN, arXiv:2110.04627), sec. 3.2;
+Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN" (DAC, arXiv:2306.06546), sec. 3.2.
 """
 
 from torch import Tensor

@@ -1,7 +1,7 @@
 """FVQ: a small transformer over the whole codebook (VQBridge), so that every code moves at every step.
 
-Source: Chang et al. 2025, "Scalable Training for Vector-Quantized Networks with 100% Codebook Utilization" (arXiv
-2509.10140).
+Source: Chang et al. 2025, "Scalable Training for Vector-Quantized Networks with 100% Codebook Utilization"
+(arXiv:2509.10140).
 """
 
 import math
@@ -115,7 +115,7 @@ class BridgedCodebook(ProjectedCodebook):
         usage_decay: see `Codebook`.
         seed: of the base and the bridge.
 
-    Source: FVQ (arXiv 2509.10140): base U(+-1/K), pre-norm blocks without affine (epsilon 1e-6) and without positions,
+    Source: FVQ (arXiv:2509.10140): base U(+-1/K), pre-norm blocks without affine (epsilon 1e-6) and without positions,
     and a last layer of zeros, so that all codes are 0 until the first step, and the base gets a gradient from the
     second one on.
     Differs: the other layers start by the rule of Glorot and Bengio (2010) with zero biases. K need not be a square:

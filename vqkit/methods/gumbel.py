@@ -1,8 +1,8 @@
 """Gumbel-softmax quantization: in training a code is drawn at random, in proportion to a softmax over all codes.
 
-Source: the discrete VAE of Ramesh et al. 2021 (arXiv 2102.12092) in the form of taming-transformers (Esser et al. 2021,
-arXiv 2012.09841); the estimator is that of Jang, Gu, Poole 2016 (arXiv 1611.01144) and Maddison, Mnih, Teh 2016 (arXiv
-1611.00712).
+Source: the discrete VAE of Ramesh et al. 2021 (arXiv:2102.12092) in the form of taming-transformers (Esser et al. 2021,
+arXiv:2012.09841); the estimator is that of Jang, Gu, Poole 2016 (arXiv:1611.01144) and Maddison, Mnih, Teh 2016
+(arXiv:1611.00712).
 Differs: there, logits come from a 1 x 1 convolution of their own beside the table of codes. Here they are z . e with
 the codes themselves, so that the codebook is one table, an index is the largest dot product, and every metric, search
 and export of a codebook holds for this one too.
@@ -26,7 +26,7 @@ class GumbelSearch(Search):
     The largest of z . e plus standard Gumbel noise is such a draw. Without noise (`encode`, eval mode, `no_grad`) the
     search is exact: indices of the same data are the same each time.
 
-    Source: the Gumbel-max trick, as in Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 1.
+    Source: the Gumbel-max trick, as in Jang, Gu, Poole 2016 (arXiv:1611.01144), eq. 1.
     Differs: no temperature; it would divide logits and noise alike and leave the largest where it is.
     """
 
@@ -58,7 +58,7 @@ class GumbelSoftmax(Estimator):
     Args:
         temperature: of the softmax, positive. The lower, the nearer p is to h, and the less gradient passes to z.
 
-    Source: Jang, Gu, Poole 2016 (arXiv 1611.01144), sec. 2.2, straight-through; temperature 1 and the default of
+    Source: Jang, Gu, Poole 2016 (arXiv:1611.01144), sec. 2.2, straight-through; temperature 1 and the default of
     taming-transformers.
     Differs: the value is bit for bit the code; logits z . e (see the module).
 
@@ -97,7 +97,7 @@ class RelaxedGumbelSoftmax(GumbelSoftmax):
     Args:
         temperature: of the softmax, positive. 1 falling to 1/16 in the discrete VAE.
 
-    Source: Jang, Gu, Poole 2016 (arXiv 1611.01144), eq. 2; the discrete VAE of Ramesh et al. 2021 (arXiv 2102.12092).
+    Source: Jang, Gu, Poole 2016 (arXiv:1611.01144), eq. 2; the discrete VAE of Ramesh et al. 2021 (arXiv:2102.12092).
     """
 
     stays_close_to_code = False
@@ -116,7 +116,7 @@ class UniformPrior(Loss):
 
     Nothing of size N x K is held: `vqkit.kernels.assignment_entropy`.
 
-    Source: the discrete VAE's prior, Ramesh et al. 2021 (arXiv 2102.12092); weight 5e-4 and the reduction (sum over
+    Source: the discrete VAE's prior, Ramesh et al. 2021 (arXiv:2102.12092); weight 5e-4 and the reduction (sum over
     codes, mean over vectors) as in taming-transformers (Esser et al. 2021).
     Differs: no eps in the logarithm.
     """

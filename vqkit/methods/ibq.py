@@ -1,6 +1,6 @@
 """IBQ: index backpropagation, in which all codes move at every step through a soft choice among them.
 
-Source: Shi et al. 2024, "Scalable Image Tokenization with Index Backpropagation Quantization" (arXiv 2412.02692).
+Source: Shi et al. 2024, "Scalable Image Tokenization with Index Backpropagation Quantization" (arXiv:2412.02692).
 """
 
 from vqkit.parts import Parts

@@ -1,6 +1,7 @@
 """NSVQ: the quantization error replaced by noise of the same length, which lets one gradient train encoder and codes.
 
-Source: Vali, Bäckström 2022, "NSVQ: Noise Substitution in Vector Quantization for Machine Learning" (IEEE Access 10).
+Source: Vali, Bäckström 2022, "NSVQ: Noise Substitution in Vector Quantization for Machine Learning"
+(https://ieeexplore.ieee.org/document/9696322).
 """
 
 import torch
@@ -24,7 +25,7 @@ class NSVQ(Estimator):
     In a residual chain, `ResidualQuantizer(stage, n, estimator=NSVQ())` substitutes the error of the sum: with noise
     in place of each stage's error, the later stages would learn noise.
 
-    Source: Vali, Bäckström 2022 (IEEE Access 10).
+    Source: Vali, Bäckström 2022 (https://ieeexplore.ieee.org/document/9696322).
     Differs: no 1e-12 is added to lengths, whose gradient at zero is defined as zero.
     """
 

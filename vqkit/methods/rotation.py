@@ -1,6 +1,6 @@
 """The rotation trick: a gradient that is turned and scaled with the vector that is turned and scaled onto its code.
 
-Source: Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick" (arXiv 2410.06424).
+Source: Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick" (arXiv:2410.06424).
 """
 
 import math
@@ -33,7 +33,7 @@ class RotationTrick(Estimator):
             90 degrees rotating pushes the encoder away from the gradient (a limit that the paper states). 180 is the
             paper's rule.
 
-    Source: Fifty et al. 2024 (arXiv 2410.06424), sec. 4.2 and 4.3; this form is that of its Table 1.
+    Source: Fifty et al. 2024 (arXiv:2410.06424), sec. 4.2 and 4.3; this form is that of its Table 1.
     Differs: the value is exactly q (the published code computes lambda R z, which is off by up to |q| for short or
     opposite vectors); a row falls back to straight-through where |z| or |q| is near zero or the two are nearly
     opposite, where R is undefined or its scale explodes, and by default beyond 90 degrees.
@@ -80,7 +80,7 @@ class RotationTrick(Estimator):
 class UnscaledRotationTrick(RotationTrick):
     """The rotation alone, d quantized / d z = R, which leaves the length of the gradient as it is.
 
-    Source: a variant in Fifty et al. 2024 (arXiv 2410.06424).
+    Source: a variant in Fifty et al. 2024 (arXiv:2410.06424).
     """
 
     def scale(self, ratio: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class UnscaledRotationTrick(RotationTrick):
 class TangentialRotationTrick(RotationTrick):
     """Rotates z/|z| with the norm in the graph, so that nothing of the gradient is left along z.
 
-    Source: Fifty et al. 2024 (arXiv 2410.06424), the form of its Tables 3 and 4.
+    Source: Fifty et al. 2024 (arXiv:2410.06424), the form of its Tables 3 and 4.
     """
 
     def rotated_vector(self, z: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class TangentialRotationTrick(RotationTrick):
 class UnscaledTangentialRotationTrick(UnscaledRotationTrick, TangentialRotationTrick):
     """Both at once: the gradient across z, turned and neither scaled nor mixed with that along z.
 
-    Source: the two variants in Fifty et al. 2024 (arXiv 2410.06424).
+    Source: the two variants in Fifty et al. 2024 (arXiv:2410.06424).
     """
 
 
@@ -113,7 +113,7 @@ class Reflection(Estimator):
     lambda = |q|/|z|. Unlike the rotation it turns one direction around, however close z and q are; where they have the
     same direction H is taken to be I.
 
-    Source: a variant in the published code of Fifty et al. 2024 (arXiv 2410.06424).
+    Source: a variant in the published code of Fifty et al. 2024 (arXiv:2410.06424).
     Differs: the value is exactly q, and a row falls back to straight-through where |z| or |q| is near zero or their
     ratio is extreme, as in `RotationTrick`.
     """

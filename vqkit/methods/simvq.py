@@ -1,7 +1,7 @@
 """SimVQ: a frozen random base under one trainable linear map, so that every code moves at every step.
 
-Source: Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer" (arXiv
-2411.02038).
+Source: Zhu et al. 2024, "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer"
+(arXiv:2411.02038).
 """
 
 from vqkit.parts import Parts

@@ -1,6 +1,6 @@
 """Vector quantization with a codebook trained by gradient or by exponential moving averages.
 
-Source: van den Oord, Vinyals, Kavukcuoglu 2017, "Neural Discrete Representation Learning" (arXiv 1711.00937).
+Source: van den Oord, Vinyals, Kavukcuoglu 2017, "Neural Discrete Representation Learning" (arXiv:1711.00937).
 """
 
 from vqkit.parts import Parts
@@ -22,8 +22,8 @@ def vq() -> Parts:
 
 
 def ema() -> Parts:
-    """VQ with codes that follow running means (appendix A.1), and dead codes restarted by the rule of Mimi (arXiv
-    2410.00037).
+    """VQ with codes that follow running means (appendix A.1), and dead codes restarted by the rule of Mimi
+    (arXiv:2410.00037).
 
     Differs: appendix A.1 has no restarts; `maintenance=[]` gives it as published.
     """

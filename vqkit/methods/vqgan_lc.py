@@ -1,7 +1,7 @@
 """VQGAN-LC: features of a pretrained network, frozen, under one trainable projector.
 
-Source: Zhu et al. 2024, "Scaling the Codebook Size of VQGAN to 100,000 with a Utilization Rate of 99%" (arXiv
-2406.11837).
+Source: Zhu et al. 2024, "Scaling the Codebook Size of VQGAN to 100,000 with a Utilization Rate of 99%"
+(arXiv:2406.11837).
 """
 
 import torch
@@ -40,7 +40,7 @@ class FeatureCodebook(ProjectedCodebook):
         usage_decay: see `Codebook`.
         seed: of the projector, and of the random features.
 
-    Source: VQGAN-LC (arXiv 2406.11837), sec. 3.2; projector weights N(0, 1/sqrt(D)).
+    Source: VQGAN-LC (arXiv:2406.11837), sec. 3.2; projector weights N(0, 1/sqrt(D)).
     Differs: that start collapses where the features are not of about unit length (with N(0, 1) features of 768
     dimensions the codes spread ten times as far as the latents, and 0.2% of them were used). `initialize` therefore
     sets the projector so that the codes have the mean and covariance of the data, with the features' leading principal

@@ -1,6 +1,6 @@
 """The 2-Wasserstein distance between the distributions of codes and vectors.
 
-Source: Fang et al. 2025 (arXiv 2506.15078), Wasserstein VQ.
+Source: Fang et al. 2025 (arXiv:2506.15078), Wasserstein VQ.
 """
 
 import torch
@@ -27,7 +27,7 @@ class DistributionMatching(Loss):
     Args:
         weight: factor in the total.
 
-    Source: Wasserstein VQ, Fang et al. 2025 (arXiv 2506.15078), its loss L_W, the root of W^2, with weight 0.5.
+    Source: Wasserstein VQ, Fang et al. 2025 (arXiv:2506.15078), its loss L_W, the root of W^2, with weight 0.5.
     Differs: the gradient goes to both sides, as the equation has it; the released code holds the vectors constant,
     takes them from a queue of 65,536, and divides both sides by the largest standard deviation. Covariances divide by
     the count, not by one less, so that one vector has one. No eps under the roots: where a covariance lacks rank, the

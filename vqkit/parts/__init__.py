@@ -17,7 +17,7 @@ from vqkit.parts.selection import Search
 
 @dataclass(frozen=True)
 class Parts:
-    """The answer of a published method to the five questions.
+    """The five parts of a published method.
 
     Attributes:
         codebook: from (codebook_size, dim) to a codebook. A factory, because a codebook has state and is never shared.

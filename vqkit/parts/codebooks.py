@@ -1,4 +1,4 @@
-"""What the code vectors are; the codebook owns all the state of a quantizer."""
+"""Codebooks: the code vectors, and all other state of a quantizer."""
 
 import math
 from typing import ClassVar, Literal
@@ -45,7 +45,7 @@ class Codebook(Configured, FullPrecisionModule):
         usage_decay: of the running usage, in [0, 1).
         seed: of the initial vectors and of every random choice made about this codebook.
 
-    Source: initial vectors uniform in +-1/K, Esser et al. 2021 (arXiv 2012.09841); call the quantizer's `initialize`
+    Source: initial vectors uniform in +-1/K, Esser et al. 2021 (arXiv:2012.09841); call the quantizer's `initialize`
     with data to replace them by k-means centres, without which a codebook that is far from its data's scale collapses.
 
     Raises:
@@ -241,7 +241,7 @@ class EMACodebook(Codebook):
         usage_decay: gamma, in [0, 1).
         seed: see `Codebook`.
 
-    Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; constants as in EnCodec (arXiv 2210.13438) and
+    Source: van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1; constants as in EnCodec (arXiv:2210.13438) and
     Mimi (2410.00037).
     Differs: those keep running sums m = n e and divide. The update above is the same algebra written for the mean
     itself: (decay n e + (1 - decay) s) / (decay n + (1 - decay) c). It makes three known faults impossible. A code
@@ -282,7 +282,7 @@ class ProjectedCodebook(Codebook):
         usage_decay: see `Codebook`.
         seed: of the base and of the projector.
 
-    Source: SimVQ, Zhu et al. 2024 (arXiv 2411.02038), eq. 6; base N(0, 1/sqrt(D)), projector as in torch.nn.Linear.
+    Source: SimVQ, Zhu et al. 2024 (arXiv:2411.02038), eq. 6; base N(0, 1/sqrt(D)), projector as in torch.nn.Linear.
     Differs: the map has a bias, as the released code does and the paper does not; decoding reads the projected code
     (the released look-up reads the base).
     """

@@ -24,7 +24,7 @@ class IncompatibleParts(ValueError):
 
 
 class Member(Protocol):
-    """What the rules of composites ask of a quantizer.
+    """The properties of a quantizer that the rules of composites read.
 
     Attributes:
         dim: of its input.
@@ -57,9 +57,9 @@ def check_compatible(
     _refuse(
         *_rows_must_be_writable(codebook, maintenance),
         *_policies_have_a_period(maintenance),
-        *_a_gradient_has_a_sender_and_a_receiver(codebook, estimator, losses),
-        *_the_search_makes_the_choice_that_is_differentiated(search, estimator),
-        *_a_soft_choice_is_among_what_is_searched(codebook, estimator, losses),
+        *_codebook_and_gradients_agree(codebook, estimator, losses),
+        *_search_and_estimator_agree(search, estimator),
+        *_soft_choices_are_among_the_searched_codes(codebook, estimator, losses),
         *estimator.conflicts(codebook),
         *(conflict for loss in losses for conflict in loss.conflicts(codebook, estimator)),
         *_codes_have_enough_dimensions(codebook, estimator),
@@ -116,9 +116,7 @@ def _policies_have_a_period(maintenance: Sequence[Maintenance]) -> Iterator[str]
             yield f"{_name(policy)} has every={policy.every}: expected a number of optimizer steps, at least 1"
 
 
-def _a_gradient_has_a_sender_and_a_receiver(
-    codebook: Codebook, estimator: Estimator, losses: Sequence[Loss]
-) -> Iterator[str]:
+def _codebook_and_gradients_agree(codebook: Codebook, estimator: Estimator, losses: Sequence[Loss]) -> Iterator[str]:
     book, training_losses = _name(codebook), [loss for loss in losses if loss.trains_codebook]
     senders = [_name(estimator)] * estimator.trains_codebook + [_name(loss) for loss in training_losses]
     if codebook.trained_by != "gradient":
@@ -139,7 +137,7 @@ def _a_gradient_has_a_sender_and_a_receiver(
         )
 
 
-def _the_search_makes_the_choice_that_is_differentiated(search: Search, estimator: Estimator) -> Iterator[str]:
+def _search_and_estimator_agree(search: Search, estimator: Estimator) -> Iterator[str]:
     rule, metric = _name(estimator), estimator.required_metric
     if estimator.needs_sampled_choice and not search.uses_noise:
         yield (
@@ -153,7 +151,7 @@ def _the_search_makes_the_choice_that_is_differentiated(search: Search, estimato
         )
 
 
-def _a_soft_choice_is_among_what_is_searched(
+def _soft_choices_are_among_the_searched_codes(
     codebook: Codebook, estimator: Estimator, losses: Sequence[Loss]
 ) -> Iterator[str]:
     soft = [estimator] if estimator.required_metric else []

@@ -1,4 +1,4 @@
-"""How gradients pass the choice of a code."""
+"""Estimators: how gradients pass the choice of a code."""
 
 import math
 from abc import abstractmethod
@@ -68,7 +68,7 @@ def straight_through(value: Tensor, surrogate: Tensor, *, slope: Tensor | None =
         surrogate: same shape and dtype.
         slope: broadcasts to that shape; no gradient flows into it. None means 1.
 
-    Source: the identity for a discrete choice is Bengio, Léonard, Courville 2013 (arXiv 1308.3432).
+    Source: the identity for a discrete choice is Bengio, Léonard, Courville 2013 (arXiv:1308.3432).
     """
     if torch.compiler.is_compiling():  # the same in operations that a compiler fuses: an exact zero is added
         surrogate = surrogate if slope is None else slope * surrogate
@@ -102,7 +102,7 @@ class _StraightThrough(torch.autograd.Function):
 class StraightThrough(Estimator):
     """Copies the gradient of the code to the vector: d quantized / d z = I.
 
-    Source: Bengio, Léonard, Courville 2013 (arXiv 1308.3432); for VQ van den Oord et al. 2017 (arXiv 1711.00937), sec.
+    Source: Bengio, Léonard, Courville 2013 (arXiv:1308.3432); for VQ van den Oord et al. 2017 (arXiv:1711.00937), sec.
     3.2.
     """
 
@@ -124,7 +124,7 @@ class IndexBackpropagation(Estimator):
     Args:
         temperature: of the softmax, positive.
 
-    Source: IBQ, Shi et al. 2024 (arXiv 2412.02692), sec. 3.2, temperature 1.
+    Source: IBQ, Shi et al. 2024 (arXiv:2412.02692), sec. 3.2, temperature 1.
     Differs: the value is bit for bit the code.
 
     Raises:
@@ -159,7 +159,7 @@ class ReinMax(Estimator):
     Nothing of size N x K is held: `vqkit.kernels.reinmax`. Without noise (eval mode with gradients on) it is
     `IndexBackpropagation`.
 
-    Source: Liu et al. 2023 (arXiv 2304.08612), at temperature 1.
+    Source: Liu et al. 2023 (arXiv:2304.08612), at temperature 1.
     Differs: no other temperature, since the draw is at temperature 1: the gradient would be wrong for linear losses
     too. The value is bit for bit the code; logits are z . e, so codes receive dlogits_k z besides the drawn one's g.
     """

@@ -1,4 +1,4 @@
-"""What is penalised. A loss is stateless and knows one equation; its weight scales it in the total only."""
+"""Losses of quantizers. A loss is stateless and knows one equation; its weight scales it in the total only."""
 
 import math
 from abc import abstractmethod
@@ -84,7 +84,7 @@ class Commitment(Loss):
     Where one table is searched and another read (`CascadedCodebook`), e is the row that was searched: pulled to the
     other, a vector would be pulled out of its cell.
 
-    Source: van den Oord, Vinyals, Kavukcuoglu 2017 (arXiv 1711.00937), eq. 3, third term, with beta = 0.25 as its
+    Source: van den Oord, Vinyals, Kavukcuoglu 2017 (arXiv:1711.00937), eq. 3, third term, with beta = 0.25 as its
     weight.
     Differs: the paper sums over dimensions; the mean makes the weight independent of D (as later code does).
     """
@@ -103,7 +103,7 @@ class Commitment(Loss):
 class CodebookLoss(Loss):
     """Pulls the codes towards the vectors that chose them: mse(sg(z), e), the mean over valid vectors and dimensions.
 
-    Source: van den Oord et al. 2017 (arXiv 1711.00937), eq. 3, second term, weight 1.
+    Source: van den Oord et al. 2017 (arXiv:1711.00937), eq. 3, second term, weight 1.
     Differs: the quantizer of taming-transformers (Esser et al. 2021) puts beta on this term by default; for that,
     `losses=[Commitment(1.0), CodebookLoss(0.25)]`.
     """
@@ -124,7 +124,7 @@ class DoubleQuantization(Loss):
     """Pulls vectors and codes together through the estimator: mse(quantized, z), the mean over valid vectors and
     dimensions, with its gradient to both.
 
-    Source: IBQ, Shi et al. 2024 (arXiv 2412.02692), the first term of its double quantization loss; the other two are
+    Source: IBQ, Shi et al. 2024 (arXiv:2412.02692), the first term of its double quantization loss; the other two are
     `Commitment(1.0)` and `CodebookLoss(0.25)`.
     """
 
@@ -162,7 +162,7 @@ class Entropy(Loss):
         diversity: weight of the second entropy relative to the first, at least 0.
         metric: logits are z . e ("dot") or -|z - e|^2 ("euclidean").
 
-    Source: LFQ, Yu et al. 2023 (arXiv 2310.05737), eq. 5, as in IBQ, Shi et al. 2024 (arXiv 2412.02692): weight 0.05,
+    Source: LFQ, Yu et al. 2023 (arXiv:2310.05737), eq. 5, as in IBQ, Shi et al. 2024 (arXiv:2412.02692): weight 0.05,
     temperature 0.01, logits z . e.
 
     Raises:
@@ -216,7 +216,7 @@ class Orthogonality(Loss):
     Args:
         weight: factor in the total.
 
-    Source: Shin et al. 2021 (arXiv 2112.00384), the orthogonal regularization of the codebook; weight 10 as later
+    Source: Shin et al. 2021 (arXiv:2112.00384), the orthogonal regularization of the codebook; weight 10 as later
     libraries default to on their account.
     Differs: always over all codes; those libraries can restrict it to the codes of the batch or to a random subset, to
     save a K x K matrix.

@@ -1,4 +1,4 @@
-"""What happens to codes that are not used. Policies are stateless: usage, counters and seeds belong to the codebook."""
+"""Policies for unused codes. They are stateless: usage, counters and seeds belong to the codebook."""
 
 import math
 from abc import abstractmethod
@@ -29,7 +29,7 @@ class Maintenance(Part):
         gradients.
 
         Args:
-            codebook: judged by its `usage` up to the previous step.
+            codebook: its `usage` is that up to the previous step.
             z: (N, D) the vectors of this batch on this rank.
             valid: (N,) bool.
         """
@@ -47,7 +47,7 @@ class RandomRestart(Maintenance):
         every: optimizer steps between checks; at least 1.
         limit: most codes replaced in one check (the most dead first); bounds what is sent between ranks. At least 1.
 
-    Source: the rule and constants of Mimi's codebook (Défossez et al. 2024, arXiv 2410.00037).
+    Source: the rule and constants of Mimi's codebook (Défossez et al. 2024, arXiv:2410.00037).
     Differs: vectors are drawn over the batch of all ranks with a counter-based generator, so that N ranks replace the
     same codes by the same vectors as one process would; Mimi broadcasts rank 0's draw.
 
@@ -94,7 +94,8 @@ class LBGSplitting(Maintenance):
         every: optimizer steps between checks; at least 1.
         limit: most codes replaced in one check (the most dead first); at least 1. At most half of the codes are.
 
-    Source: the splitting rule of Linde, Buzo, Gray 1980, "An algorithm for vector quantizer design".
+    Source: the splitting rule of Linde, Buzo, Gray 1980, "An algorithm for vector quantizer design"
+    (https://doi.org/10.1109/TCOM.1980.1094577).
     Differs: they double a codebook; here single dead codes are replaced. Their direction of the step is fixed; here it
     is drawn for each split, with a counter-based generator, so that it is the same on every rank.
 

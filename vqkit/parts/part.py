@@ -1,4 +1,4 @@
-"""What estimators, losses, searches and maintenance policies have in common."""
+"""The base of estimators, losses, searches and maintenance policies."""
 
 import inspect
 from abc import ABC

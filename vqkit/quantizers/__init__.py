@@ -1,1 +1,1 @@
-"""Quantizers: the door that all share, those with a stored codebook, fixed grids, and composites."""
+"""Quantizers: their common base, those with a stored codebook, fixed grids, and composites."""

@@ -1,7 +1,7 @@
-"""The door of every quantizer, which each call of a user passes once: layouts, masks, non-finite inputs, dtypes.
+"""The base of every quantizer: layouts, masks, non-finite inputs and dtypes are handled once per call.
 
-Behind the door stand two verbs, `BaseQuantizer.quantize` for vectors and `lookup` for indices; composites call those of
-their members.
+Users call `forward`, `encode` and `decode`. Subclasses write `quantize` for vectors and `lookup` for indices, which
+composites call on their members.
 """
 
 import warnings
@@ -74,7 +74,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         self.register_buffer("nonfinite_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self._warned: set[str] = set()
 
-    # ------------------------------------------------------------------ the door: what users call
+    # ------------------------------------------------------------------ for users
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize.
@@ -120,7 +120,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             return self.lookup(indices.long()).movedim(-1, self.channel_dim)
 
     def open(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """From a user's layout to that behind the door.
+        """From a user's layout to channel-last float32.
 
         Args:
             x: as for `forward`.
@@ -160,7 +160,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             nonfinite = (mask & ~finite).sum()
         return torch.where(valid.unsqueeze(-1), latents, 0), valid, nonfinite
 
-    # ------------------------------------------------------------------ behind the door: what subclasses write
+    # ------------------------------------------------------------------ for subclasses
 
     @abstractmethod
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
@@ -224,7 +224,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         return None
 
     def nearest_codes(self) -> Tensor:
-        """The codes (K, dim) that `nearest_metric` speaks of."""
+        """The codes (K, dim) that are searched by `nearest_metric`."""
         raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
 
     # ------------------------------------------------------------------ what they share
@@ -276,7 +276,7 @@ class VectorQuantizer(BaseQuantizer):
     Args:
         dim: size of the input's channel axis.
         codebook_dim: D, the size of the code space. If it differs from `dim`, two linear maps lead in and out
-            (factorized codes, Yu et al. 2021, arXiv 2110.04627); None means `dim`.
+            (factorized codes, Yu et al. 2021, arXiv:2110.04627); None means `dim`.
         channel_dim: see `BaseQuantizer`.
         losses: penalties, each with its weight; names must differ.
 

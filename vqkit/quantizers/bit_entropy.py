@@ -38,8 +38,8 @@ class BitEntropy(Loss):
         diversity: weight of the second entropy relative to the first, at least 0.
         group_bits: the most bits in a group, in 1 ... 20.
 
-    Source: LFQ, Yu et al. 2023 (arXiv 2310.05737), eq. 5, weight 0.1, temperature 0.01; the product form and groups of
-    9 bits are of BSQ, Zhao et al. 2024 (arXiv 2406.07548), sec. 3.3, with gamma_0 the first weight, gamma the second.
+    Source: LFQ, Yu et al. 2023 (arXiv:2310.05737), eq. 5, weight 0.1, temperature 0.01; the product form and groups of
+    9 bits are of BSQ, Zhao et al. 2024 (arXiv:2406.07548), sec. 3.3, with gamma_0 the first weight, gamma the second.
     Differs: no eps is added in the logarithms; the number of bits need not be a multiple of the group's; BSQ's released
     code divides both entropies by 1 / temperature, which is 1 in its configurations.
 
@@ -70,7 +70,7 @@ class BitEntropy(Loss):
         """The codes have to be all patterns of bits."""
         if codebook is not None:
             yield (
-                f"{type(self).__name__} speaks of codes that are all patterns of bits, but {type(codebook).__name__} "
+                f"{type(self).__name__} is defined for all patterns of bits as codes, but {type(codebook).__name__} "
                 f"stores {codebook.codebook_size} of them: use Entropy(), or LFQ or BSQ"
             )
 

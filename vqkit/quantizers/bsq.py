@@ -27,7 +27,7 @@ class BSQ(BinaryQuantizer):
         losses: penalties; None means `[BitEntropy(0.1, temperature=1.0)]`.
         channel_dim: see `BaseQuantizer`.
 
-    Source: Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization" (arXiv 2406.07548), sec.
+    Source: Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization" (arXiv:2406.07548), sec.
     3.2 and 3.3; gamma_0 = gamma = zeta = 1, temperature 1 and weight 0.1 as in the released configurations, which have
     no commitment (beta = 0), single bits or 9 to a group, and triple weight over the first 2,000 steps.
     Differs: the released code sums bits times powers of two in float32, so that its indices are wrong from about 25

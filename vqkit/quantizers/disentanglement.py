@@ -1,4 +1,4 @@
-"""What is penalised between the groups of a `GroupedQuantizer`."""
+"""Penalties between the groups of a `GroupedQuantizer`."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class GroupLoss(Penalty):
 
 
 class Disentanglement(GroupLoss):
-    """Makes groups say different things: the mean over pairs of groups of mean(<e_i, e_j>^2), on the chosen codes.
+    """Makes groups choose orthogonal codes: the mean over pairs of groups of mean(<e_i, e_j>^2), on the chosen codes.
 
     For independent random unit codes of D dimensions the value is 1/D.
 
-    Source: FQGAN, Bai et al. 2024 (arXiv 2411.16681): groups with `codebook_dim=8, normalize=True`, weight 0.1.
+    Source: FQGAN, Bai et al. 2024 (arXiv:2411.16681): groups with `codebook_dim=8, normalize=True`, weight 0.1.
     Differs: the gradient reaches the codebooks, which is what the penalty is about: the published form (see
     `PublishedDisentanglement`) computes the same value on the straight-through outputs, whose codes are constants. It
     does not reach the encoder, which is pulled to the codes by the commitment.
@@ -49,7 +49,7 @@ class Disentanglement(GroupLoss):
 class PublishedDisentanglement(GroupLoss):
     """The same value on the straight-through outputs z + sg(e - z): the gradient reaches the encoder only.
 
-    Source: FQGAN, Bai et al. 2024 (arXiv 2411.16681), as its released code computes it. Whatever estimator the groups
+    Source: FQGAN, Bai et al. 2024 (arXiv:2411.16681), as its released code computes it. Whatever estimator the groups
     have, this term takes the straight-through one.
     """
 

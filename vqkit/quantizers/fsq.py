@@ -30,7 +30,7 @@ class FSQ(FixedGrid):
         dim: size of the input's channel axis; None means D. If it differs, linear maps lead in and out.
         channel_dim: see `BaseQuantizer`.
 
-    Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505), sec. 3 and
+    Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv:2309.15505), sec. 3 and
     appendix A.1; eps = 1e-3.
     Differs: the forward value is the code exactly. shift = tan(offset / half) is what the paper's listing has, though
     the inverse of tanh is atanh: `CenteredFSQ` is the variant of other libraries.
@@ -162,6 +162,6 @@ class CenteredFSQ(FSQ):
         if levels and max(levels) > _MOST_CENTERED_LEVELS:
             raise ValueError(
                 f"levels={list(levels)}: expected at most {_MOST_CENTERED_LEVELS} each, since (L - 1)(1 + 1e-3) / 2 "
-                "rounds to a level that is not there beyond; use FSQ"
+                "would round to a level beyond the last; use FSQ"
             )
         super().__init__(levels, dim=dim, channel_dim=channel_dim)

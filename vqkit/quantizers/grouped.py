@@ -39,7 +39,8 @@ class GroupedQuantizer(CompositeQuantizer):
         losses: penalties between groups, added to the total with their weights; names must differ.
         channel_dim: see `BaseQuantizer`; the groups themselves have -1.
 
-    Source: product quantization, Jégou, Douze, Schmid 2011; FQGAN, Bai et al. 2024 (arXiv 2411.16681).
+    Source: product quantization, Jégou, Douze, Schmid 2011 (https://doi.org/10.1109/TPAMI.2010.57); FQGAN, Bai et al.
+    2024 (arXiv:2411.16681).
     Differs: the groups' losses are averaged, so that weights do not depend on the number of groups; what decoding gives
     are the groups' own channels (a linear map of the concatenated codes is the decoder's first layer; with
     `codebook_dim` it is block-diagonal, one `project_out` for each group).

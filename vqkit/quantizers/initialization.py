@@ -1,4 +1,4 @@
-"""Before training: what a quantizer takes from data."""
+"""Initialization of quantizers from data, before training."""
 
 import math
 from collections.abc import Iterable

@@ -23,8 +23,8 @@ class LFQ(BinaryQuantizer):
         losses: penalties; None means `[Commitment(0.25), BitEntropy(0.1)]`.
         channel_dim: see `BaseQuantizer`.
 
-    Source: MAGVIT-v2, Yu et al. 2023, "Language Model Beats Diffusion" (arXiv 2310.05737), sec. 3.1, eq. 3 to 5;
-    weights as in Open-MAGVIT2, Luo et al. 2024 (arXiv 2409.04410).
+    Source: MAGVIT-v2, Yu et al. 2023, "Language Model Beats Diffusion" (arXiv:2310.05737), sec. 3.1, eq. 3 to 5;
+    weights as in Open-MAGVIT2, Luo et al. 2024 (arXiv:2409.04410).
     Differs: the commitment is a mean over dimensions. The entropy of the batch is over all ranks, and over groups of 9
     bits: `BitEntropy`. The forward value is the code exactly.
 

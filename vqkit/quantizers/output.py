@@ -1,4 +1,4 @@
-"""What a quantizer returns to its user, and what it hands up behind the door."""
+"""Results of quantizers: for users, and between a quantizer and the composite that it belongs to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ torch.export.register_dataclass(QuantizerOutput, serialized_type_name="vqkit.Qua
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """What `BaseQuantizer.quantize` hands up: to the door, or to the composite that the quantizer is a member of.
+    """The result of `BaseQuantizer.quantize`, for `forward` or for the composite that the quantizer belongs to.
 
     Attributes:
         vectors: (B, *S, dim) what is passed on, with graph; 0 where not valid.

@@ -1,4 +1,4 @@
-"""Residual quantization: each stage quantizes what the stages before it left over."""
+"""Residual quantization: each stage quantizes the residual of the stages before it."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -46,8 +46,8 @@ class ResidualQuantizer(DepthDropout):
         channel_dim: see `BaseQuantizer`; the stages themselves have -1.
         seed: of the dropout.
 
-    Source: Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312), algorithm 1 and sec. III-C; gradient of the first
-    form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv 2306.06546).
+    Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), algorithm 1 and sec. III-C; gradient of the first
+    form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv:2306.06546).
     Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
     1). Losses are averaged over the stages that were used.
 

@@ -12,9 +12,9 @@ from vqkit.quantizers.base import BaseQuantizer
 def without_quantization(module: nn.Module) -> Iterator[None]:
     """Context in which the quantizers of a module pass vectors on without a choice, through their linear maps alone.
 
-    It is as if every vector were a code of its own: for pre-training without quantization (Gu, Diao 2024, arXiv
-    2404.19441, sec. 3.3), and as the ceiling of what a codebook can do. Indices are -1, losses are 0 with a graph to
-    every parameter, nothing is recorded, and no stage is dropped. Everything else is as outside: layouts, masks,
+    It is as if every vector were a code of its own: for pre-training without quantization (Gu, Diao 2024,
+    arXiv:2404.19441, sec. 3.3), and as the ceiling of what a codebook can do. Indices are -1, losses are 0 with a graph
+    to every parameter, nothing is recorded, and no stage is dropped. Everything else is as outside: layouts, masks,
     gradients, and whatever a `Tokenizer` does around its quantizer.
 
         >>> with without_quantization(tokenizer):

@@ -66,7 +66,7 @@ class Configured:
     leaves `__init__` and its signature alone (dataclasses and classes without a constructor of their own included).
     The record holds what was passed; attributes that are changed later are not seen.
 
-    Example:
+    Examples:
         >>> class Part(Configured):
         ...     def __init__(self, weight: float = 1.0):
         ...         self.weight = weight

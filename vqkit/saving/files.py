@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with their name on everything that is wrong with them."""
+"""Files that are written whole or not at all; errors of reading name the file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a file of an earlier format names and passes, in today's terms."""
+"""Translation of files of earlier formats."""
 
 from collections.abc import Mapping
 from typing import Any

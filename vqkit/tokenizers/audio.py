@@ -44,7 +44,7 @@ class AudioTokenizer(Tokenizer):
     Raises:
         ValueError: `sample_rate` is not positive, or encoder and decoder differ in channels or downsampling factor.
 
-    Example:
+    Examples:
         >>> from vqkit import AudioTokenizer, Quantizer
         >>> from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
         >>> sizes = {"dim": 32, "channels": 8, "strides": (4, 5, 8), "causal": True}

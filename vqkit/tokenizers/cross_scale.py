@@ -41,7 +41,7 @@ class CrossScaleQuantizer(DepthDropout):
             number of streams. Dropped streams have index -1, no loss and no statistics.
         seed: of the dropout.
 
-    Source: Gu, Diao 2024 (ESC, arXiv 2404.19441), sec. 3; losses are summed over streams and averaged over the
+    Source: Gu, Diao 2024 (ESC, arXiv:2404.19441), sec. 3; losses are summed over streams and averaged over the
     codebooks of one, as in its training code.
     Differs: dropout is drawn for each sample (published: for each batch; the expected loss is the same). The linear
     maps of our `factorized` codes have biases (published: none; with biases of 0 they are the published ones).
@@ -179,7 +179,7 @@ class CrossScaleTokenizer(AudioTokenizer):
             (B, C, T); `vqkit.backbones.esc.ESCDecoder`.
         sample_rate: in Hz.
 
-    Source: Gu, Diao 2024 (ESC, arXiv 2404.19441), sec. 3.
+    Source: Gu, Diao 2024 (ESC, arXiv:2404.19441), sec. 3.
     Differs: recordings of any length are filled with zeros to whole frames (the training code refuses other lengths);
     `vqkit.backbones.swin2d` tells of windows at the end of a recording.
 

@@ -43,7 +43,7 @@ class Tokenizer(Pretrained, nn.Module):
     Raises:
         ValueError: if encoder, quantizer and decoder declare different `dim` or `channel_dim`.
 
-    Example:
+    Examples:
         >>> from vqkit import Quantizer
         >>> from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
         >>> tokenizer = Tokenizer(

@@ -1,4 +1,4 @@
-"""Which quantizer wrote some tokens, as a hash."""
+"""A hash of a quantizer, which tells whether it wrote some tokens."""
 
 import hashlib
 

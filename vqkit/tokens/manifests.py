@@ -1,4 +1,4 @@
-"""What writer and reader of token shards share: manifests and shards of a directory, checked as they are opened."""
+"""Manifests and shards of a directory, as writer and reader open and check them."""
 
 import json
 import re

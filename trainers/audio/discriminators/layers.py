@@ -1,4 +1,4 @@
-"""What the discriminators are made of."""
+"""Layers of discriminators."""
 
 from collections.abc import Iterable
 
@@ -22,7 +22,7 @@ def normalized_conv2d(
 ) -> nn.Conv2d:
     """A convolution with weight normalization; without strides the map keeps its size.
 
-    Source: Salimans, Kingma 2016 (arXiv 1602.07868).
+    Source: Salimans, Kingma 2016 (arXiv:1602.07868).
     """
     padding = ((kernel_size[0] - 1) * dilation[0] // 2, (kernel_size[1] - 1) * dilation[1] // 2)
     return weight_norm(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation))

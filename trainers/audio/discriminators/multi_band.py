@@ -14,7 +14,7 @@ class MultiBandSTFTDiscriminator(SubDiscriminators):
     """One sub-discriminator for each window length; each convolves bands of its complex spectrum separately, so that
     high frequencies are not judged by what is learned of low ones, and judges the bands together.
 
-    Source: Kumar et al. 2023 (DAC, arXiv 2306.06546), sec. 3.3 and its code: for each band a convolution of 3 x 9 (time
+    Source: Kumar et al. 2023 (DAC, arXiv:2306.06546), sec. 3.3 and its code: for each band a convolution of 3 x 9 (time
     x frequency), three with strides of 2 in frequency and one of 3 x 3; one over all bands for the logits; 32 channels,
     leaky rectifiers of slope 0.1, weight norm; hops of a quarter window.
     Differs: spectra are divided by the Euclidean length of the window (EnCodec), so that logits start at the same size
@@ -30,7 +30,7 @@ class MultiBandSTFTDiscriminator(SubDiscriminators):
     Raises:
         ValueError: an argument is out of its range, or a band has no frequency of the shortest window.
 
-    Example:
+    Examples:
         >>> import torch
         >>> outputs = MultiBandSTFTDiscriminator(window_lengths=[128], channels=4)(torch.randn(2, 1, 800))
         >>> len(outputs), len(outputs[0].features)

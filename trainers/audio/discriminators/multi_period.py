@@ -14,7 +14,7 @@ class MultiPeriodDiscriminator(SubDiscriminators):
     """One sub-discriminator for each period p: the waveform is folded to T/p rows of p samples, and convolved along
     the columns only, so that each sees every p-th sample. It is good at the periodic parts of sounds, such as voices.
 
-    Source: Kong, Kim, Bae 2020 (HiFi-GAN, arXiv 2010.05646), sec. 2.3 and its code: five convolutions of 5 x 1, four of
+    Source: Kong, Kim, Bae 2020 (HiFi-GAN, arXiv:2010.05646), sec. 2.3 and its code: five convolutions of 5 x 1, four of
     them with a stride of 3, of 32, 128, 512, 1024 and 1024 channels, leaky rectifiers of slope 0.1, weight norm.
     Differs: the last row is filled by zeros, not by reflection, so that clips shorter than a row go too; channels of
     stereo are judged together; features do not include the logits, as in DAC.
@@ -28,7 +28,7 @@ class MultiPeriodDiscriminator(SubDiscriminators):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> outputs = MultiPeriodDiscriminator(periods=[2, 3], channels=4)(torch.randn(2, 1, 500))
         >>> [output.logits.shape[0] for output in outputs]

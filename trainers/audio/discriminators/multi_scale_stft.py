@@ -11,7 +11,7 @@ from trainers.core.discriminator import DiscriminatorOutput
 class MultiScaleSTFTDiscriminator(SubDiscriminators):
     """One sub-discriminator for each window length, with real and imaginary parts as the channels of a map.
 
-    Source: Défossez et al. 2022 (EnCodec, arXiv 2210.13438), sec. 3.4 and fig. 2: a convolution of 3 x 9 (time x
+    Source: Défossez et al. 2022 (EnCodec, arXiv:2210.13438), sec. 3.4 and fig. 2: a convolution of 3 x 9 (time x
     frequency), three with dilations of 1, 2 and 4 in time and strides of 2 in frequency, one of 3 x 3, and one for the
     logits; 32 channels, leaky rectifiers of slope 0.2, weight norm; hops of a quarter window.
     Differs: the first convolution has weight norm too, which EnCodec's code leaves out.
@@ -24,7 +24,7 @@ class MultiScaleSTFTDiscriminator(SubDiscriminators):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> outputs = MultiScaleSTFTDiscriminator(2, window_lengths=[256, 128], channels=4)(torch.randn(3, 2, 800))
         >>> [output.logits.shape[0] for output in outputs]

@@ -1,4 +1,4 @@
-"""What objectives of waveforms share."""
+"""The base of objectives of waveforms."""
 
 from abc import abstractmethod
 

@@ -16,9 +16,9 @@ class MultiResolutionMel(WaveformObjective):
     sum over windows of  log_weight * E |log10 M - log10 M'| + linear_weight * E |M - M'|, the logarithms of at least
     `floor`. Below the floor, and on digital silence, the logarithm has no gradient.
 
-    Source: Kumar et al. 2023 (DAC, arXiv 2306.06546), sec. 3.4 and its published recipe: hops of a quarter window,
-    fewer bands for shorter windows. ESC (Gu, Diao 2024, 2404.19441) has `linear_weight=1, log_weight=2, weight=0.25`,
-    on HTK's mel scale.
+    Source: Kumar et al. 2023 (DAC, arXiv:2306.06546), sec. 3.4 and its published recipe: hops of a quarter window,
+    fewer bands for shorter windows. ESC (Gu, Diao 2024, arXiv:2404.19441) has `linear_weight=1, log_weight=2,
+    weight=0.25`, on HTK's mel scale.
     Differs: bands without any frequency of the transform are left out of the mean (see `MelSpectrum`).
 
     Args:
@@ -89,7 +89,7 @@ class LinearAndLogMel(WaveformObjective):
     mean over windows of  E |M - M'| + E (log10(M + floor) - log10(M' + floor))^2, on transforms that are divided by the
     Euclidean length of their window.
 
-    Source: Défossez et al. 2022 (EnCodec, arXiv 2210.13438), sec. 3.4, with all alpha_i = 1; that the second part is of
+    Source: Défossez et al. 2022 (EnCodec, arXiv:2210.13438), sec. 3.4, with all alpha_i = 1; that the second part is of
     logarithms is in Gritsenko et al. 2020 (2008.01160) and in EnCodec's code.
     Differs: bands without any frequency of the transform are left out of the mean (see `MelSpectrum`): short windows
     have far fewer frequencies than 64; and the mel scale is Slaney's, where torchaudio's default is HTK's.
@@ -145,7 +145,7 @@ class MultiResolutionSTFT(WaveformObjective):
     mean over resolutions of  |S - S'|_F / |S|_F + E |ln S - ln S'|, with |.|_F over the whole batch and S the
     magnitudes, of at least `floor`: below it, and on digital silence, nothing has a gradient.
 
-    Source: Yamamoto, Song, Kim 2020 (Parallel WaveGAN, arXiv 1910.11480), sec. 2.2 and table 1. The numbers are those
+    Source: Yamamoto, Song, Kim 2020 (Parallel WaveGAN, arXiv:1910.11480), sec. 2.2 and table 1. The numbers are those
     of auraloss 0.4 (Steinmetz, Reiss 2020), which the tests compare; it is not called because it also computes phases,
     and fails on clips shorter than half a transform.
 
@@ -198,7 +198,7 @@ class ComplexSTFT(WaveformObjective):
     E (c(X) - c(X'))^2, c(x) = sign(x) ((|x| + floor)^power - floor^power): the phase counts, and quiet coefficients
     count more than by their energy.
 
-    Source: Gu, Diao 2024 (ESC, arXiv 2404.19441), sec. 3.4, and its code for the sizes (20 ms windows, 5 ms hops and
+    Source: Gu, Diao 2024 (ESC, arXiv:2404.19441), sec. 3.4, and its code for the sizes (20 ms windows, 5 ms hops and
     192 frequencies at 16 kHz) and for compressing the two parts separately.
     Differs: ESC compares the spectrum that its decoder puts out, this takes that of the waveform, so that any decoder
     can have it. ESC's floor is 1e-10 and its c jumps at 0; the slope there is 3e6. Ours is continuous, and

@@ -45,7 +45,7 @@ class NegativeSISDR(WaveformObjective):
     It says nothing of the level, so it wants another objective beside it. A silent recording has no such ratio: it
     is left out of the average.
 
-    Source: Le Roux, Wisdom, Erdogan, Hershey 2019 (arXiv 1811.02508), eq. 4, by torchmetrics.
+    Source: Le Roux, Wisdom, Erdogan, Hershey 2019 (arXiv:1811.02508), eq. 4, by torchmetrics.
 
     Args:
         weight: factor of the term in the total.

@@ -1,7 +1,7 @@
 // Tiles of the matrix unit AMX: 32 rows and 32 codes, sums in float32 of products of bfloat16. A number is split into a high
 // and a low half of 8 bits each, and three of the four products are formed (high high, high low, low high), so a score has
 // about 16 bits; the bound in bounds.inl decides which rows that is enough for. Source: the split is that of Henry, Tang and Heinecke
-// 2019 (arXiv 1904.06376); rounding as in the description of TDPBF16PS in Intel's Architectures Software Developer's Manual.
+// 2019 (arXiv:1904.06376); rounding as in the description of TDPBF16PS in Intel's Architectures Software Developer's Manual.
 
 #include <immintrin.h>
 #include <stdint.h>

@@ -17,13 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from benchmarks.arguments import parse_positive
 from benchmarks.machine import circumstances
 from benchmarks.paired import one_round, timed
+from trainers.run.bases import read_config
 from vqkit import AudioTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def load_codec(path: Path) -> AudioTokenizer:
     """The tokenizer of a config, with random weights, in eval mode."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AudioTokenizer, "tokenizer")
-    wanted = yaml.safe_load(path.read_text())["model"]["init_args"]["tokenizer"]
+    wanted = read_config(path)["model"]["init_args"]["tokenizer"]
     torch.manual_seed(0)
     return parser.instantiate(parser.parse_object({"tokenizer": wanted})).tokenizer.eval()
 

@@ -33,7 +33,7 @@ def main() -> None:
         folder,
         CONFIG,
         f"{record['images']:.0f} photographs",
-        swap_the_quantizer="... --config configs/quantizers/simvq.yaml  (vq, ema, simvq, ibq, fsq, residual, rotation)",
+        swap_the_quantizer="... --quantizer simvq  (or vq, ema, ibq, fsq, lfq, rotation: docs/quantizers.md)",
         use_the_layer_in_your_own_model="examples/plain_pytorch.py, or: from vqkit import Quantizer",
     )
 

@@ -48,7 +48,7 @@ def main() -> None:
         CONFIG,
         f"{record['utterances']:.0f} utterances",
         listen_to_it=f"{os.path.relpath(folder)}/samples/ (originals and reconstructions)",
-        swap_the_quantizer="... --config configs/residual/simvq.yaml  (one overlay for each method)",
+        swap_the_quantizer="... --quantizer simvq  (or vq, ema, ibq, rotation: docs/quantizers.md)",
         stream_measure_other_recipes="docs/audio.md, configs/audio/",
     )
 

@@ -67,12 +67,16 @@ def cli(tmp_path, pictures, monkeypatch, capfd):
 
 
 def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures):
-    code, output, errors = cli("fit")
+    code, output, errors = cli("fit", quantizer="simvq")
     assert code == 0, errors
+    assert "simvq: in place of ema" in output
     assert "12 images" in output
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} >= {"checkpoints", "config.yaml", "tokenizer"}
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["tokenizer"]
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["quantizer"] == "simvq"
+    assert saved["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["method"] == "simvq"
+    assert saved["last_checkpoint"]["folder"] is None and saved["ckpt_path"] is None
     trained = (run / "config.yaml").read_bytes()
 
     alone = {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}
@@ -258,6 +262,10 @@ MISTAKES = [
         "CodebookLoss sends a gradient to the codebook, but EMACodebook",
     ),
     ({f"{QUANTIZER}.dim": "16"}, "encoder.dim=32 and quantizer.dim=16"),
+    ({"quantizer": "simqv"}, "did you mean 'simvq'?"),
+    ({"config": "configs/quantizers/simvq.yaml"}, "write --quantizer simvq for it now"),
+    ({"config": "configs/residual/single.yaml"}, "write --config configs/quantizers/single.yaml for it now"),
+    ({"data": "trainers.data.images.ImageFolderData"}, "is called trainers.image.ImageFolderData now"),
     ({"modle.learning_rate": "1"}, "did you mean 'model'?"),
     ({"trainer.max_stepps": "1"}, "did you mean 'trainer.max_steps'?"),
     ({"data.rsolution": "1"}, "did you mean 'resolution'?"),
@@ -300,6 +308,16 @@ def test_a_folder_without_pictures_is_explained(cli, tmp_path):
     code, _, errors = cli("fit", **{"data.root": tmp_path / "empty"})
     assert code == 2
     assert "no usable image" in errors
+
+
+def test_what_is_said_before_training_decodes_nothing(cli, monkeypatch):
+    def refuse(_):
+        raise ValueError("decoded")
+
+    monkeypatch.setattr("trainers.image.ImageFolderData._prepare", refuse)
+    code, output, errors = cli("fit")
+    assert code == 1 and "decoded" in errors
+    assert "12 images" in output
 
 
 def test_errors_of_a_run_leave_their_traceback_in_its_folder(cli, tmp_path):

@@ -159,7 +159,7 @@ def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None
             samples = sndfile_part(path, recording.dtype, start, frames)
     except soundfile.LibsndfileError as error:
         raise ValueError(reason(error)) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:  # a damaged header may promise more than there is
         raise ValueError(f"cannot be read: {error}") from error
     if len(samples) < frames:
         raise ValueError(f"ends after {start + len(samples)} of {recording.frames} samples")

@@ -1,6 +1,7 @@
 """What a run leaves behind: `last.ckpt` to go on from, `best.ckpt` by validation, and the tokenizer for use."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -10,11 +11,28 @@ from trainers.core.task import task_of
 from vqkit.saving.config import to_config
 
 
-class LastCheckpoint(ModelCheckpoint):
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint in the run folder, under one name.
+
+    Args:
+        folder: of the checkpoints; None is `checkpoints` in the trainer's `default_root_dir`.
+        arguments: of Lightning's `ModelCheckpoint`.
+    """
+
+    def __init__(self, folder: str | None, **arguments: Any) -> None:
+        super().__init__(dirpath=folder, enable_version_counter=False, **arguments)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder."""
+        self.dirpath = self.dirpath or str(Path(trainer.default_root_dir).absolute() / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(RunCheckpoint):
     """Writes `last.ckpt` every so many optimizer steps and at the end; a write replaces the file whole, or not at all.
 
     Args:
-        folder: of the checkpoints; the command line sets it to `checkpoints` in the run folder.
+        folder: see `RunCheckpoint`.
         every_n_steps: optimizer steps between writes; at least 1. A run that is killed loses at most that many.
 
     Raises:
@@ -24,9 +42,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, folder: str | None = None, *, every_n_steps: int = 250) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps}: expected at least 1 optimizer step")
-        super().__init__(
-            dirpath=folder, filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False
-        )
+        super().__init__(folder, filename="last", every_n_train_steps=every_n_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is new until a step was made: a file written amid an accumulation could not be continued exactly."""
@@ -41,24 +57,17 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(RunCheckpoint):
     """Writes `best.ckpt` after every validation that was better than all before.
 
     Args:
-        folder: see `LastCheckpoint`.
+        folder: see `RunCheckpoint`.
         monitor: what is compared, such as `validation/psnr`; more is better. None is the task's choice: PSNR for
             images, STOI for audio. Validations during pre-training without quantization are no candidates.
     """
 
     def __init__(self, folder: str | None = None, *, monitor: str | None = None) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="best",
-            monitor=monitor,
-            mode="max",
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+        super().__init__(folder, filename="best", monitor=monitor, mode="max", save_on_train_epoch_end=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the task what to compare, unless it was said."""
@@ -84,7 +93,7 @@ class SaveTokenizer(Callback):
     With `WeightEMA` these are the averaged weights.
 
     Args:
-        folder: the command line sets it to `tokenizer` in the run folder; None saves nothing.
+        folder: None is `tokenizer` in the trainer's `default_root_dir`.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -92,10 +101,11 @@ class SaveTokenizer(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
-        if self.folder is not None and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            task_of(pl_module).tokenizer.save_pretrained(Path(self.folder))
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            folder = Path(self.folder or Path(trainer.default_root_dir) / "tokenizer")
+            task_of(pl_module).tokenizer.save_pretrained(folder)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before training whether the tokenizer can be saved."""
-        if stage == "fit" and self.folder is not None:
+        if stage == "fit":
             to_config(task_of(pl_module).tokenizer)

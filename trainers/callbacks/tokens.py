@@ -1,11 +1,9 @@
 """Writes the tokens of `predict` as shards."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from trainers.core.task import task_of
 from vqkit import TokenShardWriter
@@ -17,7 +15,7 @@ class TokenWriter(Callback):
     Read them with `vqkit.TokenShards`.
 
     Args:
-        folder: the command line sets it to `tokens` in the run folder unless it is given.
+        folder: None is `tokens` in the trainer's `default_root_dir`.
         samples_per_shard: samples in a full shard; at least 1.
     """
 
@@ -27,26 +25,26 @@ class TokenWriter(Callback):
         self.written = 0
         self._writer: TokenShardWriter | None = None
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Open the folder: the first moment at which the codebook is known, and the last before the data are listed."""
-        if trainer.state.fn != TrainerFn.PREDICTING:
-            return
-        data: Any = getattr(trainer, "datamodule", None)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave out what is written already, which is known once the codebook is: where the loader is made."""
+        if stage == "predict":
+            data: Any = getattr(trainer, "datamodule", None)
+            data.leave_out_predicted(lambda: self._written_before(trainer, pl_module, data.predict_hash()))
+
+    def _written_before(self, trainer: Trainer, pl_module: LightningModule, data_hash: str) -> set[str]:
+        if trainer.ckpt_path is None:
+            raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "tokens")
         self._writer = TokenShardWriter(
-            Path(self.folder or "tokens"),
+            folder,
             task_of(pl_module).tokenizer.quantizer,
-            data_hash=data.predict_hash(),
+            data_hash=data_hash,
             tokenizer=str(trainer.ckpt_path),
             samples_per_shard=self.samples_per_shard,
         )
-        data.leave_out_predicted(self._writer.done)
         if self._writer.done:
-            pl_module.print(f"{len(self._writer.done)} samples are in {self.folder} already and are left out")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to write the tokens of an untrained tokenizer."""
-        if self._writer is None:
-            raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
+            pl_module.print(f"{len(self._writer.done)} samples are in {folder} already and are left out")
+        return self._writer.done
 
     def on_predict_batch_end(
         self,
@@ -69,4 +67,4 @@ class TokenWriter(Callback):
         """Write what is left."""
         assert self._writer is not None
         self._writer.close()
-        pl_module.print(f"{self.written} samples written to {self.folder}")
+        pl_module.print(f"{self.written} samples written to {self._writer.directory}")

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic
@@ -87,9 +87,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self.cache_bytes = cache_bytes
         self.skipped: dict[str, str] = {}
         self._folders: dict[Path, Folder[File]] = {}
+        self._sides: tuple[list[File], list[File]] | None = None
         self._samples: tuple[TrainingSamples[File], EvaluationSamples[File]] | None = None
         self._training: TrainingLoader | None = None
-        self._predicted: set[str] = set()
+        self._predicted: Callable[[], Collection[str]] = tuple
 
     # ---- what a kind of files adds
 
@@ -146,12 +147,14 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
 
     def _split(self) -> tuple[list[File], list[File]]:
         """The training and the validation files."""
-        files = self._folder(self.root).files
-        if self.validation_root is None:
-            return split(files, self.validation_fraction, self.root, noun=self.noun)
-        validation = self._folder(self.validation_root).files
-        self._announce_shared(files, validation)
-        return files, validation
+        if self._sides is None:
+            files = self._folder(self.root).files
+            if self.validation_root is None:
+                self._sides = split(files, self.validation_fraction, self.root, noun=self.noun)
+            else:
+                self._sides = files, self._folder(self.validation_root).files
+                self._announce_shared(*self._sides)
+        return self._sides
 
     def _announce_shared(self, training: list[File], validation: list[File]) -> None:
         contents = {file.content for file in training}
@@ -185,8 +188,9 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         return self._samples
 
     def describe(self) -> str:
-        """What was found, in a few lines: files, sizes, split, skipped files. Reads the folder on the first call."""
-        training, validation = (samples.store.files for samples in self._prepare())
+        """What was found, in a few lines: files, sizes, split, skipped files. Decodes none of them."""
+        samples = self._samples
+        training, validation = self._split() if samples is None else (samples[0].store.files, samples[1].store.files)
         found = training + validation
         lines = [
             f"{len(found)} {self.noun}s under {self.root}"
@@ -261,12 +265,18 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
 
     def predict_dataloader(self) -> EvaluationLoader:
         """All files under `predict_root` that are not yet predicted, each once, ordered by name."""
-        files = [file for file in self._folder(self.predict_root).files if file.name not in self._predicted]
+        predicted = self._predicted()
+        files = [file for file in self._folder(self.predict_root).files if file.name not in predicted]
         return self._evaluation(self.evaluation_samples(self.predict_root, files))
 
-    def leave_out_predicted(self, names: Collection[str]) -> None:
-        """Leaves files out of prediction, because their tokens are already written; the same names on every rank."""
-        self._predicted = set(names)
+    def leave_out_predicted(self, names: Callable[[], Collection[str]]) -> None:
+        """Leaves files out of prediction, because their tokens are already written.
+
+        Args:
+            names: gives their names, the same on every rank; asked when the loader is made, after the weights are
+                loaded.
+        """
+        self._predicted = names
 
     def _evaluation(self, samples: EvaluationSamples[File]) -> EvaluationLoader:
         return EvaluationLoader(

@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import wandb
@@ -29,7 +28,11 @@ from trainers.callbacks import (
     TokenWriter,
 )
 from trainers.core.task import TokenizerTask
+from trainers.run import bases
 from trainers.run.explain import explain, suggest
+from trainers.run.migration import renamed_overlay
+from trainers.run.run import Run
+from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
@@ -40,14 +43,6 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders divide their samples among the ranks themselves
     "enable_model_summary": False,
 }
-
-OUTPUTS = {
-    "last_checkpoint": "checkpoints",
-    "best_checkpoint": "checkpoints",
-    "save_tokenizer": "tokenizer",
-    "tokens": "tokens",
-}
-"""Callbacks that write, and the folder inside the run folder that they get unless another is given."""
 
 
 class UserError(Exception):
@@ -64,7 +59,13 @@ class UserError(Exception):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` of fit into the run folder; with it alone the run can be tested, used and repeated."""
+    """Writes `config.yaml` of fit into the run folder; with it alone the run can be tested, used and repeated.
+
+    It has no `ckpt_path`: a repetition starts anew.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **arguments: Any) -> None:
+        super().__init__(parser, Namespace({**config, "ckpt_path": None}), **arguments)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save for fit only: a later test must not replace it."""
@@ -80,6 +81,13 @@ class TokenizerCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="unnamed", help="Name of the run, and of its folder.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of the run folders.")
         parser.add_argument("--project", type=str, default="vqkit", help="W&B project.")
+        parser.add_argument(
+            "--quantizer",
+            type=str | None,
+            default=None,
+            help="What takes the place of each quantizer, with its dim, number of codes and layout: "
+            f"{', '.join(WORDS)}.",
+        )
         for key, callback in (
             ("codebook_report", CodebookReport),
             ("reconstructions", Reconstructions),
@@ -97,69 +105,54 @@ class TokenizerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(self._with_suggestion(explain(str(error)))) from error
+        self._swap_quantizers(parser)
 
-    def instantiate_classes(self) -> None:
-        """Build everything; parts that do not fit are found here, before any data are read."""
-        # A run may be taken up where the file of its first codebook is gone: the checkpoint has what was in it.
-        filled = weights_follow() if self.checkpoint else nullcontext()
+    def _swap_quantizers(self, parser: LightningArgumentParser) -> None:
+        asked = self.config.as_dict()
+        command = asked[asked["subcommand"]]
+        if command["quantizer"] is None:
+            return
         try:
-            with filled:
-                super().instantiate_classes()
-        except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+            command["model"], lines = swapped(command["model"], command["quantizer"])
+            self.config = parser.parse_object(asked)
+        except (ArgumentError, ValueError) as error:
             raise UserError(explain(str(error))) from error
+        for line in lines:
+            _say(line)
 
     def _with_suggestion(self, message: str) -> str:
         if re.match(r"needs .*\.model$", message):
             return f"{message}; give them by --config, such as --config configs/image/quickstart.yaml"
         unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
         if not unknown:
-            return message
+            return message + renamed_overlay(message, WORDS)
         names = {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
         head = unknown[1].partition(".")[0]
         return message + (suggest(unknown[1], names) or suggest(head, {name.partition(".")[0] for name in names}))
 
-    @property
-    def run_folder(self) -> Path:
-        """`runs/<name>`."""
-        return Path(self._get(self.config, "runs")) / self._get(self.config, "name")
-
     def before_instantiate_classes(self) -> None:
-        """Point everything that writes into the run folder, and find the checkpoint."""
-        config, folder = self.config[self.subcommand], self.run_folder
-        self.checkpoint = self._checkpoint(config.ckpt_path)
-        config.ckpt_path = None
-        # Saved as config.yaml is what was asked for: with paths of this run in it, a repetition would write here.
-        self._asked = self.config.clone()
-        config.trainer.default_root_dir = str(folder)
-        for key, name in OUTPUTS.items():
-            if config[key].folder is None:
-                config[key].folder = str(folder / name)
-        if config.trainer.logger is None:
-            logger = {"folder": str(folder), "name": config.name, "project": config.project}
-            config.trainer.logger = Namespace(class_path="trainers.run.tracking.RunLogger", init_args=Namespace(logger))
-        if self.subcommand == "predict":
-            config.return_predictions = False  # they are on the disk, and may not fit the memory
-        if self.subcommand in ("validate", "test"):
-            config.verbose = False  # the figures are shown in our form
+        """Find the run's folder and checkpoint."""
+        asked = {key: self._get(self.config, key) for key in ("runs", "name", "project", "ckpt_path")}
+        try:
+            self.run = Run.of(str(self.subcommand), **asked)
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from error
 
-    def _checkpoint(self, wanted: str | None) -> str | None:
-        """The path of `last`, `best` or a file; where weights are needed and nothing is said, the best one."""
-        checkpoints = self.run_folder / "checkpoints"
-        if wanted is None and self.subcommand == "fit":
-            return None
-        names = {None: ["best", "last"], "best": ["best"], "last": ["last"]}.get(wanted)
-        candidates = [checkpoints / f"{name}.ckpt" for name in names] if names else [Path(str(wanted))]
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
-            there = ", ".join(sorted(map(str, checkpoints.glob("*.ckpt")))) or f"none in {checkpoints}"
-            what = f"ckpt_path={wanted!r}: " if wanted else f"{self.subcommand} needs a checkpoint, and "
-            raise UserError(f"{what}{candidates[-1]} does not exist; checkpoints of this run: {there}")
-        return str(found)
+    def instantiate_classes(self) -> None:
+        """Build everything; parts that do not fit are found here, before any data are read."""
+        # A run may be taken up where the file of its first codebook is gone: the checkpoint has what was in it.
+        filled = weights_follow() if self.run.checkpoint else nullcontext()
+        try:
+            with filled:
+                super().instantiate_classes()
+        except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+            raise UserError(explain(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, without those of our callbacks that its arguments forbid."""
-        self.config = self._asked
-        trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
+        """The trainer, with the run's folder and tracking, and without those of our callbacks that it forbids."""
+        trainer_config = {**self._get(self.config_init, "trainer"), "default_root_dir": self.run.folder, **kwargs}
+        if trainer_config["logger"] is None:
+            trainer_config["logger"] = RunLogger(self.run.folder, name=self.run.name, project=self.run.project)
         unwanted: tuple[type, ...] = ()
         if trainer_config.get("enable_progress_bar") is False:
             unwanted += (ProgressBar,)
@@ -167,7 +160,7 @@ class TokenizerCLI(LightningCLI):
             unwanted += (ModelCheckpoint,)
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
-        if trainer_config.get("logger") and not trainer_config.get("fast_dev_run"):
+        if trainer_config["logger"] and not trainer_config.get("fast_dev_run"):
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return self._instantiate_trainer(trainer_config, callbacks)
 
@@ -178,24 +171,24 @@ class TokenizerCLI(LightningCLI):
         self._run(self.trainer.fit, arguments)
 
     def validate(self, **arguments: Any) -> None:
-        """Measure on the validation split."""
-        self._run(self.trainer.validate, arguments)
+        """Measure on the validation split; the figures are shown in our form."""
+        self._run(self.trainer.validate, arguments | {"verbose": False})
 
     def test(self, **arguments: Any) -> None:
         """Measure on the test split, and write `metrics.json`."""
-        self._run(self.trainer.test, arguments)
+        self._run(self.trainer.test, arguments | {"verbose": False})
 
     def predict(self, **arguments: Any) -> None:
-        """Write token shards."""
-        self._run(self.trainer.predict, arguments)
+        """Write token shards; the predictions are on the disk, and may not fit the memory."""
+        self._run(self.trainer.predict, arguments | {"return_predictions": False})
 
     def _run(self, method: Callable[..., Any], arguments: dict[str, Any]) -> None:
         """What goes wrong in training is explained by its message; the traceback is for those who look for it."""
         try:
-            method(**arguments | {"ckpt_path": self.checkpoint})
+            method(**arguments | {"ckpt_path": self.run.checkpoint})
         except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            report = self.run_folder / "traceback.txt"
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            report = self.run.folder / "traceback.txt"
             report.write_text(traceback.format_exc())
             raise UserError(f"{error}\n  (the traceback is in {report})", code=1) from error
 
@@ -204,9 +197,9 @@ class TokenizerCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what will be trained, on what, and where it goes."""
         self._announce(data=True)
-        if (self.run_folder / "checkpoints" / "last.ckpt").is_file() and self.checkpoint is None:
+        if self.run.overwrites:
             _say(
-                f"{self.run_folder} holds an earlier run, which this one overwrites; to go on with it: "
+                f"{self.run.folder} holds an earlier run, which this one overwrites; to go on with it: "
                 "--ckpt_path last; to keep it: another --name"
             )
 
@@ -225,7 +218,7 @@ class TokenizerCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where everything is."""
         if not getattr(self.trainer, "fast_dev_run", False):
-            _say(f"run folder: {self.run_folder}")
+            _say(f"run folder: {self.run.folder}")
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and logger.whereabouts:
                 _say(logger.whereabouts)
@@ -237,7 +230,7 @@ class TokenizerCLI(LightningCLI):
     def after_test(self) -> None:
         """Show the figures, and say where they are."""
         self._show_figures()
-        _say(f"written to {self.run_folder / 'metrics.json'}")
+        _say(f"written to {self.run.folder / 'metrics.json'}")
 
     def _show_figures(self) -> None:
         for name, value in self.trainer.callback_metrics.items():
@@ -251,14 +244,14 @@ class TokenizerCLI(LightningCLI):
         codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
         if isinstance(tokenizer, AudioTokenizer):
             codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
-        _say(f"{self.subcommand} in {self.run_folder}: {listed} parameters, {codes}")
+        _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}")
         if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
             try:
                 _say(self.datamodule.describe())
             except ValueError as error:
                 raise UserError(str(error)) from error
-        if self.checkpoint:
-            _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {self.checkpoint}")
+        if self.run.checkpoint:
+            _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {self.run.checkpoint}")
 
 
 def codes_in_words(sizes: Sequence[int]) -> str:
@@ -283,7 +276,7 @@ def main(args: list[str] | None = None) -> None:
     """
     _quiet()
     failed = True
-    exits = {"exit_on_error": False}
+    parsers = {"exit_on_error": False, "parser_mode": bases.MODE}
     try:
         TokenizerCLI(
             TokenizerTask,
@@ -296,7 +289,7 @@ def main(args: list[str] | None = None) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={**exits, **{name: dict(exits) for name in LightningCLI.subcommands()}},
+            parser_kwargs={**parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
             args=args,
         )
         failed = False

@@ -10,16 +10,22 @@ from typing import Any, get_args, get_type_hints
 from trainers.run import migration as trainers_migration
 from vqkit.saving.migration import current_path
 
-KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$')
-CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':\s*(?P<rest>.*)$")
-NOISE = re.compile(
-    r"^(Does not validate against any of the Union subtypes|Subtypes: |Errors:|Expected a <class 'NoneType'>"
-    r"|Given value type: |Given value: |Expected a path but .* not accessible or invalid)"
+PLACE = re.compile(
+    r"""(?:Parser key "(?P<key>[^"]+)"|Problem with given class_path '(?P<path>[^']+)'):\s*(?P<rest>.*)"""
 )
-NO_OPTION = re.compile(r"^(?:Option '(?P<option>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected)")
-LITERAL = re.compile(r"^Expected a typing\.Literal\[(?P<choices>.*)\]\. Got value: (?P<value>.*)$")
-REQUIRED = re.compile(r"^the following arguments are required: (?P<names>.*)$")
-NO_CLASS = re.compile(r"(has no attribute '|No module named '|Import path expected|not correspond to a subclass)")
+NO_OPTION = re.compile(r"(?:Option '(?P<option>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected)")
+LITERAL = re.compile(r"Expected a typing\.Literal\[(?P<choices>.*)\]\. Got value: (?P<value>.*)")
+REQUIRED = "the following arguments are required: "
+NO_CLASS = ("has no attribute '", "No module named '", "Import path expected", "not correspond to a subclass")
+NOISE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes: ",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type: ",
+    "Given value: ",
+    "Expected a path but ",
+)
 
 
 def explain(report: str) -> str:
@@ -32,25 +38,20 @@ def explain(report: str) -> str:
         `key.of.argument: reason`, with choices and a guess where they can be found out; further reasons on further
         lines.
     """
-    keys: list[tuple[int, str]] = []
-    classes: list[tuple[int, str]] = []
+    places: dict[str, list[tuple[int, str]]] = {"key": [], "path": []}
     reasons: list[str] = []
     for line in report.splitlines():
         text = line.strip().removeprefix("- ")
         indent = len(line) - len(text)
-        while text:
-            if match := KEY.match(text):
-                keys = [*(entry for entry in keys if entry[0] < indent), (indent, match["key"])]
-            elif match := CLASS.match(text):
-                classes = [*(entry for entry in classes if entry[0] < indent), (indent, match["path"])]
-            else:
-                break
+        while match := PLACE.fullmatch(text):
+            kind = "key" if match["key"] else "path"
+            places[kind] = [*(place for place in places[kind] if place[0] < indent), (indent, match[kind])]
             text = match["rest"]
-        if not text or NOISE.match(text):
+        if not text or text.startswith(NOISE):
             continue
-        where = ".".join(key for _, key in keys)
-        reason = _reason(text, [path for _, path in classes], keys[-1][1] if keys else "")
-        reason = f"{where}: {reason}" if where and not reasons else reason
+        keys, classes = ([name for _, name in found] for found in places.values())
+        reason = _reason(text, classes, keys[-1] if keys else "")
+        reason = f"{'.'.join(keys)}: {reason}" if keys and not reasons else reason
         if reason not in reasons:
             reasons.append(reason)
     return "\n  ".join(reasons) or report
@@ -63,9 +64,9 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def _reason(text: str, classes: list[str], key: str) -> str:
-    if match := REQUIRED.match(text):
-        return f"needs {match['names']}"
-    if match := LITERAL.match(text):
+    if text.startswith(REQUIRED):
+        return f"needs {text.removeprefix(REQUIRED)}"
+    if match := LITERAL.fullmatch(text):
         choices = [choice.strip("'\" ") for choice in match["choices"].split(",")]
         return (
             f"expected one of {', '.join(map(repr, choices))}, got {match['value']!r}{suggest(match['value'], choices)}"
@@ -76,24 +77,20 @@ def _reason(text: str, classes: list[str], key: str) -> str:
             return f"{classes[-1]} has no argument {option!r}: {replaced}"
         names = _arguments(classes[-1])
         return f"{classes[-1]} has no argument {option!r}{suggest(option, names)}; it takes {', '.join(names)}"
-    if (
-        NO_CLASS.search(text)
-        and classes
-        and (renamed := trainers_migration.current_path(current_path(classes[-1]))) != classes[-1]
-    ):
+    if not classes or not any(sign in text for sign in NO_CLASS):
+        return text
+    renamed = trainers_migration.current_path(current_path(classes[-1]))
+    if renamed != classes[-1]:
         return f"{classes[-1]} is called {renamed} now: write that"
-    if NO_CLASS.search(text) and len(classes) >= 2:
+    if len(classes) >= 2:
         choices = _classes_for(classes[-2], key)
         guess = suggest(classes[-1].rpartition(".")[2], [choice.rpartition(".")[2] for choice in choices])
         return f"{text}{guess}; choices: {', '.join(choices)}" if choices else text
     return text
 
 
-def _today(path: str) -> str:
-    return trainers_migration.current_path(current_path(path))
-
-
-def _resolve(path: str) -> Any:
+def resolve(path: str) -> Any:
+    """What an import path names, or None."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -102,13 +99,13 @@ def _resolve(path: str) -> Any:
 
 
 def _arguments(path: str) -> list[str]:
-    found = _resolve(path)
+    found = resolve(path)
     return [name for name in inspect.signature(found).parameters] if callable(found) else []
 
 
 def _classes_for(owner: str, argument: str) -> list[str]:
     """Import paths of what an argument of the class `owner` can be, by its annotation."""
-    found = _resolve(owner)
+    found = resolve(owner)
     hint = get_type_hints(found.__init__).get(argument) if isinstance(found, type) else None  # type: ignore[misc]
     return sorted({path for base in _classes_in(hint) for path in _public_paths(base)})
 

@@ -1,4 +1,7 @@
-"""Class paths of configurations written before version 0.2, and what they are called today."""
+"""What configurations and commands named before version 0.2, and what it is called today."""
+
+import re
+from collections.abc import Collection
 
 _CORE = ("Adversary", "FeatureMatching", "Hinge", "LeastSquares", "LossBalancer", "RelativeFeatureMatching")
 
@@ -12,6 +15,14 @@ MOVED_MODULES = {
 """Modules that saved configurations name, and where their classes are reached today."""
 
 
+REPLACED_ARGUMENTS = {
+    ("trainers.image.ImageTokenizerTask", name): "losses are listed now: objectives: [{class_path: trainers.image."
+    f"{name.upper()}, init_args: {{weight: ...}}}}]"
+    for name in ("l1", "l2")
+}
+"""Class and argument of configurations before version 0.2, and what stands in its place."""
+
+
 def current_path(class_path: str) -> str:
     """Today's path of a class of the trainers; any other path as it is."""
     module, _, name = class_path.rpartition(".")
@@ -20,9 +31,10 @@ def current_path(class_path: str) -> str:
     return f"{MOVED_MODULES.get(module, module)}.{name}" if module else class_path
 
 
-REPLACED_ARGUMENTS = {
-    ("trainers.image.ImageTokenizerTask", name): "losses are listed now: objectives: [{class_path: trainers.image."
-    f"{name.upper()}, init_args: {{weight: ...}}}}]"
-    for name in ("l1", "l2")
-}
-"""Class and argument of configurations before version 0.2, and what stands in its place."""
+def renamed_overlay(message: str, words: Collection[str]) -> str:
+    """`; write ...` where a message names an overlay that is a word of `--quantizer` now or was moved, else nothing."""
+    found = re.search(r"configs/(?:quantizers|residual)/(\w+)\.yaml", message)
+    if not found:
+        return ""
+    word = found[1] in words
+    return f"; write {f'--quantizer {found[1]}' if word else f'--config configs/quantizers/{found[1]}.yaml'} for it now"

@@ -1,0 +1,123 @@
+"""`--quantizer`: what takes the place of a quantizer, what is kept, what is refused, what the document says of it."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from trainers.run.bases import read_config
+from trainers.run.swap import WORDS, nearest_levels, swapped
+from vqkit import FSQ, BaseQuantizer, Quantizer
+from vqkit.parts.estimators import Estimator
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def parser():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BaseQuantizer, "quantizer")
+    return parser
+
+
+def parsed(parser, node):
+    return parser.parse_object({"quantizer": node}).as_dict()["quantizer"]
+
+
+def node_of(parser, config):
+    task = read_config(ROOT / "configs" / f"{config}.yaml")["model"]["init_args"]
+    return parsed(parser, task["tokenizer"]["init_args"]["quantizer"])
+
+
+def built(parser, node):
+    with torch.device("meta"):
+        return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
+
+
+SWAPS = [(config, word) for config in ("image/quickstart", "audio/quickstart") for word in WORDS]
+SWAPS += [("audio/esc_16khz", "simvq"), ("audio/esc_16khz", "fsq")]
+
+
+@pytest.mark.parametrize(("config", "word"), SWAPS)
+def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, config, word):
+    node = node_of(parser, config)
+    made, lines = swapped(node, word)
+    again = parsed(parser, made)
+    assert swapped(again, word) == (again, [])
+    if WORDS[word].quantizer is Quantizer and "esc" not in config:
+        assert parsed(parser, swapped(again, "ema")[0]) == node
+    if (config, word) == ("audio/quickstart", "cascaded"):
+        with pytest.raises(ValueError, match="what a cascaded codebook leaves over"):
+            built(parser, again)
+        return
+    old, new = built(parser, node), built(parser, again)
+    assert (new.dim, new.channel_dim, new.num_codebooks) == (old.dim, old.channel_dim, old.num_codebooks)
+    for before, after in zip(old.codebook_sizes, new.codebook_sizes, strict=True):
+        assert after == before or (f"{word}: levels" in lines[0] and f"{after} codes for {before}" in lines[0])
+    leaves = [found for found in new.modules() if type(found) in {known.quantizer for known in WORDS.values()}]
+    assert all(type(leaf) is WORDS[word].quantizer for leaf in leaves)
+    assert all(leaf.method == WORDS[word].method for leaf in leaves if isinstance(leaf, Quantizer))
+
+
+@pytest.mark.parametrize("codes", [5, 16, 512, 1000, 1024, 2048, 16384, 65536, 2**20])
+def test_levels_are_the_nearest(codes):
+    levels = nearest_levels(codes)
+    assert all(5 <= level <= 8 for level in levels)
+    # A level of 8 in place of 7 is the smallest step up that there always is.
+    assert abs(math.log(math.prod(levels) / codes)) < math.log(8 / 5)
+    assert nearest_levels(FSQ(levels).codebook_size) == sorted(levels, reverse=True)
+
+
+def test_what_the_configuration_chose_is_dropped_and_said(parser):
+    made, lines = swapped(node_of(parser, "audio/dac_16khz"), "ema")
+    assert lines == [
+        "ema: in place of factorized, without its codebook_dim",
+        "ema: residual stages with vqkit.StraightThrough",
+    ]
+    assert "codebook_dim" not in made["init_args"]["stage"]["init_args"]
+    grid = {"class_path": "vqkit.FSQ", "init_args": {"levels": [8, 8], "dim": None, "channel_dim": 1}}
+    assert swapped([grid], "lfq") == (
+        [{"class_path": "vqkit.LFQ", "init_args": {"bits": 6, "dim": 2, "channel_dim": 1}}],
+        ["lfq: 6 bits, 64 codes for 64, in place of FSQ"],
+    )
+
+
+class Own(BaseQuantizer):
+    """A class of which the swap knows nothing."""
+
+
+@pytest.mark.parametrize(
+    ("node", "word", "message"),
+    [
+        ({"class_path": "torch.nn.Linear", "init_args": {"dim": 3}}, "ema", "there is no vector quantizer"),
+        ({"class_path": f"{__name__}.Own", "init_args": {}}, "ema", "Own: its number of codes is not known"),
+        ({}, "simqv", "expected one of vq, .*did you mean 'simvq'"),
+    ],
+)
+def test_what_cannot_be_swapped_is_refused(node, word, message):
+    with pytest.raises(ValueError, match=message):
+        swapped(node, word)
+
+
+def test_losses_between_groups_refuse_what_they_do_not_fit(parser):
+    overlay = read_config(ROOT / "configs/quantizers/fqgan.yaml")
+    made, _ = swapped(parsed(parser, overlay["model.init_args.tokenizer.init_args.quantizer"]), "ema")
+    with pytest.raises(ValueError, match="Disentanglement sends a gradient"):
+        built(parser, made)
+
+
+def test_the_document_has_every_word():
+    text = (ROOT / "docs/quantizers.md").read_text()
+    table = text.partition("| `--quantizer` |")[2].partition("\n\n")[0]
+    rows = [row.split("|") for row in table.splitlines()[2:]]
+    said = {word: row[3] for row in rows for word in re.findall(r"`(\w+)`", row[1])}
+    assert said.keys() == WORDS.keys()
+    for word, cell in said.items():
+        estimator: type[Estimator] | None = WORDS[word].over_the_sum
+        if word == "cascaded":
+            assert "refused" in cell
+        else:
+            assert (f"`{estimator.__name__}` over the sum" if estimator else "each stage its own") in cell, word

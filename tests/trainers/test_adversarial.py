@@ -212,10 +212,12 @@ def test_figures() -> None:
     class Fixed(Discriminator):
         """Finds half of the real logits real, and three quarters of the fake ones fake."""
 
-        def judge(self, wave: Tensor):
-            fake = wave.mean() < 0
+        axes = ("samples",)
+
+        def judge(self, batch: Tensor):
+            fake = batch.mean() < 0
             logits = torch.tensor([[-1.0, -1.0, -1.0, 3.0]] if fake else [[-1.0, -1.0, 0.25, 2.0]])
-            return [DiscriminatorOutput(logits + 0 * wave.sum(), [wave])]
+            return [DiscriminatorOutput(logits + 0 * batch.sum(), [batch])]
 
     adversary = Adversary([Fixed(1)], loss=Hinge())
     output = adversary(torch.ones(1, 1, 4), -torch.ones(1, 1, 4, requires_grad=True))
@@ -224,6 +226,29 @@ def test_figures() -> None:
         {"logits_real": 0.0625, "logits_fake": 0.0, "accuracy": 0.625, "discriminator_loss": 1.1875 + 1.0}
     )
     assert not any(value.requires_grad for value in output.figures.values())
+
+
+def test_images_are_judged_too() -> None:
+    class Patches(Discriminator):
+        """One layer over patches of an image."""
+
+        axes = ("height", "width")
+
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.layer = nn.Conv2d(3, 1, 4, stride=4)
+
+        def judge(self, batch: Tensor):
+            logits = self.layer(batch)
+            return [DiscriminatorOutput(logits, [logits])]
+
+    images = torch.rand(2, 3, 8, 12)
+    copies = torch.rand(2, 3, 8, 12, requires_grad=True)
+    output = Adversary([Patches()])(images, copies)
+    sum(output.generator.values()).backward()
+    assert copies.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"batch has shape \(2, 3, 96\), expected \(batch, 3, height, width\)"):
+        Patches()(images.flatten(2))
 
 
 def test_weights_start_late_and_rise_linearly() -> None:

@@ -144,7 +144,7 @@ def test_runs_under_bfloat16_autocast(kind) -> None:
 def test_refuses_other_channels_and_shapes(kind) -> None:
     discriminator = build(kind)
     for shape in ((1, 2, 100), (1, 100), (1, 1, 0)):
-        with pytest.raises(ValueError, match=re.escape(f"wave has shape {shape}, expected (batch, 1, samples)")):
+        with pytest.raises(ValueError, match=re.escape(f"batch has shape {shape}, expected (batch, 1, samples)")):
             discriminator(torch.zeros(shape))
 
 

@@ -68,13 +68,13 @@ def watched(monkeypatch):
         method = getattr(Tensor, name)
 
         def call(*args, **options):
-            if watch.watching:
+            if watch.watching and (name != "to" or "cpu" in (*args[1:], options.get("device"))):
                 watch.seen.append(name)
             return method(*args, **options)
 
         return call
 
-    for name in ("tolist", "numpy", "cpu"):
+    for name in ("tolist", "numpy", "cpu", "to"):
         monkeypatch.setattr(Tensor, name, recorded(name))
     monkeypatch.setattr(runtime, "READ_WITHOUT_WAITING", ())
     # The optimizer that is not fused reads its count of steps, which lies on the host.

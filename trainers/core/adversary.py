@@ -212,8 +212,8 @@ class Adversary(nn.Module):
         """Judge a batch of both.
 
         Args:
-            reference: (B, C, T) recordings.
-            reconstruction: (B, C, T) of the codec, with its graph.
+            reference: (B, C, ...), recordings or images.
+            reconstruction: like `reference`, of the tokenizer, with its graph.
 
         Raises:
             ValueError: the shapes differ.
@@ -221,7 +221,7 @@ class Adversary(nn.Module):
         if reference.shape != reconstruction.shape:
             raise ValueError(
                 f"reference has shape {tuple(reference.shape)} and reconstruction {tuple(reconstruction.shape)}: "
-                "expected the same (batch, channels, samples)"
+                "expected the same"
             )
         real = self._judge(reference.detach())
         fake = self._judge(reconstruction.detach())
@@ -235,10 +235,10 @@ class Adversary(nn.Module):
             figures = self._figures(real, fake) | {"discriminator_loss": discriminator.detach()}
         return AdversaryOutput(generator, discriminator, figures)
 
-    def _judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
-        return [_in_float32(output) for discriminator in self.discriminators for output in discriminator(wave)]
+    def _judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
+        return [_in_float32(output) for discriminator in self.discriminators for output in discriminator(batch)]
 
-    def _judge_frozen(self, wave: Tensor) -> list[DiscriminatorOutput]:
+    def _judge_frozen(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """As `_judge`, as if the parameters were constants.
 
         Constants are passed in, instead of turning `requires_grad` off for a while: the module is not changed, so
@@ -247,7 +247,7 @@ class Adversary(nn.Module):
         outputs = []
         for discriminator in self.discriminators:
             constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-            outputs += functional_call(discriminator, constants, (wave,))
+            outputs += functional_call(discriminator, constants, (batch,))
         return [_in_float32(output) for output in outputs]
 
     def _feature_distance(self, real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:

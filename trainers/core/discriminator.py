@@ -1,7 +1,8 @@
-"""The interface of discriminators of waveforms."""
+"""The interface of discriminators, of any modality."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,40 +21,46 @@ class DiscriminatorOutput:
 
 
 class Discriminator(nn.Module, ABC):
-    """A discriminator of waveforms (B, C, T): one or more sub-discriminators, each with a view of its own.
+    """A discriminator of batches (B, C, ...): one or more sub-discriminators, each with a view of its own.
 
-    A derived class writes `judge`. It must not couple the items of a batch (no batch norm), nor draw random numbers:
-    `trainers.core.Adversary` runs it three times on one batch.
+    A derived class sets `axes` and writes `judge`. It must not couple the items of a batch (no batch norm), nor draw
+    random numbers: `trainers.core.Adversary` runs it three times on one batch.
 
     Args:
-        in_channels: C, 1 for mono and 2 for stereo; channels are judged together.
+        in_channels: C, such as 1 for mono, 2 for stereo, 3 for RGB; channels are judged together.
+
+    Attributes:
+        axes: names of the axes after the channels, such as ("samples",) or ("height", "width").
 
     Raises:
-        ValueError: `in_channels` is below 1; in `forward` if the waveform is not (B, in_channels, T >= 1).
+        ValueError: `in_channels` is below 1; in `forward` if the batch has other axes or channels, or is empty.
     """
+
+    axes: ClassVar[tuple[str, ...]]
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         if in_channels < 1:
-            raise ValueError(f"in_channels={in_channels}: expected 1 (mono), 2 (stereo) or more")
+            raise ValueError(f"in_channels={in_channels}: expected 1 or more, as many as the tokenizer's")
         self.in_channels = in_channels
 
-    def forward(self, wave: Tensor) -> list[DiscriminatorOutput]:
+    def forward(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """Judge a batch.
 
         Args:
-            wave: (B, C, T) in [-1, 1], any T from 1 on; short ones are padded by zeros.
+            batch: (B, C, ...) in [-1, 1], of any size from 1 on along each of `axes`.
 
         Returns:
             one output for each sub-discriminator, always in the same order.
         """
-        if wave.ndim != 3 or wave.shape[1] != self.in_channels or wave.shape[2] < 1:
+        if batch.ndim != 2 + len(self.axes) or batch.shape[1] != self.in_channels or not batch[:1].numel():
             raise ValueError(
-                f"wave has shape {tuple(wave.shape)}, expected (batch, {self.in_channels}, samples) with at least one "
-                f"sample: in_channels={self.in_channels} of {type(self).__name__} must be the channels of the codec"
+                f"batch has shape {tuple(batch.shape)}, expected (batch, {self.in_channels}, {', '.join(self.axes)}), "
+                f"none of them 0: in_channels={self.in_channels} of {type(self).__name__} must be the channels of the "
+                "tokenizer"
             )
-        return self.judge(wave)
+        return self.judge(batch)
 
     @abstractmethod
-    def judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
+    def judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """`forward` behind its checks."""

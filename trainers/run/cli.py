@@ -27,6 +27,7 @@ from trainers.callbacks import (
     StepProgress,
     TokenWriter,
 )
+from trainers.core.checkpoints import read_checkpoint
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
 from trainers.run.explain import explain, suggest
@@ -135,7 +136,9 @@ class TokenizerCLI(LightningCLI):
         asked = {key: self._get(self.config, key) for key in ("runs", "name", "project", "ckpt_path")}
         try:
             self.run = Run.of(str(self.subcommand), **asked)
-        except FileNotFoundError as error:
+            if self.run.checkpoint:
+                read_checkpoint(self.run.checkpoint)  # damage is found before anything is built or written
+        except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
 
     def instantiate_classes(self) -> None:

@@ -61,7 +61,7 @@ class ComplexPlanes(ShortTimeSpectrum):
 
 
 class SubDiscriminators(Discriminator):
-    """Sub-discriminators side by side, each with a view of its own.
+    """Sub-discriminators of waveforms (B, C, T) side by side, each with a view of its own; short ones are padded.
 
     Args:
         in_channels: C of the waveforms.
@@ -72,12 +72,14 @@ class SubDiscriminators(Discriminator):
         ValueError: `in_channels` or `channels` is below 1.
     """
 
+    axes = ("samples",)
+
     def __init__(self, in_channels: int, channels: int, members: Iterable[nn.Module]) -> None:
         super().__init__(in_channels)
         if channels < 1:
             raise ValueError(f"channels={channels}: expected at least 1")
         self.members = nn.ModuleList(members)
 
-    def judge(self, wave: Tensor) -> list[DiscriminatorOutput]:
+    def judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """`forward` behind its checks."""
-        return [member(wave) for member in self.members]
+        return [member(batch) for member in self.members]

@@ -303,6 +303,22 @@ def test_measuring_needs_a_checkpoint(cli):
     assert "test needs a checkpoint, and" in errors
 
 
+def test_a_checkpoint_that_does_not_fit_is_explained(cli, tmp_path):
+    """Damaged, or of another model."""
+    assert cli("fit")[0] == 0
+    code, _, errors = cli("fit", ckpt_path="last", quantizer="simvq")
+    assert code == 1
+    assert "last.ckpt holds another model than this configuration: give the --config and --quantizer that it" in errors
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, output, errors = cli("fit", ckpt_path="last")
+    assert code == 2
+    assert "last.ckpt: entry" in errors and "is damaged: take another checkpoint" in errors
+    assert "fit in" not in output
+
+
 def test_a_folder_without_pictures_is_explained(cli, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, errors = cli("fit", **{"data.root": tmp_path / "empty"})

@@ -193,7 +193,13 @@ class TokenizerCLI(LightningCLI):
             self.run.folder.mkdir(parents=True, exist_ok=True)
             report = self.run.folder / "traceback.txt"
             report.write_text(traceback.format_exc())
-            raise UserError(f"{error}\n  (the traceback is in {report})", code=1) from error
+            reason = str(error)
+            if "loading state_dict" in reason:
+                reason = (
+                    f"{self.run.checkpoint} holds another model than this configuration: give the --config and "
+                    f"--quantizer that it was trained with, or --config {self.run.folder / 'config.yaml'}. {reason}"
+                )
+            raise UserError(f"{reason}\n  (the traceback is in {report})", code=1) from error
 
     # ------------------------------------------------------------------ what a person reads
 

@@ -1,6 +1,6 @@
 """The first run: train an image tokenizer on the photographs in assets/, and measure it on photographs it never saw.
 
-    python scripts/quickstart.py  # about four minutes of training on two CPU cores, then a minute or two of measuring
+    python scripts/quickstart.py  # about three minutes on two CPU cores
 
 It runs `python -m trainers fit --config configs/image/quickstart.yaml`, then compares the tokenizer with k-means of raw
 patches at the same bits per pixel and with JPEG and WebP at the nearest rate, whatever the outcome, and leaves

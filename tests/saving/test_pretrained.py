@@ -54,6 +54,20 @@ class PickledState(Pretrained, nn.Module):
         return {"steps": 3}
 
 
+class Grown(Pretrained, nn.Module):
+    """Takes a state of any length, and one that was named otherwise before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.zeros(0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        if f"{prefix}notes" in state_dict:
+            state_dict[f"{prefix}memory"] = state_dict.pop(f"{prefix}notes")
+        self.memory = torch.empty_like(state_dict[f"{prefix}memory"])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
 class Masked(Pretrained, nn.Module):
     """Has a constant that is not finite, and a constructor that reads values."""
 
@@ -229,6 +243,16 @@ def test_weights_must_fit_exactly(saved: Path, key: str, tensor: Tensor | None, 
     save_file(state if tensor is None else state | {key: tensor}, saved / "model.safetensors")
     with pytest.raises(ValueError, match=rf"model\.safetensors: entry .*{message}"):
         Model.from_pretrained(saved, allow=ALLOW)
+
+
+@pytest.mark.parametrize("name", ["memory", "notes"])
+def test_a_class_of_ones_own_may_load_by_itself(name: str, tmp_path: Path) -> None:
+    Grown().save_pretrained(tmp_path)
+    save_file({name: torch.arange(7.0)}, tmp_path / "model.safetensors")
+    assert torch.equal(Grown.from_pretrained(tmp_path, allow=ALLOW).memory, torch.arange(7.0))
+    save_file({name: torch.arange(7.0), "other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*other"):
+        Grown.from_pretrained(tmp_path, allow=ALLOW)
 
 
 def test_more_entries_than_any_model_has_are_refused(saved: Path) -> None:

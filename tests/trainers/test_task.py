@@ -8,7 +8,7 @@ import torch
 
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.image import L1, L2
-from vqkit import FSQ, Quantizer, ResidualQuantizer
+from vqkit import FSQ, Commitment, Quantizer, ResidualQuantizer, RotationTrick
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -127,6 +127,25 @@ def test_the_quantizer_starts_from_data_but_not_when_resuming(tmp_path):
     torch.testing.assert_close(
         resumed.tokenizer.quantizer.codebook.vectors, task.tokenizer.quantizer.codebook.vectors, rtol=0, atol=0
     )
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_checkpoint_of_other_parts_is_refused_where_its_weights_fit(tmp_path):
+    """Rotation trick and straight-through have no weights; another weight of a loss is another number alone."""
+
+    def task_with(**parts):
+        return make_image_task(make_tokenizer(Quantizer("ema", dim=8, codebook_size=16, channel_dim=1, **parts)))
+
+    path = tmp_path / "one.ckpt"
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(task_with(estimator=RotationTrick(), losses=[Commitment(0.25)]), datamodule=Images(4))
+    trainer.save_checkpoint(path)
+    resumed = task_with(estimator=RotationTrick(), losses=[Commitment(0.5)])
+    make_trainer(max_steps=2).fit(resumed, datamodule=Images(4), ckpt_path=path)
+    message = r"one\.ckpt holds another model .*\.estimator is vqkit\.RotationTrick, not None"
+    for run in (make_trainer(max_steps=2).fit, make_trainer().test):
+        with pytest.raises(ValueError, match=message):
+            run(task_with(losses=[Commitment(0.25)]), datamodule=Images(4), ckpt_path=path)
 
 
 def test_gradient_norms_are_logged():

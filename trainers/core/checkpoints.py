@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from vqkit import Tokenizer
 from vqkit.saving.annotations import fits
+from vqkit.saving.config import to_config
 from vqkit.saving.files import named
 from vqkit.saving.sizes import check_finite
 
@@ -60,3 +63,40 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise ValueError(f"a tensor of shape {tuple(tensor.shape)} holds fewer numbers than that")
         check_finite({name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)})
     return checkpoint
+
+
+def described(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The configuration of a tokenizer, for its checkpoint; None where a part of it cannot be written."""
+    try:
+        return to_config(tokenizer)
+    except ValueError:
+        return None
+
+
+def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokenizer") -> None:
+    """Refuse the checkpoint of a tokenizer with other parts, whose weights may fit all the same.
+
+    Args:
+        saved: what `described` said when the checkpoint was written.
+        asked: of the tokenizer that takes the weights. Arguments that one of the two lacks, and numbers, may differ.
+        path: of the checkpoint, for the message.
+        where: of both in the tokenizer, for the message.
+
+    Raises:
+        ValueError: a class, a method or another word differs; the message names it.
+    """
+    if isinstance(saved, Mapping) and isinstance(asked, Mapping):
+        for key in sorted(saved.keys() & asked.keys()):
+            check_same_parts(saved[key], asked[key], path, f"{where}.{key}")
+    elif isinstance(saved, list) and isinstance(asked, list) and len(saved) == len(asked):
+        for index, (one, other) in enumerate(zip(saved, asked, strict=True)):
+            check_same_parts(one, other, path, f"{where}.{index}")
+    elif saved != asked and not (fits(saved, float) and fits(asked, float)):
+        raise ValueError(
+            f"{path} holds another model than this configuration: give the --config and --quantizer that it was "
+            f"trained with; its {where} is {_in_words(saved)}, not {_in_words(asked)}"
+        )
+
+
+def _in_words(part: Any) -> Any:
+    return part["class_path"] if isinstance(part, Mapping) and "class_path" in part else repr(part)

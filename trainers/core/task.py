@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
 from trainers.core.balancer import LossBalancer
+from trainers.core.checkpoints import check_same_parts, described
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
 from trainers.core.objective import Objective
@@ -262,12 +263,16 @@ class TokenizerTask(EvaluatedTask):
     # ------------------------------------------------------------------ before the first step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random numbers that dropout draws, so that a resumed run draws the same."""
+        """Keep what the tokenizer is, and the state of the random numbers, so that a resumed run draws the same."""
+        checkpoint["tokenizer"] = described(self.tokenizer)
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         checkpoint["quantizer_initialized_at"] = self.quantizer_initialized_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the random state of a run that is resumed; it is set when training starts."""
+        """Refuse another tokenizer's; note the random state of a run that is resumed, set when training starts."""
+        saved, asked = checkpoint.get("tokenizer"), described(self.tokenizer)
+        if saved is not None and asked is not None:
+            check_same_parts(saved, asked, self.trainer.ckpt_path)
         self._random_state = checkpoint.get("random_state")
         self.quantizer_initialized_at = checkpoint.get("quantizer_initialized_at", 0)
 

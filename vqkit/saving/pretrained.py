@@ -120,7 +120,8 @@ class Pretrained(Configured):
             with named(config_path):
                 module = from_config(config, allow=allow)
         with named(weights_path):
-            check_entries(state, module)
+            if not _loads_by_itself(module):
+                check_entries(state, module)
             check_finite(state, module)
             _match_dtypes(module, state)
             module.load_state_dict(state)
@@ -158,6 +159,14 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
             )
         state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return state
+
+
+def _loads_by_itself(module: nn.Module) -> bool:
+    """Whether a part of somebody else takes entries of other names or shapes than it has: `load_state_dict` asks it."""
+    return any(
+        part._load_state_dict_pre_hooks or not type(part)._load_from_state_dict.__module__.startswith("torch.")
+        for part in module.modules()
+    )
 
 
 def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:

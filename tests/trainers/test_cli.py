@@ -306,8 +306,10 @@ def test_measuring_needs_a_checkpoint(cli):
 def test_a_checkpoint_that_does_not_fit_is_explained(cli, tmp_path):
     """Damaged, or of another model."""
     assert cli("fit")[0] == 0
+    config = (tmp_path / "run/config.yaml").read_bytes()
     code, _, errors = cli("fit", ckpt_path="last", quantizer="simvq")
     assert code == 1
+    assert (tmp_path / "run/config.yaml").read_bytes() == config
     assert "last.ckpt holds another model than this configuration: give the --config and --quantizer that it" in errors
     path = tmp_path / "run/checkpoints/last.ckpt"
     content = bytearray(path.read_bytes())

@@ -58,7 +58,7 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     for before, after in zip(old.codebook_sizes, new.codebook_sizes, strict=True):
         assert after == before or (f"{word}: levels" in lines[0] and f"{after} codes for {before}" in lines[0])
     leaves = [found for found in new.modules() if type(found) in {known.quantizer for known in WORDS.values()}]
-    assert all(type(leaf) is WORDS[word].quantizer for leaf in leaves)
+    assert leaves and all(type(leaf) is WORDS[word].quantizer for leaf in leaves)
     assert all(leaf.method == WORDS[word].method for leaf in leaves if isinstance(leaf, Quantizer))
 
 
@@ -94,6 +94,11 @@ class Own(BaseQuantizer):
     [
         ({"class_path": "torch.nn.Linear", "init_args": {"dim": 3}}, "ema", "there is no vector quantizer"),
         ({"class_path": f"{__name__}.Own", "init_args": {}}, "ema", "Own: its number of codes is not known"),
+        (
+            {"class_path": "vqkit.BSQ", "init_args": {"bits": 40, "dim": 8}},
+            "vq",
+            "BSQ has 1099511627776 codes",
+        ),
         ({}, "simqv", "expected one of vq, .*did you mean 'simvq'"),
     ],
 )

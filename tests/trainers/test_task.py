@@ -165,6 +165,7 @@ def test_random_state_is_continued():
     expected = torch.rand(3)
     torch.manual_seed(99)
     resumed = make_image_task()
+    resumed.trainer = make_trainer()
     resumed.on_load_checkpoint(checkpoint)
     resumed.on_train_start()
     assert torch.equal(torch.rand(3), expected)

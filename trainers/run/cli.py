@@ -69,9 +69,11 @@ class SaveRunConfig(SaveConfigCallback):
         super().__init__(parser, Namespace({**config, "ckpt_path": None}), **arguments)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save for fit only: a later test must not replace it."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: a checkpoint that does not fit, or a later test, must not replace the file of the run."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, now that the weights of a resumed run were taken."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class TokenizerCLI(LightningCLI):

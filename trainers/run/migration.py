@@ -3,7 +3,17 @@
 import re
 from collections.abc import Collection
 
-_CORE = ("Adversary", "FeatureMatching", "Hinge", "LeastSquares", "LossBalancer", "RelativeFeatureMatching")
+_CORE = {
+    "AdversarialLoss",
+    "Adversary",
+    "Discriminator",
+    "FeatureMatching",
+    "Hinge",
+    "LeastSquares",
+    "LossBalancer",
+    "Objective",
+    "RelativeFeatureMatching",
+}
 
 MOVED_MODULES = {
     "trainers.data.audio": "trainers.audio",
@@ -26,7 +36,7 @@ REPLACED_ARGUMENTS = {
 def current_path(class_path: str) -> str:
     """Today's path of a class of the trainers; any other path as it is."""
     module, _, name = class_path.rpartition(".")
-    if module == "trainers.objectives" and name in _CORE:
+    if module in ("trainers.objectives", "trainers.discriminators") and name in _CORE:
         return f"trainers.core.{name}"
     return f"{MOVED_MODULES.get(module, module)}.{name}" if module else class_path
 

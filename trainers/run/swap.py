@@ -61,6 +61,9 @@ WORDS: dict[str, Word] = {
 }
 """What `--quantizer` can be: the methods, two of them with another estimator, and the grids."""
 
+LARGEST_CODEBOOK = 2**24
+"""Codes that a swap gives a stored codebook."""
+
 PARTS = ("codebook_dim", "normalize", "codebook", "search", "estimator", "losses", "maintenance")
 """Arguments of a `Quantizer` that a swap drops, since they belong to the method."""
 
@@ -120,6 +123,11 @@ def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
         return node
     codes, dim = _codes_and_dim(found, node)
     size: dict[str, Any]
+    if word.method and codes > LARGEST_CODEBOOK:
+        raise ValueError(
+            f"{_path(found)} has {codes} codes: a stored codebook of more than {LARGEST_CODEBOOK} does not fit the "
+            "memory; write the new quantizer with its codebook_size into the configuration"
+        )
     if word.method:
         size, said = {"method": word.method, "estimator": _path(estimator), "codebook_size": codes}, ""
     elif issubclass(word.quantizer, FSQ):

@@ -86,7 +86,7 @@ def check_finite(state: Mapping[str, Tensor], built: nn.Module | None = None) ->
 
     Args:
         state: by name.
-        built: a module whose own constants, such as a mask of -inf, are allowed.
+        built: a module whose own constants, such as a mask of -inf or a NaN for "not yet", are allowed.
 
     Raises:
         ValueError: an entry is not finite; the message names it.
@@ -95,8 +95,13 @@ def check_finite(state: Mapping[str, Tensor], built: nn.Module | None = None) ->
     for name, value in state.items():
         if not value.is_floating_point() or value.isfinite().all():
             continue
-        if name not in own or not torch.equal(own[name].to(value.dtype), value):
+        if name not in own or not _equal(own[name].to(value.dtype), value):
             count = int((~value.isfinite()).sum())
             raise ValueError(
                 f"entry {name!r} holds NaN or infinity in {count} of {value.numel()} numbers: expected finite weights"
             )
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether shapes and values are equal; NaN equals NaN."""
+    return first.shape == second.shape and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)

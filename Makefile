@@ -14,6 +14,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
+# A test process for each core, eight at most, of one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart quickstart-audio test test-slow test-long data data-speech native gpu docs check benchmark clean
 
@@ -24,10 +26,10 @@ quickstart-audio: $(SETUP)
 	$(BIN)/python scripts/quickstart_audio.py
 
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(SETUP)
-	$(BIN)/python -m pytest -v -m "slow and not long"
+	$(PYTEST) -v -m "slow and not long"
 
 test-long: $(SETUP)
 	$(BIN)/python scripts/run_long_tests.py

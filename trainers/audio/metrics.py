@@ -101,8 +101,8 @@ class AudioMetrics(TokenizerMetrics):
                 broken += not bool(copy.isfinite().all())
                 sums += self._measured(original, copy.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1))
         seconds = len(originals) * originals.shape[-1] / self.sample_rate
-        self.sums += sums.to(self.sums.device)
-        self.counts += torch.tensor([len(originals), seconds, broken], dtype=torch.float64).to(self.counts.device)
+        self.sums += sums.to(self.sums)
+        self.counts += torch.tensor([len(originals), seconds, broken], dtype=torch.float64).to(self.counts)
         if self.usage is not None:
             self.usage.update(indices)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.kernels.torch_search.float64_ties import unit_vectors
+from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -118,7 +119,7 @@ def _import_onnx() -> None:
 
 def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
     """`vqkit::nearest` in plain operators: (G, N, D), (G, K, D), (G, K) -> (G, N, k)."""
-    rows, books = x.double(), codes.double()
+    rows, books = widened(x), widened(codes)
     scores: Tensor | float = 0.0
     if metric == "cosine":
         books = unit_vectors(books)
@@ -131,7 +132,7 @@ def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int
         scores = torch.where(valid.unsqueeze(-2), scores, torch.inf)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     longest = torch.linalg.vector_norm(books, dim=-1).amax(-1)[:, None, None]
-    rounding = 2.0**-52 * (x.shape[-1] + 4) * longest * (length + longest)
+    rounding = torch.finfo(rows.dtype).eps * (x.shape[-1] + 4) * longest * (length + longest)
     found: list[Tensor] = []
     while True:
         tied = scores <= scores.amin(-1, keepdim=True) + rounding

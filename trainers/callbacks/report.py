@@ -140,9 +140,8 @@ def usage_histogram(levels: Iterable[Tensor]) -> wandb.Histogram:
         levels: the counts (K,) of each level, int64. Codes below the first bin, the unused ones above all, are counted
             in it; so is the top in the last.
     """
-    relative = torch.cat(
-        [counts.double() / counts.sum().clamp(min=1) * len(counts) for counts in map(Tensor.cpu, levels)]
-    )
+    shares = [counts.cpu().double() / counts.sum().cpu().clamp(min=1) for counts in levels]
+    relative = torch.cat([share * len(share) for share in shares])
     edges = numpy.logspace(-2, 2, 33)
     values, edges = numpy.histogram(relative.clamp(edges[0], edges[-1]).numpy(), bins=edges)
     return wandb.Histogram(np_histogram=(values, edges))

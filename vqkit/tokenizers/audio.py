@@ -13,7 +13,7 @@ from vqkit.backbones.streaming import streaming
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.tokenizers.chunking import pad_end, run_in_blocks
 from vqkit.tokenizers.resampling import resample
-from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor
+from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor, in_dtype_of
 
 
 class AudioTokenizer(Tokenizer):
@@ -319,8 +319,7 @@ class AudioTokenizer(Tokenizer):
         if not torch.compiler.is_compiling() and not bool(wave.isfinite().all()):
             count = int((~wave.isfinite()).sum())
             raise ValueError(f"data holds {count} samples that are NaN or infinite: repair or leave out this recording")
-        weight = next(self.encoder.parameters(), wave)
-        return wave.to(weight.dtype)  # recordings are often read as float64
+        return in_dtype_of(self.encoder, wave)  # recordings are often read as float64
 
     def _check(self, wave: Tensor, *, least: int) -> None:
         if wave.ndim != 3 or wave.shape[1] != self.channels:

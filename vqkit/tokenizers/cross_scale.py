@@ -18,7 +18,7 @@ from vqkit.quantizers.initialization import enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
 from vqkit.tokenizers.audio import AudioTokenizer
-from vqkit.tokenizers.tokenizer import TokenizerOutput
+from vqkit.tokenizers.tokenizer import TokenizerOutput, in_dtype_of
 
 
 class CrossScaleQuantizer(DepthDropout):
@@ -319,7 +319,7 @@ class CrossScaleTokenizer(AudioTokenizer):
         waves: list[Tensor] = []
         frames = 0
         for batch in loader:
-            waves.append(self._recording_of(batch))
+            waves.append(in_dtype_of(self.encoder, self._recording_of(batch)))
             frames += waves[-1].shape[0] * waves[-1].shape[-1] // self.downsampling_factor
             if frames >= wanted:
                 break

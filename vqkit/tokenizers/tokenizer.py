@@ -35,6 +35,9 @@ class Tokenizer(Pretrained, nn.Module):
     `vqkit.backbones.protocol.BackboneProperties` is compared. To be saved, they must derive from `vqkit.Configured`;
     the backbones of this library do.
 
+    Floating-point data are cast to the dtype of the encoder, and reconstructions have that of the decoder: after
+    `.bfloat16()` a float32 image is encoded in bfloat16, and comes back in bfloat16. The quantizer stays in float32.
+
     Args:
         encoder: from data (B, C, ...) to latents in the quantizer's layout.
         quantizer: its `channel_dim` is that of the latents: 1 for convolutional backbones.
@@ -79,7 +82,7 @@ class Tokenizer(Pretrained, nn.Module):
         Args:
             data: (B, C, ...), for images (B, 3, H, W) in [-1, 1].
         """
-        output = self.quantizer(self.encoder(data))
+        output = self.quantizer(self.encoder(in_dtype_of(self.encoder, data)))
         return TokenizerOutput(self._decode(output.quantized), output)
 
     @torch.no_grad()
@@ -92,7 +95,7 @@ class Tokenizer(Pretrained, nn.Module):
         Returns:
             int64, the latents' shape without channels: (B, h, w) for images; composites add a last axis of levels.
         """
-        return self.quantizer.encode(self.encoder(data))
+        return self.quantizer.encode(self.encoder(in_dtype_of(self.encoder, data)))
 
     def decode(self, indices: Tensor) -> Tensor:
         """Data from indices: what `encode` returned, or a generator sampled.
@@ -126,16 +129,23 @@ class Tokenizer(Pretrained, nn.Module):
 
     def _decode(self, quantized: Tensor) -> Tensor:
         # One dtype and one order in memory, however the vectors came: convolutions round differently for each order.
-        weight = next(self.decoder.parameters(), quantized)
-        return self.decoder(quantized.to(weight.dtype).contiguous())
+        return self.decoder(in_dtype_of(self.decoder, quantized).contiguous())
 
     def _latents(self, loader: Iterable[Any]) -> Iterator[Tensor]:
         weight = next(self.encoder.parameters(), None)
         for batch in loader:
             data = first_tensor(batch)
             with torch.no_grad():
-                latents = self.encoder(data if weight is None else data.to(weight.device))
+                latents = self.encoder(in_dtype_of(self.encoder, data if weight is None else data.to(weight.device)))
             yield latents
+
+
+def in_dtype_of(module: nn.Module, data: Tensor) -> Tensor:
+    """Floating-point data in the dtype of the module's first floating-point parameter; other data as they are."""
+    if not data.is_floating_point():
+        return data
+    weight = next((weight for weight in module.parameters() if weight.is_floating_point()), data)
+    return data.to(weight.dtype)
 
 
 def first_tensor(batch: Any) -> Tensor:

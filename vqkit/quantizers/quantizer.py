@@ -18,7 +18,7 @@ from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.selection import Noise, Search, Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
-from vqkit.runtime import recomputing, uncompiled
+from vqkit.runtime import ForwardNumbers, uncompiled
 
 HEALTHY_SCALE = (0.1, 3.0)
 """Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
@@ -52,8 +52,8 @@ class Quantizer(VectorQuantizer):
     None for a part means the method's.
 
     A codebook that learns from statistics learns in training mode whatever `requires_grad` says; `eval()` freezes it.
-    Under activation checkpointing, run the backward of a forward before the next forward: the recomputation must find
-    the codes that the forward found.
+    Under activation checkpointing (not the reentrant one, which is refused), run the backward of a forward before the
+    next forward, or set `auto_step=False`: the recomputation must find the codes that the forward found.
 
     Raises:
         IncompatibleParts: parts that cannot work together.
@@ -109,6 +109,7 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
+        self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
                 f"codebook built {self.codebook.codebook_size} codes of dimension {self.codebook.dim}: expected "
@@ -124,11 +125,9 @@ class Quantizer(VectorQuantizer):
         z, learning = unit(latents) if self.normalize else latents, self.learning
         if learning:
             self._refresh(z, valid)
-        elif self.stochastic:
-            self._check_recomputation()
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
-        noise = self._noise(len(z)) if uses_noise and self.stochastic else None
+        noise = self._noise(z) if uses_noise and self.stochastic else None
         nearest = self.search(z, searched, noise)
         selection = Selection(
             latents=latents,
@@ -170,8 +169,9 @@ class Quantizer(VectorQuantizer):
         codes = unit(vectors)
         return codes, unit(searched) if self.codebook.cascaded else codes
 
-    def _noise(self, count: int) -> Noise:
-        return Noise.of_step(self.codebook.seed, self.codebook.noise_step, count, self.latent_spread.device)
+    def _noise(self, z: Tensor) -> Noise:
+        step = self._noise_steps.find(z, self.codebook.noise_step)
+        return Noise.of_step(self.codebook.seed, step, len(z), z.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -213,14 +213,6 @@ class Quantizer(VectorQuantizer):
             self.estimator = StraightThrough()
             self.maintenance = nn.ModuleList()  # type: ignore[assignment]
             self.record(codebook=type(self.codebook), estimator=self.estimator, maintenance=[])
-
-    def _check_recomputation(self) -> None:
-        if recomputing() and not self.codebook.has_observed:
-            raise RuntimeError(
-                "this quantizer only ever ran inside a backward pass, as under "
-                "torch.utils.checkpoint(use_reentrant=True), where its codebook would never learn: pass "
-                "use_reentrant=False"
-            )
 
     # ------------------------------------------------------------------ before and beside training
 

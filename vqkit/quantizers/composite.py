@@ -129,14 +129,9 @@ class DepthDropout(CompositeQuantizer):
         self._numbers = ForwardNumbers()
         self._num_members = len(members)
 
-    @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def number_forward(self, data: Tensor) -> int | Tensor:
         """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""
-        if not self.stochastic or self.passes_through:
-            return self.draws
-        if self.learning:
-            self.draws += 1
-        return self._numbers.find(data, self.draws)
+        return self._number(data) if self.stochastic and not self.passes_through else 0
 
     def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
         """How many members each sample uses in this training forward, (B,) int64; None where all use all.
@@ -146,6 +141,12 @@ class DepthDropout(CompositeQuantizer):
         """
         draws = self.dropout and self.stochastic and not self.passes_through
         return self._sample(step, batch_size) if draws else None
+
+    @uncompiled  # a Python number, on which a compiler would specialise anew at every step
+    def _number(self, data: Tensor) -> Tensor:
+        if self.learning:
+            self.draws += 1
+        return self._numbers.find(data, self.draws)
 
     @uncompiled
     def _sample(self, step: int | Tensor, batch_size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,15 @@ class Quantizer(VectorQuantizer):
                 "is given"
             )
         check_compatible(self.codebook, self.search, self.estimator, list(self.losses), list(self.maintenance))
+
+    @classmethod
+    def default_parts(cls, method: Any = "vq", **arguments: Any) -> Sequence[type]:
+        """Those of the method; see `Configured`."""
+        if method not in METHODS:
+            return ()
+        parts = METHODS[method]()
+        objects = (parts.search, parts.estimator, *parts.losses, *parts.maintenance)
+        return *(part for part in [parts.codebook] if isinstance(part, type)), *map(type, objects)
 
     # ------------------------------------------------------------------ the five steps
 

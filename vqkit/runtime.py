@@ -55,7 +55,7 @@ def uncompiled(function: Function) -> Function:
 class ForwardNumbers:
     """Numbers of training forwards, which a recomputation finds again, also where others ran in between.
 
-    It gets the number of that forward among the last 64 whose vectors had nearly the same sums. The host reads no value.
+    It gets the number of that forward among the last 64 whose vectors had nearly the same sums. The host reads none.
     """
 
     def __init__(self) -> None:

@@ -444,7 +444,7 @@ def test_reentrant_checkpointing_is_refused_and_forwards_without_gradients_are_n
     with torch.inference_mode():
         quantizer(x.detach())
     run = checkpointed(lambda y: quantizer(y).quantized, depth=1, reentrant=True)
-    with pytest.raises(RuntimeError, match="pass use_reentrant=False, or call .eval"):
+    with pytest.raises(RuntimeError, match=r"pass use_reentrant=False, or call \.eval"):
         run(x)
     quantizer.eval()
     run(x).sum().backward()

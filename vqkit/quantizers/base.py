@@ -260,8 +260,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         if self.training and inside_autograd_function():
             raise RuntimeError(
                 f"{type(self).__name__} runs in training inside of an autograd function, as under "
-                "torch.utils.checkpoint.checkpoint(use_reentrant=True): what it records and draws would not count; pass "
-                "use_reentrant=False, or call .eval() on it"
+                "torch.utils.checkpoint.checkpoint(use_reentrant=True): what it records and draws would not count; "
+                "pass use_reentrant=False, or call .eval() on it"
             )
 
     def with_graph(self, loss: Tensor) -> Tensor:

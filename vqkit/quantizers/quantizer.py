@@ -21,6 +21,8 @@ from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, 
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.runtime import ForwardNumbers, uncompiled
 
+WATCHED_AT = 100
+"""The step at which a training forward asks `health` by itself, and waits for the device this once."""
 HEALTHY_SCALE = (0.1, 3.0)
 """Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
 
@@ -207,6 +209,8 @@ class Quantizer(VectorQuantizer):
         codebook = self.codebook
         if codebook.refreshed_at < codebook.steps:
             codebook.refreshed_at = codebook.steps
+            if codebook.steps == WATCHED_AT:
+                self.health()
             for policy in self.maintenance:
                 if codebook.steps % policy.every == 0:
                     policy.refresh(codebook, z, valid)
@@ -243,15 +247,33 @@ class Quantizer(VectorQuantizer):
             z = distributed.gather_rows(unit(z) if self.normalize else z)
             vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))
             self.codebook.initialize(z, vectors_per_step=vectors_per_step, seed=seed)
+            self._check_samples(z)
         self.latent_spread.copy_(spread(z))
         self.health()
 
+    def _check_samples(self, z: Tensor) -> None:
+        """Warn where k-means had fewer vectors than it had to find codes."""
+        if self.codebook.rows != "derived" and not bool(self.codebook.usage.all()):
+            distinct = len(z.unique(dim=0))
+            if distinct < self.codebook_size:
+                self.warn_once(
+                    "samples",
+                    f"initialize got {len(z)} vectors, {distinct} of them different, for {self.codebook_size} codes: "
+                    "the other codes are copies of these, a little beside them; give it more latents, some 64 for each "
+                    "code",
+                )
+
     def health(self) -> dict[str, float]:
-        """`scale_ratio` of the codes' spread to the latents', and the share of `dead` codes; see `BaseQuantizer`."""
+        """`scale_ratio` of the codes' spread to the latents', and the share of `underused` codes; see `BaseQuantizer`.
+
+        A code is underused when its running `usage` is below a tenth of the mean. Usage starts uniform, so that a code
+        that nothing ever chose counts after some 230 steps (at a decay of 0.99). `CodebookUsage` counts the `dead`
+        ones: those that nothing chose since its last `reset`.
+        """
         codebook = self.codebook
         latent_spread = float(self.latent_spread)
         ratio = float(spread(self.code_vectors().detach())) / latent_spread if latent_spread else float("nan")
-        dead = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
+        underused = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
         low, high = HEALTHY_SCALE
         if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
             self.warn_once(
@@ -260,7 +282,7 @@ class Quantizer(VectorQuantizer):
                 "scale collapses a codebook whatever the method: call initialize(latents) before training, or "
                 "normalise the latents",
             )
-        return super().health() | {"scale_ratio": ratio, "dead": dead}
+        return super().health() | {"scale_ratio": ratio, "underused": underused}
 
     def extra_repr(self) -> str:
         """The method and the layout."""

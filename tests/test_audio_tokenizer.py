@@ -56,6 +56,7 @@ def test_any_length_comes_back(length, channels):
     assert torch.equal(output.quantizer.indices, indices)
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_initialization_takes_segments_of_any_length():
     codec = make_codec()
     codec.initialize([{"audio": noise(3, 1, 4 * HOP + 7), "name": ["a", "b", "c"]}], samples=15)

@@ -110,7 +110,7 @@ def test_any_number_of_streams_decodes(streams: int, monkeypatch: pytest.MonkeyP
     codec = fitted()
     wave = sound(2, 1, 200)
     decoded = codec.decode(codec.encode(wave)[..., : 2 * streams])
-    monkeypatch.setattr(CrossScaleQuantizer, "sample_depths", lambda self, size: torch.full((size,), streams))
+    monkeypatch.setattr(CrossScaleQuantizer, "sample_depths", lambda self, step, size: torch.full((size,), streams))
     codec.train()
     output = codec(wave)
     torch.testing.assert_close(decoded, output.reconstruction)

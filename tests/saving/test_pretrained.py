@@ -269,12 +269,19 @@ def test_constants_that_are_not_finite_are_those_of_the_constructor(tmp_path: Pa
         Masked.from_pretrained(tmp_path, allow=ALLOW)
 
 
-def test_missing_directories_and_files_are_named(tmp_path: Path) -> None:
+def test_missing_directories_and_files_are_named(saved: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         Model.from_pretrained(tmp_path)
     for name in (tmp_path / "none", str(tmp_path / "none"), "./runs/none", "none", "a/b/c", "../none"):
         with pytest.raises(FileNotFoundError, match="neither an existing directory nor a hub id"):
             Model.from_pretrained(name)
+    with pytest.raises(FileNotFoundError, match=f"{saved} below it is one"):
+        Model.from_pretrained(saved.parent)
+    monkeypatch.chdir(saved.parent.parent)
+    name = f"{saved.parent.name}/other"
+    words = f"the folders in {saved.parent} are {saved.name}; for the hub's {name!r} give revision='main'"
+    with pytest.raises(FileNotFoundError, match=re.escape(words)):
+        Model.from_pretrained(name)
     with pytest.raises(ValueError, match="revision='main' is for hub ids"):
         Model.from_pretrained(tmp_path, revision="main")
 
@@ -318,6 +325,18 @@ def test_the_hub_gives_back_what_it_was_given(tmp_path: Path, monkeypatch: pytes
         ("upload_folder", "user/my-model_1.0", "first"),
         ("snapshot_download", "user/my-model_1.0", "main", ["config.json", "model.safetensors"]),
     ]
+
+
+@pytest.mark.parametrize("error", [OSError("401\nlong"), ValueError("too long an id")])
+def test_what_the_hub_has_not_is_said_in_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
+    words = f"'user/none' is not a directory in {Path.cwd()}, and the hub gave no such model: {type(error).__name__}: "
+    with pytest.raises(FileNotFoundError, match=re.escape(words)) as raised:
+        Model.from_pretrained("user/none")
+    assert "\n" not in str(raised.value)
 
 
 def test_our_calls_fit_the_installed_hub_library() -> None:

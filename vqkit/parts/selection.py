@@ -36,10 +36,11 @@ class Noise:
 
     @classmethod
     @uncompiled  # Python numbers that change at every step: a compiler would specialise on each of them
-    def of_step(cls, seed: int, step: int, count: int, device: torch.device) -> "Noise":
+    def of_step(cls, seed: int, step: int | Tensor, count: int, device: torch.device) -> "Noise":
         """The noise of a training forward on this rank, if all ranks hold `count` vectors."""
-        numbers = [torch.full((), number, device=device) for number in (seed, step)]
-        return cls(seed=numbers[0], step=numbers[1], first=distributed.rank() * count, count=count)
+        if isinstance(step, int):
+            step = torch.full((), step, device=device)
+        return cls(seed=torch.full((), seed, device=device), step=step, first=distributed.rank() * count, count=count)
 
     def uniform(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
         """(rows, columns) in (0, 1), in the widest dtype, for all N vectors or a slice of them."""

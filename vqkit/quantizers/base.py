@@ -20,7 +20,7 @@ from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, known, recomputing
+from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing
 from vqkit.saving.pretrained import Pretrained
 
 WATCHED_VECTORS, WATCHED_STEP = 4096, 61
@@ -85,7 +85,9 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
         Raises:
             ValueError: `x` or `mask` has the wrong shape or dtype.
+            RuntimeError: in training, inside of an autograd function such as that of reentrant checkpointing.
         """
+        self.check_counted()
         latents, valid, nonfinite = self.open(x, mask)
         if self.learning:
             self.nonfinite_seen.add_(nonfinite)
@@ -93,7 +95,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             quantized = self.quantize(latents, valid)
             loss, losses = self.penalize(quantized)
         vectors = quantized.vectors.movedim(-1, self.channel_dim).to(x.dtype)
-        return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
+        return QuantizerOutput(vectors, quantized.indices, self.with_graph(loss), losses, nonfinite)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -248,6 +250,23 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def learning(self) -> bool:
         """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
         return self.training and torch.is_grad_enabled() and not recomputing()
+
+    def check_counted(self) -> None:
+        """Refuse a training forward of which only the recomputation would see gradients.
+
+        Raises:
+            RuntimeError: it runs inside of an autograd function.
+        """
+        if self.training and inside_autograd_function():
+            raise RuntimeError(
+                f"{type(self).__name__} runs in training inside of an autograd function, as under "
+                "torch.utils.checkpoint.checkpoint(use_reentrant=True): what it records and draws would not count; "
+                "pass use_reentrant=False, or call .eval() on it"
+            )
+
+    def with_graph(self, loss: Tensor) -> Tensor:
+        """The loss; where nothing that it depends on requires gradients, in training, its backward does nothing."""
+        return loss.detach().requires_grad_() if self.stochastic and not loss.requires_grad else loss
 
     def health(self) -> dict[str, float]:
         """Read the counters kept during training, and warn once about each thing that is wrong.

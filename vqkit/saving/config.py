@@ -20,6 +20,7 @@ from typing import Any, Self
 from torch import nn
 
 from vqkit.saving.annotations import check_arguments
+from vqkit.saving.hints import check_names
 from vqkit.saving.migration import current_path
 
 BUILDABLE = (
@@ -77,11 +78,21 @@ class Configured:
     _recorded_call: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Create the object and note the call. Copying and unpickling come here too, and then restore the old note."""
+        """Create the object and note the call. Copying and unpickling come here too, and then restore the old note.
+
+        Raises:
+            TypeError: an argument by a name that the constructor does not have; the message says where it belongs.
+        """
+        check_names(cls, kwargs, base=Configured, defaults=lambda: cls.default_parts(*args, **kwargs))
         instance = super().__new__(cls)
         # Past `nn.Module.__setattr__`, which would ask for `nn.Module.__init__` first.
         object.__setattr__(instance, "_recorded_call", (_snapshot(args), _snapshot(kwargs)))
         return instance
+
+    @classmethod
+    def default_parts(cls, *args: Any, **kwargs: Any) -> Sequence[type]:
+        """The classes of the parts that an object with these arguments has where they name none, for messages."""
+        return ()
 
     def recorded_arguments(self) -> dict[str, Any]:
         """The arguments of the constructor call by name, defaults included.

@@ -6,6 +6,7 @@ import re
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -25,6 +26,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
 FORMAT_VERSION = 3
+_SHOWN = 8
+"""Most folders that a message lists, those with the most similar names."""
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
@@ -83,7 +86,8 @@ class Pretrained(Configured):
         those of the weights, before memory is taken.
 
         Args:
-            directory_or_hub_id: a directory, or a Hugging Face hub id `"user/name"` if no such directory exists.
+            directory_or_hub_id: a directory, or a Hugging Face hub id `"user/name"` if neither this directory nor
+                `user` exists, or a `revision` is given.
             map_location: the device that the module is moved to.
             allow: packages whose classes the configuration may name; add your own package for parts that you wrote.
             revision: branch, tag or commit on the hub; None means its default branch.
@@ -92,7 +96,7 @@ class Pretrained(Configured):
             The module; call `.train()` on it to go on training.
 
         Raises:
-            FileNotFoundError: if the directory or one of its two files is missing.
+            FileNotFoundError: if the directory or one of its two files is missing, or the hub has no such model.
             ValueError: if the files are damaged, of an unknown format version, name classes that are not allowed,
                 describe another class than this one, do not fit each other, or hold weights that are not finite.
             ImportError: if a hub id is given and huggingface_hub is not installed.
@@ -183,7 +187,11 @@ def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a directory written by save_pretrained.")
+        written = sorted(str(found.parent) for found in path.parent.glob(f"*/{CONFIG_NAME}"))
+        raise FileNotFoundError(
+            f"{path} is missing: {path.parent} is not a directory written by save_pretrained"
+            + (f"; {', '.join(written[:_SHOWN])} below it is one" if written else "")
+        )
     config = read_json(path)
     with named(path):
         if config.get("format") != FORMAT:
@@ -221,14 +229,29 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _locate(directory_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
     name = os.fspath(directory_or_hub_id)
-    if Path(name).is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for hub ids, and {name!r} is a directory: leave it out.")
-        return Path(name)
-    if not isinstance(directory_or_hub_id, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise FileNotFoundError(f"{name!r} is neither an existing directory nor a hub id of the form 'user/name'.")
+        return folder
+    is_hub_id = isinstance(directory_or_hub_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
+    if not is_hub_id or (folder.parent.is_dir() and revision is None):
+        parent = next(found for found in folder.absolute().parents if found.is_dir())
+        names = sorted(found.name for found in parent.iterdir() if found.is_dir() and not found.name.startswith("."))
+        names = get_close_matches(folder.name, names, n=_SHOWN, cutoff=0) or ["none"]
+        raise FileNotFoundError(
+            f"{name!r} is neither an existing directory nor a hub id of the form 'user/name': the folders in {parent} "
+            f"are {', '.join(names)}" + (f"; for the hub's {name!r} give revision='main'" if is_hub_id else "")
+        )
     hub = _import_hub(f"{name!r} is not a directory, and looking for it on the hub")
-    return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises where it finds none or reaches no server
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"{name!r} is not a directory in {Path.cwd()}, and the hub gave no such model: {type(error).__name__}: "
+            f"{reason}"
+        ) from error
 
 
 def _import_hub(purpose: str) -> ModuleType:

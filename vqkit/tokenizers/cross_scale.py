@@ -100,7 +100,8 @@ class CrossScaleQuantizer(DepthDropout):
         )
         with autocast_disabled(spoilt.device):
             loss, losses = self.penalize(quantized)
-        return QuantizerOutput(quantized.vectors.mT.to(dtype), quantized.indices, loss, losses, spoilt)
+        vectors = quantized.vectors.mT.to(dtype)
+        return QuantizerOutput(vectors, quantized.indices, self.with_graph(loss), losses, spoilt)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the streams' losses; see `BaseQuantizer`.
@@ -226,8 +227,9 @@ class CrossScaleTokenizer(AudioTokenizer):
     # ------------------------------------------------------------------ of whole frames
 
     def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
+        self.quantizer.check_counted()
         latents, count = self.encoder(wave), len(self.quantizer.streams)
-        depths = self.quantizer.sample_depths(len(wave))
+        depths = self.quantizer.sample_depths(self.quantizer.number_forward(wave), len(wave))
         made: list[Quantized] = []
         nonfinite: list[Tensor] = []
 

@@ -13,6 +13,7 @@ from trainers.audio.samples import AudioStore, TrainingSegments, WholeRecordings
 from trainers.data.files import Folder
 from trainers.data.folder import FolderData
 from trainers.data.manifests import SIDES, read_manifest
+from vqkit.tokens.names import unescaped
 
 
 class AudioFolderData(FolderData[AudioFile]):
@@ -135,7 +136,7 @@ class AudioFolderData(FolderData[AudioFile]):
             return super()._split()
         files = self._folder(self.root).files
         training, validation = (
-            [file for file in files if self._listed[self.root / file.name] == side] for side in SIDES
+            [file for file in files if self._listed[self.root / unescaped(file.name)] == side] for side in SIDES
         )
         for side, found in zip(SIDES, (training, validation), strict=True):
             if not found:

@@ -8,7 +8,8 @@ soxr. Both are flat to 0.9 of the lower Nyquist frequency, and let nothing throu
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -20,8 +21,9 @@ import soundfile
 import soxr
 from torch import Tensor
 
-from trainers.data.files import Folder, content_hash, found_under, inspected
+from trainers.data.files import Folder, Found, content_hash, found_under, inspected, open_plain
 from vqkit.saving.files import write_whole
+from vqkit.tokens.names import escaped
 
 if TYPE_CHECKING:
     from torchcodec.decoders import AudioDecoder
@@ -48,7 +50,7 @@ class AudioFile:
     """One usable sound file.
 
     Attributes:
-        name: Path relative to the root, with forward slashes.
+        name: Path relative to the root, with forward slashes, escaped.
         frames: Samples per channel, at the file's own rate.
         sample_rate: The file's, in Hz.
         channels: The file's.
@@ -73,7 +75,7 @@ def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path]
     """Finds the recordings under a folder by reading the header and the ends of every file with a sound's suffix.
 
     Nothing is decoded, so a file that is damaged in the middle, or holds numbers that are not finite, is found only
-    when it is read. Hidden files and folders are left out; links to folders are followed once.
+    when it is read. See `found_under`.
 
     Args:
         root: The folder, of any nesting.
@@ -81,18 +83,17 @@ def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path]
         min_seconds: Shorter recordings are skipped.
         files: Look at these alone; their names are relative to `root` where they lie under it.
     """
-    other_files = 0
-    if files is None:
-        files, other_files = found_under(root, SNDFILE_SUFFIXES | TORCHCODEC_SUFFIXES)
+    found = found_under(root, SNDFILE_SUFFIXES | TORCHCODEC_SUFFIXES) if files is None else Found(list(files))
     look = partial(inspect, root=root, channels=channels, min_seconds=min_seconds)
-    return inspected(root, files, look, other_files=other_files)
+    return inspected(root, found, look)
 
 
 def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> AudioFile | str:
     """Reads a file's header and ends: the recording, or in words why it cannot be used."""
     try:
         frames, sample_rate, own_channels, dtype = header(path)
-        content = content_hash(path)
+        with open_plain(path) as file:
+            content = content_hash(file)
     except ValueError as error:
         return str(error)
     except OSError as error:
@@ -106,7 +107,7 @@ def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> Aud
     if own_channels != channels and 1 not in (own_channels, channels):
         return f"has {own_channels} channels, which cannot be made {channels}"
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-    return AudioFile(name, frames, sample_rate, own_channels, content, dtype)
+    return AudioFile(escaped(name), frames, sample_rate, own_channels, content, dtype)
 
 
 def header(path: Path) -> tuple[int, int, int, str]:
@@ -123,7 +124,7 @@ def header(path: Path) -> tuple[int, int, int, str]:
         frames = round((metadata.duration_seconds or 0) * metadata.sample_rate)
         return frames, metadata.sample_rate, metadata.num_channels, "float32"
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with sound_file(path) as file:
             dtype = "int16" if file.subtype in EXACT_SUBTYPES else "float32"
             return file.frames, file.samplerate, file.channels, dtype
     except soundfile.LibsndfileError as error:
@@ -159,6 +160,8 @@ def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None
             samples = sndfile_part(path, recording.dtype, start, frames)
     except soundfile.LibsndfileError as error:
         raise ValueError(reason(error)) from error
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from error
     except (RuntimeError, MemoryError) as error:  # a damaged header may promise more than there is
         raise ValueError(f"cannot be read: {error}") from error
     if len(samples) < frames:
@@ -168,9 +171,16 @@ def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None
     return samples
 
 
+@contextmanager
+def sound_file(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A plain file, open for libsndfile, which would wait for a pipe and takes no name that is not UTF-8."""
+    with open_plain(path) as file, soundfile.SoundFile(f"/dev/fd/{file.fileno()}") as sound:
+        yield sound
+
+
 def sndfile_part(path: Path, dtype: str, start: int, frames: int) -> numpy.ndarray:
     """`frames` samples from `start` on, decoded from the beginning where the format cannot seek."""
-    with soundfile.SoundFile(str(path)) as file:
+    with sound_file(path) as file:
         if start and file.seekable():
             file.seek(start)
             start = 0
@@ -191,6 +201,8 @@ def torchcodec_decoder(path: Path) -> "AudioDecoder":
         raise ValueError(
             f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or convert them to FLAC"
         )
+    with open_plain(path):  # which FFmpeg would wait for, were it a pipe
+        pass
     try:
         from torchcodec.decoders import AudioDecoder  # which fails with RuntimeError where FFmpeg is missing
 

@@ -66,7 +66,7 @@ class AudioStore(FileStore[AudioFile]):
 
     def decode(self, file: AudioFile) -> numpy.ndarray:
         """All samples of a file, (frames, channels), at its own rate."""
-        return read(self.root / file.name, file, frames=self.frames(file))
+        return read(self.path(file), file, frames=self.frames(file))
 
     def part(self, recording: AudioFile, start: int, frames: int) -> numpy.ndarray:
         """A part of a recording at its own rate.
@@ -84,7 +84,7 @@ class AudioStore(FileStore[AudioFile]):
         """
         kept = self.kept(recording)
         if kept is None:
-            kept = read(self.root / recording.name, recording, start=start, frames=frames)
+            kept = read(self.path(recording), recording, start=start, frames=frames)
             start = 0
         return as_floats(kept[start : start + frames])
 

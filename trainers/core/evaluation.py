@@ -82,7 +82,7 @@ class EvaluatedTask(LightningModule, ABC):
         self.metrics = self.new_metrics("validation").to(self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch; returns lists of samples."""
+        """Reconstruct and measure a batch; returns samples, names, and figures in batches of samples of one size."""
         return self._measure(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -94,7 +94,7 @@ class EvaluatedTask(LightningModule, ABC):
         self.metrics = self.new_metrics("test").to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch; returns lists of samples."""
+        """Reconstruct and measure a batch; returns samples, names, and figures in batches of samples of one size."""
         return self._measure(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -118,15 +118,17 @@ class EvaluatedTask(LightningModule, ABC):
             "names": batch["name"],
         }
 
-    def _measure(self, batch: Any) -> dict[str, list[Tensor]]:
+    def _measure(self, batch: Any) -> dict[str, Any]:
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
+        figures: list[dict[str, Tensor]] = []
         for inputs in self.evaluation_inputs(batch):
             output = self.reconstruct(inputs)
-            self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)
+            figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
             originals += inputs
             reconstructions += output.reconstruction
-        return {"inputs": originals, "reconstruction": reconstructions}
+        names = batch.get("name", [""] * len(originals))
+        return {"inputs": originals, "reconstruction": reconstructions, "figures": figures, "names": names}
 
     def _log_figures(self, split: str, figures: dict[str, float]) -> None:
         # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.

@@ -157,7 +157,13 @@ class TokenizerCLI(LightningCLI):
         """The trainer, with the run's folder and tracking, and without those of our callbacks that it forbids."""
         trainer_config = {**self._get(self.config_init, "trainer"), "default_root_dir": self.run.folder, **kwargs}
         if trainer_config["logger"] is None:
-            trainer_config["logger"] = RunLogger(self.run.folder, name=self.run.name, project=self.run.project)
+            trainer_config["logger"] = RunLogger(
+                self.run.folder,
+                name=self.run.name,
+                project=self.run.project,
+                id=self.run.id,
+                job_type=self.run.command,
+            )
         unwanted: tuple[type, ...] = ()
         if trainer_config.get("enable_progress_bar") is False:
             unwanted += (ProgressBar,)

@@ -23,14 +23,26 @@ class RunLogger(WandbLogger):
         folder: the run folder.
         name: of the run.
         project: W&B project.
+        id: of the run; None makes one.
+        job_type: the command, such as fit or test.
     """
 
-    def __init__(self, folder: str | Path, *, name: str, project: str = "vqkit") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        project: str = "vqkit",
+        id: str | None = None,
+        job_type: str | None = None,
+    ) -> None:
         self.offline_because = reason_to_stay_offline() if getattr(rank_zero_only, "rank", 0) == 0 else None
         mode: dict[str, Any] = {"mode": "offline"} if self.offline_because else {}
         super().__init__(
             name=name,
             project=project,
+            id=id,
+            job_type=job_type,
             save_dir=folder,
             offline=self.offline_because is not None,
             settings=wandb.Settings(silent=True, console="off"),

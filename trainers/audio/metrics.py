@@ -83,7 +83,7 @@ class AudioMetrics(TokenizerMetrics):
         self.counts = torch.zeros(3, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """Add utterances.
 
         Args:
@@ -91,20 +91,27 @@ class AudioMetrics(TokenizerMetrics):
             reconstructions: like `originals`; values outside of the range are clipped.
             indices: (B, frames[, levels]) int64.
 
+        Returns:
+            The figures of the measures, (B,) each; NaN for an utterance that a measure leaves out.
+
         Raises:
             ValueError: the shapes differ, there is no sample, or an original is not finite.
         """
         self._check(originals, reconstructions)
-        sums, broken = torch.zeros(self.sums.shape, dtype=torch.float64), 0
+        measured, broken = [], 0
         with torch.autocast(originals.device.type, enabled=False):
             for original, copy in zip(originals.float().cpu(), reconstructions.float().cpu(), strict=True):
                 broken += not bool(copy.isfinite().all())
-                sums += self._measured(original, copy.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1))
+                measured.append(self._measured(original, copy.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)))
         seconds = len(originals) * originals.shape[-1] / self.sample_rate
-        self.sums += sums.to(self.sums)
+        rows = torch.stack(measured)
+        self.sums += rows.sum(0).to(self.sums)
         self.counts += torch.tensor([len(originals), seconds, broken], dtype=torch.float64).to(self.counts)
         if self.usage is not None:
             self.usage.update(indices)
+        names = [name for measure in self.measures for name in measure.figures]
+        values = torch.where(rows[..., 1] > 0, rows[..., 0], torch.nan)
+        return dict(zip(names, values.T, strict=True))
 
     def _measured(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """(figures, 2): of one utterance (C, T), the mean over channels and 1, or zeros where it is left out."""

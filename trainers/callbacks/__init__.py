@@ -10,4 +10,6 @@ from trainers.callbacks.schedule import AttributeSchedule as AttributeSchedule
 from trainers.callbacks.schedule import CosineSchedule as CosineSchedule
 from trainers.callbacks.schedule import LinearSchedule as LinearSchedule
 from trainers.callbacks.tokens import TokenWriter as TokenWriter
+from trainers.callbacks.tracking import Tracking as Tracking
+from trainers.callbacks.validation import ValidationSchedule as ValidationSchedule
 from trainers.callbacks.weights import WeightEMA as WeightEMA

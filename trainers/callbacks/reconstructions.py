@@ -1,14 +1,13 @@
 """Originals beside their reconstructions."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from trainers.callbacks.tracking import medium
 from trainers.core.task import task_of
 
 
@@ -31,10 +30,11 @@ class Reconstructions(Callback):
         self.examples = examples
         self._originals: list[Tensor] = []
         self._reconstructions: list[Tensor] = []
+        self._names: list[str] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
-        self._originals, self._reconstructions = [], []
+        self._originals, self._reconstructions, self._names = [], [], []
 
     def on_validation_batch_end(
         self,
@@ -51,6 +51,7 @@ class Reconstructions(Callback):
             return
         self._originals += [sample.cpu() for sample in outputs["inputs"][:missing]]
         self._reconstructions += [sample.cpu() for sample in outputs["reconstruction"][:missing]]
+        self._names += outputs["names"][:missing]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and show them."""
@@ -59,9 +60,16 @@ class Reconstructions(Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         files = task_of(pl_module).write_examples(folder, self._originals, self._reconstructions)
-        self._originals, self._reconstructions = [], []
-        for logger, path in itertools.product(trainer.loggers, files):
+        shown = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+        media = {name: medium(path, self._caption(path)) for name, path in shown.items()}
+        for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                shown = wandb.Audio(str(path)) if path.suffix == ".wav" else wandb.Image(str(path))
-                name = path.relative_to(folder).with_suffix("").as_posix()
-                logger.experiment.log({name: shown, "trainer/global_step": trainer.global_step})
+                logger.experiment.log({**media, "trainer/global_step": trainer.global_step})
+        self._originals, self._reconstructions = [], []
+
+    def _caption(self, path: Path) -> str:
+        """The name of a sound's recording; of a picture, which shows pairs, all names."""
+        number, _, kind = path.stem.partition("_")
+        if number.isdecimal():
+            return f"{self._names[int(number)]}, {kind}"
+        return "originals above, reconstructions below: " + ", ".join(self._names)

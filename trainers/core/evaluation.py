@@ -84,7 +84,7 @@ class EvaluatedTask(LightningModule, ABC):
         self.metrics = self.new_metrics("validation").to(self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch; returns lists of samples."""
+        """Reconstruct and measure a batch; returns samples, names, and figures in batches of samples of one size."""
         return self._measure(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -96,7 +96,7 @@ class EvaluatedTask(LightningModule, ABC):
         self.metrics = self.new_metrics("test").to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct and measure a batch; returns lists of samples."""
+        """Reconstruct and measure a batch; returns samples, names, and figures in batches of samples of one size."""
         return self._measure(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -120,16 +120,18 @@ class EvaluatedTask(LightningModule, ABC):
             "names": batch["name"],
         }
 
-    def _measure(self, batch: Any) -> dict[str, list[Tensor]]:
+    def _measure(self, batch: Any) -> dict[str, Any]:
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
+        figures: list[dict[str, Tensor]] = []
         for inputs in self.evaluation_inputs(batch):
             output = self.reconstruct(inputs)
             with _new_tensors_in_float32():
-                self.metrics.update(inputs, output.reconstruction, output.quantizer.indices)
+                figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
             originals += inputs
             reconstructions += output.reconstruction
-        return {"inputs": originals, "reconstruction": reconstructions}
+        names = batch.get("name", [""] * len(originals))
+        return {"inputs": originals, "reconstruction": reconstructions, "figures": figures, "names": names}
 
     def _log_figures(self, split: str, figures: dict[str, float]) -> None:
         # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.

@@ -31,8 +31,8 @@ class TokenizerMetrics(ABC):
         self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
 
     @abstractmethod
-    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
-        """Add a batch."""
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        """Add a batch; returns the figures of each sample, (B,), NaN where it was left out."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:

@@ -203,6 +203,13 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             lines.append(f"{len(self.skipped)} files skipped: {named(self.skipped)}")
         return "\n".join(lines)
 
+    def facts(self) -> dict[str, Any]:
+        """How many files train and validate, and a hash of their names, contents and sides."""
+        sides = dict(zip(("training", "validation"), self._split(), strict=True))
+        listing = [f"{side} {file.name} {file.content}" for side, files in sides.items() for file in files]
+        counts = {f"{side}_files": len(files) for side, files in sides.items()}
+        return {**counts, "hash": hashlib.sha256("\n".join(listing).encode()).hexdigest()}
+
     def predict_hash(self) -> str:
         """A hash of what prediction reads: the files' names and contents, and the settings that change samples."""
         listing = [f"{file.name} {file.content}" for file in self._folder(self.predict_root).files]

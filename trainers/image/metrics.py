@@ -66,13 +66,16 @@ class ImageMetrics(TokenizerMetrics):
         self.sums = torch.zeros(6, dtype=torch.float64)
 
     @torch.no_grad()
-    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> None:
+    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """Add a batch.
 
         Args:
             originals: (B, C, H, W) in [-1, 1], any floating dtype.
             reconstructions: like `originals`; values outside the range are clipped.
             indices: (B, h, w[, levels]) int64.
+
+        Returns:
+            psnr, ssim and, of images that are large enough, ms_ssim: (B,) each.
 
         Raises:
             ValueError: the shapes differ.
@@ -84,15 +87,18 @@ class ImageMetrics(TokenizerMetrics):
         with torch.autocast(originals.device.type, enabled=False):
             original, reconstructed = to_uint8_grid(originals), to_uint8_grid(reconstructions)
             pair = {"preds": reconstructed, "target": original, "data_range": 255.0}
-            sums = [psnr(original, reconstructed).sum(), _total(structural_similarity_index_measure, pair)]
+            figures = {"psnr": psnr(original, reconstructed), "ssim": _each(structural_similarity_index_measure, pair)}
             large = min(originals.shape[-2:]) >= MS_SSIM_SMALLEST
-            sums += [_total(multiscale_structural_similarity_index_measure, pair) if large else torch.zeros(())]
+            if large:
+                figures["ms_ssim"] = _each(multiscale_structural_similarity_index_measure, pair)
+        sums = [figures[name].sum() if name in figures else torch.zeros(()) for name in ("psnr", "ssim", "ms_ssim")]
         count, pixels = len(originals), len(originals) * originals.shape[-2] * originals.shape[-1]
         counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
         self.sums += torch.cat([torch.stack([value.to(self.sums) for value in sums]), counts.to(self.sums)])
         if self.usage is not None:
             self.usage.update(indices)
         self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)
+        return figures
 
     def compute(self) -> dict[str, float]:
         """The figures of all ranks; every rank must call it.
@@ -133,5 +139,5 @@ def protocol(figures: Mapping[str, float], **circumstances: Any) -> dict[str, An
     return record | {"images": figures["images"]} | circumstances | {"versions": versions(PACKAGES)}
 
 
-def _total(metric: Any, pair: dict[str, Any]) -> Tensor:
-    return metric(**pair, reduction="none").sum()
+def _each(metric: Any, pair: dict[str, Any]) -> Tensor:
+    return metric(**pair, reduction="none").reshape(-1)

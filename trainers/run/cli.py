@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import wandb
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
@@ -26,6 +26,8 @@ from trainers.callbacks import (
     SaveTokenizer,
     StepProgress,
     TokenWriter,
+    Tracking,
+    ValidationSchedule,
 )
 from trainers.core.checkpoints import read_checkpoint
 from trainers.core.task import TokenizerTask
@@ -34,7 +36,7 @@ from trainers.run.explain import explain, suggest
 from trainers.run.migration import renamed_overlay
 from trainers.run.run import Run
 from trainers.run.swap import WORDS, swapped
-from trainers.run.tracking import RunLogger
+from trainers.run.tracking import RunLogger, finish
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
 
@@ -99,6 +101,7 @@ class TokenizerCLI(LightningCLI):
             ("save_tokenizer", SaveTokenizer),
             ("tokens", TokenWriter),
             ("progress", StepProgress),
+            ("validation", ValidationSchedule),
         ):
             parser.add_lightning_class_args(callback, key)
 
@@ -157,7 +160,13 @@ class TokenizerCLI(LightningCLI):
         """The trainer, with the run's folder and tracking, and without those of our callbacks that it forbids."""
         trainer_config = {**self._get(self.config_init, "trainer"), "default_root_dir": self.run.folder, **kwargs}
         if trainer_config["logger"] is None:
-            trainer_config["logger"] = RunLogger(self.run.folder, name=self.run.name, project=self.run.project)
+            trainer_config["logger"] = RunLogger(
+                self.run.folder,
+                name=self.run.name,
+                project=self.run.project,
+                id=self.run.id,
+                job_type=self.run.command,
+            )
         unwanted: tuple[type, ...] = ()
         if trainer_config.get("enable_progress_bar") is False:
             unwanted += (ProgressBar,)
@@ -167,7 +176,12 @@ class TokenizerCLI(LightningCLI):
         callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
         if trainer_config["logger"] and not trainer_config.get("fast_dev_run"):
             callbacks.append(LearningRateMonitor(logging_interval="step"))
+            callbacks.append(Tracking(self._asked_as_dict()))
         return self._instantiate_trainer(trainer_config, callbacks)
+
+    def _asked_as_dict(self) -> dict[str, Any]:
+        """The configuration as `config.yaml` has it."""
+        return yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
 
     # ------------------------------------------------------------------ running
 
@@ -230,6 +244,13 @@ class TokenizerCLI(LightningCLI):
         """Say where everything is."""
         if not getattr(self.trainer, "fast_dev_run", False):
             _say(f"run folder: {self.run.folder}")
+        self._show_whereabouts()
+
+    def after_predict(self) -> None:
+        """Say where the tracked run is."""
+        self._show_whereabouts()
+
+    def _show_whereabouts(self) -> None:
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and logger.whereabouts:
                 _say(logger.whereabouts)
@@ -237,11 +258,13 @@ class TokenizerCLI(LightningCLI):
     def after_validate(self) -> None:
         """Show the figures."""
         self._show_figures()
+        self._show_whereabouts()
 
     def after_test(self) -> None:
         """Show the figures, and say where they are."""
         self._show_figures()
         _say(f"written to {self.run.folder / 'metrics.json'}")
+        self._show_whereabouts()
 
     def _show_figures(self) -> None:
         for name, value in self.trainer.callback_metrics.items():
@@ -308,8 +331,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
     finally:
-        if wandb.run is not None:
-            wandb.finish(exit_code=int(failed))
+        finish(int(failed))
 
 
 def _quiet() -> None:

@@ -22,6 +22,7 @@ from vqkit.precision import FullPrecisionModule
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing
 from vqkit.saving.pretrained import Pretrained
+from vqkit.sharding import with_whole_weights
 
 WATCHED_VECTORS, WATCHED_STEP = 4096, 61
 """Of more vectors than these `health` watches every 61st: a prime, with which no axis of images or clips resonates."""
@@ -98,12 +99,14 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         return QuantizerOutput(vectors, quantized.indices, self.with_graph(loss), losses, nonfinite)
 
     @torch.no_grad()
+    @with_whole_weights
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of `x`, as `forward(x, mask).indices` in eval mode; takes no part in training."""
         latents, valid, _ = self.open(x, mask)
         with autocast_disabled(x.device):
             return self.assign(latents, valid)
 
+    @with_whole_weights
     def decode(self, indices: Tensor) -> Tensor:
         """Vectors of `indices`, in the layout of `forward`.
 

@@ -22,6 +22,7 @@ from torch import nn
 from vqkit.saving.annotations import check_arguments
 from vqkit.saving.hints import check_names
 from vqkit.saving.migration import current_path
+from vqkit.sharding import own_class
 
 BUILDABLE = (
     "vqkit",
@@ -219,6 +220,7 @@ def _is_below(module_name: str, allow: Sequence[str]) -> bool:
 
 def _class_path(cls: type, where: str) -> str:
     """The shortest dotted path that leads to the class, so that public names survive a move between files."""
+    cls = own_class(cls)
     parts = cls.__module__.split(".")
     for length in range(1, len(parts) + 1):
         module_name = ".".join(parts[:length])

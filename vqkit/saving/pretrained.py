@@ -20,6 +20,7 @@ from vqkit.saving.config import Configured, from_config, is_own, resolve_class, 
 from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import to_current_version
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
+from vqkit.sharding import gathered, is_sharded
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
@@ -43,7 +44,7 @@ class Pretrained(Configured):
         """Write `config.json` and `model.safetensors` into a directory.
 
         Each file is written under a temporary name and moved into place, so that an interruption never leaves half a
-        file. Under data parallelism call it on one rank.
+        file. Under data parallelism call it on one rank, but after `fully_shard` on all: the first then writes.
 
         Args:
             directory: created if it is missing; a model that was saved there before is replaced.
@@ -54,6 +55,8 @@ class Pretrained(Configured):
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         tensors = _writable_state(self)
+        if isinstance(self, nn.Module) and is_sharded(self) and torch.distributed.get_rank():
+            return
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         mark = f".{os.getpid()}.tmp"
@@ -161,7 +164,7 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
                 f"state entry {key!r} is a {type(value).__name__}, and safetensors holds tensors only: let"
                 " get_extra_state return a tensor."
             )
-        state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        state[key] = gathered(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
     return state
 
 

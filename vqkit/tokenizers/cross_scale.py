@@ -14,9 +14,10 @@ from vqkit.backbones.protocol import properties_of
 from vqkit.indices import check_indices
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import enough_samples
+from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
+from vqkit.sharding import refuse_sharded
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -317,6 +318,7 @@ class CrossScaleTokenizer(AudioTokenizer):
             samples: frames to use, over all ranks; None lets the quantizer decide.
             seed: stream i uses seed + i.
         """
+        refuse_sharded(self, "initialize", INITIALIZE_FIRST)
         wanted = math.ceil(enough_samples(self.quantizer.codebook_size, samples) / distributed.world_size())
         waves: list[Tensor] = []
         frames = 0

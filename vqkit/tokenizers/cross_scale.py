@@ -230,7 +230,7 @@ class CrossScaleTokenizer(AudioTokenizer):
     def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
         self.quantizer.check_counted()
         latents, count = self.encoder(wave), len(self.quantizer.streams)
-        depths = self.quantizer.sample_depths(self.quantizer.number_forward(wave), len(wave))
+        depths = self.quantizer.sample_depths(self.quantizer.number_forward(wave), wave.shape[0])
         made: list[Quantized] = []
         nonfinite: list[Tensor] = []
 

@@ -17,7 +17,7 @@ from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
-from vqkit.sharding import refuse_sharded
+from vqkit.sharding import as_forward, refuse_sharded
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -243,12 +243,14 @@ class CrossScaleTokenizer(AudioTokenizer):
         reconstruction = self._finish(self._walk(add, count), count)
         return TokenizerOutput(reconstruction, self.quantizer.join(made, nonfinite, self._dtype))
 
+    @as_forward
     def _indices(self, wave: Tensor) -> Tensor:
         last = len(self.quantizer.streams) - 1
         lacking, indices = self._left_over(self.encoder(wave), last)
         indices.append(self.quantizer.streams[last].encode(lacking))
         return self.quantizer.join_levels(indices, lacking.shape[:2])
 
+    @as_forward
     def _sound(self, indices: Tensor) -> Tensor:
         check_indices(indices, self.quantizer.codebook_sizes, level_axis=True)
         parts = self.quantizer.split_streams(indices.long())

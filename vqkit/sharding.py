@@ -47,7 +47,8 @@ def with_whole_weights(method: Method[Module, Arguments, Result]) -> Method[Modu
 
     @functools.wraps(method)
     def run(self: Module, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if torch.compiler.is_compiling() or not is_sharded(self):
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if alone or torch.compiler.is_compiling() or not is_sharded(self):
             return method(self, *args, **kwargs)
         own = {f"module.{name}": value for name, value in self.named_parameters() if hasattr(value, "full_tensor")}
         whole = {name: gathered(value) for name, value in own.items()}

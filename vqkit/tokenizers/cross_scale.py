@@ -101,8 +101,10 @@ class CrossScaleQuantizer(DepthDropout):
         )
         with autocast_disabled(spoilt.device):
             loss, losses = self.penalize(quantized)
+        if not loss.requires_grad:
+            loss = self.with_graph(loss)
         vectors = quantized.vectors.mT.to(dtype)
-        return QuantizerOutput(vectors, quantized.indices, self.with_graph(loss), losses, spoilt)
+        return QuantizerOutput(vectors, quantized.indices, loss, losses, spoilt)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the streams' losses; see `BaseQuantizer`.

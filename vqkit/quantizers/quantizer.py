@@ -237,7 +237,7 @@ class Quantizer(VectorQuantizer):
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See
-        `BaseQuantizer`.
+        `BaseQuantizer`. Warns where there are fewer different vectors than codes of k-means.
 
         Args:
             latents: tensors in the layout of `forward`.

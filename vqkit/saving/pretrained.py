@@ -55,22 +55,13 @@ class Pretrained(Configured):
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         tensors = _writable_state(self)
-        if isinstance(self, nn.Module) and is_sharded(self) and torch.distributed.get_rank():
-            return
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = f".{os.getpid()}.tmp"
-        temporary = {name: folder / (name + mark) for name in (WEIGHTS_NAME, CONFIG_NAME)}
+        sharded = isinstance(self, nn.Module) and is_sharded(self)
         try:
-            save_file(tensors, temporary[WEIGHTS_NAME], metadata={"format": "pt"})
-            temporary[CONFIG_NAME].write_text(text, encoding="utf-8")
-            # safetensors gives its file to the owner alone; both shall have the permissions of a new file.
-            temporary[WEIGHTS_NAME].chmod(stat.S_IMODE(temporary[CONFIG_NAME].stat().st_mode))
-            for name, path in temporary.items():
-                os.replace(path, folder / name)
+            if not (sharded and torch.distributed.get_rank()):
+                _write(Path(directory), text, tensors)
         finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+            if sharded:
+                torch.distributed.barrier()  # so that every rank finds the files
 
     @classmethod
     def from_pretrained(
@@ -166,6 +157,23 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
             )
         state[key] = gathered(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
     return state
+
+
+def _write(folder: Path, config: str, tensors: dict[str, Tensor]) -> None:
+    """Both files, under temporary names that are replaced at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = f".{os.getpid()}.tmp"
+    temporary = {name: folder / (name + mark) for name in (WEIGHTS_NAME, CONFIG_NAME)}
+    try:
+        save_file(tensors, temporary[WEIGHTS_NAME], metadata={"format": "pt"})
+        temporary[CONFIG_NAME].write_text(config, encoding="utf-8")
+        # safetensors gives its file to the owner alone; both shall have the permissions of a new file.
+        temporary[WEIGHTS_NAME].chmod(stat.S_IMODE(temporary[CONFIG_NAME].stat().st_mode))
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def _loads_by_itself(module: nn.Module) -> bool:

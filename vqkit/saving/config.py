@@ -328,6 +328,7 @@ def _read_class(value: Mapping[str, Any], mark: str, allow: Sequence[str], where
     positional = [_read(item, allow, _join(where, index)) for index, item in enumerate(args)]
     bind = inspect.signature(cls.__init__).bind_partial if mark == "factory" else inspect.signature(cls.__init__).bind
     try:
+        check_names(cls, keywords, base=Configured, defaults=lambda: cls.default_parts(*positional, **keywords))
         bound = bind(None, *positional, **keywords)
         if is_own(cls):
             check_arguments(cls.__init__, bound.arguments, where)

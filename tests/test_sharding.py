@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
+from tests.test_audio_tokenizer import make_codec
+from tests.test_esc import build as build_esc
 from vqkit import Quantizer, RandomRestart, ResidualQuantizer, Tokenizer, bake, codebook_hash
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.quantizers.base import BaseQuantizer
@@ -19,6 +21,8 @@ QUANTIZERS = {
     "simvq": partial(Quantizer, "simvq", channel_dim=1, **SIZES),
     "residual": partial(ResidualQuantizer, partial(Quantizer, "vq", **SIZES), 2, channel_dim=1),
 }
+
+CODECS = {"codec": make_codec, "esc": build_esc}
 
 
 def build(name: str) -> tuple[Tokenizer, Tensor]:
@@ -104,3 +108,32 @@ def restarts_on_rank(rank: int) -> None:
 @pytest.mark.slow
 def test_policies_that_write_sharded_codes_are_refused(rank_pair) -> None:
     rank_pair(restarts_on_rank)
+
+
+def codecs_on_rank(rank: int, state: dict[str, dict[str, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for name, make in CODECS.items():
+        codec = make().double()
+        codec.load_state_dict(state[name])
+        fully_shard(codec)
+        wave = torch.linspace(-1, 1, 3000, dtype=torch.float64)[None, None]
+        codec(wave).reconstruction.square().mean().backward()
+        indices = codec.eval().encode(wave)
+        found[name] = (indices, codec.decode(indices).detach())
+    model = torch.nn.Sequential(make())
+    fully_shard(model)
+    with pytest.raises(
+        ValueError, match="encode and decode: .* spread over ranks; give it to fully_shard by itself, too"
+    ):
+        model[0].encode(wave)
+    return found
+
+
+@pytest.mark.slow
+def test_sharded_codecs_encode_and_decode(rank_pair) -> None:
+    codecs = {name: make().double().eval() for name, make in CODECS.items()}
+    wave = torch.linspace(-1, 1, 3000, dtype=torch.float64)[None, None]
+    for found in rank_pair(codecs_on_rank, {name: codec.state_dict() for name, codec in codecs.items()}):
+        for name, (indices, decoded) in found.items():
+            assert torch.equal(indices, codecs[name].encode(wave))
+            torch.testing.assert_close(decoded, codecs[name].decode(indices).detach(), rtol=1e-9, atol=1e-9)

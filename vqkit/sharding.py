@@ -82,7 +82,7 @@ def as_forward(method: Method[Module, Arguments, Result]) -> Method[Module, Argu
         from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
         if not isinstance(self, FSDPModule):
-            refuse_sharded(self, method.__name__, "give it to fully_shard by itself, too")
+            refuse_sharded(self, "encode and decode", "give it to fully_shard by itself, too")
         sharded = cast(Any, self)
         sharded._gathers = lambda *given, **named: method(self, *given, **named)
         register_fsdp_forward_method(self, "_gathers")

@@ -123,7 +123,7 @@ def codecs_on_rank(rank: int, state: dict[str, dict[str, Tensor]]) -> dict[str, 
     model = torch.nn.Sequential(make())
     fully_shard(model)
     with pytest.raises(
-        ValueError, match="encode and decode: .* spread over ranks; give it to fully_shard by itself, too"
+        ValueError, match=r"encode and decode: .* spread over ranks; give it to fully_shard by itself, too"
     ):
         model[0].encode(wave)
     return found

@@ -18,7 +18,8 @@ Method = Callable[Concatenate[Module, Arguments], Result]
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether the weights of a module, or of one in it, are spread over ranks."""
-    return any("_is_fsdp_managed_module" in vars(part) for part in module.modules())
+    # Parts without weights may belong to several models, of which another one is sharded.
+    return any("_is_fsdp_managed_module" in vars(part) for part in module.modules() if part._parameters)
 
 
 def refuse_sharded(module: nn.Module, call: str, fix: str) -> None:

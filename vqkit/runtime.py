@@ -79,7 +79,7 @@ class ForwardNumbers:
         if not recomputing() or not seen:
             return own
         distances = torch.stack([other - sums for _, other in seen]).abs().sum(1)
-        return torch.stack([known for known, _ in seen])[distances.argmin()]
+        return torch.stack([known for known, _ in seen]).index_select(0, distances.argmin()).squeeze(0)
 
 
 def known(condition: Callable[[], Tensor], device: torch.device) -> bool:

@@ -275,6 +275,9 @@ MISTAKES = [
     ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path='nowhere.ckpt': nowhere.ckpt does not exist"),
     ({"config": "configs/nowhere.yaml"}, "configs/nowhere.yaml"),
     ({"trainer.max_steps": "many"}, "trainer.max_steps"),
+    ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: expected auto or ddp"),
+    ({"trainer.strategy": "ddp_notebook"}, "trainer.strategy=ddp_notebook: expected auto or ddp"),
+    ({"trainer.strategy": "fsdp"}, "trainer.strategy=fsdp: expected auto or ddp"),
 ]
 
 

@@ -159,6 +159,12 @@ class TokenizerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run's folder and tracking, and without those of our callbacks that it forbids."""
         trainer_config = {**self._get(self.config_init, "trainer"), "default_root_dir": self.run.folder, **kwargs}
+        strategy = str(trainer_config.get("strategy"))
+        if re.search("spawn|fork|notebook|fsdp", strategy):
+            raise UserError(
+                f"trainer.strategy={strategy}: expected auto or ddp, which starts the command once for each device "
+                "(what a run holds cannot be sent to processes that it starts itself, and its codebooks stay whole)"
+            )
         if trainer_config["logger"] is None:
             trainer_config["logger"] = RunLogger(
                 self.run.folder,

@@ -22,6 +22,7 @@ from vqkit.precision import FullPrecisionModule
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing
 from vqkit.saving.pretrained import Pretrained
+from vqkit.sharding import with_whole_weights
 
 WATCHED_VECTORS, WATCHED_STEP = 4096, 61
 """Of more vectors than these `health` watches every 61st: a prime, with which no axis of images or clips resonates."""
@@ -87,23 +88,28 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             ValueError: `x` or `mask` has the wrong shape or dtype.
             RuntimeError: in training, inside of an autograd function such as that of reentrant checkpointing.
         """
-        self.check_counted()
+        if not torch.is_grad_enabled():
+            self.check_counted()
         latents, valid, nonfinite = self.open(x, mask)
         if self.learning:
             self.nonfinite_seen.add_(nonfinite)
         with autocast_disabled(x.device):
             quantized = self.quantize(latents, valid)
             loss, losses = self.penalize(quantized)
+        if not loss.requires_grad:
+            loss = self.with_graph(loss)
         vectors = quantized.vectors.movedim(-1, self.channel_dim).to(x.dtype)
-        return QuantizerOutput(vectors, quantized.indices, self.with_graph(loss), losses, nonfinite)
+        return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
 
     @torch.no_grad()
+    @with_whole_weights
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of `x`, as `forward(x, mask).indices` in eval mode; takes no part in training."""
         latents, valid, _ = self.open(x, mask)
         with autocast_disabled(x.device):
             return self.assign(latents, valid)
 
+    @with_whole_weights
     def decode(self, indices: Tensor) -> Tensor:
         """Vectors of `indices`, in the layout of `forward`.
 
@@ -265,8 +271,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             )
 
     def with_graph(self, loss: Tensor) -> Tensor:
-        """The loss; where nothing that it depends on requires gradients, in training, its backward does nothing."""
-        return loss.detach().requires_grad_() if self.stochastic and not loss.requires_grad else loss
+        """A loss that has no graph, with one in training: its backward does nothing."""
+        return loss.detach().requires_grad_() if self.stochastic else loss
 
     def health(self) -> dict[str, float]:
         """Read the counters kept during training, and warn once about each thing that is wrong.

@@ -20,6 +20,7 @@ from vqkit.parts.selection import Noise, Search, Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.runtime import ForwardNumbers, uncompiled
+from vqkit.sharding import refuse_sharded, with_whole_weights
 
 WATCHED_AT = 100
 """The step at which a training forward asks `health` by itself, and waits for the device this once."""
@@ -202,6 +203,9 @@ class Quantizer(VectorQuantizer):
     @torch.no_grad()
     def _refresh(self, z: Tensor, valid: Tensor) -> None:
         """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+        if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
+            fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
+            refuse_sharded(self.codebook, "maintenance", fix)
         some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
         self.latent_spread.copy_(spread(z[some], valid[some]))
         if self.auto_step:
@@ -233,7 +237,7 @@ class Quantizer(VectorQuantizer):
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See
-        `BaseQuantizer`.
+        `BaseQuantizer`. Warns where there are fewer different vectors than codes of k-means.
 
         Args:
             latents: tensors in the layout of `forward`.
@@ -263,6 +267,7 @@ class Quantizer(VectorQuantizer):
                     "code",
                 )
 
+    @with_whole_weights
     def health(self) -> dict[str, float]:
         """`scale_ratio` of the codes' spread to the latents', and the share of `underused` codes; see `BaseQuantizer`.
 

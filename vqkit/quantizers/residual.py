@@ -85,7 +85,7 @@ class ResidualQuantizer(DepthDropout):
         """Quantize with one stage after the other; see `BaseQuantizer`."""
         estimator = None if self.passes_through else self.estimator
         step = self.number_forward(latents)
-        depths = self.sample_depths(step, len(latents))
+        depths = self.sample_depths(step, latents.shape[0])
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
             residual = latents - (total if estimator is None else total.detach())

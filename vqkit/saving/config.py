@@ -22,6 +22,7 @@ from torch import nn
 from vqkit.saving.annotations import check_arguments
 from vqkit.saving.hints import check_names
 from vqkit.saving.migration import current_path
+from vqkit.sharding import own_class
 
 BUILDABLE = (
     "vqkit",
@@ -219,6 +220,7 @@ def _is_below(module_name: str, allow: Sequence[str]) -> bool:
 
 def _class_path(cls: type, where: str) -> str:
     """The shortest dotted path that leads to the class, so that public names survive a move between files."""
+    cls = own_class(cls)
     parts = cls.__module__.split(".")
     for length in range(1, len(parts) + 1):
         module_name = ".".join(parts[:length])
@@ -326,6 +328,7 @@ def _read_class(value: Mapping[str, Any], mark: str, allow: Sequence[str], where
     positional = [_read(item, allow, _join(where, index)) for index, item in enumerate(args)]
     bind = inspect.signature(cls.__init__).bind_partial if mark == "factory" else inspect.signature(cls.__init__).bind
     try:
+        check_names(cls, keywords, base=Configured, defaults=lambda: cls.default_parts(*positional, **keywords))
         bound = bind(None, *positional, **keywords)
         if is_own(cls):
             check_arguments(cls.__init__, bound.arguments, where)

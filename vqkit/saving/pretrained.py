@@ -20,6 +20,7 @@ from vqkit.saving.config import Configured, from_config, is_own, resolve_class, 
 from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import to_current_version
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
+from vqkit.sharding import gathered, is_sharded
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
@@ -43,7 +44,7 @@ class Pretrained(Configured):
         """Write `config.json` and `model.safetensors` into a directory.
 
         Each file is written under a temporary name and moved into place, so that an interruption never leaves half a
-        file. Under data parallelism call it on one rank.
+        file. Under data parallelism call it on one rank, but after `fully_shard` on all: the first then writes.
 
         Args:
             directory: created if it is missing; a model that was saved there before is replaced.
@@ -54,20 +55,13 @@ class Pretrained(Configured):
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         tensors = _writable_state(self)
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = f".{os.getpid()}.tmp"
-        temporary = {name: folder / (name + mark) for name in (WEIGHTS_NAME, CONFIG_NAME)}
+        sharded = isinstance(self, nn.Module) and is_sharded(self)
         try:
-            save_file(tensors, temporary[WEIGHTS_NAME], metadata={"format": "pt"})
-            temporary[CONFIG_NAME].write_text(text, encoding="utf-8")
-            # safetensors gives its file to the owner alone; both shall have the permissions of a new file.
-            temporary[WEIGHTS_NAME].chmod(stat.S_IMODE(temporary[CONFIG_NAME].stat().st_mode))
-            for name, path in temporary.items():
-                os.replace(path, folder / name)
+            if not (sharded and torch.distributed.get_rank()):
+                _write(Path(directory), text, tensors)
         finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+            if sharded:
+                torch.distributed.barrier()  # so that every rank finds the files
 
     @classmethod
     def from_pretrained(
@@ -161,8 +155,25 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
                 f"state entry {key!r} is a {type(value).__name__}, and safetensors holds tensors only: let"
                 " get_extra_state return a tensor."
             )
-        state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        state[key] = gathered(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
     return state
+
+
+def _write(folder: Path, config: str, tensors: dict[str, Tensor]) -> None:
+    """Both files, under temporary names that are replaced at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = f".{os.getpid()}.tmp"
+    temporary = {name: folder / (name + mark) for name in (WEIGHTS_NAME, CONFIG_NAME)}
+    try:
+        save_file(tensors, temporary[WEIGHTS_NAME], metadata={"format": "pt"})
+        temporary[CONFIG_NAME].write_text(config, encoding="utf-8")
+        # safetensors gives its file to the owner alone; both shall have the permissions of a new file.
+        temporary[WEIGHTS_NAME].chmod(stat.S_IMODE(temporary[CONFIG_NAME].stat().st_mode))
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def _loads_by_itself(module: nn.Module) -> bool:

@@ -14,9 +14,10 @@ from vqkit.backbones.protocol import properties_of
 from vqkit.indices import check_indices
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import enough_samples
+from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
+from vqkit.sharding import as_forward, refuse_sharded
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput, in_dtype_of
 
@@ -100,8 +101,10 @@ class CrossScaleQuantizer(DepthDropout):
         )
         with autocast_disabled(spoilt.device):
             loss, losses = self.penalize(quantized)
+        if not loss.requires_grad:
+            loss = self.with_graph(loss)
         vectors = quantized.vectors.mT.to(dtype)
-        return QuantizerOutput(vectors, quantized.indices, self.with_graph(loss), losses, spoilt)
+        return QuantizerOutput(vectors, quantized.indices, loss, losses, spoilt)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the streams' losses; see `BaseQuantizer`.
@@ -229,7 +232,7 @@ class CrossScaleTokenizer(AudioTokenizer):
     def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
         self.quantizer.check_counted()
         latents, count = self.encoder(wave), len(self.quantizer.streams)
-        depths = self.quantizer.sample_depths(self.quantizer.number_forward(wave), len(wave))
+        depths = self.quantizer.sample_depths(self.quantizer.number_forward(wave), wave.shape[0])
         made: list[Quantized] = []
         nonfinite: list[Tensor] = []
 
@@ -242,12 +245,14 @@ class CrossScaleTokenizer(AudioTokenizer):
         reconstruction = self._finish(self._walk(add, count), count)
         return TokenizerOutput(reconstruction, self.quantizer.join(made, nonfinite, self._dtype))
 
+    @as_forward
     def _indices(self, wave: Tensor) -> Tensor:
         last = len(self.quantizer.streams) - 1
         lacking, indices = self._left_over(self.encoder(wave), last)
         indices.append(self.quantizer.streams[last].encode(lacking))
         return self.quantizer.join_levels(indices, lacking.shape[:2])
 
+    @as_forward
     def _sound(self, indices: Tensor) -> Tensor:
         check_indices(indices, self.quantizer.codebook_sizes, level_axis=True)
         parts = self.quantizer.split_streams(indices.long())
@@ -317,6 +322,7 @@ class CrossScaleTokenizer(AudioTokenizer):
             samples: frames to use, over all ranks; None lets the quantizer decide.
             seed: stream i uses seed + i.
         """
+        refuse_sharded(self, "initialize", INITIALIZE_FIRST)
         wanted = math.ceil(enough_samples(self.quantizer.codebook_size, samples) / distributed.world_size())
         waves: list[Tensor] = []
         frames = 0

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from vqkit.backbones.protocol import properties_of
 from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
+from vqkit.quantizers.initialization import INITIALIZE_FIRST
 from vqkit.saving.pretrained import Pretrained
+from vqkit.sharding import as_forward, refuse_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ class Tokenizer(Pretrained, nn.Module):
         return TokenizerOutput(self._decode(output.quantized), output)
 
     @torch.no_grad()
+    @as_forward
     def encode(self, data: Tensor) -> Tensor:
         """Indices of the data.
 
@@ -97,6 +100,7 @@ class Tokenizer(Pretrained, nn.Module):
         """
         return self.quantizer.encode(self.encoder(in_dtype_of(self.encoder, data)))
 
+    @as_forward
     def decode(self, indices: Tensor) -> Tensor:
         """Data from indices: what `encode` returned, or a generator sampled.
 
@@ -119,6 +123,7 @@ class Tokenizer(Pretrained, nn.Module):
             samples: how many latent vectors to use, over all ranks; None lets the quantizer decide.
             seed: of the quantizer's random choices.
         """
+        refuse_sharded(self, "initialize", INITIALIZE_FIRST)
         training = [module for module in self.encoder.modules() if module.training]
         self.encoder.eval()
         try:

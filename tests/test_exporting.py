@@ -120,7 +120,7 @@ def test_every_case_of_the_contract(case: Case, tmp_path: Path) -> None:
 def tokenizer() -> tuple[Tokenizer, Tensor]:
     encoder, decoder = torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.ConvTranspose2d(8, 3, 4, stride=4)
     tokenizer = Tokenizer(encoder, Quantizer("vq", channel_dim=1, **SIZES), decoder)
-    images = torch.rand(6, 3, 16, 24)
+    images = torch.rand(6, 3, 16, 24) * 2 - 1
     tokenizer.initialize([images], samples=64)
     return tokenizer.eval(), images
 

@@ -1,6 +1,7 @@
 """Recordings as data: which files are used, what a segment is, and that a stream of them can be continued."""
 
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainers.audio.samples import AudioStore, TrainingSegments
 from trainers.data.manifests import read_manifest
 from vqkit import distributed
 from vqkit.tokenizers.resampling import resample
+from vqkit.tokens.names import escaped
 
 ASSETS = Path(__file__).parents[2] / "assets" / "audio"
 
@@ -434,6 +436,18 @@ def test_bad_manifests_name_file_and_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl"])
+def test_manifests_list_names_of_any_bytes_escaped(suffix, tmp_path):
+    listed = [os.fsdecode(name) for name in (b"caf\xe9.wav", b"new\nline.wav", b"line\xc2\x85.wav", b"a\\x41.wav")]
+    for name in listed:
+        write_recordings(tmp_path, 1)
+        (tmp_path / "000.wav").rename(tmp_path / name)
+    written = [*map(escaped, listed[:2]), *listed[2:]]  # what is text may stand as it is
+    lines = [json.dumps({"path": name}) for name in written] if suffix == "jsonl" else written
+    (tmp_path / f"list.{suffix}").write_text("\n".join(["path"] * (suffix[1:] == "sv") + lines))
+    assert [line.path.name for line in read_manifest(tmp_path / f"list.{suffix}")] == listed
 
 
 def test_a_side_without_a_usable_recording_is_named(tmp_path):

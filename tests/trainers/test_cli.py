@@ -38,6 +38,7 @@ TINY = {
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "pictures"
     draw_pictures(folder, 12)
+    (folder / "011.png").rename(folder / os.fsdecode(b"caf\xe9\n.png"))  # a name that is no text
     return folder
 
 
@@ -94,8 +95,9 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
 
     code, output, errors = cli("predict", **alone)
     assert code == 0, errors
+    assert "the centre square of each is encoded: 10% of their area is left out, of one 10%" in output
     shards = TokenShards(run / "tokens")
-    assert len(shards) == 12
+    assert shards.names == [*(f"{number:03d}.png" for number in range(11)), r"caf\xe9\x0a.png"]
     assert shards[0]["indices"].shape == (4, 4)
     code, output, errors = cli("predict", **alone)
     assert code == 0, errors

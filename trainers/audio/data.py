@@ -1,5 +1,6 @@
 """Folders and lists of recordings as training, validation and prediction data."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,12 @@ class AudioFolderData(FolderData[AudioFile]):
         rates = ", ".join(f"{rate} Hz" for rate, _ in Counter(file.sample_rate for file in files).most_common())
         widths = ", ".join(str(width) for width in sorted({file.channels for file in files}))
         return f"{minutes:.1f} min, each {shortest:.1f} to {longest:.1f} s, {rates}, {widths} channel(s)"
+
+    def cut_from_prediction(self, files: list[AudioFile]) -> str:
+        """How many are longer than what is encoded of them."""
+        longest = math.inf if self.max_evaluation_seconds is None else self.max_evaluation_seconds
+        cut = sum(file.seconds > longest for file in files)
+        return f"of {cut} only the first {longest:g} s are encoded" if cut else ""
 
     def settings_of_prediction(self) -> str:
         """Sample rate, channels and the longest duration."""

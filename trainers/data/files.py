@@ -101,7 +101,9 @@ def found_under(root: Path, suffixes: Collection[str]) -> Found:
         except OSError as error:
             found.skipped[escaped(str(folder))] = f"a folder that cannot be read: {error.strerror or error}"
             continue
-        folders = [Path(entry) for entry in entries if not entry.name.startswith(".") and _sorted_out(entry, suffixes, found)]
+        folders = [
+            Path(entry) for entry in entries if not entry.name.startswith(".") and _sorted_out(entry, suffixes, found)
+        ]
         waiting += reversed(folders)
     return found
 

@@ -16,6 +16,7 @@ from trainers.data.files import File, Folder, named, split
 from trainers.data.sampler import EvaluationLoader, TrainingLoader
 from trainers.data.samples import EvaluationSamples, TrainingSamples, collate
 from vqkit import distributed
+from vqkit.tokens.names import escaped
 
 
 class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
@@ -124,6 +125,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
     def extent(self, files: list[File]) -> str:
         """In words how much there is, and of what sizes."""
 
+    def cut_from_prediction(self, files: list[File]) -> str:
+        """In words what prediction leaves out of the files, if it takes parts."""
+        return ""
+
     @abstractmethod
     def settings_of_prediction(self) -> str:
         """What else than the files decides what prediction reads."""
@@ -193,8 +198,8 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         training, validation = self._split() if samples is None else (samples[0].store.files, samples[1].store.files)
         found = training + validation
         lines = [
-            f"{len(found)} {self.noun}s under {self.root}"
-            + ("" if self.validation_root is None else f" and {self.validation_root}")
+            f"{len(found)} {self.noun}s under {escaped(str(self.root))}"
+            + ("" if self.validation_root is None else f" and {escaped(str(self.validation_root))}")
             + f", {self.extent(found)}: {len(training)} train"
             + (f" x {self.repeats}" if self.repeats > 1 else "")
             + f", {len(validation)} validate"
@@ -209,6 +214,12 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         listing = [f"{side} {file.name} {file.content}" for side, files in sides.items() for file in files]
         counts = {f"{side}_files": len(files) for side, files in sides.items()}
         return {**counts, "hash": hashlib.sha256("\n".join(listing).encode()).hexdigest()}
+
+    def describe_prediction(self) -> str:
+        """What is encoded, in a line. Decodes nothing."""
+        files = self._folder(self.predict_root).files
+        found = f"{len(files)} {self.noun}s under {escaped(str(self.predict_root))}, {self.extent(files)}"
+        return "; ".join(filter(None, [found, self.cut_from_prediction(files)]))
 
     def predict_hash(self) -> str:
         """A hash of what prediction reads: the files' names and contents, and the settings that change samples."""

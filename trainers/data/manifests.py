@@ -55,9 +55,14 @@ def read_manifest(manifest: Path) -> list[ListedFile]:
         if not file.is_file():
             file = manifest.parent / unescaped(path)
         if file in lines:
-            raise ValueError(f"{where} lists {escaped(path)} a second time, after line {lines[file]}. Remove one of them.")
+            raise ValueError(
+                f"{where} lists {escaped(path)} a second time, after line {lines[file]}. Remove one of them."
+            )
         if not file.is_file():
-            raise ValueError(f"{where} lists {escaped(path)}, but {escaped(str(file))} is not a file. Paths are relative to the manifest.")
+            raise ValueError(
+                f"{where} lists {escaped(path)}, but {escaped(str(file))} is not a file. Paths are relative to "
+                "the manifest."
+            )
         if listed and (side is None) != (listed[0].side is None):
             raise ValueError(f"{where} differs from the lines before: give every file a split, or none.")
         lines[file] = line

@@ -136,6 +136,14 @@ class ImageFolderData(FolderData[ImageFile]):
         smallest, largest = areas[0], areas[-1]
         return f"{smallest.width}x{smallest.height} to {largest.width}x{largest.height} pixels"
 
+    def cut_from_prediction(self, files: list[ImageFile]) -> str:
+        """How much lies outside of the centre squares."""
+        shares = [1 - min(file.height, file.width) / max(file.height, file.width) for file in files]
+        if not any(shares):
+            return ""
+        mean, most = sum(shares) / len(shares), max(shares)
+        return f"the centre square of each is encoded: {mean:.0%} of their area is left out, of one {most:.0%}"
+
     def settings_of_prediction(self) -> str:
         """The resolution, and what is white."""
         return f"{self.resolution}" if self.white is None else f"{self.resolution} {self.white:g}"

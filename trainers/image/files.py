@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy
 from PIL import Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from trainers.data.files import EDGE_BYTES, Folder, content_hash, found_under, inspected, open_plain
@@ -128,9 +129,7 @@ def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
     return max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
 
 
-def read(
-    path: Path, *, shorter_side: int, white: float | None = None, max_pixels: int = MAX_PIXELS
-) -> numpy.ndarray:
+def read(path: Path, *, shorter_side: int, white: float | None = None, max_pixels: int = MAX_PIXELS) -> numpy.ndarray:
     """Decodes an image: upright, RGB, first frame, shrunk so that its shorter side is at most `shorter_side` pixels.
 
     Transparent pixels are laid over white; in formats whose further band may be data (TIFF, JPEG 2000), only where the
@@ -172,7 +171,9 @@ def is_deep(image: Image.Image) -> bool:
 
 def reduced_to_bytes(image: Image.Image) -> bool:
     """Whether Pillow drops the lower half of 16 bits, as it does in colour."""
-    return image.mode[0] not in "IF" and any(";16" in str(tile) or tile[0] == "SGI16" for tile in image.tile)
+    return image.mode[0] not in "IF" and any(
+        ";16" in str(tile) or tile[0] == "SGI16" for tile in getattr(image, "tile", ())
+    )
 
 
 def tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
@@ -219,9 +220,10 @@ def says_opacity(image: Image.Image) -> bool:
     """Whether the band after the colours is opacity: in TIFF and JPEG 2000 only if the file says so."""
     if image.format == "TIFF":
         return bool({1, 2} & set(tiff_tag(image, EXTRA_TAG)))  # associated (premultiplied) and not
-    if image.format != "JPEG2000":
+    if not isinstance(image, Jpeg2KImageFile):
         return True
     file = image.fp
+    assert file is not None  # it is not decoded yet
     place = file.tell()
     file.seek(0)
     definition = file.read(EDGE_BYTES).partition(b"jp2c")[0].partition(b"cdef")[2]  # of channels, before the code
@@ -245,11 +247,10 @@ def to_rgb(image: Image.Image, white: float | None) -> Image.Image:
     """The first frame in RGB, 8 bits, transparency over white; `white` as for `read`."""
     check_meaning(image, white)
     if image.mode[0] in "IF":
-        return Image.fromarray(to_bytes(image, white or greatest_value(image))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if says_opacity(image):
-            image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.fromarray(to_bytes(image, white or greatest_value(image) or 0)).convert("RGB")
+    if (image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info) and says_opacity(image):
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 

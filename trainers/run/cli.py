@@ -227,7 +227,7 @@ class TokenizerCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what will be trained, on what, and where it goes."""
-        self._announce(data=True)
+        self._announce("describe")
         if self.run.overwrites:
             _say(
                 f"{self.run.folder} holds an earlier run, which this one overwrites; to go on with it: "
@@ -236,15 +236,15 @@ class TokenizerCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Say what is measured."""
-        self._announce(data=True)
+        self._announce("describe")
 
     def before_test(self) -> None:
         """Say what is measured."""
-        self._announce(data=True)
+        self._announce("describe")
 
     def before_predict(self) -> None:
         """Say what is encoded."""
-        self._announce(data=False)
+        self._announce("describe_prediction")
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -276,7 +276,7 @@ class TokenizerCLI(LightningCLI):
         for name, value in self.trainer.callback_metrics.items():
             _say(f"  {name.partition('/')[2]:<20} {float(value):.6g}")
 
-    def _announce(self, *, data: bool) -> None:
+    def _announce(self, describe: str) -> None:
         tokenizer = self.model.tokenizer
         parts = {name: part.parameters() for name, part in self.model.trained_parts().items()}
         sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
@@ -285,9 +285,9 @@ class TokenizerCLI(LightningCLI):
         if isinstance(tokenizer, AudioTokenizer):
             codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
         _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}")
-        if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
+        if hasattr(self.datamodule, describe):  # a data module of one's own need not have it
             try:
-                _say(self.datamodule.describe())
+                _say(getattr(self.datamodule, describe)())
             except ValueError as error:
                 raise UserError(str(error)) from error
         if self.run.checkpoint:

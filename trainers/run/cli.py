@@ -175,8 +175,8 @@ class TokenizerCLI(LightningCLI):
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
         if trainer_config["logger"] and not trainer_config.get("fast_dev_run"):
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
             callbacks.append(Tracking(self._asked_as_dict()))
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
         return self._instantiate_trainer(trainer_config, callbacks)
 
     def _asked_as_dict(self) -> dict[str, Any]:

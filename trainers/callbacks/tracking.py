@@ -198,12 +198,10 @@ class Tracking(Callback):
         trainer.strategy.barrier()
         for folder in _folders(trainer, TokenWriter, "tokens"):
             for run in _runs(trainer):
-                facts = {
-                    "codebook_hash": codebook_hash(task_of(pl_module).tokenizer.quantizer),
-                    "checkpoint": str(trainer.ckpt_path),
-                    "tokenizer": f"{_named('tokenizer', run)}:last",
-                }
-                artifact = wandb.Artifact(_named("tokens", run), type="dataset", metadata={"run": run.group, **facts})
+                task = task_of(pl_module)
+                facts = {**task.weights, "codebook_hash": codebook_hash(task.tokenizer.quantizer)}
+                facts["tokenizer"] = f"{_named('tokenizer', run)}:last"
+                artifact = wandb.Artifact(_named("tokens", run), type="dataset", metadata=facts)
                 artifact.add_reference(folder.as_uri(), name="shards", checksum=False)
                 for manifest in sorted(folder.glob("manifest-*.json")):
                     artifact.add_file(str(manifest))

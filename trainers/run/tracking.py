@@ -89,7 +89,7 @@ class RunLogger(WandbLogger):
         """What earlier parts have logged at a step and after it."""
         rows: dict[int, dict[str, float]] = {}
         run = self.experiment
-        for file in sorted(Path(str(self.save_dir)).glob(f"wandb/*run-*-{run.id}*/run-{run.id}.wandb")):
+        for file in sorted(Path(str(self.save_dir)).glob(f"wandb/*run-*/run-{run.id}.wandb")):
             if file.parent != Path(run.dir).parent:
                 for row in history(file):
                     if row.get(STEP, -1) >= step:

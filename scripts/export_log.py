@@ -2,8 +2,9 @@
 
     python scripts/export_log.py runs/photos log.csv --columns train/loss train/psnr validation/psnr codebook/usage
 
-One row per logged optimizer step, in which a figure keeps its value until it is logged again. Runs that were resumed
-are joined in the order of their steps.
+One row per logged optimizer step, in which a figure keeps its value until it is logged again. The parts of a run that
+was resumed are joined in the order of their steps: those with the id that `run.json` in the folder has. A folder of an
+earlier version has none; there all histories are joined, which is said.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from trainers.run.history import STEP, history
+from trainers.run.run import RECORD, identity
 
 
 def main() -> None:
@@ -21,9 +23,14 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", help="names of what was logged; all numbers by default")
     parser.add_argument("--every", type=int, default=1, help="optimizer steps between rows")
     arguments = parser.parse_args()
-    files = sorted(arguments.run.glob("wandb/offline-run-*/*.wandb"))
+    record = arguments.run / RECORD
+    run_id = identity(arguments.run) if record.is_file() else "*"
+    pattern = f"wandb/*run-*/run-{run_id}.wandb"
+    files = sorted(arguments.run.glob(pattern))
     if not files:
-        sys.exit(f"{arguments.run} holds no W&B run (expected wandb/offline-run-*/*.wandb)")
+        sys.exit(f"{arguments.run} holds no W&B run (expected {pattern})")
+    if not record.is_file() and len(files) > 1:
+        print(f"{record} is missing: {len(files)} histories are joined, of one run or several", file=sys.stderr)
     rows: dict[int, dict[str, float]] = {}
     for file in files:
         for values in history(file):

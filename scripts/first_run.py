@@ -70,7 +70,8 @@ def train(
     }
     if arguments.steps:
         options["--trainer.max_steps"] = arguments.steps
-    command = [sys.executable, "-m", "trainers", "fit", *(str(word) for option in options.items() for word in option)]
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "trainers", "fit", *words, "--overwrite"]
     print("$ python " + " ".join(command[1:]), flush=True)
     start = time.monotonic()
     status = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode

@@ -1,5 +1,6 @@
 """The files that a run leaves: `last.ckpt` to resume from, `best.ckpt` by validation, and the tokenizer for use."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from trainers.core.checkpoints import save_tokenizer
 from trainers.core.task import task_of
 from vqkit.saving.config import to_config
 
@@ -90,7 +92,8 @@ class BestCheckpoint(RunCheckpoint):
 class SaveTokenizer(Callback):
     """Saves the tokenizer at the end of training, without trainer or pickle: `vqkit.Tokenizer.from_pretrained(folder)`.
 
-    With `WeightEMA` these are the averaged weights.
+    These are the weights of `last.ckpt`, averaged ones with `WeightEMA`; `weights.json` beside them says of which run,
+    step and checkpoint. A fit that makes no step saves nothing.
 
     Args:
         folder: None is `tokenizer` in the trainer's `default_root_dir`.
@@ -98,14 +101,26 @@ class SaveTokenizer(Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self._trained = False
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            folder = Path(self.folder or Path(trainer.default_root_dir) / "tokenizer")
-            task_of(pl_module).tokenizer.save_pretrained(folder)
+    def folder_in(self, root: str | Path) -> Path:
+        """Where the tokenizer is saved by a trainer with this `default_root_dir`."""
+        return Path(self.folder or Path(root) / "tokenizer")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before training whether the tokenizer can be saved."""
         if stage == "fit":
             to_config(task_of(pl_module).tokenizer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there was training, after which alone `WeightEMA` hands over its average."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        if self._trained and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            task = task_of(pl_module)
+            kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+            checkpoint = os.path.relpath(kept[0].best_model_path) if kept else None
+            weights = {"checkpoint": checkpoint, "step": trainer.global_step, "run": task.run_id}
+            save_tokenizer(task.tokenizer, self.folder_in(trainer.default_root_dir), weights)

@@ -4,15 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import load_file
 
+from trainers.core.checkpoints import save_tokenizer
 from trainers.core.task import task_of
-from vqkit import TokenShardWriter
+from vqkit import Tokenizer, TokenShardWriter
+from vqkit.saving.files import named
+from vqkit.saving.pretrained import WEIGHTS_NAME
+
+TOKENIZER = "tokenizer"
+"""Folder beside the shards, of what wrote them."""
 
 
 class TokenWriter(Callback):
     """Writes what `predict_step` returns as token shards, and leaves out what an earlier run has written.
 
-    Read them with `vqkit.TokenShards`.
+    Read them with `vqkit.TokenShards`. The tokenizer that wrote them is saved beside them, in the folder `tokenizer`,
+    and every manifest names it, its checkpoint, step and run.
 
     Args:
         folder: None is `tokens` in the trainer's `default_root_dir`.
@@ -35,13 +43,19 @@ class TokenWriter(Callback):
         if trainer.ckpt_path is None:
             raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
         folder = Path(self.folder or Path(trainer.default_root_dir) / "tokens")
+        task = task_of(pl_module)
+        if (folder / TOKENIZER).is_dir():
+            _check_same_weights(task.tokenizer, folder)
         self._writer = TokenShardWriter(
             folder,
-            task_of(pl_module).tokenizer.quantizer,
+            task.tokenizer.quantizer,
             data_hash=data_hash,
-            tokenizer=str(trainer.ckpt_path),
+            tokenizer=TOKENIZER,
+            weights=task.weights,
             samples_per_shard=self.samples_per_shard,
         )
+        if trainer.is_global_zero and not (folder / TOKENIZER).is_dir():
+            save_tokenizer(task.tokenizer, folder / TOKENIZER, task.weights)
         if self._writer.done:
             pl_module.print(f"{len(self._writer.done)} samples are in {folder} already and are left out")
         return self._writer.done
@@ -68,3 +82,16 @@ class TokenWriter(Callback):
         assert self._writer is not None
         self._writer.close()
         pl_module.print(f"{self.written} samples written to {self._writer.directory}")
+
+
+def _check_same_weights(tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuse to mix tokens: a grid has no codebook whose hash would tell encoders apart."""
+    path = folder / TOKENIZER / WEIGHTS_NAME
+    with named(path):
+        saved = load_file(path)
+    state = tokenizer.state_dict()
+    if saved.keys() != state.keys() or any(not value.equal(state[name].cpu()) for name, value in saved.items()):
+        raise ValueError(
+            f"{folder} was filled by another tokenizer, which is in {path.parent}: write to another folder "
+            "(--tokens.folder), or delete this one"
+        )

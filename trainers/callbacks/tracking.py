@@ -39,7 +39,7 @@ class Tracking(Callback):
       with their figures and the picture or the sounds. Of several ranks, the first shows its own.
     - Artifacts: the tokenizer at the end of fit, and the shards of predict by reference, with a copy of the manifests.
 
-    Without a W&B logger it does nothing. It comes after the callbacks that write what it reads.
+    It comes after the callbacks that write what it reads, and before those that log.
 
     Args:
         config: the whole configuration, as nested dictionaries of plain values.
@@ -77,7 +77,8 @@ class Tracking(Callback):
             self._describe(trainer, pl_module)
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        task, data = task_of(pl_module), getattr(trainer, "datamodule", None)
+        task = task_of(pl_module)
+        data: Any = getattr(trainer, "datamodule", None)
         for run in _runs(trainer):
             record = {
                 **self.config,
@@ -92,6 +93,10 @@ class Tracking(Callback):
             run.config.update(record, allow_val_change=True)
             run.tags = tuple(dict.fromkeys([*(run.tags or ()), *_tags(task)]))
             run.summary.update(_sizes(task))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the steps of all logs those of the optimizer: after a checkpoint of an epoch's end Lightning adds 1."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     # ------------------------------------------------------------------ figures and samples
 
@@ -193,12 +198,10 @@ class Tracking(Callback):
         trainer.strategy.barrier()
         for folder in _folders(trainer, TokenWriter, "tokens"):
             for run in _runs(trainer):
-                facts = {
-                    "codebook_hash": codebook_hash(task_of(pl_module).tokenizer.quantizer),
-                    "checkpoint": str(trainer.ckpt_path),
-                    "tokenizer": f"{_named('tokenizer', run)}:last",
-                }
-                artifact = wandb.Artifact(_named("tokens", run), type="dataset", metadata={"run": run.group, **facts})
+                task = task_of(pl_module)
+                facts = {**task.weights, "codebook_hash": codebook_hash(task.tokenizer.quantizer)}
+                facts["tokenizer"] = f"{_named('tokenizer', run)}:last"
+                artifact = wandb.Artifact(_named("tokens", run), type="dataset", metadata=facts)
                 artifact.add_reference(folder.as_uri(), name="shards", checksum=False)
                 for manifest in sorted(folder.glob("manifest-*.json")):
                     artifact.add_file(str(manifest))

@@ -1,19 +1,23 @@
-"""Reading checkpoints of runs: whole, without code, and with their name on everything that is wrong with them."""
+"""Checkpoints of runs: read whole and without code, how far they have come, and the tokenizer that is in them."""
 
+import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vqkit import Tokenizer
 from vqkit.saving.annotations import fits
-from vqkit.saving.config import to_config
-from vqkit.saving.files import named
+from vqkit.saving.config import from_config, to_config, weights_follow
+from vqkit.saving.files import named, write_json
 from vqkit.saving.sizes import check_finite
 
 _ENTRIES = {
@@ -65,12 +69,113 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+class Progress(NamedTuple):
+    """How far the training that wrote a checkpoint had come.
+
+    Attributes:
+        run: id of the run; None where the checkpoint does not say.
+        step: optimizer steps.
+        epochs: passes over the data that were finished.
+        seconds: of training, counted where `trainer.max_time` limits them.
+        initialized: whether the quantizer was initialized.
+        tokenizer: what `described` said of the tokenizer.
+    """
+
+    run: str | None
+    step: int
+    epochs: int
+    seconds: float
+    initialized: bool
+    tokenizer: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> "Progress":
+        """What a checkpoint, as `read_checkpoint` returns it, says."""
+        return cls(
+            run=checkpoint.get("run"),
+            step=checkpoint["global_step"],
+            epochs=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+            seconds=checkpoint["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0),
+            initialized=checkpoint.get("quantizer_initialized_at", 0) is not None,
+            tokenizer=checkpoint.get("tokenizer"),
+        )
+
+    def limit(self, trainer: Trainer) -> str | None:
+        """The limit that training has reached already, such as `max_steps=20`; None while steps are left."""
+        for name, done in (("max_steps", self.step), ("max_epochs", self.epochs)):
+            most = getattr(trainer, name)
+            if most is not None and 0 <= most <= done:
+                return f"{name}={most}"
+        if trainer.min_steps or trainer.min_epochs:
+            return None  # which may ask for more than the time allows
+        limits = [
+            callback.time_remaining() for callback in getattr(trainer, "callbacks", []) if isinstance(callback, Timer)
+        ]
+        seconds = min((limit for limit in limits if limit is not None), default=float("inf"))
+        return f"max_time={seconds:.0f} seconds" if seconds <= self.seconds else None
+
+
+def saved_tokenizer(checkpoint: Mapping[str, Any], *, allow: Sequence[str] = ("vqkit",)) -> Tokenizer:
+    """The tokenizer that a checkpoint describes, with its weights; averaged ones where the run kept an average.
+
+    Args:
+        checkpoint: as `read_checkpoint` returns it.
+        allow: packages whose classes it may name (`vqkit.saving.config.from_config`).
+
+    Raises:
+        ValueError: it describes none, names a class that is not allowed, or its weights do not fit.
+    """
+    if checkpoint.get("tokenizer") is None:
+        raise ValueError("does not say what its tokenizer is made of, as checkpoints before version 0.2 do not")
+    with weights_follow():
+        tokenizer = from_config(checkpoint["tokenizer"], allow=allow)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"describes a {type(tokenizer).__name__}: expected a Tokenizer")
+    tokenizer.load_state_dict(tokenizer_state(checkpoint))
+    return tokenizer
+
+
+def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries of a checkpoint's weights that are the tokenizer's, by their names in it."""
+    start = "tokenizer."
+    return {
+        name.removeprefix(start): value for name, value in checkpoint["state_dict"].items() if name.startswith(start)
+    }
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, weights: Mapping[str, Any]) -> None:
+    """Write a tokenizer for `from_pretrained`, and `weights.json`; the folder appears with all of it, or not at all.
+
+    Args:
+        tokenizer: of which `to_config` can be made.
+        folder: made if missing. Where it is there, its files are replaced, each whole.
+        weights: where its weights come from: `checkpoint`, `step` and id of the `run`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new = Path(temporary) / folder.name
+        tokenizer.save_pretrained(new)
+        write_json(new / "weights.json", weights)
+        if folder.is_dir():
+            for path in new.iterdir():
+                os.replace(path, folder / path.name)
+        else:
+            os.replace(new, folder)
+
+
 def described(tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The configuration of a tokenizer, for its checkpoint; None where a part of it cannot be written."""
     try:
         return to_config(tokenizer)
     except ValueError:
         return None
+
+
+def check_same_tokenizer(saved: Mapping[str, Any] | None, tokenizer: Tokenizer, path: object) -> None:
+    """`check_same_parts` for a tokenizer that is to take weights, as far as both descriptions are there."""
+    asked = described(tokenizer)
+    if saved is not None and asked is not None:
+        check_same_parts(saved, asked, path)
 
 
 def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokenizer") -> None:

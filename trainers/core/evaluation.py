@@ -21,11 +21,17 @@ class EvaluatedTask(LightningModule, ABC):
 
     Args:
         tokenizer: what is measured.
+
+    Attributes:
+        run_id: of the run that made the weights; set by whoever knows it.
+        weights: where the weights come from, for the record of what is made with them: `checkpoint`, `step`, `run`.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.run_id: str | None = None
+        self.weights: dict[str, Any] = {"checkpoint": None, "step": None, "run": None}
 
     @property
     @abstractmethod
@@ -50,7 +56,7 @@ class EvaluatedTask(LightningModule, ABC):
 
         Args:
             figures: what `TokenizerMetrics.compute` returned.
-            circumstances: split, checkpoint and precision.
+            circumstances: split, precision, and of the weights checkpoint, step and id of the run.
         """
 
     @abstractmethod
@@ -69,6 +75,11 @@ class EvaluatedTask(LightningModule, ABC):
         """
 
     # ------------------------------------------------------------------ what Lightning calls
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note where the weights come from."""
+        run = checkpoint.get("run") or self.run_id
+        self.weights = {"checkpoint": str(self.trainer.ckpt_path), "step": checkpoint.get("global_step"), "run": run}
 
     def reconstruct(self, inputs: Tensor) -> TokenizerOutput:
         """The tokenizer's output."""
@@ -107,8 +118,8 @@ class EvaluatedTask(LightningModule, ABC):
         record["protocol"] = self.protocol(
             figures,
             split="test",
-            checkpoint=str(self.trainer.ckpt_path) if self.trainer.ckpt_path else None,
             precision=str(self.trainer.precision),
+            **self.weights,
         )
         if self.trainer.is_global_zero:
             write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)

@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
 from trainers.core.balancer import LossBalancer
-from trainers.core.checkpoints import check_same_parts, described
+from trainers.core.checkpoints import check_same_tokenizer, described
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
 from trainers.core.objective import Objective
@@ -264,26 +265,47 @@ class TokenizerTask(EvaluatedTask):
     # ------------------------------------------------------------------ before the first step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the tokenizer is, and the state of the random numbers, so that a resumed run draws the same."""
+        """Keep what the tokenizer is, whose run it is, and the random state, so that a resumed run draws the same."""
         checkpoint["tokenizer"] = described(self.tokenizer)
+        checkpoint["run"] = self.run_id
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         checkpoint["quantizer_initialized_at"] = self.quantizer_initialized_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another tokenizer's; note the random state of a run that is resumed, set when training starts."""
-        saved, asked = checkpoint.get("tokenizer"), described(self.tokenizer)
-        if saved is not None and asked is not None:
-            check_same_parts(saved, asked, self.trainer.ckpt_path)
+        check_same_tokenizer(checkpoint.get("tokenizer"), self.tokenizer, self.trainer.ckpt_path)
+        super().on_load_checkpoint(checkpoint)
+        averages = any(isinstance(callback, WeightAveraging) for callback in getattr(self.trainer, "callbacks", []))
+        if self.trainer.state.fn == "fit" and not averages and "current_model_state" in checkpoint:
+            # Training without the average goes on from the weights that the optimizer's moments belong to.
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
         self._random_state = checkpoint.get("random_state")
         self.quantizer_initialized_at = checkpoint.get("quantizer_initialized_at", 0)
 
     def on_train_start(self) -> None:
-        """Restore the random state of a resumed run, after whatever drew numbers before."""
+        """Restore the random state of a resumed run, after whatever drew numbers before, and settle its optimizer."""
+        if self.trainer.ckpt_path is not None:
+            self._set_as_configured()
         if self._random_state is None:
             return
         torch.set_rng_state(self._random_state["cpu"].cpu())
         if len(self._random_state["cuda"]) == torch.cuda.device_count() > 0:
             torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+
+    def _set_as_configured(self) -> None:
+        """Give a resumed optimizer the settings of the configuration; its moments and counts are the checkpoint's.
+
+        torch loads learning rates, betas and weight decay with the state. The schedule keeps its place.
+        """
+        fresh = self.configure_optimizers()
+        optimizer = self.trainer.optimizers[0]
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        scheduler.base_lrs = fresh["lr_scheduler"]["scheduler"].base_lrs
+        asked = zip(fresh["optimizer"].param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, (settings, peak, factor) in zip(optimizer.param_groups, asked, strict=True):
+            group.update({name: value for name, value in settings.items() if name != "params"})
+            group["lr"] = peak * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def on_fit_start(self) -> None:
         """Take over the optimizer boundary, and initialize the quantizer from data unless a checkpoint was loaded."""

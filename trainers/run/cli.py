@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -29,16 +29,19 @@ from trainers.callbacks import (
     Tracking,
     ValidationSchedule,
 )
-from trainers.core.checkpoints import read_checkpoint
+from trainers.core.checkpoints import check_same_tokenizer
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
+from trainers.run.changes import changes
 from trainers.run.explain import explain, suggest
+from trainers.run.export import export, export_tokenizer
 from trainers.run.migration import renamed_overlay
-from trainers.run.run import Run
+from trainers.run.run import CONFIG, Run, find_checkpoint, folder_of
 from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger, finish
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
+from vqkit.saving.pretrained import WEIGHTS_NAME
 
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -62,19 +65,23 @@ class UserError(Exception):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` of fit into the run folder; with it alone the run can be tested, used and repeated.
+    """Makes the run folder that of a fit when its training starts, and writes `config.yaml` into it.
 
-    It has no `ckpt_path`: a repetition starts anew.
+    With this file alone the run can be tested, used and repeated. It has neither `ckpt_path` nor `overwrite`: a
+    repetition starts anew, and replaces nothing.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **arguments: Any) -> None:
-        super().__init__(parser, Namespace({**config, "ckpt_path": None}), **arguments)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, run: Run, **arguments: Any) -> None:
+        super().__init__(parser, recorded(config), **arguments)
+        self.run = run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: a checkpoint that does not fit, or a later test, must not replace the file of the run."""
+        """Nothing yet: what fails before the first step, or a later test, must not replace the files of the run."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, now that the weights of a resumed run were taken."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, now that everything is built and the state of a resumed run was taken."""
+        if trainer.is_global_zero:
+            self.run.begin()
         super().setup(trainer, pl_module, "fit")
 
 
@@ -104,6 +111,16 @@ class TokenizerCLI(LightningCLI):
             ("validation", ValidationSchedule),
         ):
             parser.add_lightning_class_args(callback, key)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == TrainerFn.FITTING:
+            what = "Replace an earlier run in the folder, once training starts."
+            parser.add_argument("--overwrite", action="store_true", help=what)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no configuration out of a checkpoint, as Lightning would: only ours counts."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say in a line what is wrong."""
@@ -139,12 +156,24 @@ class TokenizerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the run's folder and checkpoint."""
         asked = {key: self._get(self.config, key) for key in ("runs", "name", "project", "ckpt_path")}
+        dry = bool(self._get(self.config, "trainer")["fast_dev_run"])
         try:
-            self.run = Run.of(str(self.subcommand), **asked)
-            if self.run.checkpoint:
-                read_checkpoint(self.run.checkpoint)  # damage is found before anything is built or written
+            self.run = Run.of(
+                str(self.subcommand), **asked, overwrite=self._get(self.config, "overwrite", default=False), dry=dry
+            )
+            self.changes = self._changes() if self.subcommand == TrainerFn.FITTING else []
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
+        self.save_config_kwargs = {**self.save_config_kwargs, "run": self.run}
+
+    def _changes(self) -> list[str]:
+        """How a resumed run differs from what its `config.yaml` records."""
+        home = folder_of(self.run.checkpoint) if self.run.checkpoint else None
+        if home is None or self.run.progress is None or not (home / CONFIG).is_file():
+            return []
+        asked = self._parser("fit").dump(recorded(self.config["fit"]), skip_none=False)
+        old, new = (get_loader("yaml")(text) for text in ((home / CONFIG).read_text(), asked))
+        return changes(old, new, initialized=self.run.progress.initialized)
 
     def instantiate_classes(self) -> None:
         """Build everything; parts that do not fit are found here, before any data are read."""
@@ -153,6 +182,7 @@ class TokenizerCLI(LightningCLI):
         try:
             with filled:
                 super().instantiate_classes()
+            self.model.run_id = self.run.id if self.subcommand == TrainerFn.FITTING else self.run.weights_run
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(explain(str(error))) from error
 
@@ -181,19 +211,35 @@ class TokenizerCLI(LightningCLI):
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
         if trainer_config["logger"] and not trainer_config.get("fast_dev_run"):
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
             callbacks.append(Tracking(self._asked_as_dict()))
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
         return self._instantiate_trainer(trainer_config, callbacks)
 
     def _asked_as_dict(self) -> dict[str, Any]:
         """The configuration as `config.yaml` has it."""
-        return yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
+        config = recorded(self.config[self.subcommand])
+        return get_loader("yaml")(self._parser(self.subcommand).dump(config, skip_none=False))
 
     # ------------------------------------------------------------------ running
 
     def fit(self, **arguments: Any) -> None:
-        """Train."""
-        self._run(self.trainer.fit, arguments)
+        """Train, unless all of it was done before: then nothing changes, and a tokenizer that is missing is saved."""
+        if self.limit is None:
+            self._run(self.trainer.fit, arguments)
+        else:
+            _say(
+                f"nothing is left to train: {self.run.checkpoint} has reached trainer.{self.limit}; to go on, give a "
+                f"larger --trainer.{self.limit.partition('=')[0]}"
+            )
+            self._save_missing_tokenizer()
+
+    @rank_zero_only
+    def _save_missing_tokenizer(self) -> None:
+        """Of a run that was killed between its last step and saving."""
+        folder = self._get(self.config_init, "save_tokenizer").folder_in(self.run.folder)
+        if not (folder / WEIGHTS_NAME).is_file():
+            for line in export_tokenizer(find_checkpoint(self.run.folder, "last"), self.run.folder, folder):
+                _say(line)
 
     def validate(self, **arguments: Any) -> None:
         """Measure on the validation split; the figures are shown in our form."""
@@ -226,13 +272,19 @@ class TokenizerCLI(LightningCLI):
     # ------------------------------------------------------------------ what a person reads
 
     def before_fit(self) -> None:
-        """Say what will be trained, on what, and where it goes."""
+        """Say what will be trained, on what, where it goes, and what a resumed run changes."""
+        self.limit = self.run.progress.limit(self.trainer) if self.run.progress else None
+        if self.run.progress and self.limit is not None:
+            try:
+                check_same_tokenizer(self.run.progress.tokenizer, self.model.tokenizer, self.run.checkpoint)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            return
         self._announce("describe")
+        for change in self.changes:
+            _say(f"  {change}")
         if self.run.overwrites:
-            _say(
-                f"{self.run.folder} holds an earlier run, which this one overwrites; to go on with it: "
-                "--ckpt_path last; to keep it: another --name"
-            )
+            _say(f"the earlier run in {self.run.folder} is replaced when training starts; its W&B history stays")
 
     def before_validate(self) -> None:
         """Say what is measured."""
@@ -290,8 +342,15 @@ class TokenizerCLI(LightningCLI):
                 _say(getattr(self.datamodule, describe)())
             except ValueError as error:
                 raise UserError(str(error)) from error
-        if self.run.checkpoint:
-            _say(f"{'resuming from' if self.subcommand == 'fit' else 'weights of'} {self.run.checkpoint}")
+        if self.run.progress:
+            verb = "resuming from" if self.subcommand == TrainerFn.FITTING else "weights of"
+            source = f"step {self.run.progress.step} of run {self.run.weights_run or 'unknown'}"
+            _say(f"{verb} {self.run.checkpoint}, {source}")
+
+
+def recorded(config: Namespace) -> Namespace:
+    """What of a configuration of fit is kept with the run."""
+    return Namespace({name: value for name, value in {**config, "ckpt_path": None}.items() if name != "overwrite"})
 
 
 def codes_in_words(sizes: Sequence[int]) -> str:
@@ -315,6 +374,14 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: code 2 for a mistake found before training, 1 for one found later; both explained in a line or two.
     """
     _quiet()
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["export"]:
+        try:
+            print(*export(words[1:]), sep="\n", flush=True)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+        return
     failed = True
     parsers = {"exit_on_error": False, "parser_mode": bases.MODE}
     try:

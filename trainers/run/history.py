@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
@@ -20,10 +21,10 @@ def history(file: Path) -> Iterator[dict[str, float]]:
             yield {name: value for name, value in items.items() if isinstance(value, int | float)}
 
 
-def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """All records of a W&B file."""
+def records(file: Path) -> Iterator[Any]:
+    """All records of a W&B file, `wandb_internal_pb2.Record`."""
     for data in _contents(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # protobuf makes it when it is imported
         record.ParseFromString(data)
         yield record
 

@@ -1,15 +1,35 @@
-"""What a run is: a name, a folder in which everything lies that it writes, and the weights that it starts from."""
+"""What a run is: an id, a name, a folder in which everything lies that it writes, and the weights it starts from."""
 
 import hashlib
-import json
 import secrets
+import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from lightning.pytorch.trainer.states import TrainerFn
 
-from vqkit.saving.files import named
+from trainers.core.checkpoints import Progress, read_checkpoint
+from vqkit.saving.annotations import fits
+from vqkit.saving.files import named, read_json, write_json
+from vqkit.version import __version__
+
+RECORD = "run.json"
+CONFIG = "config.yaml"
+OUTPUTS = ("checkpoints", "tokenizer", "tokens", "metrics.json")
+"""What makes a folder that of an earlier run, which nothing may replace unasked."""
+SIDE_OUTPUTS = (
+    CONFIG,
+    RECORD,
+    "comparison.json",
+    "reconstructions.png",
+    "codebook.png",
+    "samples",
+    "sounds",
+    "traceback.txt",
+)
+"""What goes with them. The histories in `wandb` stay: the id of the run is in their names."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +38,16 @@ class Run:
 
     Attributes:
         command: fit, validate, test or predict.
-        id: of the run, the same for all of its commands; eight hexadecimal digits, as W&B takes them.
+        id: of the run, the same for all of its commands; eight hexadecimal digits, as W&B takes them. Each rank of a
+            fit of new weights has its own, and that of the first one counts: it alone writes `run.json`, checkpoints
+            and the W&B run.
         name: of the run, and of its folder.
         project: of W&B.
         folder: of everything that it writes.
         checkpoint: whose weights the command starts from; None for new ones.
+        progress: of the training that wrote the checkpoint; None for new weights.
+        weights_run: id of the run that made the weights; None where the checkpoint does not say.
+        overwrites: whether the outputs of an earlier run make place for those of this one.
     """
 
     command: str
@@ -30,40 +55,117 @@ class Run:
     name: str
     project: str
     folder: Path
-    checkpoint: Path | None
+    checkpoint: Path | None = None
+    progress: Progress | None = None
+    weights_run: str | None = None
+    overwrites: bool = False
 
     @classmethod
-    def of(cls, command: str, *, runs: str, name: str, project: str, ckpt_path: str | None) -> Self:
-        """Find the folder and the checkpoint.
+    def of(
+        cls,
+        command: str,
+        *,
+        runs: str,
+        name: str,
+        project: str,
+        ckpt_path: str | None,
+        overwrite: bool = False,
+        dry: bool = False,
+    ) -> Self:
+        """Find the folder, the checkpoint and the id.
 
         Args:
             command: fit, validate, test or predict.
             runs: folder of the run folders.
             name: of the run.
             project: of W&B.
-            ckpt_path: `last`, `best` or a file. None is new weights for fit, and for all else the best ones, or the
-                last where no validation was.
+            ckpt_path: `last`, `best` or a file. None is new weights for fit, and the last ones for all else.
+            overwrite: a fit replaces an earlier run in its folder.
+            dry: nothing will be written.
 
         Raises:
             FileNotFoundError: there is no such checkpoint; the message names those of the run.
+            ValueError: the checkpoint is damaged, or a fit would replace another run unasked.
         """
         folder = Path(runs) / name
-        if ckpt_path is None and command == TrainerFn.FITTING:
-            return cls(command, secrets.token_hex(4), name, project, folder, None)
-        checkpoints = folder / "checkpoints"
-        names = {None: ["best", "last"], "best": ["best"], "last": ["last"]}.get(ckpt_path)
-        candidates = [checkpoints / f"{name}.ckpt" for name in names] if names else [Path(str(ckpt_path))]
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
-            there = ", ".join(sorted(map(str, checkpoints.glob("*.ckpt")))) or f"none in {checkpoints}"
-            what = f"ckpt_path={ckpt_path!r}: " if ckpt_path else f"{command} needs a checkpoint, and "
-            raise FileNotFoundError(f"{what}{candidates[-1]} does not exist; checkpoints of this run: {there}")
-        return cls(command, identity(folder) or secrets.token_hex(4), name, project, folder, found)
+        fitting = command == TrainerFn.FITTING
+        checkpoint = progress = weights_run = None
+        if ckpt_path is not None or not fitting:
+            checkpoint = find_checkpoint(folder, ckpt_path or "last")
+            content = read_checkpoint(checkpoint)  # damage is found before anything is built or written
+            with named(checkpoint):
+                progress = Progress.of(content)
+            home = folder_of(checkpoint)
+            weights_run = progress.run or (identity(home) if home else None)
+        there = [output for output in OUTPUTS if (folder / output).exists()]
+        here = identity(folder)
+        own = checkpoint is not None and here is not None and weights_run == here
+        if fitting and own and overwrite:
+            raise ValueError(
+                f"--overwrite removes the run in {folder}, and --ckpt_path {ckpt_path} goes on with it: give one"
+            )
+        if fitting and there and not own and not overwrite and not dry:
+            raise ValueError(
+                f"{folder} holds an earlier run ({', '.join(there)}): go on with it by --ckpt_path last, replace it by "
+                "--overwrite, or keep it and give another --name"
+            )
+        new = None if fitting and not own else here or weights_run
+        return cls(
+            command,
+            new or secrets.token_hex(4),
+            name,
+            project,
+            folder,
+            checkpoint,
+            progress,
+            weights_run,
+            fitting and overwrite and bool(there),
+        )
 
-    @property
-    def overwrites(self) -> bool:
-        """Whether a fit from new weights finds an earlier run in its folder."""
-        return self.checkpoint is None and (self.folder / "checkpoints" / "last.ckpt").is_file()
+    def begin(self) -> None:
+        """Make the folder that of this run, as its training starts: an earlier run makes place, `run.json` is written.
+
+        A resumed run keeps the file that it has.
+        """
+        if self.overwrites:
+            for path in [self.folder / output for output in (*OUTPUTS, *SIDE_OUTPUTS)]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        record = self.folder / RECORD
+        if not record.is_file() or read_json(record).get("id") != self.id:
+            write_json(record, self._record())
+
+    def _record(self) -> dict[str, Any]:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        facts = {"id": self.id, "name": self.name, "project": self.project}
+        return facts | {"vqkit_version": __version__, "started": started}
+
+
+def find_checkpoint(folder: Path, asked: str, *, argument: str = "ckpt_path") -> Path:
+    """The file of a checkpoint.
+
+    Args:
+        folder: of the run.
+        asked: `last`, `best` or a file.
+        argument: that asks, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint; the message names those of the run.
+    """
+    checkpoints = folder / "checkpoints"
+    path = checkpoints / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
+    if not path.is_file():
+        there = ", ".join(sorted(map(str, checkpoints.glob("*.ckpt")))) or f"none in {checkpoints}"
+        raise FileNotFoundError(f"{argument}={asked!r}: {path} does not exist; checkpoints of this run: {there}")
+    return path
+
+
+def folder_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None where it lies elsewhere."""
+    parent = checkpoint.absolute().parent
+    return parent.parent if parent.name == "checkpoints" else None
 
 
 def identity(folder: Path) -> str | None:
@@ -75,8 +177,10 @@ def identity(folder: Path) -> str | None:
     Raises:
         ValueError: `run.json` is damaged; the message names it.
     """
-    record, config = folder / "run.json", folder / "config.yaml"
+    record, config = folder / RECORD, folder / CONFIG
     if record.is_file():
-        with named(record):
-            return str(json.loads(record.read_text())["id"])
+        content = read_json(record)
+        if not fits(content.get("id"), str) or not content["id"].isalnum():
+            raise ValueError(f"{record}: 'id' is {content.get('id')!r}: expected letters and digits")
+        return str(content["id"])
     return hashlib.sha256(config.read_bytes()).hexdigest()[:8] if config.is_file() else None

@@ -89,7 +89,7 @@ class RunLogger(WandbLogger):
         """What earlier parts have logged at a step and after it."""
         rows: dict[int, dict[str, float]] = {}
         run = self.experiment
-        for file in sorted(Path(str(self.save_dir)).glob(f"wandb/*run-*-{run.id}/run-{run.id}.wandb")):
+        for file in sorted(Path(str(self.save_dir)).glob(f"wandb/*run-*/run-{run.id}.wandb")):
             if file.parent != Path(run.dir).parent:
                 for row in history(file):
                     if row.get(STEP, -1) >= step:
@@ -105,8 +105,9 @@ class RunLogger(WandbLogger):
         if self.offline_because is None:
             return f"W&B run: {run.url}"
         folder = Path(run.dir).parent
-        parts = folder.parent / f"*-{run.id}" if len(list(folder.parent.glob(f"*-{run.id}"))) > 1 else folder
-        return f"W&B run, offline because {self.offline_because}; to upload it: wandb sync {parts}"
+        parts = folder.parent / f"*-{run.id}*"  # two that start in one second get a number behind the id
+        shown = parts if len(list(folder.parent.glob(parts.name))) > 1 else folder
+        return f"W&B run, offline because {self.offline_because}; to upload it: wandb sync {shown}"
 
 
 def finish(exit_code: int) -> None:
@@ -115,6 +116,7 @@ def finish(exit_code: int) -> None:
         return
     file = None if wandb.run.disabled else Path(wandb.run.settings.sync_file)
     wandb.finish(exit_code=exit_code)
+    wandb.teardown()  # whose process may still write
     if file is not None and all(record.WhichOneof("record_type") != "exit" for record in records(file)):
         rank_zero_warn(f"{file} ends before the run: the disk was full, or the file could not be written")
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +36,8 @@ class TokenShardWriter:
         directory: made if missing.
         quantizer: what the indices come from; its codebook sizes and its state are noted.
         data_hash: identifies the data, so that tokens of other data are not mixed in.
-        tokenizer: where the tokenizer is saved, for the reader's use.
+        tokenizer: where the tokenizer is saved, for the reader's use; a relative path is one from the directory.
+        weights: what else a manifest shall say of the tokenizer's weights, such as checkpoint and step; JSON values.
         samples_per_shard: samples in a full shard, at least 1.
 
     Attributes:
@@ -54,6 +55,7 @@ class TokenShardWriter:
         *,
         data_hash: str = "",
         tokenizer: str = "",
+        weights: Mapping[str, Any] | None = None,
         samples_per_shard: int = 4096,
     ) -> None:
         if samples_per_shard < 1:
@@ -71,6 +73,7 @@ class TokenShardWriter:
             "codebook_hash": codebook_hash(quantizer),
             "data_hash": data_hash,
             "tokenizer": tokenizer,
+            "weights": dict(weights or {}),
             "shape": None,
             "shards": [],
         }

@@ -1,0 +1,45 @@
+"""How the configuration of a resumed run differs from what was trained so far."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SETTLED = ("seed_everything",)
+"""What a resumed run cannot change: it goes on with the random numbers of its checkpoint."""
+SETTLED_BY_DATA = tuple(f"model.init_args.{name}" for name in ("seed", "initialization_samples", "pretraining_steps"))
+"""Nor these, once the quantizer is initialized."""
+PLACES = ("name", "runs", "project")
+"""What says where a run is, not what is trained."""
+
+
+def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialized: bool) -> list[str]:
+    """What differs, as `name: old -> new`.
+
+    Args:
+        recorded: configuration of the run, as its `config.yaml` has it.
+        asked: configuration that it goes on with.
+        initialized: whether its quantizer is initialized.
+
+    Raises:
+        ValueError: what differs was settled when training began; the message names it.
+    """
+    old, new = flattened(recorded), flattened(asked)
+    found = {
+        name: f"{name}: {old.get(name, 'not recorded')} -> {new.get(name, 'left out')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in PLACES
+    }
+    settled = SETTLED + SETTLED_BY_DATA if initialized else SETTLED
+    if refused := [found[name] for name in settled if name in found and name in old]:
+        raise ValueError(
+            f"{'; '.join(refused)}: settled when training began; leave it as it was, or start anew under another --name"
+        )
+    return list(found.values())
+
+
+def flattened(content: Any, where: str = "") -> dict[str, Any]:
+    """The values in nested mappings and lists by their dotted names; an empty one is a value."""
+    if not isinstance(content, dict | list) or not content:
+        return {where: content}
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    parts = [flattened(value, f"{where}.{key}" if where else str(key)) for key, value in items]
+    return {name: value for part in parts for name, value in part.items()}

@@ -1,0 +1,105 @@
+"""`python -m trainers export`: the tokenizer in a checkpoint, as a folder for `Tokenizer.from_pretrained`."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, get_loader
+
+from trainers.core.checkpoints import Progress, read_checkpoint, save_tokenizer, saved_tokenizer, tokenizer_state
+from trainers.run.run import CONFIG, find_checkpoint, folder_of, identity
+from vqkit import Tokenizer
+from vqkit.saving.config import weights_follow
+from vqkit.saving.files import named, read_json
+from vqkit.saving.pretrained import CONFIG_NAME, FORMAT
+
+
+def export(arguments: Sequence[str]) -> list[str]:
+    """Run the command.
+
+    Args:
+        arguments: its words, without `export`.
+
+    Returns:
+        Lines for a person: what was written, and how to load it.
+
+    Raises:
+        FileNotFoundError: there is no such run folder or checkpoint.
+        ValueError: the checkpoint is damaged, or the target holds something else.
+    """
+    parser = argparse.ArgumentParser(prog="python -m trainers export", description="Write a checkpoint's tokenizer.")
+    parser.add_argument("run", type=Path, help="run folder, such as runs/mine")
+    parser.add_argument("--checkpoint", default="last", help="best, last or a file (default: %(default)s)")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write; a tokenizer that is there is replaced")
+    asked = parser.parse_args(arguments)
+    if not asked.run.is_dir():
+        raise FileNotFoundError(f"run={str(asked.run)!r} is not a folder: expected a run folder, such as runs/mine")
+    return export_tokenizer(find_checkpoint(asked.run, asked.checkpoint, argument="checkpoint"), asked.run, asked.to)
+
+
+def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
+    """Write the tokenizer of a checkpoint; neither the data nor the first codebook's file is needed.
+
+    Args:
+        checkpoint: of any run.
+        run: folder, whose `config.yaml` may name classes of one's own, and describes the tokenizer of a checkpoint
+            before version 0.2.
+        folder: where to: empty, missing, or a tokenizer's.
+
+    Returns:
+        Lines for a person: what was written, and how to load it.
+
+    Raises:
+        ValueError: the checkpoint is damaged or does not fit the configuration, or the folder holds something else.
+    """
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_ours(folder / CONFIG_NAME))):
+        raise ValueError(f"{folder} holds something else than a saved tokenizer: give a new folder")
+    config = _tokenizer_config((folder_of(checkpoint) or run) / CONFIG)
+    content = read_checkpoint(checkpoint)
+    with named(checkpoint):
+        progress = Progress.of(content)
+        if content.get("tokenizer") is None and config is not None:
+            tokenizer = _built(config)
+            tokenizer.load_state_dict(tokenizer_state(content))
+        else:
+            tokenizer = saved_tokenizer(content, allow=("vqkit", *_modules(config)))
+    run_id = progress.run or identity(folder_of(checkpoint) or run)
+    weights = {"checkpoint": str(checkpoint), "step": progress.step, "run": run_id}
+    save_tokenizer(tokenizer, folder, weights)
+    name = type(tokenizer).__name__
+    return [
+        f"{folder}: {checkpoint}, step {progress.step} of run {run_id}",
+        f"from vqkit import {name}; tokenizer = {name}.from_pretrained({str(folder)!r})",
+    ]
+
+
+def _is_ours(config: Path) -> bool:
+    return config.is_file() and read_json(config).get("format") == FORMAT
+
+
+def _tokenizer_config(path: Path) -> Any:
+    """The tokenizer in the configuration of a run; None where there is none."""
+    if not path.is_file():
+        return None
+    with named(path):
+        return get_loader("yaml")(path.read_text())["model"]["init_args"]["tokenizer"]
+
+
+def _built(config: Any) -> Tokenizer:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Tokenizer, "tokenizer")
+    with weights_follow():
+        built = parser.instantiate_classes(parser.parse_object({"tokenizer": config})).tokenizer
+    assert isinstance(built, Tokenizer)
+    return built
+
+
+def _modules(config: Any) -> Iterator[str]:
+    """The modules of classes that a configuration of one's own names."""
+    if isinstance(config, Mapping):
+        if isinstance(config.get("class_path"), str):
+            yield config["class_path"].rpartition(".")[0]
+        config = list(config.values())
+    for item in config if isinstance(config, list) else ():
+        yield from _modules(item)

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
 
-from trainers.run.run import RECORD, identity
-
 STEP = "trainer/global_step"
 BLOCK, FILE_HEADER, PIECE_HEADER = 32_768, 7, 7
 
@@ -29,9 +27,9 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", help="names of what was logged; all numbers by default")
     parser.add_argument("--every", type=int, default=1, help="optimizer steps between rows")
     arguments = parser.parse_args()
-    record = arguments.run / RECORD
-    run_id = identity(arguments.run) if record.is_file() else "*"
-    pattern = f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"
+    record = arguments.run / "run.json"
+    run_id = json.loads(record.read_text())["id"] if record.is_file() else ""
+    pattern = f"wandb/*run-*-{run_id}*/run-{run_id or '*'}.wandb"
     files = sorted(arguments.run.glob(pattern))
     if not files:
         sys.exit(f"{arguments.run} holds no W&B run (expected {pattern})")

@@ -357,8 +357,8 @@ def test_the_document_runs(tmp_path, monkeypatch):
     document = Path(__file__).resolve().parent.parent / "docs/tokens.md"
     sizes = {"dim": 4, "channels": 32, "num_res_blocks": 1}
     tokenizer = Tokenizer(ConvEncoder2d(**sizes), FSQ([8, 5, 5, 5], channel_dim=1), ConvDecoder2d(**sizes)).eval()
-    tokenizer.save_pretrained(tmp_path / "runs/mine/tokenizer")
-    with TokenShardWriter(tmp_path / "runs/mine/tokens", tokenizer.quantizer) as shards:
+    tokenizer.save_pretrained(tmp_path / "runs/mine/tokens/tokenizer")
+    with TokenShardWriter(tmp_path / "runs/mine/tokens", tokenizer.quantizer, tokenizer="tokenizer") as shards:
         shards.add(tokenizer.encode(torch.rand(6, 3, 32, 32) * 2 - 1), [f"{number}.png" for number in range(6)])
     monkeypatch.chdir(tmp_path)
     namespace = {}

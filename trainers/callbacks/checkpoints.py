@@ -29,6 +29,14 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was best, under the path that a moved run folder has now; in another run's folder, nothing."""
+        path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        if Path(path).is_file():
+            now = {name: path for name, value in state_dict.items() if name.endswith("model_path") and value}
+            best = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # none without a monitor
+            super().load_state_dict({**state_dict, **now, "dirpath": self.dirpath, "best_k_models": best})
+
 
 class LastCheckpoint(RunCheckpoint):
     """Writes `last.ckpt` every so many optimizer steps and at the end; a write replaces the file whole, or not at all.

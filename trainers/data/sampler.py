@@ -195,8 +195,8 @@ class TrainingLoader(SampleLoader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Goes to a place in the stream. After a change of batch size or ranks it is the next whole batch.
 
-        Warns when the place was saved with another number of samples or another seed, since the rest of the run is then
-        not the one that was interrupted.
+        Warns when that leaves samples out, or when the place was saved with another number of samples or another seed,
+        since the rest of the run is then not the one that was interrupted.
         """
         for name, value in (("samples", self.samples), ("seed", self.seed)):
             if state_dict[name] != value:
@@ -207,7 +207,14 @@ class TrainingLoader(SampleLoader):
                     stacklevel=2,
                 )
         self.epoch = state_dict["epoch"]
-        self.batch = -(-state_dict["seen"] // (self.batch_size * distributed.world_size()))
+        stride = self.batch_size * distributed.world_size()
+        if left_out := -state_dict["seen"] % stride:
+            warnings.warn(
+                f"The checkpoint was written after {state_dict['seen']} samples of a pass, which batches of {stride} "
+                f"cannot continue exactly: the next {left_out} are left out of it.",
+                stacklevel=2,
+            )
+        self.batch = -(-state_dict["seen"] // stride)
         if self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
         self._iterator = None

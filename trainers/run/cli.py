@@ -8,7 +8,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import wandb
 from jsonargparse import ArgumentError, Namespace
@@ -33,10 +34,12 @@ from trainers.run import bases
 from trainers.run.explain import explain, suggest
 from trainers.run.migration import renamed_overlay
 from trainers.run.run import Run
+from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
+from vqkit.saving.files import write_whole
 
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -74,6 +77,11 @@ class SaveRunConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, now that the weights of a resumed run were taken."""
         super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it whole, where Lightning would leave half a file on a full disk."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_whole(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
 
 class TokenizerCLI(LightningCLI):
@@ -192,16 +200,18 @@ class TokenizerCLI(LightningCLI):
         try:
             method(**arguments | {"ckpt_path": self.run.checkpoint})
         except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
-            self.run.folder.mkdir(parents=True, exist_ok=True)
             report = self.run.folder / "traceback.txt"
-            report.write_text(traceback.format_exc())
-            reason = str(error)
+            reason, where = str(error), f"  (the traceback is in {report})"
+            try:
+                write_whole(report, traceback.format_exc().encode())
+            except OSError as refusal:  # a full disk, most often the reason itself
+                where = "" if isinstance(error, OSError) else f"  ({refusal})\n{traceback.format_exc().rstrip()}"
             if "loading state_dict" in reason:
                 reason = (
                     f"{self.run.checkpoint} holds another model than this configuration: give the --config and "
                     f"--quantizer that it was trained with, or --config {self.run.folder / 'config.yaml'}. {reason}"
                 )
-            raise UserError(f"{reason}\n  (the traceback is in {report})", code=1) from error
+            raise UserError(f"{reason}\n{where}".rstrip(), code=1) from error
 
     # ------------------------------------------------------------------ what a person reads
 
@@ -272,8 +282,8 @@ def codes_in_words(sizes: Sequence[int]) -> str:
 
 
 @rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say(line: str, file: TextIO | None = None) -> None:
+    print(line, file=file, flush=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -283,10 +293,16 @@ def main(args: list[str] | None = None) -> None:
         args: instead of those of the process.
 
     Raises:
-        SystemExit: code 2 for a mistake found before training, 1 for one found later; both explained in a line or two.
+        SystemExit: code 2 for a mistake found before training, 1 for one found later, 128 and the number of a signal
+            that ended it; each explained in a line or two.
     """
+    with StopAtSignal() as stop:
+        _main(args, stop)
+
+
+def _main(args: list[str] | None, stop: StopAtSignal) -> None:
     _quiet()
-    failed = True
+    code = 1
     parsers = {"exit_on_error": False, "parser_mode": bases.MODE}
     try:
         TokenizerCLI(
@@ -295,21 +311,25 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [stop]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={**parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
             args=args,
         )
-        failed = False
+        code = 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
+    except Stopped as stopped:
+        code = stopped.code
+        _say(stopped.line, file=sys.stderr)
+        raise SystemExit(code) from None
     finally:
         if wandb.run is not None:
-            wandb.finish(exit_code=int(failed))
+            wandb.finish(exit_code=code)
 
 
 def _quiet() -> None:

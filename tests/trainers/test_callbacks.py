@@ -253,7 +253,7 @@ def test_a_resumed_run_writes_nothing_before_its_first_step(tmp_path):
     make_trainer(max_steps=4, callbacks=[last], **arguments).fit(
         make_task(), datamodule=Images(4), ckpt_path=tmp_path / "last.ckpt"
     )
-    assert batches == [8]
+    assert set(batches) == {8}
 
 
 def test_reconstructions_show_originals_above(tmp_path):

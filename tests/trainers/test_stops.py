@@ -87,6 +87,9 @@ def test_an_error_between_two_steps_keeps_the_steps(tmp_path):
         def train_dataloader(self):
             return _Ends(super().train_dataloader())
 
+        def initialization_dataloader(self):
+            return super().train_dataloader()
+
     last = LastCheckpoint(str(tmp_path))
     trainer = make_trainer(callbacks=[last], enable_checkpointing=True, limit_val_batches=0, max_steps=9)
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
@@ -114,7 +117,7 @@ def test_last_ckpt_is_written_by_time_and_before_a_validation(tmp_path, monkeypa
 
 @pytest.mark.parametrize("minutes", [0, -1.0, float("nan")])
 def test_a_time_is_above_0(minutes):
-    with pytest.raises(ValueError, match="every_n_minutes=.*: expected a time above 0"):
+    with pytest.raises(ValueError, match=r"every_n_minutes=.*: expected a time above 0"):
         LastCheckpoint(every_n_minutes=minutes)
 
 
@@ -181,7 +184,7 @@ def test_predict_ends_with_a_shard_and_goes_on(pictures):
     process = start(pictures, "mine", "--trainer.callbacks+=slow.Slow", subcommand="predict")
     wait_for(pictures / "mark", process)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == 143, errors
     assert "stopped by SIGTERM with its shard written; to go on: the same command" in errors
     assert 0 < len(TokenShards(pictures / "runs/mine/tokens")) < 16
@@ -235,7 +238,7 @@ def folder_is_whole(run):
         [sample["indices"] for sample in TokenShards(run / "tokens")]
 
 
-def command(monkeypatch, capfd, folder, subcommand):
+def command(monkeypatch, capfd, folder, subcommand, **more):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(Path(__file__).parents[2])
     options = {
@@ -253,9 +256,11 @@ def command(monkeypatch, capfd, folder, subcommand):
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 3,
         "tokens.samples_per_shard": 8,
+        **more,
     }
+    monkeypatch.setattr(sys, "argv", ["trainers", subcommand, *(f"--{key}={value}" for key, value in options.items())])
     try:
-        main([subcommand, *(f"--{key}={value}" for key, value in options.items())])
+        main()
         return 0, ""
     except SystemExit as exit:
         return exit.code, capfd.readouterr().err
@@ -291,9 +296,11 @@ def test_a_full_disk_at_any_write(pictures, monkeypatch, capfd):
 
 
 def test_an_error_is_said_where_its_traceback_cannot_be_written(pictures, monkeypatch, capfd):
-    (pictures / "run").touch()  # a file in the place of the folder
-    code, errors = command(monkeypatch, capfd, pictures, "fit")
-    assert code != 0 and "Not a directory" in errors
+    (pictures / "run/traceback.txt").mkdir(parents=True)
+    code, errors = command(monkeypatch, capfd, pictures, "fit", **{"data.batch_size": 64})
+    reason, refusal, head, *_ = errors[errors.index("error: ") :].splitlines()
+    assert code == 1 and "do not fill a batch" in reason
+    assert "traceback.txt was not written (Is a directory)" in refusal and head.startswith("Traceback")
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ and says what the delay would be.
 """
 
 import argparse
+import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -24,10 +24,11 @@ import soundfile
 import soxr
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vqkit import AudioTokenizer
+from vqkit.saving.files import whole, write_whole
 
 BLOCK_SECONDS = 10
 
@@ -83,9 +84,7 @@ def encode(codec: AudioTokenizer, source: Path, target: Path) -> None:
     indices = torch.cat(list(codec.encode_blocks(counted())), dim=1)[0]
     small = indices.to(torch.uint16 if codec.quantizer.codebook_size <= 2**16 else torch.int32)
     facts = {"samples": samples, "sample_rate": codec.sample_rate, "frame_rate": codec.frame_rate}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    save_file({"indices": small}, temporary, metadata={name: json.dumps(value) for name, value in facts.items()})
-    temporary.replace(target)
+    write_whole(target, save({"indices": small}, {name: json.dumps(value) for name, value in facts.items()}))
     print(
         f"{source}: {samples / codec.sample_rate:.2f} s, {tuple(indices.shape)} indices at {codec.frame_rate:g} "
         f"frames/s, {codec.kbps:g} kbit/s -> {target}"
@@ -158,21 +157,43 @@ def as_channels(samples: numpy.ndarray, channels: int) -> Tensor:
 
 def write(target: Path, pieces: Iterable[Tensor], codec: AudioTokenizer, samples: int | None) -> None:
     """Pieces (1, C, T) to a file of the target's format, cut to `samples`, whole or not at all."""
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     left = samples
-    try:
-        with soundfile.SoundFile(temporary, "w", codec.sample_rate, codec.channels) as file:
+    with whole(target) as partial, Place(partial, target) as place:
+        with soundfile.SoundFile(place, "w", codec.sample_rate, codec.channels) as file:
             for piece in pieces:
                 kept = piece if left is None else piece[..., :left]
                 left = None if left is None else left - kept.shape[-1]
                 file.write(kept[0].clamp(-1, 1).T.numpy())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+                place.check()
+        place.check()
+
+
+class Place(io.FileIO):
+    """A file for libsndfile, which says "System error" of a full disk, or nothing at the end of a FLAC or an MP3."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        super().__init__(path, "w+")
+        self.name = str(target)  # by which the format is chosen
+        self.refusal: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all, and keep what the system says against it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.refusal = self.refusal or error
+        return len(data)
+
+    def check(self) -> None:
+        """Raise what the system said."""
+        if self.refusal:
+            raise self.refusal
 
 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -142,7 +142,7 @@ def test_interrupted_run_continues_where_it_stopped(tmp_path):
     fill(killed, 0, 7)
     del killed  # never closed: one shard of four is on the disk, three samples are lost
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-    (tmp_path / ".tokens-00000-of-00001-000001.safetensors.partial").write_bytes(b"half")
+    (tmp_path / f".tokens-00000-of-00001-000001.safetensors.{2**30}.partial").write_bytes(b"half")
     with writer(tmp_path) as shards:
         assert shards.done == set(names(0, 4))
         fill(shards, 4, 10)

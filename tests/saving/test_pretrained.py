@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqkit.saving import pretrained
+from tests.saving.failing import failing
 from vqkit.saving.pretrained import Pretrained
 from vqkit.version import __version__
 
@@ -116,13 +116,17 @@ def test_shared_tensors_stay_shared_and_can_be_saved(saved: Path) -> None:
 
 def test_the_configuration_is_readable_and_versioned(saved: Path) -> None:
     text = (saved / "config.json").read_text()
+    mark = json.loads(text)["saved_together"]
     assert json.loads(text) == {
         "format": "vqkit",
         "format_version": 3,
         "vqkit_version": __version__,
         "class_path": f"{__name__}.Model",
         "init_args": {"dim": 3, "scale": 0.5},
+        "saved_together": mark,
     }
+    filled_model().save_pretrained(saved)
+    assert (saved / "config.json").read_text() == text
     assert '\n  "format_version": 3,\n' in text
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
     plain = saved / "plain"
@@ -153,21 +157,31 @@ def test_a_module_of_another_floating_type_comes_back_in_it(dtype: torch.dtype, 
     assert restored.counts.dtype == torch.int64
 
 
-def test_saving_again_replaces_and_an_error_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("call", "after"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("replace", 0)])
+def test_saving_again_replaces_and_a_full_disk_leaves_the_old_model(
+    saved: Path, call: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     model = filled_model()
     model.steps = 9
-
-    def fail(tensors: dict[str, Tensor], filename: Path, **kwargs: Any) -> None:
-        filename.write_bytes(b"half a file")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as context, pytest.raises(OSError, match="disk full"):
-        context.setattr(pretrained, "save_file", fail)
-        model.save_pretrained(saved)
+    with monkeypatch.context() as context:
+        context.setattr(os, call, failing(getattr(os, call), after=after))
+        with pytest.raises(OSError, match=r"was not written \(No space left on device\): free some space"):
+            model.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     model.save_pretrained(saved)
     assert Model.from_pretrained(saved, allow=ALLOW).steps == 9
+
+
+def test_a_pair_that_was_not_saved_together_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves that comes between the moves of the two files."""
+    model = filled_model()
+    model.steps = 9
+    with monkeypatch.context() as context, pytest.raises(OSError, match="was not written"):
+        context.setattr(os, "replace", failing(os.replace, after=1))
+        model.save_pretrained(saved)
+    with pytest.raises(ValueError, match=r"model\.safetensors: was saved with another config\.json .* save the model"):
+        Model.from_pretrained(saved, allow=ALLOW)
 
 
 def test_state_that_would_need_pickle_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -262,7 +262,6 @@ def write_sounds(
     Returns:
         The files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, pair in enumerate(zip(originals, reconstructions, strict=True)):
         for kind, wave in zip(("original", "reconstruction"), pair, strict=True):

@@ -1,9 +1,9 @@
 """Saving and loading of modules: safetensors for the weights, readable JSON for the construction. No pickle."""
 
+import hashlib
 import json
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vqkit.saving.config import Configured, from_config, is_own, resolve_class, to_config, weights_follow
-from vqkit.saving.files import named, read_json
+from vqkit.saving.files import named, read_json, write_together
 from vqkit.saving.migration import to_current_version
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
 from vqkit.sharding import gathered, is_sharded
@@ -29,6 +30,8 @@ FORMAT = "vqkit"
 FORMAT_VERSION = 3
 _SHOWN = 8
 """Most folders that a message lists, those with the most similar names."""
+MARK = "saved_together"
+"""Entry of both files, equal in what was saved together; files of others have none."""
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
@@ -43,22 +46,26 @@ class Pretrained(Configured):
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a directory.
 
-        Each file is written under a temporary name and moved into place, so that an interruption never leaves half a
-        file. Under data parallelism call it on one rank, but after `fully_shard` on all: the first then writes.
+        Each file is written under a temporary name, and both are moved into place once they are on the disk. They carry
+        the same mark: where a kill came between the two moves, `from_pretrained` refuses the pair. Under data
+        parallelism call it on one rank, but after `fully_shard` on all: the first then writes.
 
         Args:
             directory: created if it is missing; a model that was saved there before is replaced.
 
         Raises:
             ValueError: if a constructor argument or an entry of the state cannot be written; nothing is written then.
+            OSError: the system refuses to write; the model that was there before is as it was.
         """
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
-        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         tensors = _writable_state(self)
+        config[MARK] = _mark(config, tensors)
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         sharded = isinstance(self, nn.Module) and is_sharded(self)
         try:
             if not (sharded and torch.distributed.get_rank()):
-                _write(Path(directory), text, tensors)
+                weights = save(tensors, metadata={"format": "pt", MARK: config[MARK]})
+                write_together({Path(directory) / CONFIG_NAME: text.encode(), Path(directory) / WEIGHTS_NAME: weights})
         finally:
             if sharded:
                 torch.distributed.barrier()  # so that every rank finds the files
@@ -107,7 +114,7 @@ class Pretrained(Configured):
                     f"describes a {found.__name__}, which is no {cls.__name__}: call {found.__name__}.from_pretrained."
                 )
             named_classes = [resolve_class(path, allow=allow) for path in _class_paths(config)]
-        state = _read_weights(weights_path)
+        state = _read_weights(weights_path, config.get(MARK))
         with weights_follow():
             # Constructors of other packages may need values, which the meta device has not: those run once, and freely.
             if all(map(is_own, named_classes)):
@@ -159,21 +166,12 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
     return state
 
 
-def _write(folder: Path, config: str, tensors: dict[str, Tensor]) -> None:
-    """Both files, under temporary names that are replaced at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = f".{os.getpid()}.tmp"
-    temporary = {name: folder / (name + mark) for name in (WEIGHTS_NAME, CONFIG_NAME)}
-    try:
-        save_file(tensors, temporary[WEIGHTS_NAME], metadata={"format": "pt"})
-        temporary[CONFIG_NAME].write_text(config, encoding="utf-8")
-        # safetensors gives its file to the owner alone; both shall have the permissions of a new file.
-        temporary[WEIGHTS_NAME].chmod(stat.S_IMODE(temporary[CONFIG_NAME].stat().st_mode))
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+def _mark(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A digest of what is saved: the same model gives the same files."""
+    digest = hashlib.sha256(json.dumps(config, allow_nan=False).encode())
+    for name in sorted(tensors):
+        digest.update(save({name: tensors[name]}))
+    return digest.hexdigest()[:16]
 
 
 def _loads_by_itself(module: nn.Module) -> bool:
@@ -226,10 +224,13 @@ def _class_paths(value: Any) -> Iterator[Any]:
         yield from _class_paths(item)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, mark: Any) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} holds no complete model. Save or download it again.")
     with named(path):
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(MARK, mark) != mark:
+                raise ValueError(f"was saved with another {CONFIG_NAME} than the one beside it: save the model again")
         state = load_file(path)
         if len(state) > MOST_ENTRIES:
             raise ValueError(

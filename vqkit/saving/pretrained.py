@@ -64,7 +64,7 @@ class Pretrained(Configured):
         sharded = isinstance(self, nn.Module) and is_sharded(self)
         try:
             if not (sharded and torch.distributed.get_rank()):
-                weights = save(tensors, metadata={"format": "pt", MARK: config[MARK]})
+                weights = _weights_file(tensors, config[MARK])
                 write_together({Path(directory) / CONFIG_NAME: text.encode(), Path(directory) / WEIGHTS_NAME: weights})
         finally:
             if sharded:
@@ -172,6 +172,16 @@ def _mark(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(save({name: tensors[name]}))
     return digest.hexdigest()[:16]
+
+
+def _weights_file(tensors: dict[str, Tensor], mark: str) -> bytes:
+    """A weights file whose bytes follow from its content: safetensors writes its metadata in any order."""
+    content = save(tensors, metadata={"format": "pt", MARK: mark})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + written.ljust(end - 8) + content[end:]
 
 
 def _loads_by_itself(module: nn.Module) -> bool:

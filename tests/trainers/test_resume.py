@@ -74,7 +74,8 @@ def start(folder, name, *arguments, subcommand="fit", start_new_session=False, *
 )
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, name, status, step):
     draw_pictures(tmp_path / "pictures", 16)
-    # Step 4 has a checkpoint, since a validation follows; batch 10 is amid the second pass over the data, and amid an accumulation.
+    # Step 4 has a checkpoint, since a validation follows; batch 10 is amid the second pass over the data, and amid an
+    # accumulation.
     (tmp_path / "killer.py").write_text(KILLER.format(batch=10, name=name))
     whole = start(tmp_path, "whole")
     stopped = start(tmp_path, "broken", "--trainer.callbacks+=killer.Killer")

@@ -6,6 +6,7 @@ an endless stream, and the only state of a loader is its place in that stream: h
 """
 
 import itertools
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -140,14 +141,14 @@ class SampleLoader:
 
 
 def go_on_at_signals(_: int = 0) -> None:
-    """In a process that loads: whoever signals all processes of a run waits for the one that trains, which needs batches.
+    """In a process that loads: a signal to all processes of a run is for the one that trains, which needs batches yet.
 
-    The second SIGTERM ends it; torch sends one to those that hang.
+    The second SIGTERM ends it; torch, and Python at its exit, send one to those that hang.
     """
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, lambda *_: os._exit(0)))
 
 
 class TrainingLoader(SampleLoader):

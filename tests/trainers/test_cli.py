@@ -70,7 +70,7 @@ TINY_SOUND = {
     "model.tokenizer.encoder.channels": 4,
     "model.tokenizer.decoder.channels": 4,
     "model.tokenizer.quantizer.stage.init_args.codebook_size": 16,
-    "model.initialization_samples": 32,
+    "model.initialization_samples": 256,
     "model.validation_measures": '["si_sdr"]',
     "model.test_measures": '["si_sdr", "mel_distance"]',
     "trainer.accelerator": "cpu",

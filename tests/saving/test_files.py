@@ -80,6 +80,7 @@ def test_what_a_killed_process_left_is_deleted(path: Path) -> None:
     assert running.exists() and not left.exists()
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(path: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -8,6 +8,7 @@ an endless stream, and the only state of a loader is its place in that stream: h
 import itertools
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
@@ -140,15 +141,23 @@ class SampleLoader:
         )
 
 
-def go_on_at_signals(_: int = 0) -> None:
+def go_on_at_signals(_: int) -> None:
     """In a process that loads: a signal to all processes of a run is for the one that trains, which needs batches yet.
 
-    The second SIGTERM ends it; torch, and Python at its exit, send one to those that hang.
+    That one ends this one by SIGTERM.
     """
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, lambda *_: os._exit(0)))
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere the sender is not known
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class TrainingLoader(SampleLoader):

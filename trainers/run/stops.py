@@ -9,7 +9,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from trainers.callbacks import LastCheckpoint, TokenWriter
-from trainers.data.sampler import go_on_at_signals
 
 Kind = TypeVar("Kind", bound=Callback)
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -66,7 +65,8 @@ class StopAtSignal(Callback):
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
-            go_on_at_signals()  # one that it has started, to load data
+            if number == signal.SIGTERM:  # one that it has started, and ends
+                os._exit(128 + number)
             return
         if self._received:
             os._exit(128 + number)

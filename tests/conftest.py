@@ -19,6 +19,10 @@ TIMEOUT_SECONDS = 120
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by a test at the earliest
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # with one compiler cache, test processes disturb one another
+    cache = f"torchinductor_{os.getuid()}_{worker}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), cache))
+
 
 @pytest.fixture(autouse=True)
 def reproducible() -> None:

@@ -70,11 +70,12 @@ def start(folder, name, *arguments, subcommand="fit", start_new_session=False, *
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "status", "step"), [("SIGKILL", -signal.SIGKILL, 3), ("SIGTERM", 143, 6), ("SIGINT", 130, 6)]
+    ("name", "status", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGTERM", 143, 6), ("SIGINT", 130, 6)]
 )
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, name, status, step):
     draw_pictures(tmp_path / "pictures", 16)
-    # Step 3 has a checkpoint; batch 10 is amid the second pass over the data, and amid an accumulation.
+    # Step 4 has a checkpoint, since a validation follows; batch 10 is amid the second pass over the data, and amid an
+    # accumulation.
     (tmp_path / "killer.py").write_text(KILLER.format(batch=10, name=name))
     whole = start(tmp_path, "whole")
     stopped = start(tmp_path, "broken", "--trainer.callbacks+=killer.Killer")

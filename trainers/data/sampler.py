@@ -6,6 +6,8 @@ an endless stream, and the only state of a loader is its place in that stream: h
 """
 
 import itertools
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
@@ -133,8 +135,20 @@ class SampleLoader:
             num_workers=self.num_workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=go_on_at_signals,
             generator=torch.Generator(),  # a loader without its own would advance the global random state
         )
+
+
+def go_on_at_signals(_: int = 0) -> None:
+    """In a process that loads: a signal to all processes of a run is for the one that trains, which needs batches yet.
+
+    The second SIGTERM ends it; torch, and Python at its exit, send one to those that hang.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, lambda *_: os._exit(0)))
 
 
 class TrainingLoader(SampleLoader):

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from trainers.callbacks import LastCheckpoint, TokenWriter
+from trainers.data.sampler import go_on_at_signals
 
 Kind = TypeVar("Kind", bound=Callback)
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -35,8 +36,7 @@ class StopAtSignal(Callback):
     `last.ckpt`. `predict` ends with a shard of the samples that are encoded. Everything else ends where it is: files
     are whole or not there. A signal that was ignored when the process started (nohup) stays ignored.
 
-    It is a context too, in which signals are handled before there is a trainer. In the processes that load data, SIGINT
-    and SIGHUP do nothing: a terminal sends them to all, and the process that trains needs its batches until it stops.
+    It is a context too, in which signals are handled before there is a trainer.
 
     Lightning's handler of SIGTERM is replaced: it ends fit within an accumulation, with status 0. Its handler of the
     signal by which SLURM announces a requeue stays.
@@ -65,9 +65,8 @@ class StopAtSignal(Callback):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._process:  # one that loads data; torch ends it by SIGTERM where it does not end itself
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != self._process:
+            go_on_at_signals()  # one that it has started, to load data
             return
         if self._received:
             os._exit(128 + number)

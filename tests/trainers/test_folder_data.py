@@ -1,10 +1,12 @@
 """What holds for folders of images and of recordings alike: which files are used, and what a sample depends on."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -117,7 +119,8 @@ def test_files_that_fail_when_they_are_read_are_replaced_in_training_and_named_o
     spoilt = [tmp_path / folder / f"0015{kind.suffix}" for folder in ("train", "validation")]
     for path, number in zip(spoilt, (2, 1), strict=True):
         whole = (path.parent / kind.name(number)).read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])  # the header is whole
+        end = b"" if kind is IMAGES else whole[-len(whole) // 4 :]  # where a scan of sound looks
+        path.write_bytes(whole[: len(whole) // 2] + end)
     options = {"validation_root": str(tmp_path / "validation"), "cache_bytes": 0, "batch_size": 2, "seed": 1}
     data = kind.ready(tmp_path / "train", num_workers=workers, **options)
     with pytest.warns(UserWarning, match=rf"0015.* is replaced by the next {kind.noun}") as caught:
@@ -128,6 +131,39 @@ def test_files_that_fail_when_they_are_read_are_replaced_in_training_and_named_o
     assert sorted(data.skipped) == [str(path) for path in spoilt]
     with pytest.warns(UserWarning):
         assert stream(kind.ready(tmp_path / "train", **options), kind.key, 15)[1] == seen
+
+
+@each
+def test_what_is_left_out_is_said_once_and_written_whole(kind, tmp_path):
+    kind.write(tmp_path / "files", 9)
+    for number in range(7):
+        (tmp_path / "files" / f"text{number}{kind.suffix}").write_text("hello")
+    whole = (tmp_path / "files" / kind.name(3)).read_bytes()
+    (tmp_path / "files" / f"zero{kind.suffix}").write_bytes(b"")
+    data = kind.make(tmp_path / "files", cache_bytes=0, batch_size=2)
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))
+    with pytest.warns(
+        UserWarning, match=r"8 files are left out, \d .*; \.\.\.; all of them: .*left_out_fit\.json$"
+    ) as caught:
+        text = data.describe()
+        data.setup("fit")
+    assert len(caught) == 1 and "text" not in text and "left out" not in text
+    record = tmp_path / "run" / "left_out_fit.json"
+    written = json.loads(record.read_text())
+    assert written["left_out"] == data.skipped and len(data.skipped) == 8 and not written["replaced"]
+    (tmp_path / "files" / kind.name(3)).write_bytes(whole[: len(whole) // 2])  # after the scan
+    with pytest.warns(UserWarning, match=rf"{kind.name(3)} is (replaced|left out)"):
+        stream(data, kind.key, 12)
+        names(data.val_dataloader())
+    written = json.loads(record.read_text())
+    late = {path for side in written.values() for path in side} - {path for path in data.skipped if "003" not in path}
+    assert late == {str(tmp_path / "files" / kind.name(3))}
+    for path in data.skipped:
+        Path(path).unlink()
+    data = kind.make(tmp_path / "files")
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))
+    data.setup("fit")
+    assert not record.exists(), "the list of an earlier run"
 
 
 # ---- the split

@@ -1,6 +1,7 @@
 """How long a sound file is and what is in it, whatever its header says; how several channels become one."""
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy
@@ -108,8 +109,8 @@ def test_what_is_read_is_what_is_there(tmp_path, suffix, cases):
         assert isinstance(found, AudioFile) and found.frames == expected, (name, found)
         whole = read(path, found)
         assert len(whole) == expected
-        # The decoder of MP3 rounds otherwise after a jump.
-        allowed = 1e-6 if whole.dtype.kind == "f" else 0
+        # The decoder of MP3 has no past after a jump; half a step of 16 bits is not heard.
+        allowed = 2**-16 if suffix == ".mp3" else 0
         for start in (1, expected // 2, expected - 2000):
             assert numpy.abs(read(path, found, start=start, frames=2000) - whole[start : start + 2000]).max() <= allowed
         joined = numpy.concatenate(list(pieces(path, header(path), 7001)))
@@ -121,7 +122,7 @@ def test_a_cut_mp3_is_read_to_its_last_whole_frame(tmp_path):
     path = tmp_path / "cut.mp3"
     path.write_bytes(content[: len(content) // 2])
     found = inspect(path, root=tmp_path, channels=1, min_seconds=0)
-    assert FRAMES // 2 < found.frames < FRAMES and found.frames % 576 == 0 and not found.exact
+    assert 0.4 * FRAMES < found.frames < 0.6 * FRAMES and found.frames % 576 == 0 and not found.exact
     assert len(read(path, found)) == len(read(path, found, start=576)) + 576 == found.frames
 
 
@@ -155,13 +156,15 @@ def stereo(folder: Path) -> None:
 def test_sound_that_is_lost_in_the_mean_is_named(tmp_path, cache_bytes):
     stereo(tmp_path)
     data = AudioFolderData(str(tmp_path), batch_size=1, num_workers=0, cache_bytes=cache_bytes)
-    with pytest.warns(UserWarning, match="channels, the loudest at -14.0 dB, become one at -inf dB") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         data.setup("fit")
         waves = {name: wave for batch in _all(data) for name, wave in zip(batch["name"], batch["audio"], strict=True)}
     said = " ".join(str(warning.message) for warning in caught)
     lost = {name for name, (_, is_lost) in STEREO.items() if is_lost}
     assert {name for name in STEREO if f"/{name}" in said} == lost
-    assert said.count("downmix") == (len(lost) if cache_bytes == 0 else len(caught))
+    assert "antiphase.wav (2 channels, the loudest at -14.0 dB, become one at -inf dB)" in said or not cache_bytes
+    assert "left.wav loses most of its sound: 2 channels, the loudest at -14.0 dB, become one at -20.0 dB" in said
     assert not waves["antiphase.wav"].any()
 
 
@@ -186,8 +189,12 @@ def test_a_channel_that_is_not_there_is_a_reason(tmp_path):
     stereo(tmp_path)
     data = AudioFolderData(str(tmp_path), num_workers=0, batch_size=1, downmix=OneChannel(5))
     data.setup("predict")
-    with pytest.warns(UserWarning, match="has 2 channels, of which number 5 is wanted, from 0 on"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         assert [batch["name"] for batch in data.predict_dataloader()] == [["one of six.wav"]]
+    said = [str(warning.message) for warning in caught]
+    assert sum("left out: has 2 channels, of which number 5 is wanted, from 0 on" in line for line in said) == 7
+    assert sum("one of six.wav loses most of its sound" in line for line in said) == 1
     with pytest.raises(ValueError, match="number=-1: expected the place of a channel"):
         OneChannel(-1)
 

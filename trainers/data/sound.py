@@ -96,6 +96,12 @@ class Endless(io.FileIO):
 class Onwards(soundfile.SoundFile):
     """A sound file that is read from the beginning on, whatever its header says about the end."""
 
+    def close(self) -> None:
+        """Closes it, and the `Endless` file below."""
+        super().close()
+        if isinstance(self.name, Endless):
+            self.name.close()
+
     def seekable(self) -> bool:
         """No: soundfile would stop where the header ends, and jumps are not exact where the header is wrong."""
         return False
@@ -122,16 +128,23 @@ def header(path: Path) -> SoundHeader:
                 believed = mpeg_tag(path)[1]
             else:
                 believed = file.format != "FLAC" or last_sample_is_there(file)
+            if is_mpeg(file) and file.format != "MP3" and not believed:
+                raise ValueError(f"an MP3 inside of another file, without a count of its frames: {mended(path)}")
             if file.format == "OGG" and is_chained(path):
-                raise ValueError("holds several recordings one after the other (chained Ogg): split it")
+                raise ValueError(f"holds several recordings one after the other (chained Ogg): {mended(path)}")
         if found.frames == 0 and path.stat().st_size > 4096:
             raise ValueError(
                 f"empty: its header promises no samples, but it has {path.stat().st_size} bytes, as a stream that was "
-                f"not closed: mend it with ffmpeg -i {path.name} mended.wav"
+                f"not closed: {mended(path)}"
             )
         return found if believed else found._replace(frames=count(path), exact=False)
     except soundfile.LibsndfileError as error:
         raise ValueError(reason(error)) from error
+
+
+def mended(path: Path) -> str:
+    """The fix for a file that FFmpeg reads otherwise than libsndfile."""
+    return f"convert it: ffmpeg -i {path.name} {path.stem}.flac"
 
 
 def reason(error: soundfile.LibsndfileError) -> str:
@@ -247,8 +260,9 @@ def pieces(path: Path, found: SoundHeader, length: int) -> Iterator[numpy.ndarra
                 piece = decoded[seen:][:wanted] if file is None else file.read(wanted, "float32", always_2d=True)
                 if not len(piece):
                     raise ValueError(f"ends after {seen} of {found.frames} samples")
-                if not numpy.isfinite(piece).all():
-                    raise ValueError(f"has samples that are not finite numbers, after {seen / found.sample_rate:.1f} s")
+                if not (finite := numpy.isfinite(piece).all(axis=1)).all():
+                    place = (seen + int(finite.argmin())) / found.sample_rate
+                    raise ValueError(f"has samples that are not finite numbers, the first at {place:.3f} s")
                 seen += len(piece)
                 yield piece
     except soundfile.LibsndfileError as error:
@@ -276,8 +290,7 @@ def torchcodec_decoder(path: Path) -> "AudioDecoder":
     """A decoder of torchcodec; ValueError with the fix where that package is missing, or cannot open the file."""
     if importlib.util.find_spec("torchcodec") is None:
         raise ValueError(
-            f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or convert them to FLAC: "
-            f"ffmpeg -i {path.name} {path.stem}.flac"
+            f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or {mended(path)}"
         )
     try:
         from torchcodec.decoders import AudioDecoder  # which fails with RuntimeError where FFmpeg is missing

@@ -234,7 +234,7 @@ class Recording:
         try:
             yield from pieces(self.path, self.header, max(1, round(seconds * self.header.sample_rate)))
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}; mend it, or cut it before") from error
+            raise ValueError(f"{self.path}: {error}; mend it, or cut it there") from error
 
     def pieces(self, seconds: float) -> Iterator[Tensor]:
         """(1, C, samples) at the codec's sample rate and number of channels.

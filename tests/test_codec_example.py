@@ -1,12 +1,13 @@
 """examples/codec.py on real speech and a small untrained codec: files, levels, streams, other rates."""
 
+import importlib.util
 from functools import partial
 
 import numpy
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.few import few
 from tests.test_audio_tokenizer import HOP, SIZES
@@ -31,6 +32,14 @@ def saved(tmp_path_factory):
 def run(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["codec.py", *map(str, words)])
     load_example("codec").main()
+
+
+@pytest.fixture
+def loaded(saved, monkeypatch):
+    """The folder, of which the codec is read once."""
+    codec = AudioTokenizer.from_pretrained(saved)
+    monkeypatch.setattr(AudioTokenizer, "from_pretrained", lambda folder: codec)
+    return saved
 
 
 def clip(path, seconds, rate=8000, channels=1):
@@ -77,9 +86,120 @@ def test_other_rates_and_stereo_are_converted(saved, tmp_path, monkeypatch):
     assert load_file(tmp_path / "tokens.safetensors")["indices"].shape == (400, 2)
 
 
-def test_nothing_is_left_half_written(saved, tmp_path, monkeypatch):
-    damaged = tmp_path / "damaged.wav"
-    damaged.write_bytes(clip(tmp_path / "speech.wav", 0.5).read_bytes()[:30])
-    with pytest.raises(SystemExit, match=r"damaged\.wav: not a sound file"):
-        run(monkeypatch, "stream", saved, damaged, tmp_path / "sound.wav")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.wav", "speech.wav"]
+def damaged(folder):
+    """What is no recording by its name, and what a person is told."""
+    (folder / "text.wav").write_text("hello")
+    (folder / "empty.wav").touch()
+    (folder / "sound.m4a").write_text("hello")
+    (folder / "cut.wav").write_bytes(clip(folder / "speech.wav", 0.5).read_bytes()[:30])
+    wave = numpy.zeros((8000, 6))
+    soundfile.write(folder / "no samples.wav", wave[:0], 8000)
+    soundfile.write(folder / "short.wav", wave[:1, 0], 48000)
+    soundfile.write(folder / "six.wav", wave, 8000)
+    wave[4000] = numpy.nan
+    soundfile.write(folder / "nan.wav", wave[:, :1], 8000, subtype="FLOAT")
+    clip(folder / "whole.flac", 3)
+    content = (folder / "whole.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(content[: len(content) // 2])
+    return {
+        "nowhere.wav": "there is no such file; expected a recording",
+        ".": "a folder; expected a recording",
+        "text.wav": "not a sound file that libsndfile can read: Format not recognised; expected a recording",
+        "empty.wav": "empty: the file has no bytes; expected a recording",
+        "sound.m4a": "install it, or convert it: ffmpeg -i sound.m4a sound.flac",
+        "cut.wav": "No 'data' chunk marker; expected a recording",
+        "cut.flac": "flac decoder lost sync; expected a recording",
+        "no samples.wav": "0 samples at 8000 Hz, too short for 8000 Hz; expected a longer one",
+        "short.wav": "1 samples at 48000 Hz, too short for 8000 Hz; expected a longer one",
+        "nan.wav": "has samples that are not finite numbers, the first at 0.500 s; mend it",
+    }
+
+
+def test_what_cannot_be_encoded_ends_in_a_line_and_leaves_nothing(loaded, tmp_path, monkeypatch):
+    whole = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchcodec" else whole(name))
+    told = damaged(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for name, reason in told.items():
+        for action, target in ("encode", "tokens.safetensors"), ("stream", "sound.wav"):
+            with pytest.raises(SystemExit) as caught:
+                run(monkeypatch, action, loaded, tmp_path / name, tmp_path / target)
+            line = str(caught.value)
+            assert line.startswith(f"error: {tmp_path / name}: ") and reason in line and "\n" not in line, line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_cannot_be_decoded_ends_in_a_line_and_leaves_nothing(loaded, tmp_path, monkeypatch):
+    run(monkeypatch, "encode", loaded, clip(tmp_path / "speech.wav", 0.5), tmp_path / "tokens.safetensors")
+    facts = {"samples": "4000", "sample_rate": "8000"}
+    indices = load_file(tmp_path / "tokens.safetensors")["indices"].to(torch.int32)
+    content = (tmp_path / "tokens.safetensors").read_bytes()
+    (tmp_path / "cut").write_bytes(content[:-7])
+    for name, tensor, own in (
+        ("levels", indices[:, :1], facts),
+        ("no frames", indices[:0], facts),
+        ("floats", indices.float(), facts),
+        ("range", indices + 300, facts),
+        ("negative", indices - 300, facts),
+        ("no facts", indices, {}),
+        ("samples", indices, facts | {"samples": "4001"}),
+        ("words", indices, facts | {"samples": "many"}),
+        ("rate", indices, facts | {"sample_rate": "16000"}),
+    ):
+        save_file({"indices": tensor.contiguous()}, tmp_path / name, metadata=own)
+    save_file({"other": indices}, tmp_path / "other")
+    before = sorted(tmp_path.iterdir())
+    for name, reason in (
+        ("nowhere", "there is no such file; expected one that `encode` wrote"),
+        ("speech.wav", "is damaged or of another kind"),
+        ("cut", "is damaged or of another kind"),
+        ("other", "is damaged or of another kind"),
+        ("levels", r"'indices' is I32 [200, 1]: expected U16 or I32 ['frames', 2]"),
+        ("no frames", r"'indices' is I32 [0, 2]"),
+        ("floats", r"'indices' is F32 [200, 2]"),
+        ("range", "expected -1 (left out) or 0 ... 299"),
+        ("negative", "indices"),
+        ("no facts", "has samples=None, sample_rate=None: expected 1 to 4000 at 8000 Hz; encode again"),
+        ("samples", "has samples=4001"),
+        ("words", "Expecting value"),
+        ("rate", "sample_rate=16000"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run(monkeypatch, "decode", loaded, tmp_path / name, tmp_path / "again.wav")
+        line = str(caught.value)
+        assert line.startswith(f"error: {tmp_path / name}: ") and reason in line and "\n" not in line, line
+    for target in (tmp_path / "again.m4a", tmp_path / "nowhere" / "again.wav", tmp_path):
+        with pytest.raises(SystemExit, match=f"error: {target}: expected a f"):
+            run(monkeypatch, "decode", loaded, tmp_path / "tokens.safetensors", target)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_mp3_of_variable_bit_rate_is_encoded_whole(loaded, tmp_path, monkeypatch):
+    """Without the tag that counts its frames, a third of it was."""
+    wave = numpy.concatenate(
+        [0.3 * numpy.sin(numpy.arange(24000)), 0.2 * numpy.random.default_rng(0).normal(size=24000)]
+    )
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, wave, 16000, format="MP3", bitrate_mode="VARIABLE", compression_level=0.6)
+    path.write_bytes(path.read_bytes().replace(b"Xing", bytes(4)))
+    run(monkeypatch, "encode", loaded, path, tmp_path / "tokens.safetensors")
+    frames = len(load_file(tmp_path / "tokens.safetensors")["indices"])
+    assert 3 * 400 <= frames <= 3.2 * 400  # the padding of the coder is some 0.1 s
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [((), "dB; try --downmix loudest"), (("--downmix", "right"), ""), (("--downmix", "loudest"), "")],
+)
+def test_sound_that_cancels_is_said_or_kept(loaded, tmp_path, monkeypatch, capsys, words, warned):
+    clip(tmp_path / "mono.wav", 0.5)
+    mono = soundfile.read(tmp_path / "mono.wav", dtype="float32")[0]
+    soundfile.write(tmp_path / "stereo.wav", numpy.stack([-0.4 * mono, 0.5 * mono], axis=1), 8000, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", 0.5 * mono, 8000, subtype="FLOAT")
+    tokens = {}
+    for name in ("stereo", "mono"):
+        run(monkeypatch, "encode", loaded, tmp_path / f"{name}.wav", tmp_path / name, *words)
+        tokens[name] = load_file(tmp_path / name)["indices"]
+    said = capsys.readouterr().err
+    assert warned in said if warned else not said
+    assert torch.equal(tokens["stereo"], tokens["mono"]) == (not warned)

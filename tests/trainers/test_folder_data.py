@@ -1,6 +1,7 @@
 """What holds for folders of images and of recordings alike: which files are used, and what a sample depends on."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -236,6 +238,39 @@ def test_a_file_that_stops_being_one_after_the_scan_is_replaced_and_named_once(k
     with pytest.warns(UserWarning, match=f"{path.name} is replaced by the next {kind.noun}: ") as caught:
         _, seen = stream(data, kind.key, 12)
     assert len(caught) == 1 and path.name not in seen
+
+
+@each
+def test_what_is_left_out_is_said_once_and_written_whole(kind, tmp_path):
+    kind.write(tmp_path / "files", 9)
+    for number in range(7):
+        (tmp_path / "files" / f"text{number}{kind.suffix}").write_text("hello")
+    whole = (tmp_path / "files" / kind.name(3)).read_bytes()
+    (tmp_path / "files" / f"zero{kind.suffix}").write_bytes(b"")
+    data = kind.make(tmp_path / "files", cache_bytes=0, batch_size=2)
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))
+    with pytest.warns(
+        UserWarning, match=r"8 files are left out, \d .*; \.\.\.; all of them: .*left_out_fit\.json$"
+    ) as caught:
+        text = data.describe()
+        data.setup("fit")
+    assert len(caught) == 1 and "text" not in text and "left out" not in text
+    record = tmp_path / "run" / "left_out_fit.json"
+    written = json.loads(record.read_text())
+    assert written["left_out"] == data.skipped and len(data.skipped) == 8 and not written["replaced"]
+    (tmp_path / "files" / kind.name(3)).write_bytes(whole[: len(whole) // 2])  # after the scan
+    with pytest.warns(UserWarning, match=rf"{kind.name(3)} is (replaced|left out)"):
+        stream(data, kind.key, 12)
+        names(data.val_dataloader())
+    written = json.loads(record.read_text())
+    late = {path for side in written.values() for path in side} - {path for path in data.skipped if "003" not in path}
+    assert late == {str(tmp_path / "files" / kind.name(3))}
+    for path in data.skipped:
+        Path(path).unlink()
+    data = kind.make(tmp_path / "files")
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))
+    data.setup("fit")
+    assert not record.exists(), "the list of an earlier run"
 
 
 # ---- the split

@@ -151,8 +151,8 @@ def _header(path: Path, plain: Path) -> SoundHeader:
 
 
 def mended(path: Path) -> str:
-    """What makes a file with a whole header of one that ffmpeg can read to its end."""
-    return f"mend it with ffmpeg -i {escaped(path.name)} mended.wav"
+    """The fix for a file that FFmpeg reads otherwise than libsndfile."""
+    return f"convert it: ffmpeg -i {escaped(path.name)} {escaped(path.stem)}.flac"
 
 
 def descriptor(file: BinaryIO) -> Path:
@@ -275,8 +275,9 @@ def pieces(path: Path, found: SoundHeader, length: int) -> Iterator[numpy.ndarra
                 piece = decoded[seen:][:wanted] if file is None else file.read(wanted, "float32", always_2d=True)
                 if not len(piece):
                     raise ValueError(f"ends after {seen} of {found.frames} samples")
-                if not numpy.isfinite(piece).all():
-                    raise ValueError(f"has samples that are not finite numbers, after {seen / found.sample_rate:.1f} s")
+                if not (finite := numpy.isfinite(piece).all(axis=1)).all():
+                    place = (seen + int(finite.argmin())) / found.sample_rate
+                    raise ValueError(f"has samples that are not finite numbers, the first at {place:.3f} s")
                 seen += len(piece)
                 yield piece
     except soundfile.LibsndfileError as error:
@@ -304,8 +305,7 @@ def torchcodec_decoder(path: Path) -> "AudioDecoder":
     """A decoder of torchcodec; ValueError with the fix where that package is missing, or cannot open the file."""
     if importlib.util.find_spec("torchcodec") is None:
         raise ValueError(
-            f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or convert them to FLAC: "
-            f"ffmpeg -i {path.name} {path.stem}.flac"
+            f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or {mended(path)}"
         )
     with open_plain(path):  # which FFmpeg would wait for, were it a pipe
         pass

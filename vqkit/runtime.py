@@ -30,6 +30,11 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, jvp, ...) is at work. Always False while tracing."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def uncompiled(function: Function) -> Function:
     """Decorator: torch.compile calls the function as it is, and does not trace it.
 

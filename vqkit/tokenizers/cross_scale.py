@@ -12,6 +12,7 @@ from vqkit import distributed
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.protocol import properties_of
 from vqkit.indices import check_indices
+from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import enough_samples
@@ -100,7 +101,7 @@ class CrossScaleQuantizer(DepthDropout):
         )
         with autocast_disabled(spoilt.device):
             loss, losses = self.penalize(quantized)
-        return QuantizerOutput(quantized.vectors.mT.to(dtype), quantized.indices, loss, losses, spoilt)
+        return QuantizerOutput(narrowed(quantized.vectors.mT, dtype), quantized.indices, loss, losses, spoilt)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the streams' losses; see `BaseQuantizer`.

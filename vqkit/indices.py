@@ -34,7 +34,7 @@ def check_plain(name: str, tensor: Tensor, device: torch.device | None = None) -
         raise ValueError(f"{name} has the names {tensor.names}: expected none; use {name}.rename(None)")
     if device is not None and tensor.device != device:
         raise ValueError(
-            f"{name} is on {tensor.device}: expected {device}, where the module is; use .to({str(device)!r})"
+            f"{name} is on {tensor.device}: expected {device}, where the module is; use {name}.to({str(device)!r})"
         )
 
 

@@ -26,6 +26,14 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.to(widest_dtype(tensor.device))
 
 
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype; beyond the range of float16, or of 8 bits, it takes the largest number there is."""
+    largest = torch.finfo(dtype).max
+    if largest < torch.finfo(torch.bfloat16).max:  # which is that of float32, but for rounding
+        tensor = tensor.clamp(-largest, largest)
+    return tensor.to(dtype)
+
+
 class FullPrecisionModule(nn.Module):
     """A module whose floating-point state ignores `.half()` and `.bfloat16()`; it follows `.double()` and device moves.
 

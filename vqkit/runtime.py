@@ -43,6 +43,11 @@ def inside_autograd_function() -> bool:
     return not torch._C._is_fwd_grad_enabled()
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, jvp, ...) is at work. Always False while tracing."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def uncompiled(function: Function) -> Function:
     """Decorator: torch.compile calls the function as it is, and does not trace it.
 

@@ -1,13 +1,15 @@
 """Conditions under which the contract holds too: a device without float64, and a model in bfloat16."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.contract.cases import Case
+from tests.few import few
 from vqkit import precision
 from vqkit.kernels import native
 
@@ -33,4 +35,41 @@ def without_float64() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, NoFloat64():
         patch.setattr(precision, "WITHOUT_FLOAT64", {"cpu"})
         patch.setattr(native, "can_search", lambda *_: False)
+        yield
+
+
+@contextmanager
+def in_bfloat16() -> Iterator[None]:
+    """As in a training with `precision=bf16-true`: inputs of bfloat16, which is the default dtype, too."""
+    before = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Case.example, "__kwdefaults__", {"seed": 0, "dtype": torch.bfloat16})
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+WORLDS = {
+    "plain": (nullcontext, {}),
+    "without float64": (
+        without_float64,
+        {
+            "test_casting_the_model_leaves_the_quantizer_in_full_precision": "asks for float64",
+            "test_forward_mode_derivatives": "torch has none under a dispatch mode",
+        },
+    ),
+    "bfloat16": (in_bfloat16, {}),
+}
+"""Name -> the context, and why single tests do not run in it."""
+
+
+@pytest.fixture(autouse=True, params=few(WORLDS.keys(), "plain"))
+def world(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs each test of a module that imports it in all of `WORLDS`."""
+    context, exempt = WORLDS[request.param]
+    if reason := exempt.get(request.node.originalname):
+        pytest.skip(reason)
+    with context():
         yield

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.functional import connected_zero
-from vqkit.indices import check_indices
+from vqkit.indices import check_indices, check_plain
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
-from vqkit.precision import FullPrecisionModule
+from vqkit.precision import FullPrecisionModule, narrowed
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing
+from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing, transformed
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
 
@@ -98,7 +98,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)
-        vectors = quantized.vectors.movedim(-1, self.channel_dim).to(x.dtype)
+        vectors = narrowed(quantized.vectors.movedim(-1, self.channel_dim), x.dtype)
         return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
 
     @torch.no_grad()
@@ -139,10 +139,11 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             unmasked vectors are not finite.
 
         Raises:
-            ValueError: `x` or `mask` has the wrong shape or dtype.
+            ValueError: `x` or `mask` has the wrong shape or dtype, or `x` is no plain tensor on the quantizer's device.
         """
+        check_plain("x", x, self.latent_spread.device)
         if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}: expected floating point")
+            raise ValueError(f"x has dtype {x.dtype}: expected floating point; use x.float(), or x.dequantize()")
         if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
@@ -254,7 +255,16 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
     @property
     def learning(self) -> bool:
-        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
+        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already.
+
+        Raises:
+            RuntimeError: in training under a transform of `torch.func`, which what is recorded could not leave.
+        """
+        if self.training and transformed():
+            raise RuntimeError(
+                f"{type(self).__name__} runs in training under a transform of torch.func (grad, vmap, jvp, ...), out "
+                "of which it can record nothing: call .eval() on it, or use loss.backward() or torch.autograd.grad"
+            )
         return self.training and torch.is_grad_enabled() and not recomputing()
 
     def check_counted(self) -> None:

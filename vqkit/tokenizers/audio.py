@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.streaming import streaming
+from vqkit.indices import check_plain
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.tokenizers.chunking import pad_end, run_in_blocks
 from vqkit.tokenizers.resampling import resample
@@ -314,6 +315,7 @@ class AudioTokenizer(Tokenizer):
         return in_dtype_of(self.encoder, wave)  # recordings are often read as float64
 
     def _check(self, wave: Tensor, *, least: int, wait: bool = False) -> None:
+        check_plain("data", wave)
         if wave.ndim != 3 or wave.shape[1] != self.channels:
             raise ValueError(
                 f"data has shape {tuple(wave.shape)}: expected (B, {self.channels}, T); mono from stereo is "

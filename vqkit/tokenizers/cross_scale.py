@@ -12,6 +12,7 @@ from vqkit import distributed
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.protocol import properties_of
 from vqkit.indices import check_indices
+from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
@@ -103,7 +104,7 @@ class CrossScaleQuantizer(DepthDropout):
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)
-        vectors = quantized.vectors.mT.to(dtype)
+        vectors = narrowed(quantized.vectors.mT, dtype)
         return QuantizerOutput(vectors, quantized.indices, loss, losses, spoilt)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:

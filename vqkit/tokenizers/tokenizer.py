@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vqkit import runtime
 from vqkit.backbones.protocol import properties_of
+from vqkit.indices import check_plain
 from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
 from vqkit.quantizers.initialization import INITIALIZE_FIRST
 from vqkit.saving.pretrained import Pretrained
@@ -241,6 +242,7 @@ class Tokenizer(Pretrained, nn.Module):
 
 def in_dtype_of(module: nn.Module, data: Tensor) -> Tensor:
     """Floating-point data in the dtype of the module's first floating-point parameter; other data as they are."""
+    check_plain("data", data)
     if not data.is_floating_point():
         return data
     weight = next((weight for weight in module.parameters() if weight.is_floating_point()), data)

@@ -320,3 +320,22 @@ def test_parts_without_a_configuration_are_named_when_saving(tmp_path: Path) -> 
     tokenizer = Tokenizer(nn.Conv2d(3, 4, 4, stride=4), quantizer, nn.ConvTranspose2d(4, 3, 4, stride=4))
     with pytest.raises(ValueError, match=r"argument 'encoder' cannot be written .*Conv2d.*from vqkit\.Configured"):
         tokenizer.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_tokenizer_of_any_dtype_takes_float32_and_gives_its_own(dtype: torch.dtype) -> None:
+    tokenizer = build("ema").to(dtype)
+    output = tokenizer(images())
+    output.reconstruction.float().square().mean().backward()
+    assert output.reconstruction.dtype == dtype
+    assert all(value.grad.isfinite().all() for value in tokenizer.decoder.parameters())
+    tokenizer.eval()
+    indices = tokenizer.encode(images())
+    assert torch.equal(indices, tokenizer.encode(images().to(dtype))) and tokenizer.decode(indices).dtype == dtype
+    assert tokenizer.quantizer.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_data_that_are_no_tensor_are_refused_with_words() -> None:
+    tokenizer = build("ema")
+    with pytest.raises(ValueError, match=r"data is a numpy.ndarray: .* use torch.as_tensor\(data\)"):
+        tokenizer.encode(torch.zeros(1, 3, 16, 16).numpy())

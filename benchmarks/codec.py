@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from benchmarks.arguments import parse_positive
-from benchmarks.machine import circumstances
+from benchmarks.machine import circumstances, write
 from benchmarks.paired import one_round, timed
 from trainers.run.bases import read_config
 from vqkit import AudioTokenizer
@@ -54,9 +54,7 @@ def main() -> None:
     text = "\n".join([*head, "", *table(rows, arguments.chunk_ms), ""])
     print(text)
     if arguments.output:
-        temporary = arguments.output.with_suffix(".partial")
-        temporary.write_text(text)
-        temporary.replace(arguments.output)
+        write(arguments.output, text)
 
 
 def load_codec(path: Path) -> AudioTokenizer:

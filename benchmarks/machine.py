@@ -103,5 +103,4 @@ def table_row(cells: Sequence[object]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a table whole: an interruption leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode())

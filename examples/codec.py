@@ -4,14 +4,16 @@
     python examples/codec.py decode runs/quickstart-audio/tokenizer speech.safetensors speech.wav --levels 4
     python examples/codec.py stream runs/quickstart-audio/tokenizer speech.flac speech.wav  # causal models
 
-Any format and sample rate that libsndfile reads. Recordings are read, encoded, decoded and written block by block: an
-hour takes no more memory than ten seconds. `stream` plays the part of a live connection with chunks of `--chunk-ms`,
-and says what the delay would be.
+Any format and sample rate that libsndfile reads; m4a, mp4 and the like where torchcodec is installed, which holds them
+in memory. Other recordings are read, encoded, decoded and written block by block: an hour takes no more memory than ten
+seconds. Several channels become one by `--downmix`, and a warning says where most is lost by that. `stream` plays the
+part of a live connection with chunks of `--chunk-ms`, and says what the delay would be.
 """
 
 import argparse
+import io
+import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -24,15 +26,37 @@ import soundfile
 import soxr
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from trainers.data.sound import (
+    ChannelMean,
+    Downmix,
+    OneChannel,
+    SoundHeader,
+    channel_powers,
+    header,
+    lost_in_mixture,
+    pieces,
+    with_channels,
+)
 from vqkit import AudioTokenizer
+from vqkit.indices import check_indices
+from vqkit.saving.files import named, whole, write_whole
 
 BLOCK_SECONDS = 10
+DOWNMIXES = {"mean": ChannelMean(), "left": OneChannel(0), "right": OneChannel(1), "loudest": None}
 
 
 def main() -> None:
+    """Do what is asked; a mistake ends in a line."""
+    try:
+        run()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def run() -> None:
     """Read the command line, load the codec, and do what is asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("encode", "decode", "stream"))
@@ -41,15 +65,18 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--levels", type=int, help="decode the first levels of residual stages only")
     parser.add_argument("--chunk-ms", type=positive, default=40.0, help="length of the chunks of `stream`")
+    parser.add_argument("--downmix", choices=DOWNMIXES, default="mean", help="how several channels become one")
     arguments = parser.parse_args()
+    check_target(arguments.target, sound=arguments.action != "encode")
     codec = AudioTokenizer.from_pretrained(arguments.tokenizer)
     check_levels(codec, arguments.levels)
     if arguments.action == "encode":
-        encode(codec, arguments.source, arguments.target)
+        encode(codec, Recording(arguments.source, codec, arguments.downmix), arguments.target)
     elif arguments.action == "decode":
         decode(codec, arguments.source, arguments.target, arguments.levels)
     else:
-        stream(codec, arguments.source, arguments.target, arguments.levels, arguments.chunk_ms / 1000)
+        source = Recording(arguments.source, codec, arguments.downmix)
+        stream(codec, source, arguments.target, arguments.levels, arguments.chunk_ms / 1000)
 
 
 def positive(text: str) -> float:
@@ -70,45 +97,81 @@ def check_levels(codec: AudioTokenizer, levels: int | None) -> None:
         )
 
 
-def encode(codec: AudioTokenizer, source: Path, target: Path) -> None:
+def check_target(target: Path, *, sound: bool) -> None:
+    """Stop unless a file can be written there, before anything is computed."""
+    if not target.parent.is_dir() or target.is_dir():
+        raise ValueError(f"{target}: expected a file in a folder that is there")
+    if sound and target.suffix[1:].upper() not in soundfile.available_formats():
+        raise ValueError(f"{target}: expected a format that libsndfile writes, such as {target.stem}.wav")
+
+
+def encode(codec: AudioTokenizer, source: "Recording", target: Path) -> None:
     """A recording to a file of indices (frames[, levels]), as small as the codebooks allow."""
     samples = 0
 
     def counted() -> Iterator[Tensor]:
         nonlocal samples
-        for block in read_blocks(source, codec, BLOCK_SECONDS):
+        for block in source.pieces(BLOCK_SECONDS):
             samples += block.shape[-1]
             yield block
 
     indices = torch.cat(list(codec.encode_blocks(counted())), dim=1)[0]
     small = indices.to(torch.uint16 if codec.quantizer.codebook_size <= 2**16 else torch.int32)
     facts = {"samples": samples, "sample_rate": codec.sample_rate, "frame_rate": codec.frame_rate}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    save_file({"indices": small}, temporary, metadata={name: json.dumps(value) for name, value in facts.items()})
-    temporary.replace(target)
+    write_whole(target, save({"indices": small}, {name: json.dumps(value) for name, value in facts.items()}))
     print(
-        f"{source}: {samples / codec.sample_rate:.2f} s, {tuple(indices.shape)} indices at {codec.frame_rate:g} "
+        f"{source.path}: {samples / codec.sample_rate:.2f} s, {tuple(indices.shape)} indices at {codec.frame_rate:g} "
         f"frames/s, {codec.kbps:g} kbit/s -> {target}"
     )
 
 
 def decode(codec: AudioTokenizer, source: Path, target: Path, levels: int | None) -> None:
     """A file of indices to a recording."""
-    with safe_open(source, framework="pt") as file:
-        indices, samples = file.get_tensor("indices").to(torch.int64), json.loads(file.metadata()["samples"])
+    indices, samples = read_tokens(source, codec)
     kept = indices if levels is None else indices[..., :levels]
     write(target, codec.decode_blocks(kept[None].split(256, dim=1)), codec, samples)
     print(f"{source}: {samples / codec.sample_rate:.2f} s -> {target}")
 
 
-def stream(codec: AudioTokenizer, source: Path, target: Path, levels: int | None, chunk_seconds: float) -> None:
+def read_tokens(source: Path, codec: AudioTokenizer) -> tuple[Tensor, int]:
+    """The indices of a file, int64 (frames[, levels]), and the samples that they stand for.
+
+    Raises:
+        ValueError: the file is damaged, or another codec's.
+    """
+    if not source.is_file():
+        raise ValueError(f"{source}: there is no such file; expected one that `encode` wrote")
+    quantizer = codec.quantizer
+    with named(source), safe_open(source, framework="pt") as file:
+        part, facts = file.get_slice("indices"), file.metadata() or {}
+        shape, levels = part.get_shape(), [quantizer.num_codebooks] if quantizer.level_axis else []
+        if shape[1:] != levels or not shape or shape[0] < 1 or part.get_dtype() not in ("U16", "I32"):
+            raise ValueError(
+                f"'indices' is {part.get_dtype()} {shape}: expected U16 or I32 {['frames', *levels]}; encode again "
+                "with this tokenizer"
+            )
+        samples, rate = (json.loads(facts.get(name, "null")) for name in ("samples", "sample_rate"))
+        most = shape[0] * codec.downsampling_factor
+        if type(samples) is not int or not 0 < samples <= most or rate != codec.sample_rate:
+            raise ValueError(
+                f"has samples={samples}, sample_rate={rate}: expected 1 to {most} at {codec.sample_rate} Hz; encode "
+                "again with this tokenizer"
+            )
+        indices = file.get_tensor("indices").to(torch.int64)
+        check_indices(indices, quantizer.codebook_sizes, level_axis=quantizer.level_axis)
+        if bool((indices < 0).any()):
+            raise ValueError("has negative indices; encode again with this tokenizer")
+        return indices, samples
+
+
+def stream(codec: AudioTokenizer, source: "Recording", target: Path, levels: int | None, chunk_seconds: float) -> None:
     """A recording through encoder and decoder as it arrives, and how long that took."""
     busy, samples = 0.0, 0
 
     def received() -> Iterator[Tensor]:
         nonlocal busy, samples
         with codec.streaming():
-            for chunk in (*read_blocks(source, codec, chunk_seconds), None):
+            for chunk in itertools.chain(source.pieces(chunk_seconds), [None]):
                 start = time.perf_counter()
                 indices = codec.flush() if chunk is None else codec.encode(chunk)
                 sent = indices if levels is None else indices[..., :levels]
@@ -121,58 +184,116 @@ def stream(codec: AudioTokenizer, source: Path, target: Path, levels: int | None
     write(target, received(), codec, None)
     seconds = samples / codec.sample_rate
     print(
-        f"{source}: {seconds:.2f} s in chunks of {1000 * chunk_seconds:g} ms -> {target}; algorithmic delay "
+        f"{source.path}: {seconds:.2f} s in chunks of {1000 * chunk_seconds:g} ms -> {target}; algorithmic delay "
         f"{1000 * codec.latency:g} ms, {busy:.2f} s of computing: {busy / seconds:.3f} of real time on "
         f"{torch.get_num_threads()} threads"
     )
 
 
-def read_blocks(path: Path, codec: AudioTokenizer, seconds: float) -> Iterator[Tensor]:
-    """A recording as pieces (1, C, samples) at the codec's sample rate and number of channels."""
-    with soundfile.SoundFile(path) as file:
-        resampler = soxr.ResampleStream(file.samplerate, codec.sample_rate, file.channels, quality="VHQ")
-        length = max(1, round(seconds * file.samplerate))
-        found = False
-        while True:
-            block = file.read(length, dtype="float32", always_2d=True)
-            done = len(block) < length
-            piece = block if file.samplerate == codec.sample_rate else resampler.resample_chunk(block, last=done)
+class Recording:
+    """A file that is read piece by piece, at the sample rate and with the channels of a codec.
+
+    Args:
+        path: The file.
+        codec: That shall encode it.
+        downmix: A word of `DOWNMIXES`.
+
+    Raises:
+        ValueError: It cannot be read, with its name, the reason and the fix.
+    """
+
+    def __init__(self, path: Path, codec: AudioTokenizer, downmix: str) -> None:
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a recording"
+            )
+        self.path, self.codec = path, codec
+        try:
+            self.header: SoundHeader = header(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; expected a recording, such as a WAV or FLAC file") from error
+        if self.header.channels != codec.channels and 1 not in (self.header.channels, codec.channels):
+            raise ValueError(f"{path}: {self.header.channels} channels, which cannot be made {codec.channels}")
+        self.downmix = self._chosen(DOWNMIXES[downmix]) if self.header.channels > codec.channels else ChannelMean()
+
+    def _chosen(self, downmix: Downmix | None) -> Downmix:
+        """How the channels become one, for the loudest after a look at the whole file; warns of what is lost by it."""
+        powers, mixed = numpy.zeros(self.header.channels), 0.0
+        for block in self._blocks(BLOCK_SECONDS):
+            powers += channel_powers(block) * (len(block) / self.header.frames)
+            if downmix is not None:
+                mixed += float(channel_powers(downmix(block)).max()) * (len(block) / self.header.frames)
+        if downmix is None:
+            return OneChannel(int(powers.argmax()))
+        lost = lost_in_mixture(powers, mixed)
+        if lost is not None:
+            print(f"warning: {self.path}: {lost}; try --downmix loudest", file=sys.stderr)
+        return downmix
+
+    def _blocks(self, seconds: float) -> Iterator[numpy.ndarray]:
+        try:
+            yield from pieces(self.path, self.header, max(1, round(seconds * self.header.sample_rate)))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}; mend it, or cut it before") from error
+
+    def pieces(self, seconds: float) -> Iterator[Tensor]:
+        """(1, C, samples) at the codec's sample rate and number of channels.
+
+        Raises:
+            ValueError: There are no samples, perhaps after resampling alone, or the file is damaged.
+        """
+        old, new, channels = self.header.sample_rate, self.codec.sample_rate, self.header.channels
+        resampler = soxr.ResampleStream(old, new, channels, quality="VHQ")
+        left, found = self.header.frames, False
+        for block in self._blocks(seconds):
+            left -= len(block)
+            piece = block if old == new else resampler.resample_chunk(block, last=left == 0)
             if len(piece):
                 found = True
-                yield as_channels(piece, codec.channels)
-            if done and not found:
-                raise SystemExit(
-                    f"{path}: {file.frames} samples at {file.samplerate} Hz, too short for {codec.sample_rate} Hz"
-                )
-            if done:
-                return
-
-
-def as_channels(samples: numpy.ndarray, channels: int) -> Tensor:
-    """(T, C) to (1, channels, T): mono is the mean, and a mono recording is repeated."""
-    wave = torch.from_numpy(samples).T[None]
-    if wave.shape[1] == channels:
-        return wave.contiguous()
-    return wave.mean(1, keepdim=True).expand(-1, channels, -1).contiguous()
+                mixed = with_channels(piece, self.codec.channels, self.downmix)
+                yield torch.from_numpy(numpy.ascontiguousarray(mixed.T))[None]
+        if not found:
+            raise ValueError(
+                f"{self.path}: {self.header.frames} samples at {old} Hz, too short for {new} Hz; expected a longer one"
+            )
 
 
 def write(target: Path, pieces: Iterable[Tensor], codec: AudioTokenizer, samples: int | None) -> None:
     """Pieces (1, C, T) to a file of the target's format, cut to `samples`, whole or not at all."""
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     left = samples
-    try:
-        with soundfile.SoundFile(temporary, "w", codec.sample_rate, codec.channels) as file:
+    with whole(target) as partial, Place(partial, target) as place:
+        with soundfile.SoundFile(place, "w", codec.sample_rate, codec.channels) as file:
             for piece in pieces:
                 kept = piece if left is None else piece[..., :left]
                 left = None if left is None else left - kept.shape[-1]
                 file.write(kept[0].clamp(-1, 1).T.numpy())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+                place.check()
+        place.check()
+
+
+class Place(io.FileIO):
+    """A file for libsndfile, which says "System error" of a full disk, or nothing at the end of a FLAC or an MP3."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        super().__init__(path, "w+")
+        self.name = str(target)  # by which the format is chosen
+        self.refusal: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all, and keep what the system says against it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.refusal = self.refusal or error
+        return len(data)
+
+    def check(self) -> None:
+        """Raise what the system said."""
+        if self.refusal:
+            raise self.refusal
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vqkit import CodebookUsage, Quantizer, ResidualQuantizer
 from vqkit.kernels import nearest
 from vqkit.kmeans import kmeans
+from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCH = 16
@@ -165,10 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     print(f"a suffix of {suffix} bits after the residual quantizer's tuple makes every item unique")
     print(f"({time.monotonic() - start:.0f} s)")
     if options.output:
-        save_file({"semantic_ids": semantic_ids.contiguous()}, options.output)
+        write_whole(options.output, save({"semantic_ids": semantic_ids.contiguous()}))
         print(f"written: {options.output}")
     return figures
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"error: {error}")

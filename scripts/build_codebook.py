@@ -34,10 +34,9 @@ def main() -> None:
         features = drawn(features, arguments.samples, arguments.seed)
         check(arguments.codebook_size, len(features))
         result = kmeans(features, arguments.codebook_size, iterations=arguments.iterations, seed=arguments.seed)
+        write_whole(arguments.out, save({"vectors": result.centers.contiguous()}))
     except (OSError, ValueError) as error:
         sys.exit(f"build_codebook: {error}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.out, save({"vectors": result.centers.contiguous()}))
     print(
         f"{arguments.out}: {len(result.centers):,} centres of {len(features):,} features of {features.shape[1]} "
         f"dimensions; a centre stands for {int(result.counts.min()):,} to {int(result.counts.max()):,} of them"

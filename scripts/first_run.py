@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -74,14 +75,25 @@ def train(
     command = [sys.executable, "-m", "trainers", "fit", *words, "--overwrite"]
     print("$ python " + " ".join(command[1:]), flush=True)
     start = time.monotonic()
-    status = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
-    if status:
-        sys.exit(f"training ended with status {status}; what it said stands above")
+    if status := run(command):
+        print(f"training ended with status {status}; what it said stands above", file=sys.stderr)
+        sys.exit(status)
     seconds = round(time.monotonic() - start, 1)
     own = " ".join([f"python scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     command_line = shortcut if len(sys.argv) == 1 else own
     circumstances = f"{torch.get_num_threads()} threads, {processor()}; `{command_line}`"
     return training_facts(folder, circumstances) | {"seconds": seconds}
+
+
+def run(command: list[str]) -> int:
+    """The status of a command that gets the signals of this process, each once: a terminal sends Ctrl-C to groups."""
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, process_group=0)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers]
+    status = process.wait()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
 
 
 def training_facts(run: Path, circumstances: str) -> dict[str, object]:

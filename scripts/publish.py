@@ -23,6 +23,8 @@ import draw_parts
 import yaml
 from PIL import Image
 
+from vqkit.saving.files import write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quantizers", "regressions", "results")))
@@ -38,8 +40,8 @@ def main() -> None:
     for run in parser.parse_args().runs:
         publish(run)
     for document in DOCUMENTS:
-        document.write_text(rendered(document.read_text()))
-    draw_parts.PICTURE.write_text(draw_parts.picture())
+        write_whole(document, rendered(document.read_text()).encode())
+    write_whole(draw_parts.PICTURE, draw_parts.picture().encode())
 
 
 def publish(run: Path) -> None:
@@ -51,7 +53,7 @@ def publish(run: Path) -> None:
     shutil.copyfile(figures, RESULTS / f"{run.name}.json")
     # Where the run lay on the machine that trained it is nobody's matter.
     config = re.sub(r"^runs: .*$", "runs: runs", (run / "config.yaml").read_text(), flags=re.MULTILINE)
-    (RESULTS / f"{run.name}.yaml").write_text(config)
+    write_whole(RESULTS / f"{run.name}.yaml", config.encode())
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
     subprocess.run([*log, "--every", "50", "--columns", *logged(json.loads(figures.read_text()), run)], check=True)
     for name in ("reconstructions", "codebook"):

@@ -1,6 +1,7 @@
 """The tokenizer of sound: lengths, rates, bad input, streams and blocks; on small models with random weights."""
 
 import sys
+import warnings
 from functools import partial
 
 import pytest
@@ -56,6 +57,7 @@ def test_any_length_comes_back(length, channels):
     assert torch.equal(output.quantizer.indices, indices)
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_initialization_takes_segments_of_any_length():
     codec = make_codec()
     codec.initialize([{"audio": noise(3, 1, 4 * HOP + 7), "name": ["a", "b", "c"]}], samples=15)
@@ -173,6 +175,18 @@ BAD = {
         "length=41: expected 0 to 40, the samples of 2 frames",
     ),
 }
+
+
+def test_samples_of_another_scale_are_warned_of_once():
+    codec = make_codec()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            codec.encode(noise(1, 1, 100).abs())  # sound that lacks negative values is sound
+        for _ in range(2):
+            codec.encode(noise(1, 1, 100) * 32767)
+    assert len(caught) == 1 and "expects [-1, 1]" in str(caught[0].message)
+    assert "int16 / 32768" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import RankPair
 from tests.papers.test_cross_scale import SIZES, product
@@ -110,7 +111,7 @@ def test_any_number_of_streams_decodes(streams: int, monkeypatch: pytest.MonkeyP
     codec = fitted()
     wave = sound(2, 1, 200)
     decoded = codec.decode(codec.encode(wave)[..., : 2 * streams])
-    monkeypatch.setattr(CrossScaleQuantizer, "sample_depths", lambda self, size: torch.full((size,), streams))
+    monkeypatch.setattr(CrossScaleQuantizer, "sample_depths", lambda self, step, size: torch.full((size,), streams))
     codec.train()
     output = codec(wave)
     torch.testing.assert_close(decoded, output.reconstruction)
@@ -411,3 +412,23 @@ def test_streams_that_do_not_fit_are_named() -> None:
         )
     with pytest.raises(ValueError, match="dropout=2"):
         CrossScaleQuantizer([product(64)], dropout=2)
+
+
+def test_checkpointing_repeats_the_dropout_of_each_forward_and_the_reentrant_one_is_refused() -> None:
+    waves, gradients = [sound(3, 1, 800, seed=seed) for seed in (1, 2)], []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        codec = fitted(dropout=0.9).train()
+        for part in codec.modules():
+            part.auto_step = False
+
+        def loss(wave: Tensor, codec: CrossScaleTokenizer = codec) -> Tensor:
+            output = codec(wave)
+            return output.reconstruction.square().mean() + output.quantizer.loss
+
+        run = partial(checkpoint, loss, use_reentrant=False) if checkpointed else loss
+        sum(run(wave) for wave in waves).backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in codec.parameters() if value.grad is not None]))
+    assert torch.equal(*gradients)
+    with pytest.raises(RuntimeError, match="pass use_reentrant=False"):
+        checkpoint(loss, waves[0].requires_grad_(), use_reentrant=True)

@@ -142,12 +142,14 @@ def run(blocks: list[str]) -> None:
         exec(compile(block, str(MIGRATING), "exec"), names)
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_our_snippets_run() -> None:
     blocks = [code for language, code in snippets() if language == "python"]
     assert len(blocks) > 10
     run(blocks)
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_all_snippets_run_together() -> None:
     pytest.importorskip("vector_quantize_pytorch")
     blocks = snippets()

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.contract.cases import CASES, Case
 from tests.contract.test_contract import initialized
 from tests.few import few
+from tests.test_audio_tokenizer import make_codec
 from vqkit import (
     BSQ,
     FSQ,
@@ -27,6 +28,7 @@ from vqkit import (
     Tokenizer,
     export_onnx,
 )
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.deployment.onnx import _nearest, _residual_nearest
 from vqkit.kernels import nearest, residual_nearest
 
@@ -108,9 +110,9 @@ def test_vectors_of_eager(name: str, tmp_path: Path) -> None:
 def test_every_case_of_the_contract(case: Case, tmp_path: Path) -> None:
     quantizer = initialized(case).eval()
     x = case.example(5)
-    indices = File(Encode(quantizer), x, tmp_path / "encode.onnx", dynamic_batch=not case.spatial)(x)
+    indices = File(Encode(quantizer), x, tmp_path / "encode.onnx", dynamic=not case.spatial)(x)
     assert torch.equal(indices, quantizer.encode(x))
-    vectors = File(Decode(quantizer), indices, tmp_path / "decode.onnx", dynamic_batch=not case.spatial)(indices)
+    vectors = File(Decode(quantizer), indices, tmp_path / "decode.onnx", dynamic=not case.spatial)(indices)
     torch.testing.assert_close(vectors, quantizer.decode(indices).detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -118,22 +120,46 @@ def test_every_case_of_the_contract(case: Case, tmp_path: Path) -> None:
 def tokenizer() -> tuple[Tokenizer, Tensor]:
     encoder, decoder = torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.ConvTranspose2d(8, 3, 4, stride=4)
     tokenizer = Tokenizer(encoder, Quantizer("vq", channel_dim=1, **SIZES), decoder)
-    images = torch.rand(6, 3, 16, 24)
+    images = torch.rand(6, 3, 16, 24) * 2 - 1
     tokenizer.initialize([images], samples=64)
     return tokenizer.eval(), images
 
 
-def test_a_tokenizer_encodes_any_number_of_images_even_if_the_example_was_one(tokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_encodes_any_number_and_size_of_images_even_if_the_example_was_one(
+    tokenizer, tmp_path: Path
+) -> None:
     tokenizer, images = tokenizer
     encode = File(Encode(tokenizer), images[:1], tmp_path / "encode.onnx")
     for number in (1, 6):
-        assert torch.equal(encode(images[:number]), tokenizer.encode(images[:number]))
+        for x in (images[:number], images[:number, :, :12, :8]):
+            assert torch.equal(encode(x), tokenizer.encode(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path) -> None:
+    if kind == "image":
+        sizes = {"dim": 8, "channels": 8, "channel_multipliers": (1, 1), "norm_groups": 4}
+        tokenizer = Tokenizer(ConvEncoder2d(**sizes), Quantizer("vq", channel_dim=1, **SIZES), ConvDecoder2d(**sizes))
+        shapes = (2, 3, 16, 24), (1, 3, 32, 8), (3, 3, 8, 64)
+    else:
+        tokenizer = make_codec()
+        hop = tokenizer.downsampling_factor
+        shapes = (2, 1, 6 * hop), (1, 1, 9 * hop - 3), (3, 1, 2 * hop + 1)
+    example, *others = (torch.rand(shape) * 2 - 1 for shape in shapes)
+    tokenizer.eval()
+    encode = File(Encode(tokenizer), example, tmp_path / "encode.onnx")
+    decode = File(Decode(tokenizer), tokenizer.encode(example), tmp_path / "decode.onnx")
+    for x in others:
+        indices = tokenizer.encode(x)
+        assert torch.equal(encode(x), indices)
+        torch.testing.assert_close(decode(indices), tokenizer.decode(indices).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_tokenizer_decodes_a_fixed_batch_and_its_file_says_nothing_of_this_machine(tokenizer, tmp_path: Path) -> None:
     tokenizer, images = tokenizer
     indices, path = tokenizer.encode(images), tmp_path / "decode.onnx"
-    decode = File(Decode(tokenizer), indices, path, dynamic_batch=False)
+    decode = File(Decode(tokenizer), indices, path, dynamic=False)
     assert (decode.input.name, decode.input.shape) == ("indices", [6, 4, 6])
     torch.testing.assert_close(decode(indices), tokenizer.decode(indices).detach(), rtol=0, atol=1e-6)
     assert str(Path(__file__).parents[1]).encode() not in path.read_bytes()

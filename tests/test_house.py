@@ -14,7 +14,8 @@ PACKAGE = ROOT / "vqkit"
 # From bottom to top: a module may import from lower rows only, type hints excepted. Where a package is named, its files
 # may import each other; where its files are, the same holds for each of them.
 ROWS = [
-    {"version", "precision", "runtime", "functional", "indices", "distributed"},
+    {"version", "precision", "runtime"},
+    {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving", "metrics"},
     {"kmeans", "backbones", "tokens"},
     {"parts.part"},

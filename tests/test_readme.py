@@ -55,7 +55,7 @@ def test_there_is_something_to_run() -> None:
     assert python("README.md") and any(command.startswith("make") for command in SHELL)
     trained = [shlex.split(command)[3] for command in SHELL if command.startswith("python -m trainers")]
     coded = [shlex.split(command)[2] for command in SHELL if command.startswith("python examples/codec.py")]
-    assert set(trained) == {"fit", "test", "predict"} and coded == ["encode", "decode"]
+    assert set(trained) == {"fit", "test", "predict", "export"} and coded == ["encode", "decode"]
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/quantizers.md"])
@@ -71,6 +71,7 @@ def test_make_knows_its_commands(command: str) -> None:
     assert planned.returncode == 0, planned.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
     pictures, sounds = tmp_path / "pictures", tmp_path / "sounds"
     draw_pictures(pictures, 12)
@@ -82,7 +83,9 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
         kind = "audio" if "configs/audio" in command else "image"
         folder = sounds if kind == "audio" else pictures
         words = command.replace("DIR", str(folder)).replace("runs/", f"{tmp_path}/").split()
-        if command.startswith("python -m trainers"):
+        if command.startswith("python -m trainers export"):
+            main([*words[3:-1], str(tmp_path / words[-1])])
+        elif command.startswith("python -m trainers"):
             extra = SMALL[kind].split() if words[3] == "fit" else []
             if "--ckpt_path" in words:
                 extra += ["--trainer.max_steps", "3"]
@@ -95,6 +98,7 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
             monkeypatch.setattr("sys.argv", files[1:])
             load_example("codec").main()
     assert (tmp_path / "mine/metrics.json").is_file() and list((tmp_path / "mine/tokens").glob("*.safetensors"))
+    assert (tmp_path / "exported/model.safetensors").is_file()
     assert "resuming from" in capfd.readouterr().out
     assert (tmp_path / "again.wav").stat().st_size > 32_000
 

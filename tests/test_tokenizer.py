@@ -1,3 +1,5 @@
+import json
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainers.tiny import make_image_task
 from vqkit import (
     FSQ,
     BaseQuantizer,
@@ -17,6 +20,7 @@ from vqkit import (
     Tokenizer,
     TokenizerOutput,
     UnscaledRotationTrick,
+    runtime,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.saving.config import Configured
@@ -193,6 +197,94 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         Tokenizer(encoder, Quantizer(dim=4, codebook_size=8, channel_dim=1), other)
     with pytest.raises(ValueError, match=r"encoder\.channel_dim=1 and quantizer\.channel_dim=-1"):
         Tokenizer(encoder, Quantizer(dim=4, codebook_size=8), decoder)
+
+
+# ---- the range of values
+
+
+def pixels(seed: int, *, least: int = 0) -> Tensor:
+    """A batch of 8 bits, none of them below `least`."""
+    return torch.randint(least, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(seed)).float()
+
+
+RANGES: dict[str, tuple[tuple[float, float], Callable[[int], Tensor], bool]] = {
+    "[0, 1] for [-1, 1]": ((-1, 1), lambda seed: pixels(seed) / 255, True),
+    "0 ... 255 for [-1, 1]": ((-1, 1), pixels, True),
+    "[-1, 1] for [0, 1]": ((0, 1), lambda seed: pixels(seed) / 127.5 - 1, True),
+    "0 ... 255 for [0, 1]": ((0, 1), pixels, True),
+    "as expected": ((-1, 1), lambda seed: pixels(seed) / 127.5 - 1, False),
+    "as expected, [0, 1]": ((0, 1), lambda seed: pixels(seed) / 255, False),
+    "normalized to unit variance": ((-1, 1), lambda seed: (pixels(seed) / 255 - 0.45) / 0.22, False),
+    "bright pictures": ((-1, 1), lambda seed: pixels(seed, least=128) / 127.5 - 1, False),
+    "grey": ((-1, 1), lambda seed: torch.zeros(1, 3, 16, 16), False),
+}
+
+
+@pytest.mark.parametrize("call", ["forward", "encode", "initialize"])
+@pytest.mark.parametrize("name", RANGES)
+def test_values_of_another_range_are_warned_of_once_and_others_never(name: str, call: str) -> None:
+    value_range, batch, warned = RANGES[name]
+    tokenizer = build("fsq")
+    tokenizer = Tokenizer(tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder, value_range=value_range)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(20):
+            data = batch(seed)
+            tokenizer.initialize([data]) if call == "initialize" else getattr(tokenizer, call)(data)
+    messages = [str(warning.message) for warning in caught if "expects" in str(warning.message)]
+    assert len(messages) == warned
+    assert not messages or f"expects [{value_range[0]}, {value_range[1]}]" in messages[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_integers_are_refused_with_the_conversion(dtype: torch.dtype) -> None:
+    tokenizer, data = build(), images().to(dtype)
+    for call in (tokenizer, tokenizer.encode, lambda data: tokenizer.initialize([data])):
+        with pytest.raises(ValueError, match=r"expected floating point in \[-1, 1\] .*data / 255 \* 2 -1"):
+            call(data)
+
+
+def test_the_range_is_saved_and_files_without_it_have_that_of_before(tmp_path: Path) -> None:
+    whole = build()
+    assert whole.value_range == (-1, 1)
+    Tokenizer(whole.encoder, whole.quantizer, whole.decoder, value_range=(0, 255)).save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).value_range == (0, 255)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["init_args"]["value_range"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_pretrained(tmp_path).value_range == (-1, 1)
+    for wrong in ((1, -1), (0, torch.inf), (0,)):
+        with pytest.raises(ValueError, match=r"value_range=.* expected \(least, greatest\)"):
+            Tokenizer(whole.encoder, whole.quantizer, whole.decoder, value_range=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"tokenizer\.value_range=\(0, 255\): expected \[-1, 1\]"):
+        make_image_task(Tokenizer(whole.encoder, whole.quantizer, whole.decoder, value_range=(0, 255)))
+
+
+def test_values_are_looked_at_in_the_first_batches_only_and_where_that_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+    aminmax = Tensor.aminmax
+    monkeypatch.setattr(Tensor, "aminmax", lambda self: looks.append(1) or aminmax(self))
+    tokenizer = build("fsq")
+    looks.clear()
+    torch.export.export(tokenizer.eval(), (images(),))
+    torch.func.vmap(tokenizer.quantizer.encode)(torch.randn(2, 1, 4, 3))
+    monkeypatch.setattr(runtime, "READ_WITHOUT_WAITING", ())
+    tokenizer(images())
+    assert not looks  # a graph, or a device that would be waited for
+    for _ in range(30):
+        tokenizer.encode(images())
+    assert len(looks) < 20
+    any_data = Tokenizer(tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder, value_range=None)
+    looks.clear()
+    any_data(images() * 1e4)
+    assert not looks
+    tokenizer = build("fsq")
+    tokenizer.encode(images() / 0)  # infinite values are counted elsewhere, and say nothing of a scale
+
+
+# ---- parts of one's own
 
 
 class AudioEncoder(Configured, nn.Conv1d):

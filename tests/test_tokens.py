@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import re
 import time
 from functools import partial
@@ -15,6 +16,7 @@ from vqkit import FSQ, Quantizer, ResidualQuantizer, Tokenizer, TokenShards, Tok
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.saving import files as saving_files
 from vqkit.tokens import writer as writing
+from vqkit.tokens.names import escaped, unescaped
 from vqkit.tokens.writer import storage_dtype
 
 
@@ -54,6 +56,23 @@ def fill(shards: TokenShardWriter, first: int, last: int, step: int = 3) -> None
 
 def files(directory: Path, pattern: str) -> list[str]:
     return sorted(path.name for path in directory.glob(pattern))
+
+
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"\xc3\xa9\xe9\\", b"\\xe9", b"a\nb\x7f\xc2\x85", "\u00fc\u65e5".encode(), b"\\"]
+)
+def test_names_of_any_bytes_are_escaped_and_come_back(name, tmp_path):
+    path = os.fsdecode(name)
+    shown = escaped(path)
+    assert unescaped(shown) == path
+    assert shown.encode().decode().isprintable()
+    assert (shown == path) == (path.isprintable() and "\\" not in path)
+    with writer(tmp_path) as shards:
+        if not path.isprintable() and "\n" not in path:
+            with pytest.raises(ValueError, match=r"not UTF-8: expected text; store `vqkit\.tokens\.names\.escaped"):
+                shards.add(indices(0, 1), [path])
+        shards.add(indices(0, 1), [shown])
+    assert TokenShards(tmp_path).names == [shown]
 
 
 def test_reader_gives_back_what_was_written(tmp_path):
@@ -123,7 +142,7 @@ def test_interrupted_run_continues_where_it_stopped(tmp_path):
     fill(killed, 0, 7)
     del killed  # never closed: one shard of four is on the disk, three samples are lost
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-    (tmp_path / ".tokens-00000-of-00001-000001.safetensors.partial").write_bytes(b"half")
+    (tmp_path / f".tokens-00000-of-00001-000001.safetensors.{2**30}.partial").write_bytes(b"half")
     with writer(tmp_path) as shards:
         assert shards.done == set(names(0, 4))
         fill(shards, 4, 10)
@@ -338,9 +357,9 @@ def test_the_document_runs(tmp_path, monkeypatch):
     document = Path(__file__).resolve().parent.parent / "docs/tokens.md"
     sizes = {"dim": 4, "channels": 32, "num_res_blocks": 1}
     tokenizer = Tokenizer(ConvEncoder2d(**sizes), FSQ([8, 5, 5, 5], channel_dim=1), ConvDecoder2d(**sizes)).eval()
-    tokenizer.save_pretrained(tmp_path / "runs/mine/tokenizer")
-    with TokenShardWriter(tmp_path / "runs/mine/tokens", tokenizer.quantizer) as shards:
-        shards.add(tokenizer.encode(torch.rand(6, 3, 32, 32)), [f"{number}.png" for number in range(6)])
+    tokenizer.save_pretrained(tmp_path / "runs/mine/tokens/tokenizer")
+    with TokenShardWriter(tmp_path / "runs/mine/tokens", tokenizer.quantizer, tokenizer="tokenizer") as shards:
+        shards.add(tokenizer.encode(torch.rand(6, 3, 32, 32) * 2 - 1), [f"{number}.png" for number in range(6)])
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):

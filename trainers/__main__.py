@@ -1,6 +1,10 @@
 """`python -m trainers fit|validate|test|predict --config FILE [--config OVERLAY] --data.root FOLDER`."""
 
-from trainers.run.cli import main
+import signal
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is just being imported
+    from trainers.run.cli import main
+
     main()

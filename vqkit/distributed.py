@@ -8,6 +8,8 @@ all of them enter the same collectives with the same shapes, whatever their own 
 import torch
 from torch import Tensor
 
+from vqkit.precision import widest_dtype
+
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 _LAST = torch.iinfo(torch.int64).max
 
@@ -98,18 +100,24 @@ def counter_random(positions: Tensor, *, seed: int | Tensor, step: int | Tensor)
         step: chooses an independent draw of the sequence; an int or a () int64 tensor, as is `seed`.
 
     Returns:
-        float64 in [0, 1), shape of `positions`.
+        float64 in [0, 1), shape of `positions`; float32 on devices without float64, the same numbers cut off after 24
+        bits.
 
     Source: splitmix64, Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"
     (https://doi.org/10.1145/2660193.2660195).
     """
-    return _counter_hash(positions, seed, step).bitwise_and((1 << 53) - 1).to(torch.float64) * 2.0**-53
+    bits, dtype = _counter_hash(positions, seed, step).bitwise_and((1 << 53) - 1), widest_dtype(positions.device)
+    if dtype == torch.float32:
+        return (bits >> 29).to(dtype) * 2.0**-24
+    return bits.to(dtype) * 2.0**-53
 
 
 def open_uniform(positions: Tensor, *, seed: int | Tensor, step: int | Tensor) -> Tensor:
-    """`counter_random` in the open interval (0, 1), so that its logarithms are finite: (positions,) float64."""
-    # In the middle of 2^52 intervals: neither 0 nor 1 can come out.
-    return (counter_random(positions, seed=seed, step=step) * 2**52).floor() * 2.0**-52 + 2.0**-53
+    """`counter_random` in the open interval (0, 1), so that its logarithms are finite."""
+    numbers = counter_random(positions, seed=seed, step=step)
+    width = torch.finfo(numbers.dtype).eps
+    # In the middle of 2^52 intervals, 2^23 in float32: neither 0 nor 1 can come out.
+    return (numbers / width).floor() * width + width / 2
 
 
 def shared_rows(

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqkit.precision import widened, widest_dtype
+
 
 def connected_zero(tensor: Tensor) -> Tensor:
     """A scalar () 0 that has a graph where `tensor` has one, and sends it no gradient: `backward` may start from it."""
@@ -53,36 +55,53 @@ def matrix_square_root(matrix: Tensor) -> Tensor:
     """Symmetric square root of a symmetric positive semi-definite (D, D) matrix; small negative eigenvalues count as
     zero.
     """
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigen(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (..., D), smallest first, and eigenvectors (..., D, D) in columns of symmetric matrices (..., D, D).
+
+    Decomposed on the host where the device has no float64: such devices lack decompositions, too.
+    """
+    host = matrices.cpu() if widest_dtype(matrices.device) == torch.float32 else matrices
+    values, vectors = torch.linalg.eigh(host)
+    return values.to(matrices.device), vectors.to(matrices.device)
+
+
+def negligible(dtype: torch.dtype, size: int) -> float:
+    """Share of the largest eigenvalue of (D, D) covariances below which only rounding varies: that of the float32 data,
+    or of the decomposition.
+    """
+    return max(1e-10, size * torch.finfo(dtype).eps)
 
 
 @torch.no_grad()
 def matching_map(inputs: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     """The affine map after which `inputs` (K, H) have the mean and covariance of `samples` (M, D).
 
-    With the covariances U L U^T and V S V^T, largest eigenvalues first: W = V (S / L)^(1/2) U^T, in float64. As many
-    directions are taken as both sides have; inputs of fewer than D (H < D, K <= D, or dependent columns) get the
-    leading ones of the samples and no spread in the others.
+    With the covariances U L U^T and V S V^T, largest eigenvalues first: W = V (S / L)^(1/2) U^T, in the widest dtype.
+    As many directions are taken as both sides have; inputs of fewer than D (H < D, K <= D, or dependent columns) get
+    the leading ones of the samples and no spread in the others.
 
     Returns:
         W (D, H) and c (D,), for inputs W^T + c.
     """
     mean, variances, directions = _principal_axes(inputs)
     target, wanted, axes = _principal_axes(samples)
-    # Below this, what varies is the rounding of float32.
-    rank = min(int((variances > 1e-10 * variances[0]).sum()), len(wanted))
+    least = negligible(variances.dtype, len(variances)) * variances[0]
+    rank = min(int((variances > least).sum()), len(wanted))
     scales = (wanted[:rank] / variances[:rank]).sqrt()
     weight = (axes[:, :rank] * scales) @ directions[:, :rank].mT
     return weight, target - weight @ mean
 
 
 def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), variances (D,) in falling order, and their directions (D, D) in columns; all float64."""
-    mean = rows.mean(0, dtype=torch.float64)
+    """Mean (D,), variances (D,) in falling order, and their directions (D, D) in columns; all in the widest dtype."""
+    mean = rows.mean(0, dtype=widest_dtype(rows.device))
     covariance = mean.new_zeros(len(mean), len(mean))
     for chunk in rows.split(2**14):
-        centered = chunk.to(torch.float64) - mean
+        centered = widened(chunk) - mean
         covariance += centered.mT @ centered / len(rows)
-    variances, directions = torch.linalg.eigh(covariance)
+    variances, directions = eigen(covariance)
     return mean, variances.clamp(min=0).flip(0), directions.flip(1)

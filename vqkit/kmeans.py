@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqkit.distributed import counter_random
 from vqkit.kernels import nearest, segment_stats
+from vqkit.precision import widened, widest_dtype
 
 _CHUNK = 2**16  # samples whose differences are held at once
 _DRAWS = 1024  # most candidates of a seeding pass
@@ -82,7 +83,7 @@ def _check(samples: Tensor, num_clusters: int, iterations: int) -> None:
 def _seed_centers(samples: Tensor, num_clusters: int, seed: int) -> Tensor:
     """(K, D) samples, each drawn in proportion to its squared distance from those before; repeats when all are used."""
     positions = torch.arange(len(samples), device=samples.device)
-    weights = torch.ones_like(positions, dtype=torch.float64)
+    weights = torch.ones_like(positions, dtype=widest_dtype(samples.device))
     centers, step = samples[:0], 0
     while len(centers) < num_clusters:
         wanted = min(max(1, len(centers)), num_clusters - len(centers), _DRAWS, int((weights > 0).sum()))
@@ -95,7 +96,7 @@ def _seed_centers(samples: Tensor, num_clusters: int, seed: int) -> Tensor:
         drawn = torch.topk(keys, wanted, largest=False).indices
         chance = counter_random(positions[:wanted], seed=seed, step=2 * step + 1)
         accepted = _accepted(samples[drawn], chance * weights[drawn])
-        distances = _squared_distances(samples, accepted, nearest(samples, accepted).indices).to(torch.float64)
+        distances = widened(_squared_distances(samples, accepted, nearest(samples, accepted).indices))
         weights = torch.minimum(weights, distances) if step else distances
         centers, step = torch.cat([centers, accepted]), step + 1
     return centers
@@ -104,8 +105,8 @@ def _seed_centers(samples: Tensor, num_clusters: int, seed: int) -> Tensor:
 def _accepted(candidates: Tensor, thresholds: Tensor) -> Tensor:
     """Those candidates (n, D), one after another, whose squared distance to the accepted ones exceeds the threshold."""
     rows = candidates.cpu()
-    margin = torch.full((len(rows),), torch.inf, dtype=torch.float64)
     thresholds, chosen = thresholds.cpu(), []
+    margin = torch.full_like(thresholds, torch.inf)
     for number in range(len(rows)):
         if thresholds[number] < margin[number]:
             chosen.append(number)
@@ -121,8 +122,8 @@ def _squared_distances(samples: Tensor, centers: Tensor, indices: Tensor) -> Ten
 
 
 def _means(samples: Tensor, indices: Tensor, centers: Tensor) -> Tensor:
-    """Mean of each cluster (K, D), summed in float64; empty ones move to the samples farthest from their center."""
-    counts, sums, _ = segment_stats(samples, indices, len(centers), dtype=torch.float64)
+    """Mean of each cluster (K, D), summed in the widest dtype; empty ones move to the samples farthest away."""
+    counts, sums, _ = segment_stats(samples, indices, len(centers), dtype=widest_dtype(samples.device))
     means = (sums / counts.clamp(min=1)[:, None]).to(centers.dtype)
     empty = torch.nonzero(counts == 0).squeeze(1)[: len(samples)]
     means = torch.where(counts[:, None] > 0, means, centers)

@@ -117,7 +117,8 @@ class CodebookUsage(nn.Module):
             entropy: in bits, at most log2 K.
             normalized_entropy: entropy / log2 K, in [0, 1]; 1 for K = 1.
             gini: 0 if all codes are used equally, towards 1 if one code takes all.
-            dead: number of codes never used.
+            dead: number of codes not used once since the last `reset` (`health` of a quantizer has the `underused`
+                ones of its running usage).
             top_code: share of the tokens that went to the most used code.
             top_percent: share of the tokens that went to the most used 1 % of the codes (at least one code).
             tokens: how many tokens were counted.

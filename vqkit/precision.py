@@ -1,4 +1,4 @@
-"""Keep the numbers that a codebook lives on in full precision, whatever the model around it is moved to."""
+"""The precision of numbers: the widest that a device has, and that of a codebook, whatever the model around it is."""
 
 from collections.abc import Callable
 from typing import Self
@@ -7,6 +7,31 @@ import torch
 from torch import Tensor, nn
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Types of devices none of which has float64."""
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, but float32 on devices that have none: Apple's GPUs, and those of Intel that say so of themselves."""
+    if device.type in WITHOUT_FLOAT64:
+        return torch.float32
+    if device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64:
+        return torch.float32
+    return torch.float64
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in the widest dtype of its device."""
+    return tensor.to(widest_dtype(tensor.device))
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype; beyond the range of float16, or of 8 bits, it takes the largest number there is."""
+    largest = torch.finfo(dtype).max
+    if largest < torch.finfo(torch.bfloat16).max:  # which is that of float32, but for rounding
+        tensor = tensor.clamp(-largest, largest)
+    return tensor.to(dtype)
 
 
 class FullPrecisionModule(nn.Module):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.contract.cases import CASES, DIM, Case, draws_in_training, every_case, pointwise, trains_codebook
+from tests.contract.worlds import world  # noqa: F401  # a fixture
 from vqkit import (
     FSQ,
     BaseQuantizer,
@@ -65,7 +67,7 @@ def test_decode_of_encode_is_the_eval_output_bit_for_bit(case: Case) -> None:
     output = quantizer(x)
     indices = quantizer.encode(x)
     assert torch.equal(indices, output.indices)
-    assert torch.equal(quantizer.decode(indices), output.quantized)
+    assert torch.equal(quantizer.decode(indices).to(x.dtype), output.quantized)
     with torch.no_grad():
         assert torch.equal(quantizer(x).quantized, output.quantized)
 
@@ -320,7 +322,7 @@ def test_any_layout_is_the_channel_last_one_rearranged(case: Case, channel_dim: 
     output, expected = quantizer(x), reference(x.movedim(channel_dim, -1))
     assert torch.equal(output.indices, expected.indices)
     assert torch.equal(output.quantized.movedim(channel_dim, -1), expected.quantized)
-    assert torch.equal(quantizer.decode(output.indices), output.quantized)
+    assert torch.equal(quantizer.decode(output.indices).to(x.dtype), output.quantized)
 
 
 @every_case
@@ -407,23 +409,54 @@ def test_built_on_meta_and_filled_from_a_checkpoint(case: Case) -> None:
     assert torch.equal(quantizer.eval().encode(x), reference.encode(x))
 
 
+def checkpointed(run: Callable[[Tensor], Tensor], *, depth: int, reentrant: bool = False) -> Callable[[Tensor], Tensor]:
+    for _ in range(depth):
+        run = partial(torch.utils.checkpoint.checkpoint, run, use_reentrant=reentrant)
+    return run
+
+
 @every_case
 def test_recomputation_under_activation_checkpointing_counts_nothing(case: Case) -> None:
-    plain, twin = initialized(case), initialized(case)
-    for seed in range(3):
-        x = case.example(seed=seed).requires_grad_()
-        output = plain(x)
-        (output.quantized.square().mean() + output.loss).backward()
-        y = case.example(seed=seed).requires_grad_()
+    """Also nested, and where two forwards come before the backward: each draws again what it drew."""
+    quantizers, inputs = [initialized(case) for _ in range(3)], []
+    for depth, quantizer in enumerate(quantizers):
+        for part in quantizer.modules():
+            part.auto_step = False
 
-        def run(inputs: Tensor) -> tuple[Tensor, Tensor]:
-            result = twin(inputs)
-            return result.quantized, result.loss
+        def run(x: Tensor, quantizer: BaseQuantizer = quantizer) -> Tensor:
+            result = quantizer(x)
+            return result.quantized.square().mean() + result.loss
 
-        quantized, loss = torch.utils.checkpoint.checkpoint(run, y, use_reentrant=False)
-        (quantized.square().mean() + loss).backward()
-        assert torch.equal(x.grad, y.grad)
-    assert_same_state(state_of(plain), state_of(twin))
+        inputs.append([case.example(seed=seed).requires_grad_() for seed in range(6)])
+        for pair in zip(inputs[-1][::2], inputs[-1][1::2], strict=True):
+            sum(checkpointed(run, depth=depth)(x) for x in pair).backward()
+            quantizer.step()
+    for quantizer, others in zip(quantizers[1:], inputs[1:], strict=True):
+        assert [torch.equal(x.grad, y.grad) for x, y in zip(inputs[0], others, strict=True)] == [True] * 6
+        assert_same_state(state_of(quantizers[0]), state_of(quantizer))
+
+
+@every_case
+def test_reentrant_checkpointing_is_refused_and_forwards_without_gradients_are_not(case: Case) -> None:
+    quantizer, x = initialized(case), case.example().requires_grad_()
+    quantizer(x).loss.backward()
+    with torch.no_grad():
+        quantizer(x)
+    with torch.inference_mode():
+        quantizer(x.detach())
+    run = checkpointed(lambda y: quantizer(y).quantized, depth=1, reentrant=True)
+    with pytest.raises(RuntimeError, match=r"pass use_reentrant=False, or call \.eval"):
+        run(x)
+    quantizer.eval()
+    run(x).sum().backward()
+
+
+@every_case
+def test_the_loss_of_frozen_features_has_a_backward(case: Case) -> None:
+    quantizer = initialized(case).requires_grad_(False)
+    for x, mask in ((case.example(), True), (case.example(), False)):
+        quantizer(x, torch.full(case.positions(x), mask)).loss.backward()
+    assert not quantizer.eval()(case.example()).loss.requires_grad
 
 
 def test_initialize_from_no_samples_is_refused() -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from vqkit import BridgedCodebook, Quantizer, bake
+from vqkit import BridgedCodebook, CodebookUsage, EMACodebook, GroupedQuantizer, Quantizer, ResidualQuantizer, bake
 from vqkit.methods import METHODS
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -48,11 +48,21 @@ def test_one_code(method: str) -> None:
     ],
     ids=["one vector", "fewer vectors than codes", "one dimension", "equal vectors"],
 )
-@pytest.mark.filterwarnings("ignore:.*the codes spread")
+@pytest.mark.filterwarnings("ignore:.*the codes spread", "ignore:.*initialize got")
 def test_small_sets(method: str, sizes: dict[str, int], samples: torch.Tensor, batch: torch.Tensor) -> None:
     quantizer = build(method, **sizes)
     quantizer.initialize([samples])
     assert train(quantizer, batch).shape == batch.shape[:1]
+
+
+def test_too_few_vectors_for_the_codes_of_any_stage_are_said_with_their_number() -> None:
+    stage = partial(Quantizer, "ema", dim=4, codebook_size=16)
+    nan = torch.full((30, 4), float("nan"))  # does not count
+    for quantizer, codes in ((stage(), 16), (GroupedQuantizer(partial(stage, dim=2), 2), 16)):
+        with pytest.warns(UserWarning, match=f"got 9 vectors, 9 of them different, for {codes} codes"):
+            quantizer.initialize([torch.cat([torch.randn(9, 4), nan])])
+    with pytest.warns(UserWarning, match="got 16 vectors, 1 of them different, for 16 codes"):
+        ResidualQuantizer(stage, 2).initialize([torch.randn(16, 4)])
 
 
 @every_method
@@ -74,3 +84,31 @@ def test_of_equal_codes_the_first_is_taken(method: str, normalize: bool) -> None
         table[4:] = table[:4].clone()
     indices = quantizer.encode(torch.randn(100, 4))
     assert indices.max() < 4 and len(indices.unique()) > 1
+
+
+@pytest.mark.parametrize("auto_step", [True, False])
+def test_training_that_nobody_initialized_says_so_once(auto_step: bool) -> None:
+    quantizer = Quantizer("vq", dim=4, codebook_size=64, auto_step=auto_step)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            quantizer(torch.randn(20, 4))
+            quantizer(torch.randn(20, 4))
+            quantizer.step()
+
+    train(40)
+    with pytest.warns(UserWarning, match=r"call initialize\(latents\) before training") as warned:
+        train(200)
+    assert len(warned) == 1
+
+
+def test_underused_codes_are_those_of_the_running_usage_and_dead_ones_those_of_a_count() -> None:
+    """With a decay of 0 the window of the running usage is a step."""
+    quantizer = Quantizer("ema", dim=4, codebook_size=16, codebook=partial(EMACodebook, usage_decay=0.0))
+    quantizer.initialize([torch.randn(200, 4)])
+    usage, x = CodebookUsage(16), quantizer.codebook.vectors[:4].repeat(5, 1)
+    usage.update(quantizer(x).indices)
+    quantizer.step()
+    assert quantizer.health()["underused"] == 12 / 16 and usage.compute()["dead"] == 12
+    usage.update(torch.arange(16))
+    assert quantizer.health()["underused"] == 12 / 16 and usage.compute()["dead"] == 0

@@ -1,7 +1,6 @@
 """The search as an operator: memory, compile, export, vmap, dispatch, and what is refused."""
 
 import resource
-import sys
 
 import pytest
 import torch
@@ -144,11 +143,11 @@ def test_wrong_dtypes_and_devices_are_named() -> None:
 
 def test_a_device_without_float64_says_high(monkeypatch: pytest.MonkeyPatch, torch_path: None) -> None:
     """Such a device searches in float32 throughout, and refuses to promise more."""
-    from vqkit.kernels import bounds, search_path
+    from vqkit import precision
+    from vqkit.kernels import search_path
 
-    for module in ("torch_search.float64_ties", "torch_search.search", "nearest"):
-        monkeypatch.setattr(sys.modules[f"vqkit.kernels.{module}"], "widest_dtype", lambda device: torch.float32)
-    assert bounds.widest_dtype(torch.device("mps")) == torch.float32
+    assert precision.widest_dtype(torch.device("mps")) == torch.float32
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"cpu"})
     assert search_path("cpu")[:2] == ("torch", "high")
     x, codes = data_set("gaussian")
     with pytest.raises(ValueError, match="precision is 'exact', but cpu has no float64"):

@@ -68,7 +68,7 @@ def walk(codec: CrossScaleTokenizer, wave: Tensor, used: Tensor) -> tuple[Tensor
 def test_the_walk_is_that_of_the_equations(depths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     codec = build()
     used = torch.tensor(depths)
-    monkeypatch.setattr(CrossScaleQuantizer, "sample_depths", lambda self, batch_size: used)
+    monkeypatch.setattr(CrossScaleQuantizer, "sample_depths", lambda self, step, batch_size: used)
     wave = torch.randn(3, 1, 240, dtype=torch.float64)
     sound, codes, loss = walk(codec, wave, used)
     direction = torch.randn_like(sound)

@@ -108,7 +108,7 @@ def test_initialize_fits_every_group_to_its_channels() -> None:
     variance = data.var(0).split([3, 5, 3], -1)
     assert all(float(e.mean() / v.mean()) < 0.75 for e, v in zip(error, variance, strict=True))
     report = quantizer.health()
-    assert report["group_1/scale_ratio"] == pytest.approx(1, abs=0.3) and "group_2/stage_1/dead" in report
+    assert report["group_1/scale_ratio"] == pytest.approx(1, abs=0.3) and "group_2/stage_1/underused" in report
 
 
 def test_nested_in_a_residual_quantizer() -> None:

@@ -306,7 +306,7 @@ def test_residual_quantizers_nest_and_equal_the_flat_chain(estimator: Estimator 
     for levels in range(1, 7):
         prefix = outputs[0].indices[:, :levels]
         torch.testing.assert_close(outer.decode(prefix), flat.decode(prefix), rtol=0, atol=1e-5)
-    assert outer.eval().health().keys() >= {"stage_0/stage_1/dead"}
+    assert outer.eval().health().keys() >= {"stage_0/stage_1/underused"}
 
 
 def test_dropout_inside_and_outside_of_a_nest_leaves_out_what_either_drops() -> None:

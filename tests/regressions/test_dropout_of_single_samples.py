@@ -16,7 +16,7 @@ from vqkit import Quantizer, ResidualQuantizer
 class FixedShare(ResidualQuantizer):
     """Shortens the first floor(B p) samples."""
 
-    def sample_depths(self, batch_size: int) -> Tensor:
+    def sample_depths(self, step: int, batch_size: int) -> Tensor:
         depths = torch.full((batch_size,), len(self.stages))
         share = int(self.dropout * batch_size)
         depths[:share] = torch.randint(1, len(self.stages) + 1, (share,))

@@ -33,7 +33,7 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equ
 class DepthOnTheHost(ResidualQuantizer):
     """Draws one depth for the batch, as a Python number."""
 
-    def sample_depths(self, batch_size: int) -> Tensor:
+    def sample_depths(self, step: int, batch_size: int) -> Tensor:
         depth = int(torch.randint(1, len(self.stages) + 1, (1,)))
         return torch.full((batch_size,), depth)
 

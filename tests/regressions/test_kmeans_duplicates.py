@@ -32,6 +32,7 @@ def check(fit: Callable[[Tensor], Tensor], samples: Tensor) -> None:
     assert nearest.max() < 0.1 * samples.std(), "the samples have no codes of their own"
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_vqkit_does_not_have_the_fault() -> None:
     samples = torch.randn(16, 4)
     check(initialized, samples)

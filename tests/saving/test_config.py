@@ -213,7 +213,7 @@ def test_recording_leaves_module_and_signature_alone() -> None:
     assert not whole.state_dict()
     assert list(inspect.signature(Whole).parameters) == ["method", "dim", "book", "part", "parts"]
     assert list(inspect.signature(Bare).parameters) == ["weight"]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'dimm'"):
+    with pytest.raises(TypeError, match="Whole has no argument 'dimm': did you mean 'dim'"):
         Whole(dimm=4)  # type: ignore[call-arg]
 
 
@@ -295,7 +295,10 @@ def test_packages_must_be_allowed() -> None:
     [
         ([], "a dictionary with the key 'class_path'"),
         ({"init_args": {}}, "a dictionary with the key 'class_path'"),
-        ({"class_path": f"{__name__}.Part", "init_args": {"weigth": 1}}, "does not take these arguments: .*'weigth'"),
+        (
+            {"class_path": f"{__name__}.Part", "init_args": {"weigth": 1}},
+            "does not take these arguments: .*'weigth': did you mean 'weight'",
+        ),
         ({"class_path": f"{__name__}.Whole"}, "does not take these arguments: .*'dim'"),
         ({"class_path": f"{__name__}.Part", "init_args": [1]}, "init_args is a dictionary"),
         (

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqkit.saving import pretrained
+from tests.saving.failing import failing
 from vqkit.saving.pretrained import Pretrained
 from vqkit.version import __version__
 
@@ -116,13 +116,17 @@ def test_shared_tensors_stay_shared_and_can_be_saved(saved: Path) -> None:
 
 def test_the_configuration_is_readable_and_versioned(saved: Path) -> None:
     text = (saved / "config.json").read_text()
+    mark = json.loads(text)["saved_together"]
     assert json.loads(text) == {
         "format": "vqkit",
         "format_version": 3,
         "vqkit_version": __version__,
         "class_path": f"{__name__}.Model",
         "init_args": {"dim": 3, "scale": 0.5},
+        "saved_together": mark,
     }
+    filled_model().save_pretrained(saved)
+    assert (saved / "config.json").read_text() == text
     assert '\n  "format_version": 3,\n' in text
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
     plain = saved / "plain"
@@ -153,21 +157,31 @@ def test_a_module_of_another_floating_type_comes_back_in_it(dtype: torch.dtype, 
     assert restored.counts.dtype == torch.int64
 
 
-def test_saving_again_replaces_and_an_error_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("call", "after"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("replace", 0)])
+def test_saving_again_replaces_and_a_full_disk_leaves_the_old_model(
+    saved: Path, call: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     model = filled_model()
     model.steps = 9
-
-    def fail(tensors: dict[str, Tensor], filename: Path, **kwargs: Any) -> None:
-        filename.write_bytes(b"half a file")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as context, pytest.raises(OSError, match="disk full"):
-        context.setattr(pretrained, "save_file", fail)
-        model.save_pretrained(saved)
+    with monkeypatch.context() as context:
+        context.setattr(os, call, failing(getattr(os, call), after=after))
+        with pytest.raises(OSError, match=r"was not written \(No space left on device\): free some space"):
+            model.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     model.save_pretrained(saved)
     assert Model.from_pretrained(saved, allow=ALLOW).steps == 9
+
+
+def test_a_pair_that_was_not_saved_together_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves that comes between the moves of the two files."""
+    model = filled_model()
+    model.steps = 9
+    with monkeypatch.context() as context, pytest.raises(OSError, match="was not written"):
+        context.setattr(os, "replace", failing(os.replace, after=1))
+        model.save_pretrained(saved)
+    with pytest.raises(ValueError, match=r"model\.safetensors: was saved with another config\.json .* save the model"):
+        Model.from_pretrained(saved, allow=ALLOW)
 
 
 def test_state_that_would_need_pickle_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -269,12 +283,19 @@ def test_constants_that_are_not_finite_are_those_of_the_constructor(tmp_path: Pa
         Masked.from_pretrained(tmp_path, allow=ALLOW)
 
 
-def test_missing_directories_and_files_are_named(tmp_path: Path) -> None:
+def test_missing_directories_and_files_are_named(saved: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         Model.from_pretrained(tmp_path)
     for name in (tmp_path / "none", str(tmp_path / "none"), "./runs/none", "none", "a/b/c", "../none"):
         with pytest.raises(FileNotFoundError, match="neither an existing directory nor a hub id"):
             Model.from_pretrained(name)
+    with pytest.raises(FileNotFoundError, match=f"{saved} below it is one"):
+        Model.from_pretrained(saved.parent)
+    monkeypatch.chdir(saved.parent.parent)
+    name = f"{saved.parent.name}/other"
+    words = f"the folders in {saved.parent} are {saved.name}; for the hub's {name!r} give revision='main'"
+    with pytest.raises(FileNotFoundError, match=re.escape(words)):
+        Model.from_pretrained(name)
     with pytest.raises(ValueError, match="revision='main' is for hub ids"):
         Model.from_pretrained(tmp_path, revision="main")
 
@@ -318,6 +339,18 @@ def test_the_hub_gives_back_what_it_was_given(tmp_path: Path, monkeypatch: pytes
         ("upload_folder", "user/my-model_1.0", "first"),
         ("snapshot_download", "user/my-model_1.0", "main", ["config.json", "model.safetensors"]),
     ]
+
+
+@pytest.mark.parametrize("error", [OSError("401\nlong"), ValueError("too long an id")])
+def test_what_the_hub_has_not_is_said_in_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
+    words = f"'user/none' is not a directory in {Path.cwd()}, and the hub gave no such model: {type(error).__name__}: "
+    with pytest.raises(FileNotFoundError, match=re.escape(words)) as raised:
+        Model.from_pretrained("user/none")
+    assert "\n" not in str(raised.value)
 
 
 def test_our_calls_fit_the_installed_hub_library() -> None:

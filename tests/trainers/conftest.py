@@ -1,5 +1,6 @@
 """The command line in this process, on a few pictures."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ TINY = {
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "pictures"
     draw_pictures(folder, 12)
+    (folder / "011.png").rename(folder / os.fsdecode(b"caf\xe9\n.png"))  # a name that is no text
     return folder
 
 

@@ -51,8 +51,9 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
 
     code, output, errors = cli("predict", **alone)
     assert code == 0, errors
+    assert "the centre square of each is encoded: 10% of their area is left out, of one 10%" in output
     shards = TokenShards(run / "tokens")
-    assert len(shards) == 12
+    assert shards.names == [*(f"{number:03d}.png" for number in range(11)), r"caf\xe9\x0a.png"]
     assert shards[0]["indices"].shape == (4, 4)
     code, output, errors = cli("predict", **alone)
     assert code == 0, errors
@@ -229,6 +230,9 @@ MISTAKES = [
     ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path='nowhere.ckpt': nowhere.ckpt does not exist"),
     ({"config": "configs/nowhere.yaml"}, "configs/nowhere.yaml"),
     ({"trainer.max_steps": "many"}, "trainer.max_steps"),
+    ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn: expected auto or ddp"),
+    ({"trainer.strategy": "ddp_notebook"}, "trainer.strategy=ddp_notebook: expected auto or ddp"),
+    ({"trainer.strategy": "fsdp"}, "trainer.strategy=fsdp: expected auto or ddp"),
 ]
 
 

@@ -75,6 +75,7 @@ def shrunk(config, channels):
     return small
 
 
+@pytest.mark.filterwarnings("ignore:.*initialize got")
 @pytest.mark.parametrize("run", few(RUNS, *USUAL))
 def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")

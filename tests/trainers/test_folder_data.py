@@ -1,6 +1,9 @@
 """What holds for folders of images and of recordings alike: which files are used, and what a sample depends on."""
 
+import errno
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +13,18 @@ from typing import Any
 import lightning
 import numpy
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from trainers.audio import AudioFolderData
-from trainers.data.files import split
+from trainers.data.files import NOT_PLAIN, split
 from trainers.data.folder import FolderData
 from trainers.image import ImageFolderData
 from trainers.image.files import ImageFile
+from vqkit.tokens.names import unescaped
 
 
 @dataclass
@@ -63,7 +68,7 @@ IMAGES = Kind(
     draw_pictures,
     ImageFolderData,
     {"resolution": 32},
-    ({"resolution": 31},),
+    ({"resolution": 31}, {"white": 4095}),
 )
 RECORDINGS = Kind(
     "audio",
@@ -115,12 +120,15 @@ def test_files_that_fail_when_they_are_read_are_replaced_in_training_and_named_o
     kind.write(tmp_path / "train", 9)
     kind.write(tmp_path / "validation", 3, seed=50)
     spoilt = [tmp_path / folder / f"0015{kind.suffix}" for folder in ("train", "validation")]
-    for path, number in zip(spoilt, (2, 1), strict=True):
-        whole = (path.parent / kind.name(number)).read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])  # the header is whole
+    for path, number in zip(spoilt, (2, 1), strict=True):  # their headers are whole
+        if kind is RECORDINGS:
+            soundfile.write(path, numpy.full(8000 + number, numpy.nan), 8000, format="WAV", subtype="FLOAT")
+        else:
+            whole = (path.parent / kind.name(number)).read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
     options = {"validation_root": str(tmp_path / "validation"), "cache_bytes": 0, "batch_size": 2, "seed": 1}
     data = kind.ready(tmp_path / "train", num_workers=workers, **options)
-    with pytest.warns(UserWarning, match=rf"0015.* is left out or replaced by the next {kind.noun}") as caught:
+    with pytest.warns(UserWarning, match=rf"0015.* is replaced by the next {kind.noun}") as caught:
         _, seen = stream(data, kind.key, 15)
     assert len(caught) == 1 and len(seen) == 30 and spoilt[0].name not in seen
     with pytest.warns(UserWarning, match=r"0015.* is left out"):
@@ -128,6 +136,106 @@ def test_files_that_fail_when_they_are_read_are_replaced_in_training_and_named_o
     assert sorted(data.skipped) == [str(path) for path in spoilt]
     with pytest.warns(UserWarning):
         assert stream(kind.ready(tmp_path / "train", **options), kind.key, 15)[1] == seen
+
+
+# ---- what a scan meets
+
+AWKWARD = [
+    b"caf\xe9",
+    b"caf\xe8",
+    b"caf\\xe9",
+    "caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode(),
+    b"cafe\xcc\x81",  # the same letter as two
+    b"new\nline\ttab",
+    b"-rf",
+    b"\"quotes'",
+    b" space ",
+    b"next\xc2\x85line\xe2\x80\xa8",
+    b"x" * 250,
+]
+
+
+@each
+def test_names_of_any_bytes_are_kept_apart_and_shown_as_text(kind, tmp_path):
+    kind.write(tmp_path, len(AWKWARD))
+    for number, name in enumerate(AWKWARD):
+        (tmp_path / kind.name(number)).rename(tmp_path / os.fsdecode(name + kind.suffix.upper().encode())[:255])
+    data = kind.make(tmp_path)
+    found = names(data.predict_dataloader())
+    assert not data.skipped and len(set(found)) == len(AWKWARD)
+    assert {unescaped(name) for name in found} == set(os.listdir(tmp_path))
+    assert all(name.isprintable() or name.startswith("next") for name in found)
+    assert "\n".join(found).encode().count(b"\n") == len(AWKWARD) - 1
+    data.leave_out_predicted(lambda: set(found[1:]))
+    assert names(data.predict_dataloader()) == found[:1]
+    assert set(stream(kind.ready(tmp_path, batch_size=1), kind.key, 20)[1]) <= set(found)
+    (broken,) = (path for path in tmp_path.iterdir() if path.name.startswith("new"))
+    broken.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"new\\x0aline\\x09tab"):
+        kind.make(tmp_path).setup("predict")
+
+
+@each
+def test_what_a_scan_cannot_look_into_is_named_with_the_reason(kind, tmp_path, monkeypatch):
+    kind.write(tmp_path / "photos", 3)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "photos" / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "photos" / f"itself{kind.suffix}").symlink_to(tmp_path / "photos" / f"itself{kind.suffix}")
+    (tmp_path / "photos" / "back").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "photos" / f"pipe{kind.suffix}")
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(tmp_path)  # the path of a socket is short
+        listening.bind(f"socket{kind.suffix}")
+    scandir, closed = os.scandir, tmp_path / "closed"
+
+    def refusing(folder):  # the superuser may read all
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    folder = kind.make(tmp_path).find(tmp_path)
+    assert [file.name for file in folder.files] == [f"photos/{kind.name(number)}" for number in range(3)]
+    reasons = {Path(path).relative_to(tmp_path).as_posix(): reason for path, reason in folder.skipped.items()}
+    assert reasons == {
+        "closed": "a folder that cannot be read: Permission denied",
+        "photos/nowhere": "a link that leads nowhere: No such file or directory",
+        f"photos/itself{kind.suffix}": "a link that leads nowhere: Too many levels of symbolic links",
+        f"photos/pipe{kind.suffix}": NOT_PLAIN,
+        f"socket{kind.suffix}": NOT_PLAIN,
+    }
+
+
+@each
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(kind, tmp_path, monkeypatch):
+    kind.write(tmp_path, 3)
+    opened = os.open
+
+    def refusing(path, *arguments):
+        if Path(path).name == kind.name(1):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refusing)
+    folder = kind.make(tmp_path).find(tmp_path)
+    assert [file.name for file in folder.files] == [kind.name(0), kind.name(2)]
+    assert folder.skipped == {str(tmp_path / kind.name(1)): "cannot be read: Permission denied"}
+
+
+AFTER_THE_SCAN = {"pipe": os.mkfifo, "folder": os.mkdir, "empty": Path.touch, "gone": lambda path: None}
+
+
+@each
+@pytest.mark.parametrize("becomes", AFTER_THE_SCAN)
+def test_a_file_that_stops_being_one_after_the_scan_is_replaced_and_named_once(kind, becomes, tmp_path):
+    kind.write(tmp_path, 12)
+    data = kind.ready(tmp_path, cache_bytes=0, batch_size=2)
+    path = tmp_path / data.initialization_dataloader().dataset.store.files[0].name
+    path.unlink()
+    AFTER_THE_SCAN[becomes](path)
+    with pytest.warns(UserWarning, match=f"{path.name} is replaced by the next {kind.noun}: ") as caught:
+        _, seen = stream(data, kind.key, 12)
+    assert len(caught) == 1 and path.name not in seen
 
 
 # ---- the split

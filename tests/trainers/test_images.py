@@ -1,5 +1,8 @@
 """Image files as data: which are used, what a crop is, and what evaluation sees."""
 
+import io
+import re
+import struct
 from pathlib import Path
 
 import numpy
@@ -54,10 +57,159 @@ def pixels(path: Path, shorter_side: int = 1000) -> numpy.ndarray:
     return files.read(path, shorter_side=shorter_side)
 
 
-def test_sixteen_bits_keep_their_range(tmp_path):
-    values = numpy.array([[0, 257, 32768, 65535]] * 4, dtype=numpy.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+# ---- what the numbers mean
+
+
+def tiff(path: Path, values: numpy.ndarray, *, extra: tuple[int, ...] = (), white_is_zero: bool = False) -> Path:
+    """A plain TIFF of (height, width[, bands]), of the array's type, with `extra` samples after the colours."""
+    height, width, bands = (*values.shape, 1)[:3]
+    photometric = 0 if white_is_zero else 1 if bands - len(extra) < 3 else 2
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = {256: [width], 257: [height], 258: [8 * values.itemsize] * bands, 259: [1], 262: [photometric], 273: [0]}
+    tags |= {277: [bands], 278: [height], 279: [values.nbytes], 338: list(extra), 339: [kind] * bands}
+    tags = {tag: entry for tag, entry in tags.items() if entry}
+    place = 14 + 12 * len(tags)
+    tags[273] = [place + sum(2 * len(entry) for entry in tags.values() if len(entry) > 2)]
+    entries, behind = b"", b""
+    for tag, entry in tags.items():
+        packed = struct.pack(f"<{len(entry)}H", *entry)
+        entries += struct.pack("<HHI", tag, 3, len(entry))
+        if len(packed) <= 4:
+            entries += packed.ljust(4, b"\0")
+        else:
+            entries += struct.pack("<I", place + len(behind))
+            behind += packed
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    path.write_bytes(header + entries + bytes(4) + behind + values.tobytes())
+    return path
+
+
+RAMP = numpy.linspace(0, 1, 256).reshape(16, 16)
+GREYS = numpy.arange(256).reshape(16, 16)
+
+
+def png(path: Path, values: numpy.ndarray) -> Path:
+    Image.fromarray(values).save(path)
+    return path
+
+
+GREY_FILES = {
+    "16 bits": (lambda path: png(path, (RAMP * 65535).astype("u2")), None),
+    "12 bits in 16": (lambda path: png(path, (RAMP * 4095).round().astype("u2")), 4095),
+    "16 bits of TIFF": (lambda path: tiff(path, (RAMP * 65535).astype("u2")), None),
+    "12 bits in 16 of TIFF, white is 0": (
+        lambda path: tiff(path, 4095 - (RAMP * 4095).round().astype("u2"), white_is_zero=True),
+        4095,
+    ),
+    "signed 16 bits": (lambda path: tiff(path, (RAMP * 32767).astype("i2")), None),
+    "32 bits": (lambda path: tiff(path, (RAMP * 65535).astype("u4")), 65535),
+    "floats": (lambda path: tiff(path, RAMP.astype("f4")), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GREY_FILES)
+def test_all_levels_of_grey_are_read_whatever_the_type(name, tmp_path):
+    write, white = GREY_FILES[name]
+    read = files.read(write(tmp_path / ("a.png" if "TIFF" not in name else "a.tif")), shorter_side=99, white=white)
+    assert numpy.abs(read - GREYS[..., None].astype(int)).max() <= 1 and len(numpy.unique(read)) >= 255
+
+
+UNCLEAR = {
+    "floats": (lambda path: tiff(path, RAMP.astype("f4")), None, "give the value as white"),
+    "not a number": (lambda path: tiff(path, RAMP.astype("f4") * numpy.nan), 1, "values from nan to nan"),
+    "32 bits": (lambda path: tiff(path, (RAMP * 65535).astype("u4")), None, "integers of 32 bits.* give the value"),
+    "negative": (lambda path: tiff(path, (RAMP * 999 - 500).astype("i2")), None, "values from -500 to 499, expected 0"),
+    "signed 8 bits": (lambda path: tiff(path, (RAMP * 99).astype("i1")), None, "signed values of 8 bits"),
+    "beyond white": (lambda path: png(path, (RAMP * 5000).astype("u2")), 4095, "values from 0 to 5000, .*white=4095"),
+    "colour": (lambda path: tiff(path, numpy.zeros((4, 4, 3), "u2")), 4095, "white=4095 cannot be used: convert"),
+    "five bands": (lambda path: tiff(path, numpy.zeros((4, 4, 5), "u1"), extra=(0, 0)), None, "5 bands"),
+    "five bands, one opacity": (lambda path: tiff(path, numpy.zeros((4, 4, 5), "u1"), extra=(2, 0)), None, "5 bands"),
+    "two bands": (lambda path: tiff(path, numpy.zeros((4, 4, 2), "u1")), None, "Pillow can identify"),
+    "FITS": (lambda path: fits(path), None, "numbers of FITS"),
+}
+
+
+def fits(path: Path) -> None:
+    cards = ["SIMPLE  =                    T", "BITPIX  =                   16", "NAXIS   =                    2"]
+    cards += [
+        "NAXIS1  =                    4",
+        "NAXIS2  =                    4",
+        "BZERO   =                32768",
+        "END",
+    ]
+    path.write_bytes("".join(f"{card:80}" for card in cards).ljust(2880).encode() + bytes(2880))
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_numbers_without_a_known_meaning_are_left_out_with_the_reason(name, tmp_path):
+    write, white, message = UNCLEAR[name]
+    write(tmp_path / ("a.fits" if name == "FITS" else "a.tif" if name != "beyond white" else "a.png"))
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(ValueError, match=message):
+        files.read(path, shorter_side=99, white=white)
+    found = files.scan(tmp_path, min_size=1, white=white)
+    assert len(found.files) + len(found.skipped) == 1  # either the header tells, or reading the numbers does
+
+
+@pytest.mark.parametrize(("extra", "opaque"), [((), True), ((0,), True), ((1,), False), ((2,), False)])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_a_fourth_band_of_tiff_is_opacity_only_if_the_file_says_so(kind, extra, opaque, tmp_path):
+    values = numpy.zeros((4, 4, 4), kind)
+    assert (pixels(tiff(tmp_path / "a.tif", values, extra=extra)) == (0 if opaque else 255)).all()
+
+
+@pytest.mark.parametrize(("types", "opaque"), [(None, True), ((0, 0, 0, 65535), True), ((0, 0, 0, 1), False)])
+def test_a_fourth_band_of_jpeg_2000_is_opacity_only_if_the_file_says_so(types, opaque, tmp_path):
+    written = io.BytesIO()
+    Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(written, "JPEG2000", irreversible=False)
+    content = re.sub(rb"\0\0\0.cdef.{26}", b"", written.getvalue(), flags=re.DOTALL)
+    start = content.index(b"jp2h") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    if len(content) < len(written.getvalue()):
+        length -= len(written.getvalue()) - len(content)
+    channels = b"" if types is None else struct.pack(">I4sH", 34, b"cdef", 4)
+    for number, kind in enumerate(types or ()):
+        channels += struct.pack(">3H", number, kind, 0 if kind else number + 1)
+    header = struct.pack(">I", length + len(channels)) + content[start + 4 : start + length] + channels
+    (tmp_path / "a.jp2").write_bytes(content[:start] + header + content[start + length :])
+    assert (pixels(tmp_path / "a.jp2") == (0 if opaque else 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("greatest", "message"), [(4095, "is 4095, and 65535 .*white=4095, or white=65535"), (40000, "")]
+)
+def test_a_folder_that_uses_a_part_of_16_bits_is_named_with_the_value_to_give(greatest, message, tmp_path):
+    draw_pictures(tmp_path, 2)
+    for number in range(40):
+        png(tmp_path / f"deep{number}.png", numpy.full((40, 40), greatest - number, "u2"))
+    if message:
+        with pytest.warns(UserWarning, match=f"greatest value in 20 of 40 images .* {message}"):
+            IMAGES.make(tmp_path).find(tmp_path)
+    else:
+        IMAGES.make(tmp_path).find(tmp_path)
+    assert not IMAGES.make(tmp_path, white=65535).find(tmp_path).skipped
+    assert IMAGES.make(tmp_path, white=65535).predict_hash() != IMAGES.make(tmp_path, white=65534).predict_hash()
+
+
+def test_larger_images_than_max_pixels_are_left_out_with_the_name_of_the_setting(tmp_path):
+    draw_pictures(tmp_path, 3)
+    photo(tmp_path / "large.png", size=(100, 100))
+    for limit, left_out in ((9999, True), (10000, False)):
+        skipped = IMAGES.make(tmp_path, max_pixels=limit).find(tmp_path).skipped
+        assert bool(skipped) == left_out
+    with pytest.raises(ValueError, match="more than max_pixels=5000 pixels: raise it"):
+        files.read(tmp_path / "large.png", shorter_side=9, max_pixels=5000)
+
+
+def test_an_image_that_was_replaced_since_the_scan_is_not_used(tmp_path):
+    draw_pictures(tmp_path, 12)
+    images = IMAGES.make(tmp_path, cache_bytes=0)
+    images.setup("fit")
+    changed = images.initialization_dataloader().dataset.store.files[0].name
+    photo(tmp_path / changed, size=(90, 50))
+    with pytest.warns(UserWarning, match="no longer the image of 40x36 pixels"):
+        _, seen = stream(images, "image", 6)
+    assert changed not in seen
 
 
 def test_transparent_pixels_become_white(tmp_path):
@@ -77,8 +229,9 @@ def test_first_frame_of_an_animation_is_the_picture(tmp_path):
     assert pixels(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow turns TIFF files by itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     upright = numpy.zeros((40, 60, 3), numpy.uint8)
     upright[:20, :30] = 255  # the upper left quarter is white
     stored = {
@@ -93,8 +246,8 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[files.ORIENTATION_TAG] = orientation
-    Image.fromarray(numpy.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    assert numpy.array_equal(pixels(tmp_path / "a.png"), upright)
+    Image.fromarray(numpy.ascontiguousarray(stored)).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert numpy.array_equal(pixels(tmp_path / f"a.{suffix}"), upright)
     found = files.scan(tmp_path, min_size=1).files[0]
     assert (found.height, found.width) == (40, 60)
 
@@ -129,7 +282,6 @@ def test_unusable_files_are_skipped_counted_and_named(tmp_path):
     assert reasons["tiny.png"] == "too small: 31x90 pixels, min_size is 32"
     assert reasons["text.jpg"] == "not an image that Pillow can identify"
     assert "14 images" in text
-    assert "5 files skipped" in text
     assert all(any(name in str(warning.message) for warning in caught) for name in reasons)
 
 
@@ -189,6 +341,14 @@ def test_small_images_are_enlarged_where_min_size_allows_it(tmp_path):
     assert next(iter(images.val_dataloader()))["image"].shape[1:] == (3, 32, 32)
 
 
-def test_a_scale_out_of_order_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"random_scale must be \(least, greatest\)"):
-        IMAGES.make(tmp_path, random_scale=(0.8, 0.5))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"random_scale": (0.8, 0.5)}, r"random_scale must be \(least, greatest\)"),
+        ({"white": 0}, "white must be a positive value"),
+        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        IMAGES.make(tmp_path, **options)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.trainers.pictures import draw_pictures
+from trainers.core.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,15 +19,20 @@ import os, signal
 from lightning.pytorch import Callback
 
 class Killer(Callback):
-    """Ends the process without notice in the middle of an accumulation, one step after a checkpoint."""
+    """Signals the process in the middle of an accumulation, one step after a checkpoint."""
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.fit_loop.total_batch_idx + 1 == {batch}:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.{name})
 '''
 
 
-def start(folder, name, *arguments):
-    command = [sys.executable, "-m", "trainers", "fit", "--config", "configs/image/quickstart.yaml"]
+def heed():
+    """SIGINT, which a shell lets processes in the background ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start(folder, name, *arguments, subcommand="fit", start_new_session=False, **environment):
+    command = [sys.executable, "-m", "trainers", subcommand, "--config", "configs/image/quickstart.yaml"]
     options = {
         "name": name,
         "runs": folder / "runs",
@@ -48,24 +54,36 @@ def start(folder, name, *arguments):
         "trainer.limit_val_batches": 1,
     }
     command += [f"--{key}={value}" for key, value in options.items()]
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "disabled",
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes)
+    variables = (
+        os.environ
+        | environment
+        | {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "disabled",
+        }
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heed}
+    pipes["start_new_session"] = start_new_session
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=variables, **pipes)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "status", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGTERM", 143, 6), ("SIGINT", 130, 6)]
+)
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, name, status, step):
     draw_pictures(tmp_path / "pictures", 16)
-    # Step 3 has a checkpoint; batch 10 is amid the second pass over the data, and amid an accumulation.
-    (tmp_path / "killer.py").write_text(KILLER.format(batch=10))
+    # Step 4 has a checkpoint, since a validation follows; batch 10 is amid the second pass over the data, and amid an
+    # accumulation.
+    (tmp_path / "killer.py").write_text(KILLER.format(batch=10, name=name))
     whole = start(tmp_path, "whole")
-    killed = start(tmp_path, "broken", "--trainer.callbacks+=killer.Killer")
-    _, errors = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, errors
+    stopped = start(tmp_path, "broken", "--trainer.callbacks+=killer.Killer")
+    _, errors = stopped.communicate()
+    assert stopped.returncode == status, errors
+    assert "Traceback" not in errors
+    assert (f"stopped by {name} at step {step}; to go on: " in errors) == (name != "SIGKILL")
+    assert read_checkpoint(tmp_path / "runs/broken/checkpoints/last.ckpt")["global_step"] == step
     resumed = start(tmp_path, "broken", "--ckpt_path=last")
     for process in (whole, resumed):
         output, errors = process.communicate()

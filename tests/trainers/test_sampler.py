@@ -89,6 +89,8 @@ def test_place_survives_a_change_of_batch_size_and_ranks(monkeypatch):
     second = loader(40, batch_size=2)
     second.load_state_dict(place)
     assert (second.epoch, second.batch) == (0, 6)
+    with pytest.warns(UserWarning, match="after 24 samples of a pass, which batches of 10 .* next 6 are left out"):
+        loader(40, batch_size=5).load_state_dict(place)
 
 
 def test_other_data_is_announced_on_resume():

@@ -119,10 +119,10 @@ def test_all_parts_of_a_fit_are_one_run_whose_steps_do_not_go_back(offline, tmp_
 
 @pytest.mark.slow
 def test_a_value_that_differs_is_logged_again(offline, tmp_path):
-    fit(tmp_path, make_image_task(warmup_steps=0), Images(4), max_steps=4)
+    fit(tmp_path, make_image_task(warmup_steps=1), Images(4), max_steps=4)
     fourth = shutil.copy(tmp_path / "checkpoints/last.ckpt", tmp_path)
     for last in (6, 7):  # with another end, the cosine is another
-        fit(tmp_path, make_image_task(warmup_steps=0), Images(4), max_steps=last, ckpt_path=fourth)
+        fit(tmp_path, make_image_task(warmup_steps=1), Images(4), max_steps=last, ckpt_path=fourth)
     assert parts_of(tmp_path)[-1].steps("train/loss") == [5, 6]
 
 

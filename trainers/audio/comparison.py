@@ -20,6 +20,7 @@ from trainers.core import comparison as shared
 from trainers.core.comparison import Baseline, Column, Comparison
 from trainers.data.files import named
 from vqkit import AudioTokenizer
+from vqkit.tokens.names import unescaped
 
 TITLES = {
     "vqkit": "vqkit (this run)",
@@ -81,7 +82,7 @@ def load_utterances(folder: Path, sample_rate: int) -> list[Utterance]:
     found = []
     for file in usable.files:
         wave = torch.from_numpy(within_full_scale(store.wave(file))[:, 0])
-        path = folder / file.name
+        path = folder / unescaped(file.name)
         found.append(Utterance(path.stem, wave, texts.get(path, "")))
     return found
 

@@ -1,5 +1,6 @@
 """Folders and lists of recordings as training, validation and prediction data."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from trainers.audio.samples import AudioStore, TrainingSegments, WholeRecordings
 from trainers.data.files import Folder
 from trainers.data.folder import FolderData
 from trainers.data.manifests import SIDES, read_manifest
+from trainers.data.sound import ChannelMean, Downmix
+from vqkit.tokens.names import unescaped
 
 
 class AudioFolderData(FolderData[AudioFile]):
@@ -27,7 +30,8 @@ class AudioFolderData(FolderData[AudioFile]):
     recordings give more of them. Validation, test and prediction see whole recordings, one in a batch (where the number
     of files cannot be divided among ranks, two in some batches, the shorter one followed by silence beyond its length).
 
-    Files are resampled by soxr; several channels become one as their mean, one becomes several by copies.
+    Files are resampled by soxr; several channels become one by `downmix`, one becomes several by copies. A
+    warning names recordings of which most is lost by it: stereo whose sides cancel, or with sound on one side.
 
     Without `validation_root`, and without a manifest that divides, the split is decided by each file's content: it does
     not change when files are renamed, moved or added, and identical files are on one side. To keep speakers apart give
@@ -41,6 +45,8 @@ class AudioFolderData(FolderData[AudioFile]):
         predict_root: Folder of the recordings to predict; None is `root` or the manifest.
         sample_rate: Hz; everything is resampled to it.
         channels: Channels.
+        downmix: How several channels become one: `ChannelMean`, `OneChannel` or `LoudestChannel` of `trainers.audio`,
+            or a `Downmix` of your own; None is the mean.
         segment_seconds: Duration of a training segment.
         min_seconds: Shorter recordings are skipped. Those that are shorter than a segment are followed by silence.
         silence_db: Segments whose root mean square is lower, in dB relative to full scale, are drawn again a few
@@ -69,6 +75,7 @@ class AudioFolderData(FolderData[AudioFile]):
         predict_root: str | None = None,
         sample_rate: int = 16000,
         channels: int = 1,
+        downmix: Downmix | None = None,
         segment_seconds: float = 1.0,
         min_seconds: float = 0.5,
         silence_db: float | None = -50.0,
@@ -113,6 +120,7 @@ class AudioFolderData(FolderData[AudioFile]):
             raise ValueError(f"{manifest} gives a split, and validation_root={validation_root!r} another: leave one.")
         self.sample_rate = sample_rate
         self.channels = channels
+        self.downmix = ChannelMean() if downmix is None else downmix
         self.segment_seconds = segment_seconds
         self.min_seconds = min_seconds
         self.silence_db = silence_db
@@ -135,7 +143,7 @@ class AudioFolderData(FolderData[AudioFile]):
             return super()._split()
         files = self._folder(self.root).files
         training, validation = (
-            [file for file in files if self._listed[self.root / file.name] == side] for side in SIDES
+            [file for file in files if self._listed[self.root / unescaped(file.name)] == side] for side in SIDES
         )
         for side, found in zip(SIDES, (training, validation), strict=True):
             if not found:
@@ -150,7 +158,7 @@ class AudioFolderData(FolderData[AudioFile]):
     def training_samples(self, root: Path, files: list[AudioFile]) -> TrainingSegments:
         """Random segments."""
         return TrainingSegments(
-            AudioStore(root, files, sample_rate=self.sample_rate, channels=self.channels),
+            AudioStore(root, files, sample_rate=self.sample_rate, channels=self.channels, downmix=self.downmix),
             segment_samples=self.segment_samples,
             silence_db=self.silence_db,
             loudness_db=self.loudness_db,
@@ -161,9 +169,15 @@ class AudioFolderData(FolderData[AudioFile]):
 
     def evaluation_samples(self, root: Path, files: list[AudioFile]) -> WholeRecordings:
         """Recordings as far as they are evaluated."""
-        rate, longest = self.sample_rate, self.max_evaluation_seconds
         return WholeRecordings(
-            AudioStore(root, files, sample_rate=rate, channels=self.channels, longest_seconds=longest)
+            AudioStore(
+                root,
+                files,
+                sample_rate=self.sample_rate,
+                channels=self.channels,
+                longest_seconds=self.max_evaluation_seconds,
+                downmix=self.downmix,
+            )
         )
 
     @staticmethod
@@ -181,6 +195,15 @@ class AudioFolderData(FolderData[AudioFile]):
         widths = ", ".join(str(width) for width in sorted({file.channels for file in files}))
         return f"{minutes:.1f} min, each {shortest:.1f} to {longest:.1f} s, {rates}, {widths} channel(s)"
 
+    def cut_from_prediction(self, files: list[AudioFile]) -> str:
+        """How many are longer than what is encoded of them."""
+        longest = math.inf if self.max_evaluation_seconds is None else self.max_evaluation_seconds
+        cut = sum(file.seconds > longest for file in files)
+        return f"of {cut} only the first {longest:g} s are encoded" if cut else ""
+
     def settings_of_prediction(self) -> str:
-        """Sample rate, channels and the longest duration."""
-        return f"{self.sample_rate} {self.channels} {self.max_evaluation_seconds}"
+        """Sample rate, channels, the longest duration, and the downmix where it is not the mean."""
+        settings = f"{self.sample_rate} {self.channels} {self.max_evaluation_seconds}"
+        if type(self.downmix) is ChannelMean:
+            return settings
+        return f"{settings} {type(self.downmix).__qualname__} {vars(self.downmix)}"

@@ -7,39 +7,31 @@ soxr. Both are flat to 0.9 of the lower Nyquist frequency, and let nothing throu
 (`tests/trainers/test_audio_data.py` measures both).
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy
 import soundfile
 import soxr
 from torch import Tensor
 
-from trainers.data.files import Folder, content_hash, found_under, inspected
+from trainers.data.files import Folder, Found, content_hash, found_under, inspected, open_plain
+from trainers.data.sound import (
+    SNDFILE_SUFFIXES,
+    TORCHCODEC_SUFFIXES,
+    header,
+    opened,
+    reason,
+    skip,
+    torchcodec_samples,
+)
 from vqkit.saving.files import write_whole
+from vqkit.tokens.names import escaped
 
-if TYPE_CHECKING:
-    from torchcodec.decoders import AudioDecoder
-
-# What libsndfile reads by itself (raw formats without a header are not among them), and what needs FFmpeg.
-SNDFILE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64"),
-        *("voc", "sph", "nist", "paf", "ircam", "htk", "svx", "8svx", "iff"),
-    )
-)
-TORCHCODEC_SUFFIXES = frozenset(
-    f".{name}" for name in ("m4a", "m4b", "aac", "mp4", "webm", "mka", "mkv", "mov", "wma", "ac3", "amr")
-)
-EXACT_SUBTYPES = {"PCM_16", "PCM_S8", "PCM_U8"}  # 16 bits hold their samples without loss
 MARGIN_SECONDS = 0.05  # read on either side of a part, so that the filter of the resampler sees what was there
-PADDING_SAMPLES = 4096  # which a lossy coder may promise beyond the end
 LONGEST_SECONDS = 100 * 3600  # a header that promises more is taken for a broken one
 
 
@@ -48,12 +40,14 @@ class AudioFile:
     """One usable sound file.
 
     Attributes:
-        name: Path relative to the root, with forward slashes.
+        name: Path relative to the root, with forward slashes, escaped.
         frames: Samples per channel, at the file's own rate.
         sample_rate: The file's, in Hz.
         channels: The file's.
         content: 16 hexadecimal digits of a hash of the bytes, equal for identical files.
         dtype: "int16" where that holds the file's samples exactly, else "float32".
+        exact: Whether the header says how many frames there are; else they were counted, and reading a part decodes
+            all that is before it.
     """
 
     name: str
@@ -62,6 +56,7 @@ class AudioFile:
     channels: int
     content: str
     dtype: str = "float32"
+    exact: bool = True
 
     @property
     def seconds(self) -> float:
@@ -72,8 +67,8 @@ class AudioFile:
 def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path] | None = None) -> Folder[AudioFile]:
     """Finds the recordings under a folder by reading the header and the ends of every file with a sound's suffix.
 
-    Nothing is decoded, so a file that is damaged in the middle, or holds numbers that are not finite, is found only
-    when it is read. Hidden files and folders are left out; links to folders are followed once.
+    Nothing is decoded where the header can be believed (see `trainers.data.sound`), so a file that is damaged in the
+    middle, or holds numbers that are not finite, is found only when it is read. See `found_under`.
 
     Args:
         root: The folder, of any nesting.
@@ -81,18 +76,17 @@ def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path]
         min_seconds: Shorter recordings are skipped.
         files: Look at these alone; their names are relative to `root` where they lie under it.
     """
-    other_files = 0
-    if files is None:
-        files, other_files = found_under(root, SNDFILE_SUFFIXES | TORCHCODEC_SUFFIXES)
+    found = found_under(root, SNDFILE_SUFFIXES | TORCHCODEC_SUFFIXES) if files is None else Found(list(files))
     look = partial(inspect, root=root, channels=channels, min_seconds=min_seconds)
-    return inspected(root, files, look, other_files=other_files)
+    return inspected(root, found, look)
 
 
 def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> AudioFile | str:
     """Reads a file's header and ends: the recording, or in words why it cannot be used."""
     try:
-        frames, sample_rate, own_channels, dtype = header(path)
-        content = content_hash(path)
+        frames, sample_rate, own_channels, dtype, exact = header(path)
+        with open_plain(path) as file:
+            content = content_hash(file)
     except ValueError as error:
         return str(error)
     except OSError as error:
@@ -106,33 +100,7 @@ def inspect(path: Path, *, root: Path, channels: int, min_seconds: float) -> Aud
     if own_channels != channels and 1 not in (own_channels, channels):
         return f"has {own_channels} channels, which cannot be made {channels}"
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-    return AudioFile(name, frames, sample_rate, own_channels, content, dtype)
-
-
-def header(path: Path) -> tuple[int, int, int, str]:
-    """What the header of a file says.
-
-    Returns:
-        Samples per channel, sample rate in Hz, channels, and the type that holds the samples exactly.
-
-    Raises:
-        ValueError: If it is no sound file that can be read here; the message is the reason.
-    """
-    if path.suffix.lower() in TORCHCODEC_SUFFIXES:
-        metadata = torchcodec_decoder(path).metadata
-        frames = round((metadata.duration_seconds or 0) * metadata.sample_rate)
-        return frames, metadata.sample_rate, metadata.num_channels, "float32"
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            dtype = "int16" if file.subtype in EXACT_SUBTYPES else "float32"
-            return file.frames, file.samplerate, file.channels, dtype
-    except soundfile.LibsndfileError as error:
-        raise ValueError(reason(error)) from error
-
-
-def reason(error: soundfile.LibsndfileError) -> str:
-    """An error of libsndfile as a short reason, without the file's name."""
-    return f"not a sound file that libsndfile can read: {error.error_string.rstrip('.').removeprefix('Error : ')}"
+    return AudioFile(escaped(name), frames, sample_rate, own_channels, content, dtype, exact)
 
 
 def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None = None) -> numpy.ndarray:
@@ -156,9 +124,11 @@ def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None
         if path.suffix.lower() in TORCHCODEC_SUFFIXES:
             samples = torchcodec_samples(path, recording.frames)[start : start + frames]
         else:
-            samples = sndfile_part(path, recording.dtype, start, frames)
+            samples = sndfile_part(path, recording, start, frames)
     except soundfile.LibsndfileError as error:
         raise ValueError(reason(error)) from error
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from error
     except (RuntimeError, MemoryError) as error:  # a damaged header may promise more than there is
         raise ValueError(f"cannot be read: {error}") from error
     if len(samples) < frames:
@@ -168,49 +138,11 @@ def read(path: Path, recording: AudioFile, *, start: int = 0, frames: int | None
     return samples
 
 
-def sndfile_part(path: Path, dtype: str, start: int, frames: int) -> numpy.ndarray:
+def sndfile_part(path: Path, recording: AudioFile, start: int, frames: int) -> numpy.ndarray:
     """`frames` samples from `start` on, decoded from the beginning where the format cannot seek."""
-    with soundfile.SoundFile(str(path)) as file:
-        if start and file.seekable():
-            file.seek(start)
-            start = 0
-        return file.read(start + frames, dtype=dtype, always_2d=True)[start:]
-
-
-def torchcodec_samples(path: Path, frames: int) -> numpy.ndarray:
-    """All samples of a file, (frames, channels) float32; a little silence where the header counts a coder's padding."""
-    data, *_ = torchcodec_decoder(path).get_all_samples()
-    decoded = data.numpy().T.astype(numpy.float32)
-    missing = max(0, frames - len(decoded))
-    return numpy.pad(decoded, ((0, missing), (0, 0))) if missing <= PADDING_SAMPLES else decoded
-
-
-def torchcodec_decoder(path: Path) -> "AudioDecoder":
-    """A decoder of torchcodec; ValueError with the fix where that package is missing, or cannot open the file."""
-    if importlib.util.find_spec("torchcodec") is None:
-        raise ValueError(
-            f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or convert them to FLAC"
-        )
-    try:
-        from torchcodec.decoders import AudioDecoder  # which fails with RuntimeError where FFmpeg is missing
-
-        return AudioDecoder(str(path))
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise ValueError(f"not a sound file that torchcodec can read: {str(error).splitlines()[0]}") from error
-
-
-def as_floats(samples: numpy.ndarray) -> numpy.ndarray:
-    """(frames, channels) int16 or float32 to float32 with full scale at 1."""
-    return samples.astype(numpy.float32) / 32768 if samples.dtype == numpy.int16 else samples
-
-
-def with_channels(samples: numpy.ndarray, channels: int) -> numpy.ndarray:
-    """(frames, own channels) to (frames, channels): the mean of all for one, copies of one for several."""
-    if samples.shape[1] == channels:
-        return samples
-    if channels == 1:
-        return samples.mean(axis=1, keepdims=True)
-    return samples.repeat(channels, axis=1)
+    with opened(path, exact=recording.exact) as file:
+        skip(file, start)
+        return file.read(frames, dtype=recording.dtype, always_2d=True)
 
 
 def resampled(samples: numpy.ndarray, old: int, new: int) -> numpy.ndarray:
@@ -230,12 +162,6 @@ def within_full_scale(samples: numpy.ndarray) -> numpy.ndarray:
     return samples / peak if peak > 1 else samples
 
 
-def level_db(samples: numpy.ndarray) -> float:
-    """Root mean square over all samples in dB relative to full scale; -inf for digital silence."""
-    power = float(numpy.square(samples, dtype=numpy.float64).mean()) if samples.size else 0.0
-    return 10 * numpy.log10(power) if power > 0 else -numpy.inf
-
-
 def write_sounds(
     folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor], sample_rate: int
 ) -> list[Path]:
@@ -250,7 +176,6 @@ def write_sounds(
     Returns:
         The files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, pair in enumerate(zip(originals, reconstructions, strict=True)):
         for kind, wave in zip(("original", "reconstruction"), pair, strict=True):

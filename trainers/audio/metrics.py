@@ -105,8 +105,8 @@ class AudioMetrics(TokenizerMetrics):
                 measured.append(self._measured(original, copy.nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)))
         seconds = len(originals) * originals.shape[-1] / self.sample_rate
         rows = torch.stack(measured)
-        self.sums += rows.sum(0).to(self.sums.device)
-        self.counts += torch.tensor([len(originals), seconds, broken], dtype=torch.float64).to(self.counts.device)
+        self.sums += rows.sum(0).to(self.sums)
+        self.counts += torch.tensor([len(originals), seconds, broken], dtype=torch.float64).to(self.counts)
         if self.usage is not None:
             self.usage.update(indices)
         names = [name for measure in self.measures for name in measure.figures]

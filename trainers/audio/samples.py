@@ -2,26 +2,28 @@
 
 import itertools
 import math
+import warnings
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
 
 import numpy
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from trainers.audio.files import (
-    MARGIN_SECONDS,
-    AudioFile,
-    as_floats,
-    level_db,
-    read,
-    resampled,
-    with_channels,
-    within_full_scale,
-)
-from trainers.data.files import FileStore
+from trainers.audio.files import MARGIN_SECONDS, AudioFile, read, resampled, within_full_scale
+from trainers.data.files import FileStore, named
 from trainers.data.samples import EvaluationSamples, TrainingSamples
+from trainers.data.sound import (
+    ChannelMean,
+    Downmix,
+    as_floats,
+    channel_powers,
+    level_db,
+    lost_in_mixture,
+    with_channels,
+)
 
 ATTEMPTS = 8  # draws of a segment before the loudest of them is taken
 
@@ -38,6 +40,8 @@ class AudioStore(FileStore[AudioFile]):
         sample_rate: Hz of what is handed out.
         channels: Channels of what is handed out.
         longest_seconds: Nothing behind this time is needed; None is all.
+        downmix: How several channels become one; None is their mean. Recordings that lose most of their sound by it
+            are named in a warning: those in memory once, the others when they are handed out whole.
     """
 
     def __init__(
@@ -48,11 +52,14 @@ class AudioStore(FileStore[AudioFile]):
         sample_rate: int,
         channels: int,
         longest_seconds: float | None = None,
+        downmix: Downmix | None = None,
     ) -> None:
         super().__init__(root, files)
         self.sample_rate = sample_rate
         self.channels = channels
         self.longest_seconds = longest_seconds
+        self.downmix = ChannelMean() if downmix is None else downmix
+        self._lost: dict[str, str] = {}
 
     def frames(self, recording: AudioFile) -> int:
         """Samples per channel that are needed of a recording, at its own rate."""
@@ -66,7 +73,28 @@ class AudioStore(FileStore[AudioFile]):
 
     def decode(self, file: AudioFile) -> numpy.ndarray:
         """All samples of a file, (frames, channels), at its own rate."""
-        return read(self.root / file.name, file, frames=self.frames(file))
+        samples = read(self.path(file), file, frames=self.frames(file))
+        self._compare(file, samples)
+        return samples
+
+    def _compare(self, file: AudioFile, samples: numpy.ndarray) -> None:
+        if not file.channels > self.channels == 1:
+            return
+        floats = as_floats(samples)
+        mixed = channel_powers(self.downmix(floats))
+        lost = lost_in_mixture(channel_powers(floats), float(mixed.max()))
+        if lost is not None:
+            self._lost[self.shown(file)] = lost
+
+    def preload(self, budget: int) -> tuple[int, dict[str, str]]:
+        """See `FileStore`; warns of recordings that lose most of their sound when their channels become one."""
+        left = super().preload(budget)
+        if self._lost:
+            rank_zero_warn(
+                f"{len(self._lost)} of {len(self._decoded)} recordings lose most of their sound when their channels "
+                f"become one: {named(self._lost)}. Choose another downmix: trainers.audio.LoudestChannel, or OneChannel"
+            )
+        return left
 
     def part(self, recording: AudioFile, start: int, frames: int) -> numpy.ndarray:
         """A part of a recording at its own rate.
@@ -84,7 +112,7 @@ class AudioStore(FileStore[AudioFile]):
         """
         kept = self.kept(recording)
         if kept is None:
-            kept = read(self.root / recording.name, recording, start=start, frames=frames)
+            kept = read(self.path(recording), recording, start=start, frames=frames)
             start = 0
         return as_floats(kept[start : start + frames])
 
@@ -102,14 +130,22 @@ class AudioStore(FileStore[AudioFile]):
         own = recording.sample_rate
         end = self.frames(recording)
         if samples is None:
-            whole = with_channels(self.part(recording, 0, end), self.channels)
-            return resampled(whole, own, self.sample_rate)
+            whole = self.part(recording, 0, end)
+            if self.kept(recording) is None and self.shown(recording) not in self._lost:
+                self._compare(recording, whole)
+                if self.shown(recording) in self._lost:
+                    warnings.warn(
+                        f"{self.shown(recording)} loses most of its sound: {self._lost[self.shown(recording)]}. Choose "
+                        "another downmix",
+                        stacklevel=2,
+                    )
+            return resampled(with_channels(whole, self.channels, self.downmix), own, self.sample_rate)
         margin = 0 if own == self.sample_rate else round(MARGIN_SECONDS * own)
         # The grid of the resampled part is that of the resampled whole when it begins at a multiple of this.
         step = own // math.gcd(own, self.sample_rate)
         first = max(0, start - margin) // step * step
         last = min(end, start + -(-samples * own // self.sample_rate) + margin)
-        chunk = with_channels(self.part(recording, first, last - first), self.channels)
+        chunk = with_channels(self.part(recording, first, last - first), self.channels, self.downmix)
         before = round((start - first) * self.sample_rate / own)
         return resampled(chunk, own, self.sample_rate)[before : before + samples]
 

@@ -1,16 +1,36 @@
 """The files that a run leaves: `last.ckpt` to resume from, `best.ckpt` by validation, and the tokenizer for use."""
 
 import os
+import time
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from trainers.core.checkpoints import save_tokenizer
 from trainers.core.task import task_of
 from vqkit.saving.config import to_config
+from vqkit.saving.files import NotWritten, write_whole
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole, or not at all, on every file system.
+
+    Lightning writes into `$TMPDIR`, and copies from there where the run folder is on another file system; what ends the
+    process meanwhile leaves half a file in the place of the last whole one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write; errors name the file."""
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        write_whole(Path(path), content.getbuffer())
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -25,38 +45,116 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(dirpath=folder, enable_version_counter=False, **arguments)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the folder."""
+        """Find the folder, and see to it that files are whole."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin of one's own stays
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was best, under the path that a moved run folder has now; in another run's folder, nothing."""
+        path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        if Path(path).is_file():
+            now = {name: path for name, value in state_dict.items() if name.endswith("model_path") and value}
+            best = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # none without a monitor
+            super().load_state_dict({**state_dict, **now, "dirpath": self.dirpath, "best_k_models": best})
+
 
 class LastCheckpoint(RunCheckpoint):
-    """Writes `last.ckpt` every so many optimizer steps and at the end; a write replaces the file whole, or not at all.
+    """Writes `last.ckpt`: now and then, before a validation within training, and at every end that can be foreseen.
+
+    It is always the state behind an optimizer step, never within an accumulation, so that a run that goes on from it
+    equals one that was not stopped. A run that is to stop (`trainer.max_time`, early stopping) stops behind a step too.
+    After an error between two steps (a file that cannot be read, a callback) it is written in a run of one process;
+    within a step the codes have moved on already, and what was written before stays.
 
     Args:
         folder: see `RunCheckpoint`.
         every_n_steps: optimizer steps between writes; at least 1. A run that is killed loses at most that many.
+        every_n_minutes: of training between writes, above 0, by the clock of whichever rank is ahead.
 
     Raises:
-        ValueError: `every_n_steps` is below 1.
+        ValueError: an argument is out of its range.
     """
 
-    def __init__(self, folder: str | None = None, *, every_n_steps: int = 250) -> None:
+    def __init__(self, folder: str | None = None, *, every_n_steps: int = 250, every_n_minutes: float = 5.0) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps}: expected at least 1 optimizer step")
+        if not every_n_minutes > 0:
+            raise ValueError(f"every_n_minutes={every_n_minutes}: expected a time above 0, such as 5")
         super().__init__(folder, filename="last", every_n_train_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self._step = 0
+        self._between_steps = False
+        self._to_stop = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write nothing before the first step: a run cannot be resumed exactly from within an accumulation."""
-        super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step
+        self._last_global_step_saved = self._step = trainer.global_step
+        self._between_steps = self._to_stop = False
+        self._last_time_checked = time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From here on the state is that of no step."""
+        self._between_steps = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write behind an optimizer step, if it is time, or the run is to stop."""
+        self._between_steps = trainer.global_step > self._step
+        self._stop_between_steps(trainer)
+        if not self._between_steps:
+            return
+        self._step = trainer.global_step
+        seconds = time.monotonic() - (self._last_time_checked or 0.0)
+        late = trainer.strategy.reduce_boolean_decision(seconds >= 60 * self.every_n_minutes, all=False)
+        if late or trainer.should_stop or self._step % self.every_n_steps == 0:
+            self.write(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write before a validation within training: it may take long, and averaged weights take the model's place."""
+        if self._between_steps:
+            self.write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What looks at figures may end training here."""
+        if not trainer.sanity_checking:
+            self._stop_between_steps(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write at the end of training too."""
+        """Write at the end of training, with what the last validation found."""
         steps_done = 0 < trainer.max_steps <= trainer.global_step
         epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
-        if (steps_done or epochs_done or trainer.should_stop) and not self._should_skip_saving_checkpoint(trainer):
+        ended = (steps_done or epochs_done) and not trainer.should_stop
+        if ended:
+            self._last_global_step_saved = 0
+        if ended or trainer.should_stop:
+            self.write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep the steps that were made; other ranks know of nothing, and would wait for ever."""
+        if self._between_steps and trainer.world_size == 1 and not isinstance(exception, NotWritten):
+            with suppress(OSError):  # the reason is the other error
+                self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write now, unless this step is written already; all ranks call it, between two steps."""
+        if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_time_checked = time.monotonic()
+
+    @property
+    def last_written(self) -> Path | None:
+        """The file of this run, or the one that it went on from."""
+        path = Path(self.dirpath or "", "last.ckpt")
+        return path if self._last_global_step_saved and path.is_file() else None
+
+    def _stop_between_steps(self, trainer: Trainer) -> None:
+        """Put off a stop that comes within an accumulation."""
+        self._to_stop |= trainer.should_stop
+        trainer.should_stop = self._to_stop and self._between_steps
 
 
 class BestCheckpoint(RunCheckpoint):

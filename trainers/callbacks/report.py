@@ -98,7 +98,7 @@ class CodebookReport(Callback):
         counts = torch.cat(levels)
         age = self.batches - torch.cat(_levels(usage, _max_over_ranks(last_used)))
         report: dict[str, float] = {}
-        report["codebook/dead_age_mean"] = age[counts == 0].double().mean().nan_to_num().item()
+        report["codebook/dead_age_mean"] = age[counts == 0].cpu().double().mean().nan_to_num().item()
         report["codebook/dead_age_max"] = age.max().item()
         for source, values in figures.items():
             if not isinstance(values, list):
@@ -140,9 +140,10 @@ def usage_histogram(levels: Iterable[Tensor]) -> wandb.Histogram:
         levels: the counts (K,) of each level, int64. Codes below the first bin, the unused ones above all, are counted
             in it; so is the top in the last.
     """
-    relative = torch.cat([counts.double() / counts.sum().clamp(min=1) * len(counts) for counts in levels])
+    shares = [counts.cpu().double() / counts.sum().cpu().clamp(min=1) for counts in levels]
+    relative = torch.cat([share * len(share) for share in shares])
     edges = numpy.logspace(-2, 2, 33)
-    values, edges = numpy.histogram(relative.clamp(edges[0], edges[-1]).cpu().numpy(), bins=edges)
+    values, edges = numpy.histogram(relative.clamp(edges[0], edges[-1]).numpy(), bins=edges)
     return wandb.Histogram(np_histogram=(values, edges))
 
 

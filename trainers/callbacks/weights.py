@@ -45,6 +45,7 @@ class WeightEMA(EMAWeightAveraging):
         )
         self.decay = decay
         self._updates = 0
+        self._aside: dict[int, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the average, of the tokenizer alone."""
@@ -88,7 +89,9 @@ class WeightEMA(EMAWeightAveraging):
         assert self._average_model is not None
         average = self._average_model.module
         share = 1 - self.decay if self._updates else 1.0  # the first is copied
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
+        pairs = zip(average.parameters(), model.parameters(), strict=True)
+        current = [theirs.to(mine.dtype) for mine, theirs in pairs]  # of 16 bits, where a model of 16 bits is trained
+        torch._foreach_lerp_(list(average.parameters()), current, share)
         for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
         self._updates += 1
@@ -121,10 +124,12 @@ class WeightEMA(EMAWeightAveraging):
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
     def _swap_models(self, pl_module: LightningModule) -> None:
-        for average, current in self._pairs(pl_module):
-            kept = average.clone()
-            average.copy_(current)
-            current.copy_(kept)
+        for number, (average, current) in enumerate(self._pairs(pl_module)):
+            kept, whole = current.clone(), self._aside.pop(number, None)
+            if whole is None and average.dtype != current.dtype:  # the model would bring it back rounded
+                self._aside[number] = average.clone()
+            current.copy_(average)
+            average.copy_(kept if whole is None else whole)
 
     def _copy_average_to_current(self, pl_module: LightningModule) -> None:
         for average, current in self._pairs(pl_module):

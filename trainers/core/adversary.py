@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
 
 
@@ -107,13 +108,15 @@ class AdversaryOutput:
     figures: dict[str, Tensor]
 
 
-class Adversary(nn.Module):
+class Adversary(FullPrecisionModule):
     """Discriminators with their game: in one call the codec's terms and the discriminators' loss.
 
     The two parts do not see each other's parameters, so that one backward of `sum of weighted generator terms +
     discriminator` gives every parameter the gradient that two alternating steps on the same batch would, and one
     optimizer with a parameter group for each side trains both. What must not be shared is clipping: clip the gradients
     of codec and discriminators each by its own norm.
+
+    Its parameters stay in float32 where a model of 16 bits is trained, in which spectra cannot be computed.
 
     All terms are averages over the sub-discriminators, and feature matching over their layers too, so that adding a
     discriminator does not change what the weights mean.

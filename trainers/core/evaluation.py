@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import Tensor
 
@@ -135,7 +137,8 @@ class EvaluatedTask(LightningModule, ABC):
         figures: list[dict[str, Tensor]] = []
         for inputs in self.evaluation_inputs(batch):
             output = self.reconstruct(inputs)
-            figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
+            with _new_tensors_in_float32():
+                figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
             originals += inputs
             reconstructions += output.reconstruction
         names = batch.get("name", [""] * len(originals))
@@ -144,3 +147,14 @@ class EvaluatedTask(LightningModule, ABC):
     def _log_figures(self, split: str, figures: dict[str, float]) -> None:
         # They are reduced already, to the same numbers on every rank; sync_dist tells Lightning so.
         self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
+
+
+@contextmanager
+def _new_tensors_in_float32() -> Iterator[None]:
+    """Windows and filters that measures make are in float32, also where Lightning makes a model's dtype the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

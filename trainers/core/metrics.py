@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqkit import CodebookUsage
 from vqkit.metrics import countable
+from vqkit.precision import widest_dtype
 
 RENAMED = {"usage": "codebook_usage", "dead": "dead_codes"}
 """Figures of `vqkit.CodebookUsage` that have a longer name beside those of another kind."""
@@ -38,12 +39,13 @@ class TokenizerMetrics(ABC):
         """The figures of all ranks; every rank must call it."""
 
     def to(self, device: torch.device) -> Self:
-        """Move the sums to a device."""
+        """Move the sums to a device; to one without float64 in float32."""
         if self.usage is not None:
             self.usage.to(device)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
+                dtype = widest_dtype(device) if value.dtype == torch.float64 else value.dtype
+                setattr(self, name, value.to(device, dtype))
         return self
 
     def per_level(self) -> dict[str, list[float]]:

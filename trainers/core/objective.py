@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from vqkit.precision import FullPrecisionModule
 
 
-class Objective(nn.Module, ABC):
+class Objective(FullPrecisionModule, ABC):
     """A distance between a reconstruction and its original, with its weight in the total.
+
+    Its state stays in float32 where a model of 16 bits is trained, as do the tensors that it compares.
 
     Args:
         weight: factor of the term in the total, at least 0; `forward` does not apply it.

@@ -35,10 +35,17 @@ def parameter_groups(tokenizer: Tokenizer, *, weight_decay: float) -> list[dict[
         groups[kind].append(parameter)
     decay = {"weights": weight_decay}
     return [
-        {"name": kind, "params": parameters, "weight_decay": decay.get(kind, 0.0)}
+        {"name": kind, "params": parameters, "weight_decay": decay.get(kind, 0.0), "eps": smallest_step(parameters)}
         for kind, parameters in groups.items()
         if parameters
     ]
+
+
+def smallest_step(parameters: Iterable[nn.Parameter]) -> float:
+    """Adam's eps: 1e-8 as published, but no less than the smallest normal number of the parameters, which is 6e-5 in
+    float16: there 1e-8 is 0, and what had no gradient would become NaN.
+    """
+    return max(1e-8, *(torch.finfo(parameter.dtype).tiny for parameter in parameters))
 
 
 def discriminator_group(adversary: Adversary, *, learning_rate: float) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final_ratio
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm () of all gradients together; 0 where there are none."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return torch.nn.utils.get_total_norm(gradients).float() if gradients else torch.zeros(())
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

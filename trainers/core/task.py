@@ -151,6 +151,7 @@ class TokenizerTask(EvaluatedTask):
         """Objectives and adversarial terms, summed or balanced, and the discriminators' own loss."""
         # Once for all terms, so that low precision ends here, also where the balancer differentiates.
         reconstruction = reconstruction.to(torch.promote_types(reconstruction.dtype, torch.float32))
+        inputs = inputs.to(reconstruction.dtype)
         terms = {objective.name: objective(inputs, reconstruction) for objective in self.terms}
         weights = {objective.name: objective.weight for objective in self.terms}
         if self.adversary is None:

@@ -5,17 +5,22 @@ What pictures and recordings have in common. Knows neither Lightning nor a file 
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import numpy
 
+from vqkit.tokens.names import escaped, unescaped
+
 EDGE_BYTES = 65536
 NAMED = 5  # skipped files that a summary names
+NOT_PLAIN = "not a plain file, but a pipe, a socket, a device or a folder"
 
 
 class UsableFile(Protocol):
@@ -23,7 +28,7 @@ class UsableFile(Protocol):
 
     @property
     def name(self) -> str:
-        """Path relative to the root, with forward slashes."""
+        """Path relative to the root, with forward slashes, as `vqkit.tokens.names.escaped` writes it."""
 
     @property
     def content(self) -> str:
@@ -40,7 +45,8 @@ class Folder(Generic[File]):
     Attributes:
         root: The folder.
         files: The usable files, ordered by name.
-        skipped: Why each unusable file with a known suffix is left out, by its path.
+        skipped: Why each unusable file with a known suffix, and what could not be looked into, is left out, by its
+            escaped path.
         other_files: Number of files whose suffix is not known.
     """
 
@@ -56,66 +62,111 @@ def in_threads(function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
         return list(pool.map(function, items))
 
 
-def found_under(root: Path, suffixes: Collection[str]) -> tuple[list[Path], int]:
+@dataclass
+class Found:
+    """What a walk through a folder came across.
+
+    Attributes:
+        files: Plain files with a known suffix.
+        skipped: Why others are left out, by their escaped path.
+        other_files: Number of files whose suffix is not known.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    other_files: int = 0
+
+
+def found_under(root: Path, suffixes: Collection[str]) -> Found:
     """Walks through a folder of any nesting.
 
-    Hidden files and folders are left out; links to folders are followed once.
+    Hidden files and folders are left out. Links are followed, those to folders once. Whatever cannot be looked into is
+    named: folders that may not be read, broken links, and what has a known suffix and is no plain file.
 
     Args:
         root: The folder.
         suffixes: Suffixes that count, in lower case with their dot.
-
-    Returns:
-        The files with such a suffix, and the number of the others.
     """
-    candidates: list[Path] = []
-    other_files = 0
+    found = Found()
     visited: set[str] = set()
-    for directory, subdirectories, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(directory)
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
         if real in visited:  # a link that leads back would never end
-            subdirectories.clear()
             continue
         visited.add(real)
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        for name in sorted(files):
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in suffixes:
-                candidates.append(Path(directory, name))
-            else:
-                other_files += 1
-    return candidates, other_files
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            found.skipped[escaped(str(folder))] = f"a folder that cannot be read: {error.strerror or error}"
+            continue
+        folders = [
+            Path(entry) for entry in entries if not entry.name.startswith(".") and _sorted_out(entry, suffixes, found)
+        ]
+        waiting += reversed(folders)
+    return found
 
 
-def inspected(
-    root: Path, candidates: Sequence[Path], inspect: Callable[[Path], File | str], *, other_files: int = 0
-) -> Folder[File]:
+def _sorted_out(entry: os.DirEntry[str], suffixes: Collection[str], found: Found) -> bool:
+    """Notes an entry of a folder in `found`; True for a folder, which is still to be looked into."""
+    path = Path(entry)
+    known = path.suffix.lower() in suffixes
+    try:
+        if entry.is_dir():
+            return True
+        if known and stat.S_ISREG(entry.stat().st_mode):
+            found.files.append(path)
+        elif known:
+            found.skipped[escaped(str(path))] = NOT_PLAIN
+        else:
+            if entry.is_symlink():
+                entry.stat()  # which raises for a link that leads nowhere, perhaps to a folder
+            found.other_files += 1
+    except OSError as error:
+        kind = "a link that leads nowhere" if entry.is_symlink() else "cannot be looked at"
+        found.skipped[escaped(str(path))] = f"{kind}: {error.strerror or error}"
+    return False
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[BinaryIO]:
+    """Opens a plain file to read. Anything else is not waited for, as a pipe would be.
+
+    Raises:
+        ValueError: If it is not a plain file; the message is the reason.
+        OSError: If it cannot be opened.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(NOT_PLAIN)
+        yield file
+
+
+def inspected(root: Path, found: Found, inspect: Callable[[Path], File | str]) -> Folder[File]:
     """Looks at files in a few threads.
 
     Args:
         root: Their folder.
-        candidates: The files.
+        found: The files.
         inspect: Returns the usable file, or in words why it cannot be used.
-        other_files: Number of files that are no candidates.
     """
-    folder: Folder[File] = Folder(root, [], other_files=other_files)
-    for path, result in zip(candidates, in_threads(inspect, candidates), strict=True):
+    folder: Folder[File] = Folder(root, [], dict(found.skipped), found.other_files)
+    for path, result in zip(found.files, in_threads(inspect, found.files), strict=True):
         if isinstance(result, str):
-            folder.skipped[str(path)] = result
+            folder.skipped[escaped(str(path))] = result
         else:
             folder.files.append(result)
     folder.files.sort(key=lambda file: file.name)
     return folder
 
 
-def content_hash(path: Path) -> str:
+def content_hash(file: BinaryIO) -> str:
     """Hash of a file's size, first and last 64 KiB: reads little of a large file, and identical files agree."""
-    size = path.stat().st_size
+    size = file.seek(0, os.SEEK_END)
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(EDGE_BYTES))
-        file.seek(max(0, size - EDGE_BYTES))
+    for start in (0, max(0, size - EDGE_BYTES)):
+        file.seek(start)
         digest.update(file.read(EDGE_BYTES))
     return digest.hexdigest()[:16]
 
@@ -174,9 +225,13 @@ class FileStore(ABC, Generic[File]):
     def decode(self, file: File) -> numpy.ndarray:
         """What the store keeps of a file; ValueError with the reason if it cannot be decoded."""
 
-    def path(self, file: File) -> str:
-        """The whole path, which names a file in messages."""
-        return str(self.root / file.name)
+    def path(self, file: File) -> Path:
+        """Where a file lies."""
+        return self.root / unescaped(file.name)
+
+    def shown(self, file: File) -> str:
+        """The whole path, escaped, which names a file in messages."""
+        return escaped(str(self.path(file)))
 
     def preload(self, budget: int) -> tuple[int, dict[str, str]]:
         """Decodes files until `budget` bytes are used, and drops those that cannot be decoded.
@@ -193,10 +248,10 @@ class FileStore(ABC, Generic[File]):
         failed: dict[str, str] = {}
         for file, result in zip(chosen, in_threads(self._attempt, chosen), strict=True):
             if isinstance(result, str):
-                failed[self.path(file)] = result
+                failed[self.shown(file)] = result
             else:
                 self._decoded[file.name] = result
-        self.files = [file for file in self.files if self.path(file) not in failed]
+        self.files = [file for file in self.files if self.shown(file) not in failed]
         return max(0, budget), failed
 
     def _attempt(self, file: File) -> numpy.ndarray | str:

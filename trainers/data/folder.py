@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from trainers.data.files import File, Folder, named, split
+from trainers.data.left_out import LeftOut, by_reason
 from trainers.data.sampler import EvaluationLoader, TrainingLoader
 from trainers.data.samples import EvaluationSamples, TrainingSamples, collate
 from vqkit import distributed
+from vqkit.tokens.names import escaped
 
 
 class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
@@ -37,7 +39,8 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             Held once per rank; worker processes share it where processes are forked (Linux).
 
     Attributes:
-        skipped: Why each file that cannot be used is left out, by its path.
+        skipped: Why each file that cannot be used is left out or replaced, by its path. All of it is written to
+            `left_out_<stage>.json` in the trainer's `default_root_dir`.
 
     Raises:
         ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few files.
@@ -85,7 +88,8 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         self.repeats = repeats
         self.seed = seed
         self.cache_bytes = cache_bytes
-        self.skipped: dict[str, str] = {}
+        self._left_out = LeftOut()
+        self.skipped = self._left_out.skipped
         self._folders: dict[Path, Folder[File]] = {}
         self._sides: tuple[list[File], list[File]] | None = None
         self._samples: tuple[TrainingSamples[File], EvaluationSamples[File]] | None = None
@@ -124,6 +128,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
     def extent(self, files: list[File]) -> str:
         """In words how much there is, and of what sizes."""
 
+    def cut_from_prediction(self, files: list[File]) -> str:
+        """In words what prediction leaves out of the files, if it takes parts."""
+        return ""
+
     @abstractmethod
     def settings_of_prediction(self) -> str:
         """What else than the files decides what prediction reads."""
@@ -135,12 +143,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             folder = self.find(root)
             self._folders[root] = folder
             self.skipped.update(folder.skipped)
-            if folder.skipped:
-                rank_zero_warn(f"{len(folder.skipped)} files under {root} are skipped: {named(folder.skipped)}")
             if not folder.files:
                 raise ValueError(
-                    f"There is no usable {self.noun} under {root}: {len(folder.skipped)} skipped"
-                    f"{' (' + named(folder.skipped) + ')' if folder.skipped else ''}, {folder.other_files} other "
+                    f"There is no usable {self.noun} under {root}: {len(folder.skipped)} left out"
+                    f"{' (' + by_reason(folder.skipped) + ')' if folder.skipped else ''}, {folder.other_files} other "
                     f"files. Give a folder with {self.noun}s of {self.least()}."
                 )
         return self._folders[root]
@@ -178,9 +184,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             for store in (samples[1].store, samples[0].store):
                 budget, broken = store.preload(budget)
                 failed |= broken
-            if failed:
-                self.skipped.update(failed)
-                rank_zero_warn(f"{len(failed)} files cannot be decoded and are skipped: {named(failed)}")
+            self.skipped.update(failed)
             for name, store in (("training", samples[0].store), ("validation", samples[1].store)):
                 if not store.files:
                     raise ValueError(f"No {name} {self.noun} can be decoded: {named(failed)}. Add {self.noun}s.")
@@ -188,20 +192,17 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         return self._samples
 
     def describe(self) -> str:
-        """What was found, in a few lines: files, sizes, split, skipped files. Decodes none of them."""
+        """What was found, in a line: files, sizes, split. Decodes none of them."""
         samples = self._samples
         training, validation = self._split() if samples is None else (samples[0].store.files, samples[1].store.files)
         found = training + validation
-        lines = [
-            f"{len(found)} {self.noun}s under {self.root}"
-            + ("" if self.validation_root is None else f" and {self.validation_root}")
+        return (
+            f"{len(found)} {self.noun}s under {escaped(str(self.root))}"
+            + ("" if self.validation_root is None else f" and {escaped(str(self.validation_root))}")
             + f", {self.extent(found)}: {len(training)} train"
             + (f" x {self.repeats}" if self.repeats > 1 else "")
             + f", {len(validation)} validate"
-        ]
-        if self.skipped:
-            lines.append(f"{len(self.skipped)} files skipped: {named(self.skipped)}")
-        return "\n".join(lines)
+        )
 
     def facts(self) -> dict[str, Any]:
         """How many files train and validate, and a hash of their names, contents and sides."""
@@ -209,6 +210,12 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         listing = [f"{side} {file.name} {file.content}" for side, files in sides.items() for file in files]
         counts = {f"{side}_files": len(files) for side, files in sides.items()}
         return {**counts, "hash": hashlib.sha256("\n".join(listing).encode()).hexdigest()}
+
+    def describe_prediction(self) -> str:
+        """What is encoded, in a line. Decodes nothing."""
+        files = self._folder(self.predict_root).files
+        found = f"{len(files)} {self.noun}s under {escaped(str(self.predict_root))}, {self.extent(files)}"
+        return "; ".join(filter(None, [found, self.cut_from_prediction(files)]))
 
     def predict_hash(self) -> str:
         """A hash of what prediction reads: the files' names and contents, and the settings that change samples."""
@@ -221,8 +228,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         """Finds the files that the stage needs, and puts the training stream at its start."""
         if stage == "predict":
             self._folder(self.predict_root)
+            self._report(stage)
             return
         _, validation = self._prepare()
+        self._report(stage)
         if stage != "fit":
             return
         self._training = self.initialization_dataloader()
@@ -238,6 +247,15 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
                 f"{len(validation)} validation {self.noun}(s) cannot be divided among {world_size} ranks. Add "
                 f"{self.noun}s, raise validation_fraction, or use fewer devices."
             )
+
+    def _report(self, stage: str) -> None:
+        """Says what is left out, once, and writes all of it."""
+        if self.trainer is not None:
+            self._left_out.path = Path(self.trainer.default_root_dir) / f"left_out_{stage}.json"
+        self._left_out.write()
+        if self.skipped:
+            where = "" if self._left_out.path is None else f"; all of them: {self._left_out.path}"
+            rank_zero_warn(f"{len(self.skipped)} files are left out, {by_reason(self.skipped)}{where}")
 
     def train_dataloader(self) -> TrainingLoader:
         """The training stream; always the same object, so that its place is not lost when Lightning asks again."""
@@ -259,7 +277,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             seed=self.seed,
             num_workers=self.num_workers,
             collate=partial(collate, self.join),
-            finish=partial(without_failed, self.skipped, self.noun),
+            finish=partial(without_failed, self._left_out, self.noun),
         )
 
     def val_dataloader(self) -> EvaluationLoader:
@@ -291,7 +309,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             batch_size=self.evaluation_batch_size,
             num_workers=self.num_workers,
             collate=partial(collate, self.join),
-            finish=partial(without_failed, self.skipped, self.noun),
+            finish=partial(without_failed, self._left_out, None),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -307,14 +325,23 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             self._training.load_state_dict(state_dict)
 
 
-def without_failed(skipped: dict[str, str], noun: str, batch: dict[str, Any]) -> dict[str, Any] | None:
-    """Moves the files of a batch that cannot be decoded to `skipped`, warning of new ones; None if no sample is left.
+def without_failed(left_out: LeftOut, noun: str | None, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """Notes the files of a batch that cannot be decoded, and warns of new ones; None if no sample is left.
 
     A function of the record alone: a method of the data module would tie the loaders, with their worker processes, into
     a cycle (see `training_keys`).
+
+    Args:
+        left_out: The record.
+        noun: What a file is called, where the next one replaces it; None where it is left out.
+        batch: As `collate` makes it.
     """
-    for path, reason in batch.pop("failed").items():
-        if path not in skipped:
-            skipped[path] = reason
-            warnings.warn(f"{path} is left out or replaced by the next {noun}: {reason}", stacklevel=2)
+    failed = {path: reason for path, reason in batch.pop("failed").items() if path not in left_out.skipped}
+    for path, reason in failed.items():
+        left_out.skipped[path] = reason
+        if noun is not None:
+            left_out.replaced.add(path)
+        warnings.warn(f"{path} is {f'replaced by the next {noun}' if noun else 'left out'}: {reason}", stacklevel=2)
+    if failed:
+        left_out.write()
     return batch or None

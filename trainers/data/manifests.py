@@ -1,10 +1,13 @@
 """Lists of files, with a side of the split for each where the list says so."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from vqkit.tokens.names import escaped, unescaped
 
 SIDES = ("train", "validation")
 COLUMNS = "path, and if wanted split"
@@ -28,7 +31,7 @@ def read_manifest(manifest: Path) -> list[ListedFile]:
 
     `.txt` has a path a line (empty lines and those that begin with # are left out); `.csv` and `.tsv` have a header
     with the column `path` and, if wanted, `split`; `.jsonl` has an object a line with these keys. Other columns and
-    keys are left out.
+    keys are left out. A path may be written as `vqkit.tokens.names.escaped` does.
 
     Args:
         manifest: The list.
@@ -43,16 +46,23 @@ def read_manifest(manifest: Path) -> list[ListedFile]:
     listed: list[ListedFile] = []
     lines: dict[Path, int] = {}
     for line, path, side in readers[manifest.suffix.lower()](manifest):
-        where = f"{manifest}:{line}"
+        where = escaped(f"{manifest}:{line}")
         if not path:
             raise ValueError(f"{where} has no path. Give {COLUMNS}.")
         if side is not None and side not in SIDES:
             raise ValueError(f"{where} has split={side!r}; it must be one of {', '.join(SIDES)}.")
         file = manifest.parent / path
-        if file in lines:
-            raise ValueError(f"{where} lists {path} a second time, after line {lines[file]}. Remove one of them.")
         if not file.is_file():
-            raise ValueError(f"{where} lists {path}, but {file} is not a file. Paths are relative to the manifest.")
+            file = manifest.parent / unescaped(path)
+        if file in lines:
+            raise ValueError(
+                f"{where} lists {escaped(path)} a second time, after line {lines[file]}. Remove one of them."
+            )
+        if not file.is_file():
+            raise ValueError(
+                f"{where} lists {escaped(path)}, but {escaped(str(file))} is not a file. Paths are relative to "
+                "the manifest."
+            )
         if listed and (side is None) != (listed[0].side is None):
             raise ValueError(f"{where} differs from the lines before: give every file a split, or none.")
         lines[file] = line
@@ -63,14 +73,14 @@ def read_manifest(manifest: Path) -> list[ListedFile]:
 
 
 def _plain(manifest: Path) -> Iterator[tuple[int, str, str | None]]:
-    for number, line in enumerate(_text(manifest).splitlines(), start=1):
+    for number, line in enumerate(_text(manifest).split("\n"), start=1):
         if line.strip() and not line.startswith("#"):
             yield number, line.strip(), None
 
 
 def _table(manifest: Path) -> Iterator[tuple[int, str, str | None]]:
     delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
-    rows = csv.DictReader(_text(manifest).splitlines(), delimiter=delimiter)
+    rows = csv.DictReader(io.StringIO(_text(manifest), newline=""), delimiter=delimiter)
     if "path" not in (rows.fieldnames or []):
         raise ValueError(f"{manifest}:1 must be a header with the column path, got {rows.fieldnames}.")
     has_side = "split" in (rows.fieldnames or [])
@@ -79,7 +89,7 @@ def _table(manifest: Path) -> Iterator[tuple[int, str, str | None]]:
 
 
 def _objects(manifest: Path) -> Iterator[tuple[int, str, str | None]]:
-    for number, line in enumerate(_text(manifest).splitlines(), start=1):
+    for number, line in enumerate(_text(manifest).split("\n"), start=1):
         if not line.strip():
             continue
         try:

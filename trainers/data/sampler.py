@@ -6,6 +6,8 @@ an endless stream, and the only state of a loader is its place in that stream: h
 """
 
 import itertools
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
@@ -133,8 +135,20 @@ class SampleLoader:
             num_workers=self.num_workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=go_on_at_signals,
             generator=torch.Generator(),  # a loader without its own would advance the global random state
         )
+
+
+def go_on_at_signals(_: int = 0) -> None:
+    """In a process that loads: a signal to all processes of a run is for the one that trains, which needs batches yet.
+
+    The second SIGTERM ends it; torch, and Python at its exit, send one to those that hang.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, lambda *_: os._exit(0)))
 
 
 class TrainingLoader(SampleLoader):
@@ -195,8 +209,8 @@ class TrainingLoader(SampleLoader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Goes to a place in the stream. After a change of batch size or ranks it is the next whole batch.
 
-        Warns when the place was saved with another number of samples or another seed, since the rest of the run is then
-        not the one that was interrupted.
+        Warns when that leaves samples out, or when the place was saved with another number of samples or another seed,
+        since the rest of the run is then not the one that was interrupted.
         """
         for name, value in (("samples", self.samples), ("seed", self.seed)):
             if state_dict[name] != value:
@@ -207,7 +221,14 @@ class TrainingLoader(SampleLoader):
                     stacklevel=2,
                 )
         self.epoch = state_dict["epoch"]
-        self.batch = -(-state_dict["seen"] // (self.batch_size * distributed.world_size()))
+        stride = self.batch_size * distributed.world_size()
+        if left_out := -state_dict["seen"] % stride:
+            warnings.warn(
+                f"The checkpoint was written after {state_dict['seen']} samples of a pass, which batches of {stride} "
+                f"cannot continue exactly: the next {left_out} are left out of it.",
+                stacklevel=2,
+            )
+        self.batch = -(-state_dict["seen"] // stride)
         if self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
         self._iterator = None

@@ -51,7 +51,7 @@ class TrainingSamples(SizedDataset, ABC, Generic[File]):
             try:
                 drawn = self.draw(file, sample_generator(self.seed, epoch, sample))
             except ValueError as error:
-                failed[self.store.path(file)] = str(error)
+                failed[self.store.shown(file)] = str(error)
                 continue
             return {"sample": drawn, "name": file.name, "failed": failed}
         raise ValueError(f"None of the {len(files)} training files under {self.store.root} can be decoded any more.")
@@ -81,7 +81,7 @@ class EvaluationSamples(SizedDataset, ABC, Generic[File]):
         try:
             return {"sample": self.whole(file), "name": file.name, "failed": {}}
         except ValueError as error:
-            return {"failed": {self.store.path(file): str(error)}}
+            return {"failed": {self.store.shown(file): str(error)}}
 
 
 def collate(join: Callable[[list[Tensor]], dict[str, Any]], samples: list[dict[str, Any]]) -> dict[str, Any]:

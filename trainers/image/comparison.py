@@ -16,6 +16,7 @@ from trainers.image.files import read, scan
 from trainers.image.metrics import ImageMetrics, psnr, to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
+from vqkit.tokens.names import unescaped
 
 TITLES = {
     "vqkit": "vqkit (this run)",
@@ -49,7 +50,7 @@ def load_photographs(folder: Path, multiple: int) -> list[Tensor]:
         )
     images = []
     for file in usable.files:
-        pixels = read(folder / file.name, shorter_side=min(file.height, file.width))
+        pixels = read(folder / unescaped(file.name), shorter_side=min(file.height, file.width))
         image = torch.from_numpy(pixels).permute(2, 0, 1).float()
         images.append(image[:, : file.height // multiple * multiple, : file.width // multiple * multiple])
     return images

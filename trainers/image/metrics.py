@@ -94,9 +94,7 @@ class ImageMetrics(TokenizerMetrics):
         sums = [figures[name].sum() if name in figures else torch.zeros(()) for name in ("psnr", "ssim", "ms_ssim")]
         count, pixels = len(originals), len(originals) * originals.shape[-2] * originals.shape[-1]
         counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
-        self.sums += torch.cat(
-            [torch.stack([value.double().to(self.sums.device) for value in sums]), counts.to(self.sums)]
-        )
+        self.sums += torch.cat([torch.stack([value.to(self.sums) for value in sums]), counts.to(self.sums)])
         if self.usage is not None:
             self.usage.update(indices)
         self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)

@@ -19,11 +19,17 @@ class ImageStore(FileStore[ImageFile]):
         root: The folder.
         files: Its image files.
         shorter_side: Pixels to which larger images are shrunk.
+        white: As for `trainers.image.files.read`, like `max_pixels`.
+        max_pixels: See there.
     """
 
-    def __init__(self, root: Path, files: list[ImageFile], *, shorter_side: int) -> None:
+    def __init__(
+        self, root: Path, files: list[ImageFile], *, shorter_side: int, white: float | None, max_pixels: int
+    ) -> None:
         super().__init__(root, files)
         self.shorter_side = shorter_side
+        self.white = white
+        self.max_pixels = max_pixels
 
     def size(self, file: ImageFile) -> int:
         """Bytes of the pixels."""
@@ -32,7 +38,11 @@ class ImageStore(FileStore[ImageFile]):
 
     def decode(self, file: ImageFile) -> numpy.ndarray:
         """The pixels of a file, (height, width, 3) uint8."""
-        return read(self.root / file.name, shorter_side=self.shorter_side)
+        path = self.path(file)
+        pixels = read(path, shorter_side=self.shorter_side, white=self.white, max_pixels=self.max_pixels)
+        if pixels.shape[:2] != reduced_size(file.height, file.width, self.shorter_side):
+            raise ValueError(f"no longer the image of {file.width}x{file.height} pixels that was found there")
+        return pixels
 
     def pixels(self, file: ImageFile) -> Tensor:
         """The pixels of a file, (3, height, width) uint8; ValueError with the reason if it cannot be decoded."""

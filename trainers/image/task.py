@@ -30,6 +30,8 @@ class ImageTokenizerTask(TokenizerTask):
         betas: tuple[float, float] = (0.9, 0.95),
         **arguments: Any,
     ) -> None:
+        if tokenizer.value_range not in (None, (-1.0, 1.0)):
+            raise ValueError(f"tokenizer.value_range={tokenizer.value_range}: expected [-1, 1], where the images lie")
         super().__init__(tokenizer, learning_rate=learning_rate, betas=betas, **arguments)
 
     monitor = "validation/psnr"

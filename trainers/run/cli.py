@@ -8,7 +8,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -37,10 +38,12 @@ from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
 from trainers.run.migration import renamed_overlay
 from trainers.run.run import CONFIG, Run, find_checkpoint, folder_of
+from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger, finish
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
+from vqkit.saving.files import write_whole
 from vqkit.saving.pretrained import WEIGHTS_NAME
 
 TRAINER_DEFAULTS = {
@@ -83,6 +86,11 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             self.run.begin()
         super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it whole, where Lightning would leave half a file on a full disk."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_whole(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
 
 class TokenizerCLI(LightningCLI):
@@ -189,6 +197,12 @@ class TokenizerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run's folder and tracking, and without those of our callbacks that it forbids."""
         trainer_config = {**self._get(self.config_init, "trainer"), "default_root_dir": self.run.folder, **kwargs}
+        strategy = str(trainer_config.get("strategy"))
+        if re.search("spawn|fork|notebook|fsdp", strategy):
+            raise UserError(
+                f"trainer.strategy={strategy}: expected auto or ddp, which starts the command once for each device "
+                "(what a run holds cannot be sent to processes that it starts itself, and its codebooks stay whole)"
+            )
         if trainer_config["logger"] is None:
             trainer_config["logger"] = RunLogger(
                 self.run.folder,
@@ -252,16 +266,18 @@ class TokenizerCLI(LightningCLI):
         try:
             method(**arguments | {"ckpt_path": self.run.checkpoint})
         except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
-            self.run.folder.mkdir(parents=True, exist_ok=True)
             report = self.run.folder / "traceback.txt"
-            report.write_text(traceback.format_exc())
-            reason = str(error)
+            reason, where = str(error), f"  (the traceback is in {report})"
+            try:
+                write_whole(report, traceback.format_exc().encode())
+            except OSError as refusal:  # a full disk, most often the reason itself
+                where = "" if isinstance(error, OSError) else f"  ({refusal})\n{traceback.format_exc().rstrip()}"
             if "loading state_dict" in reason:
                 reason = (
                     f"{self.run.checkpoint} holds another model than this configuration: give the --config and "
                     f"--quantizer that it was trained with, or --config {self.run.folder / 'config.yaml'}. {reason}"
                 )
-            raise UserError(f"{reason}\n  (the traceback is in {report})", code=1) from error
+            raise UserError(f"{reason}\n{where}".rstrip(), code=1) from error
 
     # ------------------------------------------------------------------ what a person reads
 
@@ -274,7 +290,7 @@ class TokenizerCLI(LightningCLI):
             except ValueError as error:
                 raise UserError(str(error)) from error
             return
-        self._announce(data=True)
+        self._announce("describe")
         for change in self.changes:
             _say(f"  {change}")
         if self.run.overwrites:
@@ -282,15 +298,15 @@ class TokenizerCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Say what is measured."""
-        self._announce(data=True)
+        self._announce("describe")
 
     def before_test(self) -> None:
         """Say what is measured."""
-        self._announce(data=True)
+        self._announce("describe")
 
     def before_predict(self) -> None:
         """Say what is encoded."""
-        self._announce(data=False)
+        self._announce("describe_prediction")
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -322,7 +338,7 @@ class TokenizerCLI(LightningCLI):
         for name, value in self.trainer.callback_metrics.items():
             _say(f"  {name.partition('/')[2]:<20} {float(value):.6g}")
 
-    def _announce(self, *, data: bool) -> None:
+    def _announce(self, describe: str) -> None:
         tokenizer = self.model.tokenizer
         parts = {name: part.parameters() for name, part in self.model.trained_parts().items()}
         sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
@@ -331,9 +347,9 @@ class TokenizerCLI(LightningCLI):
         if isinstance(tokenizer, AudioTokenizer):
             codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
         _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}")
-        if data and hasattr(self.datamodule, "describe"):  # a data module of one's own need not have it
+        if hasattr(self.datamodule, describe):  # a data module of one's own need not have it
             try:
-                _say(self.datamodule.describe())
+                _say(getattr(self.datamodule, describe)())
             except ValueError as error:
                 raise UserError(str(error)) from error
         if self.run.progress:
@@ -354,8 +370,8 @@ def codes_in_words(sizes: Sequence[int]) -> str:
 
 
 @rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say(line: str, file: TextIO | None = None) -> None:
+    print(line, file=file, flush=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -365,8 +381,14 @@ def main(args: list[str] | None = None) -> None:
         args: instead of those of the process.
 
     Raises:
-        SystemExit: code 2 for a mistake found before training, 1 for one found later; both explained in a line or two.
+        SystemExit: code 2 for a mistake found before training, 1 for one found later, 128 and the number of a signal
+            that ended it; each explained in a line or two.
     """
+    with StopAtSignal() as stop:
+        _main(args, stop)
+
+
+def _main(args: list[str] | None, stop: StopAtSignal) -> None:
     _quiet()
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["export"]:
@@ -376,7 +398,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         return
-    failed = True
+    code = 1
     parsers = {"exit_on_error": False, "parser_mode": bases.MODE}
     try:
         TokenizerCLI(
@@ -385,20 +407,24 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [stop]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={**parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
             args=args,
         )
-        failed = False
+        code = 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
+    except Stopped as stopped:
+        code = stopped.code
+        _say(stopped.line, file=sys.stderr)
+        raise SystemExit(code) from None
     finally:
-        finish(int(failed))
+        finish(code)
 
 
 def _quiet() -> None:

@@ -43,8 +43,10 @@ def current_path(class_path: str) -> str:
 
 def renamed_overlay(message: str, words: Collection[str]) -> str:
     """`; write ...` where a message names an overlay that is a word of `--quantizer` now or was moved, else nothing."""
-    found = re.search(r"configs/(?:quantizers|residual)/(\w+)\.yaml", message)
+    found = re.search(r"configs/(quantizers|residual)/(\w+)\.yaml", message)
     if not found:
         return ""
-    word = found[1] in words
-    return f"; write {f'--quantizer {found[1]}' if word else f'--config configs/quantizers/{found[1]}.yaml'} for it now"
+    folder, name = found.groups()
+    if name in words:
+        return f"; write --quantizer {name} for it now"
+    return f"; write --config configs/quantizers/{name}.yaml for it now" if folder == "residual" else ""

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.backbones.sizes import check_positive
+from vqkit.precision import widest_dtype
 from vqkit.saving.config import Configured
 
 
@@ -301,8 +302,9 @@ def _linear_path(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTr
 
 
 def _dct(size: int) -> Tensor:
-    positions = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
-    rows = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * positions)
+    dtype = widest_dtype(torch.get_default_device())
+    positions = (torch.arange(size, dtype=dtype) + 0.5) * math.pi / size
+    rows = torch.cos(torch.arange(size, dtype=dtype)[:, None] * positions)
     return (rows / rows.norm(dim=1, keepdim=True)).float()
 
 

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from vqkit.precision import widest_dtype
+
 
 def lapped_basis(dim: int, channels: int, hop_length: int) -> Tensor:
     """The modified discrete cosine transform with a sine window: pieces of two hops that overlap by one.
@@ -28,9 +30,10 @@ def lapped_basis(dim: int, channels: int, hop_length: int) -> Tensor:
     Source: Princen, Johnson, Bradley 1987, "Subband/transform coding using filter bank designs based on time domain
     aliasing cancellation" (https://doi.org/10.1109/ICASSP.1987.1169405).
     """
-    times = torch.arange(2 * hop_length, dtype=torch.float64) + 0.5
+    dtype = widest_dtype(torch.get_default_device())
+    times = torch.arange(2 * hop_length, dtype=dtype) + 0.5
     window = torch.sin(math.pi * times / (2 * hop_length)) * math.sqrt(2 / hop_length)
-    frequencies = torch.arange(hop_length, dtype=torch.float64)[:, None] + 0.5
+    frequencies = torch.arange(hop_length, dtype=dtype)[:, None] + 0.5
     rows = window * torch.cos(math.pi / hop_length * (times + hop_length / 2) * frequencies)
     return _lowest(dim, channels, rows)
 
@@ -56,8 +59,9 @@ def blocked_basis(dim: int, channels: int, hop_length: int) -> Tensor:
 
 
 def _cosines(size: int) -> Tensor:
-    positions = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
-    rows = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * positions)
+    dtype = widest_dtype(torch.get_default_device())
+    positions = (torch.arange(size, dtype=dtype) + 0.5) * math.pi / size
+    rows = torch.cos(torch.arange(size, dtype=dtype)[:, None] * positions)
     return rows / rows.norm(dim=1, keepdim=True)
 
 

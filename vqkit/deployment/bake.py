@@ -8,6 +8,7 @@ from torch import nn
 
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.config import Configured, to_config
+from vqkit.sharding import refuse_sharded
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,6 +43,7 @@ def bake(module: Module) -> Module:
             f"bake got {type(module).__name__}: expected a module whose configuration can be written, such as a "
             "quantizer or a Tokenizer; of another module bake the quantizer, and put the copy in its place"
         )
+    refuse_sharded(module, "bake", "save_pretrained it, and bake what from_pretrained gives")
     to_config(module)  # refuses what could not be saved
     # Tables come from the module's own codebooks: products with copied weights may round in another way.
     shared = {id(part.codebook): part.codebook for part in module.modules() if isinstance(part, BaseQuantizer)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.kernels.torch_search.float64_ties import unit_vectors
+from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ class Decode(nn.Module):
 
 
 def export_onnx(
-    module: Encode | Decode, example: Tensor, path: str | os.PathLike[str], *, dynamic_batch: bool = True
+    module: Encode | Decode, example: Tensor, path: str | os.PathLike[str], *, dynamic: bool = True
 ) -> None:
     """Write an ONNX file that ONNX Runtime and others run without torch.
 
@@ -74,9 +75,12 @@ def export_onnx(
     Args:
         module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
         example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
-            and device matter.
+            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 may stay 1 (but for the batch).
         path: of the file; one that is there is replaced. Its folder must exist.
-        dynamic_batch: whether the file takes any batch size. All other sizes are the example's.
+        dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
+            the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What
+            `encode` refuses in words, such as images that do not divide into latents, the file does not. False fixes
+            all sizes to the example's.
 
     Raises:
         ValueError: the module is in training mode.
@@ -92,9 +96,10 @@ def export_onnx(
         raise FileNotFoundError(f"{target.parent} is not a folder: create it first")
     _import_onnx()
     source, result = module.names
-    if dynamic_batch and len(example) == 1:
+    if dynamic and len(example) == 1:
         example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
+    sizes = {axis: torch.export.Dim.AUTO if axis else torch.export.Dim.DYNAMIC for axis in range(example.ndim)}
+    shapes = (sizes,) if dynamic else None
     with torch.no_grad(), warnings.catch_warnings():
         # torch 2.11 uses what it deprecates itself.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
@@ -118,7 +123,7 @@ def _import_onnx() -> None:
 
 def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int, precision: str) -> Tensor:
     """`vqkit::nearest` in plain operators: (G, N, D), (G, K, D), (G, K) -> (G, N, k)."""
-    rows, books = x.double(), codes.double()
+    rows, books = widened(x), widened(codes)
     scores: Tensor | float = 0.0
     if metric == "cosine":
         books = unit_vectors(books)
@@ -131,7 +136,7 @@ def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int
         scores = torch.where(valid.unsqueeze(-2), scores, torch.inf)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     longest = torch.linalg.vector_norm(books, dim=-1).amax(-1)[:, None, None]
-    rounding = 2.0**-52 * (x.shape[-1] + 4) * longest * (length + longest)
+    rounding = torch.finfo(rows.dtype).eps * (x.shape[-1] + 4) * longest * (length + longest)
     found: list[Tensor] = []
     while True:
         tied = scores <= scores.amin(-1, keepdim=True) + rounding

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vqkit.kernels.operators import gradient, operator
+from vqkit.kernels.operators import call, gradient, operator
 
 BLOCK = 2**20  # probabilities that are held at once
 
@@ -40,7 +40,7 @@ def pattern_sums(logits: Tensor, weights: Tensor, group_sizes: Sequence[int]) ->
             f"weights has shape {tuple(weights.shape)} and requires_grad={weights.requires_grad}, expected "
             f"({logits.shape[0]},) without gradient; use weights.detach()."
         )
-    return torch.ops.vqkit.pattern_sums(logits, weights, list(group_sizes))
+    return call("pattern_sums", logits, weights, list(group_sizes))
 
 
 @operator("pattern_sums", lambda logits, weights, group_sizes: logits.new_empty(sum(2**size for size in group_sizes)))

@@ -51,11 +51,6 @@ def product_is_lowered(device: torch.device) -> bool:
     return backend.matmul.fp32_precision not in ("none", "ieee")
 
 
-def widest_dtype(device: torch.device) -> torch.dtype:
-    """float64, but float32 on devices that have none: there, nothing can be proven beyond float32."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def result_dtype(*tensors: Tensor) -> torch.dtype:
     """Of what is computed from tensors: float64 if one of them is, else float32."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

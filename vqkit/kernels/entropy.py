@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqkit.kernels import engines
 from vqkit.kernels.bounds import result_dtype
-from vqkit.kernels.operators import gradient, operator
+from vqkit.kernels.operators import call, gradient, operator
 from vqkit.kernels.softmax_rows import (
     Block,
     backpropagate,
@@ -74,7 +74,7 @@ def assignment_entropy(
     weights = _normalized(weights, z, codes)
     if metric == "euclidean":
         z, codes = _augmented(z, codes)
-    return AssignmentEntropy(*torch.ops.vqkit.assignment_entropy(z, codes, weights, temperature, impl))
+    return AssignmentEntropy(*call("assignment_entropy", z, codes, weights, temperature, impl))
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqkit.distributed import open_uniform
-from vqkit.kernels.operators import gradient, operator
+from vqkit.kernels.operators import call, gradient, operator
 from vqkit.kernels.softmax_rows import block_rows, check_indices, check_logits, prepare
 
 DRAW = 2**16  # random numbers made at a time: some ten operations pass over them, in the processor's cache
@@ -81,7 +81,7 @@ def gumbel_softmax(
     check_logits(z, codes, temperature)
     if indices is not None:
         check_indices(indices, z)
-    return torch.ops.vqkit.gumbel_softmax(z, codes, indices, seed, step, first, temperature)
+    return call("gumbel_softmax", z, codes, indices, seed, step, first, temperature)
 
 
 @operator("gumbel_nearest", lambda z, *_: z.new_empty(z.shape[0], dtype=torch.int64))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines
-from vqkit.kernels.operators import gradient, operator
+from vqkit.kernels.operators import call, gradient, operator
 from vqkit.kernels.softmax_rows import (
     Block,
     backpropagate,
@@ -48,7 +48,7 @@ def index_backpropagation(
     """
     check_logits(z, codes, temperature)
     check_indices(indices, z)
-    return torch.ops.vqkit.index_backpropagation(z, codes, indices.to(torch.int64), temperature, impl)
+    return call("index_backpropagation", z, codes, indices.to(torch.int64), temperature, impl)
 
 
 @operator("index_backpropagation", lambda z, codes, *_: z.new_empty(z.shape, dtype=codes.dtype))

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines, gpu, native
-from vqkit.kernels.bounds import MOST_PADDING, is_proven, result_dtype, tensor_core_error, widest_dtype
+from vqkit.kernels.bounds import MOST_PADDING, is_proven, result_dtype, tensor_core_error
 from vqkit.kernels.operators import batched, operator
 from vqkit.kernels.torch_search.float64_ties import unit_vectors
 from vqkit.kernels.torch_search.search import nearest_indices
+from vqkit.precision import widened, widest_dtype
 
 Metric = Literal["euclidean", "dot", "cosine"]
 Precision = Literal["exact", "high", "fast"]
@@ -234,8 +235,7 @@ def _margins(x: Tensor, codes: Tensor, found: Tensor, metric: str, k: int) -> Te
 
 
 def _wide(vectors: Tensor, metric: str) -> Tensor:
-    vectors = vectors.to(widest_dtype(vectors.device))
-    return unit_vectors(vectors) if metric == "cosine" else vectors
+    return unit_vectors(widened(vectors)) if metric == "cosine" else widened(vectors)
 
 
 def _chosen(codes: Tensor, place: Tensor, metric: str) -> Tensor:

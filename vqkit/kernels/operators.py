@@ -5,12 +5,16 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vqkit.runtime import transformed
+
 _LIBRARY = torch.library.Library("vqkit", "FRAGMENT")
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 
 def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -58,11 +62,14 @@ def gradient(name: str, *wanted: str) -> Callable[[Callable[..., Any]], Callable
         def pull_back(ctx, *upstream: Tensor) -> tuple:  # type: ignore[no-untyped-def]
             pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
             inputs = [other if tensor is None else tensor for tensor, other in pairs]
-            found = getattr(torch.ops.vqkit, f"{name}_backward")(*upstream, *inputs)
+            found = call(f"{name}_backward", *upstream, *inputs)
             result: list[Tensor | None] = [None] * len(inputs)
             for place, value in zip(places, found if len(places) > 1 else (found,), strict=True):
                 result[place - len(upstream)] = value
             return tuple(result)
+
+        def keep_nothing(ctx, inputs: tuple, output: Any) -> None:  # type: ignore[no-untyped-def]
+            pass
 
         def refuse(*arguments: Any) -> None:
             raise RuntimeError(f"vqkit::{name} has no second derivative; detach its gradient.")
@@ -70,11 +77,54 @@ def gradient(name: str, *wanted: str) -> Callable[[Callable[..., Any]], Callable
         operator(f"{name}_backward", fake)(function)
         torch.library.register_autograd(f"vqkit::{name}", pull_back, setup_context=keep, lib=_LIBRARY)
         torch.library.register_autograd(f"vqkit::{name}_backward", refuse, lib=_LIBRARY)
+        batched(name)
+        batched(f"{name}_backward")
+        _FUNCTIONS[name] = _function(name, keep, pull_back)
+        _FUNCTIONS[f"{name}_backward"] = _function(f"{name}_backward", keep_nothing, refuse)
         return function
 
     return register
 
 
-def batched(name: str, rule: Callable[..., Any]) -> None:
-    """Gives an operator its rule for `torch.vmap`, as `torch.library.register_vmap` describes it."""
+def call(name: str, *arguments: Any) -> Any:
+    """`torch.ops.vqkit.<name>`, under `torch.func.grad` and its kin too, which torch's own registration does not serve.
+
+    Args:
+        name: of an operator that has a gradient, or is one.
+        arguments: of the operator.
+    """
+    if transformed():
+        return _FUNCTIONS[name].apply(*arguments)
+    return getattr(torch.ops.vqkit, name)(*arguments)
+
+
+def _function(name: str, keep: Callable[..., None], pull_back: Callable[..., Any]) -> type[torch.autograd.Function]:
+    """An operator in the form that `torch.func` takes; its parts are those of `torch.library.register_autograd`."""
+    parts = {"forward": getattr(torch.ops.vqkit, name), "setup_context": keep, "backward": pull_back}
+    namespace = {part: staticmethod(function) for part, function in parts.items()} | {"generate_vmap_rule": True}
+    return type(name, (torch.autograd.Function,), namespace)
+
+
+def batched(name: str, rule: Callable[..., Any] | None = None) -> None:
+    """Gives an operator its rule for `torch.vmap`, as `torch.library.register_vmap` describes it.
+
+    Args:
+        name: of the operator.
+        rule: None for a call for each entry of the batch.
+    """
+    rule = rule or partial(_one_by_one, getattr(torch.ops.vqkit, name))
     torch.library.register_vmap(f"vqkit::{name}", rule, lib=_LIBRARY)
+
+
+def _one_by_one(operator: Callable[..., Any], info: Any, in_dims: tuple, *arguments: Any) -> tuple[Any, Any]:
+    def entry(argument: Any, dim: Any, number: int) -> Any:
+        if isinstance(argument, Tensor):
+            return argument if dim is None else argument.select(dim, number)
+        tensors = isinstance(argument, list | tuple) and dim is not None
+        return [entry(*pair, number) for pair in zip(argument, dim, strict=True)] if tensors else argument
+
+    pairs = list(zip(arguments, in_dims, strict=True))
+    found = [operator(*(entry(*pair, number) for pair in pairs)) for number in range(info.batch_size)]
+    if isinstance(found[0], Tensor):
+        return torch.stack(found), 0
+    return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqkit.kernels import engines
-from vqkit.kernels.operators import gradient, operator
+from vqkit.kernels.operators import call, gradient, operator
 from vqkit.kernels.softmax_rows import Block, backpropagate, check_indices, check_logits, chosen_codes, prepare
 
 
@@ -36,7 +36,7 @@ def reinmax(z: Tensor, codes: Tensor, indices: Tensor, *, impl: engines.Impl | N
     """
     check_logits(z, codes, 1.0)
     check_indices(indices, z)
-    return torch.ops.vqkit.reinmax(z, codes, indices.to(torch.int64), impl)
+    return call("reinmax", z, codes, indices.to(torch.int64), impl)
 
 
 @operator("reinmax", lambda z, codes, *_: z.new_empty(z.shape, dtype=codes.dtype))

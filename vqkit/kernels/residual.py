@@ -9,7 +9,7 @@ from torch import Tensor
 from vqkit.kernels import engines, native
 from vqkit.kernels.bounds import result_dtype
 from vqkit.kernels.nearest import Metric, check_rows_and_codes
-from vqkit.kernels.operators import operator
+from vqkit.kernels.operators import batched, operator
 
 
 class ResidualNearest(NamedTuple):
@@ -32,7 +32,7 @@ def residual_nearest(
     Bit for bit the codes of a loop of `nearest` over the levels that subtracts the sum of the chosen codes from x.
     Where the compiled search was built, all levels are searched in one call, in which a block of rows and what is left
     of it stay in the cache; on a GPU with the fused kernels in one launch, for "euclidean" and "dot" and depths up to
-    1024; elsewhere it is that loop. Nothing is differentiated, and there is no vmap rule.
+    1024; elsewhere it is that loop. Nothing is differentiated.
 
     Args:
         x: (..., D) rows, floating point, any strides.
@@ -90,3 +90,6 @@ def _residual_nearest(x: Tensor, codebooks: Sequence[Tensor], metric: str, impl:
         indices.append(found[0, :, 0])
         total = total + codes[indices[-1]]
     return torch.stack(indices, dim=1)
+
+
+batched("residual_nearest")

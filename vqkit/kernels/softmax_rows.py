@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqkit.kernels.bounds import product_is_lowered, result_dtype
 from vqkit.kernels.statistics import check_range
+from vqkit.precision import widest_dtype
 
 BLOCK = 2**20  # numbers of a block on a processor, whose last cache should hold two
 BLOCK_ON_A_DEVICE = 2**26
@@ -52,9 +53,9 @@ class Block(NamedTuple):
 
 
 def prepare(z: Tensor, codes: Tensor, temperature: float, kept: Tensor) -> Centred:
-    """Rows z (N, D), codes (K, D), kept (N,) bool; float64 where an input is, or where float32 products are lowered."""
+    """Rows z (N, D), codes (K, D), kept (N,) bool; float64 where an input is or float32 products are lowered."""
     dtype = result_dtype(z, codes)
-    dtype = torch.float64 if product_is_lowered(z.device) else dtype
+    dtype = widest_dtype(z.device) if product_is_lowered(z.device) else dtype
     codes = codes.to(dtype)
     return Centred(torch.where(kept[:, None], z, 0).to(dtype), codes - codes.mean(0), temperature)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from vqkit import distributed, kernels
 from vqkit.functional import unit
 from vqkit.kernels import Metric
-from vqkit.kernels.bounds import widest_dtype
 from vqkit.parts.selection import check_metric
+from vqkit.precision import widened
 from vqkit.saving.config import Configured
 
 _PIECE = 2**20
@@ -66,8 +66,7 @@ class ClosestAnchor(Anchor):
         stand_in = codes[torch.arange(len(z), device=z.device) % len(codes)]
         others = torch.where(valid.any(), torch.nan, stand_in)
         nearest = kernels.nearest(codes, torch.where(valid.unsqueeze(-1), z, others), metric=self.metric).indices
-        wide = widest_dtype(z.device)
-        scores = _similarity(codes.to(wide), z[nearest].to(wide), self.metric)
+        scores = _similarity(widened(codes), widened(z[nearest]), self.metric)
         return distributed.best_rows(torch.where(valid[nearest], scores, -torch.inf), z[nearest])
 
 
@@ -112,10 +111,10 @@ class ProbabilisticAnchor(Anchor):
         positions = distributed.joined_positions(len(z), z.device)
         z, valid = at_least_one(z, valid)
         positions = positions if len(positions) else positions.new_zeros(1)
-        features, size = z.double(), len(codes)
+        features, size = widened(z), len(codes)
         scores, chosen = features.new_empty(size), positions.new_empty(size)
         for numbers in pieces(size, len(z), z.device):
-            logits = _all_similarities(codes[numbers].double(), features, self.metric)
+            logits = _all_similarities(widened(codes[numbers]), features, self.metric)
             uniform = distributed.counter_random(positions * size + numbers.unsqueeze(-1), seed=seed, step=step)
             noisy = logits - (-uniform.log()).log()
             scores[numbers], chosen[numbers] = torch.where(valid, noisy, -torch.inf).max(dim=1)

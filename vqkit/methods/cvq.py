@@ -142,15 +142,16 @@ def _contrast(codes: Tensor, features: Tensor, valid: Tensor, temperature: float
     positive = place < (count // size).clamp(min=1).minimum(count)
     negative = (place >= count - count // 2) & (place < count)
     mean = positive.to(codes.dtype) / positive.sum().clamp(min=1)
-    values, gradients = codes.new_empty(size), torch.empty_like(codes)
+    values: list[Tensor] = []
+    gradients: list[Tensor] = []
     for numbers in pieces(size, len(features), codes.device):
         cosines = torch.where(valid, codes[numbers] @ features.mT, -torch.inf)
         ranked, order = cosines.sort(dim=1, descending=True, stable=True)
         ranked = torch.where(place < count, ranked, 0) / temperature
         attracted = (ranked * mean).sum(1, keepdim=True)
         logits = torch.cat([attracted, torch.where(negative, ranked, -torch.inf)], dim=1)
-        values[numbers] = torch.logsumexp(logits, dim=1) - attracted.squeeze(1)
+        values.append(torch.logsumexp(logits, dim=1) - attracted.squeeze(1))
         chances = logits.softmax(dim=1)
         pulls = chances[:, 1:] + (chances[:, :1] - 1) * mean
-        gradients[numbers] = torch.zeros_like(pulls).scatter(1, order, pulls) @ features
-    return values.mean(), gradients / (size * temperature)
+        gradients.append(torch.zeros_like(pulls).scatter(1, order, pulls) @ features)
+    return torch.cat(values).mean(), torch.cat(gradients) / (size * temperature)

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.functional import matching_map
+from vqkit.functional import eigen, matching_map, negligible
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import ProjectedCodebook
 from vqkit.parts.estimators import StraightThrough
 from vqkit.parts.losses import CodebookLoss, Commitment
 from vqkit.parts.selection import Search
+from vqkit.precision import widest_dtype
 
 _EPSILON = 1e-6  # of the layer norms
 
@@ -173,7 +174,7 @@ class BridgedCodebook(ProjectedCodebook):
 
     def match_samples(self, samples: Tensor, seed: int) -> None:
         """Set base and last layer by the samples; see `ProjectedCodebook`."""
-        bridge, positions, kind = self.projector, self.patch_size**2, torch.float64
+        bridge, positions, kind = self.projector, self.patch_size**2, widest_dtype(samples.device)
         self.base.div_(self.base.square().mean().sqrt())
         features = bridge.features(self.base).to(kind)
         generator = torch.Generator().manual_seed(seed)
@@ -227,7 +228,8 @@ def _grid(codebook_size: int, patch_size: int) -> tuple[int, int]:
 
 def _whitener(covariances: Tensor) -> Tensor:
     """(..., D, D) symmetric -> (..., D, D): their inverse square roots, 0 where they have no spread."""
-    variances, directions = torch.linalg.eigh(covariances)
-    spread = variances > 1e-10 * variances[..., -1:].clamp(min=torch.finfo(variances.dtype).tiny)
+    variances, directions = eigen(covariances)
+    least = negligible(variances.dtype, variances.shape[-1])
+    spread = variances > least * variances[..., -1:].clamp(min=torch.finfo(variances.dtype).tiny)
     scales = torch.where(spread, variances, 1).rsqrt() * spread
     return (directions * scales.unsqueeze(-2)) @ directions.mT

@@ -11,6 +11,7 @@ from vqkit.functional import matrix_square_root
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
+from vqkit.precision import widened
 
 
 class DistributionMatching(Loss):
@@ -45,11 +46,11 @@ class DistributionMatching(Loss):
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """W."""
         assert selection.codes is not None  # only quantizers with a codebook take losses that train one
-        # In float64 one sum over ranks is enough: squares less the square of the mean lose nothing that matters,
-        # and what little they lose is less when both are counted from the mean code.
-        origin = selection.codes.detach().double().mean(0)
-        z, codes = selection.z.double() - origin, selection.codes.double() - origin
-        sums = _sums(z, selection.valid.double())
+        # In float64 one sum over ranks is enough: squares less the square of the mean lose nothing that matters, and
+        # what little they lose (more in float32, where a device has no more) is less counted from the mean code.
+        origin = widened(selection.codes.detach()).mean(0)
+        z, codes = widened(selection.z) - origin, widened(selection.codes) - origin
+        sums = _sums(z, selection.valid.to(z.dtype))
         if self.training:
             sums = distributed.sum_over_ranks(sums)
         z_mean, z_covariance = _moments(sums, z.shape[1])
@@ -57,7 +58,8 @@ class DistributionMatching(Loss):
         apart = (z_mean - mean).square().sum()
         spread = z_covariance.trace() + covariance.trace()
         squared = apart + spread - 2 * _trace_of_root(z_covariance, covariance)
-        resolution = (8 * z.shape[1] * torch.finfo(z.dtype).eps * (apart + spread)).detach().clamp(min=1e-300)
+        limits = torch.finfo(z.dtype)
+        resolution = (8 * z.shape[1] * limits.eps * (apart + spread)).detach().clamp(min=limits.tiny)
         distance = torch.where(squared > resolution, squared.clamp(min=resolution).sqrt(), 0)
         return torch.where(sums[0] > 0, distance, 0).to(selection.z.dtype)
 

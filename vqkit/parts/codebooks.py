@@ -12,7 +12,7 @@ from vqkit.kernels import segment_stats
 from vqkit.kmeans import kmeans
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
-from vqkit.runtime import autocast_disabled, recomputing, uncompiled
+from vqkit.runtime import autocast_disabled, uncompiled
 from vqkit.saving.config import Configured
 
 
@@ -77,7 +77,6 @@ class Codebook(Configured, FullPrecisionModule):
         self.steps = 0
         self.refreshed_at = 0
         self._pending_batches = 0
-        self.has_observed = False
         self.build_vectors(torch.Generator().manual_seed(seed))
         self.register_buffer("usage", torch.ones(codebook_size, dtype=torch.float32))
         self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.float32))
@@ -105,8 +104,8 @@ class Codebook(Configured, FullPrecisionModule):
 
     @property
     def noise_step(self) -> int:
-        """Number of this training forward, for `Noise`; its recomputation gets the same number."""
-        return self.steps * 2**20 + self._pending_batches - recomputing()
+        """Number of this training forward, for `Noise`."""
+        return self.steps * 2**20 + self._pending_batches
 
     # ------------------------------------------------------------------ statistics
 
@@ -123,7 +122,6 @@ class Codebook(Configured, FullPrecisionModule):
         self.pending_counts.add_(packed[:size])
         self.pending_sums.add_(packed[size:].view(size, width))
         self._pending_batches += 1
-        self.has_observed = True
 
     @torch.no_grad()
     def step(self) -> None:
@@ -211,7 +209,6 @@ class Codebook(Configured, FullPrecisionModule):
         if not 0 <= int(state.min()) <= int(state.max()) < 2**40:  # `noise_step` has to fit an int64
             raise ValueError(f"the codebook's counters are {state.tolist()}: expected numbers of at least 0")
         self.steps, self.refreshed_at, self._pending_batches = (int(value) for value in state)
-        self.has_observed = self.has_observed or self._pending_batches > 0
 
     def extra_repr(self) -> str:
         """Sizes and constants."""

@@ -38,9 +38,8 @@ class Maintenance(Part):
 class RandomRestart(Maintenance):
     """Replaces dead codes by random vectors of the batch, none of which is taken twice.
 
-    A code is dead when its usage is below `threshold` times the mean usage, a rule that does not depend on the batch
-    size. A replaced code starts with mean usage, so it has time to win vectors: with decay 0.99 and threshold 0.1 about
-    230 steps.
+    Dead is here a code whose running usage is below `threshold` times the mean, whatever the batch size. A replaced one
+    starts with mean usage, so it has time to win vectors: with decay 0.99 and threshold 0.1 about 230 steps.
 
     Args:
         threshold: fraction of uniform usage, in [0, 1).
@@ -83,7 +82,7 @@ class LBGSplitting(Maintenance):
     """Splits the most used codes in two, and gives the second half to dead codes.
 
     The i-th least used code and the i-th most used one become two copies of the latter, a small step apart, each with
-    half of its usage. A code is dead when its usage is below `threshold` times the mean usage. Only codes of at least
+    half of its usage. Dead is here a code of a running usage below `threshold` times the mean. Only codes of at least
     mean usage are split, each at most once in a check. No vectors of the batch are needed: the codebook's own record of
     usage says where codes are missing.
 

@@ -36,17 +36,18 @@ class Noise:
 
     @classmethod
     @uncompiled  # Python numbers that change at every step: a compiler would specialise on each of them
-    def of_step(cls, seed: int, step: int, count: int, device: torch.device) -> "Noise":
+    def of_step(cls, seed: int, step: int | Tensor, count: int, device: torch.device) -> "Noise":
         """The noise of a training forward on this rank, if all ranks hold `count` vectors."""
-        numbers = [torch.full((), number, device=device) for number in (seed, step)]
-        return cls(seed=numbers[0], step=numbers[1], first=distributed.rank() * count, count=count)
+        if isinstance(step, int):
+            step = torch.full((), step, device=device)
+        return cls(seed=torch.full((), seed, device=device), step=step, first=distributed.rank() * count, count=count)
 
     def uniform(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
-        """(rows, columns) float64 in (0, 1), for all N vectors or a slice of them."""
+        """(rows, columns) in (0, 1), in the widest dtype, for all N vectors or a slice of them."""
         return self._draw(self._positions(columns, rows))
 
     def normal(self, columns: int, *, rows: slice = slice(None)) -> Tensor:
-        """(rows, columns) float64, standard normal, independent of `uniform` (Box, Muller 1958)."""
+        """(rows, columns), standard normal, independent of `uniform` (Box, Muller 1958)."""
         radius, angle = self._draw(~self._positions(2 * columns, rows)).chunk(2, dim=-1)
         return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 

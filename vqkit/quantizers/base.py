@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.functional import connected_zero
-from vqkit.indices import check_indices
+from vqkit.indices import check_indices, check_plain
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
-from vqkit.precision import FullPrecisionModule
+from vqkit.precision import FullPrecisionModule, narrowed
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, known, recomputing
+from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing, transformed
 from vqkit.saving.pretrained import Pretrained
+from vqkit.sharding import with_whole_weights
 
 WATCHED_VECTORS, WATCHED_STEP = 4096, 61
 """Of more vectors than these `health` watches every 61st: a prime, with which no axis of images or clips resonates."""
@@ -85,23 +86,30 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
         Raises:
             ValueError: `x` or `mask` has the wrong shape or dtype.
+            RuntimeError: in training, inside of an autograd function such as that of reentrant checkpointing.
         """
+        if not torch.is_grad_enabled():
+            self.check_counted()
         latents, valid, nonfinite = self.open(x, mask)
         if self.learning:
             self.nonfinite_seen.add_(nonfinite)
         with autocast_disabled(x.device):
             quantized = self.quantize(latents, valid)
             loss, losses = self.penalize(quantized)
-        vectors = quantized.vectors.movedim(-1, self.channel_dim).to(x.dtype)
+        if not loss.requires_grad:
+            loss = self.with_graph(loss)
+        vectors = narrowed(quantized.vectors.movedim(-1, self.channel_dim), x.dtype)
         return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
 
     @torch.no_grad()
+    @with_whole_weights
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of `x`, as `forward(x, mask).indices` in eval mode; takes no part in training."""
         latents, valid, _ = self.open(x, mask)
         with autocast_disabled(x.device):
             return self.assign(latents, valid)
 
+    @with_whole_weights
     def decode(self, indices: Tensor) -> Tensor:
         """Vectors of `indices`, in the layout of `forward`.
 
@@ -131,10 +139,11 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             unmasked vectors are not finite.
 
         Raises:
-            ValueError: `x` or `mask` has the wrong shape or dtype.
+            ValueError: `x` or `mask` has the wrong shape or dtype, or `x` is no plain tensor on the quantizer's device.
         """
+        check_plain("x", x, self.latent_spread.device)
         if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}: expected floating point")
+            raise ValueError(f"x has dtype {x.dtype}: expected floating point; use x.float(), or x.dequantize()")
         if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
@@ -246,8 +255,34 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
     @property
     def learning(self) -> bool:
-        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
+        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already.
+
+        Raises:
+            RuntimeError: in training under a transform of `torch.func`, which what is recorded could not leave.
+        """
+        if self.training and transformed():
+            raise RuntimeError(
+                f"{type(self).__name__} runs in training under a transform of torch.func (grad, vmap, jvp, ...), out "
+                "of which it can record nothing: call .eval() on it, or use loss.backward() or torch.autograd.grad"
+            )
         return self.training and torch.is_grad_enabled() and not recomputing()
+
+    def check_counted(self) -> None:
+        """Refuse a training forward of which only the recomputation would see gradients.
+
+        Raises:
+            RuntimeError: it runs inside of an autograd function.
+        """
+        if self.training and inside_autograd_function():
+            raise RuntimeError(
+                f"{type(self).__name__} runs in training inside of an autograd function, as under "
+                "torch.utils.checkpoint.checkpoint(use_reentrant=True): what it records and draws would not count; "
+                "pass use_reentrant=False, or call .eval() on it"
+            )
+
+    def with_graph(self, loss: Tensor) -> Tensor:
+        """A loss that has no graph, with one in training: its backward does nothing."""
+        return loss.detach().requires_grad_() if self.stochastic else loss
 
     def health(self) -> dict[str, float]:
         """Read the counters kept during training, and warn once about each thing that is wrong.

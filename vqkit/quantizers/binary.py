@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from vqkit.parts.compatibility import check_losses_without_codebook
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
-from vqkit.quantizers.bit_entropy import near_equal
+from vqkit.quantizers.bit_entropy import BitEntropy, near_equal
 from vqkit.quantizers.fixed_grid import FixedGrid
 
 LARGEST_INDEX_BITS = 62
@@ -77,6 +77,11 @@ class BinaryQuantizer(FixedGrid):
             "place_values: the state packs its bits in another order, or in other levels, than this "
             f"{type(self).__name__}({self.extra_repr()})"
         )
+
+    @classmethod
+    def default_parts(cls, *args: Any, **kwargs: Any) -> Sequence[type]:
+        """The loss that both have; see `Configured`."""
+        return (BitEntropy,)
 
     @abstractmethod
     def direction(self, latents: Tensor) -> Tensor:

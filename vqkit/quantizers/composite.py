@@ -11,7 +11,7 @@ from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import Quantized
-from vqkit.runtime import uncompiled
+from vqkit.runtime import ForwardNumbers, uncompiled
 
 Builder = Callable[[], BaseQuantizer]
 
@@ -126,24 +126,32 @@ class DepthDropout(CompositeQuantizer):
         self.dropout = dropout
         self.seed = seed
         self.draws = 0
+        self._numbers = ForwardNumbers()
         self._num_members = len(members)
 
-    def sample_depths(self, batch_size: int) -> Tensor | None:
+    def number_forward(self, data: Tensor) -> int | Tensor:
+        """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""
+        return self._number(data) if self.stochastic and not self.passes_through else 0
+
+    def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
         """How many members each sample uses in this training forward, (B,) int64; None where all use all.
 
-        A function of the seed, of the number of training forwards so far and of the number of a sample among those of
-        all ranks, if they hold as many each.
+        A function of the seed, of the step that `number_forward` gives and of the number of a sample among those of all
+        ranks, if they hold as many each.
         """
-        return self._sample(batch_size) if self.stochastic and not self.passes_through else None
+        draws = self.dropout and self.stochastic and not self.passes_through
+        return self._sample(step, batch_size) if draws else None
 
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
-    def _sample(self, batch_size: int) -> Tensor | None:
+    def _number(self, data: Tensor) -> Tensor:
         if self.learning:
             self.draws += 1
-        if not self.dropout:
-            return None
+        return self._numbers.find(data, self.draws)
+
+    @uncompiled
+    def _sample(self, step: int | Tensor, batch_size: int) -> Tensor:
         samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
-        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=self.draws) for k in (0, 1))
+        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=step) for k in (0, 1))
         drawn = 1 + (depth * self._num_members).long()
         return torch.where(chance < self.dropout, drawn, self._num_members)
 

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.sharding import refuse_sharded
+
+INITIALIZE_FIRST = "what it writes would be lost: call it before fully_shard"
 
 
 def enough_samples(codebook_size: int, samples: int | None) -> int:
@@ -26,8 +29,9 @@ def collect_vectors(quantizer: BaseQuantizer, latents: Iterable[Tensor], samples
         samples: how many vectors to use, over all ranks.
 
     Raises:
-        ValueError: `samples` is below 1, or no rank gave a finite vector.
+        ValueError: `samples` is below 1, no rank gave a finite vector, or the weights are sharded.
     """
+    refuse_sharded(quantizer, "initialize", INITIALIZE_FIRST)
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1 vector, or None for the default")
     wanted = math.ceil(samples / distributed.world_size())

@@ -17,7 +17,8 @@ class QuantizerOutput:
         quantized: same shape and dtype as the input; 0 at positions that were left out.
         indices: int64, the input's shape without its channel axis; composites add a last axis of stages, groups or
             levels. -1 marks what was left out: masked positions, non-finite vectors, dropped stages.
-        loss: scalar, the weighted sum of `losses`; always part of the graph in training, and 0 where there are none.
+        loss: scalar, the weighted sum of `losses`, and 0 where there are none. Its backward always runs in training; it
+            does nothing where neither the input nor a code requires gradients.
         losses: name -> scalar, unweighted, for logging.
         nonfinite: int64 scalar, how many unmasked input vectors held a NaN or an infinity, or were so long that their
             squared length overflows, and were left out.

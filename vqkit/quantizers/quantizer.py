@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,11 @@ from vqkit.parts.maintenance import Maintenance
 from vqkit.parts.selection import Noise, Search, Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
-from vqkit.runtime import recomputing, uncompiled
+from vqkit.runtime import ForwardNumbers, uncompiled
+from vqkit.sharding import refuse_sharded, with_whole_weights
 
+WATCHED_AT = 100
+"""The step at which a training forward asks `health` by itself, and waits for the device this once."""
 HEALTHY_SCALE = (0.1, 3.0)
 """Ratio of code to latent spread outside which codebooks were seen to collapse, whatever the method."""
 
@@ -52,8 +56,8 @@ class Quantizer(VectorQuantizer):
     None for a part means the method's.
 
     A codebook that learns from statistics learns in training mode whatever `requires_grad` says; `eval()` freezes it.
-    Under activation checkpointing, run the backward of a forward before the next forward: the recomputation must find
-    the codes that the forward found.
+    Under activation checkpointing (not the reentrant one, which is refused), run the backward of a forward before the
+    next forward, or set `auto_step=False`: the recomputation must find the codes that the forward found.
 
     Raises:
         IncompatibleParts: parts that cannot work together.
@@ -109,6 +113,7 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
+        self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
                 f"codebook built {self.codebook.codebook_size} codes of dimension {self.codebook.dim}: expected "
@@ -117,6 +122,15 @@ class Quantizer(VectorQuantizer):
             )
         check_compatible(self.codebook, self.search, self.estimator, list(self.losses), list(self.maintenance))
 
+    @classmethod
+    def default_parts(cls, method: Any = "vq", **arguments: Any) -> Sequence[type]:
+        """Those of the method; see `Configured`."""
+        if method not in METHODS:
+            return ()
+        parts = METHODS[method]()
+        objects = (parts.search, parts.estimator, *parts.losses, *parts.maintenance)
+        return *(part for part in [parts.codebook] if isinstance(part, type)), *map(type, objects)
+
     # ------------------------------------------------------------------ the five steps
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
@@ -124,11 +138,9 @@ class Quantizer(VectorQuantizer):
         z, learning = unit(latents) if self.normalize else latents, self.learning
         if learning:
             self._refresh(z, valid)
-        elif self.stochastic:
-            self._check_recomputation()
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
-        noise = self._noise(len(z)) if uses_noise and self.stochastic else None
+        noise = self._noise(z) if uses_noise and self.stochastic else None
         nearest = self.search(z, searched, noise)
         selection = Selection(
             latents=latents,
@@ -170,8 +182,9 @@ class Quantizer(VectorQuantizer):
         codes = unit(vectors)
         return codes, unit(searched) if self.codebook.cascaded else codes
 
-    def _noise(self, count: int) -> Noise:
-        return Noise.of_step(self.codebook.seed, self.codebook.noise_step, count, self.latent_spread.device)
+    def _noise(self, z: Tensor) -> Noise:
+        step = self._noise_steps.find(z, self.codebook.noise_step)
+        return Noise.of_step(self.codebook.seed, step, len(z), z.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -190,6 +203,9 @@ class Quantizer(VectorQuantizer):
     @torch.no_grad()
     def _refresh(self, z: Tensor, valid: Tensor) -> None:
         """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+        if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
+            fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
+            refuse_sharded(self.codebook, "maintenance", fix)
         some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
         self.latent_spread.copy_(spread(z[some], valid[some]))
         if self.auto_step:
@@ -197,6 +213,8 @@ class Quantizer(VectorQuantizer):
         codebook = self.codebook
         if codebook.refreshed_at < codebook.steps:
             codebook.refreshed_at = codebook.steps
+            if codebook.steps == WATCHED_AT:
+                self.health()
             for policy in self.maintenance:
                 if codebook.steps % policy.every == 0:
                     policy.refresh(codebook, z, valid)
@@ -214,20 +232,12 @@ class Quantizer(VectorQuantizer):
             self.maintenance = nn.ModuleList()  # type: ignore[assignment]
             self.record(codebook=type(self.codebook), estimator=self.estimator, maintenance=[])
 
-    def _check_recomputation(self) -> None:
-        if recomputing() and not self.codebook.has_observed:
-            raise RuntimeError(
-                "this quantizer only ever ran inside a backward pass, as under "
-                "torch.utils.checkpoint(use_reentrant=True), where its codebook would never learn: pass "
-                "use_reentrant=False"
-            )
-
     # ------------------------------------------------------------------ before and beside training
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See
-        `BaseQuantizer`.
+        `BaseQuantizer`. Warns where there are fewer different vectors than codes of k-means.
 
         Args:
             latents: tensors in the layout of `forward`.
@@ -241,15 +251,34 @@ class Quantizer(VectorQuantizer):
             z = distributed.gather_rows(unit(z) if self.normalize else z)
             vectors_per_step = int(distributed.all_reduce_sum(torch.tensor(rows_per_batch, device=z.device)))
             self.codebook.initialize(z, vectors_per_step=vectors_per_step, seed=seed)
+            self._check_samples(z)
         self.latent_spread.copy_(spread(z))
         self.health()
 
+    def _check_samples(self, z: Tensor) -> None:
+        """Warn where k-means had fewer vectors than it had to find codes."""
+        if self.codebook.rows != "derived" and not bool(self.codebook.usage.all()):
+            distinct = len(z.unique(dim=0))
+            if distinct < self.codebook_size:
+                self.warn_once(
+                    "samples",
+                    f"initialize got {len(z)} vectors, {distinct} of them different, for {self.codebook_size} codes: "
+                    "the other codes are copies of these, a little beside them; give it more latents, some 64 for each "
+                    "code",
+                )
+
+    @with_whole_weights
     def health(self) -> dict[str, float]:
-        """`scale_ratio` of the codes' spread to the latents', and the share of `dead` codes; see `BaseQuantizer`."""
+        """`scale_ratio` of the codes' spread to the latents', and the share of `underused` codes; see `BaseQuantizer`.
+
+        A code is underused when its running `usage` is below a tenth of the mean. Usage starts uniform, so that a code
+        that nothing ever chose counts after some 230 steps (at a decay of 0.99). `CodebookUsage` counts the `dead`
+        ones: those that nothing chose since its last `reset`.
+        """
         codebook = self.codebook
         latent_spread = float(self.latent_spread)
         ratio = float(spread(self.code_vectors().detach())) / latent_spread if latent_spread else float("nan")
-        dead = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
+        underused = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
         low, high = HEALTHY_SCALE
         if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
             self.warn_once(
@@ -258,7 +287,7 @@ class Quantizer(VectorQuantizer):
                 "scale collapses a codebook whatever the method: call initialize(latents) before training, or "
                 "normalise the latents",
             )
-        return super().health() | {"scale_ratio": ratio, "dead": dead}
+        return super().health() | {"scale_ratio": ratio, "underused": underused}
 
     def extra_repr(self) -> str:
         """The method and the layout."""

@@ -84,7 +84,8 @@ class ResidualQuantizer(DepthDropout):
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Quantize with one stage after the other; see `BaseQuantizer`."""
         estimator = None if self.passes_through else self.estimator
-        depths = self.sample_depths(latents.shape[0])
+        step = self.number_forward(latents)
+        depths = self.sample_depths(step, latents.shape[0])
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
             residual = latents - (total if estimator is None else total.detach())
@@ -95,7 +96,7 @@ class ResidualQuantizer(DepthDropout):
             members.append(stage.quantize(residual, used))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
-        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid)
+        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(vectors, indices, valid, members=members)
 
@@ -153,7 +154,9 @@ class ResidualQuantizer(DepthDropout):
             stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
-    def _estimate(self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor) -> Tensor:
+    def _estimate(
+        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
+    ) -> Tensor:
         if not torch.is_grad_enabled():
             return total
         rows, positions = latents.flatten(0, -2), valid.flatten()
@@ -165,7 +168,7 @@ class ResidualQuantizer(DepthDropout):
             indices=positions.long() - 1,
             selected=total.flatten(0, -2),
             valid=positions,
-            noise=Noise.of_step(self.seed, self.draws, len(rows), rows.device) if noisy else None,
+            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
         )
         return estimator(selection).reshape(latents.shape)
 

@@ -20,7 +20,9 @@ from typing import Any, Self
 from torch import nn
 
 from vqkit.saving.annotations import check_arguments
+from vqkit.saving.hints import check_names
 from vqkit.saving.migration import current_path
+from vqkit.sharding import own_class
 
 BUILDABLE = (
     "vqkit",
@@ -77,11 +79,21 @@ class Configured:
     _recorded_call: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Create the object and note the call. Copying and unpickling come here too, and then restore the old note."""
+        """Create the object and note the call. Copying and unpickling come here too, and then restore the old note.
+
+        Raises:
+            TypeError: an argument by a name that the constructor does not have; the message says where it belongs.
+        """
+        check_names(cls, kwargs, base=Configured, defaults=lambda: cls.default_parts(*args, **kwargs))
         instance = super().__new__(cls)
         # Past `nn.Module.__setattr__`, which would ask for `nn.Module.__init__` first.
         object.__setattr__(instance, "_recorded_call", (_snapshot(args), _snapshot(kwargs)))
         return instance
+
+    @classmethod
+    def default_parts(cls, *args: Any, **kwargs: Any) -> Sequence[type]:
+        """The classes of the parts that an object with these arguments has where they name none, for messages."""
+        return ()
 
     def recorded_arguments(self) -> dict[str, Any]:
         """The arguments of the constructor call by name, defaults included.
@@ -208,6 +220,7 @@ def _is_below(module_name: str, allow: Sequence[str]) -> bool:
 
 def _class_path(cls: type, where: str) -> str:
     """The shortest dotted path that leads to the class, so that public names survive a move between files."""
+    cls = own_class(cls)
     parts = cls.__module__.split(".")
     for length in range(1, len(parts) + 1):
         module_name = ".".join(parts[:length])
@@ -315,6 +328,7 @@ def _read_class(value: Mapping[str, Any], mark: str, allow: Sequence[str], where
     positional = [_read(item, allow, _join(where, index)) for index, item in enumerate(args)]
     bind = inspect.signature(cls.__init__).bind_partial if mark == "factory" else inspect.signature(cls.__init__).bind
     try:
+        check_names(cls, keywords, base=Configured, defaults=lambda: cls.default_parts(*positional, **keywords))
         bound = bind(None, *positional, **keywords)
         if is_own(cls):
             check_arguments(cls.__init__, bound.arguments, where)

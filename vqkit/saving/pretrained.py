@@ -1,30 +1,37 @@
 """Saving and loading of modules: safetensors for the weights, readable JSON for the construction. No pickle."""
 
+import hashlib
 import json
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vqkit.saving.config import Configured, from_config, is_own, resolve_class, to_config, weights_follow
-from vqkit.saving.files import named, read_json
+from vqkit.saving.files import named, read_json, write_together
 from vqkit.saving.migration import to_current_version
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
+from vqkit.sharding import gathered, is_sharded
 from vqkit.version import __version__
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
 FORMAT_VERSION = 3
+_SHOWN = 8
+"""Most folders that a message lists, those with the most similar names."""
+MARK = "saved_together"
+"""Entry of both files, equal in what was saved together; files of others have none."""
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
@@ -39,32 +46,29 @@ class Pretrained(Configured):
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a directory.
 
-        Each file is written under a temporary name and moved into place, so that an interruption never leaves half a
-        file. Under data parallelism call it on one rank.
+        Each file is written under a temporary name, and both are moved into place once they are on the disk. They carry
+        the same mark: where a kill came between the two moves, `from_pretrained` refuses the pair. Under data
+        parallelism call it on one rank, but after `fully_shard` on all: the first then writes.
 
         Args:
             directory: created if it is missing; a model that was saved there before is replaced.
 
         Raises:
             ValueError: if a constructor argument or an entry of the state cannot be written; nothing is written then.
+            OSError: the system refuses to write; the model that was there before is as it was.
         """
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
-        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         tensors = _writable_state(self)
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = f".{os.getpid()}.tmp"
-        temporary = {name: folder / (name + mark) for name in (WEIGHTS_NAME, CONFIG_NAME)}
+        config[MARK] = _mark(config, tensors)
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+        sharded = isinstance(self, nn.Module) and is_sharded(self)
         try:
-            save_file(tensors, temporary[WEIGHTS_NAME], metadata={"format": "pt"})
-            temporary[CONFIG_NAME].write_text(text, encoding="utf-8")
-            # safetensors gives its file to the owner alone; both shall have the permissions of a new file.
-            temporary[WEIGHTS_NAME].chmod(stat.S_IMODE(temporary[CONFIG_NAME].stat().st_mode))
-            for name, path in temporary.items():
-                os.replace(path, folder / name)
+            if not (sharded and torch.distributed.get_rank()):
+                weights = _weights_file(tensors, config[MARK])
+                write_together({Path(directory) / CONFIG_NAME: text.encode(), Path(directory) / WEIGHTS_NAME: weights})
         finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+            if sharded:
+                torch.distributed.barrier()  # so that every rank finds the files
 
     @classmethod
     def from_pretrained(
@@ -83,7 +87,8 @@ class Pretrained(Configured):
         those of the weights, before memory is taken.
 
         Args:
-            directory_or_hub_id: a directory, or a Hugging Face hub id `"user/name"` if no such directory exists.
+            directory_or_hub_id: a directory, or a Hugging Face hub id `"user/name"` if neither this directory nor
+                `user` exists, or a `revision` is given.
             map_location: the device that the module is moved to.
             allow: packages whose classes the configuration may name; add your own package for parts that you wrote.
             revision: branch, tag or commit on the hub; None means its default branch.
@@ -92,7 +97,7 @@ class Pretrained(Configured):
             The module; call `.train()` on it to go on training.
 
         Raises:
-            FileNotFoundError: if the directory or one of its two files is missing.
+            FileNotFoundError: if the directory or one of its two files is missing, or the hub has no such model.
             ValueError: if the files are damaged, of an unknown format version, name classes that are not allowed,
                 describe another class than this one, do not fit each other, or hold weights that are not finite.
             ImportError: if a hub id is given and huggingface_hub is not installed.
@@ -109,7 +114,7 @@ class Pretrained(Configured):
                     f"describes a {found.__name__}, which is no {cls.__name__}: call {found.__name__}.from_pretrained."
                 )
             named_classes = [resolve_class(path, allow=allow) for path in _class_paths(config)]
-        state = _read_weights(weights_path)
+        state = _read_weights(weights_path, config.get(MARK))
         with weights_follow():
             # Constructors of other packages may need values, which the meta device has not: those run once, and freely.
             if all(map(is_own, named_classes)):
@@ -157,8 +162,26 @@ def _writable_state(module: Any) -> dict[str, Tensor]:
                 f"state entry {key!r} is a {type(value).__name__}, and safetensors holds tensors only: let"
                 " get_extra_state return a tensor."
             )
-        state[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        state[key] = gathered(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
     return state
+
+
+def _mark(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A digest of what is saved: the same model gives the same files."""
+    digest = hashlib.sha256(json.dumps(config, allow_nan=False).encode())
+    for name in sorted(tensors):
+        digest.update(save({name: tensors[name]}))
+    return digest.hexdigest()[:16]
+
+
+def _weights_file(tensors: dict[str, Tensor], mark: str) -> bytes:
+    """A weights file whose bytes follow from its content: safetensors writes its metadata in any order."""
+    content = save(tensors, metadata={"format": "pt", MARK: mark})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + written.ljust(end - 8) + content[end:]
 
 
 def _loads_by_itself(module: nn.Module) -> bool:
@@ -183,7 +206,11 @@ def _match_dtypes(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a directory written by save_pretrained.")
+        written = sorted(str(found.parent) for found in path.parent.glob(f"*/{CONFIG_NAME}"))
+        raise FileNotFoundError(
+            f"{path} is missing: {path.parent} is not a directory written by save_pretrained"
+            + (f"; {', '.join(written[:_SHOWN])} below it is one" if written else "")
+        )
     config = read_json(path)
     with named(path):
         if config.get("format") != FORMAT:
@@ -207,10 +234,13 @@ def _class_paths(value: Any) -> Iterator[Any]:
         yield from _class_paths(item)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, mark: Any) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} holds no complete model. Save or download it again.")
     with named(path):
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(MARK, mark) != mark:
+                raise ValueError(f"was saved with another {CONFIG_NAME} than the one beside it: save the model again")
         state = load_file(path)
         if len(state) > MOST_ENTRIES:
             raise ValueError(
@@ -221,14 +251,29 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _locate(directory_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
     name = os.fspath(directory_or_hub_id)
-    if Path(name).is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for hub ids, and {name!r} is a directory: leave it out.")
-        return Path(name)
-    if not isinstance(directory_or_hub_id, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise FileNotFoundError(f"{name!r} is neither an existing directory nor a hub id of the form 'user/name'.")
+        return folder
+    is_hub_id = isinstance(directory_or_hub_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
+    if not is_hub_id or (folder.parent.is_dir() and revision is None):
+        parent = next(found for found in folder.absolute().parents if found.is_dir())
+        names = sorted(found.name for found in parent.iterdir() if found.is_dir() and not found.name.startswith("."))
+        names = get_close_matches(folder.name, names, n=_SHOWN, cutoff=0) or ["none"]
+        raise FileNotFoundError(
+            f"{name!r} is neither an existing directory nor a hub id of the form 'user/name': the folders in {parent} "
+            f"are {', '.join(names)}" + (f"; for the hub's {name!r} give revision='main'" if is_hub_id else "")
+        )
     hub = _import_hub(f"{name!r} is not a directory, and looking for it on the hub")
-    return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises where it finds none or reaches no server
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"{name!r} is not a directory in {Path.cwd()}, and the hub gave no such model: {type(error).__name__}: "
+            f"{reason}"
+        ) from error
 
 
 def _import_hub(purpose: str) -> ModuleType:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.streaming import streaming
+from vqkit.indices import check_plain
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.tokenizers.chunking import pad_end, run_in_blocks
 from vqkit.tokenizers.resampling import resample
-from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor
+from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor, in_dtype_of
 
 
 class AudioTokenizer(Tokenizer):
@@ -167,14 +168,6 @@ class AudioTokenizer(Tokenizer):
             )
         return wave[..., :length]
 
-    def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
-        """`forward` of whole frames."""
-        return super().forward(wave)
-
-    def _indices(self, wave: Tensor) -> Tensor:
-        """`encode` of whole frames."""
-        return super().encode(wave)
-
     def _sound(self, indices: Tensor) -> Tensor:
         """`decode` to whole frames."""
         return super().decode(indices)
@@ -311,27 +304,34 @@ class AudioTokenizer(Tokenizer):
 
     def _recording_of(self, batch: Any) -> Tensor:
         wave = first_tensor(batch)
-        self._check(wave, least=1)
+        self._check(wave, least=1, wait=True)
         return self._whole_frames(wave)
 
     def _checked(self, wave: Tensor, *, least: int = 0) -> Tensor:
-        self._check(wave, least=least)
+        self._check(wave, least=least, wait=True)
         if not torch.compiler.is_compiling() and not bool(wave.isfinite().all()):
             count = int((~wave.isfinite()).sum())
             raise ValueError(f"data holds {count} samples that are NaN or infinite: repair or leave out this recording")
-        weight = next(self.encoder.parameters(), wave)
-        return wave.to(weight.dtype)  # recordings are often read as float64
+        return in_dtype_of(self.encoder, wave)  # recordings are often read as float64
 
-    def _check(self, wave: Tensor, *, least: int) -> None:
+    def _check(self, wave: Tensor, *, least: int, wait: bool = False) -> None:
+        check_plain("data", wave)
         if wave.ndim != 3 or wave.shape[1] != self.channels:
             raise ValueError(
                 f"data has shape {tuple(wave.shape)}: expected (B, {self.channels}, T); mono from stereo is "
                 "data.mean(1, keepdim=True), stereo from mono data.expand(-1, 2, -1), one recording (C, T) data[None]"
             )
-        if not wave.is_floating_point():
-            raise ValueError(f"data has dtype {wave.dtype}: expected floating point in [-1, 1] (int16 / 32768)")
+        self._check_values(wave, wait=wait)
         if wave.shape[-1] < least:
             raise ValueError("data has no samples: expected at least one")
+
+    @property
+    def _conversions(self) -> str:
+        return "int16 / 32768"
+
+    def _lies_elsewhere(self, least: float, greatest: float, low: float, high: float) -> bool:
+        """Whether another scale alone explains the values, as for `Tokenizer`; sound may lack negative values."""
+        return super()._lies_elsewhere(min(least, -greatest), greatest, low, high)
 
     def _check_no_stream(self, call: str) -> None:
         if self._is_streaming:

@@ -12,13 +12,15 @@ from vqkit import distributed
 from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.protocol import properties_of
 from vqkit.indices import check_indices
+from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import enough_samples
+from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
+from vqkit.sharding import as_forward, refuse_sharded
 from vqkit.tokenizers.audio import AudioTokenizer
-from vqkit.tokenizers.tokenizer import TokenizerOutput
+from vqkit.tokenizers.tokenizer import TokenizerOutput, in_dtype_of
 
 
 class CrossScaleQuantizer(DepthDropout):
@@ -100,7 +102,10 @@ class CrossScaleQuantizer(DepthDropout):
         )
         with autocast_disabled(spoilt.device):
             loss, losses = self.penalize(quantized)
-        return QuantizerOutput(quantized.vectors.mT.to(dtype), quantized.indices, loss, losses, spoilt)
+        if not loss.requires_grad:
+            loss = self.with_graph(loss)
+        vectors = narrowed(quantized.vectors.mT, dtype)
+        return QuantizerOutput(vectors, quantized.indices, loss, losses, spoilt)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the streams' losses; see `BaseQuantizer`.
@@ -226,8 +231,9 @@ class CrossScaleTokenizer(AudioTokenizer):
     # ------------------------------------------------------------------ of whole frames
 
     def _reconstruct(self, wave: Tensor) -> TokenizerOutput:
+        self.quantizer.check_counted()
         latents, count = self.encoder(wave), len(self.quantizer.streams)
-        depths = self.quantizer.sample_depths(len(wave))
+        depths = self.quantizer.sample_depths(self.quantizer.number_forward(wave), wave.shape[0])
         made: list[Quantized] = []
         nonfinite: list[Tensor] = []
 
@@ -240,12 +246,14 @@ class CrossScaleTokenizer(AudioTokenizer):
         reconstruction = self._finish(self._walk(add, count), count)
         return TokenizerOutput(reconstruction, self.quantizer.join(made, nonfinite, self._dtype))
 
+    @as_forward
     def _indices(self, wave: Tensor) -> Tensor:
         last = len(self.quantizer.streams) - 1
         lacking, indices = self._left_over(self.encoder(wave), last)
         indices.append(self.quantizer.streams[last].encode(lacking))
         return self.quantizer.join_levels(indices, lacking.shape[:2])
 
+    @as_forward
     def _sound(self, indices: Tensor) -> Tensor:
         check_indices(indices, self.quantizer.codebook_sizes, level_axis=True)
         parts = self.quantizer.split_streams(indices.long())
@@ -315,11 +323,12 @@ class CrossScaleTokenizer(AudioTokenizer):
             samples: frames to use, over all ranks; None lets the quantizer decide.
             seed: stream i uses seed + i.
         """
+        refuse_sharded(self, "initialize", INITIALIZE_FIRST)
         wanted = math.ceil(enough_samples(self.quantizer.codebook_size, samples) / distributed.world_size())
         waves: list[Tensor] = []
         frames = 0
         for batch in loader:
-            waves.append(self._recording_of(batch))
+            waves.append(in_dtype_of(self.encoder, self._recording_of(batch)))
             frames += waves[-1].shape[0] * waves[-1].shape[-1] // self.downsampling_factor
             if frames >= wanted:
                 break

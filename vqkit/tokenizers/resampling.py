@@ -1,5 +1,6 @@
 """Sound at another sample rate."""
 
+import torch
 from torch import Tensor
 
 
@@ -27,8 +28,8 @@ def resample(wave: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
             f"resampling from {sample_rate} Hz to {new_sample_rate} Hz needs torchaudio: pip install 'vqkit[audio]',"
             " or resample before"
         ) from error
-    return torchaudio_resample(
-        wave,
+    resampled = torchaudio_resample(
+        wave.to(torch.promote_types(wave.dtype, torch.float32)),  # it forms the filter in the dtype of the wave
         sample_rate,
         new_sample_rate,
         lowpass_filter_width=64,
@@ -36,3 +37,4 @@ def resample(wave: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
         resampling_method="sinc_interp_kaiser",
         beta=14.769656459379492,
     )
+    return resampled.to(wave.dtype)

@@ -1,5 +1,8 @@
 """Encoder, quantizer and decoder as one module: from data to indices and back."""
 
+import itertools
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqkit import runtime
 from vqkit.backbones.protocol import properties_of
+from vqkit.indices import check_plain
 from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
+from vqkit.quantizers.initialization import INITIALIZE_FIRST
 from vqkit.saving.pretrained import Pretrained
+from vqkit.sharding import as_forward, refuse_sharded
+
+LOOKED_AT = 16
+"""Batches of which a tokenizer compares the values with its range, before it stops looking."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +45,19 @@ class Tokenizer(Pretrained, nn.Module):
     `vqkit.backbones.protocol.BackboneProperties` is compared. To be saved, they must derive from `vqkit.Configured`;
     the backbones of this library do.
 
+    Floating-point data are cast to the dtype of the encoder, and reconstructions have that of the decoder: after
+    `.bfloat16()` a float32 image is encoded in bfloat16, and comes back in bfloat16. The quantizer stays in float32.
+
     Args:
         encoder: from data (B, C, ...) to latents in the quantizer's layout.
         quantizer: its `channel_dim` is that of the latents: 1 for convolutional backbones.
         decoder: from latents to data.
+        value_range: least and greatest value of the data, for which the tokenizer is trained; it is saved with it, and
+            files of versions that did not save it have [-1, 1]. None takes data of any type and range.
 
     Raises:
-        ValueError: if encoder, quantizer and decoder declare different `dim` or `channel_dim`.
+        ValueError: if encoder, quantizer and decoder declare different `dim` or `channel_dim`, or `value_range` is not
+            (least, greatest).
 
     Examples:
         >>> from vqkit import Quantizer
@@ -56,8 +72,18 @@ class Tokenizer(Pretrained, nn.Module):
         (torch.Size([1, 16, 24]), torch.Size([1, 3, 64, 96]))
     """
 
-    def __init__(self, encoder: nn.Module, quantizer: BaseQuantizer, decoder: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        quantizer: BaseQuantizer,
+        decoder: nn.Module,
+        *,
+        value_range: tuple[float, float] | None = (-1.0, 1.0),
+    ) -> None:
         super().__init__()
+        bounds = (-math.inf, *(value_range or (0.0, 1.0)), math.inf)
+        if len(bounds) != 4 or not all(least < greatest for least, greatest in itertools.pairwise(bounds)):
+            raise ValueError(f"value_range={value_range}: expected (least, greatest), such as (-1.0, 1.0), or None")
         for part, module in (("encoder", encoder), ("decoder", decoder)):
             own = properties_of(module)
             for name, value, expected in (
@@ -72,28 +98,40 @@ class Tokenizer(Pretrained, nn.Module):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
+        self.value_range = None if value_range is None else (value_range[0], value_range[1])
+        self._unlooked = LOOKED_AT
 
     def forward(self, data: Tensor) -> TokenizerOutput:
         """Encode, quantize and decode.
 
         Args:
-            data: (B, C, ...), for images (B, 3, H, W) in [-1, 1].
+            data: (B, C, ...) in `value_range`, for images (B, 3, H, W).
+
+        Raises:
+            ValueError: `data` is not floating point. Where the first batches clearly lie in another range, a warning
+                says so, once; on a GPU only in `encode` and `initialize`, since reading values waits for it.
         """
-        output = self.quantizer(self.encoder(data))
-        return TokenizerOutput(self._decode(output.quantized), output)
+        self._check_values(data)
+        return self._reconstruct(data)
 
     @torch.no_grad()
+    @as_forward
     def encode(self, data: Tensor) -> Tensor:
         """Indices of the data.
 
         Args:
-            data: (B, C, ...), for images (B, 3, H, W) in [-1, 1].
+            data: (B, C, ...) in `value_range`, for images (B, 3, H, W).
 
         Returns:
             int64, the latents' shape without channels: (B, h, w) for images; composites add a last axis of levels.
-        """
-        return self.quantizer.encode(self.encoder(data))
 
+        Raises:
+            ValueError: as for `forward`.
+        """
+        self._check_values(data, wait=True)
+        return self._indices(data)
+
+    @as_forward
     def decode(self, indices: Tensor) -> Tensor:
         """Data from indices: what `encode` returned, or a generator sampled.
 
@@ -101,7 +139,7 @@ class Tokenizer(Pretrained, nn.Module):
             indices: int64, in the shape of `encode`; -1 stands for a latent of zeros.
 
         Returns:
-            (B, C, ...), for images (B, 3, H, W), about in [-1, 1] and not clipped.
+            (B, C, ...), for images (B, 3, H, W), about in `value_range` and not clipped.
         """
         return self._decode(self.quantizer.decode(indices))
 
@@ -116,6 +154,7 @@ class Tokenizer(Pretrained, nn.Module):
             samples: how many latent vectors to use, over all ranks; None lets the quantizer decide.
             seed: of the quantizer's random choices.
         """
+        refuse_sharded(self, "initialize", INITIALIZE_FIRST)
         training = [module for module in self.encoder.modules() if module.training]
         self.encoder.eval()
         try:
@@ -124,18 +163,95 @@ class Tokenizer(Pretrained, nn.Module):
             for module in training:
                 module.training = True
 
+    def _reconstruct(self, data: Tensor) -> TokenizerOutput:
+        """`forward` of data that are checked."""
+        output = self.quantizer(self.encoder(in_dtype_of(self.encoder, data)))
+        return TokenizerOutput(self._decode(output.quantized), output)
+
+    def _indices(self, data: Tensor) -> Tensor:
+        """`encode` of data that are checked."""
+        return self.quantizer.encode(self.encoder(in_dtype_of(self.encoder, data)))
+
+    def _check_values(self, data: Tensor, *, wait: bool = False) -> None:
+        """Refuse integers, and warn once of values that clearly lie in another range.
+
+        Args:
+            data: what shall be encoded.
+            wait: whether its values may be waited for, where they are on a GPU.
+        """
+        if self.value_range is None:
+            return
+        least, greatest = self.value_range
+        if not data.is_floating_point():
+            raise ValueError(
+                f"data has dtype {data.dtype}: expected floating point in [{least:g}, {greatest:g}] "
+                f"({self._conversions})"
+            )
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._unlooked or not data.numel():
+            return
+        if data.device.type not in runtime.READ_WITHOUT_WAITING and (not wait or _is_captured(data)):
+            return
+        try:
+            lowest, highest = map(float, data.detach().aminmax())
+        except RuntimeError:  # transforms such as vmap hold no values
+            return
+        self._unlooked -= 1
+        if self._lies_elsewhere(lowest, highest, least, greatest):
+            self._unlooked = 0
+            warnings.warn(
+                f"data has values from {lowest:.4g} to {highest:.4g}, and this {type(self).__name__} expects "
+                f"[{least:g}, {greatest:g}]: indices of other data than it was trained for are worse; convert them "
+                f"({self._conversions})",
+                stacklevel=3,
+            )
+
+    @property
+    def _conversions(self) -> str:
+        """How other numbers become data, for a message."""
+        low, high = self.value_range or (0, 1)
+        return f"from 0 ... 255: data / 255 * {high - low:g} {low:+g}; from [0, 1]: data * {high - low:g} {low:+g}"
+
+    def _lies_elsewhere(self, least: float, greatest: float, low: float, high: float) -> bool:
+        """Whether a batch with values from `least` to `greatest` is clearly in another range than [low, high].
+
+        It is if a value is four widths of the range away from its middle, so that only another scale explains it. Where
+        the range begins at 0 or above, it is a quarter of the width below. Where the range has negative values, it is
+        if the batch has none and fills [0, high]: the least value is below high / 512, the greatest above high / 2.
+        However bright, pictures of 8 bits in [-1, 1] are not such a batch: their values are odd multiples of 1 / 255.
+        """
+        far = max(abs(value - (low + high) / 2) for value in (least, greatest))
+        if far > 4 * (high - low):
+            return math.isfinite(far)
+        if low >= 0:
+            return low - least > (high - low) / 4
+        return 0 <= least < high / 512 and greatest > high / 2
+
     def _decode(self, quantized: Tensor) -> Tensor:
         # One dtype and one order in memory, however the vectors came: convolutions round differently for each order.
-        weight = next(self.decoder.parameters(), quantized)
-        return self.decoder(quantized.to(weight.dtype).contiguous())
+        return self.decoder(in_dtype_of(self.decoder, quantized).contiguous())
 
     def _latents(self, loader: Iterable[Any]) -> Iterator[Tensor]:
         weight = next(self.encoder.parameters(), None)
         for batch in loader:
             data = first_tensor(batch)
+            self._check_values(data, wait=True)
             with torch.no_grad():
-                latents = self.encoder(data if weight is None else data.to(weight.device))
+                latents = self.encoder(in_dtype_of(self.encoder, data if weight is None else data.to(weight.device)))
             yield latents
+
+
+def in_dtype_of(module: nn.Module, data: Tensor) -> Tensor:
+    """Floating-point data in the dtype of the module's first floating-point parameter; other data as they are."""
+    check_plain("data", data)
+    if not data.is_floating_point():
+        return data
+    weight = next((weight for weight in module.parameters() if weight.is_floating_point()), data)
+    return data.to(weight.dtype)
+
+
+def _is_captured(data: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, into which reading a value would break."""
+    return data.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def first_tensor(batch: Any) -> Tensor:

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from vqkit.sharding import gathered, own_class
+
 
 def codebook_hash(quantizer: nn.Module) -> str:
     """A hash of a quantizer's state: with another one, indices may mean something else.
@@ -19,8 +21,8 @@ def codebook_hash(quantizer: nn.Module) -> str:
         The sha256, in hexadecimal, over name, dtype, shape and bytes of every tensor of the state, ordered by name.
     """
     tensors = {name: value for name, value in quantizer.state_dict().items() if isinstance(value, Tensor)}
-    digest = hashlib.sha256(type(quantizer).__name__.encode())
+    digest = hashlib.sha256(own_class(type(quantizer)).__name__.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(gathered(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,6 +142,12 @@ class TokenShardWriter:
             raise ValueError(f"indices has shape {tuple(indices.shape)}: expected a last axis of all {levels} levels")
         check_indices(indices, self._codebook_sizes, level_axis=self._level_axis)
         shape = self._shape_with(list(indices.shape[1:]))
+        unsound = [name for name in names if re.search("[\ud800-\udfff]", name)]
+        if unsound:
+            raise ValueError(
+                f"names has {unsound[0]!r}, a file's name that is not UTF-8: expected text; store "
+                "`vqkit.tokens.names.escaped(name)`"
+            )
         fresh = set(names) - self._known
         if len(fresh) < len(names):
             repeated = sorted(self._known.intersection(names)) or sorted(names)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vqkit.kernels.bounds import score_error, tie_error, widest_dtype
+from vqkit.kernels.bounds import score_error, tie_error
+from vqkit.precision import widened, widest_dtype
 
 BLOCK_SCORES = 2**21  # scores that are held at once (one row's at least)
 PAIR_NUMBERS = 2**19  # numbers of the rows and codes that are compared one by one
@@ -128,9 +129,8 @@ def _by_pairs(function: Callable[..., tuple[Tensor, ...]], metric: str, *sources
     """Applies a function to `source[index]` of each source (rows, D) and the index (P,) after it, a few at a time."""
     tensors, indices = sources[::2], sources[1::2]
     parts = [index.split(max(1, PAIR_NUMBERS // tensors[0].shape[1])) for index in indices]
-    wide = widest_dtype(tensors[0].device)
     results = [
-        function(metric, *(tensor[index].to(wide) for tensor, index in zip(tensors, part, strict=True)))
+        function(metric, *(widened(tensor[index]) for tensor, index in zip(tensors, part, strict=True)))
         for part in zip(*parts, strict=True)
     ]
     return [torch.cat(part) for part in zip(*results, strict=True)]

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.kernels.bounds import product_is_lowered, score_error, widest_dtype
+from vqkit.kernels.bounds import product_is_lowered, score_error
 from vqkit.kernels.torch_search.float64_ties import MANY, search_rows, select, unit_vectors
+from vqkit.precision import widest_dtype
 
 GROUP = 32  # codes per group minimum
 TILE_SCORES = 2**19  # scores of a tile for each thread (it should stay in cache), at most four times as many in all

@@ -1,0 +1,292 @@
+"""What a run is: one id, one choice of weights, a folder that nothing replaces unasked, and settings that are used."""
+
+import json
+import runpy
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from wandb.proto import wandb_internal_pb2
+
+from tests.trainers.conftest import ROOT, TINY
+from trainers.run.cli import main
+from trainers.run.run import identity
+from vqkit import Tokenizer, TokenShards, codebook_hash
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, pictures):
+    """The folder of a run of three steps, which no test changes."""
+    runs = tmp_path_factory.mktemp("runs")
+    options = {"config": "configs/image/quickstart.yaml", "data.root": pictures, "name": "run", "runs": runs, **TINY}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["trainers", "fit", *(f"--{key}={value}" for key, value in options.items())])
+        main()
+    return runs / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, where `cli` looks for a run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def loaded(path):
+    return torch.load(path, weights_only=True)
+
+
+# ---------------------------------------------------------------------- nothing left to train
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({}, "last.ckpt has reached trainer.max_steps=3; to go on, give a larger --trainer.max_steps"),
+        ({"trainer.max_steps": -1, "trainer.max_epochs": 1}, "larger --trainer.max_epochs"),
+        ({"trainer.max_steps": 9, "trainer.max_time": "00:00:00:00"}, "larger --trainer.max_time"),
+        ({"ckpt_path": "best", "trainer.max_steps": 2}, "best.ckpt has reached"),
+    ],
+    ids=["steps", "epochs", "time", "best"],
+)
+def test_a_fit_that_has_nothing_left_changes_no_file(cli, run, options, how):
+    """Schedulers start a run again after its end. The average would be replaced by the weights it is made of."""
+    before = content(run)
+    code, output, errors = cli("fit", **{"ckpt_path": "last", **options})
+    assert code == 0, errors
+    assert "nothing is left to train" in output and how in output
+    assert content(run) == before
+
+
+def test_a_tokenizer_that_is_missing_is_saved_from_the_last_weights(cli, run):
+    before = content(run)
+    shutil.rmtree(run / "tokenizer")
+    assert cli("fit", ckpt_path="last")[0] == 0
+    after = content(run)
+    record = Path("tokenizer/weights.json")
+    assert {name: json.loads(files[record])["step"] for name, files in (("before", before), ("after", after))} == {
+        "before": 3,
+        "after": 3,
+    }
+    assert {name: data for name, data in after.items() if name != record} == {
+        name: data for name, data in before.items() if name != record
+    }
+
+
+# ---------------------------------------------------------------------- a folder that is taken
+
+
+def test_a_second_fit_replaces_a_run_only_when_it_is_told_to(cli, run, pictures):
+    (run / "notes.txt").write_text("mine")
+    (run / "tokens").mkdir()
+    before = content(run)
+    code, _, errors = cli("fit")
+    assert code == 2 and "--ckpt_path last" in errors and "--overwrite" in errors
+    code, _, errors = cli(
+        "fit", "--overwrite", **{"data.root": run / "tokens"}
+    )  # what fails before training takes nothing away
+    assert code == 2 and "no usable image" in errors
+    code, _, errors = cli("fit", "--overwrite", ckpt_path="last")
+    assert code == 2 and "give one" in errors
+    assert content(run) == before
+    code, output, errors = cli("fit", "--overwrite", **{"trainer.max_steps": 1})
+    assert code == 0, errors
+    assert "is replaced when training starts" in output
+    assert identity(run) != json.loads(before[Path("run.json")])["id"]
+    assert (run / "notes.txt").is_file() and not (run / "tokens").exists()
+    assert loaded(run / "checkpoints/last.ckpt")["global_step"] == 1
+    assert "overwrite" not in yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_a_run_is_not_replaced_by_the_weights_of_another(cli, run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "run.json").write_text(json.dumps({"id": "0" * 8}))
+    checkpoint = loaded(other / "checkpoints/last.ckpt")
+    torch.save(checkpoint | {"run": "0" * 8}, other / "checkpoints/last.ckpt")
+    before = content(run)
+    code, _, errors = cli("fit", ckpt_path=other / "checkpoints/last.ckpt", **{"trainer.max_steps": 5})
+    assert code == 2 and "holds an earlier run" in errors
+    assert content(run) == before
+
+
+def test_a_folder_of_an_earlier_version_has_an_id_and_gets_it_written(cli, run):
+    (run / "run.json").unlink()
+    torch.save({**loaded(run / "checkpoints/last.ckpt"), "run": None}, run / "checkpoints/last.ckpt")
+    found = identity(run)
+    assert cli("test")[0] == 0
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["run"] == found
+    assert cli("fit", ckpt_path="last", **{"trainer.max_steps": 4})[0] == 0
+    assert json.loads((run / "run.json").read_text())["id"] == identity(run) == found
+    assert loaded(run / "checkpoints/last.ckpt")["run"] == found
+
+
+# ---------------------------------------------------------------------- what is asked for is used
+
+
+def test_a_resumed_run_uses_the_settings_that_it_records(cli, run):
+    moments = loaded(run / "checkpoints/last.ckpt")["optimizer_states"][0]["state"]
+    asked = {"learning_rate": 1e-4, "weight_decay": 0.5, "betas": "[0.8, 0.95]", "final_learning_rate_ratio": 1.0}
+    options = {f"model.{name}": value for name, value in asked.items()} | {"trainer.max_steps": 5}
+    code, output, errors = cli("fit", ckpt_path="last", **options)
+    assert code == 0, errors
+    assert "  model.init_args.learning_rate: 0.002 -> 0.0001\n" in output
+    assert "  model.init_args.betas.0: 0.9 -> 0.8\n" in output and "  trainer.max_steps: 3 -> 5\n" in output
+    recorded = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    state = loaded(run / "checkpoints/last.ckpt")["optimizer_states"][0]
+    groups = {group["name"]: group for group in state["param_groups"]}
+    for group in groups.values():
+        assert group["lr"] == group["initial_lr"] == recorded["learning_rate"] == 1e-4
+        assert list(group["betas"]) == recorded["betas"] == [0.8, 0.95]
+    assert groups["weights"]["weight_decay"] == recorded["weight_decay"] == 0.5
+    assert groups["biases and norms"]["weight_decay"] == 0
+    assert all(state["state"][index]["step"] == moments[index]["step"] + 2 for index in moments)
+
+
+@pytest.mark.parametrize("option", ["seed_everything", "model.seed", "model.initialization_samples"])
+def test_what_was_settled_when_training_began_is_refused(cli, run, option):
+    before = content(run)
+    code, _, errors = cli("fit", ckpt_path="last", **{option: 7, "trainer.max_steps": 5})
+    assert code == 2 and f"{option.rpartition('.')[2]}: " in errors and "-> 7: settled when training began" in errors
+    assert content(run) == before
+
+
+def test_a_checkpoint_changes_no_configuration(cli, run):
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = loaded(path)
+    assert "hyper_parameters" not in checkpoint
+    torch.save(checkpoint | {"hyper_parameters": {"learning_rate": 123.0}}, path)
+    code, output, errors = cli("fit", ckpt_path=path, **{"trainer.max_steps": 4})
+    assert code == 0, errors
+    assert "learning_rate" not in output
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["learning_rate"] == 2e-3
+    assert loaded(path)["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 2e-3
+
+
+# ---------------------------------------------------------------------- one choice of weights
+
+
+def change_best(run, by=0.5):
+    """Another `best.ckpt`; a run of three steps has none of its own that differs."""
+    path = run / "checkpoints/best.ckpt"
+    checkpoint = loaded(run / "checkpoints/last.ckpt")
+    state = {
+        name: value + by if "codebook" in name and value.is_floating_point() else value
+        for name, value in checkpoint["state_dict"].items()
+    }
+    torch.save(checkpoint | {"state_dict": state, "global_step": 2}, path)
+    return path
+
+
+def test_everything_is_made_with_the_last_weights_and_says_so(cli, run):
+    change_best(run)
+    weights = {"checkpoint": str(run / "checkpoints/last.ckpt"), "step": 3, "run": identity(run)}
+    saved = Tokenizer.from_pretrained(run / "tokenizer")
+    assert json.loads((run / "tokenizer/weights.json").read_text()).items() >= {"step": 3, "run": identity(run)}.items()
+    code, output, _ = cli("predict")
+    assert code == 0
+    assert f"last.ckpt, step 3 of run {identity(run)}" in output
+    shards = TokenShards(run / "tokens")
+    beside = Tokenizer.from_pretrained(run / "tokens" / shards.tokenizer)
+    assert codebook_hash(beside.quantizer) == codebook_hash(saved.quantizer) == shards.codebook_hash
+    (manifest,) = (json.loads(path.read_text()) for path in (run / "tokens").glob("manifest-*.json"))
+    assert (manifest["tokenizer"], manifest["weights"]) == ("tokenizer", weights)
+    code, _, errors = cli("predict", ckpt_path="best")
+    assert code == 1 and "was filled by another tokenizer" in errors
+    for asked, expected in (("best", 2), (None, 3)):
+        assert cli("test", ckpt_path=asked)[0] == 0
+        assert json.loads((run / "metrics.json").read_text())["protocol"]["step"] == expected
+    assert content(run)[Path("tokens/tokenizer/model.safetensors")] == content(run)[Path("tokenizer/model.safetensors")]
+
+
+def export(capsys, *words):
+    try:
+        main(["export", *map(str, words)])
+    except SystemExit as exit:
+        return exit.code, capsys.readouterr().err
+    return 0, capsys.readouterr().out
+
+
+def test_export_writes_the_tokenizer_of_any_checkpoint(run, tmp_path, capsys):
+    best = change_best(run)
+    target = tmp_path / "new" / "exported"
+    code, output = export(capsys, run, "--to", target)
+    assert code == 0
+    assert (
+        output.splitlines()[-1]
+        == f"from vqkit import Tokenizer; tokenizer = Tokenizer.from_pretrained({str(target)!r})"
+    )
+    assert (target / "model.safetensors").read_bytes() == (run / "tokenizer/model.safetensors").read_bytes()
+    assert json.loads((target / "weights.json").read_text())["run"] == identity(run)
+    moved = shutil.copy(best, tmp_path / "mine.ckpt")
+    for asked in ("best", moved):
+        code, output = export(capsys, run, "--checkpoint", asked, "--to", target)
+        assert code == 0 and "step 2 of run" in output
+        expected = {name.removeprefix("tokenizer."): value for name, value in loaded(best)["state_dict"].items()}
+        found = load_file(target / "model.safetensors")
+        assert all(value.equal(expected[name]) for name, value in found.items())
+        Tokenizer.from_pretrained(target)
+    checkpoint = loaded(best)
+    checkpoint["tokenizer"] = None  # as before version 0.2; config.yaml says it
+    torch.save(checkpoint, best)
+    assert export(capsys, run, "--checkpoint", "best", "--to", target)[0] == 0
+    (run / "config.yaml").unlink()
+    code, errors = export(capsys, run, "--checkpoint", "best", "--to", target)
+    assert code == 2 and "does not say what its tokenizer is made of" in errors
+
+
+def test_export_writes_all_or_nothing(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text('{"model_type": "another"}')
+    for folder, words, message in (
+        ("full", [], "holds something else than a saved tokenizer"),
+        ("new", ["--checkpoint", "nowhere.ckpt"], "checkpoint='nowhere.ckpt': nowhere.ckpt does not exist"),
+    ):
+        code, errors = export(capsys, run, "--to", tmp_path / folder, *words)
+        assert code == 2 and message in errors and "Traceback" not in errors
+
+    def full(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("trainers.core.checkpoints.write_json", full)
+    assert export(capsys, run, "--to", tmp_path / "new")[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "run"}
+
+
+# ---------------------------------------------------------------------- its history
+
+
+def write_history(folder, run_id, steps):
+    """A W&B file with a loss at each step."""
+    parts = b""
+    for step in steps:
+        record = wandb_internal_pb2.Record()
+        for key, value in (("trainer/global_step", step), ("train/loss", 1.0)):
+            record.history.item.add(key=key, value_json=json.dumps(value))
+        data = record.SerializeToString()
+        parts += struct.pack("<IHB", 0, len(data), 1) + data
+    folder = folder / "wandb" / f"offline-run-20260101_0000{len(steps):02}-{run_id}"
+    folder.mkdir(parents=True)
+    (folder / f"run-{run_id}.wandb").write_bytes(bytes(7) + parts)
+
+
+def test_the_log_is_of_this_run_alone(tmp_path, monkeypatch, capsys):
+    write_history(tmp_path, "aaaaaaaa", range(50))
+    write_history(tmp_path, "bbbbbbbb", range(3))
+    write_history(tmp_path, "bbbbbbbb", range(2, 6))
+    monkeypatch.setattr(sys, "argv", ["export_log.py", str(tmp_path), str(tmp_path / "log.csv")])
+    for record, rows, said in ((None, 50, "3 histories are joined"), ({"id": "bbbbbbbb"}, 6, "")):
+        if record:
+            (tmp_path / "run.json").write_text(json.dumps(record))
+        runpy.run_path(str(ROOT / "scripts/export_log.py"), run_name="__main__")
+        assert said in capsys.readouterr().err
+        assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + rows

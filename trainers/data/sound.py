@@ -1,0 +1,407 @@
+"""What is in a sound file, for trainers and examples: soundfile alone, torchcodec where it is needed.
+
+A header is believed where libsndfile compares it with the size of the file (WAV, AIFF, AU, CAF, W64), where the last
+page says it (Ogg), and where the last sample can be read and no more follows (FLAC). An MP3 is believed if its "Xing"
+or "Info" tag counts the bytes that are there. Any other file is decoded once to count its samples, which takes some 7
+seconds for an hour of stereo, and from its beginning for every part that is read of it: convert such files to FLAC if
+they do not fit the cache.
+"""
+
+import importlib.util
+import io
+import math
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy
+import soundfile
+
+from trainers.data.files import open_plain
+from vqkit.tokens.names import escaped
+
+if TYPE_CHECKING:
+    from torchcodec.decoders import AudioDecoder
+
+# What libsndfile reads by itself (raw formats without a header are not among them), and what needs FFmpeg.
+SNDFILE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64"),
+        *("voc", "sph", "nist", "paf", "ircam", "htk", "svx", "8svx", "iff"),
+    )
+)
+TORCHCODEC_SUFFIXES = frozenset(
+    f".{name}" for name in ("m4a", "m4b", "aac", "mp4", "webm", "mka", "mkv", "mov", "wma", "ac3", "amr")
+)
+EXACT_SUBTYPES = {"PCM_16", "PCM_S8", "PCM_U8"}  # 16 bits hold their samples without loss
+PADDING_SAMPLES = 4096  # which a lossy coder may promise beyond the end
+ENDLESS_BYTES = 2**40
+LOST_DB = 2.5  # a mixture that is so much quieter than one of channels that have nothing in common is reported
+SKIPPED_FRAMES = 2**16
+MPEG_FRAME = 576  # samples; every frame of MPEG layer II or III has one or two times as many
+TRAILERS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"LIST", b"id3 ")  # what may follow the last frame of an MP3
+
+
+class SoundHeader(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        frames: Samples per channel.
+        sample_rate: Hz.
+        channels: Number of channels.
+        dtype: The type that holds the samples exactly, "int16" or "float32".
+        exact: Whether the file's header says all this; else `frames` was counted.
+    """
+
+    frames: int
+    sample_rate: int
+    channels: int
+    dtype: str
+    exact: bool = True
+
+
+class Endless(io.FileIO):
+    """A file for libsndfile that seems to have no end, so that the decoder reads as long as there are frames.
+
+    Args:
+        path: The file.
+        hidden: Place of four bytes that are read as zeros: the letters of a tag that counts wrongly.
+    """
+
+    def __init__(self, path: Path, hidden: int | None) -> None:
+        super().__init__(str(path))
+        self._hidden = hidden
+        self._at_end = False
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """To a place; the end is at `ENDLESS_BYTES`."""
+        self._at_end = whence == io.SEEK_END
+        return ENDLESS_BYTES if self._at_end else super().seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return ENDLESS_BYTES if self._at_end else super().tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills the buffer, zeros where bytes are hidden."""
+        start = super().tell()
+        size = super().readinto(buffer) or 0
+        if self._hidden is not None:
+            first, last = (min(max(place - start, 0), size) for place in (self._hidden, self._hidden + 4))
+            buffer[first:last] = bytes(last - first)
+        return size
+
+
+class Onwards(soundfile.SoundFile):
+    """A sound file that is read from the beginning on, whatever its header says about the end."""
+
+    def close(self) -> None:
+        """Closes it, and the `Endless` file below."""
+        super().close()
+        if isinstance(self.name, Endless):
+            self.name.close()
+
+    def seekable(self) -> bool:
+        """No: soundfile would stop where the header ends, and jumps are not exact where the header is wrong."""
+        return False
+
+
+def header(path: Path) -> SoundHeader:
+    """What a file holds, by its header where that can be believed.
+
+    Raises:
+        ValueError: If it is no sound file that can be read here, or one of which a part only would be read; the message
+            is the reason.
+    """
+    if path.suffix.lower() in TORCHCODEC_SUFFIXES:
+        metadata = torchcodec_decoder(path).metadata
+        frames = round((metadata.duration_seconds or 0) * metadata.sample_rate)
+        return SoundHeader(frames, metadata.sample_rate, metadata.num_channels, "float32")
+    try:
+        with open_plain(path) as plain:
+            return _header(path, descriptor(plain))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(reason(error)) from error
+
+
+def _header(path: Path, plain: Path) -> SoundHeader:
+    if plain.stat().st_size == 0:
+        raise ValueError("empty: the file has no bytes")
+    with soundfile.SoundFile(str(plain)) as file:
+        dtype = "int16" if file.subtype in EXACT_SUBTYPES else "float32"
+        found = SoundHeader(file.frames, file.samplerate, file.channels, dtype)
+        if is_mpeg(file):
+            believed = mpeg_tag(plain)[1]
+        else:
+            believed = file.format != "FLAC" or last_sample_is_there(file)
+        if is_mpeg(file) and file.format != "MP3" and not believed:
+            raise ValueError(f"an MP3 inside of another file, without a count of its frames: {mended(path)}")
+        if file.format == "OGG" and is_chained(plain):
+            raise ValueError(f"holds several recordings one after the other (chained Ogg): {mended(path)}")
+    if found.frames == 0 and plain.stat().st_size > 4096:
+        raise ValueError(
+            f"empty: its header promises no samples, but it has {plain.stat().st_size} bytes, as a stream that was not "
+            f"closed: {mended(path)}"
+        )
+    return found if believed else found._replace(frames=count(path), exact=False)
+
+
+def mended(path: Path) -> str:
+    """What makes a file with a whole header of one that ffmpeg can read to its end."""
+    return f"mend it with ffmpeg -i {escaped(path.name)} mended.wav"
+
+
+def descriptor(file: BinaryIO) -> Path:
+    """The path of an open file, which libsndfile takes whatever the file is called."""
+    return Path(f"/dev/fd/{file.fileno()}")
+
+
+def reason(error: soundfile.LibsndfileError) -> str:
+    """An error of libsndfile as a short reason, without the file's name."""
+    return f"not a sound file that libsndfile can read: {error.error_string.rstrip('.').removeprefix('Error : ')}"
+
+
+def is_mpeg(file: soundfile.SoundFile) -> bool:
+    """Whether it is an MP3, also inside of another container."""
+    return file.subtype.startswith("MPEG_LAYER")
+
+
+def last_sample_is_there(file: soundfile.SoundFile) -> bool:
+    """Whether the sound does not end before the header says so."""
+    try:
+        file.seek(max(0, file.frames - 1))
+        return len(file.read(1)) == min(1, file.frames)
+    except soundfile.LibsndfileError:
+        return False
+
+
+def mpeg_tag(path: Path) -> tuple[int | None, bool]:
+    """The "Xing" or "Info" tag in the first frame of an MP3.
+
+    Returns:
+        The place of its letters, and whether it counts frames, and all bytes that are there.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start, head = 0, file.read(10)
+        while head[:3] == b"ID3" and len(head) == 10:  # 28 bits in four bytes, and a footer where bit 4 says so
+            start += 20 if head[5] & 16 else 10
+            start += head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+            file.seek(start)
+            head = file.read(10)
+        file.seek(start)
+        block = file.read(4096)
+        place = max(block.find(b"Xing"), block.find(b"Info"))
+        sides = (side for side in (36, 21, 13) if place >= side and block[place - side] == 255)
+        side = next(sides, None)  # bytes of the frame before the tag
+        if side is None:
+            return None, False
+        flags, _, length = (int.from_bytes(block[place + 4 * word :][:4], "big") for word in (1, 2, 3))
+        end = start + place - side + length
+        file.seek(end)
+        follows = file.read(8)
+    whole = flags & 3 == 3 and end <= size and (len(follows) < 2 or follows.startswith(TRAILERS))
+    return start + place, whole
+
+
+def is_chained(path: Path) -> bool:
+    """Whether another stream begins in an Ogg file after the first ones: libsndfile reads up to there."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at, beginning = 0, True
+        while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
+            begins = bool(data[at + 5] & 2)
+            if begins and not beginning:
+                return True
+            beginning = beginning and begins
+            segments = data[at + 26]
+            at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
+    return False
+
+
+def opened(path: Path, *, exact: bool) -> soundfile.SoundFile:
+    """A file for reading.
+
+    Args:
+        path: The file.
+        exact: Of its `SoundHeader`; without it the file is read from its beginning on, to the end of its data.
+    """
+    with open_plain(path) as file:  # libsndfile would wait for a pipe
+        plain = descriptor(file)
+        if exact:
+            return soundfile.SoundFile(str(plain))
+        with soundfile.SoundFile(str(plain)) as first:
+            endless = is_mpeg(first)
+        return Onwards(Endless(plain, mpeg_tag(plain)[0]) if endless else str(plain))
+
+
+def count(path: Path) -> int:
+    """Samples per channel that can be decoded, from the first to the last; an MP3 may end amid a frame."""
+    frames = 0
+    with opened(path, exact=False) as file:
+        try:
+            while len(block := file.read(MPEG_FRAME, dtype="float32", always_2d=True)):
+                frames += len(block)
+        except soundfile.LibsndfileError:
+            if not (is_mpeg(file) and frames):
+                raise
+    return frames
+
+
+def pieces(path: Path, found: SoundHeader, length: int) -> Iterator[numpy.ndarray]:
+    """All samples of a file, one piece in memory at a time.
+
+    Args:
+        path: The file.
+        found: Its `header`.
+        length: Samples in a piece.
+
+    Yields:
+        (length, channels) float32, the last one shorter.
+
+    Raises:
+        ValueError: If samples cannot be decoded, are missing, or are not finite numbers; the message is the reason.
+    """
+    seen = 0
+    try:
+        by_ffmpeg = path.suffix.lower() in TORCHCODEC_SUFFIXES
+        decoded = torchcodec_samples(path, found.frames) if by_ffmpeg else numpy.zeros((0, 0))
+        with nullcontext() if by_ffmpeg else opened(path, exact=found.exact) as file:
+            while seen < found.frames:
+                wanted = min(length, found.frames - seen)
+                piece = decoded[seen:][:wanted] if file is None else file.read(wanted, "float32", always_2d=True)
+                if not len(piece):
+                    raise ValueError(f"ends after {seen} of {found.frames} samples")
+                if not numpy.isfinite(piece).all():
+                    raise ValueError(f"has samples that are not finite numbers, after {seen / found.sample_rate:.1f} s")
+                seen += len(piece)
+                yield piece
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{reason(error)}, after {seen} samples") from error
+
+
+def skip(file: soundfile.SoundFile, frames: int) -> None:
+    """To a place in an open file, by decoding what is before it where the format cannot seek."""
+    if file.seekable():
+        file.seek(frames)
+        return
+    while frames > 0 and len(skipped := file.read(min(frames, SKIPPED_FRAMES))):
+        frames -= len(skipped)
+
+
+def torchcodec_samples(path: Path, frames: int) -> numpy.ndarray:
+    """All samples of a file, (frames, channels) float32; a little silence where the header counts a coder's padding."""
+    data, *_ = torchcodec_decoder(path).get_all_samples()
+    decoded = data.numpy().T.astype(numpy.float32)
+    missing = max(0, frames - len(decoded))
+    return numpy.pad(decoded, ((0, missing), (0, 0))) if missing <= PADDING_SAMPLES else decoded
+
+
+def torchcodec_decoder(path: Path) -> "AudioDecoder":
+    """A decoder of torchcodec; ValueError with the fix where that package is missing, or cannot open the file."""
+    if importlib.util.find_spec("torchcodec") is None:
+        raise ValueError(
+            f"{path.suffix} files need the package torchcodec (with FFmpeg): install it, or convert them to FLAC: "
+            f"ffmpeg -i {path.name} {path.stem}.flac"
+        )
+    with open_plain(path):  # which FFmpeg would wait for, were it a pipe
+        pass
+    try:
+        from torchcodec.decoders import AudioDecoder  # which fails with RuntimeError where FFmpeg is missing
+
+        return AudioDecoder(str(path))
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(f"not a sound file that torchcodec can read: {str(error).splitlines()[0]}") from error
+
+
+def as_floats(samples: numpy.ndarray) -> numpy.ndarray:
+    """(frames, channels) int16 or float32 to float32 with full scale at 1."""
+    return samples.astype(numpy.float32) / 32768 if samples.dtype == numpy.int16 else samples
+
+
+def level_db(samples: numpy.ndarray) -> float:
+    """Root mean square over all samples in dB relative to full scale; -inf for digital silence."""
+    return decibels(float(numpy.square(samples, dtype=numpy.float64).mean()) if samples.size else 0.0)
+
+
+def decibels(power: float) -> float:
+    """A mean square in dB relative to full scale."""
+    return 10 * math.log10(power) if power > 0 else -math.inf
+
+
+# ---- channels
+
+
+class Downmix(ABC):
+    """How several channels become one. A single channel stays as it is."""
+
+    @abstractmethod
+    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
+        """(frames, channels) float32 to (frames, 1); ValueError with the reason where that cannot be."""
+
+
+class ChannelMean(Downmix):
+    """The mean of all channels. Sound in antiphase cancels, and sound in one of C channels is C times less."""
+
+    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
+        """See `Downmix`."""
+        return samples.mean(axis=1, keepdims=True)
+
+
+class OneChannel(Downmix):
+    """One channel alone.
+
+    Args:
+        number: Its place: 0 is left, 1 is right.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        if number < 0:
+            raise ValueError(f"number={number}: expected the place of a channel, 0 for the left one")
+        self.number = number
+
+    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
+        """See `Downmix`."""
+        if self.number >= samples.shape[1]:
+            raise ValueError(f"has {samples.shape[1]} channels, of which number {self.number} is wanted, from 0 on")
+        return samples[:, self.number : self.number + 1]
+
+
+class LoudestChannel(Downmix):
+    """The channel with the most power in what is handed out: a training segment, or a whole recording."""
+
+    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
+        """See `Downmix`."""
+        number = int(channel_powers(samples).argmax())
+        return samples[:, number : number + 1]
+
+
+def with_channels(samples: numpy.ndarray, channels: int, downmix: Downmix) -> numpy.ndarray:
+    """(frames, own channels) to (frames, channels): the mixture for one, copies of one for several."""
+    if samples.shape[1] == channels:
+        return samples
+    return downmix(samples) if channels == 1 else samples.repeat(channels, axis=1)
+
+
+def channel_powers(samples: numpy.ndarray) -> numpy.ndarray:
+    """(channels,) float64: the mean square of each channel of (frames, channels)."""
+    return numpy.square(samples, dtype=numpy.float64).mean(axis=0)
+
+
+def lost_in_mixture(powers: numpy.ndarray, mixed: float) -> str | None:
+    """Whether most of the sound is not in a mixture: in words with figures, or None.
+
+    Where channels have nothing in common, their mean is 10 log10(channels) dB quieter than the loudest, and that is not
+    reported: only antiphase, and sound in few of the channels, is.
+
+    Args:
+        powers: (channels,), `channel_powers` of what is mixed.
+        mixed: The mean square of the mixture.
+    """
+    loudest, mixture = decibels(float(powers.max())), decibels(mixed)
+    if not loudest - mixture > 10 * math.log10(len(powers)) + LOST_DB:
+        return None
+    return f"{len(powers)} channels, the loudest at {loudest:.1f} dB, become one at {mixture:.1f} dB"

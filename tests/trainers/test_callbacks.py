@@ -18,6 +18,7 @@ from trainers.callbacks import (
     LinearSchedule,
     Reconstructions,
     SaveTokenizer,
+    ValidationSchedule,
     WeightEMA,
 )
 from trainers.callbacks.report import usage_histogram
@@ -216,6 +217,55 @@ def test_a_sanity_check_before_training_sees_the_initialized_quantizer():
 def test_weight_ema_refuses(arguments):
     with pytest.raises(ValueError, match=f"{next(iter(arguments))}="):
         WeightEMA(**arguments)
+
+
+# ---------------------------------------------------------------------- ValidationSchedule
+
+
+class ValidatedSteps(Callback):
+    """After which steps there was a validation."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "steps"),
+    [
+        (6, {"max_steps": 14}, [6, 12, 14]),
+        (6, {"max_steps": 14, "accumulate_grad_batches": 2}, [6, 12, 14]),
+        (6, {"max_epochs": 2}, [6, 8]),
+        (100, {"max_steps": 3}, [3]),
+        (1, {"max_steps": 10}, [4, 8, 10]),  # an epoch has four steps
+        (6, {"max_steps": 10, "val_check_interval": 2}, [2, 4, 6, 8, 10]),
+        (6, {"max_steps": 11, "check_val_every_n_epoch": 2}, [8]),
+    ],
+)
+def test_short_epochs_validate_by_steps_and_every_fit_at_its_end(every, options, steps):
+    seen = ValidatedSteps()
+    make_trainer(callbacks=[ValidationSchedule(every), seen], limit_val_batches=1, **options).fit(
+        make_task(), datamodule=Images(4)
+    )
+    assert seen.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"limit_val_batches": 0}, "trainer.limit_val_batches is 0"),
+        ({"check_val_every_n_epoch": 5}, "trainer.check_val_every_n_epoch is 5"),
+        ({}, None),
+    ],
+)
+def test_a_fit_without_validation_says_so(options, reason, capsys):
+    make_trainer(callbacks=[ValidationSchedule()], max_steps=2, **options).fit(make_task(), datamodule=Images(4))
+    said = capsys.readouterr().out
+    assert ("no best.ckpt" in said) == (reason is not None)
+    assert reason is None or reason in said
+    assert ("validation every 100 steps" in said) == (not options)
 
 
 # ---------------------------------------------------------------------- what a run leaves behind

@@ -117,6 +117,7 @@ def test_all_parts_of_a_fit_are_one_run_whose_steps_do_not_go_back(offline, tmp_
     assert parts[-1].summary["validation/psnr"]["max"] == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_a_value_that_differs_is_logged_again(offline, tmp_path):
     fit(tmp_path, make_image_task(warmup_steps=1), Images(4), max_steps=4)
     fourth = shutil.copy(tmp_path / "checkpoints/last.ckpt", tmp_path)
@@ -146,7 +147,7 @@ def test_other_commands_are_runs_of_the_group(offline, tmp_path):
 # ---------------------------------------------------------------------- what is shown
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
+@pytest.mark.parametrize("modality", ["image", pytest.param("audio", marks=pytest.mark.slow)])
 def test_what_a_fit_shows(offline, tmp_path, modality):
     task, data = (make_image_task(), Images(4)) if modality == "image" else (make_audio_task(), Sounds(4))
     fit(tmp_path, task, data, max_steps=2)

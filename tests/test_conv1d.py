@@ -436,7 +436,7 @@ def test_autocast(options: dict[str, Any]) -> None:
         expected = model(waves)
         with torch.autocast("cpu", torch.bfloat16):
             lowered = model(waves)
-    assert (lowered.float() - expected).square().mean() < 1e-3 * expected.var()
+    assert (lowered.float() - expected).square().mean() < 2e-3 * expected.var()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=names)

@@ -24,7 +24,7 @@ from vqkit.version import __version__
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
@@ -189,7 +189,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
         version = config.get("format_version")
-        if version in (1, 2):
+        if version in range(1, FORMAT_VERSION):
             return dict(to_current_version(config, version))
         if version != FORMAT_VERSION:
             raise ValueError(

@@ -78,7 +78,9 @@ def test_nearly_equal_directions_are_not_reflected() -> None:
         torch.testing.assert_close(gradient(Reflection(), z, q, upstream), across, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [TangentialRotationTrick(180.0), UnscaledTangentialRotationTrick(180.0), Reflection()])
+@pytest.mark.parametrize(
+    "estimator", [TangentialRotationTrick(180.0), UnscaledTangentialRotationTrick(180.0), Reflection()]
+)
 def test_gradients_of_the_released_variants(estimator: Estimator) -> None:
     """They turn z/|z| with the norm in the graph, by a matrix that is held constant, and multiply by |q| or by 1.
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
 from trainers.core.balancer import LossBalancer
-from trainers.core.checkpoints import check_same_parts, described
+from trainers.core.checkpoints import check_same_parts, described, migrated
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
 from trainers.core.objective import Objective
@@ -272,7 +272,7 @@ class TokenizerTask(EvaluatedTask):
         """Refuse another tokenizer's; note the random state of a run that is resumed, set when training starts."""
         saved, asked = checkpoint.get("tokenizer"), described(self.tokenizer)
         if saved is not None and asked is not None:
-            check_same_parts(saved, asked, self.trainer.ckpt_path)
+            check_same_parts(migrated(saved), asked, self.trainer.ckpt_path)
         self._random_state = checkpoint.get("random_state")
         self.quantizer_initialized_at = checkpoint.get("quantizer_initialized_at", 0)
 

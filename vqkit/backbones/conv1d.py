@@ -6,10 +6,10 @@ and the mirror image of it. Everything is zero padded and keeps its length: T sa
 Source: Tagliasacchi et al. 2020 (arXiv:2009.02095) and Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), section
 III; EnCodec (Defossez et al. 2022, arXiv:2210.13438), section 3.1; DAC (Kumar et al. 2023, arXiv:2306.06546).
 Differs: zeros at the ends, not reflected samples (EnCodec), which is what lets a stream begin exactly; no LSTM
-(EnCodec), whose place the transformer of Mimi takes; an identity on the skip of a residual unit, as in DAC and Mimi
-(EnCodec's released models have a convolution of one tap there); residual branches start scaled down with their number, so that
-the variance does not grow with depth; weight norm of output channels in transposed convolutions too; two additions,
-`patch_size` and `linear_path`, make small models quick to train.
+(EnCodec), whose place the transformer of Mimi takes; an identity on the skip of a residual unit, as in DAC and Mimi,
+where EnCodec's released models have a convolution of one tap; residual branches start scaled down with their number, so
+that the variance does not grow with depth; weight norm of output channels in transposed convolutions too; two
+additions, `patch_size` and `linear_path`, make small models quick to train.
 """
 
 import math
@@ -242,7 +242,8 @@ def _residual_units(
         kernel_size=kernel_size,
         compress=compress,
         activation=activation,
-        **sides,
+        causal=sides["causal"],
+        odd_zero_first=sides["odd_zero_first"],
         # (1 + 1 / n)^n < e: n branches together do not triple the variance.
         gain=1 / math.sqrt(max(levels * len(dilations), 1)),
     )

@@ -3,8 +3,9 @@
 Source: Esser, Rombach, Ommer 2021 (arXiv:2012.09841), appendix, table 7: residual blocks of group norm, swish and 3x3
 convolution; strided convolution downwards, nearest neighbour and convolution upwards; attention at coarse maps.
 Differs: attention is listed by downsampling factor, not by the size of a map, so that one model takes images of any
-size, and has heads of up to 64 channels (published: one head); residual branches start at zero, and so does attention, which makes a deep
-model start as a shallow one; two additions, `patch_size` and `linear_path`, make small models quick to train.
+size, and has heads of up to 64 channels (published: one head); residual branches start at zero, and so does attention,
+which makes a deep model start as a shallow one; two additions, `patch_size` and `linear_path`, make small models quick
+to train.
 """
 
 import itertools
@@ -323,9 +324,7 @@ def _norms(groups: int, eps: float) -> Norm:
 
 
 def _middle(width: int, attention: bool, norm: Norm, dropout: float) -> list[nn.Module]:
-    blocks: list[nn.Module] = [
-        ResidualBlock2d(width, width, norm=norm, dropout=dropout) for _ in range(2)
-    ]
+    blocks: list[nn.Module] = [ResidualBlock2d(width, width, norm=norm, dropout=dropout) for _ in range(2)]
     if attention:
         blocks.insert(1, Attention2d(width, norm=norm))
     return blocks

@@ -200,7 +200,7 @@ class ResidualUnit1d(nn.Module):
         compress: int,
         activation: Activation,
         causal: bool,
-        odd_zero_first: bool = True,
+        odd_zero_first: bool,
         gain: float,
     ) -> None:
         super().__init__()

@@ -81,8 +81,8 @@ class UnscaledRotationTrick(RotationTrick):
     """The rotation alone, d quantized / d z = R, which leaves the length of the gradient as it is.
 
     Source: the variant without scaling in Fifty et al. 2024 (arXiv:2410.06424).
-    Differs: the released code has no such estimator. Its `no_grad_scale` rotates z/|z| with the norm in the graph, which
-    drops the gradient along z and divides it by |z|: `UnscaledTangentialRotationTrick` is |z| times as large.
+    Differs: the released code has no such estimator. Its `no_grad_scale` rotates z/|z| with the norm in the graph,
+    which drops the gradient along z and divides it by |z|: `UnscaledTangentialRotationTrick` is |z| times as large.
     """
 
     def scale(self, ratio: Tensor) -> Tensor:
@@ -112,8 +112,9 @@ class UnscaledTangentialRotationTrick(UnscaledRotationTrick, TangentialRotationT
 class Reflection(Estimator):
     """Reflects and scales the direction of the vector onto its code: d quantized / d z = lambda H (I - z^ z^^T).
 
-    The norm of z is in the graph and the map is held constant, so that nothing of the gradient is left along z. With q the code, H = I - 2 v v^T and v = (z^ - q^)/|z^ - q^| is the Householder map that takes z/|z| to q/|q|, and
-    lambda = |q|/|z|. Unlike the rotation it turns one direction around, however close z and q are; where they have the
+    The norm of z is in the graph and the map is held constant, so that nothing of the gradient is left along z. With q
+    the code, H = I - 2 v v^T and v = (z^ - q^)/|z^ - q^| is the Householder map that takes z/|z| to q/|q|, and lambda =
+    |q|/|z|. Unlike the rotation it turns one direction around, however close z and q are; where they have the
     same direction H is taken to be I.
 
     Source: the variant `ref_trick` in the released code of Fifty et al. 2024 (arXiv:2410.06424).

@@ -189,7 +189,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
         version = config.get("format_version")
-        if version in range(1, FORMAT_VERSION):
+        if isinstance(version, int) and 1 <= version < FORMAT_VERSION:
             return dict(to_current_version(config, version))
         if version != FORMAT_VERSION:
             raise ValueError(

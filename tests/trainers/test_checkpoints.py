@@ -94,5 +94,5 @@ def test_norms_of_before_are_not_resumed_with_todays() -> None:
         before["init_args"] = before["init_args"] | {part: saved["init_args"][part] | {"init_args": arguments}}
     check_same_parts(migrated(saved), described(build()), "last.ckpt")
     check_same_parts(migrated(before), described(build(norm_eps=1e-5)), "last.ckpt")
-    with pytest.raises(ValueError, match="its tokenizer.*norm_eps is 1e-05, not 1e-06"):
+    with pytest.raises(ValueError, match=r"its tokenizer.*norm_eps is 1e-05, not 1e-06"):
         check_same_parts(migrated(before), described(build()), "last.ckpt")

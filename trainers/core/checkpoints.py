@@ -77,8 +77,8 @@ def described(tokenizer: Tokenizer) -> dict[str, Any] | None:
 
 def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
     """What `described` said when a checkpoint was written, in today's terms; at first it did not say its version."""
-    version = description.get("format_version", 3)
-    return dict(to_current_version(description, version) if version < FORMAT_VERSION else description)
+    current = description.get("format_version") == FORMAT_VERSION
+    return dict(description if current else to_current_version(description, 3))
 
 
 def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokenizer") -> None:

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -5,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -202,8 +204,8 @@ def test_the_linear_path_starts_exact(strides: tuple[int, ...], patch_size: int,
     with torch.no_grad():
         error = (decoder(encoder(waves)) - waves).abs().amax((0, 1))
     edge = 0 if causal else hop // 2
-    assert error[hop - hop // 2 if edge else 0 : len(error) - edge].max() < 1e-5
-    assert causal or (error[0] > 0.01 and error[-1] > 0.01)
+    assert error[edge : len(error) - (hop - edge if edge else 0)].max() < 1e-5
+    assert causal or (error[:edge].max() > 0.01 and error[-edge:].max() > 0.01)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -436,7 +438,7 @@ def test_autocast(options: dict[str, Any]) -> None:
         expected = model(waves)
         with torch.autocast("cpu", torch.bfloat16):
             lowered = model(waves)
-    assert (lowered.float() - expected).square().mean() < 1e-3 * expected.var()
+    assert (lowered.float() - expected).square().mean() < 2e-3 * expected.var()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=names)
@@ -451,3 +453,29 @@ def test_a_tokenizer_of_them_is_saved_and_loaded(options: dict[str, Any], tmp_pa
     assert indices.shape == (2, 6) and torch.equal(restored.encode(waves), indices)
     assert torch.equal(restored.decode(indices), tokenizer.decode(indices))
     assert to_config(from_config(to_config(encoder))) == to_config(encoder)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5, 7])
+def test_strided_convolutions_are_those_of_dac_and_encodec(stride: int) -> None:
+    """y_t = sum_k w_k x_{t s + k - ceil(s / 2)} and its transpose, 2 s taps, sample by sample.
+
+    EnCodec, not causal, is the same. DAC's transposed convolution of an odd stride has the last sample not.
+    """
+    taps, front = 2 * stride, math.ceil(stride / 2)
+    down = Convolution1d(2, 3, taps, stride=stride, causal=False).double()
+    up = Deconvolution1d(3, 2, taps, stride=stride, causal=False).double()
+    shake(down, up)
+    x, latents = torch.randn(2, 6 * stride, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    expected = down.convolution.bias[:, None].repeat(1, 6)
+    synthesis = up.convolution.bias[:, None].repeat(1, 6 * stride)
+    for frame, tap in itertools.product(range(6), range(taps)):
+        sample = frame * stride + tap - front
+        if 0 <= sample < 6 * stride:
+            expected[:, frame] += down.convolution.weight[:, :, tap] @ x[:, sample]
+            synthesis[:, sample] += up.convolution.weight[:, :, tap].T @ latents[:, frame]
+    torch.testing.assert_close(down(x[None])[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(up(latents[None])[0], synthesis, rtol=0, atol=1e-12)
+    with torch.no_grad():  # as DAC writes it
+        cut = F.conv_transpose1d(latents, up.convolution.weight, up.convolution.bias, stride, padding=front)
+    torch.testing.assert_close(up(latents[None])[0, :, : cut.shape[-1]], cut, rtol=0, atol=1e-12)
+    assert cut.shape[-1] == 6 * stride - stride % 2

@@ -208,3 +208,21 @@ def test_configuration_round_trip() -> None:
         restored = from_config(to_config(part))
         assert to_config(restored) == to_config(part)
         restored.load_state_dict(part.state_dict())
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["encoder", "decoder"])
+def test_norms_have_the_epsilon_of_the_released_models(part: int) -> None:
+    """(x - mean) / sqrt(variance + 1e-6) over each group, in every norm; seen in a nearly uniform image."""
+    norms = [layer for layer in build(attention_factors=(1, 2, 4))[part].modules() if isinstance(layer, nn.GroupNorm)]
+    assert len(norms) > 6
+    for norm in norms:
+        x = 1e-3 * torch.randn(2, norm.num_channels, 4, 4, dtype=torch.float64)
+        groups = x.reshape(2, 4, -1)
+        centred = groups - groups.mean(-1, keepdim=True)
+        expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        torch.testing.assert_close(norm.double()(x), expected.reshape(x.shape), rtol=0, atol=1e-12)
+
+
+def test_a_norm_without_an_epsilon_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm_eps=0: expected a positive number"):
+        build(norm_eps=0)

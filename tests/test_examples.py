@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import vqkit
+import vqkit.kernels
 from vqkit import (
     FSQ,
     BitEntropy,
@@ -158,11 +160,32 @@ def test_all_snippets_run_together() -> None:
 
 
 def test_what_is_said_to_be_missing_is_missing() -> None:
-    import vqkit
-
     missing = MIGRATING.read_text(encoding="utf-8").partition("## What vqkit does not have")[2]
     for name in ("EvoLFQ", "ResidualLFQ", "LatentQuantize", "FSP", "HierarchicalVQ", "BinaryMapper"):
         assert f"`{name}`" in missing and not hasattr(vqkit, name)
+
+
+def migration_rows(kind: str) -> list[tuple[list[str], list[str], str]]:
+    """Classes, names and counterpart of each row of the tables whose second column is "argument" or "method"."""
+    tables = MIGRATING.read_text(encoding="utf-8").partition("## Every argument")[2].partition("\n## ")[0]
+    tables = tables.partition("**Methods**")[0 if kind == "argument" else 2]
+    rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| `")]
+    return [(*(re.findall(r"`([^`]+)`", cell) for cell in row[:2]), row[2].removesuffix(" |")) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["argument", "method"])
+def test_counterparts_exist(kind: str) -> None:
+    """`Quantizer(dim)` names a class and its arguments, `Quantizer.step` what it has; else the row says why not."""
+    for _, names, cell in migration_rows(kind):
+        spans = re.findall(r"`((?:vqkit\.|torch\.nn\.|[A-Z])[\w.]*)(?:\(([\w, ]+)\))?`", cell)
+        assert cell.startswith("none, because ") or spans, names
+        for path, arguments in spans:
+            head, *rest = path.split(".")
+            found = {"vqkit": vqkit, "torch": torch}.get(head) or getattr(vqkit, head)
+            for name in rest:
+                found = getattr(found, name)
+            for argument in filter(None, arguments.split(", ")):
+                assert argument in inspect.signature(found).parameters, f"{path}({argument})"
 
 
 class TestFactsAboutTheOtherLibrary:
@@ -171,6 +194,25 @@ class TestFactsAboutTheOtherLibrary:
     @pytest.fixture(autouse=True)
     def peer(self) -> ModuleType:
         return pytest.importorskip("vector_quantize_pytorch")
+
+    def test_every_argument_has_a_row(self, peer: ModuleType) -> None:
+        """Once, and nothing is listed that is not there."""
+        marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        there = {
+            (name + suffix, marks.get(parameter.kind, "") + parameter.name)
+            for name, found in vars(peer).items()
+            if inspect.isclass(found)
+            for suffix, function in (("", found.__init__), (".forward", found.forward))
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        }
+        listed = [(of, name) for classes, names, _ in migration_rows("argument") for of in classes for name in names]
+        assert len(listed) > 200 and sorted(listed) == sorted(there)
+
+    def test_every_method_is_there(self, peer: ModuleType) -> None:
+        rows = migration_rows("method")
+        assert rows and all(
+            hasattr(getattr(peer, of), name) for classes, names, _ in rows for of in classes for name in names
+        )
 
     def test_defaults(self, peer: ModuleType) -> None:
         defaults = {name: value.default for name, value in inspect.signature(peer.VectorQuantize).parameters.items()}

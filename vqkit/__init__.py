@@ -20,6 +20,7 @@ from vqkit.methods.cvq import ClusterReinit as ClusterReinit
 from vqkit.methods.cvq import Contrastive as Contrastive
 from vqkit.methods.cvq import OnlineClusteredCodebook as OnlineClusteredCodebook
 from vqkit.methods.diveq import DiVeQ as DiVeQ
+from vqkit.methods.diveq import PositiveUniformCodebook as PositiveUniformCodebook
 from vqkit.methods.factorized import UnnormalizedStraightThrough as UnnormalizedStraightThrough
 from vqkit.methods.fvq import BridgedCodebook as BridgedCodebook
 from vqkit.methods.gumbel import GumbelSearch as GumbelSearch

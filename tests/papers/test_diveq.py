@@ -1,12 +1,13 @@
 """DiVeQ against its equations (Vali et al. 2025), in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from vqkit import DiVeQ, Noise, Quantizer, Selection
+from vqkit import DiVeQ, Noise, Quantizer, ResidualQuantizer, Selection
 
 N, K, D = 50, 9, 5
 
@@ -86,3 +87,28 @@ def test_the_method_its_variance_and_codes_in_eval() -> None:
     assert not torch.equal(output.quantized, quantizer.decode(output.indices))
     assert torch.equal(quantizer.eval()(x).quantized, quantizer.decode(quantizer.encode(x)))
     assert DiVeQ().uses_noise and not DiVeQ(0.0).uses_noise
+
+
+def test_the_codes_start_in_the_interval_of_the_released_code() -> None:
+    """U[0, 1 / K): its mean 1 / 2 K, within five standard deviations of 20,000 values."""
+    codes = 1000 * Quantizer("diveq", dim=20, codebook_size=1000).codebook().detach()
+    assert float(codes.min()) >= 0 and float(codes.max()) < 1
+    assert abs(float(codes.mean()) - 0.5) < 5 * (1 / 12 / 20_000) ** 0.5
+
+
+def test_the_residual_form_is_one_error_over_the_sum() -> None:
+    """y = z + |s - z| sg(d) with s the sum of the codes, as released; d is the direction of the error without noise."""
+    stage = partial(Quantizer, "diveq", dim=D, codebook_size=K)
+    quantizer = ResidualQuantizer(stage, 3, estimator=DiVeQ(0)).double()
+    for member in quantizer.stages:
+        torch.nn.init.normal_(member.codebook.vectors)
+    z, g = torch.randn(N, D, dtype=torch.float64, requires_grad=True), torch.randn(N, D, dtype=torch.float64)
+    output = quantizer(z)
+    ours = torch.autograd.grad((output.quantized * g).sum(), [z, *quantizer.parameters()])
+    total = sum(stage.codebook.vectors[output.indices[:, i]] for i, stage in enumerate(quantizer.stages))
+    error = total - z
+    value = z + error.norm(dim=1, keepdim=True) * (error / error.norm(dim=1, keepdim=True)).detach()
+    theirs = torch.autograd.grad((value * g).sum(), [z, *quantizer.parameters()])
+    torch.testing.assert_close(output.quantized, value, rtol=0, atol=1e-12)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

@@ -92,8 +92,9 @@ def rotation_or_straight_through(row: Row) -> tuple[Tensor, None]:
 
 
 def reflection(row: Row) -> tuple[Tensor, None]:
-    v = row.z / row.z.norm() - row.e / row.e.norm()
-    return row.scale * (EYE - 2 * torch.outer(v, v) / (v @ v)), None
+    z_hat = row.z / row.z.norm()
+    v = z_hat - row.e / row.e.norm()
+    return row.scale * (EYE - 2 * torch.outer(v, v) / (v @ v)) @ (EYE - torch.outer(z_hat, z_hat)), None
 
 
 def at_code(row: Row, matrix: Tensor) -> Tensor:

@@ -46,15 +46,17 @@ def oracle(codebook: BridgedCodebook, base: Tensor) -> Tensor:
             heads.append(scores.softmax(-1) @ value[:, part])
         tokens = tokens + torch.cat(heads, -1) @ block.attention_out.weight.T + block.attention_out.bias
         hidden = norm(tokens) @ block.expand.weight.T + block.expand.bias
-        hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+        inner = math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3) if codebook.tanh_gelu else None
+        hidden = 0.5 * hidden * (1 + (torch.erf(hidden / math.sqrt(2)) if inner is None else torch.tanh(inner)))
         tokens = tokens + hidden @ block.contract.weight.T + block.contract.bias
     patches = norm(tokens) @ bridge.recover.weight.T + bridge.recover.bias
     columns_of_pixels = patches.reshape(-1, p * p, codebook.dim).permute(2, 1, 0).reshape(1, codebook.dim * p * p, -1)
     return F.fold(columns_of_pixels, (rows, columns), p, stride=p)[0].flatten(1).T
 
 
-def test_values_losses_and_gradients() -> None:
-    quantizer = awake(build())
+@pytest.mark.parametrize("tanh_gelu", [True, False])
+def test_values_losses_and_gradients(tanh_gelu: bool) -> None:
+    quantizer = awake(build(tanh_gelu=tanh_gelu))
     codebook = quantizer.codebook
     z = torch.randn(30, 5, dtype=torch.float64, requires_grad=True)
     y, upstream = z.detach().clone().requires_grad_(), torch.randn(30, 5, dtype=torch.float64)

@@ -135,7 +135,8 @@ def unit_codes(groups: int = 2, loss: type = Disentanglement, **options) -> Grou
 @pytest.mark.parametrize("groups", [2, 3])
 @pytest.mark.parametrize("loss", [Disentanglement, PublishedDisentanglement])
 def test_disentanglement_and_its_gradients(loss: type, groups: int) -> None:
-    """The mean over pairs of mean(<q_i, q_j>^2), and where its gradient goes in either form."""
+    """The mean over pairs of mean(<q_i, q_j>^2), and where its gradient goes in either form: published, q is normalized
+    once more."""
     quantizer, z = unit_codes(groups, loss), random(40, 8 * groups).requires_grad_()
     y = z.detach().clone().requires_grad_()
     output = quantizer(z)
@@ -144,7 +145,7 @@ def test_disentanglement_and_its_gradients(loss: type, groups: int) -> None:
     q = []
     for number, (e, part) in enumerate(zip(codes, y.split(8, -1), strict=True)):
         chosen, z_hat = F.normalize(e)[output.indices[:, number]], F.normalize(part)
-        q.append(chosen if loss is Disentanglement else z_hat + (chosen - z_hat).detach())
+        q.append(chosen if loss is Disentanglement else F.normalize(z_hat + (chosen - z_hat).detach()))
     pairs = list(combinations(q, 2))
     expected = sum((a * b).sum(1).square().mean() for a, b in pairs) / len(pairs)
     expected.backward()

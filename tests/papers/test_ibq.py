@@ -1,5 +1,9 @@
 """Index backpropagation against its equations (Shi et al. 2024), materialised in float64."""
 
+import re
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,3 +94,24 @@ def test_entropy_of_the_mean_is_over_all_ranks(rank_pair: RankPair) -> None:
     averaged = (results[0][1] + results[1][1]) / 2  # as DistributedDataParallel averages
     torch.testing.assert_close(averaged, codes.grad, rtol=0, atol=1e-10)
     assert not torch.allclose(results[0][2], results[1][2])  # in eval each rank looks at its own
+
+
+@pytest.mark.parametrize("column", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_the_released_epsilon_does_is_told(column: int) -> None:
+    """The table of docs/quantizers.md: our loss, and the equation with 1e-5 in the logarithm."""
+    text = (Path(__file__).parents[2] / "docs/quantizers.md").read_text()
+    sizes, told = (
+        [float(figure.replace(",", "")) for figure in re.findall(r"[\d,.]+", re.search(rf"\| {name} \|(.*)", text)[1])]
+        for name in ("codes", "difference of the gradients")
+    )
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(int(sizes[column]), 8, generator=generator)
+    z = (0.02 * torch.randn(64, 8, generator=generator)).requires_grad_()
+    (ours,) = torch.autograd.grad(Entropy()(selection(z, codes, torch.ones(64, dtype=torch.bool)), z), [z])
+    logits = z @ codes.T / 0.01
+    soft = logits.softmax(1)
+    mean = soft.mean(0)
+    released = -(soft * logits.log_softmax(1)).sum(1).mean() + (mean * (mean + 1e-5).log()).sum()
+    (theirs,) = torch.autograd.grad(released, [z])
+    difference = 100 * float((ours - theirs).norm() / theirs.norm())
+    assert f"{difference:.2g}" == f"{told[column]:.2g}"

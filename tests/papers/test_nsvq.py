@@ -59,6 +59,13 @@ def test_a_vector_that_is_its_code_keeps_the_gradient() -> None:
     assert torch.equal(dz, g) and (dcodes == 0).all()
 
 
+def test_the_codes_start_normal() -> None:
+    """N(0, 1), the released code's default: mean and variance of 20,000 values within five standard deviations."""
+    codes = Quantizer("nsvq", dim=20, codebook_size=1000).codebook().detach()
+    assert abs(float(codes.mean())) < 5 / 20_000**0.5
+    assert abs(float(codes.var()) - 1) < 5 * (2 / 20_000) ** 0.5
+
+
 def test_the_method_has_no_loss_and_codes_in_eval() -> None:
     quantizer = Quantizer("nsvq", dim=D, codebook_size=K)
     x = torch.randn(N, D, requires_grad=True)

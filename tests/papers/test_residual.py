@@ -212,27 +212,33 @@ def test_a_dropped_stage_has_no_value_no_loss_no_gradient_and_no_statistics() ->
         )
         torch.testing.assert_close(stage.codebook.pending_sums, expected, rtol=0, atol=1e-13)
         residual = residual - stage.decode(output.indices[..., number])
-        losses.append(residual[rows].square().mean() if rows.any() else torch.zeros(()))
+        losses.append((residual.square().mean(-1) * rows).mean())
         assert torch.equal(stage.codebook.vectors, before[number])
-    stages_used = int(used.any(0).any(0).sum())
-    torch.testing.assert_close(output.losses["commitment"], sum(losses) / stages_used, rtol=0, atol=1e-14)
-    torch.testing.assert_close(output.loss, 0.25 * sum(losses) / stages_used, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.losses["commitment"], sum(losses) / 4, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.loss, 0.25 * sum(losses) / 4, rtol=0, atol=1e-14)
 
 
-def test_losses_are_averaged_over_the_stages_that_were_used() -> None:
-    """A batch that uses two stages of four has the loss of a quantizer of two stages."""
-    quantizer, seen = chain(4, dropout=1.0), set()
-    for _ in range(40):
-        x = torch.randn(1, 6, DIM, dtype=torch.float64)
-        output = quantizer(x)
-        depth = int(depths(output.indices))
-        short = chain(depth)
-        short.load_state_dict(
-            {key: value for key, value in quantizer.state_dict().items() if key in short.state_dict()}
-        )
-        torch.testing.assert_close(output.loss, short.eval()(x).loss, rtol=0, atol=1e-13)
-        seen.add(depth)
-    assert seen == {1, 2, 3, 4}
+def test_losses_of_dropout_are_those_of_dac() -> None:
+    """The sum over stages of the mean over the batch, in which a sample that drops a stage counts as 0."""
+    quantizer = chain(4, dropout=1.0)
+    z = torch.randn(8, 5, DIM, dtype=torch.float64, requires_grad=True)
+    output = quantizer(z)
+    depth = depths(output.indices)
+    assert len(set(depth.tolist())) > 1
+    y, before, total = z.detach().clone().requires_grad_(), torch.zeros(8, 5, DIM, dtype=torch.float64), 0
+    for number, stage in enumerate(quantizer.stages):
+        mask = (number < depth).double()
+        chosen = F.embedding(output.indices[..., number].clamp(min=0), stage.codebook.vectors)
+        residual = y - before
+        commitment = F.mse_loss(residual, chosen.detach(), reduction="none").mean([1, 2])
+        codebook = F.mse_loss(chosen, residual.detach(), reduction="none").mean([1, 2])
+        total = total + ((0.25 * commitment + codebook) * mask).mean()
+        before = before + chosen.detach() * mask[:, None, None]
+    ours = torch.autograd.grad(4 * output.loss, [z, *quantizer.parameters()])
+    theirs = torch.autograd.grad(total, [y, *quantizer.parameters()])
+    torch.testing.assert_close(4 * output.loss, total, rtol=0, atol=1e-13)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
 
 
 def test_every_parameter_is_in_the_graph_also_of_stages_that_were_dropped() -> None:

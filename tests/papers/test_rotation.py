@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Reflection, RotationTrick, Selection
+from vqkit import (
+    Estimator,
+    Reflection,
+    RotationTrick,
+    Selection,
+    TangentialRotationTrick,
+    UnscaledTangentialRotationTrick,
+)
 
 
 def select(z: Tensor, q: Tensor) -> Selection:
@@ -49,12 +56,16 @@ def test_where_the_rotation_is_undefined_the_gradient_passes_unchanged(largest_a
 
 
 def test_where_the_reflection_is_undefined_the_gradient_passes_unchanged() -> None:
-    """The last row has the direction of its code: no mirror lies between them, and only the length is scaled."""
+    """The last row has the direction of its code: no mirror lies between them, and what is across it is scaled."""
     g = torch.randn(5, 3)
     z = torch.tensor([[0, 0, 0], [1e-9, 0, 0], [1, 0, 0], [1e-5, 0, 0], [1, 2, 3]], dtype=torch.float32)
     q = torch.tensor([[1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 0, 0], [2, 4, 6]], dtype=torch.float32)
     result = gradient(Reflection(), z.requires_grad_(), q, g)
-    assert torch.equal(result[:4], g[:4]) and torch.equal(result[4], 2 * g[4])
+    direction = z[4].detach() / z[4].detach().norm()
+    assert torch.equal(result[:4], g[:4])
+    # A dozen roundings of numbers of the size of |g|, twice as large.
+    bound = 12 * 2 * torch.finfo(torch.float32).eps * g[4].norm().item()
+    torch.testing.assert_close(result[4], 2 * (g[4] - (g[4] @ direction) * direction), rtol=0, atol=bound)
 
 
 def test_nearly_equal_directions_are_not_reflected() -> None:
@@ -63,4 +74,32 @@ def test_nearly_equal_directions_are_not_reflected() -> None:
     for angle in (1e-8, 1e-15):
         q = torch.tensor([[1.0, angle, -angle]], dtype=torch.float64)
         upstream = torch.randn(1, 3, dtype=torch.float64)
-        torch.testing.assert_close(gradient(Reflection(), z, q, upstream), upstream, rtol=0, atol=1e-12)
+        across = upstream * torch.tensor([0.0, 1.0, 1.0])
+        torch.testing.assert_close(gradient(Reflection(), z, q, upstream), across, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "estimator", [TangentialRotationTrick(180.0), UnscaledTangentialRotationTrick(180.0), Reflection()]
+)
+def test_gradients_of_the_released_variants(estimator: Estimator) -> None:
+    """They turn z/|z| with the norm in the graph, by a matrix that is held constant, and multiply by |q| or by 1.
+
+    The last, `no_grad_scale`, is the one that vqkit has |z| times as large.
+    """
+    z, q, g = pairs(acute=False)
+    z_hat, q_hat = (x.detach() / x.detach().norm(dim=1, keepdim=True) for x in (z, q))
+    if isinstance(estimator, Reflection):
+        v = z_hat - q_hat
+        v = v / v.norm(dim=1, keepdim=True)
+        matrix = torch.eye(5, dtype=torch.float64) - 2 * torch.einsum("ni,nj->nij", v, v)
+    else:
+        w = z_hat + q_hat
+        w = w / w.norm(dim=1, keepdim=True)
+        matrix = torch.eye(5, dtype=torch.float64) - 2 * torch.einsum("ni,nj->nij", w, w)
+        matrix = matrix + 2 * torch.einsum("ni,nj->nij", q_hat, z_hat)
+    ours = gradient(estimator, z, q, g)
+    turned = torch.einsum("nij,nj->ni", matrix, z / z.norm(dim=1, keepdim=True))
+    unscaled = isinstance(estimator, UnscaledTangentialRotationTrick)
+    (released,) = torch.autograd.grad((turned * (1 if unscaled else q.norm(dim=1, keepdim=True)) * g).sum(), [z])
+    factor = z.detach().norm(dim=1, keepdim=True) if unscaled else 1
+    torch.testing.assert_close(ours, factor * released, rtol=0, atol=1e-11)

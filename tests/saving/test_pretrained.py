@@ -119,7 +119,7 @@ def test_the_configuration_is_readable_and_versioned(saved: Path) -> None:
     mark = json.loads(text)["saved_together"]
     assert json.loads(text) == {
         "format": "vqkit",
-        "format_version": 3,
+        "format_version": 4,
         "vqkit_version": __version__,
         "class_path": f"{__name__}.Model",
         "init_args": {"dim": 3, "scale": 0.5},
@@ -127,7 +127,7 @@ def test_the_configuration_is_readable_and_versioned(saved: Path) -> None:
     }
     filled_model().save_pretrained(saved)
     assert (saved / "config.json").read_text() == text
-    assert '\n  "format_version": 3,\n' in text
+    assert '\n  "format_version": 4,\n' in text
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
     plain = saved / "plain"
     plain.touch()  # the permissions that the user's umask gives
@@ -192,10 +192,10 @@ def test_state_that_would_need_pickle_is_refused_before_anything_is_written(tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("version", [4, 0, "1", None])
+@pytest.mark.parametrize("version", [5, 0, "1", None])
 def test_an_unknown_format_version_is_refused_with_words(saved: Path, version: Any) -> None:
     rewrite(saved / "config.json", format_version=version, vqkit_version="9.0")
-    message = f"format_version {re.escape(repr(version))} .*vqkit 9.0.* reads versions 1 to 3: update vqkit"
+    message = f"format_version {re.escape(repr(version))} .*vqkit 9.0.* reads versions 1 to 4: update vqkit"
     with pytest.raises(ValueError, match=message):
         Model.from_pretrained(saved, allow=ALLOW)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.core.checkpoints import read_checkpoint
+from trainers.core.checkpoints import check_same_parts, described, migrated, read_checkpoint
+from vqkit import Quantizer, Tokenizer
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
 CONTENT: dict[str, Any] = {
     "state_dict": {"tokenizer.weight": torch.arange(300.0)},
@@ -73,3 +75,24 @@ def test_what_no_run_wrote_is_refused(path: Path, content: Any, message: str) ->
     torch.save(content, path)
     with pytest.raises(ValueError, match=rf"last\.ckpt: (a tensor of )?{message}"):
         read_checkpoint(path)
+
+
+def test_norms_of_before_are_not_resumed_with_todays() -> None:
+    """A description without a version is one of before; the epsilon alone of all numbers has to be the same."""
+    sizes: dict[str, Any] = {"dim": 4, "channels": 8, "norm_groups": 2, "num_res_blocks": 1}
+
+    def build(**former: float) -> Tokenizer:
+        quantizer = Quantizer("vq", dim=4, codebook_size=8, channel_dim=1)
+        return Tokenizer(ConvEncoder2d(**sizes, **former), quantizer, ConvDecoder2d(**sizes, **former))
+
+    saved = described(build())
+    assert saved is not None
+    before = {key: value for key, value in saved.items() if key != "format_version"}
+    for part in ("encoder", "decoder"):
+        arguments = dict(saved["init_args"][part]["init_args"])
+        del arguments["norm_eps"]
+        before["init_args"] = before["init_args"] | {part: saved["init_args"][part] | {"init_args": arguments}}
+    check_same_parts(migrated(saved), described(build()), "last.ckpt")
+    check_same_parts(migrated(before), described(build(norm_eps=1e-5)), "last.ckpt")
+    with pytest.raises(ValueError, match=r"its tokenizer.*norm_eps is 1e-05, not 1e-06"):
+        check_same_parts(migrated(before), described(build()), "last.ckpt")

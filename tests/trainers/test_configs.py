@@ -149,3 +149,25 @@ def test_a_config_lies_over_its_base(tmp_path):
         "name": "base",
         "trainer": {"max_steps": 2},
     }
+
+
+@pytest.mark.parametrize("name", ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "mimi_24khz"])
+def test_codecs_have_the_published_weights_of_their_stages(name):
+    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average their commitments, weight 1."""
+    tokenizer = read_config(CONFIGS[f"audio/{name}"])["model"]["init_args"]["tokenizer"]["init_args"]
+    arguments = tokenizer["quantizer"]["init_args"]
+    weights = {loss["class_path"]: loss["init_args"]["weight"] for loss in arguments["stage"]["init_args"]["losses"]}
+    stages = arguments["num_stages"]
+    summed = {"vqkit.Commitment": 0.25 * stages, "vqkit.CodebookLoss": stages}
+    assert weights == (summed if "dac" in name else {"vqkit.Commitment": 1.0})
+
+
+def test_mimi_has_the_published_taps():
+    """Seven first and three last, in the encoder as in the decoder; `kernel_size` is that of the end at the audio."""
+    parts = read_config(CONFIGS["audio/mimi_24khz"])["model"]["init_args"]["tokenizer"]["init_args"]
+    taps = {
+        part: [parts[part]["init_args"].get(f"{end}kernel_size", 7) for end in ("", "latent_")]
+        for part in parts
+        if "coder" in part
+    }
+    assert taps == {"encoder": [7, 3], "decoder": [3, 7]}

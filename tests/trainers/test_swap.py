@@ -74,7 +74,7 @@ def test_levels_are_the_nearest(codes):
 def test_what_the_configuration_chose_is_dropped_and_said(parser):
     made, lines = swapped(node_of(parser, "audio/dac_16khz"), "ema")
     assert lines == [
-        "ema: in place of factorized, without its codebook_dim",
+        "ema: in place of factorized, without its codebook_dim and losses",
         "ema: residual stages with vqkit.StraightThrough",
     ]
     assert "codebook_dim" not in made["init_args"]["stage"]["init_args"]

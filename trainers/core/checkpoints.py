@@ -18,6 +18,8 @@ from vqkit import Tokenizer
 from vqkit.saving.annotations import fits
 from vqkit.saving.config import from_config, to_config, weights_follow
 from vqkit.saving.files import named, write_json
+from vqkit.saving.migration import to_current_version
+from vqkit.saving.pretrained import FORMAT_VERSION
 from vqkit.saving.sizes import check_finite
 
 _ENTRIES = {
@@ -166,7 +168,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, weights: Mapping[str, Any
 def described(tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The configuration of a tokenizer, for its checkpoint; None where a part of it cannot be written."""
     try:
-        return to_config(tokenizer)
+        return {"format_version": FORMAT_VERSION, **to_config(tokenizer)}
     except ValueError:
         return None
 
@@ -175,15 +177,22 @@ def check_same_tokenizer(saved: Mapping[str, Any] | None, tokenizer: Tokenizer, 
     """`check_same_parts` for a tokenizer that is to take weights, as far as both descriptions are there."""
     asked = described(tokenizer)
     if saved is not None and asked is not None:
-        check_same_parts(saved, asked, path)
+        check_same_parts(migrated(saved), asked, path)
+
+
+def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What `described` said when a checkpoint was written, in today's terms; at first it did not say its version."""
+    current = description.get("format_version") == FORMAT_VERSION
+    return dict(description if current else to_current_version(description, 3))
 
 
 def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokenizer") -> None:
     """Refuse the checkpoint of a tokenizer with other parts, whose weights may fit all the same.
 
     Args:
-        saved: what `described` said when the checkpoint was written.
-        asked: of the tokenizer that takes the weights. Arguments that one of the two lacks, and numbers, may differ.
+        saved: what `described` said when the checkpoint was written, in today's terms (`migrated`).
+        asked: of the tokenizer that takes the weights. Arguments that one of the two lacks, and numbers but the epsilon
+            of norms, may differ.
         path: of the checkpoint, for the message.
         where: of both in the tokenizer, for the message.
 
@@ -196,7 +205,7 @@ def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokeniz
     elif isinstance(saved, list) and isinstance(asked, list) and len(saved) == len(asked):
         for index, (one, other) in enumerate(zip(saved, asked, strict=True)):
             check_same_parts(one, other, path, f"{where}.{index}")
-    elif saved != asked and not (fits(saved, float) and fits(asked, float)):
+    elif saved != asked and (where.endswith(".norm_eps") or not (fits(saved, float) and fits(asked, float))):
         raise ValueError(
             f"{path} holds another model than this configuration: give the --config and --quantizer that it was "
             f"trained with; its {where} is {_in_words(saved)}, not {_in_words(asked)}"

@@ -44,8 +44,7 @@ class Word(NamedTuple):
             return None  # a grid has maps in and out
         parts = METHODS[self.method]()
         own = self.estimator or type(parts.estimator)
-        cut_off = parts.codebook_dim is not None or own.trains_codebook
-        return None if cut_off and own.stays_close_to_code else own
+        return None if parts.codebook_dim is not None or own.required_metric is not None else own
 
 
 WORDS: dict[str, Word] = {

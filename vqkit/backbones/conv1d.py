@@ -6,13 +6,14 @@ and the mirror image of it. Everything is zero padded and keeps its length: T sa
 Source: Tagliasacchi et al. 2020 (arXiv:2009.02095) and Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), section
 III; EnCodec (Defossez et al. 2022, arXiv:2210.13438), section 3.1; DAC (Kumar et al. 2023, arXiv:2306.06546).
 Differs: zeros at the ends, not reflected samples (EnCodec), which is what lets a stream begin exactly; no LSTM
-(EnCodec), whose place the transformer of Mimi takes; residual branches start scaled down with their number, so that
-the variance does not grow with depth; weight norm of output channels in transposed convolutions too; two additions,
-`patch_size` and `linear_path`, make small models quick to train.
+(EnCodec), whose place the transformer of Mimi takes; an identity on the skip of a residual unit, as in DAC and Mimi,
+where EnCodec's released models have a convolution of one tap; residual branches start scaled down with their number, so
+that the variance does not grow with depth; weight norm of output channels in transposed convolutions too; two
+additions, `patch_size` and `linear_path`, make small models quick to train.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -58,6 +59,8 @@ class ConvEncoder1d(Configured, nn.Module):
         linear_path: add a linear projection of each frame and its surroundings to the latents, and start the last
             convolution at zero. Training then starts from a transform that keeps the lowest frequencies, `lapped_basis`
             or, if causal, `blocked_basis`, instead of from noise. Give the decoder the same.
+        odd_zero_first: whether the odd one of an odd number of zeros, which odd strides need, goes in front, as in DAC
+            and EnCodec. Tokenizers of vqkit 0.1 had it behind. Give the decoder the same.
 
     Attributes:
         in_channels: as given.
@@ -97,27 +100,29 @@ class ConvEncoder1d(Configured, nn.Module):
         patch_size: int = 1,
         causal: bool = False,
         linear_path: bool = False,
+        odd_zero_first: bool = True,
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, dim=dim, kernel_size=kernel_size, latent_kernel_size=latent_kernel_size)
         widths = _widths(channels, max_channels, strides, patch_size)
-        units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, causal)
+        sides = {"causal": causal, "odd_zero_first": odd_zero_first}
+        units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, sides)
         self.in_channels = in_channels
         self.dim = dim
         self.downsampling_factor = patch_size * math.prod(strides)
         self.causal = causal
         layers: list[nn.Module] = [ToPatches1d(patch_size)] if patch_size > 1 else []
-        layers.append(Convolution1d(in_channels * patch_size, widths[0], kernel_size, causal=causal))
+        layers.append(Convolution1d(in_channels * patch_size, widths[0], kernel_size, **sides))
         for stride, width, wider in zip(strides, widths, widths[1:], strict=False):
             layers += [*units(width), activation(width)]
-            layers.append(Convolution1d(width, wider, 2 * stride, stride=stride, causal=causal))
+            layers.append(Convolution1d(width, wider, 2 * stride, stride=stride, **sides))
         bottleneck = _bottleneck(transformer, widths[-1], causal)
         layers += bottleneck
         gain = 0.0 if linear_path else 1.0
         layers += [activation(widths[-1])]
-        layers += [Convolution1d(widths[-1], dim, latent_kernel_size, causal=causal, gain=gain)]
+        layers += [Convolution1d(widths[-1], dim, latent_kernel_size, **sides, gain=gain)]
         self.layers = TemporalSequence(*layers)
-        self.linear = _analysis(in_channels, dim, self.downsampling_factor, causal) if linear_path else None
+        self.linear = _analysis(in_channels, dim, self.downsampling_factor, sides) if linear_path else None
         reach = _reach(self.layers, self.linear, bottleneck, 0)
         self.context = None if reach is None else (-reach[0], reach[1] - (self.downsampling_factor - 1))
 
@@ -181,31 +186,33 @@ class ConvDecoder1d(Configured, nn.Module):
         causal: bool = False,
         linear_path: bool = False,
         output_activation: Callable[[int], nn.Module] | None = None,
+        odd_zero_first: bool = True,
     ) -> None:
         super().__init__()
         check_positive(
             out_channels=out_channels, dim=dim, kernel_size=kernel_size, latent_kernel_size=latent_kernel_size
         )
         widths = _widths(channels, max_channels, strides, patch_size)
-        units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, causal)
+        sides = {"causal": causal, "odd_zero_first": odd_zero_first}
+        units = _residual_units(len(strides), dilations, residual_kernel_size, compress, activation, sides)
         self.out_channels = out_channels
         self.dim = dim
         self.downsampling_factor = patch_size * math.prod(strides)
         self.causal = causal
-        layers: list[nn.Module] = [Convolution1d(dim, widths[-1], latent_kernel_size, causal=causal)]
+        layers: list[nn.Module] = [Convolution1d(dim, widths[-1], latent_kernel_size, **sides)]
         bottleneck = _bottleneck(transformer, widths[-1], causal)
         layers += bottleneck
         for level in reversed(range(len(strides))):
             width, stride = widths[level], strides[level]
             layers.append(activation(widths[level + 1]))
-            layers.append(Deconvolution1d(widths[level + 1], width, 2 * stride, stride=stride, causal=causal))
+            layers.append(Deconvolution1d(widths[level + 1], width, 2 * stride, stride=stride, **sides))
             layers += units(width)
         gain = 0.0 if linear_path else 1.0
         layers += [activation(widths[0])]
-        layers += [Convolution1d(widths[0], out_channels * patch_size, kernel_size, causal=causal, gain=gain)]
+        layers += [Convolution1d(widths[0], out_channels * patch_size, kernel_size, **sides, gain=gain)]
         layers += [FromPatches1d(patch_size)] if patch_size > 1 else []
         self.layers = TemporalSequence(*layers)
-        self.linear = _synthesis(dim, out_channels, self.downsampling_factor, causal) if linear_path else None
+        self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None
         self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
         reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
         self.context = None if reach is None else (-reach[0], reach[1])
@@ -224,7 +231,7 @@ def _residual_units(
     kernel_size: int,
     compress: int,
     activation: Callable[[int], nn.Module],
-    causal: bool,
+    sides: Mapping[str, bool],
 ) -> Callable[[int], list[nn.Module]]:
     """Builds the residual units of a level from its width."""
     check_positive(residual_kernel_size=kernel_size, compress=compress)
@@ -235,7 +242,8 @@ def _residual_units(
         kernel_size=kernel_size,
         compress=compress,
         activation=activation,
-        causal=causal,
+        causal=sides["causal"],
+        odd_zero_first=sides["odd_zero_first"],
         # (1 + 1 / n)^n < e: n branches together do not triple the variance.
         gain=1 / math.sqrt(max(levels * len(dilations), 1)),
     )
@@ -275,22 +283,22 @@ def _reach(
     return min(first for first, _ in reaches), max(end for _, end in reaches)
 
 
-def _analysis(channels: int, dim: int, hop_length: int, causal: bool) -> Convolution1d:
+def _analysis(channels: int, dim: int, hop_length: int, sides: Mapping[str, bool]) -> Convolution1d:
     """The linear path of the encoder: a window of two hops, of which the causal one starts with the second alone."""
-    layer = Convolution1d(channels, dim, 2 * hop_length, stride=hop_length, causal=causal, gain=0.0)
+    layer = Convolution1d(channels, dim, 2 * hop_length, stride=hop_length, gain=0.0, **sides)
     with torch.no_grad():
-        if causal:
+        if sides["causal"]:
             layer.convolution.weight[..., hop_length:] = blocked_basis(dim, channels, hop_length)
         else:
             layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))
     return layer
 
 
-def _synthesis(dim: int, channels: int, hop_length: int, causal: bool) -> Deconvolution1d:
+def _synthesis(dim: int, channels: int, hop_length: int, sides: Mapping[str, bool]) -> Deconvolution1d:
     """The linear path of the decoder: two hops, of which the causal one starts with the first alone."""
-    layer = Deconvolution1d(dim, channels, 2 * hop_length, stride=hop_length, causal=causal, gain=0.0)
+    layer = Deconvolution1d(dim, channels, 2 * hop_length, stride=hop_length, gain=0.0, **sides)
     with torch.no_grad():
-        if causal:
+        if sides["causal"]:
             layer.convolution.weight[..., :hop_length] = blocked_basis(dim, channels, hop_length)
         else:
             layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))

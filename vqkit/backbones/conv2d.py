@@ -3,13 +3,15 @@
 Source: Esser, Rombach, Ommer 2021 (arXiv:2012.09841), appendix, table 7: residual blocks of group norm, swish and 3x3
 convolution; strided convolution downwards, nearest neighbour and convolution upwards; attention at coarse maps.
 Differs: attention is listed by downsampling factor, not by the size of a map, so that one model takes images of any
-size, and has heads of up to 64 channels; residual branches start at zero, and so does attention, which makes a deep
-model start as a shallow one; two additions, `patch_size` and `linear_path`, make small models quick to train.
+size, and has heads of up to 64 channels (published: one head); residual branches start at zero, and so does attention,
+which makes a deep model start as a shallow one; two additions, `patch_size` and `linear_path`, make small models quick
+to train.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from vqkit.backbones.sizes import check_positive
 from vqkit.precision import widest_dtype
 from vqkit.saving.config import Configured
+
+Norm = Callable[[int], nn.Module]
+"""Builds a norm for a number of channels."""
 
 
 class ConvEncoder2d(Configured, nn.Module):
@@ -38,6 +43,8 @@ class ConvEncoder2d(Configured, nn.Module):
             Training then starts from a truncated cosine transform of the patches, which is close to their principal
             components, instead of from noise. Give the decoder the same.
         norm_groups: groups of each group norm; must divide the width of every level.
+        norm_eps: added to each variance: 1e-6 as in the released models; tokenizers of vqkit 0.1 had 1e-5, which moves
+            the latents of a nearly uniform image by up to a hundredth.
         dropout: probability inside residual blocks.
 
     Attributes:
@@ -68,10 +75,12 @@ class ConvEncoder2d(Configured, nn.Module):
         patch_size: int = 1,
         linear_path: bool = False,
         norm_groups: int = 32,
+        norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
+        norm = _norms(norm_groups, norm_eps)
         check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
         self.in_channels = in_channels
         self.dim = dim
@@ -85,12 +94,12 @@ class ConvEncoder2d(Configured, nn.Module):
             if level > 0:
                 layers.append(Downsample2d(width))
             for _ in range(num_res_blocks):
-                layers.append(ResidualBlock2d(width, next_width, norm_groups=norm_groups, dropout=dropout))
+                layers.append(ResidualBlock2d(width, next_width, norm=norm, dropout=dropout))
                 width = next_width
                 if factor in attention_factors:
-                    layers.append(Attention2d(width, norm_groups=norm_groups))
-        layers += _middle(width, factors[-1] in attention_factors, norm_groups, dropout)
-        layers += [nn.GroupNorm(norm_groups, width), nn.SiLU(), nn.Conv2d(width, dim, 3, padding=1)]
+                    layers.append(Attention2d(width, norm=norm))
+        layers += _middle(width, factors[-1] in attention_factors, norm, dropout)
+        layers += [norm(width), nn.SiLU(), nn.Conv2d(width, dim, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
         self.linear = None
         if linear_path:
@@ -143,27 +152,29 @@ class ConvDecoder2d(Configured, nn.Module):
         patch_size: int = 1,
         linear_path: bool = False,
         norm_groups: int = 32,
+        norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
+        norm = _norms(norm_groups, norm_eps)
         check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
         self.out_channels = out_channels
         self.dim = dim
         self.downsampling_factor = factors[-1]
         width = widths[-1]
         layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
-        layers += _middle(width, factors[-1] in attention_factors, norm_groups, dropout)
+        layers += _middle(width, factors[-1] in attention_factors, norm, dropout)
         for level in reversed(range(len(widths))):
             for _ in range(num_res_blocks + 1):
-                layers.append(ResidualBlock2d(width, widths[level], norm_groups=norm_groups, dropout=dropout))
+                layers.append(ResidualBlock2d(width, widths[level], norm=norm, dropout=dropout))
                 width = widths[level]
                 if factors[level] in attention_factors:
-                    layers.append(Attention2d(width, norm_groups=norm_groups))
+                    layers.append(Attention2d(width, norm=norm))
             if level > 0:
                 layers.append(Upsample2d(width))
         output = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
-        layers += [nn.GroupNorm(norm_groups, width), nn.SiLU(), output, nn.PixelShuffle(patch_size)]
+        layers += [norm(width), nn.SiLU(), output, nn.PixelShuffle(patch_size)]
         self.layers = nn.Sequential(*layers)
         self.linear = None
         if linear_path:
@@ -187,17 +198,17 @@ class ResidualBlock2d(nn.Module):
     Args:
         in_channels: width before.
         out_channels: width after.
-        norm_groups: groups of each group norm.
+        norm: builds a group norm for a width.
         dropout: probability before the second convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            nn.GroupNorm(norm_groups, in_channels),
+            norm(in_channels),
             nn.SiLU(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            nn.GroupNorm(norm_groups, out_channels),
+            norm(out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -215,13 +226,13 @@ class Attention2d(nn.Module):
 
     Args:
         channels: width; split into heads of the largest size up to 64 that divides both it and 64.
-        norm_groups: groups of the group norm.
+        norm: builds a group norm for a width.
     """
 
-    def __init__(self, channels: int, *, norm_groups: int) -> None:
+    def __init__(self, channels: int, *, norm: Norm) -> None:
         super().__init__()
         self.num_heads = channels // math.gcd(channels, 64)
-        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.norm = norm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.output = nn.Conv2d(channels, channels, 1)
         _zero(self.output)
@@ -308,12 +319,16 @@ def _dct(size: int) -> Tensor:
     return (rows / rows.norm(dim=1, keepdim=True)).float()
 
 
-def _middle(width: int, attention: bool, norm_groups: int, dropout: float) -> list[nn.Module]:
-    blocks: list[nn.Module] = [
-        ResidualBlock2d(width, width, norm_groups=norm_groups, dropout=dropout) for _ in range(2)
-    ]
+def _norms(groups: int, eps: float) -> Norm:
+    if not 0 < eps < math.inf:
+        raise ValueError(f"norm_eps={eps}: expected a positive number, 1e-6 in the released models")
+    return partial(nn.GroupNorm, groups, eps=eps)
+
+
+def _middle(width: int, attention: bool, norm: Norm, dropout: float) -> list[nn.Module]:
+    blocks: list[nn.Module] = [ResidualBlock2d(width, width, norm=norm, dropout=dropout) for _ in range(2)]
     if attention:
-        blocks.insert(1, Attention2d(width, norm_groups=norm_groups))
+        blocks.insert(1, Attention2d(width, norm=norm))
     return blocks
 
 

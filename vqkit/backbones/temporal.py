@@ -25,9 +25,16 @@ Activation = Callable[[int], nn.Module]
 """Builds an activation for a number of channels; it acts on every time step by itself."""
 
 
-def padding(total: int, causal: bool) -> tuple[int, int]:
-    """How many of `total` zeros go in front and behind: all in front, or half of them (the odd one behind)."""
-    return (total, 0) if causal else (total // 2, total - total // 2)
+def padding(total: int, causal: bool, *, odd_zero_first: bool = True) -> tuple[int, int]:
+    """How many of `total` zeros go in front and behind: all in front, or half of them.
+
+    Args:
+        total: zeros.
+        causal: whether all go in front.
+        odd_zero_first: where the odd one of an odd total goes: in front as in DAC and EnCodec, or behind.
+    """
+    behind = 0 if causal else (total + (not odd_zero_first)) // 2
+    return total - behind, behind
 
 
 class FilterLayer(StreamingLayer):
@@ -58,6 +65,7 @@ class Convolution1d(FilterLayer):
         stride: samples per output.
         dilation: samples between two taps.
         causal: whether output t ends at input (t + 1) stride - 1; otherwise it is centred on its stride.
+        odd_zero_first: see `padding`.
         gain: scale of the first weights. At 1 the output has the variance of a white input; at 0 all is zero, and there
             is no weight norm, which has no direction to keep.
 
@@ -74,6 +82,7 @@ class Convolution1d(FilterLayer):
         stride: int = 1,
         dilation: int = 1,
         causal: bool,
+        odd_zero_first: bool = True,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -83,7 +92,7 @@ class Convolution1d(FilterLayer):
         self.span = (kernel_size - 1) * dilation + 1
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
-        self.before, self.after = padding(self.span - stride, causal)
+        self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
         convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
         self.convolution = started(convolution, in_channels * kernel_size, gain)
 
@@ -109,14 +118,26 @@ class Deconvolution1d(FilterLayer):
         kernel_size: taps, at least `stride`.
         stride: outputs per input.
         causal: whether input t begins to matter at output t stride; otherwise it is centred on it.
+        odd_zero_first: as in `Convolution1d`.
         gain: as in `Convolution1d`.
+
+    Differs: DAC drops (stride + 1) / 2 outputs at both ends where the stride is odd, so that its last one is missing;
+    all others are equal.
 
     Raises:
         ValueError: if there are fewer taps than the stride.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, causal: bool, gain: float = 1.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        causal: bool,
+        odd_zero_first: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         if kernel_size < stride:
@@ -125,7 +146,7 @@ class Deconvolution1d(FilterLayer):
         self.stride = stride
         self.kernel_size = kernel_size
         # Outputs of the full convolution that are dropped in front; centred, this is the transpose of `Convolution1d`.
-        self.cut = 0 if causal else padding(kernel_size - stride, causal)[0]
+        self.cut = 0 if causal else padding(kernel_size - stride, causal, odd_zero_first=odd_zero_first)[0]
         self.before = (kernel_size - 1 - self.cut) // stride
         convolution = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride=stride)
         self.convolution = started(convolution, in_channels * kernel_size / stride, gain, axis=1)
@@ -164,6 +185,7 @@ class ResidualUnit1d(nn.Module):
         compress: the inner width is `channels // compress`, at least 1.
         activation: builds one for a width.
         causal: as in `Convolution1d`.
+        odd_zero_first: as in `Convolution1d`.
         gain: scale of the branch at the start.
 
     Source: SEANet (Tagliasacchi et al. 2020, arXiv:2009.02095).
@@ -178,13 +200,16 @@ class ResidualUnit1d(nn.Module):
         compress: int,
         activation: Activation,
         causal: bool,
+        odd_zero_first: bool,
         gain: float,
     ) -> None:
         super().__init__()
         inner = max(channels // compress, 1)
         self.branch = TemporalSequence(
             activation(channels),
-            Convolution1d(channels, inner, kernel_size, dilation=dilation, causal=causal),
+            Convolution1d(
+                channels, inner, kernel_size, dilation=dilation, causal=causal, odd_zero_first=odd_zero_first
+            ),
             activation(inner),
             Convolution1d(inner, channels, 1, causal=causal, gain=gain),
         )

@@ -8,7 +8,7 @@ no integer index tells, so that there is nothing to decode.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqkit.functional import unit
 from vqkit.parts import Parts
@@ -16,6 +16,18 @@ from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator, straight_through
 from vqkit.parts.maintenance import RandomRestart
 from vqkit.parts.selection import Search, Selection
+
+
+class PositiveUniformCodebook(Codebook):
+    """K trainable codes that start uniform in [0, 1/K), as in the released code of DiVeQ; see `Codebook`.
+
+    Source: the released code of Vali, Bäckström, Solin 2025 (arXiv:2509.26469).
+    """
+
+    def build_vectors(self, generator: torch.Generator) -> None:
+        """Uniform codes; see `Codebook`."""
+        unit_interval = torch.rand(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
+        self.vectors = nn.Parameter(unit_interval / self.codebook_size)
 
 
 class DiVeQ(Estimator):
@@ -62,7 +74,9 @@ class DiVeQ(Estimator):
 
 
 def diveq() -> Parts:
-    """The estimator alone, with no loss on codes or vectors, and dead codes restarted.
+    """The estimator alone, with no loss on codes or vectors, codes that start in [0, 1/K), and dead codes restarted.
+
+    Its residual form is one error over the sum: `ResidualQuantizer(stage, n, estimator=DiVeQ())`.
 
     Differs: published, every 100 forwards, those of evaluation too, a code that less than 1 % of them chose becomes a
     copy of a used code; the nearest to that is `maintenance=[LBGSplitting()]`. Here, in training only, codes below a
@@ -70,7 +84,7 @@ def diveq() -> Parts:
     not forwards, and is summed over ranks.
     """
     return Parts(
-        codebook=Codebook,
+        codebook=PositiveUniformCodebook,
         search=Search("euclidean"),
         estimator=DiVeQ(1e-3),
         maintenance=(RandomRestart(),),

@@ -29,11 +29,13 @@ class Block(nn.Module):
         width: of a token.
         heads: of the attention; divides `width`.
         mlp_ratio: hidden width of the second half, in units of `width`.
+        tanh_gelu: see `BridgedCodebook`.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: int, tanh_gelu: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.activation = nn.GELU(approximate="tanh" if tanh_gelu else "none")
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.expand = nn.Linear(width, mlp_ratio * width)
@@ -45,7 +47,7 @@ class Block(nn.Module):
         query, key, value = joined.permute(1, 2, 0, 3).unsqueeze(1)
         attended = F.scaled_dot_product_attention(query, key, value)[0]
         tokens = tokens + self.attention_out(attended.transpose(0, 1).flatten(1))
-        return tokens + self.contract(F.gelu(self.expand(_norm(tokens))))
+        return tokens + self.contract(self.activation(self.expand(_norm(tokens))))
 
 
 class Bridge(nn.Module):
@@ -59,16 +61,25 @@ class Bridge(nn.Module):
         heads: of the attention.
         blocks: how many.
         mlp_ratio: see `Block`.
+        tanh_gelu: see `BridgedCodebook`.
     """
 
     def __init__(
-        self, dim: int, grid: tuple[int, int], patch_size: int, width: int, heads: int, blocks: int, mlp_ratio: int
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        width: int,
+        heads: int,
+        blocks: int,
+        mlp_ratio: int,
+        tanh_gelu: bool,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.patch_size = patch_size
         self.compress = nn.Linear(patch_size**2 * dim, width)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, tanh_gelu) for _ in range(blocks))
         self.recover = nn.Linear(width, patch_size**2 * dim)
 
     def forward(self, base: Tensor) -> Tensor:
@@ -113,6 +124,8 @@ class BridgedCodebook(ProjectedCodebook):
         heads: of the attention; divides `width`.
         blocks: transformer blocks, at least 0.
         mlp_ratio: hidden width of the second half of a block, in units of `width`.
+        tanh_gelu: whether GELU is approximated by a hyperbolic tangent, as in the released code; exact in vqkit 0.1,
+            which moves the codes by about 1e-4 of their length.
         usage_decay: see `Codebook`.
         seed: of the base and the bridge.
 
@@ -140,6 +153,7 @@ class BridgedCodebook(ProjectedCodebook):
         heads: int = 4,
         blocks: int = 2,
         mlp_ratio: int = 2,
+        tanh_gelu: bool = True,
         usage_decay: float = 0.99,
         seed: int = 0,
     ) -> None:
@@ -156,6 +170,7 @@ class BridgedCodebook(ProjectedCodebook):
         self.heads = heads
         self.blocks = blocks
         self.mlp_ratio = mlp_ratio
+        self.tanh_gelu = tanh_gelu
         super().__init__(codebook_size, dim, usage_decay=usage_decay, seed=seed)
 
     def build_vectors(self, generator: torch.Generator) -> None:
@@ -164,7 +179,7 @@ class BridgedCodebook(ProjectedCodebook):
         unit_interval = torch.rand(self.codebook_size, self.dim, generator=generator, dtype=torch.float32)
         self.base = nn.Parameter((2 * unit_interval - 1) / self.codebook_size)
         self.projector = Bridge(
-            self.dim, grid, self.patch_size, self.width, self.heads, self.blocks, self.mlp_ratio
+            self.dim, grid, self.patch_size, self.width, self.heads, self.blocks, self.mlp_ratio, self.tanh_gelu
         ).float()
         for module in self.projector.modules():
             if isinstance(module, nn.Linear):

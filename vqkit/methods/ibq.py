@@ -11,7 +11,10 @@ from vqkit.parts.selection import Search
 
 
 def ibq() -> Parts:
-    """Choice by dot product; mse(quantized, z) + mse(z, sg e) + 0.25 mse(sg z, e) + 0.05 (H(p) - H(mean p))."""
+    """Choice by dot product; mse(quantized, z) + mse(z, sg e) + 0.25 mse(sg z, e) + 0.05 (H(p) - H(mean p)).
+
+    Differs: no epsilon in the logarithm of mean p, which matters for many codes; see `Entropy`.
+    """
     return Parts(
         codebook=NormalCodebook,
         search=Search("dot"),

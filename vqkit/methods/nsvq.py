@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqkit.functional import unit
 from vqkit.parts import Parts
-from vqkit.parts.codebooks import Codebook
+from vqkit.parts.codebooks import NormalCodebook
 from vqkit.parts.estimators import Estimator, straight_through
 from vqkit.parts.maintenance import RandomRestart
 from vqkit.parts.selection import Search, Selection
@@ -43,7 +43,7 @@ class NSVQ(Estimator):
 
 
 def nsvq() -> Parts:
-    """The estimator alone, with no loss on codes or vectors, and dead codes restarted.
+    """The estimator alone, with no loss on codes or vectors, codes that start as N(0, 1), and dead codes restarted.
 
     Differs: published, the user calls for the replacement, and a code that less than 1 % of the forwards since the
     last call chose becomes a copy of a used code, a little beside it; the nearest to that is
@@ -51,7 +51,7 @@ def nsvq() -> Parts:
     reaches data that no code is near; usage counts vectors, not forwards, and is summed over ranks.
     """
     return Parts(
-        codebook=Codebook,
+        codebook=NormalCodebook,
         search=Search("euclidean"),
         estimator=NSVQ(),
         maintenance=(RandomRestart(),),

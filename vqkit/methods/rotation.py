@@ -80,7 +80,9 @@ class RotationTrick(Estimator):
 class UnscaledRotationTrick(RotationTrick):
     """The rotation alone, d quantized / d z = R, which leaves the length of the gradient as it is.
 
-    Source: a variant in Fifty et al. 2024 (arXiv:2410.06424).
+    Source: the variant without scaling in Fifty et al. 2024 (arXiv:2410.06424).
+    Differs: the released code has no such estimator. Its `no_grad_scale` rotates z/|z| with the norm in the graph,
+    which drops the gradient along z and divides it by |z|: `UnscaledTangentialRotationTrick` is |z| times as large.
     """
 
     def scale(self, ratio: Tensor) -> Tensor:
@@ -103,17 +105,19 @@ class UnscaledTangentialRotationTrick(UnscaledRotationTrick, TangentialRotationT
     """Both at once: the gradient across z, turned and neither scaled nor mixed with that along z.
 
     Source: the two variants in Fifty et al. 2024 (arXiv:2410.06424).
+    Differs: the released `no_grad_scale` has this gradient divided by |z|.
     """
 
 
 class Reflection(Estimator):
-    """Reflects and scales the vector onto its code, with the map held constant: d quantized / d z = lambda H.
+    """Reflects and scales the direction of the vector onto its code: d quantized / d z = lambda H (I - z^ z^^T).
 
-    With q the code, H = I - 2 v v^T and v = (z^ - q^)/|z^ - q^| is the Householder map that takes z/|z| to q/|q|, and
-    lambda = |q|/|z|. Unlike the rotation it turns one direction around, however close z and q are; where they have the
+    The norm of z is in the graph and the map is held constant, so that nothing of the gradient is left along z. With q
+    the code, H = I - 2 v v^T and v = (z^ - q^)/|z^ - q^| is the Householder map that takes z/|z| to q/|q|, and lambda =
+    |q|/|z|. Unlike the rotation it turns one direction around, however close z and q are; where they have the
     same direction H is taken to be I.
 
-    Source: a variant in the published code of Fifty et al. 2024 (arXiv:2410.06424).
+    Source: the variant `ref_trick` in the released code of Fifty et al. 2024 (arXiv:2410.06424).
     Differs: the value is exactly q, and a row falls back to straight-through where |z| or |q| is near zero or their
     ratio is extreme, as in `RotationTrick`.
     """
@@ -127,7 +131,8 @@ class Reflection(Estimator):
             ratio, proportionate = _length_ratio(z, q)
             difference = unit(z) - unit(q)
             v = torch.where(difference.norm(dim=-1, keepdim=True) > SMALLEST_ANGLE, unit(difference), 0)
-        reflected = ratio * (z - 2 * v * (v * z).sum(-1, keepdim=True))
+        vector = unit(z) * z.detach().norm(dim=-1, keepdim=True)
+        reflected = ratio * (vector - 2 * v * (v * vector).sum(-1, keepdim=True))
         return straight_through(q, torch.where(proportionate, reflected, z))
 
 

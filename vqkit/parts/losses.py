@@ -164,6 +164,8 @@ class Entropy(Loss):
 
     Source: LFQ, Yu et al. 2023 (arXiv:2310.05737), eq. 5, as in IBQ, Shi et al. 2024 (arXiv:2412.02692): weight 0.05,
     temperature 0.01, logits z . e.
+    Differs: released codes add 1e-5 to the mean probabilities in the logarithm, which are about 1/K. That is the larger
+    part at 262,144 codes; `docs/quantizers.md` tells what it does to the gradient.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -64,15 +64,25 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
-    def penalize_members(self, quantized: Quantized, divisor: Tensor | int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the members' losses, and of each of a name, over `divisor`."""
+    def penalize_members(
+        self, quantized: Quantized, divisor: int, shares: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the members' losses, and of each of a name, over `divisor`.
+
+        Args:
+            quantized: with the members' in it.
+            divisor: of the sum.
+            shares: scalar factor of each member; None: 1. A member's loss is a mean over the vectors that it was given,
+                and its share of all vectors makes that a mean over all, in which the others count as 0.
+        """
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for member, made in zip(self.members, quantized.members, strict=True):
+        for number, (member, made) in enumerate(zip(self.members, quantized.members, strict=True)):
             loss, named = member.penalize(made)
-            total = total + loss
+            share = 1 if shares is None else shares[number].to(total.dtype)
+            total = total + share * loss
             for name, value in named.items():
-                losses[name] = losses[name] + value if name in losses else value
+                losses[name] = losses[name] + share * value if name in losses else share * value
         return total / divisor, {name: value / divisor for name, value in losses.items()}
 
     def step(self) -> None:

@@ -7,6 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from vqkit.functional import unit
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Penalty
 from vqkit.parts.selection import Selection
@@ -47,7 +48,10 @@ class Disentanglement(GroupLoss):
 
 
 class PublishedDisentanglement(GroupLoss):
-    """The same value on the straight-through outputs z + sg(e - z): the gradient reaches the encoder only.
+    """The same value on the straight-through outputs z + sg(e - z), normalized: the gradient reaches the encoder only.
+
+    Of unit codes the value is that of `Disentanglement`; the normalization removes what the gradient of a branch has
+    along its code. Others are compared by their angle here.
 
     Source: FQGAN, Bai et al. 2024 (arXiv:2411.16681), as its released code computes it. Whatever estimator the groups
     have, this term takes the straight-through one.
@@ -59,8 +63,8 @@ class PublishedDisentanglement(GroupLoss):
         super().__init__(weight)
 
     def forward(self, selections: Sequence[Selection]) -> Tensor:
-        """Mean over pairs of mean(<q_i, q_j>^2), with q = z + sg(e - z)."""
-        return _pairwise(selections, [straight_through(chosen.selected, chosen.z) for chosen in selections])
+        """Mean over pairs of mean(<q_i, q_j>^2), with q the direction of z + sg(e - z)."""
+        return _pairwise(selections, [unit(straight_through(chosen.selected, chosen.z)) for chosen in selections])
 
 
 def _pairwise(selections: Sequence[Selection], vectors: Sequence[Tensor]) -> Tensor:

@@ -49,7 +49,8 @@ class ResidualQuantizer(DepthDropout):
     Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), algorithm 1 and sec. III-C; gradient of the first
     form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv:2306.06546).
     Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
-    1). Losses are averaged over the stages that were used.
+    1). Losses are averaged over the stages, as in EnCodec; DAC sums them, which is `num_stages` times the weight. A
+    stage that a vector does not use counts as 0 in its loss, as in DAC.
 
     Raises:
         IncompatibleParts: stages that leave over something else in training than they will later (`NSVQ` of their own,
@@ -101,9 +102,10 @@ class ResidualQuantizer(DepthDropout):
         return Quantized(vectors, indices, valid, members=members)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The stages' losses, averaged over the stages that any vector used; see `BaseQuantizer`."""
-        used = torch.stack([member.valid.any() for member in quantized.members]).sum()
-        return self.penalize_members(quantized, used.clamp(min=1))
+        """The stages' losses, averaged over the stages and over all vectors; see `BaseQuantizer`."""
+        count = quantized.valid.sum().clamp(min=1)
+        shares = [member.valid.sum() / count for member in quantized.members]
+        return self.penalize_members(quantized, len(self.stages), shares)
 
     def strip_training(self) -> None:
         """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""

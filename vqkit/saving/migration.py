@@ -59,6 +59,18 @@ _BINARY_VARIANTS = {
 }
 """The argument that a class took up to format version 2, and the class that one of its two values became."""
 
+_FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vqkit.backbones.conv1d.ConvDecoder1d": {"odd_zero_first": False},
+    "vqkit.backbones.conv1d.ConvEncoder1d": {"odd_zero_first": False},
+    "vqkit.backbones.conv2d.ConvDecoder2d": {"norm_eps": 1e-5},
+    "vqkit.backbones.conv2d.ConvEncoder2d": {"norm_eps": 1e-5},
+    "vqkit.BridgedCodebook": {"tanh_gelu": False},
+}
+"""What classes computed up to format version 3, in arguments that they have since then."""
+
+_FORMER_BRIDGE = {"factory": "vqkit.BridgedCodebook", "init_args": _FORMER_DEFAULTS["vqkit.BridgedCodebook"]}
+"""The codebook of the method "fvq" up to format version 3."""
+
 
 def current_path(class_path: str) -> str:
     """Today's path of a class.
@@ -76,11 +88,11 @@ def current_path(class_path: str) -> str:
 
 
 def to_current_version(config: Any, version: int) -> Any:
-    """A configuration of an earlier format version, in the terms of version 3.
+    """A configuration of an earlier format version, in the terms of version 4.
 
     Args:
         config: the content of a `config.json`, or any value in it.
-        version: 1 or 2.
+        version: 1 to 3.
 
     Returns:
         The same with today's paths and arguments; `config` itself is left as it is.
@@ -94,12 +106,21 @@ def to_current_version(config: Any, version: int) -> Any:
         if isinstance(config[mark], str):
             migrated[mark] = path = current_path(config[mark])
             arguments = migrated.get("init_args", {})
-            if path == "vqkit.RotationTrick" and version == 1:
+            if path in _FORMER_DEFAULTS and isinstance(arguments, dict):
+                migrated["init_args"] = _FORMER_DEFAULTS[path] | arguments
+            elif path == "vqkit.Quantizer" and isinstance(arguments, dict) and _is_bridged(arguments):
+                arguments["codebook"] = _FORMER_BRIDGE
+            elif path == "vqkit.RotationTrick" and version == 1:
                 migrated |= _rotation_trick(mark, arguments)
             elif path in _BINARY_VARIANTS and isinstance(arguments, dict):
                 name, value, variant = _BINARY_VARIANTS[path]
                 migrated[mark] = variant if arguments.pop(name, None) == value else path
     return migrated
+
+
+def _is_bridged(arguments: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a `Quantizer` leave its codebook to the method "fvq"."""
+    return arguments.get("method") == "fvq" and arguments.get("codebook") is None
 
 
 def _rotation_trick(mark: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from vqkit.version import __version__
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "vqkit"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _SHOWN = 8
 """Most folders that a message lists, those with the most similar names."""
 MARK = "saved_together"
@@ -216,7 +216,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
         version = config.get("format_version")
-        if version in (1, 2):
+        if isinstance(version, int) and 1 <= version < FORMAT_VERSION:
             return dict(to_current_version(config, version))
         if version != FORMAT_VERSION:
             raise ValueError(

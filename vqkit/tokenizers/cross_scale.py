@@ -112,15 +112,8 @@ class CrossScaleQuantizer(DepthDropout):
 
         A stream's loss is a mean over the vectors that it was given. Here it is one over all: the others count as 0.
         """
-        losses: dict[str, Tensor] = {}
-        total = quantized.vectors.new_zeros(())
-        for stream, made in zip(self.groups, quantized.members, strict=True):
-            loss, named = stream.penalize(made)
-            share = made.valid.to(self.dtype).mean()
-            total = total + share * loss
-            for name, value in named.items():
-                losses[name] = losses[name] + share * value if name in losses else share * value
-        return total, losses
+        shares = [made.valid.to(self.dtype).mean() for made in quantized.members]
+        return self.penalize_members(quantized, 1, shares)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """What each stream adds, side by side: (B, frames, levels) -> (B, frames, dim)."""

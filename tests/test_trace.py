@@ -27,7 +27,8 @@ def files(calls: list[trace_calls.Call]) -> set[str]:
 
 def test_a_training_forward(engine: str) -> None:
     calls = trace_calls.training_forward()
-    assert len(calls) <= 50 and len(files(calls)) <= {"compiled": 12, "torch": 14}[engine]
+    assert len(calls) <= {"compiled": 44, "torch": 52}[engine]
+    assert len(files(calls)) <= {"compiled": 12, "torch": 14}[engine]
 
 
 def test_a_further_residual_stage(engine: str) -> None:
@@ -36,12 +37,12 @@ def test_a_further_residual_stage(engine: str) -> None:
 
 def test_encode(engine: str) -> None:
     calls = trace_calls.eval_calls()[0]
-    assert len(calls) <= {"compiled": 17, "torch": 25}[engine]
+    assert len(calls) <= {"compiled": 18, "torch": 26}[engine]
     assert len(files(calls)) <= {"compiled": 9, "torch": 11}[engine]
 
 
 def test_a_look_up() -> None:
-    assert len(trace_calls.eval_calls()[1]) <= 7
+    assert len(trace_calls.eval_calls()[1]) <= 9
 
 
 def test_the_door_is_passed_once() -> None:

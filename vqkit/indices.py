@@ -1,41 +1,11 @@
-"""Checks of indices, and of any tensor that a user gives."""
+"""Checks of indices."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vqkit.runtime import transformed
-
-
-def check_plain(name: str, tensor: Tensor, device: torch.device | None = None) -> None:
-    """Refuse what is no tensor, or one that does not hold its numbers one by one; looks at nothing while tracing.
-
-    Args:
-        name: what the caller calls it.
-        tensor: whatever a user gave.
-        device: where it has to be; None for anywhere.
-
-    Raises:
-        ValueError: not a tensor; sparse, nested, distributed, with names, or elsewhere.
-    """
-    if torch.compiler.is_compiling():
-        return
-    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is a {kind}: expected a torch.Tensor; use torch.as_tensor({name})")
-    if tensor.is_nested:
-        raise ValueError(f"{name} is nested: expected one size for all; use {name}.to_padded_tensor(0.0), and a mask")
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} has the layout {tensor.layout}: expected torch.strided; use {name}.to_dense()")
-    if hasattr(tensor, "to_local"):
-        raise ValueError(f"{name} is a {kind}, a part on each rank: expected a torch.Tensor; use {name}.to_local()")
-    if tensor.has_names():
-        raise ValueError(f"{name} has the names {tensor.names}: expected none; use {name}.rename(None)")
-    if device is not None and tensor.device != device:
-        raise ValueError(
-            f"{name} is on {tensor.device}: expected {device}, where the module is; use {name}.to({str(device)!r})"
-        )
+from vqkit.runtime import check_plain, transformed
 
 
 def check_indices(indices: Tensor, codebook_sizes: Sequence[int], *, level_axis: bool) -> None:

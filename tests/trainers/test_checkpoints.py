@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.core.checkpoints import check_same_parts, described, migrated, read_checkpoint
+from trainers.core.checkpoints import check_same_parts, described, migrated, read_checkpoint, saved_tokenizer
 from vqkit import Quantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
@@ -96,3 +96,6 @@ def test_norms_of_before_are_not_resumed_with_todays() -> None:
     check_same_parts(migrated(before), described(build(norm_eps=1e-5)), "last.ckpt")
     with pytest.raises(ValueError, match=r"its tokenizer.*norm_eps is 1e-05, not 1e-06"):
         check_same_parts(migrated(before), described(build()), "last.ckpt")
+    weights = {f"tokenizer.{name}": value for name, value in build().state_dict().items()}
+    exported = described(saved_tokenizer({"tokenizer": before, "state_dict": weights}))
+    assert exported == described(build(norm_eps=1e-5)) != saved

@@ -130,7 +130,7 @@ def saved_tokenizer(checkpoint: Mapping[str, Any], *, allow: Sequence[str] = ("v
     if checkpoint.get("tokenizer") is None:
         raise ValueError("does not say what its tokenizer is made of, as checkpoints before version 0.2 do not")
     with weights_follow():
-        tokenizer = from_config(checkpoint["tokenizer"], allow=allow)
+        tokenizer = from_config(migrated(checkpoint["tokenizer"]), allow=allow)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"describes a {type(tokenizer).__name__}: expected a Tokenizer")
     tokenizer.load_state_dict(tokenizer_state(checkpoint))
@@ -173,17 +173,17 @@ def described(tokenizer: Tokenizer) -> dict[str, Any] | None:
         return None
 
 
+def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What `described` said when a checkpoint was written, in today's terms; at first it did not say its version."""
+    current = description.get("format_version") == FORMAT_VERSION
+    return dict(description if current else to_current_version(description, 3))
+
+
 def check_same_tokenizer(saved: Mapping[str, Any] | None, tokenizer: Tokenizer, path: object) -> None:
     """`check_same_parts` for a tokenizer that is to take weights, as far as both descriptions are there."""
     asked = described(tokenizer)
     if saved is not None and asked is not None:
         check_same_parts(migrated(saved), asked, path)
-
-
-def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What `described` said when a checkpoint was written, in today's terms; at first it did not say its version."""
-    current = description.get("format_version") == FORMAT_VERSION
-    return dict(description if current else to_current_version(description, 3))
 
 
 def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokenizer") -> None:

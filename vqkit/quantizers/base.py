@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.functional import connected_zero
-from vqkit.indices import check_indices, check_plain
+from vqkit.indices import check_indices
 from vqkit.kernels import Metric
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
@@ -20,7 +20,7 @@ from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule, narrowed
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, inside_autograd_function, known, recomputing, transformed
+from vqkit.runtime import autocast_disabled, check_plain, inside_autograd_function, known, recomputing, transformed
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
 
@@ -86,9 +86,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
         Raises:
             ValueError: `x` or `mask` has the wrong shape or dtype.
-            RuntimeError: in training, inside of an autograd function such as that of reentrant checkpointing.
+            RuntimeError: in training, inside of an autograd function such as that of reentrant checkpointing, or under
+                a transform of `torch.func`.
         """
-        if not torch.is_grad_enabled():
+        if transformed() or not torch.is_grad_enabled():
             self.check_counted()
         latents, valid, nonfinite = self.open(x, mask)
         if self.learning:
@@ -98,7 +99,9 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)
-        vectors = narrowed(quantized.vectors.movedim(-1, self.channel_dim), x.dtype)
+        vectors = quantized.vectors.movedim(-1, self.channel_dim)
+        if vectors.dtype != x.dtype:
+            vectors = narrowed(vectors, x.dtype)
         return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
 
     @torch.no_grad()
@@ -255,24 +258,21 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
 
     @property
     def learning(self) -> bool:
-        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already.
+        """Whether this forward counts: `stochastic`, and not the recomputation of one that has counted already."""
+        return self.training and torch.is_grad_enabled() and not recomputing()
+
+    def check_counted(self) -> None:
+        """Refuse a training forward of which nothing would be recorded.
 
         Raises:
-            RuntimeError: in training under a transform of `torch.func`, which what is recorded could not leave.
+            RuntimeError: it runs inside of an autograd function, where only the recomputation sees gradients, or under
+                a transform of `torch.func`, which what is recorded could not leave.
         """
         if self.training and transformed():
             raise RuntimeError(
                 f"{type(self).__name__} runs in training under a transform of torch.func (grad, vmap, jvp, ...), out "
                 "of which it can record nothing: call .eval() on it, or use loss.backward() or torch.autograd.grad"
             )
-        return self.training and torch.is_grad_enabled() and not recomputing()
-
-    def check_counted(self) -> None:
-        """Refuse a training forward of which only the recomputation would see gradients.
-
-        Raises:
-            RuntimeError: it runs inside of an autograd function.
-        """
         if self.training and inside_autograd_function():
             raise RuntimeError(
                 f"{type(self).__name__} runs in training inside of an autograd function, as under "

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.streaming import streaming
-from vqkit.indices import check_plain
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.runtime import check_plain
 from vqkit.tokenizers.chunking import pad_end, run_in_blocks
 from vqkit.tokenizers.resampling import resample
 from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor, in_dtype_of

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vqkit import runtime
 from vqkit.backbones.protocol import properties_of
-from vqkit.indices import check_plain
 from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
 from vqkit.quantizers.initialization import INITIALIZE_FIRST
+from vqkit.runtime import check_plain
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import as_forward, refuse_sharded
 

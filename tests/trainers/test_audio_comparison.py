@@ -147,13 +147,13 @@ def test_recordings_of_any_rate_are_read_with_their_texts(tmp_path):
         load_utterances(tmp_path, RATE)
     (tmp_path / "notes.txt").write_text("no sound")
     (tmp_path / "one").mkdir()
-    soundfile.write(tmp_path / "one/b.wav", torch.full((400, 2), 0.5).numpy() * [1.0, 0.0], 8000)
+    soundfile.write(tmp_path / "one/b.wav", torch.full((400, 2), 0.5).numpy() * [1.0, 0.5], 8000)
     soundfile.write(tmp_path / "one/a.flac", torch.zeros(160).numpy(), RATE)
     (tmp_path / "one/transcripts.tsv").write_text("name\ttext\na.flac\tquiet\n")
     first, second = load_utterances(tmp_path, RATE)
     assert (first.name, first.text, len(first.wave)) == ("a", "quiet", 160)
     assert (second.name, second.text, len(second.wave)) == ("b", "", 800)
-    assert float(second.wave[300:500].mean()) == pytest.approx(0.25, abs=1e-3), "the mean of its channels"
+    assert float(second.wave[300:500].mean()) == pytest.approx(0.375, abs=1e-3), "the mean of its channels"
 
 
 def test_a_folder_is_read_as_the_trainer_reads_it(tmp_path):

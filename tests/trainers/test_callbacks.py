@@ -286,6 +286,37 @@ def test_checkpoints_and_the_tokenizer(tmp_path):
     assert torch.equal(saved.encode(images), task.tokenizer.eval().encode(images))
 
 
+class StopsAfter(Callback):
+    """Asks for a stop behind a step, as `trainer.max_time` does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *arguments):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 3}, {"max_epochs": 2}, {"callbacks": [StopsAfter(3)]}, {"callbacks": [StopsAfter(4)]}]
+)
+def test_a_resumed_run_knows_what_was_best_at_the_end(options, tmp_path):
+    """What it validates afterwards replaces `best.ckpt` only if it is better."""
+    files = [LastCheckpoint(str(tmp_path)), BestCheckpoint(str(tmp_path))]
+    callbacks = [*options.get("callbacks", ()), ValidationSchedule(), *files]
+    make_trainer(
+        **{
+            "max_steps": -1 if "max_epochs" in options else 9,
+            **options,
+            "callbacks": callbacks,
+            "enable_checkpointing": True,
+        }
+    ).fit(make_task(), datamodule=Images(4))
+    last, best = (torch.load(tmp_path / f"{name}.ckpt") for name in ("last", "best"))
+    (score,) = (state["best_model_score"] for name, state in best["callbacks"].items() if "BestCheckpoint" in name)
+    (known,) = (state["best_model_score"] for name, state in last["callbacks"].items() if "BestCheckpoint" in name)
+    assert known == score
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:You're resuming from a checkpoint that ended before")
 def test_a_resumed_run_writes_nothing_before_its_first_step(tmp_path):
     """With accumulation, a file written before the next optimizer step would lack the gradients gathered so far."""

@@ -85,7 +85,7 @@ class LastCheckpoint(RunCheckpoint):
         super().__init__(folder, filename="last", every_n_train_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
-        self._step = 0
+        self._step = self._validated_step = 0
         self._between_steps = False
         self._to_stop = False
 
@@ -121,16 +121,16 @@ class LastCheckpoint(RunCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What looks at figures may end training here."""
         if not trainer.sanity_checking:
+            self._validated_step = trainer.global_step
             self._stop_between_steps(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write at the end of training, with what the last validation found."""
+        """Write at the end of training, again if there was a validation: a resumed run has to know the best figure."""
         steps_done = 0 < trainer.max_steps <= trainer.global_step
         epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
-        ended = (steps_done or epochs_done) and not trainer.should_stop
-        if ended:
-            self._last_global_step_saved = 0
-        if ended or trainer.should_stop:
+        if steps_done or epochs_done or trainer.should_stop:
+            if self._validated_step == trainer.global_step:
+                self._last_global_step_saved = 0
             self.write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -130,7 +130,7 @@ def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:
 def picture(seed: int, folder: Path) -> None:
     from PIL import Image
 
-    from trainers.image.files import ImageFile, inspect, read
+    from trainers.image.files import MAX_PIXELS, ImageFile, inspect, read
 
     rng = random.Random(seed)
     pixels = numpy.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=numpy.uint8)
@@ -138,10 +138,11 @@ def picture(seed: int, folder: Path) -> None:
     path = folder / f"a.{suffix}"
     Image.fromarray(pixels).save(path)
     path.write_bytes(damaged(path.read_bytes(), rng))
-    found = inspect(path, folder, 1)
+    white = rng.choice([None, 4095.0])
+    found = inspect(path, folder, 1, white, MAX_PIXELS)
     if isinstance(found, ImageFile):
         try:
-            assert read(path, shorter_side=16).shape[2] == 3
+            assert read(path, shorter_side=16, white=white).shape[2] == 3
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error  # its reasons come without the name
     else:

@@ -48,6 +48,7 @@ def start(folder, name, *arguments, subcommand="fit", start_new_session=False, *
         "model.initialization_samples": 64,
         "model.warmup_steps": 2,
         "last_checkpoint.every_n_steps": 3,
+        "validation.every_n_steps": 1,
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 9,
         "trainer.accumulate_grad_batches": 2,

@@ -115,7 +115,6 @@ class Tokenizer(Pretrained, nn.Module):
         return self._reconstruct(data)
 
     @torch.no_grad()
-    @as_forward
     def encode(self, data: Tensor) -> Tensor:
         """Indices of the data.
 
@@ -168,6 +167,7 @@ class Tokenizer(Pretrained, nn.Module):
         output = self.quantizer(self.encoder(in_dtype_of(self.encoder, data)))
         return TokenizerOutput(self._decode(output.quantized), output)
 
+    @as_forward
     def _indices(self, data: Tensor) -> Tensor:
         """`encode` of data that are checked."""
         return self.quantizer.encode(self.encoder(in_dtype_of(self.encoder, data)))

@@ -423,6 +423,7 @@ def test_no_public_constructor_swallows_arguments(name: str) -> None:
     [
         (lambda: vq(comitment_weight=1.0), "losses=[Commitment(weight=1.0)]"),
         (lambda: ema(decay=0.8), "codebook=functools.partial(EMACodebook, usage_decay=0.8)"),
+        (lambda: Quantizer("ema", 8, 16, decay=0.8), "codebook=functools.partial(EMACodebook, usage_decay=0.8)"),
         (lambda: ema(threshold=0.1), "maintenance=[RandomRestart(threshold=0.1)]"),
         (lambda: gumbel(temperature=0.5), "estimator=GumbelSoftmax(temperature=0.5)"),
         (lambda: Quantizer(method="ema", seed=3, **SIZES), "codebook=functools.partial(EMACodebook, seed=3)"),

@@ -42,6 +42,13 @@ def test_one_graph(case: Case) -> None:
         assert torch.allclose(decoded, expected.quantized, atol=1e-6)
 
 
+def test_one_graph_in_training_on_frozen_features() -> None:
+    torch.compiler.reset()
+    quantizer = initialized(CASES["fsq"]).train()
+    x = CASES["fsq"].example()
+    assert_equal_outputs(torch.compile(quantizer, fullgraph=True, backend="aot_eager")(x), quantizer(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vq", "fsq", "residual"])
 def test_inductor_gives_the_codes_of_eager(name: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqkit import BridgedCodebook, Quantizer, Tokenizer
+from vqkit import BridgedCodebook, Quantizer, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.saving.config import from_config
@@ -39,10 +39,16 @@ def bridge(**former: Any) -> nn.Module:
     return Quantizer("fvq", dim=4, codebook_size=16, codebook=codebook)
 
 
+def residual_bridges(**former: Any) -> nn.Module:
+    codebook = partial(BridgedCodebook, **former) if former else None
+    return ResidualQuantizer(partial(Quantizer, "fvq", dim=4, codebook_size=16, codebook=codebook), 2)
+
+
 MODELS: list[tuple[Callable[..., nn.Module], dict[str, Any], tuple[int, ...]]] = [
     (images, {"norm_eps": 1e-5}, (2, 3, 8, 8)),
     (sound, {"odd_zero_first": False}, (2, 1, 60)),
     (bridge, {"tanh_gelu": False}, (9, 4)),
+    (residual_bridges, {"tanh_gelu": False}, (9, 4)),
 ]
 
 
@@ -51,7 +57,7 @@ def values(model: nn.Module, x: Tensor) -> Tensor:
     if isinstance(model, Tokenizer):
         latents = model.encoder(x)
         return torch.cat([latents.flatten(), model.decoder(latents).flatten()])
-    return model.codebook()
+    return torch.cat([part() for part in model.modules() if isinstance(part, BridgedCodebook)])
 
 
 def check(model: nn.Module, former: nn.Module, x: Tensor) -> None:

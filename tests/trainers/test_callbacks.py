@@ -22,6 +22,7 @@ from trainers.callbacks import (
     WeightEMA,
 )
 from trainers.callbacks.report import usage_histogram
+from trainers.core.checkpoints import Progress, read_checkpoint
 from vqkit import Quantizer, Tokenizer
 
 pytestmark = LIGHTNING_REMARKS
@@ -315,6 +316,14 @@ def test_a_resumed_run_knows_what_was_best_at_the_end(options, tmp_path):
     (score,) = (state["best_model_score"] for name, state in best["callbacks"].items() if "BestCheckpoint" in name)
     (known,) = (state["best_model_score"] for name, state in last["callbacks"].items() if "BestCheckpoint" in name)
     assert known == score
+
+
+def test_the_last_epoch_is_counted_where_nothing_is_validated(tmp_path):
+    trainer = make_trainer(
+        max_epochs=2, limit_val_batches=0, enable_checkpointing=True, callbacks=[LastCheckpoint(str(tmp_path))]
+    )
+    trainer.fit(make_task(), datamodule=Images(4))
+    assert Progress.of(read_checkpoint(tmp_path / "last.ckpt")).limit(trainer) == "max_epochs=2"
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:You're resuming from a checkpoint that ended before")

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.core.checkpoints import check_same_parts, described, migrated, read_checkpoint, saved_tokenizer
+from trainers.core.checkpoints import (
+    check_same_parts,
+    check_same_tokenizer,
+    described,
+    migrated,
+    read_checkpoint,
+    saved_tokenizer,
+)
 from vqkit import Quantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
@@ -92,10 +99,17 @@ def test_norms_of_before_are_not_resumed_with_todays() -> None:
         arguments = dict(saved["init_args"][part]["init_args"])
         del arguments["norm_eps"]
         before["init_args"] = before["init_args"] | {part: saved["init_args"][part] | {"init_args": arguments}}
-    check_same_parts(migrated(saved), described(build()), "last.ckpt")
-    check_same_parts(migrated(before), described(build(norm_eps=1e-5)), "last.ckpt")
-    with pytest.raises(ValueError, match=r"its tokenizer.*norm_eps is 1e-05, not 1e-06"):
-        check_same_parts(migrated(before), described(build()), "last.ckpt")
+    check_same_parts(migrated(saved), described(build()))
+    check_same_parts(migrated(before), described(build(norm_eps=1e-5)))
+    arguments = r"--model.tokenizer.decoder.norm_eps=1e-05 --model.tokenizer.encoder.norm_eps=1e-05"
+    for checkpoint in (before, None):  # version 0.1 described nothing
+        check_same_tokenizer(checkpoint, build(norm_eps=1e-5), "last.ckpt")
+        with pytest.raises(
+            ValueError, match=rf"last.ckpt: .* its tokenizer.*norm_eps is 1e-05, not 1e-06.*{arguments}"
+        ):
+            check_same_tokenizer(checkpoint, build(), "last.ckpt")
+    with pytest.raises(ValueError, match=r"last.ckpt: describes a tokenizer in format 9.*update vqkit"):
+        check_same_tokenizer({**saved, "format_version": 9}, build(), "last.ckpt")
     weights = {f"tokenizer.{name}": value for name, value in build().state_dict().items()}
     exported = described(saved_tokenizer({"tokenizer": before, "state_dict": weights}))
     assert exported == described(build(norm_eps=1e-5)) != saved

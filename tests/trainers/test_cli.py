@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from safetensors.torch import save_file
 
 from tests.trainers.conftest import TINY
 from tests.trainers.recordings import write_recordings
-from trainers.run.cli import codes_in_words, main
+from trainers.run.cli import TokenizerCLI, codes_in_words, main
 from trainers.run.tracking import reason_to_stay_offline
 from vqkit import AudioTokenizer, Tokenizer, TokenShards
 
@@ -246,6 +248,19 @@ def test_mistakes_are_explained_in_a_few_lines(cli, tmp_path, options, message, 
     assert "Traceback" not in errors
     assert len(errors.splitlines()) <= 6, errors
     assert not (tmp_path / "run").exists()
+
+
+def test_slurm_does_not_start_a_run_again_by_itself(cli, monkeypatch):
+    """The same command once more would be a second fit in the run's folder."""
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no warning that srun is there and was not used
+    found = []
+    monkeypatch.setattr(TokenizerCLI, "_run", lambda cli, *_: found.append(cli.trainer.strategy.cluster_environment))
+    code, _, errors = cli("fit", **{"trainer.strategy": "ddp"})
+    assert code == 0, errors
+    (environment,) = found
+    assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
 
 
 def test_a_run_needs_a_configuration(monkeypatch, capsys):

@@ -83,7 +83,45 @@ def test_a_tokenizer_that_is_missing_is_saved_from_the_last_weights(cli, run):
     }
 
 
+def test_a_new_run_of_weights_that_are_trained_enough_gets_their_tokenizer(cli, run, tmp_path):
+    checkpoint = run / "checkpoints/last.ckpt"
+    code, _, errors = cli("fit", ckpt_path=checkpoint, name="new")
+    assert code == 0, errors
+    assert content(run / "tokenizer").keys() == content(tmp_path / "new/tokenizer").keys()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/notes").write_text("mine")
+    code, _, errors = cli("fit", ckpt_path=checkpoint, name="newer", **{"save_tokenizer.folder": tmp_path / "taken"})
+    assert code == 1 and "holds something else" in errors and "Traceback" not in errors
+
+
 # ---------------------------------------------------------------------- a folder that is taken
+
+
+def test_a_folder_of_checkpoints_alone_goes_on(cli, run):
+    for path in run.iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    written_by = loaded(run / "checkpoints/last.ckpt")["run"]
+    code, _, errors = cli("fit", ckpt_path="last", **{"trainer.max_steps": 4})
+    assert code == 0, errors
+    assert identity(run) == written_by and loaded(run / "checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_what_was_best_of_another_run_is_not_best_of_this_one(cli, run, tmp_path):
+    """Though it lies in the place of its own, until training starts."""
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "run.json").write_text(json.dumps({"id": "0" * 8}))
+    last = loaded(other / "checkpoints/last.ckpt")
+    for name, state in last["callbacks"].items():
+        if "BestCheckpoint" in name:
+            state["best_model_score"] = torch.tensor(99.0)
+            state["best_k_models"] = {path: torch.tensor(99.0) for path in state["best_k_models"]}
+            state["kth_value"] = torch.tensor(99.0)
+    torch.save(last | {"run": "0" * 8}, other / "checkpoints/last.ckpt")
+    given = {"ckpt_path": other / "checkpoints/last.ckpt", "trainer.max_steps": 4}
+    code, _, errors = cli("fit", "--overwrite", **given)
+    assert code == 0, errors
+    assert loaded(run / "checkpoints/best.ckpt")["global_step"] == 4
 
 
 def test_a_second_fit_replaces_a_run_only_when_it_is_told_to(cli, run, pictures):

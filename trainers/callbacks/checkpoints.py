@@ -13,7 +13,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from trainers.core.checkpoints import save_tokenizer
+from trainers.core.checkpoints import is_of_run, save_tokenizer
+from trainers.core.ranks import Ranks
 from trainers.core.task import task_of
 from vqkit.saving.config import to_config
 from vqkit.saving.files import NotWritten, write_whole
@@ -43,6 +44,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: str | None, **arguments: Any) -> None:
         super().__init__(dirpath=folder, enable_version_counter=False, **arguments)
+        self._goes_on = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, and see to it that files are whole."""
@@ -51,10 +53,14 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find out whether this run goes on, or another one begins with its weights."""
+        self._goes_on = is_of_run(checkpoint, pl_module)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was best, under the path that a moved run folder has now; in another run's folder, nothing."""
+        """Take over what was best, under the path that a moved run folder has now; from another run, nothing."""
         path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
-        if Path(path).is_file():
+        if self._goes_on and Path(path).is_file():
             now = {name: path for name, value in state_dict.items() if name.endswith("model_path") and value}
             best = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # none without a monitor
             super().load_state_dict({**state_dict, **now, "dirpath": self.dirpath, "best_k_models": best})
@@ -93,6 +99,7 @@ class LastCheckpoint(RunCheckpoint):
         """Write nothing before the first step: a run cannot be resumed exactly from within an accumulation."""
         self._last_global_step_saved = self._step = trainer.global_step
         self._between_steps = self._to_stop = False
+        self._ranks = Ranks()
         self._last_time_checked = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -109,7 +116,7 @@ class LastCheckpoint(RunCheckpoint):
             return
         self._step = trainer.global_step
         seconds = time.monotonic() - (self._last_time_checked or 0.0)
-        late = trainer.strategy.reduce_boolean_decision(seconds >= 60 * self.every_n_minutes, all=False)
+        late = self._ranks.any(seconds >= 60 * self.every_n_minutes)
         if late or trainer.should_stop or self._step % self.every_n_steps == 0:
             self.write(trainer)
 
@@ -125,11 +132,11 @@ class LastCheckpoint(RunCheckpoint):
             self._stop_between_steps(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write at the end of training, again if there was a validation: a resumed run has to know the best figure."""
+        """Write at the end of training; again where an epoch or a validation ended: its count, the best figure."""
         steps_done = 0 < trainer.max_steps <= trainer.global_step
         epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
         if steps_done or epochs_done or trainer.should_stop:
-            if self._validated_step == trainer.global_step:
+            if epochs_done or self._validated_step == trainer.global_step:
                 self._last_global_step_saved = 0
             self.write(trainer)
 

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 import vqkit
 from trainers.callbacks.checkpoints import SaveTokenizer
 from trainers.callbacks.tokens import TokenWriter
+from trainers.core.checkpoints import is_of_run
 from trainers.core.task import TokenizerTask, task_of
 from vqkit import AudioTokenizer, BaseQuantizer, codebook_hash
 from vqkit.quantizers.composite import CompositeQuantizer
@@ -55,6 +56,7 @@ class Tracking(Callback):
         self.config = config
         self.worst = worst
         self.best: dict[str, float] = {}
+        self._goes_on = False
         self._kept: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ what the run is
@@ -211,9 +213,14 @@ class Tracking(Callback):
         """The best figures survive a resume."""
         return {"best": self.best}
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find out whether this run goes on, or another one begins with its weights."""
+        self._goes_on = is_of_run(checkpoint, pl_module)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best figures."""
-        self.best = dict(state_dict["best"])
+        """Restore the best figures of this run."""
+        if self._goes_on:
+            self.best = dict(state_dict["best"])
 
 
 def medium(file: Path, caption: str | None = None) -> wandb.Audio | wandb.Image:

@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from vqkit import Tokenizer
 from vqkit.saving.annotations import fits
 from vqkit.saving.config import from_config, to_config, weights_follow
 from vqkit.saving.files import named, write_json
-from vqkit.saving.migration import to_current_version
+from vqkit.saving.migration import computed_formerly, to_current_version
 from vqkit.saving.pretrained import FORMAT_VERSION
 from vqkit.saving.sizes import check_finite
 
@@ -174,42 +174,71 @@ def described(tokenizer: Tokenizer) -> dict[str, Any] | None:
 
 
 def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What `described` said when a checkpoint was written, in today's terms; at first it did not say its version."""
-    current = description.get("format_version") == FORMAT_VERSION
-    return dict(description if current else to_current_version(description, 3))
+    """What `described` said when a checkpoint was written, in today's terms; at first it did not say its version.
+
+    Raises:
+        ValueError: a later vqkit has written it.
+    """
+    version = description.get("format_version", 3)
+    if version == FORMAT_VERSION:
+        return dict(description)
+    if version != 3:
+        raise ValueError(
+            f"describes a tokenizer in format {version!r}, and this vqkit reads 3 and {FORMAT_VERSION}: update vqkit"
+        )
+    return dict(to_current_version(description, 3))
+
+
+def is_of_run(checkpoint: Mapping[str, Any], task: Any) -> bool:
+    """Whether the run of a task has written a checkpoint, as far as it says so."""
+    return checkpoint.get("run") in (None, task.run_id)
 
 
 def check_same_tokenizer(saved: Mapping[str, Any] | None, tokenizer: Tokenizer, path: object) -> None:
-    """`check_same_parts` for a tokenizer that is to take weights, as far as both descriptions are there."""
+    """`check_same_parts` for a tokenizer that is to take weights, as far as it can be described.
+
+    A checkpoint without a description is of version 0.1: then only what classes computed then is compared.
+    """
     asked = described(tokenizer)
-    if saved is not None and asked is not None:
-        check_same_parts(migrated(saved), asked, path)
+    if asked is not None:
+        with named(Path(str(path))):
+            check_same_parts(computed_formerly(asked) if saved is None else migrated(saved), asked)
 
 
-def check_same_parts(saved: Any, asked: Any, path: object, where: str = "tokenizer") -> None:
+def check_same_parts(saved: Any, asked: Any) -> None:
     """Refuse the checkpoint of a tokenizer with other parts, whose weights may fit all the same.
 
     Args:
         saved: what `described` said when the checkpoint was written, in today's terms (`migrated`).
         asked: of the tokenizer that takes the weights. Arguments that one of the two lacks, and numbers but the epsilon
             of norms, may differ.
-        path: of the checkpoint, for the message.
-        where: of both in the tokenizer, for the message.
 
     Raises:
-        ValueError: a class, a method or another word differs; the message names it.
+        ValueError: a class, a method or another word differs; the message names it, and the arguments to give.
     """
+    found = list(_differences(saved, asked, "tokenizer"))
+    if not found:
+        return
+    where, one, other = found[0]
+    message = (
+        "holds another model than this configuration: give the --config and --quantizer that it was trained with; its "
+        f"{where} is {_in_words(one)}, not {_in_words(other)}"
+    )
+    if all(not isinstance(one, Mapping | list) for _, one, _ in found):
+        given = " ".join(f"--model.{where.replace('.init_args', '')}={one}" for where, one, _ in found)
+        message += f". As arguments: {given}"
+    raise ValueError(message)
+
+
+def _differences(saved: Any, asked: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(saved, Mapping) and isinstance(asked, Mapping):
         for key in sorted(saved.keys() & asked.keys()):
-            check_same_parts(saved[key], asked[key], path, f"{where}.{key}")
+            yield from _differences(saved[key], asked[key], f"{where}.{key}")
     elif isinstance(saved, list) and isinstance(asked, list) and len(saved) == len(asked):
         for index, (one, other) in enumerate(zip(saved, asked, strict=True)):
-            check_same_parts(one, other, path, f"{where}.{index}")
+            yield from _differences(one, other, f"{where}.{index}")
     elif saved != asked and (where.endswith(".norm_eps") or not (fits(saved, float) and fits(asked, float))):
-        raise ValueError(
-            f"{path} holds another model than this configuration: give the --config and --quantizer that it was "
-            f"trained with; its {where} is {_in_words(saved)}, not {_in_words(asked)}"
-        )
+        yield where, saved, asked
 
 
 def _in_words(part: Any) -> Any:

@@ -31,7 +31,8 @@ def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialize
     settled = SETTLED + SETTLED_BY_DATA if initialized else SETTLED
     if refused := [found[name] for name in settled if name in found and name in old]:
         raise ValueError(
-            f"{'; '.join(refused)}: settled when training began; leave it as it was, or start anew under another --name"
+            f"{'; '.join(refused)}: settled when training began; leave it as it was, or start anew under another "
+            "--name, without --ckpt_path"
         )
     return list(found.values())
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -37,7 +38,7 @@ from trainers.run.changes import changes
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
 from trainers.run.migration import renamed_overlay
-from trainers.run.run import CONFIG, Run, find_checkpoint, folder_of
+from trainers.run.run import CONFIG, Run, folder_of
 from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger, finish
@@ -216,6 +217,8 @@ class TokenizerCLI(LightningCLI):
             unwanted += (ProgressBar,)
         if trainer_config.get("enable_checkpointing") is False:
             unwanted += (ModelCheckpoint,)
+        if SLURMEnvironment.detect():  # its requeue would start a fit that the folder's own run refuses
+            trainer_config["plugins"] = trainer_config["plugins"] or SLURMEnvironment(auto_requeue=False)
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
         if trainer_config["logger"] and not trainer_config.get("fast_dev_run"):
@@ -246,7 +249,12 @@ class TokenizerCLI(LightningCLI):
         """Of a run that was killed between its last step and saving."""
         folder = self._get(self.config_init, "save_tokenizer").folder_in(self.run.folder)
         if not (folder / WEIGHTS_NAME).is_file():
-            for line in export_tokenizer(find_checkpoint(self.run.folder, "last"), self.run.folder, folder):
+            assert self.run.checkpoint is not None
+            try:
+                lines = export_tokenizer(self.run.checkpoint, self.run.folder, folder)
+            except (ValueError, OSError) as error:
+                raise UserError(str(error), code=1) from error
+            for line in lines:
                 _say(line)
 
     def validate(self, **arguments: Any) -> None:

@@ -12,6 +12,7 @@ from trainers.run.run import CONFIG, find_checkpoint, folder_of, identity
 from vqkit import Tokenizer
 from vqkit.saving.config import weights_follow
 from vqkit.saving.files import named, read_json
+from vqkit.saving.migration import to_current_version
 from vqkit.saving.pretrained import CONFIG_NAME, FORMAT
 
 
@@ -60,7 +61,7 @@ def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
     with named(checkpoint):
         progress = Progress.of(content)
         if content.get("tokenizer") is None and config is not None:
-            tokenizer = _built(config)
+            tokenizer = _built(to_current_version(config, 3))
             tokenizer.load_state_dict(tokenizer_state(content))
         else:
             tokenizer = saved_tokenizer(content, allow=("vqkit", *_modules(config)))

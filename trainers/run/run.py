@@ -99,7 +99,9 @@ class Run:
             weights_run = progress.run or (identity(home) if home else None)
         there = [output for output in OUTPUTS if (folder / output).exists()]
         here = identity(folder)
-        own = checkpoint is not None and here is not None and weights_run == here
+        # A folder of checkpoints alone, whose record was lost, is still theirs.
+        unnamed = here is None and checkpoint is not None and folder_of(checkpoint) == folder.absolute()
+        own = checkpoint is not None and (unnamed or (here is not None and weights_run == here))
         if fitting and own and overwrite:
             raise ValueError(
                 f"--overwrite removes the run in {folder}, and --ckpt_path {ckpt_path} goes on with it: give one"

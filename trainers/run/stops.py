@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from trainers.callbacks import LastCheckpoint, TokenWriter
+from trainers.core.ranks import Ranks
 
 Kind = TypeVar("Kind", bound=Callback)
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -37,8 +38,7 @@ class StopAtSignal(Callback):
 
     It is a context too, in which signals are handled before there is a trainer.
 
-    Lightning's handler of SIGTERM is replaced: it ends fit within an accumulation, with status 0. Its handler of the
-    signal by which SLURM announces a requeue stays.
+    Lightning's handler of SIGTERM is replaced: it ends fit within an accumulation, with status 0.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class StopAtSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for an optimizer step."""
         self._handle_signals()
-        self._waiting, self._step = True, trainer.global_step
+        self._waiting, self._step, self._ranks = True, trainer.global_step, Ranks()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -106,7 +106,7 @@ class StopAtSignal(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        if trainer.strategy.reduce_boolean_decision(bool(self._received), all=False):
+        if self._ranks.any(bool(self._received)):
             self._received = self._received or signal.SIGTERM
             for callback in _callbacks(trainer, LastCheckpoint):
                 callback.write(trainer)

@@ -281,8 +281,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             )
 
     def with_graph(self, loss: Tensor) -> Tensor:
-        """A loss that has no graph, with one in training: its backward does nothing."""
-        return loss.detach().requires_grad_() if self.stochastic else loss
+        """A loss that has no graph, with one in training: its backward does nothing. No compiler can trace it."""
+        return loss.detach().requires_grad_() if self.stochastic and not torch.compiler.is_compiling() else loss
 
     def health(self) -> dict[str, float]:
         """Read the counters kept during training, and warn once about each thing that is wrong.

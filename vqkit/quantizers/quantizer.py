@@ -123,9 +123,9 @@ class Quantizer(VectorQuantizer):
         check_compatible(self.codebook, self.search, self.estimator, list(self.losses), list(self.maintenance))
 
     @classmethod
-    def default_parts(cls, method: Any = "vq", **arguments: Any) -> Sequence[type]:
+    def default_parts(cls, method: Any = "vq", *_: Any, **arguments: Any) -> Sequence[type]:
         """Those of the method; see `Configured`."""
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             return ()
         parts = METHODS[method]()
         objects = (parts.search, parts.estimator, *parts.losses, *parts.maintenance)

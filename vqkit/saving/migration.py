@@ -108,8 +108,10 @@ def to_current_version(config: Any, version: int) -> Any:
             arguments = migrated.get("init_args", {})
             if path in _FORMER_DEFAULTS and isinstance(arguments, dict):
                 migrated["init_args"] = _FORMER_DEFAULTS[path] | arguments
-            elif path == "vqkit.Quantizer" and isinstance(arguments, dict) and _is_bridged(arguments):
-                arguments["codebook"] = _FORMER_BRIDGE
+            elif (
+                path == "vqkit.Quantizer" and isinstance(arguments, dict) and _is_bridged(config.get("args"), arguments)
+            ):
+                migrated["init_args"] = arguments | {"codebook": _FORMER_BRIDGE}
             elif path == "vqkit.RotationTrick" and version == 1:
                 migrated |= _rotation_trick(mark, arguments)
             elif path in _BINARY_VARIANTS and isinstance(arguments, dict):
@@ -118,9 +120,23 @@ def to_current_version(config: Any, version: int) -> Any:
     return migrated
 
 
-def _is_bridged(arguments: Mapping[str, Any]) -> bool:
-    """Whether the arguments of a `Quantizer` leave its codebook to the method "fvq"."""
-    return arguments.get("method") == "fvq" and arguments.get("codebook") is None
+def computed_formerly(config: Any) -> Any:
+    """A configuration of today with what its classes computed up to format version 3, whatever it asks for."""
+    if isinstance(config, list):
+        return [computed_formerly(item) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    former = {key: computed_formerly(item) for key, item in config.items()}
+    for path in (former.get(mark) for mark in ("class_path", "factory")):
+        if isinstance(path, str) and path in _FORMER_DEFAULTS:
+            former["init_args"] = former.get("init_args", {}) | _FORMER_DEFAULTS[path]
+    return to_current_version(former, 3)
+
+
+def _is_bridged(positional: Any, named: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a `Quantizer`, or of a factory of one, leave its codebook to the method "fvq"."""
+    method = positional[0] if isinstance(positional, list) and positional else named.get("method")
+    return method == "fvq" and named.get("codebook") is None
 
 
 def _rotation_trick(mark: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

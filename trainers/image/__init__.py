@@ -1,6 +1,17 @@
 """Training of image tokenizers: task, data, objectives."""
 
 from trainers.image.data import ImageFolderData as ImageFolderData
+from trainers.image.networks.efficientnet import EfficientNetLite0 as EfficientNetLite0
+from trainers.image.networks.libraries import TimmNetwork as TimmNetwork
+from trainers.image.networks.libraries import TorchvisionNetwork as TorchvisionNetwork
+from trainers.image.networks.network import FrozenNetwork as FrozenNetwork
+from trainers.image.networks.resizing import BicubicResize as BicubicResize
+from trainers.image.networks.resizing import BilinearResize as BilinearResize
+from trainers.image.networks.weights import HubWeights as HubWeights
+from trainers.image.networks.weights import PackagedWeights as PackagedWeights
+from trainers.image.networks.weights import RandomWeights as RandomWeights
+from trainers.image.networks.weights import Weights as Weights
+from trainers.image.networks.weights import WeightsFile as WeightsFile
 from trainers.image.objectives.pixels import L1 as L1
 from trainers.image.objectives.pixels import L2 as L2
 from trainers.image.objectives.pixels import LogitLaplace as LogitLaplace

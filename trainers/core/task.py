@@ -107,7 +107,7 @@ class TokenizerTask(EvaluatedTask):
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
         _check_objectives(objectives)
         self.objectives = nn.ModuleList(objectives)
-        if balancer is not None and objective_group(self.objectives):
+        if isinstance(balancer, LossBalancer) and objective_group(self.objectives):
             raise ValueError(
                 "balancer with an objective that trains parameters: it gives a gradient to the reconstruction alone; "
                 "leave the balancer out, or use objectives without a trained variance or scale"

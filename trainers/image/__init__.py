@@ -1,6 +1,7 @@
 """Training of image tokenizers: task, data, objectives."""
 
 from trainers.image.data import ImageFolderData as ImageFolderData
+from trainers.image.networks.dinov2 import DINOv2Small as DINOv2Small
 from trainers.image.networks.efficientnet import EfficientNetLite0 as EfficientNetLite0
 from trainers.image.networks.libraries import TimmNetwork as TimmNetwork
 from trainers.image.networks.libraries import TorchvisionNetwork as TorchvisionNetwork

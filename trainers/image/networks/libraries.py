@@ -131,16 +131,27 @@ def _timm(name: str, arguments: dict[str, Any], state: dict[str, Tensor] | None)
 
 def _timm_file(name: str, tag: str | None) -> Path:
     import timm
-    from huggingface_hub import hf_hub_download
 
     published = timm.get_pretrained_cfg(f"{name.split('.')[0]}.{tag}" if tag else name)
     if published is None or not published.hf_hub_id:
         raise ValueError(f"name={name!r}, tag={tag!r}: timm has no such weights on the hub; give a file, {BY_PATH}")
-    file = published.hf_hub_filename or "model.safetensors"
+    return hub_file(published.hf_hub_id, published.hf_hub_filename or "model.safetensors")
+
+
+def hub_file(repository: str, file: str, *, revision: str | None = None) -> Path:
+    """A file of the Hugging Face hub, downloaded into its cache.
+
+    Raises:
+        ValueError: it cannot be had, or the package huggingface_hub is not installed.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ValueError(f"weights of {repository}: the package huggingface_hub is not installed: pip install it")
+    from huggingface_hub import hf_hub_download
+
     try:
-        return Path(hf_hub_download(published.hf_hub_id, file))
+        return Path(hf_hub_download(repository, file, revision=revision))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"weights of {name} were not downloaded ({error}): fetch {file} of {published.hf_hub_id} where there is a "
-            f"network, and give its path, {BY_PATH}"
+            f"weights of {repository} were not downloaded ({error}): fetch {file} where there is a network, and give "
+            f"its path, {BY_PATH}"
         ) from error

@@ -42,7 +42,8 @@ class WeightsFile(Weights):
     """The file of a state dict.
 
     Args:
-        path: of a `.safetensors` file, or of one that torch wrote; it is read without running code.
+        path: of a `.safetensors` file, or of one that torch wrote, which is read without running code. Some networks
+            take an `.onnx` graph.
 
     Raises:
         ValueError: in `find` if there is no such file.
@@ -133,7 +134,7 @@ def no_download(tag: str | None) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict by name.
+    """The tensors of a state dict, or of a graph, by name.
 
     Raises:
         ValueError: the file is damaged, would run code, or holds more than tensors.
@@ -141,11 +142,28 @@ def read_state(path: Path) -> dict[str, Tensor]:
     with named(path):
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".onnx":
+            return _read_graph(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
             held = f"entries {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, Mapping) else type(state)
             raise ValueError(f"holds {held}: expected a state dict, names and tensors alone; save that one by itself")
         return dict(state)
+
+
+def _read_graph(path: Path) -> dict[str, Tensor]:
+    """The weights in an ONNX graph; those that lost their name have that of the node that they go into."""
+    if importlib.util.find_spec("onnx") is None:
+        raise ValueError("is an ONNX graph, and the package onnx is not installed: pip install onnx")
+    import onnx
+
+    graph = onnx.load(path).graph
+    nodes = {name: node.name for node in graph.node for name in node.input}
+    state = {}
+    for entry in graph.initializer:
+        name = nodes[entry.name].strip("/").replace("/", ".") if entry.name.startswith("onnx::") else entry.name
+        state[name] = torch.from_numpy(onnx.numpy_helper.to_array(entry).copy())
+    return state
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

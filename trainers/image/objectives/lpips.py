@@ -18,7 +18,6 @@ class LPIPS(NetworkObjective):
     every position and w what was fitted to people's judgements.
 
     Source: Zhang et al. 2018 (arXiv:1801.03924), eq. 1. Values are those of the package lpips 0.1.4 (version 0.1).
-    Differs: where all features of a position are 0 the package's gradient is NaN; ours is 0 there.
 
     Args:
         network: its layers are compared.

@@ -16,8 +16,8 @@ class LearnedVariance(ImageObjective):
     has a gradient of one size, however good reconstructions become. With s constant it would be the objectives
     themselves with their weights times exp(-s).
 
-    Source: the code of Rombach et al. 2022 (LDM, arXiv:2112.10752), with pixels and LPIPS inside; Tang et al. 2024
-    (VidTok, 2412.13061) train s.
+    Source: the code of Rombach et al. 2022 (LDM, arXiv:2112.10752), with pixels and LPIPS inside, where s is in no
+    optimizer; Tang et al. 2024 (VidTok, 2412.13061) train it.
     Differs: they sum over the C H W values of an image where we take the mean, so that theirs is ours with C H W times
     the weight. s has the tokenizer's learning rate and no weight decay.
 

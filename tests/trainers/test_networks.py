@@ -111,6 +111,22 @@ def test_gradients_reach_the_images_and_nothing_else() -> None:
     assert all(parameter.grad is None for parameter in network._held[0].parameters())
 
 
+def test_it_can_be_built_amid_a_measurement(tmp_path) -> None:
+    _, path = saved(tmp_path)
+    expected = make_frozen(WeightsFile(str(path)), ["2"])(images(2, 3, 16, 16))[0]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            network = make_frozen(WeightsFile(str(path)), ["2"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x = images(2, 3, 16, 16).requires_grad_()
+    found = network(x)[0]
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert x.grad.any()
+
+
 def test_what_is_built_afterwards_starts_as_without_it() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from trainers.core.evaluation import new_tensors_in_float32
 from trainers.image.networks.resizing import BilinearResize
 from trainers.image.networks.weights import Weights, read_state, sha256_of
 from vqkit.precision import FullPrecisionModule
@@ -56,15 +57,16 @@ class FrozenNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.file = weights.find(download)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(weights.seed)
-            with named(self.file) if self.file else nullcontext():
-                network = build(read_state(self.file) if self.file else None)
         self.layers = tuple(layers)
         self.resize = resize
-        # In a tuple, where nn.Module does not look for modules.
-        self._held = (_Held(network, self.layers, normalization),)
-        self._try_out()
+        # Also inside of a measurement, or where Lightning makes a model's dtype the default.
+        with torch.inference_mode(False), new_tensors_in_float32():
+            with torch.random.fork_rng(devices=[]), named(self.file) if self.file else nullcontext():
+                torch.default_generator.manual_seed(weights.seed)  # those of GPUs stay as they are
+                network = build(read_state(self.file) if self.file else None)
+            # In a tuple, where nn.Module does not look for modules.
+            self._held = (_Held(network, self.layers, normalization),)
+            self._try_out()
 
     @property
     def sha256(self) -> str | None:

@@ -23,7 +23,7 @@ def shift_tolerant_weights(name: str) -> Weights:
 class ShiftTolerantAlexNet(FrozenNetwork):
     """AlexNet with blurred strides of 2 in place of strides: a shift of the image by a pixel hardly moves its features.
 
-    Source: Ghazanfari et al. 2022 (ST-LPIPS, arXiv:2207.13686); the blur is that of Zhang 2019 (1904.11486).
+    Source: Ghildyal, Liu 2022 (ST-LPIPS, arXiv:2207.13686); the blur is that of Zhang 2019 (1904.11486).
 
     Args:
         weights: where they come from; by default the package stlpips-pytorch.

@@ -111,7 +111,7 @@ class VGG16LPIPS(LPIPS):
 class AlexNetSTLPIPS(LPIPS):
     """ST-LPIPS by `ShiftTolerantAlexNet`: LPIPS that hardly minds a shift by a pixel.
 
-    Source: Ghazanfari et al. 2022 (arXiv:2207.13686). Values are those of the package stlpips-pytorch 0.0.2.
+    Source: Ghildyal, Liu 2022 (arXiv:2207.13686). Values are those of the package stlpips-pytorch 0.0.2.
 
     Args:
         weight: factor of the term in the total.

@@ -1,4 +1,4 @@
-"""Adversarial training of a codec: losses of discriminator and generator, feature matching, and both in one call."""
+"""Adversarial training: losses of discriminator and generator, feature matching, and both in one call."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -66,6 +66,39 @@ class Hinge(AdversarialLoss):
     def generator(self, fake: Tensor) -> Tensor:
         """E max(0, 1 - D(x'))."""
         return F.relu(1 - fake).mean()
+
+
+class UnclippedHinge(Hinge):
+    """Hinge game of images: the discriminator's side is `Hinge`'s, the generator's is -D(x') without a margin.
+
+    Source: Lim and Ye 2017 (Geometric GAN, arXiv:1705.02894); Miyato et al. 2018 (SNGAN, 1802.05957), eq. 16 and 17;
+    Esser et al. 2021 (VQGAN, 2012.09841) and Sun et al. 2024 (LlamaGen, 2406.06525) in their code, as `hinge`.
+    Differs: the code of the last two halves the discriminator's side. Adam sees no such scale, but what is added to that
+    side has half of its effect here: their weight of LeCAM becomes ours multiplied by 2.
+    """
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E D(x')."""
+        return -fake.mean()
+
+
+class NonSaturating(AdversarialLoss):
+    """Logistic game: both sides are cross entropies of sigmoid(D); the generator takes -log sigmoid(D(x')).
+
+    Source: Goodfellow et al. 2014 (arXiv:1406.2661), sec. 3; Karras et al. 2020 (StyleGAN2, 1912.04958) in its code.
+    Differs: SEED-Voken's code averages the logits of an image before the cross entropy, and here as in StyleGAN2 each
+    logit has its own.
+    """
+
+    threshold = 0.0
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """-E log sigmoid(D(x)) - E log(1 - sigmoid(D(x')))."""
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E log sigmoid(D(x'))."""
+        return F.softplus(-fake).mean()
 
 
 class FeatureMatching:

@@ -1,6 +1,10 @@
-"""Training of image tokenizers: task, data, objectives."""
+"""Training of image tokenizers: task, data, objectives, discriminators."""
 
 from trainers.image.data import ImageFolderData as ImageFolderData
+from trainers.image.discriminators.normalization import BatchNorm as BatchNorm
+from trainers.image.discriminators.normalization import GroupNorm as GroupNorm
+from trainers.image.discriminators.normalization import NoNorm as NoNorm
+from trainers.image.discriminators.patchgan import PatchGAN as PatchGAN
 from trainers.image.objectives import L1 as L1
 from trainers.image.objectives import L2 as L2
 from trainers.image.task import ImageTokenizerTask as ImageTokenizerTask

@@ -9,6 +9,8 @@ from trainers.core.adversary import LeastSquares as LeastSquares
 from trainers.core.adversary import NonSaturating as NonSaturating
 from trainers.core.adversary import RelativeFeatureMatching as RelativeFeatureMatching
 from trainers.core.adversary import UnclippedHinge as UnclippedHinge
+from trainers.core.balancer import AdaptiveWeight as AdaptiveWeight
+from trainers.core.balancer import Balancer as Balancer
 from trainers.core.balancer import LossBalancer as LossBalancer
 from trainers.core.discriminator import Discriminator as Discriminator
 from trainers.core.discriminator import DiscriminatorOutput as DiscriminatorOutput

@@ -13,6 +13,9 @@ from trainers.core.discriminator import Discriminator, DiscriminatorOutput
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
 
+ADVERSARIAL = "adversarial"
+"""Name of the generator's adversarial term."""
+
 
 class AdversarialLoss(ABC):
     """The two sides of a game, as functions of logits.
@@ -73,8 +76,8 @@ class UnclippedHinge(Hinge):
 
     Source: Lim and Ye 2017 (Geometric GAN, arXiv:1705.02894); Miyato et al. 2018 (SNGAN, 1802.05957), eq. 16 and 17;
     Esser et al. 2021 (VQGAN, 2012.09841) and Sun et al. 2024 (LlamaGen, 2406.06525) in their code, as `hinge`.
-    Differs: the code of the last two halves the discriminator's side. Adam sees no such scale, but what is added to that
-    side has half of its effect here: their weight of LeCAM becomes ours multiplied by 2.
+    Differs: the code of the last two halves the discriminator's side. Adam sees no such scale, but what is added to
+    that side has half of its effect here: their weight of LeCAM becomes ours multiplied by 2.
     """
 
     def generator(self, fake: Tensor) -> Tensor:
@@ -233,7 +236,7 @@ class Adversary(FullPrecisionModule):
         """
         ramp = (step - self.start_step + 1) / (self.ramp_steps + 1)
         share = min(1.0, max(0.0, ramp))
-        return {"adversarial": share * self.weight, "feature_matching": share * self.feature_matching}
+        return {ADVERSARIAL: share * self.weight, "feature_matching": share * self.feature_matching}
 
     def idle(self) -> Tensor:
         """A zero with a graph through all trainable parameters: what DistributedDataParallel wants of a step without
@@ -265,7 +268,7 @@ class Adversary(FullPrecisionModule):
         with autocast_disabled(reconstruction.device):
             discriminator = _mean(self.loss.discriminator(r.logits, f.logits) for r, f in zip(real, fake, strict=True))
             generator = {
-                "adversarial": _mean(self.loss.generator(output.logits) for output in passed),
+                ADVERSARIAL: _mean(self.loss.generator(output.logits) for output in passed),
                 "feature_matching": self._feature_distance(real, passed),
             }
             figures = self._figures(real, fake) | {"discriminator_loss": discriminator.detach()}

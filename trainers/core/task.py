@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
-from trainers.core.balancer import LossBalancer
+from trainers.core.balancer import Balancer
 from trainers.core.checkpoints import check_same_tokenizer, described
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
@@ -56,8 +56,9 @@ class TokenizerTask(EvaluatedTask):
         objectives: distances of reconstructions from inputs, each with its weight; names differ.
         adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
             `adversary.start_step` they do not run, and their parameters stay as they are to the last bit.
-        balancer: makes the weights of objectives and adversarial terms shares of the gradient that the decoder gets,
-            whatever the scale of each term; None sums them. The quantizer's loss stays outside.
+        balancer: weighs objectives and adversarial terms by their gradients: `LossBalancer` (EnCodec) makes weights
+            shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
+            None sums them. The quantizer's loss stays outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
         final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1]; 1 keeps the peak.
         warmup_steps: optimizer steps of linear warm-up.
@@ -81,7 +82,7 @@ class TokenizerTask(EvaluatedTask):
         *,
         objectives: list[Objective],
         adversary: Adversary | None = None,
-        balancer: LossBalancer | None = None,
+        balancer: Balancer | None = None,
         learning_rate: float = 3e-4,
         final_learning_rate_ratio: float = 0.05,
         warmup_steps: int = 100,
@@ -175,7 +176,9 @@ class TokenizerTask(EvaluatedTask):
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:
-            return self.balancer(terms, weights, reconstruction)
+            total = self.balancer(terms, weights, self.balancer.point(self.tokenizer.decoder, reconstruction))
+            self.log_dict({f"train/{name}": figure for name, figure in self.balancer.figures.items()})
+            return total
         return weighted_sum(terms, weights)
 
     @property

@@ -8,10 +8,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from tests.trainers.test_audio_task import Bitwise, Started
+from tests.trainers.test_audio_task import Bitwise, Spy, Started
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
-from trainers.core import AdaptiveWeight, Adversary, UnclippedHinge
-from trainers.image import GroupNorm, PatchGAN
+from trainers.core import R1, AdaptiveWeight, Adversary, BalancedConsistency, LeCAM, UnclippedHinge
+from trainers.image import DiffAugment, GroupNorm, PatchGAN, Translation
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -26,7 +26,11 @@ def make_adversary(**arguments):
 
 
 def make_task(**arguments):
-    adversary = make_adversary(start_step=1, **arguments)
+    """With all that can be added; the adversary starts at step 1."""
+    consistency = BalancedConsistency(DiffAugment([Translation()], seed=1))
+    regularizers = [LeCAM(weight=0.1, decay=0.5), R1(weight=1.0, every_n_turns=2), consistency]
+    options = {"start_step": 1, "augmentation": DiffAugment(), "regularizers": regularizers}
+    adversary = make_adversary(**(options | arguments))
     return make_image_task(make_tokenizer(), adversary=adversary, balancer=AdaptiveWeight(), warmup_steps=2)
 
 
@@ -44,7 +48,47 @@ def test_some_steps_train_both_sides():
     assert moved >= kernels and any("adversary" in name for name in kernels)
     logged = trainer.logged_metrics
     assert 0 < logged["train/adaptive_weight"] < 1e4
-    assert {"train/adversarial", "train/discriminator_loss", "train/logits_real"} <= set(logged)
+    names = {"adversarial", "discriminator_loss", "logits_real", "lecam", "r1", "consistency"}
+    assert {f"train/{name}" for name in names} <= set(logged)
+    assert task.adversary.regularizers[0].averages[2] == 1.75  # three steps of decay 0.5
+    assert task.adversary.augmentation.calls == 3
+
+
+def test_discriminators_learn_every_n_steps():
+    """The generator has its terms at all steps; weights and moments of discriminators move at the second and fourth."""
+    seen, averages = [], []
+
+    def look(trainer, module, outputs):
+        (optimizer,) = trainer.optimizers
+        kernel = module.adversary.discriminators[0].to_logits.weight
+        steps = optimizer.state.get(kernel, {}).get("step", torch.zeros(()))
+        seen.append((kernel.detach().clone(), int(steps), outputs["terms"]))
+        averages.append(float(module.adversary.regularizers[0].averages[2]))
+
+    task = make_task(every_n_steps=2, weight_decay=0.1)
+    make_trainer(max_steps=4, callbacks=[Spy(look)]).fit(task, datamodule=Images(4))
+    assert [steps for _, steps, _ in seen] == [0, 1, 1, 2]
+    assert averages == [0, 1, 1, 1.5]
+    kernels = [kernel for kernel, _, _ in seen]
+    assert torch.equal(kernels[1], kernels[2]) and not torch.equal(kernels[2], kernels[3])
+    assert ["adversarial" in terms for *_, terms in seen] == [False, True, True, True]
+    assert ["discriminator_loss" in terms for *_, terms in seen] == [False, True, False, True]
+
+
+def test_weight_decay_of_the_discriminators_is_their_own():
+    (group,) = [g for g in make_task(weight_decay=0.2).parameter_groups() if g["name"] == "discriminators"]
+    assert group["weight_decay"] == 0.2
+
+
+def test_accumulated_batches_move_the_averages_once():
+    ends = []
+    for batch_size, accumulate in ((8, 1), (2, 4)):
+        regularizer = LeCAM(weight=0.1, decay=0.5)
+        task = make_task(augmentation=None, regularizers=[regularizer], start_step=0)
+        make_trainer(max_steps=1, accumulate_grad_batches=accumulate).fit(task, datamodule=Images(batch_size))
+        ends.append(regularizer.averages)
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+    assert ends[0][2] == 1 and ends[0][:2].all()
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")

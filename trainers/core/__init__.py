@@ -15,4 +15,10 @@ from trainers.core.balancer import LossBalancer as LossBalancer
 from trainers.core.discriminator import Discriminator as Discriminator
 from trainers.core.discriminator import DiscriminatorOutput as DiscriminatorOutput
 from trainers.core.objective import Objective as Objective
+from trainers.core.regularization import R1 as R1
+from trainers.core.regularization import Augmentation as Augmentation
+from trainers.core.regularization import BalancedConsistency as BalancedConsistency
+from trainers.core.regularization import LeCAM as LeCAM
+from trainers.core.regularization import Regularizer as Regularizer
+from trainers.core.regularization import Turn as Turn
 from trainers.core.task import TokenizerTask as TokenizerTask

@@ -55,15 +55,16 @@ class TokenizerTask(EvaluatedTask):
         tokenizer: encoder, quantizer and decoder.
         objectives: distances of reconstructions from inputs, each with its weight; names differ.
         adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
-            `adversary.start_step` they do not run, and their parameters stay as they are to the last bit.
+            `adversary.start_step` they do not run; until then, and at steps at which they do not learn, their
+            parameters stay as they are to the last bit.
         balancer: weighs objectives and adversarial terms by their gradients: `LossBalancer` (EnCodec) makes weights
             shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
             None sums them. The quantizer's loss stays outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
         final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1]; 1 keeps the peak.
         warmup_steps: optimizer steps of linear warm-up.
-        weight_decay: of the generator's matrices and kernels; codebooks, gains, biases, norms and discriminators have
-            none.
+        weight_decay: of the generator's matrices and kernels; codebooks, gains, biases and norms have none,
+            discriminators their own.
         betas: of AdamW.
         initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
         seed: of the initialization.
@@ -159,7 +160,7 @@ class TokenizerTask(EvaluatedTask):
             return self._joined(terms, weights, reconstruction), terms
         if not self.adversary.active(self.global_step):
             return self._joined(terms, weights, reconstruction) + self.adversary.idle(), terms
-        output = self.adversary(inputs, reconstruction)
+        output = self.adversary(inputs, reconstruction, step=self.global_step)
         adversarial = self.adversary.weights(self.global_step)
         self.log_dict({f"train/{name}": figure for name, figure in output.figures.items()})
         if self.balancer is None and reconstruction.requires_grad and self.logs_this_step:
@@ -167,7 +168,9 @@ class TokenizerTask(EvaluatedTask):
             self.log("train/adversarial_gradient_ratio", theirs / gradient_norm_at(reconstruction, terms, weights))
         terms, weights = terms | output.generator, weights | adversarial
         total = self._joined(terms, weights, reconstruction) + output.discriminator
-        return total, terms | {"discriminator_loss": output.discriminator}
+        if self.adversary.learns(self.global_step):
+            terms = terms | {"discriminator_loss": output.discriminator}
+        return total, terms
 
     @property
     def terms(self) -> list[Objective]:
@@ -197,6 +200,8 @@ class TokenizerTask(EvaluatedTask):
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
         super().optimizer_step(*args, **kwargs)
         self.tokenizer.quantizer.step()
+        if self.adversary is not None:
+            self.adversary.fold()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave idle parameters alone, forget moments of rewritten codes, log gradient norms (before clipping)."""
@@ -207,10 +212,10 @@ class TokenizerTask(EvaluatedTask):
             self.log_dict({f"gradient_norm/{name}": norm for name, norm in self.gradient_norms().items()})
 
     def idle_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters that take no part in this step: codebooks in pre-training, discriminators before they start."""
+        """Parameters that take no part in this step: codebooks in pre-training, discriminators that do not learn."""
         if self.pretraining:
             yield from codebook_parameters(self.tokenizer)
-        if self.adversary is not None and not self.adversary.active(self.global_step):
+        if self.adversary is not None and not self.adversary.learns(self.global_step):
             yield from self.adversary.parameters()
 
     def gradient_norms(self) -> dict[str, Tensor]:

@@ -1,6 +1,11 @@
 """Training of image tokenizers: task, data, objectives, discriminators."""
 
 from trainers.image.data import ImageFolderData as ImageFolderData
+from trainers.image.discriminators.augmentation import Color as Color
+from trainers.image.discriminators.augmentation import Cutout as Cutout
+from trainers.image.discriminators.augmentation import DiffAugment as DiffAugment
+from trainers.image.discriminators.augmentation import Transformation as Transformation
+from trainers.image.discriminators.augmentation import Translation as Translation
 from trainers.image.discriminators.normalization import BatchNorm as BatchNorm
 from trainers.image.discriminators.normalization import GroupNorm as GroupNorm
 from trainers.image.discriminators.normalization import NoNorm as NoNorm

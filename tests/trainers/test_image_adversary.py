@@ -136,5 +136,5 @@ def test_the_guide_builds(block):
     parser.add_argument("--adversary", type=Adversary | None, default=None)
     parser.add_argument("--balancer", type=AdaptiveWeight | None, default=None)
     built = parser.instantiate(parser.parse_object(arguments))
-    output = built.adversary(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    output = built.adversary(*torch.rand(2, 1, 3, 64, 64))
     assert output.discriminator.isfinite()

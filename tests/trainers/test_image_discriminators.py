@@ -8,15 +8,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainers.core import Adversary, Discriminator
-from trainers.image import GroupNorm, NoNorm, PatchGAN
+from trainers.image import (
+    BlurPatchGAN,
+    BlurResidualDiscriminator,
+    GroupNorm,
+    NoNorm,
+    PatchGAN,
+    StyleGAN2Discriminator,
+)
+from trainers.image.discriminators.blur import Blur, BlurPool
 
 KINDS = {
     "PatchGAN batch": lambda **more: PatchGAN(num_layers=2, channels=4, **more),
     "PatchGAN group": lambda **more: PatchGAN(num_layers=2, channels=4, norm=GroupNorm(2), **more),
     "PatchGAN none": lambda **more: PatchGAN(num_layers=2, channels=4, norm=NoNorm(), **more),
+    "BlurPatchGAN": lambda **more: BlurPatchGAN(num_stages=2, channels=4, norm=GroupNorm(2), pooled_side=None, **more),
+    "BlurPatchGAN pooled": lambda **more: BlurPatchGAN(num_stages=2, channels=4, norm=NoNorm(), pooled_side=8, **more),
+    "BlurResidual": lambda **more: BlurResidualDiscriminator(resolution=32, channel_base=128, channel_max=8, **more),
+    "StyleGAN2": lambda **more: StyleGAN2Discriminator(resolution=32, channel_base=128, channel_max=8, **more),
 }
 each = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-NORMALIZED_OVER_THE_BATCH = ("PatchGAN batch",)
+COUPLED = ("PatchGAN batch", "StyleGAN2")
 
 
 def judged(discriminator: Discriminator, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -37,8 +49,17 @@ def judged(discriminator: Discriminator, images: torch.Tensor) -> tuple[torch.Te
         # GQ's six layers: no more than eight times the first channels.
         (lambda: PatchGAN(num_layers=6, channels=8), 16 * (3 * 8 + 8 * 16 + 16 * 32 + 32 * 64 + 3 * 64**2 + 64) + 8
             + 2 * (16 + 32 + 4 * 64) + 1),
+        (lambda: BlurPatchGAN(), 75 * 128 + 9 * (128**2 + 128 * 256 + 256 * 512) + 512**2 + 25 * 512 + 128
+            + 3 * (128 + 256 + 512) + 512 + 1),
+        # Layers of 128, 64 ... 4 pixels: two convolutions and the skip without bias; then the head.
+        (lambda: BlurResidualDiscriminator(), 28 * 64 + sum(9 * a * (a + b) + a + b + a * b for a, b in
+            ((64, 128), (128, 256), (256, 512), (512, 512), (512, 512), (512, 512))) + 25 * 512**2 + 2 * 512 + 513),
+        # Totals that NVIDIA's code prints for its configurations `paper256`, `stylegan2` and FFHQ at 1024 pixels.
+        (lambda: StyleGAN2Discriminator(channel_base=16384), 24_001_089),
+        (lambda: StyleGAN2Discriminator(), 28_864_129),
+        (lambda: StyleGAN2Discriminator(resolution=1024), 29_012_513),
     ],
-    ids=["PatchGAN", "group", "none", "six layers"],
+    ids=["PatchGAN", "group", "none", "six layers", "BlurPatchGAN", "BlurResidual", "256", "config F", "1024"],
 )  # fmt: skip
 def test_published_sizes(discriminator, expected: int) -> None:
     with torch.device("meta"):
@@ -87,6 +108,93 @@ def test_patchgan_starts_from_the_published_distributions() -> None:
     assert not any(m.bias.any() for m in discriminator.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+def blurred(x: torch.Tensor, before: int, behind: int, stride: int) -> torch.Tensor:
+    """1, 3, 3, 1 along each axis of zero-padded maps, tap by tap."""
+    x = F.pad(x, (before, behind, before, behind))
+    for axis in (2, 3):
+        size = x.shape[axis] - 3
+        x = sum(tap / 8 * x.narrow(axis, number, size) for number, tap in enumerate((1, 3, 3, 1)))
+    return x[:, :, ::stride, ::stride]
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 8])
+def test_blurs_are_binomial_filters(side: int) -> None:
+    x = torch.rand(2, 3, side, side, dtype=torch.float64)
+    pooled = BlurPool().double()(x)
+    assert pooled.shape == (2, 3, -(-side // 2), -(-side // 2))
+    torch.testing.assert_close(pooled, blurred(x, 1, 1 + side % 2, 2))
+    torch.testing.assert_close(Blur(padding=2).double()(x), blurred(x, 2, 2, 1))
+    assert not BlurPool().state_dict()
+
+
+def test_blur_patchgan_is_convolutions_and_blurs() -> None:
+    discriminator = BlurPatchGAN(num_stages=2, channels=4, norm=GroupNorm(2), pooled_side=3).double()
+    images = torch.rand(2, 3, 20, 20, dtype=torch.float64)
+    p = dict(discriminator.named_parameters())
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.1 * x)
+
+    x = leaky(F.conv2d(images, p["layers.0.weight"], p["layers.0.bias"], padding=2))
+    for number in (1, 2):
+        x = F.conv2d(x, p[f"layers.{number}.0.weight"], p[f"layers.{number}.0.bias"], padding=1)
+        x = blurred(x, 1, 1, 2)
+        grouped = x.unflatten(1, (2, -1)).flatten(2)
+        normed = (grouped - grouped.mean(2, keepdim=True)) / (grouped.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+        x = leaky(normed.reshape(x.shape) * p[f"layers.{number}.2.weight"][:, None, None])
+    areas = ((0, 2), (1, 4), (3, 5))
+    maxima = [[x[:, :, top:end, left:right].amax((2, 3)) for left, right in areas] for top, end in areas]
+    x = torch.stack([torch.stack(row, -1) for row in maxima], -2)
+    x = leaky(F.conv2d(x, p["mix.weight"], p["mix.bias"]))
+    x = F.conv2d(x, p["to_logits.weight"], p["to_logits.bias"], padding=2)
+    torch.testing.assert_close(judged(discriminator, images)[0], x.flatten(1))
+
+
+def test_blur_residual_is_maskgits() -> None:
+    discriminator = BlurResidualDiscriminator(resolution=8, channel_base=16, channel_max=4).double()
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    first, up, through, skip, last, hidden, out = (q for q in discriminator.parameters() if q.ndim > 1)
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.2 * x)
+
+    x = leaky(F.conv2d(images, first, padding=1))
+    branch = blurred(leaky(F.conv2d(x, up, padding=1)), 1, 1, 2)
+    branch = leaky(F.conv2d(branch, through, padding=1))
+    x = (F.conv2d(blurred(x, 1, 1, 2), skip) + branch) / 2**0.5
+    x = leaky(F.conv2d(x, last, padding=1)).flatten(1)
+    torch.testing.assert_close(judged(discriminator, images)[0], leaky(x @ hidden.T) @ out.T)
+    for kernel in (first, up, through, skip, last, hidden, out):
+        receptive = kernel[0, 0].numel()
+        assert kernel.abs().max() <= (6 / (receptive * (kernel.shape[0] + kernel.shape[1]))) ** 0.5
+        assert kernel.numel() < 50 or kernel.abs().max() > 0.9 * (6 / (receptive * sum(kernel.shape[:2]))) ** 0.5
+    assert not any(q.any() for q in discriminator.parameters() if q.ndim == 1)
+
+
+@pytest.mark.parametrize(("batch", "group"), [(1, 1), (3, 3), (6, 3), (8, 4)])
+def test_stylegan2_is_the_published_network(batch: int, group: int) -> None:
+    torch.manual_seed(0)
+    discriminator = StyleGAN2Discriminator(resolution=8, channel_base=16, channel_max=4).double()
+    images = torch.rand(batch, 3, 8, 8, dtype=torch.float64)
+    kernels = [q / q[0].numel() ** 0.5 for q in discriminator.parameters() if q.ndim > 1]
+    first, up, down, skip, last, hidden, out = kernels
+
+    def leaky(x):
+        return torch.where(x > 0, x, 0.2 * x) * 2**0.5
+
+    x = leaky(F.conv2d(images, first))
+    branch = leaky(F.conv2d(x, up, padding=1))
+    branch = leaky(F.conv2d(blurred(branch, 2, 2, 1), down, stride=2))
+    x = (branch + F.conv2d(blurred(x, 1, 1, 1), skip, stride=2)) / 2**0.5
+    count = batch // group
+    plane = torch.empty(batch, 1, 4, 4, dtype=torch.float64)
+    for number in range(count):
+        members = x[number::count]
+        plane[number::count] = ((members - members.mean(0)).square().mean(0) + 1e-8).sqrt().mean()
+    x = leaky(F.conv2d(torch.cat([x, plane], 1), last, padding=1)).flatten(1)
+    torch.testing.assert_close(judged(discriminator, images)[0], leaky(x @ hidden.T) @ out.T, rtol=1e-5, atol=1e-7)
+
+
 def test_batch_norm_has_no_memory_and_sees_each_call_alone() -> None:
     """Training on other images leaves no trace in what the next call says, and nothing in checkpoints."""
     adversary = Adversary([PatchGAN(num_layers=1, channels=4)])
@@ -107,7 +215,7 @@ def test_batch_norm_has_no_memory_and_sees_each_call_alone() -> None:
 
 @each
 def test_gradient_reaches_all_parameters_and_pixels(kind) -> None:
-    images = torch.rand(2, 1, 32, 24).requires_grad_()
+    images = torch.rand(2, 1, 32, 32).requires_grad_()
     discriminator = kind(in_channels=1)
     logits, features = judged(discriminator, images)
     assert logits.ndim == 2 and all(feature.shape[0] == 2 for feature in features)
@@ -117,7 +225,7 @@ def test_gradient_reaches_all_parameters_and_pixels(kind) -> None:
     assert (images.grad != 0).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name not in NORMALIZED_OVER_THE_BATCH])
+@pytest.mark.parametrize("kind", [name for name in KINDS if name not in COUPLED])
 def test_items_of_a_batch_do_not_influence_each_other(kind: str) -> None:
     discriminator = KINDS[kind]()
     images = torch.rand(3, 3, 32, 32)
@@ -151,6 +259,17 @@ def test_refuses_other_channels_and_shapes(kind) -> None:
         (lambda: GroupNorm(0), "num_groups=0"),
         (lambda: PatchGAN(channels=24, norm=GroupNorm(32)), "num_groups=32 does not divide the 48 channels"),
         (lambda: PatchGAN(channels=2)(torch.zeros(1, 3, 23, 64)), "sides of at least 24 pixels"),
+        (lambda: BlurPatchGAN(num_stages=0), "num_stages=0"),
+        (lambda: BlurPatchGAN(pooled_side=0), "pooled_side=0"),
+        (lambda: BlurPatchGAN(channels=16), "num_groups=32 does not divide the 16 channels"),
+        (lambda: BlurResidualDiscriminator(resolution=4), "resolution=4"),
+        (lambda: BlurResidualDiscriminator(resolution=48), "resolution=48"),
+        (lambda: BlurResidualDiscriminator(channel_base=128), "channel_base=128"),
+        (lambda: StyleGAN2Discriminator(channel_max=0), "channel_max=0"),
+        (
+            lambda: StyleGAN2Discriminator(resolution=8, channel_max=2)(torch.zeros(1, 3, 8, 16)),
+            "images of 8 x 8 pixels",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(act, message: str) -> None:

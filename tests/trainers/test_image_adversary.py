@@ -9,28 +9,25 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from tests.trainers.test_audio_task import Bitwise, Spy, Started
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
-from trainers.core import R1, AdaptiveWeight, Adversary, BalancedConsistency, LeCAM, UnclippedHinge
-from trainers.image import DiffAugment, GroupNorm, PatchGAN, Translation
+from tests.trainers.tiny import (
+    LIGHTNING_REMARKS,
+    Images,
+    make_image_adversary,
+    make_image_task,
+    make_tokenizer,
+    make_trainer,
+)
+from trainers.core import AdaptiveWeight, Adversary, LeCAM
+from trainers.image import PatchGAN
 
 pytestmark = LIGHTNING_REMARKS
 
 GUIDE = (Path(__file__).parents[2] / "docs/image_adversary.md").read_text()
 
 
-def make_adversary(**arguments):
-    torch.manual_seed(1)
-    discriminator = PatchGAN(num_layers=1, channels=4, norm=GroupNorm(2))
-    options = {"loss": UnclippedHinge(), "feature_matching": 0.0, "betas": (0.5, 0.9), "weight": 0.8}
-    return Adversary([discriminator], **(options | arguments))
-
-
 def make_task(**arguments):
     """With all that can be added; the adversary starts at step 1."""
-    consistency = BalancedConsistency(DiffAugment([Translation()], seed=1))
-    regularizers = [LeCAM(weight=0.1, decay=0.5), R1(weight=1.0, every_n_turns=2), consistency]
-    options = {"start_step": 1, "augmentation": DiffAugment(), "regularizers": regularizers}
-    adversary = make_adversary(**(options | arguments))
+    adversary = make_image_adversary(**({"start_step": 1} | arguments))
     return make_image_task(make_tokenizer(), adversary=adversary, balancer=AdaptiveWeight(), warmup_steps=2)
 
 
@@ -38,10 +35,11 @@ def state_of(module):
     return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def test_some_steps_train_both_sides():
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "16-true"])
+def test_some_steps_train_both_sides(precision):
     task = make_task()
     start = state_of(task)
-    trainer = make_trainer(max_steps=4)
+    trainer = make_trainer(max_steps=4, precision=precision)
     trainer.fit(task, datamodule=Images(4))
     moved = {name for name, value in state_of(task).items() if not torch.equal(value, start[name])}
     kernels = {name for name, parameter in task.named_parameters() if parameter.ndim == 4}
@@ -52,6 +50,22 @@ def test_some_steps_train_both_sides():
     assert {f"train/{name}" for name in names} <= set(logged)
     assert task.adversary.regularizers[0].averages[2] == 1.75  # three steps of decay 0.5
     assert task.adversary.augmentation.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adversary": Adversary([PatchGAN(num_layers=3, channels=2)], start_step=9)}, "sides of at least 24 pixels"),
+        ({"adversary": Adversary([PatchGAN(1, num_layers=1, channels=2)], start_step=9)}, "in_channels=1 of PatchGAN"),
+        ({"balancer": AdaptiveWeight(last_layer="output")}, "last_layer=output: expected a layer of ConvDecoder2d"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(arguments, message):
+    """And not at step 9, when it is the adversary's turn."""
+    trainer = make_trainer(max_steps=1)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(make_image_task(**arguments), datamodule=Images(4))
+    assert trainer.global_step == 0
 
 
 def test_discriminators_learn_every_n_steps():

@@ -119,7 +119,9 @@ class TokenizerTask(EvaluatedTask):
         self._random_state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that the balancer cannot work in."""
+        """Refuse a precision and a decoder that the balancer cannot work with."""
+        if self.balancer is not None and stage == "fit":
+            self.balancer.point(self.tokenizer.decoder, torch.empty(0))
         if self.balancer is not None and self.trainer.precision == "16-mixed":
             raise ValueError(
                 "precision=16-mixed with a balancer: it differentiates each term without the loss scale, and the "

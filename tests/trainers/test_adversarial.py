@@ -15,6 +15,7 @@ from trainers.core import (
     DiscriminatorOutput,
     FeatureMatching,
     Hinge,
+    HingeNonSaturating,
     LeastSquares,
     LossBalancer,
     NonSaturating,
@@ -34,7 +35,7 @@ def codec() -> nn.Module:
     return nn.Sequential(nn.Conv1d(1, 4, 9, padding=4), nn.Tanh(), nn.Conv1d(4, 1, 9, padding=4))
 
 
-GAMES = [LeastSquares(), Hinge(), UnclippedHinge(), NonSaturating()]
+GAMES = [LeastSquares(), Hinge(), UnclippedHinge(), HingeNonSaturating(), NonSaturating()]
 games = pytest.mark.parametrize("loss", GAMES, ids=lambda loss: type(loss).__name__)
 matchings = pytest.mark.parametrize(
     "matching", [FeatureMatching(), RelativeFeatureMatching()], ids=lambda matching: type(matching).__name__
@@ -67,6 +68,14 @@ def test_unclipped_hinge() -> None:
     loss.backward()
     torch.testing.assert_close(loss.detach(), torch.tensor((3 - 0.5 - 2) / 3))
     torch.testing.assert_close(fake.grad, torch.full((3,), -1 / 3))
+
+
+def test_hinge_with_a_non_saturating_generator() -> None:
+    real, fake = torch.randn(2, 4, 6, dtype=torch.float64)
+    game = HingeNonSaturating()
+    assert torch.equal(game.discriminator(real, fake), Hinge().discriminator(real, fake))
+    expected = sum(-torch.log((sum(item) / 6).sigmoid()) for item in fake) / 4
+    torch.testing.assert_close(game.generator(fake), expected)
 
 
 def test_non_saturating() -> None:

@@ -5,6 +5,7 @@ from trainers.core.adversary import Adversary as Adversary
 from trainers.core.adversary import AdversaryOutput as AdversaryOutput
 from trainers.core.adversary import FeatureMatching as FeatureMatching
 from trainers.core.adversary import Hinge as Hinge
+from trainers.core.adversary import HingeNonSaturating as HingeNonSaturating
 from trainers.core.adversary import LeastSquares as LeastSquares
 from trainers.core.adversary import NonSaturating as NonSaturating
 from trainers.core.adversary import RelativeFeatureMatching as RelativeFeatureMatching

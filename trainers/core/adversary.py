@@ -87,12 +87,23 @@ class UnclippedHinge(Hinge):
         return -fake.mean()
 
 
+class HingeNonSaturating(Hinge):
+    """Hinge game whose generator takes -log sigmoid of an item's mean logit.
+
+    Source: Luo et al. 2024 (Open-MAGVIT2, arXiv:2409.04410) and Shi et al. 2024 (IBQ, 2412.02692) in their code
+    (SEED-Voken), by default; the discriminator's side is halved there, see `UnclippedHinge`.
+    """
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E log sigmoid(mean of D(x'))."""
+        return F.softplus(-fake.flatten(1).mean(1)).mean()
+
+
 class NonSaturating(AdversarialLoss):
     """Logistic game: both sides are cross entropies of sigmoid(D); the generator takes -log sigmoid(D(x')).
 
     Source: Goodfellow et al. 2014 (arXiv:1406.2661), sec. 3; Karras et al. 2020 (StyleGAN2, 1912.04958) in its code.
-    Differs: SEED-Voken's code averages the logits of an image before the cross entropy, and here as in StyleGAN2 each
-    logit has its own.
+    Differs: SEED-Voken's `non_saturate` takes the cross entropy of an image's mean logit, here each logit has its own.
     """
 
     threshold = 0.0

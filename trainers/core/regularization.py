@@ -86,7 +86,7 @@ class LeCAM(Regularizer):
         values; 1d-tokenizer squares the difference of the batch's mean logit, we average the squares over logits.
 
     Args:
-        weight: 0.05 in Open-MAGVIT2 and IBQ, 0.001 in 1d-tokenizer, whose discriminator's side is halved: 0.002 here.
+        weight: 0.05 in Open-MAGVIT2 and IBQ, 0.001 in 1d-tokenizer, beside halves of a hinge: 0.1 and 0.002 here.
         decay: of the averages, in [0, 1).
 
     Raises:

@@ -45,7 +45,8 @@ class ImageTokenizerTask(TokenizerTask):
             for discriminator in self.adversary.discriminators:
                 shapes_alone = copy.deepcopy(discriminator).to("meta")
                 dtype = next(shapes_alone.parameters()).dtype
-                shapes_alone(torch.empty(2, 3, resolution, resolution, dtype=dtype, device="meta"))
+                channels: Any = getattr(self.tokenizer.encoder, "in_channels", discriminator.in_channels)
+                shapes_alone(torch.empty(2, channels, resolution, resolution, dtype=dtype, device="meta"))
 
     def inputs(self, batch: dict[str, Any]) -> Tensor:
         """The images (B, C, H, W)."""

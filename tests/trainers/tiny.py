@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from trainers.audio import (
@@ -13,7 +14,19 @@ from trainers.audio import (
     WaveformL1,
 )
 from trainers.core import R1, Adversary, BalancedConsistency, LeCAM, UnclippedHinge
-from trainers.image import L1, L2, DiffAugment, GroupNorm, ImageTokenizerTask, PatchGAN, Translation
+from trainers.image import (
+    L1,
+    L2,
+    BilinearResize,
+    DiffAugment,
+    FrozenNetwork,
+    GroupNorm,
+    ImageTokenizerTask,
+    PatchGAN,
+    RandomWeights,
+    Translation,
+)
+from trainers.image.networks.weights import load_state, no_download
 from vqkit import AudioTokenizer, Quantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
@@ -43,6 +56,27 @@ def make_tokenizer(quantizer=None):
 def make_image_task(tokenizer=None, **arguments):
     options = {"objectives": [L1(weight=0.5), L2()], "initialization_samples": 256}
     return ImageTokenizerTask(tokenizer or make_tokenizer(), **(options | arguments))
+
+
+def make_network():
+    """In-place activations, batch norm and dropout: what a frozen network must not be hurt by."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm2d(8),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+def make_frozen(weights=None, layers=(), **arguments):
+    def build(state):
+        return make_network() if state is None else load_state(make_network(), state)
+
+    options = {"normalization": ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), "resize": BilinearResize(16)} | arguments
+    return FrozenNetwork(build, weights=weights or RandomWeights(), download=no_download, layers=layers, **options)
 
 
 class Images(LightningDataModule):

@@ -137,7 +137,7 @@ class EvaluatedTask(LightningModule, ABC):
         figures: list[dict[str, Tensor]] = []
         for inputs in self.evaluation_inputs(batch):
             output = self.reconstruct(inputs)
-            with _new_tensors_in_float32():
+            with new_tensors_in_float32():
                 figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
             originals += inputs
             reconstructions += output.reconstruction
@@ -150,7 +150,7 @@ class EvaluatedTask(LightningModule, ABC):
 
 
 @contextmanager
-def _new_tensors_in_float32() -> Iterator[None]:
+def new_tensors_in_float32() -> Iterator[None]:
     """Windows and filters that measures make are in float32, also where Lightning makes a model's dtype the default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

@@ -13,6 +13,9 @@ from vqkit import Codebook, Tokenizer
 DISCRIMINATORS = "discriminators"
 """Name of the discriminators' group, and of their part in logs."""
 
+OBJECTIVES = "objectives"
+"""The same for what objectives train."""
+
 
 def parameter_groups(tokenizer: Tokenizer, *, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels with weight decay; codebooks without; gains, biases and norms without.
@@ -57,6 +60,12 @@ def discriminator_group(adversary: Adversary, *, learning_rate: float) -> dict[s
         "betas": adversary.betas,
         "weight_decay": adversary.weight_decay,
     }
+
+
+def objective_group(objectives: nn.Module) -> dict[str, Any] | None:
+    """The group of what objectives train, such as a variance, without weight decay; None where they train nothing."""
+    parameters = [parameter for parameter in objectives.parameters() if parameter.requires_grad]
+    return {"name": OBJECTIVES, "params": parameters, "weight_decay": 0.0} if parameters else None
 
 
 def codebook_parameters(module: nn.Module) -> Iterator[nn.Parameter]:

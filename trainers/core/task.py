@@ -14,17 +14,19 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
-from trainers.core.balancer import Balancer
+from trainers.core.balancer import Balancer, LossBalancer
 from trainers.core.checkpoints import check_same_tokenizer, described
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
 from trainers.core.objective import Objective
 from trainers.core.optimization import (
     DISCRIMINATORS,
+    OBJECTIVES,
     codebook_parameters,
     discriminator_group,
     gradient_norm,
     gradient_norm_at,
+    objective_group,
     parameter_groups,
     warmup_cosine,
     weighted_sum,
@@ -53,7 +55,8 @@ class TokenizerTask(EvaluatedTask):
 
     Args:
         tokenizer: encoder, quantizer and decoder.
-        objectives: distances of reconstructions from inputs, each with its weight; names differ.
+        objectives: distances of reconstructions from inputs, each with its weight; names differ. Parameters that they
+            have, such as a variance, are trained with the tokenizer, without weight decay, and clipped with it.
         adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
             `adversary.start_step` they do not run; until then, and at steps at which they do not learn, their
             parameters stay as they are to the last bit.
@@ -74,7 +77,8 @@ class TokenizerTask(EvaluatedTask):
             codebooks alone.
 
     Raises:
-        ValueError: an argument is out of its range, or two objectives have one name.
+        ValueError: an argument is out of its range, two objectives have one name, or an objective has parameters and
+            there is a balancer.
     """
 
     def __init__(
@@ -105,6 +109,11 @@ class TokenizerTask(EvaluatedTask):
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
         _check_objectives(objectives)
         self.objectives = nn.ModuleList(objectives)
+        if isinstance(balancer, LossBalancer) and objective_group(self.objectives):
+            raise ValueError(
+                "balancer with an objective that trains parameters: it gives a gradient to the reconstruction alone; "
+                "leave the balancer out, or use objectives without a trained variance or scale"
+            )
         self.adversary = adversary
         self.balancer = balancer
         self.learning_rate = learning_rate
@@ -227,8 +236,10 @@ class TokenizerTask(EvaluatedTask):
         return norms | {"total": total}
 
     def trained_parts(self) -> dict[str, nn.Module]:
-        """What the optimizer moves, by name: the parts of the tokenizer, and the discriminators."""
-        parts = dict(self.tokenizer.named_children())
+        """What the optimizer moves, by name: the parts of the tokenizer, objectives, and the discriminators."""
+        parts: dict[str, nn.Module] = dict(self.tokenizer.named_children())
+        if objective_group(self.objectives):
+            parts[OBJECTIVES] = self.objectives
         return parts if self.adversary is None else parts | {DISCRIMINATORS: self.adversary}
 
     @property
@@ -246,8 +257,10 @@ class TokenizerTask(EvaluatedTask):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Those of the tokenizer, and one of the discriminators with their own learning rate and betas."""
+        """Those of the tokenizer and the objectives, and one of the discriminators with their own rate and betas."""
         groups = parameter_groups(self.tokenizer, weight_decay=self.weight_decay)
+        if group := objective_group(self.objectives):
+            groups.append(group)
         if self.adversary is None:
             return groups
         return [*groups, discriminator_group(self.adversary, learning_rate=self.learning_rate)]

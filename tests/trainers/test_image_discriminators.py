@@ -7,16 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainers.core import Adversary, Discriminator
+from tests.trainers.tiny import Images, make_image_task, make_trainer
+from trainers.core import Adversary, Discriminator, UnclippedHinge
 from trainers.image import (
+    BilinearResize,
     BlurPatchGAN,
     BlurResidualDiscriminator,
+    FrozenNetwork,
     GroupNorm,
     NoNorm,
     PatchGAN,
+    ProjectedDiscriminator,
+    RandomWeights,
     StyleGAN2Discriminator,
 )
 from trainers.image.discriminators.blur import Blur, BlurPool
+from trainers.image.networks.weights import no_download
 
 KINDS = {
     "PatchGAN batch": lambda **more: PatchGAN(num_layers=2, channels=4, **more),
@@ -195,6 +201,75 @@ def test_stylegan2_is_the_published_network(batch: int, group: int) -> None:
     torch.testing.assert_close(judged(discriminator, images)[0], leaky(x @ hidden.T) @ out.T, rtol=1e-5, atol=1e-7)
 
 
+class Tokens(nn.Module):
+    """Patches of 4 x 4 pixels as tokens of 4 channels behind a class token, and a layer over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, 4, stride=4)
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(images).flatten(2).mT
+        return self.second(self.first(torch.cat([tokens.mean(1, keepdim=True), tokens], 1)).tanh())
+
+
+def projected(*layers: str, **more) -> ProjectedDiscriminator:
+    resize = BilinearResize(16)
+    network = FrozenNetwork(
+        lambda _: Tokens(), weights=RandomWeights(), download=no_download, layers=layers, resize=resize
+    )
+    return ProjectedDiscriminator(network, **({"norm": GroupNorm(2), "kernel_size": 3} | more))
+
+
+def test_projected_heads_are_the_published_ones() -> None:
+    """Rings written out by rolling, and spectral norms by singular values, once the power iteration has converged."""
+    torch.manual_seed(0)
+    discriminator, images = projected("first", "second"), torch.rand(2, 3, 16, 16)
+    for _ in range(300):
+        discriminator(images)
+    outputs = discriminator.eval()(images)
+    assert [output.logits.shape for output in outputs] == [(2, 16), (2, 16)]
+    kinds = {"parametrizations.weight.original", "bias", "weight"}
+    for head, tokens, output in zip(discriminator.heads, discriminator.network(images), outputs, strict=True):
+        p = dict(head.named_parameters())
+        assert {name.split(".", 2 if "to_logits" not in name else 1)[-1] for name in p} == kinds
+
+        def ring(x: torch.Tensor, name: str, p=p) -> torch.Tensor:
+            kernel = p[f"{name}.parametrizations.weight.original"]
+            kernel = kernel / torch.linalg.svdvals(kernel.flatten(1))[0]
+            taps = kernel.shape[-1]
+            return p[f"{name}.bias"][:, None] + sum(
+                kernel[:, :, 0, tap] @ x.roll(taps // 2 - tap, dims=2) for tap in range(taps)
+            )
+
+        def block(x: torch.Tensor, name: str, ring=ring) -> torch.Tensor:
+            x = F.group_norm(ring(x, f"{name}.0"), 2)
+            return torch.where(x > 0, x, 0.2 * x)
+
+        x = block((tokens[:, 1:] + tokens[:, :1]).mT, "first")
+        x = (block(x, "second") + x) / 2**0.5
+        torch.testing.assert_close(output.logits, ring(x, "to_logits").flatten(1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*is deprecated, use `isinstance")
+def test_only_the_heads_of_a_projected_discriminator_are_trained() -> None:
+    """Images of another size than the network's; its weights are in no checkpoint, and gradients reach the images."""
+    discriminator = projected("second")
+    network = [parameter.clone() for parameter in discriminator.network._held[0].network.parameters()]
+    task = make_image_task(adversary=Adversary([discriminator], loss=UnclippedHinge(), feature_matching=0.0))
+    start = {name: value.clone() for name, value in task.adversary.named_parameters()}
+    make_trainer(max_steps=2).fit(task, datamodule=Images(4))
+    moved = [name for name, value in task.adversary.named_parameters() if not torch.equal(value, start[name])]
+    assert set(moved) >= {name for name, value in start.items() if value.ndim == 4}
+    assert not any("network" in name for name in task.state_dict())
+    assert all(map(torch.equal, network, discriminator.network._held[0].network.parameters()))
+    images = torch.rand(1, 3, 20, 12).requires_grad_()
+    discriminator(images)[0].logits.square().sum().backward()
+    assert images.grad.any()
+
+
 def test_batch_norm_has_no_memory_and_sees_each_call_alone() -> None:
     """Training on other images leaves no trace in what the next call says, and nothing in checkpoints."""
     adversary = Adversary([PatchGAN(num_layers=1, channels=4)])
@@ -259,6 +334,9 @@ def test_refuses_other_channels_and_shapes(kind) -> None:
         (lambda: GroupNorm(0), "num_groups=0"),
         (lambda: PatchGAN(channels=24, norm=GroupNorm(32)), "num_groups=32 does not divide the 48 channels"),
         (lambda: PatchGAN(channels=2)(torch.zeros(1, 3, 23, 64)), "sides of at least 24 pixels"),
+        (lambda: projected("first", kernel_size=4), "kernel_size=4"),
+        (lambda: projected(), "network names no layers"),
+        (lambda: projected("patches"), r"layer 'patches' of the network gives \(1, 4, 4, 4\)"),
         (lambda: BlurPatchGAN(num_stages=0), "num_stages=0"),
         (lambda: BlurPatchGAN(pooled_side=0), "pooled_side=0"),
         (lambda: BlurPatchGAN(channels=16), "num_groups=32 does not divide the 16 channels"),

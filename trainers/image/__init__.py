@@ -11,6 +11,7 @@ from trainers.image.discriminators.normalization import BatchNorm as BatchNorm
 from trainers.image.discriminators.normalization import GroupNorm as GroupNorm
 from trainers.image.discriminators.normalization import NoNorm as NoNorm
 from trainers.image.discriminators.patchgan import PatchGAN as PatchGAN
+from trainers.image.discriminators.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from trainers.image.discriminators.stylegan import BlurResidualDiscriminator as BlurResidualDiscriminator
 from trainers.image.discriminators.stylegan import StyleGAN2Discriminator as StyleGAN2Discriminator
 from trainers.image.networks.dinov2 import DINOv2Small as DINOv2Small

@@ -15,9 +15,12 @@ from trainers.core import (
     DiscriminatorOutput,
     FeatureMatching,
     Hinge,
+    HingeNonSaturating,
     LeastSquares,
     LossBalancer,
+    NonSaturating,
     RelativeFeatureMatching,
+    UnclippedHinge,
 )
 
 
@@ -32,7 +35,8 @@ def codec() -> nn.Module:
     return nn.Sequential(nn.Conv1d(1, 4, 9, padding=4), nn.Tanh(), nn.Conv1d(4, 1, 9, padding=4))
 
 
-games = pytest.mark.parametrize("loss", [LeastSquares(), Hinge()], ids=lambda loss: type(loss).__name__)
+GAMES = [LeastSquares(), Hinge(), UnclippedHinge(), HingeNonSaturating(), NonSaturating()]
+games = pytest.mark.parametrize("loss", GAMES, ids=lambda loss: type(loss).__name__)
 matchings = pytest.mark.parametrize(
     "matching", [FeatureMatching(), RelativeFeatureMatching()], ids=lambda matching: type(matching).__name__
 )
@@ -53,6 +57,34 @@ def test_hinge() -> None:
     game = Hinge()
     torch.testing.assert_close(game.discriminator(real, fake), torch.tensor((2 + 0.5 + 0) / 3 + (0 + 1.5 + 3) / 3))
     torch.testing.assert_close(game.generator(fake), torch.tensor((4 + 0.5 + 0) / 3))
+
+
+def test_unclipped_hinge() -> None:
+    """The discriminator's side is that of `Hinge`; a reconstruction beyond the margin still feels the whole pull."""
+    real, fake = torch.randn(20), torch.tensor([-3.0, 0.5, 2.0], requires_grad=True)
+    game = UnclippedHinge()
+    assert torch.equal(game.discriminator(real, fake), Hinge().discriminator(real, fake))
+    loss = game.generator(fake)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor((3 - 0.5 - 2) / 3))
+    torch.testing.assert_close(fake.grad, torch.full((3,), -1 / 3))
+
+
+def test_hinge_with_a_non_saturating_generator() -> None:
+    real, fake = torch.randn(2, 4, 6, dtype=torch.float64)
+    game = HingeNonSaturating()
+    assert torch.equal(game.discriminator(real, fake), Hinge().discriminator(real, fake))
+    expected = sum(-torch.log((sum(item) / 6).sigmoid()) for item in fake) / 4
+    torch.testing.assert_close(game.generator(fake), expected)
+
+
+def test_non_saturating() -> None:
+    real, fake = torch.randn(2, 50, dtype=torch.float64)
+    game = NonSaturating()
+    both = -torch.log(real.sigmoid()).mean() - torch.log(1 - fake.sigmoid()).mean()
+    torch.testing.assert_close(game.discriminator(real, fake), both)
+    torch.testing.assert_close(game.generator(fake), -torch.log(fake.sigmoid()).mean())
+    assert game.generator(torch.tensor([-200.0])) == 200  # the logarithm of the sigmoid would be -inf
 
 
 def test_feature_matching_and_its_relative_form() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.core import LossBalancer
+from trainers.core import AdaptiveWeight, LossBalancer
+from vqkit.backbones.conv2d import ConvDecoder2d
 
 
 def two_terms(reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -216,6 +217,10 @@ def test_averages_stay_in_float32() -> None:
     [
         (lambda: LossBalancer(decay=1.0), "decay=1.0"),
         (lambda: LossBalancer(total_norm=0.0), "total_norm=0.0"),
+        (lambda: AdaptiveWeight(maximum=0.0), "maximum=0.0"),
+        (lambda: AdaptiveWeight(epsilon=-1.0), "epsilon=-1.0"),
+        (lambda: AdaptiveWeight(last_layer="out").point(Decoder(), torch.zeros(())), "with weights are hidden, output"),
+        (lambda: AdaptiveWeight().point(nn.ReLU(), torch.zeros(())), "with weights are none"),
         (lambda: LossBalancer()({}, {}, torch.zeros(1, 1, 2)), "terms is empty"),
         (lambda: LossBalancer()({"a": torch.zeros(())}, {}, torch.zeros(1, 1, 2)), "term 'a' has the weight None"),
         (lambda: LossBalancer()({"a": torch.zeros(())}, {"a": -1.0}, torch.zeros(1, 1, 2)), "at least 0"),
@@ -229,6 +234,82 @@ def test_averages_stay_in_float32() -> None:
 def test_bad_arguments_are_refused(act, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         act()
+
+
+# ------------------------------------------------------------------ the adaptive weight
+
+
+class Decoder(nn.Module):
+    """A hidden layer, and one whose output is the reconstruction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4, 6)
+        self.output = nn.Linear(6, 3)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.output(self.hidden(latents).tanh())
+
+
+def adaptive_terms(decoder: Decoder, latents: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    reconstruction = decoder(latents)
+    terms = {
+        "l2": reconstruction.square().mean(),
+        "l1": reconstruction.abs().mean(),
+        "adversarial": -(3 * reconstruction).sin().mean(),
+    }
+    return terms, reconstruction
+
+
+WEIGHTS = {"l2": 1.0, "l1": 0.5, "adversarial": 0.8, "not there": 3.0}
+
+
+def test_adaptive_weight_is_the_published_equation() -> None:
+    """Eq. 7 by gradients of the activations in front of the last layer, multiplied out by hand, in float64."""
+    torch.manual_seed(0)
+    decoder, latents = Decoder().double(), torch.randn(7, 4, dtype=torch.float64)
+    balancer = AdaptiveWeight(epsilon=0.01)
+    terms, reconstruction = adaptive_terms(decoder, latents)
+    balancer(terms, WEIGHTS, balancer.point(decoder, reconstruction)).backward()
+    got = {name: parameter.grad.clone() for name, parameter in decoder.named_parameters()}
+
+    hidden, x = decoder.hidden(latents).tanh(), decoder(latents)
+    of_rest, of_game = (2 * x + 0.5 * x.sign()) / x.numel(), -3 * (3 * x).cos() / x.numel()
+    ratio = (of_rest.T @ hidden).norm() / ((of_game.T @ hidden).norm() + 0.01)
+    assert 0.1 < ratio < 10
+    expected = of_rest + 0.8 * ratio * of_game
+    torch.testing.assert_close(balancer.figures["adaptive_weight"].double(), ratio, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got["output.weight"], expected.T @ hidden, rtol=1e-6, atol=1e-9)
+    behind = expected @ decoder.output.weight * (1 - hidden**2)
+    torch.testing.assert_close(got["hidden.weight"], behind.T @ latents, rtol=1e-6, atol=1e-9)
+
+
+def test_adaptive_weight_has_an_end_and_waits_for_the_adversary() -> None:
+    decoder, latents = Decoder(), torch.randn(7, 4)
+    balancer = AdaptiveWeight(maximum=2.0)
+    terms, reconstruction = adaptive_terms(decoder, latents)
+    point = balancer.point(decoder, reconstruction)
+    faint = balancer(terms | {"adversarial": 1e-6 * terms["adversarial"]}, WEIGHTS, point)
+    assert balancer.figures["adaptive_weight"] == 2
+    del terms["adversarial"]
+    torch.testing.assert_close(balancer(terms, WEIGHTS, point), terms["l2"] + 0.5 * terms["l1"])
+    assert not balancer.figures and faint.requires_grad and not balancer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "decoder", "expected"),
+    [
+        ({}, Decoder(), "output.weight"),
+        ({"last_layer": "hidden"}, Decoder(), "hidden.weight"),
+        ({}, ConvDecoder2d(dim=4, channels=32, channel_multipliers=[1], patch_size=4), "layers.8.weight"),
+    ],
+)
+def test_the_last_layer_is_found(arguments: dict, decoder: nn.Module, expected: str) -> None:
+    point = AdaptiveWeight(**arguments).point(decoder, torch.zeros(()))
+    assert point is decoder.get_parameter(expected)
+    point.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"{expected} is frozen"):
+        AdaptiveWeight(**arguments).point(decoder, torch.zeros(()))
 
 
 # ------------------------------------------------------------------ two processes

@@ -16,12 +16,13 @@ from tests.trainers.tiny import (
     make_adversary,
     make_audio_task,
     make_codec,
+    make_image_adversary,
     make_image_task,
     make_tokenizer,
     make_trainer,
 )
 from trainers.callbacks import CodebookReport, StepProgress, WeightEMA
-from trainers.core import LossBalancer
+from trainers.core import AdaptiveWeight, LossBalancer
 from vqkit import Quantizer, ResidualQuantizer, runtime
 
 pytestmark = LIGHTNING_REMARKS
@@ -94,6 +95,10 @@ TASKS = {
     "images": lambda: (make_image_task(), Images(4)),
     "images, residual": lambda: (make_image_task(make_tokenizer(residual())), Images(4)),
     "images, vq": lambda: (make_image_task(make_tokenizer(quantizer("vq"))), Images(4)),
+    "images against discriminators": lambda: (
+        make_image_task(adversary=make_image_adversary(), balancer=AdaptiveWeight()),
+        Images(4),
+    ),
     "sound against discriminators": lambda: (make_audio_task(adversary=make_adversary()), Sounds(4)),
     "sound, balanced": lambda: (
         make_audio_task(make_codec(residual()), adversary=make_adversary(), balancer=LossBalancer()),

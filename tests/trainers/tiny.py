@@ -13,8 +13,19 @@ from trainers.audio import (
     MultiScaleSTFTDiscriminator,
     WaveformL1,
 )
-from trainers.core import Adversary
-from trainers.image import L1, L2, BilinearResize, FrozenNetwork, ImageTokenizerTask, RandomWeights
+from trainers.core import R1, Adversary, BalancedConsistency, LeCAM, UnclippedHinge
+from trainers.image import (
+    L1,
+    L2,
+    BilinearResize,
+    DiffAugment,
+    FrozenNetwork,
+    GroupNorm,
+    ImageTokenizerTask,
+    PatchGAN,
+    RandomWeights,
+    Translation,
+)
 from trainers.image.networks.weights import load_state, no_download
 from vqkit import AudioTokenizer, Quantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -121,6 +132,21 @@ def make_adversary(**arguments):
         MultiScaleSTFTDiscriminator(window_lengths=[64], channels=2),
     ]
     return Adversary(discriminators, **arguments)
+
+
+def make_image_adversary(**arguments):
+    """With an augmentation and every regularizer."""
+    torch.manual_seed(1)
+    consistency = BalancedConsistency(DiffAugment([Translation()], seed=1))
+    options = {
+        "loss": UnclippedHinge(),
+        "weight": 0.8,
+        "feature_matching": 0.0,
+        "augmentation": DiffAugment(),
+        "regularizers": [LeCAM(weight=0.1, decay=0.5), R1(weight=1.0, every_n_turns=2), consistency],
+        "betas": (0.5, 0.9),
+    }
+    return Adversary([PatchGAN(num_layers=1, channels=4, norm=GroupNorm(2))], **(options | arguments))
 
 
 def make_audio_task(tokenizer=None, **arguments):

@@ -1,4 +1,4 @@
-"""Adversarial training of a codec: losses of discriminator and generator, feature matching, and both in one call."""
+"""Adversarial training: losses of discriminator and generator, feature matching, and both in one call."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.core.regularization import Augmentation, Regularizer, Turn
+from vqkit.parts.compatibility import check_names
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
+
+ADVERSARIAL = "adversarial"
+"""Name of the generator's adversarial term."""
 
 
 class AdversarialLoss(ABC):
@@ -68,6 +73,50 @@ class Hinge(AdversarialLoss):
         return F.relu(1 - fake).mean()
 
 
+class UnclippedHinge(Hinge):
+    """Hinge game of images: the discriminator's side is `Hinge`'s, the generator's is -D(x') without a margin.
+
+    Source: Lim and Ye 2017 (Geometric GAN, arXiv:1705.02894); Miyato et al. 2018 (SNGAN, 1802.05957), sec. 4;
+    Esser et al. 2021 (VQGAN, 2012.09841) and Sun et al. 2024 (LlamaGen, 2406.06525) in their code, as `hinge`.
+    Differs: the code of the last two halves the discriminator's side. Adam sees no such scale, but what is added to
+    that side has half of its effect here: their weight of LeCAM becomes ours multiplied by 2.
+    """
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E D(x')."""
+        return -fake.mean()
+
+
+class HingeNonSaturating(Hinge):
+    """Hinge game whose generator takes -log sigmoid of an item's mean logit.
+
+    Source: Luo et al. 2024 (Open-MAGVIT2, arXiv:2409.04410) and Shi et al. 2024 (IBQ, 2412.02692) in their code
+    (SEED-Voken), by default; the discriminator's side is halved there, see `UnclippedHinge`.
+    """
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E log sigmoid(mean of D(x'))."""
+        return F.softplus(-fake.flatten(1).mean(1)).mean()
+
+
+class NonSaturating(AdversarialLoss):
+    """Logistic game: both sides are cross entropies of sigmoid(D); the generator takes -log sigmoid(D(x')).
+
+    Source: Goodfellow et al. 2014 (arXiv:1406.2661), sec. 3; Karras et al. 2020 (StyleGAN2, 1912.04958) in its code.
+    Differs: SEED-Voken's `non_saturate` takes the cross entropy of an image's mean logit, here each logit has its own.
+    """
+
+    threshold = 0.0
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """-E log sigmoid(D(x)) - E log(1 - sigmoid(D(x')))."""
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E log sigmoid(D(x'))."""
+        return F.softplus(-fake).mean()
+
+
 class FeatureMatching:
     """Mean absolute difference of the discriminator's features of recording and reconstruction.
 
@@ -96,11 +145,13 @@ class AdversaryOutput:
     """What one call of `Adversary` gives.
 
     Attributes:
-        generator: "adversarial" and "feature_matching", unweighted float32 scalars for the codec; no gradient reaches
-            the discriminators through them.
-        discriminator: float32 scalar for the discriminators; no gradient reaches the codec through it.
+        generator: "adversarial" and, where it has a weight, "feature_matching": unweighted float32 scalars for the
+            codec; no gradient reaches the discriminators through them.
+        discriminator: float32 scalar for the discriminators; no gradient reaches the codec through it. Where they do
+            not learn it is a zero with a graph through them.
         figures: detached scalars to log: "logits_real", "logits_fake" (means), "accuracy" (share of the logits on the
-            right side of the threshold, in [0, 1]) and "discriminator_loss".
+            right side of the threshold, in [0, 1]), "discriminator_loss" and each regularizer's unweighted term; empty
+            where discriminators do not learn.
     """
 
     generator: dict[str, Tensor]
@@ -131,13 +182,18 @@ class Adversary(FullPrecisionModule):
         loss: the game; None is `LeastSquares()`.
         matching: the distance of features; None is `FeatureMatching()`.
         weight: of the adversarial term, at least 0.
-        feature_matching: weight of the feature matching term, at least 0.
+        feature_matching: weight of the feature matching term, at least 0; at 0 it is not computed.
         start_step: optimizer step from which the adversary takes part; only stored, the training task goes by it and
             calls `idle` before.
         ramp_steps: optimizer steps from `start_step` on in which both weights grow linearly to their full value,
             while the discriminators learn at once; 0 for none.
+        every_n_steps: discriminators learn at each n-th optimizer step, the one whose number, counted from 1, is a
+            multiple of n; at the others the codec gets its terms from them as they are, for the cost of one pass.
+        augmentation: what is done to originals and reconstructions before they are judged; None for nothing.
+        regularizers: terms that are added to the discriminators' loss; their names differ.
         learning_rate: of the discriminators; None for the codec's.
         betas: of the discriminators' Adam.
+        weight_decay: of all their parameters, at least 0.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -161,18 +217,26 @@ class Adversary(FullPrecisionModule):
         feature_matching: float = 2.0,
         start_step: int = 0,
         ramp_steps: int = 0,
+        every_n_steps: int = 1,
+        augmentation: Augmentation | None = None,
+        regularizers: Sequence[Regularizer] = (),
         learning_rate: float | None = None,
         betas: tuple[float, float] = (0.8, 0.99),
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
         if not discriminators:
             raise ValueError("discriminators is empty: name at least one, or leave the adversary out")
-        for name, value in {"weight": weight, "feature_matching": feature_matching}.items():
+        numbers = {"weight": weight, "feature_matching": feature_matching, "weight_decay": weight_decay}
+        for name, value in numbers.items():
             if not value >= 0:
                 raise ValueError(f"{name}={value}: expected a number of at least 0")
         for name, steps in {"start_step": start_step, "ramp_steps": ramp_steps}.items():
             if steps < 0:
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: expected at least 1 optimizer step")
+        check_names(regularizer.name for regularizer in regularizers)
         if learning_rate is not None and not learning_rate > 0:
             raise ValueError(f"learning_rate={learning_rate}: expected a positive number, or None for the codec's")
         if not all(0 <= beta < 1 for beta in betas):
@@ -184,12 +248,20 @@ class Adversary(FullPrecisionModule):
         self.feature_matching = feature_matching
         self.start_step = start_step
         self.ramp_steps = ramp_steps
+        self.every_n_steps = every_n_steps
+        self.augmentation = augmentation
+        self.regularizers = nn.ModuleList(regularizers)
         self.learning_rate = learning_rate
         self.betas = betas
+        self.weight_decay = weight_decay
 
     def active(self, step: int) -> bool:
         """Whether the adversary takes part at an optimizer step, counted from 0."""
         return step >= self.start_step
+
+    def learns(self, step: int) -> bool:
+        """Whether the discriminators learn at an optimizer step, counted from 0."""
+        return self.active(step) and (step + 1) % self.every_n_steps == 0
 
     def weights(self, step: int) -> dict[str, float]:
         """Weights of the generator's terms at an optimizer step, counted from 0.
@@ -200,7 +272,7 @@ class Adversary(FullPrecisionModule):
         """
         ramp = (step - self.start_step + 1) / (self.ramp_steps + 1)
         share = min(1.0, max(0.0, ramp))
-        return {"adversarial": share * self.weight, "feature_matching": share * self.feature_matching}
+        return {ADVERSARIAL: share * self.weight, "feature_matching": share * self.feature_matching}
 
     def idle(self) -> Tensor:
         """A zero with a graph through all trainable parameters: what DistributedDataParallel wants of a step without
@@ -211,12 +283,19 @@ class Adversary(FullPrecisionModule):
         """
         return 0.0 * torch.stack([p.float().sum() for p in self.parameters() if p.requires_grad]).sum()
 
-    def forward(self, reference: Tensor, reconstruction: Tensor) -> AdversaryOutput:
+    def fold(self) -> None:
+        """End an optimizer step: regularizers take in what its batches have shown. Every rank calls it."""
+        for regularizer in self._regularizers():
+            regularizer.fold()
+
+    def forward(self, reference: Tensor, reconstruction: Tensor, *, step: int | None = None) -> AdversaryOutput:
         """Judge a batch of both.
 
         Args:
             reference: (B, C, ...), recordings or images.
             reconstruction: like `reference`, of the tokenizer, with its graph.
+            step: optimizer step, counted from 0, by which it is known what happens every n steps; None if everything
+                is to happen.
 
         Raises:
             ValueError: the shapes differ.
@@ -226,17 +305,39 @@ class Adversary(FullPrecisionModule):
                 f"reference has shape {tuple(reference.shape)} and reconstruction {tuple(reconstruction.shape)}: "
                 "expected the same"
             )
-        real = self._judge(reference.detach())
-        fake = self._judge(reconstruction.detach())
+        reference = reference.detach()
+        if self.augmentation is not None:
+            reference, reconstruction = self.augmentation(reference, reconstruction)
+        learns = step is None or self.learns(step)
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            real = self._judge(reference) if learns or self.feature_matching else []
         passed = self._judge_frozen(reconstruction)
         with autocast_disabled(reconstruction.device):
-            discriminator = _mean(self.loss.discriminator(r.logits, f.logits) for r, f in zip(real, fake, strict=True))
-            generator = {
-                "adversarial": _mean(self.loss.generator(output.logits) for output in passed),
-                "feature_matching": self._feature_distance(real, passed),
-            }
-            figures = self._figures(real, fake) | {"discriminator_loss": discriminator.detach()}
-        return AdversaryOutput(generator, discriminator, figures)
+            generator = {ADVERSARIAL: _mean(self.loss.generator(output.logits) for output in passed)}
+            if self.feature_matching:
+                generator["feature_matching"] = self._feature_distance(real, passed)
+        if not learns:
+            return AdversaryOutput(generator, self.idle(), {})
+        fake = self._judge(reconstruction.detach())
+        number = 0 if step is None else (step + 1) // self.every_n_steps
+        turn = Turn(self._judge, reference, reconstruction.detach(), real, fake, number)
+        return AdversaryOutput(generator, *self._discriminator_loss(turn))
+
+    def _discriminator_loss(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        """The game and the regularizers of a turn, and the figures."""
+        pairs = list(zip(turn.real, turn.fake, strict=True))
+        regularizers = [regularizer for regularizer in self._regularizers() if regularizer.applies(turn.number)]
+        terms = {regularizer.name: regularizer(turn) for regularizer in regularizers}
+        with autocast_disabled(turn.reference.device):
+            loss = _mean(self.loss.discriminator(real.logits, fake.logits) for real, fake in pairs)
+            for regularizer in regularizers:
+                loss = loss + regularizer.weight * terms[regularizer.name]
+            figures = self._figures(turn.real, turn.fake) | {name: term.detach() for name, term in terms.items()}
+        return loss, figures | {"discriminator_loss": loss.detach()}
+
+    def _regularizers(self) -> list[Regularizer]:
+        """Those that there are, as what they are: a `ModuleList` only says that they are modules."""
+        return [regularizer for regularizer in self.regularizers if isinstance(regularizer, Regularizer)]
 
     def _judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
         return [_in_float32(output) for discriminator in self.discriminators for output in discriminator(batch)]

@@ -1,18 +1,39 @@
 """Balancing of losses by the size of their gradients, so that a weight is a share and not a unit conversion."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainers.core.adversary import ADVERSARIAL
+from trainers.core.optimization import weighted_sum
 from vqkit.distributed import all_reduce_sum, world_size
 from vqkit.precision import FullPrecisionModule
 
 _PREFIX = "gradient_norm_"
 
 
-class LossBalancer(FullPrecisionModule):
+class Balancer(FullPrecisionModule, ABC):
+    """Weighs losses by their gradients at one tensor of the generator.
+
+    Attributes:
+        figures: detached scalars of the last call, to log.
+    """
+
+    figures: Mapping[str, Tensor] = {}
+
+    @abstractmethod
+    def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
+        """The tensor at which gradients are compared: an output of the generator, or one of its weights."""
+
+    @abstractmethod
+    def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], point: Tensor) -> Tensor:
+        """The loss () of terms by name, each a scalar and a function of `point`, with the weights of their names."""
+
+
+class LossBalancer(Balancer):
     """Replaces the gradients of several losses by shares of a fixed length.
 
     With g_i the gradient of loss i to the reconstruction, and <|g_i|> a moving average of its size:
@@ -59,6 +80,10 @@ class LossBalancer(FullPrecisionModule):
             raise ValueError(f"total_norm={total_norm}: expected a positive length")
         self.decay = decay
         self.total_norm = total_norm
+
+    def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
+        """The reconstruction: nothing behind it is entered."""
+        return reconstruction
 
     def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], reconstruction: Tensor) -> Tensor:
         """A loss whose gradient to `reconstruction` is the balanced one.
@@ -137,3 +162,94 @@ class LossBalancer(FullPrecisionModule):
                 f"reconstruction is {reconstruction.dtype}: expected torch.float32; cast it with "
                 "reconstruction.float() before the terms are computed from it"
             )
+
+
+class AdaptiveWeight(Balancer):
+    """Weighs the adversarial term so that the decoder's last layer gets as much gradient from it as from the rest.
+
+        loss = L_rec + w * lambda * L_GAN,  lambda = min(|grad L_rec| / (|grad L_GAN| + epsilon), maximum)
+
+    with gradients to the weight of the last layer, L_rec the weighted sum of all other terms (objectives, and feature
+    matching if there is any) and w the adversary's weight, 0.8 in VQGAN. lambda is a constant of the step: nothing is
+    averaged over steps or kept. `train/adaptive_weight` is lambda.
+
+    Costs one more backward of each term than training without it, from the objectives and through the discriminators
+    to the last layer, and none of what lies before that layer; graphs of the terms are kept for the backward proper.
+
+    Source: Esser et al. 2021 (VQGAN, arXiv:2012.09841), eq. 7; epsilon and maximum from its code (1e-6 in the paper).
+    Differs: gradients are averaged over processes before their lengths are taken, one all-reduce of two kernels, so
+        that N processes train as one with the joined batch; in VQGAN's code each has a lambda of its own. Of
+        accumulated batches each has its own, here as there.
+
+    Args:
+        last_layer: name of the layer in the decoder, such as `layers.5`; None is the one that was registered last of
+            those with a kernel or matrix, the output of `ConvDecoder2d` unless it has a linear path.
+        maximum: of lambda.
+        epsilon: added to the length of the adversarial gradient.
+
+    Raises:
+        ValueError: an argument is out of its range; at the first step if the decoder has no such layer, or it is
+            frozen.
+
+    Examples:
+        >>> decoder = torch.nn.Conv1d(1, 1, 3, padding=1)
+        >>> reconstruction = decoder(torch.ones(1, 1, 8))
+        >>> terms = {"l2": reconstruction.square().mean(), "adversarial": 100 * reconstruction.mean()}
+        >>> balancer = AdaptiveWeight()
+        >>> loss = balancer(terms, {"l2": 1.0, "adversarial": 0.8}, balancer.point(decoder, reconstruction))
+        >>> loss.backward()
+    """
+
+    def __init__(self, *, last_layer: str | None = None, maximum: float = 1e4, epsilon: float = 1e-4) -> None:
+        super().__init__()
+        for name, value in {"maximum": maximum, "epsilon": epsilon}.items():
+            if not value > 0:
+                raise ValueError(f"{name}={value}: expected a positive number")
+        self.last_layer = last_layer
+        self.maximum = maximum
+        self.epsilon = epsilon
+
+    def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
+        """The weight of the decoder's last layer."""
+        names = [name for name, parameter in decoder.named_parameters() if parameter.ndim > 1]
+        if self.last_layer is not None:
+            names = [name for name in names if name.startswith(f"{self.last_layer}.")]
+        if not names:
+            layers = ", ".join(name for name, layer in decoder.named_modules() if hasattr(layer, "weight"))
+            raise ValueError(
+                f"last_layer={self.last_layer}: expected a layer of {type(decoder).__name__} with a kernel or matrix; "
+                f"those with weights are {layers or 'none'}"
+            )
+        weight = decoder.get_parameter(names[-1])
+        if not weight.requires_grad:
+            raise ValueError(
+                f"the decoder's {names[-1]} is frozen, so it has no gradients to compare: name another last_layer of "
+                "AdaptiveWeight, or leave the balancer out"
+            )
+        return weight
+
+    def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], point: Tensor) -> Tensor:
+        """The weighted sum, with the adversarial term multiplied by lambda.
+
+        Args:
+            terms: name -> scalar; without "adversarial" the plain sum is returned.
+            weights: name -> weight for each of the terms.
+            point: the weight of the last layer.
+
+        Returns:
+            scalar.
+        """
+        others = {name: term for name, term in terms.items() if name != ADVERSARIAL}
+        reconstruction = weighted_sum(others, weights)
+        if ADVERSARIAL not in terms:
+            self.figures = {}
+            return reconstruction
+        adversarial = terms[ADVERSARIAL]
+        gradients = [
+            torch.autograd.grad(term, point, retain_graph=True, materialize_grads=True)[0].float()
+            for term in (reconstruction, adversarial)
+        ]
+        ours, theirs = (all_reduce_sum(torch.stack(gradients)) / world_size()).flatten(1).norm(dim=1)
+        adaptive = (ours / (theirs + self.epsilon)).clamp(max=self.maximum)
+        self.figures = {"adaptive_weight": adaptive}
+        return reconstruction + weights[ADVERSARIAL] * adaptive * adversarial

@@ -23,8 +23,10 @@ class DiscriminatorOutput:
 class Discriminator(nn.Module, ABC):
     """A discriminator of batches (B, C, ...): one or more sub-discriminators, each with a view of its own.
 
-    A derived class sets `axes` and writes `judge`. It must not couple the items of a batch (no batch norm), nor draw
-    random numbers: `trainers.core.Adversary` runs it three times on one batch.
+    A derived class sets `axes` and writes `judge`. `trainers.core.Adversary` runs it three times on one batch: on the
+    originals, on the reconstructions, and on these once more with its parameters as constants. So it must not draw
+    random numbers nor keep what it saw. If it couples the items of a batch (batch norm), then by statistics of that one
+    call, and its docstring says so.
 
     Args:
         in_channels: C, such as 1 for mono, 2 for stereo, 3 for RGB; channels are judged together.
@@ -48,7 +50,8 @@ class Discriminator(nn.Module, ABC):
         """Judge a batch.
 
         Args:
-            batch: (B, C, ...) in [-1, 1], of any size from 1 on along each of `axes`.
+            batch: (B, C, ...) in [-1, 1]; along each of `axes` of any size from 1 on, or from the least that the class
+                names.
 
         Returns:
             one output for each sub-discriminator, always in the same order.

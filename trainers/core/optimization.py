@@ -52,13 +52,13 @@ def smallest_step(parameters: Iterable[nn.Parameter]) -> float:
 
 
 def discriminator_group(adversary: Adversary, *, learning_rate: float) -> dict[str, Any]:
-    """The group of the discriminators, with their betas; `learning_rate` where they have none of their own."""
+    """The group of the discriminators, with their own settings; `learning_rate` where they have none of their own."""
     return {
         "name": DISCRIMINATORS,
         "params": list(adversary.parameters()),
         "lr": adversary.learning_rate or learning_rate,
         "betas": adversary.betas,
-        "weight_decay": 0.0,
+        "weight_decay": adversary.weight_decay,
     }
 
 

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
-from trainers.core.balancer import LossBalancer
+from trainers.core.balancer import Balancer, LossBalancer
 from trainers.core.checkpoints import check_same_tokenizer, described
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
@@ -58,14 +58,16 @@ class TokenizerTask(EvaluatedTask):
         objectives: distances of reconstructions from inputs, each with its weight; names differ. Parameters that they
             have, such as a variance, are trained with the tokenizer, without weight decay, and clipped with it.
         adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
-            `adversary.start_step` they do not run, and their parameters stay as they are to the last bit.
-        balancer: makes the weights of objectives and adversarial terms shares of the gradient that the decoder gets,
-            whatever the scale of each term; None sums them. The quantizer's loss stays outside.
+            `adversary.start_step` they do not run; until then, and at steps at which they do not learn, their
+            parameters stay as they are to the last bit.
+        balancer: weighs objectives and adversarial terms by their gradients: `LossBalancer` (EnCodec) makes weights
+            shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
+            None sums them. The quantizer's loss stays outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
         final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1]; 1 keeps the peak.
         warmup_steps: optimizer steps of linear warm-up.
-        weight_decay: of the generator's matrices and kernels; codebooks, gains, biases, norms and discriminators have
-            none.
+        weight_decay: of the generator's matrices and kernels; codebooks, gains, biases and norms have none,
+            discriminators their own.
         betas: of AdamW.
         initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
         seed: of the initialization.
@@ -85,7 +87,7 @@ class TokenizerTask(EvaluatedTask):
         *,
         objectives: list[Objective],
         adversary: Adversary | None = None,
-        balancer: LossBalancer | None = None,
+        balancer: Balancer | None = None,
         learning_rate: float = 3e-4,
         final_learning_rate_ratio: float = 0.05,
         warmup_steps: int = 100,
@@ -126,7 +128,9 @@ class TokenizerTask(EvaluatedTask):
         self._random_state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that the balancer cannot work in."""
+        """Refuse a precision and a decoder that the balancer cannot work with."""
+        if self.balancer is not None and stage == "fit":
+            self.balancer.point(self.tokenizer.decoder, torch.empty(0))
         if self.balancer is not None and self.trainer.precision == "16-mixed":
             raise ValueError(
                 "precision=16-mixed with a balancer: it differentiates each term without the loss scale, and the "
@@ -167,7 +171,7 @@ class TokenizerTask(EvaluatedTask):
             return self._joined(terms, weights, reconstruction), terms
         if not self.adversary.active(self.global_step):
             return self._joined(terms, weights, reconstruction) + self.adversary.idle(), terms
-        output = self.adversary(inputs, reconstruction)
+        output = self.adversary(inputs, reconstruction, step=self.global_step)
         adversarial = self.adversary.weights(self.global_step)
         self.log_dict({f"train/{name}": figure for name, figure in output.figures.items()})
         if self.balancer is None and reconstruction.requires_grad and self.logs_this_step:
@@ -175,7 +179,9 @@ class TokenizerTask(EvaluatedTask):
             self.log("train/adversarial_gradient_ratio", theirs / gradient_norm_at(reconstruction, terms, weights))
         terms, weights = terms | output.generator, weights | adversarial
         total = self._joined(terms, weights, reconstruction) + output.discriminator
-        return total, terms | {"discriminator_loss": output.discriminator}
+        if self.adversary.learns(self.global_step):
+            terms = terms | {"discriminator_loss": output.discriminator}
+        return total, terms
 
     @property
     def terms(self) -> list[Objective]:
@@ -184,7 +190,9 @@ class TokenizerTask(EvaluatedTask):
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:
-            return self.balancer(terms, weights, reconstruction)
+            total = self.balancer(terms, weights, self.balancer.point(self.tokenizer.decoder, reconstruction))
+            self.log_dict({f"train/{name}": figure for name, figure in self.balancer.figures.items()})
+            return total
         return weighted_sum(terms, weights)
 
     @property
@@ -203,6 +211,8 @@ class TokenizerTask(EvaluatedTask):
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
         super().optimizer_step(*args, **kwargs)
         self.tokenizer.quantizer.step()
+        if self.adversary is not None:
+            self.adversary.fold()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave idle parameters alone, forget moments of rewritten codes, log gradient norms (before clipping)."""
@@ -213,10 +223,10 @@ class TokenizerTask(EvaluatedTask):
             self.log_dict({f"gradient_norm/{name}": norm for name, norm in self.gradient_norms().items()})
 
     def idle_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters that take no part in this step: codebooks in pre-training, discriminators before they start."""
+        """Parameters that take no part in this step: codebooks in pre-training, discriminators that do not learn."""
         if self.pretraining:
             yield from codebook_parameters(self.tokenizer)
-        if self.adversary is not None and not self.adversary.active(self.global_step):
+        if self.adversary is not None and not self.adversary.learns(self.global_step):
             yield from self.adversary.parameters()
 
     def gradient_norms(self) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Training of image tokenizers."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ class ImageTokenizerTask(TokenizerTask):
         super().__init__(tokenizer, learning_rate=learning_rate, betas=betas, **arguments)
 
     monitor = "validation/psnr"
+
+    def setup(self, stage: str) -> None:
+        """Refuse images that a discriminator cannot judge, before it is its turn."""
+        super().setup(stage)
+        resolution = getattr(getattr(self.trainer, "datamodule", None), "resolution", None)
+        if stage == "fit" and self.adversary is not None and resolution is not None:
+            for discriminator in self.adversary.discriminators:
+                shapes_alone = copy.deepcopy(discriminator).to("meta")
+                dtype = next(shapes_alone.parameters()).dtype
+                channels: Any = getattr(self.tokenizer.encoder, "in_channels", discriminator.in_channels)
+                shapes_alone(torch.empty(2, channels, resolution, resolution, dtype=dtype, device="meta"))
 
     def inputs(self, batch: dict[str, Any]) -> Tensor:
         """The images (B, C, H, W)."""

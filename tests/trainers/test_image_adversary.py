@@ -1,0 +1,155 @@
+"""Image tokenizers against discriminators: steps, resumed runs, two processes, and the guide."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from tests.trainers.test_audio_task import Bitwise, Spy, Started
+from tests.trainers.tiny import (
+    LIGHTNING_REMARKS,
+    Images,
+    make_image_adversary,
+    make_image_task,
+    make_tokenizer,
+    make_trainer,
+)
+from trainers.core import AdaptiveWeight, Adversary, LeCAM
+from trainers.image import PatchGAN
+
+pytestmark = LIGHTNING_REMARKS
+
+GUIDE = (Path(__file__).parents[2] / "docs/image_adversary.md").read_text()
+
+
+def make_task(**arguments):
+    """With all that can be added; the adversary starts at step 1."""
+    adversary = make_image_adversary(**({"start_step": 1} | arguments))
+    return make_image_task(make_tokenizer(), adversary=adversary, balancer=AdaptiveWeight(), warmup_steps=2)
+
+
+def state_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "16-true"])
+def test_some_steps_train_both_sides(precision):
+    task = make_task()
+    start = state_of(task)
+    trainer = make_trainer(max_steps=4, precision=precision)
+    trainer.fit(task, datamodule=Images(4))
+    moved = {name for name, value in state_of(task).items() if not torch.equal(value, start[name])}
+    kernels = {name for name, parameter in task.named_parameters() if parameter.ndim == 4}
+    assert moved >= kernels and any("adversary" in name for name in kernels)
+    logged = trainer.logged_metrics
+    assert 0 < logged["train/adaptive_weight"] < 1e4
+    names = {"adversarial", "discriminator_loss", "logits_real", "lecam", "r1", "consistency"}
+    assert {f"train/{name}" for name in names} <= set(logged)
+    assert task.adversary.regularizers[0].averages[2] == 1.75  # three steps of decay 0.5
+    assert task.adversary.augmentation.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adversary": Adversary([PatchGAN(num_layers=3, channels=2)], start_step=9)}, "sides of at least 24 pixels"),
+        ({"adversary": Adversary([PatchGAN(1, num_layers=1, channels=2)], start_step=9)}, "in_channels=1 of PatchGAN"),
+        ({"balancer": AdaptiveWeight(last_layer="output")}, "last_layer=output: expected a layer of ConvDecoder2d"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(arguments, message):
+    """And not at step 9, when it is the adversary's turn."""
+    trainer = make_trainer(max_steps=1)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(make_image_task(**arguments), datamodule=Images(4))
+    assert trainer.global_step == 0
+
+
+def test_discriminators_learn_every_n_steps():
+    """The generator has its terms at all steps; weights and moments of discriminators move at the second and fourth."""
+    seen, averages = [], []
+
+    def look(trainer, module, outputs):
+        (optimizer,) = trainer.optimizers
+        kernel = module.adversary.discriminators[0].to_logits.weight
+        steps = optimizer.state.get(kernel, {}).get("step", torch.zeros(()))
+        seen.append((kernel.detach().clone(), int(steps), outputs["terms"]))
+        averages.append(float(module.adversary.regularizers[0].averages[2]))
+
+    task = make_task(every_n_steps=2, weight_decay=0.1)
+    make_trainer(max_steps=4, callbacks=[Spy(look)]).fit(task, datamodule=Images(4))
+    assert [steps for _, steps, _ in seen] == [0, 1, 1, 2]
+    assert averages == [0, 1, 1, 1.5]
+    kernels = [kernel for kernel, _, _ in seen]
+    assert torch.equal(kernels[1], kernels[2]) and not torch.equal(kernels[2], kernels[3])
+    assert ["adversarial" in terms for *_, terms in seen] == [False, True, True, True]
+    assert ["discriminator_loss" in terms for *_, terms in seen] == [False, True, False, True]
+
+
+def test_weight_decay_of_the_discriminators_is_their_own():
+    (group,) = [g for g in make_task(weight_decay=0.2).parameter_groups() if g["name"] == "discriminators"]
+    assert group["weight_decay"] == 0.2
+
+
+def test_accumulated_batches_move_the_averages_once():
+    ends = []
+    for batch_size, accumulate in ((8, 1), (2, 4)):
+        regularizer = LeCAM(weight=0.1, decay=0.5)
+        task = make_task(augmentation=None, regularizers=[regularizer], start_step=0)
+        make_trainer(max_steps=1, accumulate_grad_batches=accumulate).fit(task, datamodule=Images(batch_size))
+        ends.append(regularizer.averages)
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+    assert ends[0][2] == 1 and ends[0][:2].all()
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.parametrize("at", [1, 2])
+def test_resumed_equals_uninterrupted(tmp_path, at):
+    def run(*callbacks, **more):
+        task, data = make_task(), Images(4)
+        data.images = data.images[:4].repeat(4, 1, 1, 1)  # the place in the data is not the matter
+        make_trainer(max_steps=4, callbacks=[*callbacks]).fit(task, datamodule=data, weights_only=True, **more)
+        return task.state_dict()
+
+    whole = run(Bitwise(tmp_path / "some.ckpt", at))
+    resumed = run(ckpt_path=tmp_path / "some.ckpt")
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]) if isinstance(value, torch.Tensor) else value == resumed[name], name
+
+
+def make_pair(rank, world):
+    """Four steps in float64, on this rank's share of each batch of 8."""
+    torch.manual_seed(0)
+    task = make_task()
+    task.tokenizer.initialize = lambda *_, **__: None  # k-means takes its samples in another order
+    data = Images(8 // world)
+    if world > 1:
+        data.images = data.images.unflatten(0, (2, world, -1))[:, rank].flatten(0, 1)
+    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
+    trainer = make_trainer(max_steps=4, precision="64-true", use_distributed_sampler=False, **devices)
+    trainer.fit(task, datamodule=data)
+    return state_of(task)
+
+
+def test_two_processes_are_one_with_the_joined_batch(rank_pair):
+    alone = make_pair(0, 1)
+    first, second = rank_pair(make_pair, 2)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        if value.is_floating_point():
+            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL))
+def test_the_guide_builds(block):
+    block = block.replace("HubWeights", "RandomWeights")  # nothing is downloaded
+    arguments = yaml.safe_load(block)["model"]["init_args"]
+    parser = ArgumentParser()
+    parser.add_argument("--adversary", type=Adversary | None, default=None)
+    parser.add_argument("--balancer", type=AdaptiveWeight | None, default=None)
+    built = parser.instantiate(parser.parse_object(arguments))
+    output = built.adversary(*torch.rand(2, 1, 3, 64, 64))
+    assert output.discriminator.isfinite()

@@ -284,7 +284,7 @@ def test_a_checkpoint_that_does_not_fit_is_explained(cli, tmp_path):
         code, _, errors = cli("fit", ckpt_path="last", quantizer="simvq", **{"trainer.max_steps": steps})
         assert code == expected
         assert (tmp_path / "run/config.yaml").read_bytes() == config
-        assert "last.ckpt holds another model than this configuration: give the --config and --quantizer" in errors
+        assert "last.ckpt: holds another model than this configuration: give the --config and --quantizer" in errors
     path = tmp_path / "run/checkpoints/last.ckpt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

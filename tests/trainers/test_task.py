@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_parts_is_refused_where_its_weights_fit(tmp_path):
     trainer.save_checkpoint(path)
     resumed = task_with(estimator=RotationTrick(), losses=[Commitment(0.5)])
     make_trainer(max_steps=2).fit(resumed, datamodule=Images(4), ckpt_path=path)
-    message = r"one\.ckpt holds another model .*\.estimator is vqkit\.RotationTrick, not None"
+    message = r"one\.ckpt: holds another model .*\.estimator is vqkit\.RotationTrick, not None"
     for run in (make_trainer(max_steps=2).fit, make_trainer().test):
         with pytest.raises(ValueError, match=message):
             run(task_with(losses=[Commitment(0.25)]), datamodule=Images(4), ckpt_path=path)

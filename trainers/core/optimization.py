@@ -1,8 +1,8 @@
 """What the optimizer moves and how fast: groups of parameters, the schedule, and norms of gradients."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,30 @@ from vqkit import Codebook, Tokenizer
 
 DISCRIMINATORS = "discriminators"
 """Name of the discriminators' group, and of their part in logs."""
+
+
+def named_parts(tokenizer: Tokenizer, names: Sequence[str], *, argument: str) -> dict[str, nn.Module]:
+    """Parts of a tokenizer by their dotted names, such as `decoder` or `decoder.layers.0`.
+
+    Args:
+        tokenizer: that has them.
+        names: of modules in it, at any depth.
+        argument: that asks, for the message.
+
+    Raises:
+        ValueError: there is no such part; the message names those that there are.
+    """
+    parts: dict[str, nn.Module] = {}
+    for name in names:
+        part, where = cast(nn.Module, tokenizer), "tokenizer"
+        for step in name.split("."):
+            inner = dict(part.named_children())
+            if step not in inner:
+                known = ", ".join(inner) or "none"
+                raise ValueError(f"{argument}={list(names)}: {where} has no part {step!r}; its parts are {known}")
+            part, where = inner[step], f"{where}.{step}"
+        parts[name] = part
+    return parts
 
 
 def parameter_groups(tokenizer: Tokenizer, *, weight_decay: float) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning import LightningModule
@@ -25,11 +25,12 @@ from trainers.core.optimization import (
     discriminator_group,
     gradient_norm,
     gradient_norm_at,
+    named_parts,
     parameter_groups,
     warmup_cosine,
     weighted_sum,
 )
-from vqkit import Quantizer, Tokenizer, without_quantization
+from vqkit import BaseQuantizer, Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -70,9 +71,13 @@ class TokenizerTask(EvaluatedTask):
             initialized from the latents of that time. Until then there are no codes to count, validation measures
             what the decoder makes of unquantized latents (`validation_unquantized/`), and the optimizer leaves the
             codebooks alone.
+        freeze: parts of the tokenizer that stay as they are, to the last bit, while the rest trains: `encoder`,
+            `quantizer`, or by a longer name `decoder.layers.0`. They run in eval mode: no dropout, no statistics of
+            norms and codes, no restarts. A quantizer of which anything is frozen is not initialized from data.
 
     Raises:
-        ValueError: an argument is out of its range, or two objectives have one name.
+        ValueError: an argument is out of its range, two objectives have one name, `freeze` names what the tokenizer
+            does not have or leaves nothing to train.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class TokenizerTask(EvaluatedTask):
         initialization_samples: int | None = None,
         seed: int = 0,
         pretraining_steps: int = 0,
+        freeze: Sequence[str] = (),
     ) -> None:
         super().__init__(tokenizer)
         if not learning_rate > 0:
@@ -115,6 +121,52 @@ class TokenizerTask(EvaluatedTask):
         self.pretraining_steps = pretraining_steps
         self.quantizer_initialized_at: int | None = None
         self._random_state: dict[str, Any] | None = None
+        self.frozen = freeze
+        self.keeps_quantizer = False
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for name, part in self.frozen_parts().items():
+            if name.startswith("quantizer.") and not any(isinstance(inner, BaseQuantizer) for inner in part.modules()):
+                owner = name.rpartition(".")[0]
+                raise ValueError(
+                    f"freeze={list(self.frozen)}: {name} moves with {owner}; freeze {owner}, the whole of it"
+                )
+            part.requires_grad_(False)
+        self.train(self.training)
+        if any(name.partition(".")[0] == "quantizer" for name in self.frozen):
+            self.keep_quantizer("freeze keeps it as it is")
+        if self.frozen and not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
+            sizes = {name: sum(map(Tensor.numel, part.parameters())) for name, part in self.tokenizer.named_children()}
+            there = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
+            raise ValueError(f"freeze={list(self.frozen)} leaves no parameters to train of {there}: name less")
+
+    def keep_quantizer(self, reason: str) -> None:
+        """Do not initialize the quantizer from data.
+
+        Args:
+            reason: for the message.
+
+        Raises:
+            ValueError: it would have to be, because there is a time without quantization before.
+        """
+        if self.pretraining_steps:
+            raise ValueError(
+                f"pretraining_steps={self.pretraining_steps}: the quantizer would be initialized after them, but "
+                f"{reason}; set pretraining_steps to 0"
+            )
+        self.keeps_quantizer = True
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """What `freeze` names."""
+        return named_parts(self.tokenizer, self.frozen, argument="freeze")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules; frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self.frozen_parts().values():
+            part.eval()
+        return self
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that the balancer cannot work in."""
@@ -193,7 +245,8 @@ class TokenizerTask(EvaluatedTask):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
         super().optimizer_step(*args, **kwargs)
-        self.tokenizer.quantizer.step()
+        if "quantizer" not in self.frozen:
+            self.tokenizer.quantizer.step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave idle parameters alone, forget moments of rewritten codes, log gradient norms (before clipping)."""
@@ -213,13 +266,17 @@ class TokenizerTask(EvaluatedTask):
     def gradient_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each trained part, and of all of the tokenizer."""
         norms = {name: gradient_norm(part.parameters()) for name, part in self.trained_parts().items()}
-        total = torch.stack([norms[name] for name, _ in self.tokenizer.named_children()]).square().sum().sqrt()
+        total = torch.stack([norm for name, norm in norms.items() if name != DISCRIMINATORS]).square().sum().sqrt()
         return norms | {"total": total}
 
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """What the optimizer moves, by name: the parts of the tokenizer, and the discriminators."""
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts of the tokenizer by name, and the discriminators."""
         parts = dict(self.tokenizer.named_children())
         return parts if self.adversary is None else parts | {DISCRIMINATORS: self.adversary}
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Those of `parts` that training moves."""
+        return {name: part for name, part in self.parts().items() if name not in self.frozen}
 
     @property
     def logs_this_step(self) -> bool:
@@ -308,7 +365,7 @@ class TokenizerTask(EvaluatedTask):
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def on_fit_start(self) -> None:
-        """Take over the optimizer boundary, and initialize the quantizer from data unless a checkpoint was loaded."""
+        """Take over the optimizer boundary, and initialize the quantizer from data unless it is kept or resumed."""
         for module in self.tokenizer.quantizer.modules():
             if isinstance(module, Quantizer):
                 module.auto_step = False
@@ -320,8 +377,8 @@ class TokenizerTask(EvaluatedTask):
                 "pretraining_steps (0 for none), or raise trainer.max_steps"
             )
         if self.trainer.ckpt_path is None:
-            self.quantizer_initialized_at = None
-            if not self.pretraining_steps:
+            self.quantizer_initialized_at = 0 if self.keeps_quantizer else None
+            if not self.pretraining_steps and not self.keeps_quantizer:
                 self._initialize_quantizer()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

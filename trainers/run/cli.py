@@ -340,13 +340,14 @@ class TokenizerCLI(LightningCLI):
 
     def _announce(self, describe: str) -> None:
         tokenizer = self.model.tokenizer
-        parts = {name: part.parameters() for name, part in self.model.trained_parts().items()}
+        parts = {name: part.parameters() for name, part in self.model.parts().items()}
         sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
         listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
         codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
         if isinstance(tokenizer, AudioTokenizer):
             codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
-        _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}")
+        frozen = f"; frozen: {', '.join(self.model.frozen)}" if self.model.frozen else ""
+        _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}{frozen}")
         if hasattr(self.datamodule, describe):  # a data module of one's own need not have it
             try:
                 _say(getattr(self.datamodule, describe)())
@@ -437,6 +438,7 @@ def _quiet() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"The number of training batches .* is smaller than the logging interval",  # steps are counted across epochs
         r"Total length of `EvaluationLoader` across ranks is zero",  # everything is predicted already, as we say
+        r"Found \d+ module\(s\) in eval mode",  # `freeze` puts them there
         r"Checkpoint directory .* exists and is not empty",  # said in our words before fit
     ):
         warnings.filterwarnings("ignore", message=message)

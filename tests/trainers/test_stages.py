@@ -18,6 +18,7 @@ from tests.trainers.tiny import (
 )
 from trainers.callbacks import WeightEMA
 from trainers.run.changes import changes
+from trainers.run.origin import Origin
 from vqkit import FSQ, GroupedQuantizer, Quantizer, RandomRestart, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
@@ -111,6 +112,15 @@ def test_one_stage_or_block_is_frozen_by_its_longer_name(kind):
     assert any(
         not torch.equal(weight, before["decoder"][name]) for name, weight in tokenizer.decoder.named_parameters()
     )
+
+
+def test_a_codec_starts_from_another(tmp_path):
+    source = make_codec()
+    torch.nn.init.constant_(next(source.decoder.parameters()), 0.5)
+    source.save_pretrained(tmp_path / "codec")
+    tokenizer = make_codec()
+    Origin.of(str(tmp_path / "codec")).load(make_audio_task(tokenizer))
+    assert_equal(everything_in(tokenizer), everything_in(source))
 
 
 def test_a_codec_freezes_too():

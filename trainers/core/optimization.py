@@ -1,6 +1,5 @@
 """What the optimizer moves and how fast: groups of parameters, the schedule, and norms of gradients."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -88,14 +87,6 @@ def codebook_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     for part in module.modules():
         if isinstance(part, Codebook):
             yield from part.parameters()
-
-
-def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final_ratio: float) -> float:
-    """Share of the peak learning rate at an optimizer step, counted from 0: a line up, then half a cosine down."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final_ratio + (1 - final_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -27,9 +27,9 @@ from trainers.core.optimization import (
     gradient_norm_at,
     named_parts,
     parameter_groups,
-    warmup_cosine,
     weighted_sum,
 )
+from trainers.core.schedules import Cosine, Schedule
 from vqkit import BaseQuantizer, Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
@@ -60,8 +60,15 @@ class TokenizerTask(EvaluatedTask):
         balancer: makes the weights of objectives and adversarial terms shares of the gradient that the decoder gets,
             whatever the scale of each term; None sums them. The quantizer's loss stays outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
-        final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1]; 1 keeps the peak.
-        warmup_steps: optimizer steps of linear warm-up.
+        learning_rate_batch_size: samples in an optimizer step, over all devices and accumulated batches, for which
+            learning rates hold: they grow with those that there are (Goyal et al. 2017,
+            [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), sec. 2.1). 1 makes of `learning_rate` the
+            `base_learning_rate` of taming-transformers; None takes learning rates as they are.
+        schedule: of `learning_rate` behind the warm-up, by optimizer steps; None is half a cosine to the end of the
+            training, down to `final_learning_rate_ratio`.
+        final_learning_rate_ratio: end of that cosine as a share of the peak, in [0, 1]; 1 keeps the peak. None is 0.05;
+            with a `schedule` there is none.
+        warmup_steps: optimizer steps of linear warm-up, whatever the schedule.
         weight_decay: of the generator's matrices and kernels; codebooks, gains, biases, norms and discriminators have
             none.
         betas: of AdamW.
@@ -88,7 +95,9 @@ class TokenizerTask(EvaluatedTask):
         adversary: Adversary | None = None,
         balancer: LossBalancer | None = None,
         learning_rate: float = 3e-4,
-        final_learning_rate_ratio: float = 0.05,
+        learning_rate_batch_size: int | None = None,
+        schedule: Schedule | None = None,
+        final_learning_rate_ratio: float | None = None,
         warmup_steps: int = 100,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -100,9 +109,14 @@ class TokenizerTask(EvaluatedTask):
         super().__init__(tokenizer)
         if not learning_rate > 0:
             raise ValueError(f"learning_rate={learning_rate}: expected a positive number, such as 1e-3")
-        if not 0 <= final_learning_rate_ratio <= 1:
+        if learning_rate_batch_size is not None and learning_rate_batch_size < 1:
             raise ValueError(
-                f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1]"
+                f"learning_rate_batch_size={learning_rate_batch_size}: expected samples, 1 or more, or null"
+            )
+        if final_learning_rate_ratio is not None and (schedule is not None or not 0 <= final_learning_rate_ratio <= 1):
+            raise ValueError(
+                f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1], and "
+                "null where there is a schedule, which has its own end"
             )
         for name, steps in (("warmup_steps", warmup_steps), ("pretraining_steps", pretraining_steps)):
             if steps < 0:
@@ -112,7 +126,9 @@ class TokenizerTask(EvaluatedTask):
         self.adversary = adversary
         self.balancer = balancer
         self.learning_rate = learning_rate
-        self.final_learning_rate_ratio = final_learning_rate_ratio
+        self.learning_rate_batch_size = learning_rate_batch_size
+        ratio = 0.05 if final_learning_rate_ratio is None else final_learning_rate_ratio
+        self.schedule = Cosine(ratio * learning_rate) if schedule is None else schedule
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.betas = betas
@@ -284,13 +300,27 @@ class TokenizerTask(EvaluatedTask):
         return (self.trainer.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 1) == 0
 
     def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and a cosine, one scheduler step for each optimizer step."""
+        """AdamW with linear warm-up and the schedule, one scheduler step for each optimizer step."""
         total_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total_steps):
-            raise ValueError("the cosine schedule needs an end: set trainer.max_steps or trainer.max_epochs")
-        optimizer = AdamW(self.parameter_groups(), lr=self.learning_rate, betas=self.betas)
-        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, int(total_steps)))
+        _check_end(self.schedule, total_steps)
+        groups = self.parameter_groups()
+        scale = self.learning_rate_scale()
+        for group in groups:
+            group["lr"] = scale * group.get("lr", self.learning_rate)
+        optimizer = AdamW(groups, betas=self.betas)
+        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def learning_rate_scale(self) -> float:
+        """Samples in an optimizer step for each one of `learning_rate_batch_size`."""
+        if self.learning_rate_batch_size is None:
+            return 1.0
+        data: Any = getattr(self.trainer, "datamodule", None)
+        batch_size = getattr(data, "batch_size", None)
+        if batch_size is None:
+            raise ValueError("learning_rate_batch_size is given, but the data have no batch_size: scale learning_rate")
+        samples = self.trainer.world_size * batch_size * self.trainer.accumulate_grad_batches
+        return float(samples / self.learning_rate_batch_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of the tokenizer, and one of the discriminators with their own learning rate and betas."""
@@ -299,10 +329,12 @@ class TokenizerTask(EvaluatedTask):
             return groups
         return [*groups, discriminator_group(self.adversary, learning_rate=self.learning_rate)]
 
-    def learning_rate_factor(self, step: int, total_steps: int) -> float:
-        """Share of the peak learning rate at an optimizer step, counted from 0."""
-        steps = {"total_steps": total_steps, "warmup_steps": self.warmup_steps}
-        return warmup_cosine(step, final_ratio=self.final_learning_rate_ratio, **steps)
+    def learning_rate_factor(self, step: int, total_steps: float) -> float:
+        """Share of the peak learning rate at an optimizer step, counted from 0: a line up, then the schedule."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        rate = self.schedule.value(step, configured=self.learning_rate, first=self.warmup_steps, last=total_steps)
+        return rate / self.learning_rate
 
     def configure_gradient_clipping(
         self,
@@ -403,6 +435,14 @@ class TokenizerTask(EvaluatedTask):
 def task_of(module: LightningModule) -> TokenizerTask:
     """The task that Lightning hands to a callback as any module."""
     return cast(TokenizerTask, module)
+
+
+def _check_end(schedule: Schedule, total_steps: float) -> None:
+    if schedule.needs_end and not math.isfinite(total_steps):
+        raise ValueError(
+            f"a {type(schedule).__name__} schedule without steps needs an end: set trainer.max_steps or "
+            "trainer.max_epochs, or its steps"
+        )
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

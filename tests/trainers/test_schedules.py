@@ -4,18 +4,26 @@ import math
 import re
 
 import pytest
+import torch
 import yaml
+from lightning import Callback
 
 from tests.trainers.conftest import ROOT
 from tests.trainers.tiny import (
+    BACKBONE,
     LIGHTNING_REMARKS,
     Images,
+    Sounds,
     make_adversary,
     make_audio_task,
+    make_codec,
     make_image_task,
+    make_tokenizer,
     make_trainer,
 )
 from trainers.core import Constant, Cosine, EntropyAnnealing, Linear, StepDrops
+from vqkit import Quantizer, ResidualQuantizer, Tokenizer
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -98,6 +106,136 @@ def test_only_a_schedule_that_ends_with_the_training_needs_its_end():
     with pytest.raises(ValueError, match=r"a Cosine schedule without steps needs an end: set trainer\.max_steps or"):
         make_trainer(**endless).fit(make_image_task(), datamodule=Images(4))
     make_trainer(**endless).fit(make_image_task(schedule=Constant()), datamodule=Images(4))
+    with pytest.raises(ValueError, match="a Linear schedule without steps needs an end"):
+        task = make_image_task(schedule=Constant(), schedules={"objectives.l1.weight": Linear(0.0)})
+        make_trainer(**endless).fit(task, datamodule=Images(4))
+
+
+NUMBERS = {
+    "image": {
+        "quantizer.losses.entropy.weight": EntropyAnnealing(steps=4),
+        "quantizer.losses.0.weight": Linear(0.0),
+        "encoder.layers.*.branch.*.p": StepDrops([1, 3], factor=0.5),
+        "objectives.l1.weight": Cosine(2.0, start=1.0, steps=2),
+    },
+    "audio": {
+        "quantizer.stages.*.losses.commitment.weight": Linear(1.0, steps=3),
+        "quantizer.dropout": Linear(0.0, delay=1),
+        "objectives.waveform_l1.weight": StepDrops([2]),
+        "adversary.weight": Linear(1.0, start=0.0, steps=4),
+    },
+}
+
+
+def make(kind):
+    if kind == "audio":
+        quantizer = ResidualQuantizer(lambda: Quantizer("ema", dim=8, codebook_size=16), 2, dropout=0.5, channel_dim=1)
+        return make_audio_task(make_codec(quantizer), adversary=make_adversary(), schedules=NUMBERS[kind]), Sounds(4)
+    torch.manual_seed(0)
+    encoder = ConvEncoder2d(**BACKBONE, dropout=0.4)
+    quantizer = Quantizer("ibq", dim=8, codebook_size=16, channel_dim=1)
+    tokenizer = Tokenizer(encoder, quantizer, ConvDecoder2d(**BACKBONE))
+    return make_image_task(tokenizer, schedules=NUMBERS[kind]), Images(4)
+
+
+class Seen(Callback):
+    """Where numbers lie, and what they are in each batch."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+        self.values = []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        self.values.append([getattr(owner, name) for owner, name in self.numbers])
+
+
+def numbers_of(task):
+    """The first layer's dropout, and for each other name what it means, found by hand."""
+    tokenizer, terms = task.tokenizer, {objective.name: objective for objective in task.objectives}
+    if "mel" in terms:
+        stages = [(stage.losses[0], "weight") for stage in tokenizer.quantizer.stages]
+        others = [(tokenizer.quantizer, "dropout"), (terms["waveform_l1"], "weight"), (task.adversary, "weight")]
+        return [*stages, *others]
+    dropout = next(layer for layer in tokenizer.encoder.modules() if isinstance(layer, torch.nn.Dropout))
+    losses = tokenizer.quantizer.losses
+    entropy = next(loss for loss in losses if loss.name == "entropy")
+    return [(entropy, "weight"), (losses[0], "weight"), (dropout, "p"), (terms["l1"], "weight")]
+
+
+EXPECTED = {  # of the steps 0 to 3 of four, from what is configured
+    "image": lambda entropy, first: [
+        [entropy * (1 + 3 * (1 - step / 4)), first * (1 - step / 4), [0.4, 0.2, 0.2, 0.1][step], [1, 1.5, 2, 2][step]]
+        for step in range(4)
+    ],
+    "audio": lambda commitment, _: [
+        [
+            *[commitment + (1 - commitment) * step / 3] * 2,
+            [0.5, 0.5, 1 / 3, 1 / 6][step],
+            [1, 1, 0.1, 0.1][step],
+            step / 4,
+        ]
+        for step in range(4)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_any_number_follows_the_optimizer_steps(kind, accumulate):
+    task, data = make(kind)
+    numbers = numbers_of(task)
+    configured = [getattr(owner, name) for owner, name in numbers]
+    for _ in range(2):  # a second fit begins with what is configured again
+        seen = Seen(numbers)
+        trainer = make_trainer(max_steps=4, accumulate_grad_batches=accumulate, callbacks=[seen])
+        trainer.fit(task, datamodule=data)
+        expected = EXPECTED[kind](*configured[:2])
+        assert [seen.values[batch] for batch in range(len(seen.values))] == [pytest.approx(row) for row in expected]
+    logged = {name.removeprefix("schedule/"): float(value) for name, value in trainer.logged_metrics.items()}
+    last = expected[-1][1:] if kind == "audio" else expected[-1]
+    assert [logged[name] for name in NUMBERS[kind]] == pytest.approx(last)
+
+
+class SaveAt2(Callback):
+    """Saves a checkpoint behind the second step."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_resumed_run_has_the_numbers_of_its_step(kind, tmp_path):
+    rows = []
+    for path in (None, tmp_path / "two.ckpt"):
+        task, data = make(kind)
+        seen = Seen(numbers_of(task))
+        callbacks = [seen, SaveAt2(tmp_path / "two.ckpt")]
+        make_trainer(max_steps=4, callbacks=callbacks).fit(task, datamodule=data, ckpt_path=path)
+        rows.append(seen.values)
+    assert len(rows[0]) == 4 and rows[1] == rows[0][2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "quantizer.losses.entrop.weight",
+            r"quantizer\.losses has no 'entrop'; the numbers there are quantizer",
+        ),
+        ("quantizer.losses.entropy.wait", r"entropy has no 'wait'; .*losses\.entropy\.weight, .*entropy\.temperature"),
+        ("quantiser.dropout", r"the task has no 'quantiser'; .*quantizer\.losses\..*objectives\.l1\.weight"),
+        ("encoder.layers.*.nowhere", r"encoder\.layers\.\* has no 'nowhere'; .*encoder\.layers\.\*\.branch\.\*\.p"),
+    ],
+)
+def test_a_name_that_is_not_there_is_refused_with_those_that_are(name, message):
+    quantizer = Quantizer("ibq", dim=8, codebook_size=16, channel_dim=1)
+    with pytest.raises(ValueError, match=message):
+        make_image_task(make_tokenizer(quantizer), schedules={name: Constant()})
 
 
 def examples():

@@ -2,7 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 
 class Schedule(ABC):
@@ -122,7 +125,7 @@ class StepDrops(Schedule):
         self.factor = factor
 
     def value(self, step: int, *, configured: float, first: int = 0, last: float = math.inf) -> float:
-        """Configured * factor^(drops up to this step)."""
+        """What is configured times factor^n, with n drops up to this step."""
         return float(configured * self.factor ** sum(step >= drop for drop in self.at))
 
 
@@ -147,5 +150,75 @@ class EntropyAnnealing(Schedule):
         self.steps = steps
 
     def value(self, step: int, *, configured: float, first: int = 0, last: float = math.inf) -> float:
-        """Configured * (1 + ratio * max(0, 1 - step / steps))."""
+        """What is configured times 1 + ratio * max(0, 1 - step / steps)."""
         return configured * (1 + self.ratio * max(0.0, 1 - step / self.steps))
+
+
+def numbers_at(root: object, name: str, *, argument: str) -> list[tuple[Any, str]]:
+    """The numbers that a dotted name means: who has each, and under which attribute.
+
+    Args:
+        root: at which the name begins: a module, any object, or a mapping.
+        name: such as `quantizer.losses.entropy.weight`: attributes, and items of lists by number or by their own
+            `name`. `*` is everything at its place that has the rest, so `quantizer.stages.*.losses.commitment.weight`
+            is one number in each stage, and `encoder.layers.*.branch.*.p` the probability of each dropout there.
+        argument: that asks, for the message.
+
+    Raises:
+        ValueError: there is no such number; the message names those that there are.
+    """
+    *path, last = name.split(".")
+    owners = [root]
+    done: list[str] = []
+    for step in path:
+        found = [item for owner in owners for item in _items(owner, step)]
+        if not found:
+            raise ValueError(f"{argument}: {_there_is(owners, done, step)}")
+        owners = found
+        done.append(step)
+    numbers = [(owner, last) for owner in owners if _is_number(getattr(owner, "__dict__", {}).get(last))]
+    if not numbers:
+        raise ValueError(f"{argument}: {_there_is(owners, done, last)}")
+    return numbers
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _inside(owner: Any) -> dict[str, Any]:
+    """What is in an object, by the steps of a name that lead there."""
+    if isinstance(owner, Mapping):
+        return dict(owner)
+    if isinstance(owner, list | tuple):
+        return {str(number): item for number, item in enumerate(owner)}
+    parts = dict(owner.named_children()) if isinstance(owner, nn.Module) else {}
+    return parts | {name: value for name, value in getattr(owner, "__dict__", {}).items() if not name.startswith("_")}
+
+
+def _items(owner: Any, step: str) -> list[Any]:
+    inside = _inside(owner)
+    if step == "*":
+        return list(inside.values())
+    return [inside[step]] if step in inside else [item for item in inside.values() if _own_name(item) == step]
+
+
+def _own_name(item: Any) -> Any:
+    return getattr(item, "name", None)
+
+
+def _there_is(owners: Iterable[Any], where: list[str], step: str) -> str:
+    """In words that a step leads nowhere, and the numbers to which others lead."""
+    names = dict.fromkeys(name for owner in owners for name in _names(owner, ".".join(where), set()))
+    return f"{'.'.join(where) or 'the task'} has no {step!r}; the numbers there are {', '.join(names) or 'none'}"
+
+
+def _names(owner: Any, where: str, seen: set[int]) -> Iterator[str]:
+    """The names of all numbers that are no counts, with `*` for the items of lists that have no name of their own."""
+    seen.add(id(owner))
+    for step, item in _inside(owner).items():
+        full = ".".join(filter(None, (where, (_own_name(item) or "*") if step.isdigit() else step)))
+        if isinstance(item, float) and hasattr(owner, "__dict__"):
+            yield full
+        elif id(item) not in seen and not isinstance(item, type):
+            yield from _names(item, full, seen)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Self, cast
 
@@ -29,7 +29,7 @@ from trainers.core.optimization import (
     parameter_groups,
     weighted_sum,
 )
-from trainers.core.schedules import Cosine, Schedule
+from trainers.core.schedules import Cosine, Schedule, numbers_at
 from vqkit import BaseQuantizer, Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
@@ -78,13 +78,17 @@ class TokenizerTask(EvaluatedTask):
             initialized from the latents of that time. Until then there are no codes to count, validation measures
             what the decoder makes of unquantized latents (`validation_unquantized/`), and the optimizer leaves the
             codebooks alone.
+        schedules: of other numbers, by their names in the parts of the tokenizer, in `objectives`, `adversary` and
+            `balancer`: `quantizer.losses.entropy.weight`, `objectives.l1.weight` (`schedules.numbers_at`). Each is set
+            before every batch to the value of its optimizer step, and logged under `schedule/`; where `*` makes a name
+            that of several, the first is logged.
         freeze: parts of the tokenizer that stay as they are, to the last bit, while the rest trains: `encoder`,
             `quantizer`, or by a longer name `decoder.layers.0`. They run in eval mode: no dropout, no statistics of
             norms and codes, no restarts. A quantizer of which anything is frozen is not initialized from data.
 
     Raises:
         ValueError: an argument is out of its range, two objectives have one name, `freeze` names what the tokenizer
-            does not have or leaves nothing to train.
+            does not have or leaves nothing to train, or there is no number of a name in `schedules`.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class TokenizerTask(EvaluatedTask):
         initialization_samples: int | None = None,
         seed: int = 0,
         pretraining_steps: int = 0,
+        schedules: Mapping[str, Schedule] | None = None,
         freeze: Sequence[str] = (),
     ) -> None:
         super().__init__(tokenizer)
@@ -137,9 +142,18 @@ class TokenizerTask(EvaluatedTask):
         self.pretraining_steps = pretraining_steps
         self.quantizer_initialized_at: int | None = None
         self._random_state: dict[str, Any] | None = None
+        self.schedules = dict(schedules or {})
+        self._scheduled = {name: self._numbers(name) for name in self.schedules}
         self.frozen = freeze
         self.keeps_quantizer = False
         self._freeze()
+
+    def _numbers(self, name: str) -> list[tuple[Any, str, float]]:
+        """The numbers of a name: who has each, as which attribute, and what is configured."""
+        others = {"objectives": self.objectives, "adversary": self.adversary, "balancer": self.balancer}
+        parts = dict(self.tokenizer.named_children()) | {key: part for key, part in others.items() if part is not None}
+        found = numbers_at(parts, name, argument=f"schedules[{name!r}]")
+        return [(owner, attribute, getattr(owner, attribute)) for owner, attribute in found]
 
     def _freeze(self) -> None:
         for name, part in self.frozen_parts().items():
@@ -401,6 +415,9 @@ class TokenizerTask(EvaluatedTask):
         for module in self.tokenizer.quantizer.modules():
             if isinstance(module, Quantizer):
                 module.auto_step = False
+        self._total_steps = self.trainer.estimated_stepping_batches
+        for schedule in self.schedules.values():
+            _check_end(schedule, self._total_steps)
         dry = getattr(self.trainer, "fast_dev_run", False)
         if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not dry:
             raise ValueError(
@@ -414,7 +431,13 @@ class TokenizerTask(EvaluatedTask):
                 self._initialize_quantizer()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Initialize the quantizer when pre-training is over."""
+        """Set what follows a schedule; initialize the quantizer when pre-training is over."""
+        for name, schedule in self.schedules.items():
+            for owner, attribute, configured in self._scheduled[name]:
+                number = schedule.value(self.trainer.global_step, configured=configured, last=self._total_steps)
+                setattr(owner, attribute, number)
+            owner, attribute, _ = self._scheduled[name][0]
+            self.log(f"schedule/{name}", getattr(owner, attribute))
         if self.quantizer_initialized_at is None and self.trainer.global_step >= self.pretraining_steps:
             self._initialize_quantizer()
 

@@ -179,6 +179,7 @@ class Tokenizer(Pretrained, nn.Module):
             data: what shall be encoded.
             wait: whether its values may be waited for, where they are on a GPU.
         """
+        check_plain("data", data)
         if self.value_range is None:
             return
         least, greatest = self.value_range
@@ -242,7 +243,6 @@ class Tokenizer(Pretrained, nn.Module):
 
 def in_dtype_of(module: nn.Module, data: Tensor) -> Tensor:
     """Floating-point data in the dtype of the module's first floating-point parameter; other data as they are."""
-    check_plain("data", data)
     if not data.is_floating_point():
         return data
     weight = next((weight for weight in module.parameters() if weight.is_floating_point()), data)

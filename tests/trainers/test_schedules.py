@@ -179,8 +179,7 @@ EXPECTED = {  # of the steps 0 to 3 of four, from what is configured
 }
 
 
-@pytest.mark.parametrize("kind", NUMBERS)
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("kind", "accumulate"), [("image", 2), ("audio", 1)])
 def test_any_number_follows_the_optimizer_steps(kind, accumulate):
     task, data = make(kind)
     numbers = numbers_of(task)
@@ -238,16 +237,16 @@ def test_a_name_that_is_not_there_is_refused_with_those_that_are(name, message):
         make_image_task(make_tokenizer(quantizer), schedules={name: Constant()})
 
 
-def examples():
-    """The examples of the guide, in YAML."""
-    return re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/runs.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("number", range(len(examples())))
-def test_examples_of_the_guide_are_read(cli, tmp_path, number):
-    asked = yaml.safe_load(examples()[number])["model"]["init_args"]
-    (tmp_path / "example.yaml").write_text(examples()[number])
-    code, output, errors = cli("fit", f"--config={tmp_path / 'example.yaml'}", "--print_config")
+def test_examples_of_the_guide_are_read(cli, tmp_path):
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/runs.md").read_text(), re.DOTALL)
+    files = [tmp_path / f"{number}.yaml" for number in range(len(examples))]
+    for file, example in zip(files, examples, strict=True):
+        file.write_text(example)
+    code, output, errors = cli("fit", *(f"--config={file}" for file in files), "--print_config")
     assert code == 0, errors
     taken = yaml.safe_load(output)["model"]["init_args"]
-    assert taken | asked == taken
+    asked = {}
+    for example in examples:
+        asked |= yaml.safe_load(example)["model"]["init_args"]
+    assert asked.keys() >= {"freeze", "schedule", "schedules"}
+    assert {name: taken[name] for name in asked} == asked

@@ -65,7 +65,7 @@ class TokenizerTask(EvaluatedTask):
             [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), sec. 2.1). 1 makes of `learning_rate` the
             `base_learning_rate` of taming-transformers; None takes learning rates as they are.
         schedule: of `learning_rate` behind the warm-up, by optimizer steps; None is half a cosine to the end of the
-            training, down to `final_learning_rate_ratio`.
+            training, down to `final_learning_rate_ratio`. Rates that it names hold for `learning_rate_batch_size` too.
         final_learning_rate_ratio: end of that cosine as a share of the peak, in [0, 1]; 1 keeps the peak. None is 0.05;
             with a `schedule` there is none.
         warmup_steps: optimizer steps of linear warm-up, whatever the schedule.

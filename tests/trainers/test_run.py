@@ -305,7 +305,7 @@ def state_of(checkpoint):
 
 
 def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
-    """At step 0, with the trained codes; its record says whence. A resumed run keeps the record, and loads nothing."""
+    """At step 0, with the trained codes; its record says whence."""
     source, new = run / "checkpoints/last.ckpt", tmp_path / "new"
     sha = hashlib.sha256(source.read_bytes()).hexdigest()
     still = {"name": "new", "init_from": run, "trainer.max_steps": 2, "model.learning_rate": 1e-30}
@@ -329,8 +329,16 @@ def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
     config = yaml.safe_load((new / "config.yaml").read_text())
     assert (config["init_from"], config["init_parts"], config["init_hash"]) == (str(run), None, sha)
 
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_the_record_of_its_first_weights_and_loads_none(cli, run, tmp_path):
+    new = tmp_path / "new"
+    options = {"name": "new", "trainer.max_steps": 2, "model.freeze": "[quantizer]"}
+    assert cli("fit", **options, init_from=run)[0] == 0
+    record = json.loads((new / "run.json").read_text())
+    sha = record["init_from"]["sha256"]
     shutil.rmtree(run)
-    on = {"name": "new", "ckpt_path": "last", "trainer.max_steps": 3, "model.freeze": "[quantizer]"}
+    on = options | {"ckpt_path": "last", "trainer.max_steps": 3}
     for options in (on, on | {"init_from": run, "trainer.max_steps": 4}):
         code, output, errors = cli("fit", **options)
         assert code == 0 and "starting from" not in output and "  init_" not in output, errors

@@ -163,6 +163,7 @@ def freeze_on_rank(rank):
     return before, {name: everything_in(part) for name, part in tokenizer.named_children()}
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_frozen_parts_as_they_are(rank_pair):
     (before, first), (_, second) = rank_pair(freeze_on_rank)
     assert_equal(first["decoder"], second["decoder"])

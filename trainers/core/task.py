@@ -32,6 +32,7 @@ from trainers.core.optimization import (
 from trainers.core.schedules import Cosine, Schedule, numbers_at
 from vqkit import BaseQuantizer, Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
+from vqkit.parts.losses import Penalty
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 
@@ -196,6 +197,9 @@ class TokenizerTask(EvaluatedTask):
         super().train(mode)
         for part in self.frozen_parts().values():
             part.eval()
+            for inner in part.modules():
+                if isinstance(inner, Penalty):  # no state, but an entropy that is summed over ranks in training alone
+                    inner.train(mode)
         return self
 
     def setup(self, stage: str) -> None:
@@ -296,7 +300,8 @@ class TokenizerTask(EvaluatedTask):
     def gradient_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each trained part, and of all of the tokenizer."""
         norms = {name: gradient_norm(part.parameters()) for name, part in self.trained_parts().items()}
-        total = torch.stack([norm for name, norm in norms.items() if name != DISCRIMINATORS]).square().sum().sqrt()
+        tokenizer = [norms[name] for name, _ in self.tokenizer.named_children() if name in norms]
+        total = torch.stack(tokenizer).square().sum().sqrt()
         return norms | {"total": total}
 
     def parts(self) -> dict[str, nn.Module]:

@@ -12,8 +12,8 @@ import csv
 import sys
 from pathlib import Path
 
+from trainers.run.folders import RECORD, identity
 from trainers.run.history import STEP, history
-from trainers.run.run import RECORD, identity
 
 
 def main() -> None:

@@ -6,9 +6,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.environments import ClusterEnvironment
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Sounds, make_adversary, make_audio_task, make_codec, make_trainer
+from tests.trainers.tiny import (
+    LIGHTNING_REMARKS,
+    Sounds,
+    Started,
+    make_adversary,
+    make_audio_task,
+    make_codec,
+    make_trainer,
+)
 from trainers.audio import MultiPeriodDiscriminator, WaveformL1
 from trainers.callbacks import BestCheckpoint, CodebookReport, Reconstructions, SaveTokenizer, WeightEMA
 from trainers.core import Adversary, Hinge, LossBalancer
@@ -245,38 +252,6 @@ def make_pair(rank, world):
     trainer = make_trainer(max_steps=2, precision="64-true", use_distributed_sampler=False, **devices)
     trainer.fit(task, datamodule=data)
     return {name: value.clone() for name, value in task.state_dict().items()}
-
-
-class Started(ClusterEnvironment):
-    """The process group of the fixture, which is there already."""
-
-    creates_processes_externally = True
-    main_address, main_port = "localhost", 0
-
-    def __init__(self, rank, world):
-        self.rank, self.world = rank, world
-
-    @staticmethod
-    def detect():
-        return True
-
-    def world_size(self):
-        return self.world
-
-    def set_world_size(self, size):
-        assert size == self.world
-
-    def global_rank(self):
-        return self.rank
-
-    def set_global_rank(self, rank):
-        assert rank == self.rank
-
-    def local_rank(self):
-        return self.rank
-
-    def node_rank(self):
-        return 0
 
 
 def test_two_processes_are_one_with_the_joined_batch(rank_pair):

@@ -141,9 +141,12 @@ def test_cosine_is_flat_at_both_ends():
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("tokenizer.quantizer.temprature", "Quantizer has no 'temprature'; its numbers are .*codebook_size"),
-        ("tokenizer.quantizer.method", "is 'ema': expected a number"),
-        ("nowhere.at_all", "ImageTokenizerTask has no 'nowhere'"),
+        (
+            "tokenizer.quantizer.temprature",
+            r"quantizer has no 'temprature'; .*losses\.commitment\.weight",
+        ),
+        ("tokenizer.quantizer.method", r"tokenizer\.quantizer has no 'method'; the numbers"),
+        ("nowhere.at_all", "the task has no 'nowhere'; the numbers there are .*learning_rate"),
     ],
 )
 def test_a_schedule_of_nothing_stops_before_the_first_batch(attribute, message):

@@ -190,6 +190,8 @@ def test_a_run_goes_on_without_the_file_that_its_codebook_came_from(cli, tmp_pat
         assert code == 0, errors
     code, _, errors = cli("fit", name="new", **options)
     assert code == 2 and "features.safetensors" in errors
+    code, _, errors = cli("fit", name="new", init_from=tmp_path / "run", **options)
+    assert code == 0, errors
 
 
 # ---------------------------------------------------------------------- what it says

@@ -142,9 +142,13 @@ def test_a_config_lies_over_its_base(tmp_path):
     )
     (tmp_path / "own.yaml").write_text(
         "base: base.yaml\nmodel.init_args.y: [3]\ndata: {class_path: C}\ntrainer.max_steps: 2\n"
+        "model.init_args.schedules: {part.weight: {class_path: D}}\n"
     )
     assert read_config(tmp_path / "own.yaml") == {
-        "model": {"class_path": "A", "init_args": {"x": 1, "y": [3]}},
+        "model": {
+            "class_path": "A",
+            "init_args": {"x": 1, "y": [3], "schedules": {"part.weight": {"class_path": "D"}}},
+        },
         "data": {"class_path": "C"},
         "name": "base",
         "trainer": {"max_steps": 2},

@@ -1,5 +1,6 @@
 """What a run is: one id, one choice of weights, a folder that nothing replaces unasked, and settings that are used."""
 
+import hashlib
 import json
 import runpy
 import shutil
@@ -14,9 +15,12 @@ from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
 from tests.trainers.conftest import ROOT, TINY
+from tests.trainers.tiny import Images, make_image_task, make_trainer
 from trainers.run.cli import main
-from trainers.run.run import identity
-from vqkit import Tokenizer, TokenShards, codebook_hash
+from trainers.run.folders import identity
+from trainers.run.origin import Origin
+from trainers.run.run import Run
+from vqkit import Quantizer, RotationTrick, Tokenizer, TokenShards, codebook_hash
 
 
 @pytest.fixture(scope="module")
@@ -328,3 +332,131 @@ def test_the_log_is_of_this_run_alone(tmp_path, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "scripts/export_log.py"), run_name="__main__")
         assert said in capsys.readouterr().err
         assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + rows
+
+
+# ---------------------------------------------------------------------- a new run from trained weights
+
+
+def state_of(checkpoint):
+    """The tokenizer's weights: the average, which measures and saved tokenizers use."""
+    return {name: value for name, value in loaded(checkpoint)["state_dict"].items() if name.startswith("tokenizer.")}
+
+
+def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
+    """At step 0, with the trained codes; its record says whence."""
+    source, new = run / "checkpoints/last.ckpt", tmp_path / "new"
+    sha = hashlib.sha256(source.read_bytes()).hexdigest()
+    still = {"name": "new", "init_from": run, "trainer.max_steps": 2, "model.learning_rate": 1e-30}
+    code, output, errors = cli("fit", **still, **{"model.freeze": "[quantizer]"})
+    assert code == 0, errors
+    assert f"starting from all parts of {source}, step 3 of run {identity(run)}, SHA-256 {sha}\n" in output
+    assert "initializing the quantizer" not in output and "; frozen: quantizer\n" in output
+    before, after = state_of(source), state_of(new / "checkpoints/last.ckpt")
+    for name, value in before.items():
+        assert torch.equal(after[name], value) if isinstance(value, torch.Tensor) else after[name] == value, name
+    assert loaded(new / "checkpoints/last.ckpt")["global_step"] == 2
+    record = json.loads((new / "run.json").read_text())
+    assert record["id"] == identity(new) != identity(run)
+    assert record["init_from"] == {
+        "file": str(source),
+        "sha256": sha,
+        "parts": None,
+        "run": identity(run),
+        "step": 3,
+    }
+    config = yaml.safe_load((new / "config.yaml").read_text())
+    assert (config["init_from"], config["init_parts"], config["init_hash"]) == (str(run), None, sha)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_the_record_of_its_first_weights_and_loads_none(cli, run, tmp_path):
+    new = tmp_path / "new"
+    options = {"name": "new", "trainer.max_steps": 2, "model.freeze": "[quantizer]"}
+    assert cli("fit", **options, init_from=run)[0] == 0
+    record = json.loads((new / "run.json").read_text())
+    sha = record["init_from"]["sha256"]
+    shutil.rmtree(run)
+    on = options | {"ckpt_path": "last", "trainer.max_steps": 3}
+    for options in (on, on | {"init_from": run, "trainer.max_steps": 4}):
+        code, output, errors = cli("fit", **options)
+        assert code == 0 and "starting from" not in output and "  init_" not in output, errors
+        assert yaml.safe_load((new / "config.yaml").read_text())["init_hash"] == sha
+        assert json.loads((new / "run.json").read_text()) == record
+    code, _, errors = cli("fit", **on, init_from=new)
+    assert code == 2 and "starts a new run, and --ckpt_path last goes on with one" in errors
+
+
+def test_each_kind_of_weights_is_found(finished):
+    files = {
+        "": "checkpoints/last.ckpt",
+        ":best": "checkpoints/best.ckpt",
+        "/checkpoints/best.ckpt": "checkpoints/best.ckpt",
+        "/tokenizer": "tokenizer/model.safetensors",
+    }
+    for end, file in files.items():
+        origin = Origin.of(f"{finished}{end}")
+        assert (origin.file, origin.run, origin.step) == (finished / file, identity(finished), 3)
+        task = make_image_task(saved(finished, codebook_size=32))
+        origin.load(task)
+        assert task.keeps_quantizer
+        expected = load_file(finished / "tokenizer/model.safetensors")
+        assert torch.equal(task.tokenizer.quantizer.codebook.vectors, expected["quantizer.codebook.vectors"])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*is deprecated, use `isinstance")
+@pytest.mark.parametrize("parts", [["encoder"], ["encoder", "quantizer"]])
+def test_only_the_parts_that_are_named_are_taken(finished, parts):
+    """A quantizer that is not among them is initialized from data."""
+    task = make_image_task(saved(finished, codebook_size=32), learning_rate=1e-30)
+    for part in (task.tokenizer.encoder, task.tokenizer.decoder):
+        torch.nn.init.constant_(next(part.parameters()), 0.5)
+    before = load_file(finished / "tokenizer/model.safetensors")
+    changed = {name: value.clone() for name, value in task.tokenizer.decoder.state_dict().items()}
+    Origin.of(str(finished), parts=parts).load(task)
+    initialized = []
+    task.tokenizer.initialize = lambda *_, **__: initialized.append(True)
+    make_trainer(max_steps=1).fit(task, datamodule=Images(4))
+    assert initialized == [True][: "quantizer" not in parts]
+    for name, value in task.tokenizer.encoder.state_dict().items():
+        assert torch.equal(value, before[f"encoder.{name}"]), name
+    for name, value in changed.items():
+        assert torch.equal(task.tokenizer.decoder.state_dict()[name], value), name
+
+
+def saved(finished, **quantizer):
+    """The tokenizer of the run, with another quantizer."""
+    tokenizer = Tokenizer.from_pretrained(finished / "tokenizer")
+    return Tokenizer(tokenizer.encoder, Quantizer("ema", dim=32, channel_dim=1, **quantizer), tokenizer.decoder)
+
+
+@pytest.mark.parametrize("end", ["", "/tokenizer"])
+def test_weights_that_do_not_fit_are_refused_with_the_names(finished, end):
+    origin = Origin.of(f"{finished}{end}")
+    with pytest.raises(ValueError, match=r"\.codebook\.pending_counts is \(32,\) there and \(64,\) here, "):
+        origin.load(make_image_task(saved(finished, codebook_size=64)))
+    with pytest.raises(ValueError, match=r"tokenizer\.quantizer\.init_args\.normalize is False, not True"):
+        origin.load(make_image_task(saved(finished, codebook_size=32, normalize=True)))
+    with pytest.raises(ValueError, match=r"pretraining_steps=1: .* has it initialized; set pretraining_steps to 0"):
+        origin.load(make_image_task(saved(finished, codebook_size=32), pretraining_steps=1))
+    origin.load(make_image_task(saved(finished, codebook_size=32, estimator=RotationTrick())))
+    part = Origin.of(f"{finished}{end}", parts=["encodr"])
+    with pytest.raises(ValueError, match=r"init_parts=\['encodr'\]: tokenizer has no part 'encodr'"):
+        part.load(make_image_task(saved(finished, codebook_size=32)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"init_from": "nowhere"},
+            r"init_from='nowhere': expected the folder of a run \(runs/mine, or ",
+        ),
+        ({"init_from": "RUN", "init_hash": "0a"}, "init_hash='0a': .*/checkpoints/last.ckpt has [0-9a-f]{64}; it was"),
+        ({"init_parts": ["encoder"]}, r"init_parts=\['encoder'\], init_hash=None: of which weights\? Give --init_from"),
+    ],
+)
+def test_weights_that_are_not_there_are_refused(finished, options, message):
+    options = {name: str(finished) if value == "RUN" else value for name, value in options.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Run.of("fit", runs="runs", name="new", project="vqkit", ckpt_path=None, dry=True, **options)

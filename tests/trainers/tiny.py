@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -192,3 +193,35 @@ class Sounds(LightningDataModule):
 
     def initialization_dataloader(self):
         return self.train_dataloader()
+
+
+class Started(ClusterEnvironment):
+    """The process group of the fixture, which is there already."""
+
+    creates_processes_externally = True
+    main_address, main_port = "localhost", 0
+
+    def __init__(self, rank, world):
+        self.rank, self.world = rank, world
+
+    @staticmethod
+    def detect():
+        return True
+
+    def world_size(self):
+        return self.world
+
+    def set_world_size(self, size):
+        assert size == self.world
+
+    def global_rank(self):
+        return self.rank
+
+    def set_global_rank(self, rank):
+        assert rank == self.rank
+
+    def local_rank(self):
+        return self.rank
+
+    def node_rank(self):
+        return 0

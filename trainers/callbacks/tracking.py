@@ -258,7 +258,7 @@ def _tags(task: TokenizerTask) -> list[str]:
 
 
 def _sizes(task: TokenizerTask) -> dict[str, Any]:
-    parts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in task.trained_parts().items()}
+    parts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in task.parts().items()}
     sizes = task.tokenizer.quantizer.codebook_sizes
     rate = {"kbps": task.tokenizer.kbps} if isinstance(task.tokenizer, AudioTokenizer) else {}
     return {

@@ -22,4 +22,10 @@ from trainers.core.regularization import BalancedConsistency as BalancedConsiste
 from trainers.core.regularization import LeCAM as LeCAM
 from trainers.core.regularization import Regularizer as Regularizer
 from trainers.core.regularization import Turn as Turn
+from trainers.core.schedules import Constant as Constant
+from trainers.core.schedules import Cosine as Cosine
+from trainers.core.schedules import EntropyAnnealing as EntropyAnnealing
+from trainers.core.schedules import Linear as Linear
+from trainers.core.schedules import Schedule as Schedule
+from trainers.core.schedules import StepDrops as StepDrops
 from trainers.core.task import TokenizerTask as TokenizerTask

@@ -205,18 +205,19 @@ def check_same_tokenizer(saved: Mapping[str, Any] | None, tokenizer: Tokenizer, 
             check_same_parts(computed_formerly(asked) if saved is None else migrated(saved), asked)
 
 
-def check_same_parts(saved: Any, asked: Any) -> None:
+def check_same_parts(saved: Any, asked: Any, where: str = "tokenizer") -> None:
     """Refuse the checkpoint of a tokenizer with other parts, whose weights may fit all the same.
 
     Args:
         saved: what `described` said when the checkpoint was written, in today's terms (`migrated`).
         asked: of the tokenizer that takes the weights. Arguments that one of the two lacks, and numbers but the epsilon
             of norms, may differ.
+        where: of both in the task, for the message.
 
     Raises:
         ValueError: a class, a method or another word differs; the message names it, and the arguments to give.
     """
-    found = list(_differences(saved, asked, "tokenizer"))
+    found = list(_differences(saved, asked, where))
     if not found:
         return
     where, one, other = found[0]

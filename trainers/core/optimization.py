@@ -1,8 +1,7 @@
 """What the optimizer moves and how fast: groups of parameters, the schedule, and norms of gradients."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,30 @@ DISCRIMINATORS = "discriminators"
 
 OBJECTIVES = "objectives"
 """The same for what objectives train."""
+
+
+def named_parts(tokenizer: Tokenizer, names: Sequence[str], *, argument: str) -> dict[str, nn.Module]:
+    """Parts of a tokenizer by their dotted names, such as `decoder` or `decoder.layers.0`.
+
+    Args:
+        tokenizer: that has them.
+        names: of modules in it, at any depth.
+        argument: that asks, for the message.
+
+    Raises:
+        ValueError: there is no such part; the message names those that there are.
+    """
+    parts: dict[str, nn.Module] = {}
+    for name in names:
+        part, where = cast(nn.Module, tokenizer), "tokenizer"
+        for step in name.split("."):
+            inner = dict(part.named_children())
+            if step not in inner:
+                known = ", ".join(inner) or "none"
+                raise ValueError(f"{argument}={list(names)}: {where} has no part {step!r}; its parts are {known}")
+            part, where = inner[step], f"{where}.{step}"
+        parts[name] = part
+    return parts
 
 
 def parameter_groups(tokenizer: Tokenizer, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -73,14 +96,6 @@ def codebook_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     for part in module.modules():
         if isinstance(part, Codebook):
             yield from part.parameters()
-
-
-def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final_ratio: float) -> float:
-    """Share of the peak learning rate at an optimizer step, counted from 0: a line up, then half a cosine down."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final_ratio + (1 - final_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning import LightningModule
@@ -26,13 +26,15 @@ from trainers.core.optimization import (
     discriminator_group,
     gradient_norm,
     gradient_norm_at,
+    named_parts,
     objective_group,
     parameter_groups,
-    warmup_cosine,
     weighted_sum,
 )
-from vqkit import Quantizer, Tokenizer, without_quantization
+from trainers.core.schedules import Cosine, Schedule, numbers_at
+from vqkit import BaseQuantizer, Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
+from vqkit.parts.losses import Penalty
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 
@@ -64,8 +66,15 @@ class TokenizerTask(EvaluatedTask):
             shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
             None sums them. The quantizer's loss stays outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
-        final_learning_rate_ratio: end of the cosine as a share of the peak, in [0, 1]; 1 keeps the peak.
-        warmup_steps: optimizer steps of linear warm-up.
+        learning_rate_batch_size: samples in an optimizer step, over all devices and accumulated batches, for which
+            learning rates hold: they grow with those that there are (Goyal et al. 2017,
+            [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), sec. 2.1). 1 makes of `learning_rate` the
+            `base_learning_rate` of taming-transformers; None takes learning rates as they are.
+        schedule: of `learning_rate` behind the warm-up, by optimizer steps; None is half a cosine to the end of the
+            training, down to `final_learning_rate_ratio`. Rates that it names hold for `learning_rate_batch_size` too.
+        final_learning_rate_ratio: end of that cosine as a share of the peak, in [0, 1]; 1 keeps the peak. None is 0.05;
+            with a `schedule` there is none.
+        warmup_steps: optimizer steps of linear warm-up, whatever the schedule.
         weight_decay: of the generator's matrices and kernels; codebooks, gains, biases and norms have none,
             discriminators their own.
         betas: of AdamW.
@@ -75,10 +84,18 @@ class TokenizerTask(EvaluatedTask):
             initialized from the latents of that time. Until then there are no codes to count, validation measures
             what the decoder makes of unquantized latents (`validation_unquantized/`), and the optimizer leaves the
             codebooks alone.
+        schedules: of other numbers, by their names in the parts of the tokenizer, in `objectives`, `adversary` and
+            `balancer`: `quantizer.losses.entropy.weight`, `objectives.l1.weight` (`schedules.numbers_at`). Each is set
+            before every batch to the value of its optimizer step, and logged under `schedule/`; where `*` makes a name
+            that of several, the first is logged.
+        freeze: parts of the tokenizer that stay as they are, to the last bit, while the rest trains: `encoder`,
+            `quantizer`, or by a longer name `decoder.layers.0`. They run in eval mode: no dropout, no statistics of
+            norms and codes, no restarts. A quantizer of which anything is frozen is not initialized from data.
 
     Raises:
-        ValueError: an argument is out of its range, two objectives have one name, or an objective has parameters and
-            there is a balancer.
+        ValueError: an argument is out of its range, two objectives have one name, an objective has parameters and there
+            is a balancer, `freeze` names what the tokenizer does not have or leaves nothing to train, or there is no
+            number of a name in `schedules`.
     """
 
     def __init__(
@@ -89,20 +106,29 @@ class TokenizerTask(EvaluatedTask):
         adversary: Adversary | None = None,
         balancer: Balancer | None = None,
         learning_rate: float = 3e-4,
-        final_learning_rate_ratio: float = 0.05,
+        learning_rate_batch_size: int | None = None,
+        schedule: Schedule | None = None,
+        final_learning_rate_ratio: float | None = None,
         warmup_steps: int = 100,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
         initialization_samples: int | None = None,
         seed: int = 0,
         pretraining_steps: int = 0,
+        schedules: Mapping[str, Schedule] | None = None,
+        freeze: Sequence[str] = (),
     ) -> None:
         super().__init__(tokenizer)
         if not learning_rate > 0:
             raise ValueError(f"learning_rate={learning_rate}: expected a positive number, such as 1e-3")
-        if not 0 <= final_learning_rate_ratio <= 1:
+        if learning_rate_batch_size is not None and learning_rate_batch_size < 1:
             raise ValueError(
-                f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1]"
+                f"learning_rate_batch_size={learning_rate_batch_size}: expected samples, 1 or more, or null"
+            )
+        if final_learning_rate_ratio is not None and (schedule is not None or not 0 <= final_learning_rate_ratio <= 1):
+            raise ValueError(
+                f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1], and "
+                "null where there is a schedule, which has its own end"
             )
         for name, steps in (("warmup_steps", warmup_steps), ("pretraining_steps", pretraining_steps)):
             if steps < 0:
@@ -117,7 +143,9 @@ class TokenizerTask(EvaluatedTask):
         self.adversary = adversary
         self.balancer = balancer
         self.learning_rate = learning_rate
-        self.final_learning_rate_ratio = final_learning_rate_ratio
+        self.learning_rate_batch_size = learning_rate_batch_size
+        ratio = 0.05 if final_learning_rate_ratio is None else final_learning_rate_ratio
+        self.schedule = Cosine(ratio * learning_rate) if schedule is None else schedule
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.betas = betas
@@ -126,6 +154,64 @@ class TokenizerTask(EvaluatedTask):
         self.pretraining_steps = pretraining_steps
         self.quantizer_initialized_at: int | None = None
         self._random_state: dict[str, Any] | None = None
+        self.schedules = dict(schedules or {})
+        self._scheduled = {name: self._numbers(name) for name in self.schedules}
+        self.frozen = freeze
+        self.keeps_quantizer = False
+        self._freeze()
+
+    def _numbers(self, name: str) -> list[tuple[Any, str, float]]:
+        """The numbers of a name: who has each, as which attribute, and what is configured."""
+        others = {"objectives": self.objectives, "adversary": self.adversary, "balancer": self.balancer}
+        parts = dict(self.tokenizer.named_children()) | {key: part for key, part in others.items() if part is not None}
+        found = numbers_at(parts, name, argument=f"schedules[{name!r}]")
+        return [(owner, attribute, getattr(owner, attribute)) for owner, attribute in found]
+
+    def _freeze(self) -> None:
+        for name, part in self.frozen_parts().items():
+            if name.startswith("quantizer.") and not any(isinstance(inner, BaseQuantizer) for inner in part.modules()):
+                owner = name.rpartition(".")[0]
+                raise ValueError(
+                    f"freeze={list(self.frozen)}: {name} moves with {owner}; freeze {owner}, the whole of it"
+                )
+            part.requires_grad_(False)
+        self.train(self.training)
+        if any(name.partition(".")[0] == "quantizer" for name in self.frozen):
+            self.keep_quantizer("freeze keeps it as it is")
+        if self.frozen and not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
+            sizes = {name: sum(map(Tensor.numel, part.parameters())) for name, part in self.tokenizer.named_children()}
+            there = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
+            raise ValueError(f"freeze={list(self.frozen)} leaves no parameters to train of {there}: name less")
+
+    def keep_quantizer(self, reason: str) -> None:
+        """Do not initialize the quantizer from data.
+
+        Args:
+            reason: for the message.
+
+        Raises:
+            ValueError: it would have to be, because there is a time without quantization before.
+        """
+        if self.pretraining_steps:
+            raise ValueError(
+                f"pretraining_steps={self.pretraining_steps}: the quantizer would be initialized after them, but "
+                f"{reason}; set pretraining_steps to 0"
+            )
+        self.keeps_quantizer = True
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """What `freeze` names."""
+        return named_parts(self.tokenizer, self.frozen, argument="freeze")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules; frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self.frozen_parts().values():
+            part.eval()
+            for inner in part.modules():
+                if isinstance(inner, Penalty):  # no state, but an entropy that is summed over ranks in training alone
+                    inner.train(mode)
+        return self
 
     def setup(self, stage: str) -> None:
         """Refuse a precision and a decoder that the balancer cannot work with."""
@@ -210,7 +296,8 @@ class TokenizerTask(EvaluatedTask):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
         super().optimizer_step(*args, **kwargs)
-        self.tokenizer.quantizer.step()
+        if "quantizer" not in self.frozen:
+            self.tokenizer.quantizer.step()
         if self.adversary is not None:
             self.adversary.fold()
 
@@ -232,15 +319,20 @@ class TokenizerTask(EvaluatedTask):
     def gradient_norms(self) -> dict[str, Tensor]:
         """The norm of the gradient of each trained part, and of all of the tokenizer."""
         norms = {name: gradient_norm(part.parameters()) for name, part in self.trained_parts().items()}
-        total = torch.stack([norms[name] for name, _ in self.tokenizer.named_children()]).square().sum().sqrt()
+        tokenizer = [norms[name] for name, _ in self.tokenizer.named_children() if name in norms]
+        total = torch.stack(tokenizer).square().sum().sqrt()
         return norms | {"total": total}
 
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """What the optimizer moves, by name: the parts of the tokenizer, objectives, and the discriminators."""
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts of the tokenizer by name, objectives with parameters, and the discriminators."""
         parts: dict[str, nn.Module] = dict(self.tokenizer.named_children())
         if objective_group(self.objectives):
             parts[OBJECTIVES] = self.objectives
         return parts if self.adversary is None else parts | {DISCRIMINATORS: self.adversary}
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Those of `parts` that training moves."""
+        return {name: part for name, part in self.parts().items() if name not in self.frozen}
 
     @property
     def logs_this_step(self) -> bool:
@@ -248,13 +340,27 @@ class TokenizerTask(EvaluatedTask):
         return (self.trainer.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 1) == 0
 
     def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and a cosine, one scheduler step for each optimizer step."""
+        """AdamW with linear warm-up and the schedule, one scheduler step for each optimizer step."""
         total_steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total_steps):
-            raise ValueError("the cosine schedule needs an end: set trainer.max_steps or trainer.max_epochs")
-        optimizer = AdamW(self.parameter_groups(), lr=self.learning_rate, betas=self.betas)
-        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, int(total_steps)))
+        _check_end(self.schedule, total_steps)
+        groups = self.parameter_groups()
+        scale = self.learning_rate_scale()
+        for group in groups:
+            group["lr"] = scale * group.get("lr", self.learning_rate)
+        optimizer = AdamW(groups, betas=self.betas)
+        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def learning_rate_scale(self) -> float:
+        """Samples in an optimizer step for each one of `learning_rate_batch_size`."""
+        if self.learning_rate_batch_size is None:
+            return 1.0
+        data: Any = getattr(self.trainer, "datamodule", None)
+        batch_size = getattr(data, "batch_size", None)
+        if batch_size is None:
+            raise ValueError("learning_rate_batch_size is given, but the data have no batch_size: scale learning_rate")
+        samples = self.trainer.world_size * batch_size * self.trainer.accumulate_grad_batches
+        return float(samples / self.learning_rate_batch_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of the tokenizer and the objectives, and one of the discriminators with their own rate and betas."""
@@ -265,10 +371,12 @@ class TokenizerTask(EvaluatedTask):
             return groups
         return [*groups, discriminator_group(self.adversary, learning_rate=self.learning_rate)]
 
-    def learning_rate_factor(self, step: int, total_steps: int) -> float:
-        """Share of the peak learning rate at an optimizer step, counted from 0."""
-        steps = {"total_steps": total_steps, "warmup_steps": self.warmup_steps}
-        return warmup_cosine(step, final_ratio=self.final_learning_rate_ratio, **steps)
+    def learning_rate_factor(self, step: int, total_steps: float) -> float:
+        """Share of the peak learning rate at an optimizer step, counted from 0: a line up, then the schedule."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        rate = self.schedule.value(step, configured=self.learning_rate, first=self.warmup_steps, last=total_steps)
+        return rate / self.learning_rate
 
     def configure_gradient_clipping(
         self,
@@ -331,10 +439,13 @@ class TokenizerTask(EvaluatedTask):
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def on_fit_start(self) -> None:
-        """Take over the optimizer boundary, and initialize the quantizer from data unless a checkpoint was loaded."""
+        """Take over the optimizer boundary, and initialize the quantizer from data unless it is kept or resumed."""
         for module in self.tokenizer.quantizer.modules():
             if isinstance(module, Quantizer):
                 module.auto_step = False
+        self._total_steps = self.trainer.estimated_stepping_batches
+        for schedule in self.schedules.values():
+            _check_end(schedule, self._total_steps)
         dry = getattr(self.trainer, "fast_dev_run", False)
         if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not dry:
             raise ValueError(
@@ -343,12 +454,18 @@ class TokenizerTask(EvaluatedTask):
                 "pretraining_steps (0 for none), or raise trainer.max_steps"
             )
         if self.trainer.ckpt_path is None:
-            self.quantizer_initialized_at = None
-            if not self.pretraining_steps:
+            self.quantizer_initialized_at = 0 if self.keeps_quantizer else None
+            if not self.pretraining_steps and not self.keeps_quantizer:
                 self._initialize_quantizer()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Initialize the quantizer when pre-training is over."""
+        """Set what follows a schedule; initialize the quantizer when pre-training is over."""
+        for name, schedule in self.schedules.items():
+            for owner, attribute, configured in self._scheduled[name]:
+                number = schedule.value(self.trainer.global_step, configured=configured, last=self._total_steps)
+                setattr(owner, attribute, number)
+            owner, attribute, _ = self._scheduled[name][0]
+            self.log(f"schedule/{name}", getattr(owner, attribute))
         if self.quantizer_initialized_at is None and self.trainer.global_step >= self.pretraining_steps:
             self._initialize_quantizer()
 
@@ -369,6 +486,14 @@ class TokenizerTask(EvaluatedTask):
 def task_of(module: LightningModule) -> TokenizerTask:
     """The task that Lightning hands to a callback as any module."""
     return cast(TokenizerTask, module)
+
+
+def _check_end(schedule: Schedule, total_steps: float) -> None:
+    if schedule.needs_end and not math.isfinite(total_steps):
+        raise ValueError(
+            f"a {type(schedule).__name__} schedule without steps needs an end: set trainer.max_steps or "
+            "trainer.max_epochs, or its steps"
+        )
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

@@ -15,7 +15,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The content of a configuration file, laid over that of its base.
 
     Mappings are merged key by key; a list, a value, or the arguments of another `class_path` replace those of the base.
-    In a file with a base, a key with dots stands for the mappings that it names.
+    In a file with a base, a key with dots stands for the mappings that it names, but for the names of `schedules`.
 
     Args:
         path: of a YAML file.
@@ -33,16 +33,16 @@ def _with_base(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return _merged(read_config(folder / own.pop("base")), own)
 
 
-def _merged(base: Any, own: Any) -> Any:
+def _merged(base: Any, own: Any, *, dotted: bool = True) -> Any:
     if not isinstance(base, Mapping) or not isinstance(own, Mapping):
         return own
     if own.get("class_path", base.get("class_path")) != base.get("class_path"):
         return own
     merged = dict(base)
     for keys, value in own.items():
-        key, _, inner = keys.partition(".")
+        key, _, inner = keys.partition(".") if dotted else (keys, "", "")
         value = {inner: value} if inner else value
-        merged[key] = _merged(merged.get(key, {}), value)
+        merged[key] = _merged(merged.get(key, {}), value, dotted=key != "schedules")
     return merged
 
 

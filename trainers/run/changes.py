@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-SETTLED = ("seed_everything",)
-"""What a resumed run cannot change: it goes on with the random numbers of its checkpoint."""
+FROZEN = "model.init_args.freeze"
+SETTLED = ("seed_everything", FROZEN)
+"""What a resumed run cannot change: it goes on with the random numbers and the moments of its checkpoint."""
 SETTLED_BY_DATA = tuple(f"model.init_args.{name}" for name in ("seed", "initialization_samples", "pretraining_steps"))
 """Nor these, once the quantizer is initialized."""
 PLACES = ("name", "runs", "project")
@@ -29,7 +30,9 @@ def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialize
         if old.get(name) != new.get(name) and name not in PLACES
     }
     settled = SETTLED + SETTLED_BY_DATA if initialized else SETTLED
-    if refused := [found[name] for name in settled if name in found and name in old]:
+    # Runs of earlier versions froze nothing, and recorded nothing of it.
+    known = {name for name in found if name in old or (name.startswith(FROZEN) and new.get(name) != [])}
+    if refused := [line for name, line in found.items() if name in known and name.startswith(settled)]:
         raise ValueError(
             f"{'; '.join(refused)}: settled when training began; leave it as it was, or start anew under another "
             "--name, without --ckpt_path"

@@ -37,8 +37,9 @@ from trainers.run import bases
 from trainers.run.changes import changes
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
+from trainers.run.folders import CONFIG, folder_of
 from trainers.run.migration import renamed_overlay
-from trainers.run.run import CONFIG, Run, folder_of
+from trainers.run.run import Run
 from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger, finish
@@ -53,6 +54,9 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders divide their samples among the ranks themselves
     "enable_model_summary": False,
 }
+
+INIT = ("init_from", "init_parts", "init_hash")
+"""Arguments that say what weights a new run begins with."""
 
 
 class UserError(Exception):
@@ -109,6 +113,17 @@ class TokenizerCLI(LightningCLI):
             help="What takes the place of each quantizer, with its dim, number of codes and layout: "
             f"{', '.join(WORDS)}.",
         )
+        where = "run folder (RUN, RUN:best), .ckpt file or saved tokenizer"
+        for name, kind, what in (
+            ("init_from", str | None, f"Trained weights that a new fit starts from, at step 0: {where}."),
+            (
+                "init_parts",
+                list[str] | None,
+                "Parts of the tokenizer that are taken, such as [encoder]; default: all.",
+            ),
+            ("init_hash", str | None, "SHA-256 that the file of --init_from must have; config.yaml records it."),
+        ):
+            parser.add_argument(f"--{name}", type=kind, default=None, help=what)
         for key, callback in (
             ("codebook_report", CodebookReport),
             ("reconstructions", Reconstructions),
@@ -164,33 +179,47 @@ class TokenizerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find the run's folder and checkpoint."""
-        asked = {key: self._get(self.config, key) for key in ("runs", "name", "project", "ckpt_path")}
+        keys = ("runs", "name", "project", "ckpt_path", *INIT)
+        asked = {key: self._get(self.config, key) for key in keys}
         dry = bool(self._get(self.config, "trainer")["fast_dev_run"])
         try:
             self.run = Run.of(
                 str(self.subcommand), **asked, overwrite=self._get(self.config, "overwrite", default=False), dry=dry
             )
-            self.changes = self._changes() if self.subcommand == TrainerFn.FITTING else []
+            self.changes = self._settle() if self.subcommand == TrainerFn.FITTING else []
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         self.save_config_kwargs = {**self.save_config_kwargs, "run": self.run}
 
-    def _changes(self) -> list[str]:
-        """How a resumed run differs from what its `config.yaml` records."""
-        home = folder_of(self.run.checkpoint) if self.run.checkpoint else None
-        if home is None or self.run.progress is None or not (home / CONFIG).is_file():
+    def _settle(self) -> list[str]:
+        """Complete what is recorded of the weights that a run began with; how a resumed one differs from its record."""
+        asked = self.config["fit"]
+        if self.run.checkpoint is None:
+            asked["init_hash"] = self.run.origin and self.run.origin.hash
             return []
-        asked = self._parser("fit").dump(recorded(self.config["fit"]), skip_none=False)
-        old, new = (get_loader("yaml")(text) for text in ((home / CONFIG).read_text(), asked))
-        return changes(old, new, initialized=self.run.progress.initialized)
+        home = folder_of(self.run.checkpoint)
+        record = home / CONFIG if home and (home / CONFIG).is_file() else None
+        old = get_loader("yaml")(record.read_text()) if record else {}
+        for name in INIT:
+            if asked[name] not in (None, old.get(name)):
+                raise ValueError(
+                    f"{name}={asked[name]!r} starts a new run, and --ckpt_path {asked['ckpt_path']} goes on with one "
+                    f"({name}={old.get(name)!r}) whose weights are in its checkpoint: give one of the two"
+                )
+            asked[name] = old.get(name)
+        new = get_loader("yaml")(self._parser("fit").dump(recorded(asked), skip_none=False))
+        return changes(old, new, initialized=self.run.progress.initialized) if record and self.run.progress else []
 
     def instantiate_classes(self) -> None:
         """Build everything; parts that do not fit are found here, before any data are read."""
         # A run may be taken up where the file of its first codebook is gone: the checkpoint has what was in it.
-        filled = weights_follow() if self.run.checkpoint else nullcontext()
+        origin = self.run.origin
+        filled = weights_follow() if self.run.checkpoint or (origin and origin.parts is None) else nullcontext()
         try:
             with filled:
                 super().instantiate_classes()
+            if origin is not None:
+                origin.load(self.model)
             self.model.run_id = self.run.id if self.subcommand == TrainerFn.FITTING else self.run.weights_run
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(explain(str(error))) from error
@@ -348,18 +377,21 @@ class TokenizerCLI(LightningCLI):
 
     def _announce(self, describe: str) -> None:
         tokenizer = self.model.tokenizer
-        parts = {name: part.parameters() for name, part in self.model.trained_parts().items()}
+        parts = {name: part.parameters() for name, part in self.model.parts().items()}
         sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
         listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
         codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
         if isinstance(tokenizer, AudioTokenizer):
             codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
-        _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}")
+        frozen = f"; frozen: {', '.join(self.model.frozen)}" if self.model.frozen else ""
+        _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}{frozen}")
         if hasattr(self.datamodule, describe):  # a data module of one's own need not have it
             try:
                 _say(getattr(self.datamodule, describe)())
             except ValueError as error:
                 raise UserError(str(error)) from error
+        if self.run.origin:
+            _say(f"starting from {self.run.origin}")
         if self.run.progress:
             verb = "resuming from" if self.subcommand == TrainerFn.FITTING else "weights of"
             source = f"step {self.run.progress.step} of run {self.run.weights_run or 'unknown'}"
@@ -445,6 +477,7 @@ def _quiet() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
         r"The number of training batches .* is smaller than the logging interval",  # steps are counted across epochs
         r"Total length of `EvaluationLoader` across ranks is zero",  # everything is predicted already, as we say
+        r"Found \d+ module\(s\) in eval mode",  # `freeze` puts them there
         r"Checkpoint directory .* exists and is not empty",  # said in our words before fit
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, get_loader
 
 from trainers.core.checkpoints import Progress, read_checkpoint, save_tokenizer, saved_tokenizer, tokenizer_state
-from trainers.run.run import CONFIG, find_checkpoint, folder_of, identity
+from trainers.run.folders import CONFIG, find_checkpoint, folder_of, identity
 from vqkit import Tokenizer
 from vqkit.saving.config import weights_follow
 from vqkit.saving.files import named, read_json

@@ -1,8 +1,8 @@
 """What a run is: an id, a name, a folder in which everything lies that it writes, and the weights it starts from."""
 
-import hashlib
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import Any, Self
 from lightning.pytorch.trainer.states import TrainerFn
 
 from trainers.core.checkpoints import Progress, read_checkpoint
-from vqkit.saving.annotations import fits
+from trainers.run.folders import CONFIG, RECORD, find_checkpoint, folder_of, identity
+from trainers.run.origin import Origin
 from vqkit.saving.files import named, read_json, write_json
 from vqkit.version import __version__
 
-RECORD = "run.json"
-CONFIG = "config.yaml"
 OUTPUTS = ("checkpoints", "tokenizer", "tokens", "metrics.json")
 """What makes a folder that of an earlier run, which nothing may replace unasked."""
 SIDE_OUTPUTS = (
@@ -47,6 +46,7 @@ class Run:
         checkpoint: whose weights the command starts from; None for new ones.
         progress: of the training that wrote the checkpoint; None for new weights.
         weights_run: id of the run that made the weights; None where the checkpoint does not say.
+        origin: trained weights that a new run takes; None for new ones, and where there is a checkpoint.
         overwrites: whether the outputs of an earlier run make place for those of this one.
     """
 
@@ -58,6 +58,7 @@ class Run:
     checkpoint: Path | None = None
     progress: Progress | None = None
     weights_run: str | None = None
+    origin: Origin | None = None
     overwrites: bool = False
 
     @classmethod
@@ -69,6 +70,9 @@ class Run:
         name: str,
         project: str,
         ckpt_path: str | None,
+        init_from: str | None = None,
+        init_parts: Sequence[str] | None = None,
+        init_hash: str | None = None,
         overwrite: bool = False,
         dry: bool = False,
     ) -> Self:
@@ -80,12 +84,16 @@ class Run:
             name: of the run.
             project: of W&B.
             ckpt_path: `last`, `best` or a file. None is new weights for fit, and the last ones for all else.
+            init_from: what a fit of new weights starts from; see `Origin.of`.
+            init_parts: of the tokenizer that are taken from it; None for all.
+            init_hash: SHA-256 that its file must have; None takes any.
             overwrite: a fit replaces an earlier run in its folder.
             dry: nothing will be written.
 
         Raises:
             FileNotFoundError: there is no such checkpoint; the message names those of the run.
-            ValueError: the checkpoint is damaged, or a fit would replace another run unasked.
+            ValueError: the checkpoint is damaged, a fit would replace another run unasked, or there is nothing of which
+                `init_parts` or `init_hash` could be.
         """
         folder = Path(runs) / name
         fitting = command == TrainerFn.FITTING
@@ -111,6 +119,13 @@ class Run:
                 f"{folder} holds an earlier run ({', '.join(there)}): go on with it by --ckpt_path last, replace it by "
                 "--overwrite, or keep it and give another --name"
             )
+        origin = None
+        if fitting and checkpoint is None and init_from is not None:
+            origin = Origin.of(init_from, parts=init_parts, expected_hash=init_hash)
+        elif fitting and init_from is None and (init_parts is not None or init_hash is not None):
+            raise ValueError(
+                f"init_parts={init_parts}, init_hash={init_hash}: of which weights? Give --init_from, or leave both out"
+            )
         new = None if fitting and not own else here or weights_run
         return cls(
             command,
@@ -121,6 +136,7 @@ class Run:
             checkpoint,
             progress,
             weights_run,
+            origin,
             fitting and overwrite and bool(there),
         )
 
@@ -142,47 +158,5 @@ class Run:
     def _record(self) -> dict[str, Any]:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {"id": self.id, "name": self.name, "project": self.project}
-        return facts | {"vqkit_version": __version__, "started": started}
-
-
-def find_checkpoint(folder: Path, asked: str, *, argument: str = "ckpt_path") -> Path:
-    """The file of a checkpoint.
-
-    Args:
-        folder: of the run.
-        asked: `last`, `best` or a file.
-        argument: that asks, for the message.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint; the message names those of the run.
-    """
-    checkpoints = folder / "checkpoints"
-    path = checkpoints / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
-    if not path.is_file():
-        there = ", ".join(sorted(map(str, checkpoints.glob("*.ckpt")))) or f"none in {checkpoints}"
-        raise FileNotFoundError(f"{argument}={asked!r}: {path} does not exist; checkpoints of this run: {there}")
-    return path
-
-
-def folder_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in; None where it lies elsewhere."""
-    parent = checkpoint.absolute().parent
-    return parent.parent if parent.name == "checkpoints" else None
-
-
-def identity(folder: Path) -> str | None:
-    """The id of the run in a folder; None where there is no run.
-
-    `run.json` has it. A folder of an earlier version has none: its id is made of its configuration, so that all ranks
-    and all commands find the same one.
-
-    Raises:
-        ValueError: `run.json` is damaged; the message names it.
-    """
-    record, config = folder / RECORD, folder / CONFIG
-    if record.is_file():
-        content = read_json(record)
-        if not fits(content.get("id"), str) or not content["id"].isalnum():
-            raise ValueError(f"{record}: 'id' is {content.get('id')!r}: expected letters and digits")
-        return str(content["id"])
-    return hashlib.sha256(config.read_bytes()).hexdigest()[:8] if config.is_file() else None
+        origin = {} if self.origin is None else {"init_from": self.origin.record()}
+        return facts | {"vqkit_version": __version__, "started": started} | origin

@@ -1,0 +1,207 @@
+"""Stages: parts that stay as they are while the others train."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trainers.tiny import (
+    BACKBONE,
+    LIGHTNING_REMARKS,
+    Images,
+    Sounds,
+    Started,
+    make_audio_task,
+    make_codec,
+    make_image_task,
+    make_tokenizer,
+    make_trainer,
+)
+from trainers.callbacks import WeightEMA
+from trainers.run.changes import changes
+from trainers.run.origin import Origin
+from vqkit import FSQ, GroupedQuantizer, Quantizer, RandomRestart, ResidualQuantizer, Tokenizer
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+
+pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
+
+
+def restarted(**arguments):
+    return Quantizer("ema", dim=8, codebook_size=16, maintenance=[RandomRestart(0.9, every=1)], **arguments)
+
+
+QUANTIZERS = {
+    "vq": lambda: Quantizer("vq", dim=8, codebook_size=16, channel_dim=1),
+    "ema": lambda: restarted(channel_dim=1),
+    "residual": lambda: ResidualQuantizer(restarted, 2, dropout=0.5, channel_dim=1),
+    "fsq": lambda: FSQ([5, 5], dim=8, channel_dim=1),
+}
+
+
+def normed(quantizer):
+    """An image tokenizer with everything in it that moves without a gradient: running norms, dropout, statistics."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(ConvEncoder2d(**BACKBONE, dropout=0.5), nn.BatchNorm2d(8), nn.Dropout(0.5))
+    return Tokenizer(encoder, quantizer, ConvDecoder2d(**BACKBONE))
+
+
+def everything_in(module):
+    """Parameters, buffers that are not saved too, and counters."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **module.state_dict()}
+    return {
+        name: value.detach().clone() if isinstance(value, torch.Tensor) else value for name, value in tensors.items()
+    }
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
+        assert same, name
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_frozen_parts_stay_to_the_last_bit(quantizer):
+    tokenizer = normed(QUANTIZERS[quantizer]())
+    task = make_image_task(tokenizer, freeze=["encoder", "quantizer"], weight_decay=0.1, learning_rate=1e-2)
+    before = {name: everything_in(part) for name, part in tokenizer.named_children()}
+    average = WeightEMA(0.5)
+    trainer = make_trainer(max_steps=3, callbacks=[average])
+    trainer.fit(task, datamodule=Images(4))
+    for model in (tokenizer, average._average_model.module):
+        for name in ("encoder", "quantizer"):
+            assert_equal(everything_in(getattr(model, name)), before[name])
+        assert all(not torch.equal(value, before["decoder"][name]) for name, value in model.decoder.named_parameters())
+    trained = {id(parameter) for group in trainer.optimizers[0].param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in tokenizer.decoder.parameters()}
+    logged = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("gradient_norm")}
+    assert logged.keys() == {"gradient_norm/decoder", "gradient_norm/total"}
+    assert logged["gradient_norm/total"] == logged["gradient_norm/decoder"] > 0
+    task.train()
+    first, second = (tokenizer(Images(4).images) for _ in range(2))
+    assert torch.equal(first.quantizer.indices, second.quantizer.indices)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_an_encoder_trains_before_a_frozen_quantizer_and_decoder(quantizer):
+    tokenizer = make_tokenizer(QUANTIZERS[quantizer]())
+    before = {name: everything_in(part) for name, part in tokenizer.named_children()}
+    task = make_image_task(tokenizer, freeze=["quantizer", "decoder"], learning_rate=1e-2)
+    make_trainer(max_steps=2).fit(task, datamodule=Images(4))
+    for name in ("quantizer", "decoder"):
+        assert_equal(everything_in(getattr(tokenizer, name)), before[name])
+    weights = dict(tokenizer.encoder.named_parameters())
+    assert any(not torch.equal(weight, before["encoder"][name]) for name, weight in weights.items())
+
+
+def composite(kind):
+    parts = [
+        lambda dim=size: Quantizer("ema", dim=dim, codebook_size=16) for size in ((8, 8), (4, 4))[kind == "groups"]
+    ]
+    return (GroupedQuantizer if kind == "groups" else ResidualQuantizer)(parts, channel_dim=1)
+
+
+@pytest.mark.parametrize("kind", ["stages", "groups"])
+def test_one_stage_or_block_is_frozen_by_its_longer_name(kind):
+    tokenizer = make_tokenizer(composite(kind))
+    names = [f"quantizer.{kind}.0", "decoder.layers.1"]
+    before = {name: everything_in(tokenizer.get_submodule(name)) for name in (*names, f"quantizer.{kind}.1", "decoder")}
+    make_trainer(max_steps=2).fit(make_image_task(tokenizer, freeze=names), datamodule=Images(4))
+    for name in names:
+        assert_equal(everything_in(tokenizer.get_submodule(name)), before[name])
+    assert tokenizer.get_submodule(f"quantizer.{kind}.1").codebook.steps == 2
+    assert any(
+        not torch.equal(weight, before["decoder"][name]) for name, weight in tokenizer.decoder.named_parameters()
+    )
+
+
+def test_a_codec_starts_from_another(tmp_path):
+    source = make_codec()
+    torch.nn.init.constant_(next(source.decoder.parameters()), 0.5)
+    source.save_pretrained(tmp_path / "codec")
+    tokenizer = make_codec()
+    Origin.of(str(tmp_path / "codec")).load(make_audio_task(tokenizer))
+    assert_equal(everything_in(tokenizer), everything_in(source))
+
+
+def test_a_codec_freezes_too():
+    tokenizer = make_codec()
+    before = {name: everything_in(part) for name, part in tokenizer.named_children()}
+    make_trainer(max_steps=2).fit(make_audio_task(tokenizer, freeze=["encoder", "quantizer"]), datamodule=Sounds(4))
+    for name in ("encoder", "quantizer"):
+        assert_equal(everything_in(getattr(tokenizer, name)), before[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"freeze": ["encodr"]},
+            r"freeze=\['encodr'\]: tokenizer has no part 'encodr'; .* encoder, quantizer, decoder",
+        ),
+        ({"freeze": ["quantizer.codebok"]}, r"tokenizer\.quantizer has no part 'codebok'; its parts are .*codebook"),
+        ({"freeze": ["encoder", "decoder"]}, r"leaves no parameters to train of encoder \d.* decoder \d"),
+        (
+            {"freeze": ["quantizer.codebook"]},
+            r"quantizer\.codebook moves with quantizer; freeze quantizer, the whole of it",
+        ),
+        ({"freeze": ["quantizer"], "pretraining_steps": 3}, "pretraining_steps=3: .* freeze keeps it as it is"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_image_task(**arguments)
+
+
+def freeze_on_rank(rank):
+    tokenizer = normed(restarted(channel_dim=1))
+    before = {name: everything_in(part) for name, part in tokenizer.named_children()}
+    data = Images(4)
+    data.images = data.images[8 * rank : 8 * rank + 8]
+    devices = {"devices": 2, "strategy": "ddp", "plugins": [Started(rank, 2)], "use_distributed_sampler": False}
+    task = make_image_task(tokenizer, freeze=["encoder", "quantizer"])
+    make_trainer(max_steps=2, callbacks=[WeightEMA(0.5)], **devices).fit(task, datamodule=data)
+    return before, {name: everything_in(part) for name, part in tokenizer.named_children()}
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_frozen_parts_as_they_are(rank_pair):
+    (before, first), (_, second) = rank_pair(freeze_on_rank)
+    assert_equal(first["decoder"], second["decoder"])
+    assert any(not torch.equal(value, before["decoder"][name]) for name, value in first["decoder"].items())
+    for name in ("encoder", "quantizer"):
+        assert_equal(first[name], before[name])
+        assert_equal(second[name], before[name])
+
+
+@pytest.mark.parametrize("recorded", [{}, {"freeze": []}, {"freeze": ["decoder"]}])
+def test_a_resumed_run_freezes_what_it_froze(recorded):
+    """Runs of earlier versions recorded nothing, and froze nothing."""
+
+    def resumed(freeze):
+        old, new = ({"model": {"init_args": {"seed": 0, **arguments}}} for arguments in (recorded, {"freeze": freeze}))
+        return changes(old, new, initialized=True)
+
+    assert all("not recorded -> []" in change for change in resumed(recorded.get("freeze", [])))
+    with pytest.raises(ValueError, match="encoder: settled when training began"):
+        resumed(["encoder"])
+
+
+def train_before_a_frozen_quantizer(rank, world):
+    """Two steps of encoder and decoder in float64, on this rank's share of each batch of 8."""
+    quantizer = Quantizer("ibq", dim=8, codebook_size=16, channel_dim=1)  # whose entropy is that of the joined batch
+    task = make_image_task(make_tokenizer(quantizer), freeze=["quantizer"], learning_rate=1e-2, warmup_steps=0)
+    data = Images(8 // world)
+    data.images = data.images.unflatten(0, (2, world, -1))[:, rank].flatten(0, 1)
+    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
+    options = {"max_steps": 2, "precision": "64-true", "use_distributed_sampler": False, "limit_val_batches": 0}
+    make_trainer(**options, **devices).fit(task, datamodule=data)
+    return everything_in(task.tokenizer)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_before_a_frozen_quantizer_as_one_process(rank_pair):
+    alone = train_before_a_frozen_quantizer(0, 1)
+    for rank in rank_pair(train_before_a_frozen_quantizer, 2):
+        for name, value in alone.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(rank[name], value, rtol=1e-9, atol=1e-9, msg=name)

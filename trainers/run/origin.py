@@ -1,0 +1,170 @@
+"""Trained weights that a new run starts from, at step 0."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from trainers.core.checkpoints import (
+    Progress,
+    check_same_parts,
+    described,
+    migrated,
+    read_checkpoint,
+    tokenizer_state,
+)
+from trainers.core.optimization import named_parts
+from trainers.core.task import TokenizerTask
+from trainers.run.folders import find_checkpoint, folder_of, identity
+from vqkit import Tokenizer
+from vqkit.saving.files import named, read_json
+from vqkit.saving.migration import computed_formerly
+from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
+
+TRAINING_ONLY = ("losses", "maintenance", "estimator")
+"""Arguments of quantizers that a new run may change: how codes are trained, not what they mean."""
+SHOWN = 4
+"""Most entries that a message lists."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file of trained weights, and what of it a new run takes.
+
+    Attributes:
+        file: a checkpoint, or the weights that `save_pretrained` wrote.
+        hash: SHA-256 of the file, hexadecimal.
+        parts: of the tokenizer that are taken, by their names; None for all.
+        run: id of the run that made the weights; None where the file does not say.
+        step: of that run.
+        checkpoint: content of the file, where it is a checkpoint.
+    """
+
+    file: Path
+    hash: str
+    parts: Sequence[str] | None
+    run: str | None
+    step: int | None
+    checkpoint: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, asked: str, *, parts: Sequence[str] | None = None, expected_hash: str | None = None) -> Self:
+        """Find the file, and read what it says of itself.
+
+        Args:
+            asked: run folder (its `last.ckpt`), `RUN:best`, file of a checkpoint, or folder of `save_pretrained`.
+            parts: of the tokenizer; None for all.
+            expected_hash: SHA-256 that the file must have; None takes any.
+
+        Raises:
+            FileNotFoundError: there is nothing of this kind.
+            ValueError: the file is damaged, or has another hash.
+        """
+        file = _find(asked)
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if expected_hash not in (None, found):
+            raise ValueError(
+                f"init_hash={expected_hash!r}: {file} has {found}; it was replaced since, so give the file of that "
+                "time, or take today's by --init_hash null"
+            )
+        if file.name == WEIGHTS_NAME:
+            record = file.parent / "weights.json"
+            weights = read_json(record) if record.is_file() else {}
+            return cls(file, found, parts, weights.get("run"), weights.get("step"), None)
+        checkpoint = read_checkpoint(file)
+        with named(file):
+            progress = Progress.of(checkpoint)
+        home = folder_of(file)
+        run = progress.run or (identity(home) if home else None)
+        return cls(file, found, parts, run, progress.step, checkpoint)
+
+    def load(self, task: TokenizerTask) -> None:
+        """Give the weights to a new task, which does not initialize a quantizer that is among them.
+
+        Raises:
+            ValueError: a part does not exist, is of another class, or its weights do not fit; the message names them.
+        """
+        tokenizer = task.tokenizer
+        names = [name for name, _ in tokenizer.named_children()] if self.parts is None else self.parts
+        state, saved = self._read(tokenizer)
+        asked = described(tokenizer)
+        for name, part in named_parts(tokenizer, names, argument="init_parts").items():
+            if saved is not None and asked is not None and name in asked["init_args"]:
+                meant, ours = (_meaning(description["init_args"].get(name)) for description in (saved, asked))
+                with named(self.file):
+                    check_same_parts(meant, ours, f"tokenizer.{name}")
+            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            try:
+                part.load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{self.file} does not fit this configuration: {_differences(name, own, part) or error}; take the "
+                    "parts that fit by --init_parts, such as [encoder]"
+                ) from error
+        initialized = self.checkpoint is None or Progress.of(self.checkpoint).initialized
+        if initialized and any(name.partition(".")[0] == "quantizer" for name in names):
+            task.keep_quantizer(f"{self.file} has it initialized")
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says of it."""
+        parts = None if self.parts is None else list(self.parts)
+        return {"file": str(self.file), "sha256": self.hash, "parts": parts, "run": self.run, "step": self.step}
+
+    def __str__(self) -> str:
+        """In a line."""
+        step = "" if self.step is None else f", step {self.step} of run {self.run or 'unknown'}"
+        parts = "all parts" if self.parts is None else ", ".join(self.parts)
+        return f"{parts} of {self.file}{step}, SHA-256 {self.hash}"
+
+    def _read(self, tokenizer: Tokenizer) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
+        """The weights, and what `described` said of the tokenizer."""
+        if self.checkpoint is None:
+            known = {type(module).__module__ for module in tokenizer.modules()}
+            loaded = Tokenizer.from_pretrained(self.file.parent, allow=("vqkit", *sorted(known)))
+            return loaded.state_dict(), described(loaded)
+        saved, state = self.checkpoint.get("tokenizer"), tokenizer_state(self.checkpoint)
+        if saved is None:  # version 0.1
+            asked = described(tokenizer)
+            return state, None if asked is None else computed_formerly(asked)
+        with named(self.file):
+            return state, migrated(saved)
+
+
+def _find(asked: str) -> Path:
+    run, _, word = asked.rpartition(":")
+    if run and word in ("last", "best"):
+        return find_checkpoint(Path(run).expanduser(), word, argument="init_from")
+    path = Path(asked).expanduser()
+    if path.is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        return find_checkpoint(path, "last", argument="init_from")
+    if (path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
+    raise FileNotFoundError(
+        f"init_from={asked!r}: expected the folder of a run (runs/mine, or runs/mine:best), a .ckpt file, or a folder "
+        f"of save_pretrained with {CONFIG_NAME} and {WEIGHTS_NAME}"
+    )
+
+
+def _meaning(description: Any) -> Any:
+    """A description without what only training needs."""
+    if isinstance(description, Mapping):
+        return {key: _meaning(value) for key, value in description.items() if key not in TRAINING_ONLY}
+    return [_meaning(value) for value in description] if isinstance(description, list) else description
+
+
+def _differences(name: str, found: Mapping[str, Any], part: nn.Module) -> str:
+    """In words which entries of a part are not there, not expected, or of other shapes."""
+    wanted = part.state_dict()
+    lines = []
+    for key in sorted(found.keys() | wanted.keys()):
+        shapes = [str(tuple(getattr(state[key], "shape", ()))) if key in state else None for state in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            lines.append(f"{name}.{key} is {shapes[0] or 'missing'} there and {shapes[1] or 'unknown'} here")
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return ", ".join(lines[:SHOWN] + more)

@@ -17,6 +17,7 @@ import numpy
 import pytest
 import soundfile
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tests.trainers.pictures import draw_pictures
@@ -271,6 +272,37 @@ def test_what_is_left_out_is_said_once_and_written_whole(kind, tmp_path):
     data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))
     data.setup("fit")
     assert not record.exists(), "the list of an earlier run"
+
+
+@pytest.mark.parametrize("stage", TrainerFn)
+def test_the_list_of_what_is_left_out_is_called_as_the_stage(stage, tmp_path):
+    """Lightning passes its own name of a stage; a dry run writes nothing."""
+    IMAGES.write(tmp_path / "files", 9)
+    (tmp_path / "files" / "zero.png").write_bytes(b"")
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), fast_dev_run=1)
+    for expected in ([], [f"left_out_{stage.value}.json"]):
+        data = IMAGES.make(tmp_path / "files")
+        data.trainer = trainer
+        with pytest.warns(UserWarning, match="1 files are left out"):
+            data.setup(stage)
+        assert [path.name for path in tmp_path.glob("run/*")] == expected
+        trainer.fast_dev_run = False
+
+
+@each
+def test_a_list_that_cannot_be_written_does_not_end_training(kind, tmp_path):
+    kind.write(tmp_path / "files", 9)
+    (tmp_path / "run").write_text("a file where the folder should be")
+    data = kind.make(tmp_path / "files", cache_bytes=0, batch_size=2)
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))
+    with pytest.warns(UserWarning) as caught:
+        data.setup("fit")
+        for number in (3, 4):
+            (tmp_path / "files" / kind.name(number)).write_bytes(b"")
+        _, seen = stream(data, kind.key, 12)
+        names(data.val_dataloader())
+    assert sum("what is left out is not listed: " in str(warning.message) for warning in caught) == 1
+    assert len(seen) == 24 and len(data.skipped) == 2
 
 
 # ---- the split

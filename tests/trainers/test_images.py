@@ -175,13 +175,30 @@ def test_a_fourth_band_of_jpeg_2000_is_opacity_only_if_the_file_says_so(types, o
     assert (pixels(tmp_path / "a.jp2") == (0 if opaque else 255)).all()
 
 
+def big_endian(path: Path, values: numpy.ndarray) -> None:
+    """A TIFF that Pillow reads in its mode I;16B."""
+    Image.frombuffer("I;16B", values.shape[::-1], values.astype(">u2").tobytes(), "raw", "I;16B", 0, 1).save(path)
+
+
+TWELVE_BITS = "is 4095, and 65535 .*white=4095, or white=65535"
+
+
 @pytest.mark.parametrize(
-    ("greatest", "message"), [(4095, "is 4095, and 65535 .*white=4095, or white=65535"), (40000, "")]
+    ("name", "write", "greatest", "message"),
+    [
+        ("png", png, 4095, TWELVE_BITS),
+        ("png", png, 40000, ""),
+        ("tif", tiff, 4095, TWELVE_BITS),
+        ("tif", big_endian, 4095, TWELVE_BITS),
+        ("tif", lambda path, values: tiff(path, values.astype("i2")), 4095, "is 4095, and 32767 .*white=4095"),
+        ("tif", lambda path, values: tiff(path, numpy.stack(3 * [values], 2)), 4096, "is 4112, and 65535"),
+    ],
+    ids=["png", "png whole", "tiff", "tiff big-endian", "tiff signed", "tiff colour"],
 )
-def test_a_folder_that_uses_a_part_of_16_bits_is_named_with_the_value_to_give(greatest, message, tmp_path):
+def test_a_folder_that_uses_a_part_of_16_bits_is_named_with_the_value_to_give(name, write, greatest, message, tmp_path):
     draw_pictures(tmp_path, 2)
     for number in range(40):
-        png(tmp_path / f"deep{number}.png", numpy.full((40, 40), greatest - number, "u2"))
+        write(tmp_path / f"deep{number}.{name}", numpy.full((40, 40), greatest - number, "u2"))
     if message:
         with pytest.warns(UserWarning, match=f"greatest value in 20 of 40 images .* {message}"):
             IMAGES.make(tmp_path).find(tmp_path)

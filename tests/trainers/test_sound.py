@@ -18,6 +18,8 @@ MPEG_FRAMES = (
     -(-(FRAMES + 1105) // 576) * 576 + 576
 )  # the delay of LAME's encoder and decoder, and the frame of the tag
 
+PICTURE = b"ID3\3\0\0\0\0\x40\0" + b"Xing\xff\xfb\x90\x64" * 1024
+
 
 def encoded(folder: Path, suffix: str, **options) -> bytes:
     """Half of it a chord, half of it noise: frames of unequal size where the bit rate follows the sound."""
@@ -36,14 +38,13 @@ def mp3(folder: Path) -> dict[str, tuple[bytes, int | str]]:
     tagged = encoded(folder, ".mp3", bitrate_mode="VARIABLE", compression_level=0.6)
     place = tagged.find(b"Xing")
     bare = tagged.replace(b"Xing", bytes(4))
-    picture = b"ID3\3\0\0\0\0\x40\0" + b"Xing\xff\xfb\x90\x64" * 1024
     wave = b"WAVEfmt " + struct.pack("<IHHIIHHHHIHHH", 30, 0x55, 1, RATE, 8000, 1, 0, 12, 1, 2, 576, 1, 1393)
     return {
         "tagged": (tagged, FRAMES),
-        "with tags around it": (picture + tagged + b"TAG" + bytes(125), FRAMES),
+        "with tags around it": (PICTURE + tagged + b"TAG" + bytes(125), FRAMES),
         "in a WAV": (_riff(wave, tagged), FRAMES),
         "bare": (bare, MPEG_FRAMES),
-        "bare behind a picture": (picture + bare, MPEG_FRAMES),
+        "bare behind a picture": (PICTURE + bare, MPEG_FRAMES),
         "tag that counts no frames": (changed(tagged, place + 7, "B", 14), MPEG_FRAMES),
         "two tagged": (2 * tagged, 2 * MPEG_FRAMES),
         "two bare": (2 * bare, 2 * MPEG_FRAMES),
@@ -61,6 +62,13 @@ def flac(folder: Path) -> dict[str, tuple[bytes, int | str]]:
         "whole": (whole, FRAMES),
         "streamed": (changed(whole, 22, ">I", 0), FRAMES),
         "promises twice as much": (changed(whole, 22, ">I", 2 * FRAMES), FRAMES),
+        "promises a quarter": (changed(whole, 22, ">I", FRAMES // 4), FRAMES),
+        "promises whole blocks": (changed(whole, 22, ">I", 4096), FRAMES),
+        "promises one sample less": (changed(whole, 22, ">I", FRAMES - 1), FRAMES),
+        "promises less behind a tag": (PICTURE + changed(whole, 22, ">I", FRAMES // 4), FRAMES),
+        "with a tag before it": (PICTURE + whole, FRAMES),
+        "with a tag behind it": (whole + b"TAG" + b"1" * 125, FRAMES),
+        "with zeros behind it": (whole + bytes(8192), FRAMES),
         "cut": (whole[: len(whole) // 2], "flac decoder lost sync"),
     }
 
@@ -114,6 +122,49 @@ def test_what_is_read_is_what_is_there(tmp_path, suffix, cases):
             assert numpy.abs(read(path, found, start=start, frames=2000) - whole[start : start + 2000]).max() <= allowed
         joined = numpy.concatenate(list(pieces(path, header(path), 7001)))
         assert joined.shape == whole.shape, name
+
+
+COUNTED = {  # the place of the number of bytes
+    "wav": (".wav", 40, "<I", {}),
+    "wav big-endian": (".wav", 40, ">I", {"endian": "BIG"}),
+    "wav extensible": (".wav", 76, "<I", {"format": "WAVEX"}),
+    "rf64": (".rf64", 28, "<Q", {"format": "RF64"}),
+    "aiff": (".aiff", 42, ">I", {}),
+    "caf": (".caf", 4084, ">Q", {}),
+    "au": (".au", 8, ">I", {}),
+    "au little-endian": (".au", 8, "<I", {"endian": "LITTLE"}),
+}
+LIST = b"LIST" + struct.pack("<I", 9000) + bytes(range(1, 251)) * 36
+BEHIND = {
+    "chunks": LIST + LIST,
+    "a byte and a chunk": b"\0" + LIST,
+    "a cut chunk": LIST[:-1000],
+    "ID3": b"TAG" + b"1" * 125,
+    "ID3 of version 2": PICTURE,
+    "zeros": bytes(8192),
+    "notes of its maker": b"written by hand\n" * 8,
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_sound_after_the_end_that_a_header_promises_is_named(tmp_path, name):
+    """As in a WAV of more than 4 GiB, whose size is cut to 32 bits."""
+    suffix, place, layout, options = COUNTED[name]
+    whole = encoded(tmp_path, suffix, subtype="PCM_16", **options)
+    (tmp_path / f"short{suffix}").write_bytes(changed(whole, place, layout, FRAMES // 2))
+    found = inspect(tmp_path / f"short{suffix}", root=tmp_path, channels=1, min_seconds=0)
+    assert isinstance(found, str) and "sound may follow its end" in found and f"--ignore-length short{suffix}" in found
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize("name", ["wav", "rf64", "au"])
+def test_what_is_no_sound_may_follow_it(tmp_path, name, behind):
+    suffix, place, layout, options = COUNTED[name]
+    whole = encoded(tmp_path, suffix, subtype="PCM_16", **options)
+    path = tmp_path / f"longer{suffix}"
+    path.write_bytes(changed(whole, place, layout, 2 * FRAMES) + BEHIND[behind])
+    found = inspect(path, root=tmp_path, channels=1, min_seconds=0)
+    assert isinstance(found, AudioFile) and found.frames == FRAMES and found.exact
 
 
 def test_a_cut_mp3_is_read_to_its_last_whole_frame(tmp_path):

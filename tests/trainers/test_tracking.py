@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from lightning.pytorch.loggers import CSVLogger
 
 import vqkit
@@ -126,6 +127,44 @@ def test_a_value_that_differs_is_logged_again(offline, tmp_path):
     assert parts_of(tmp_path)[-1].steps("train/loss") == [5, 6]
 
 
+def _unreadable(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = {
+    "records": (lambda file: file.write_bytes(file.read_bytes().replace(b"\x06figure", b"\x7efigure")), [0, 1]),
+    "a number": (lambda file: file.write_bytes(file.read_bytes().replace(b"0.25", b"0.2{")), [1]),
+    "the file": (_unreadable, [0, 1]),
+}
+
+
+@pytest.mark.parametrize(("damage", "again"), DAMAGES.values(), ids=DAMAGES)
+def test_what_is_damaged_of_an_earlier_part_is_left_out_and_named(offline, tmp_path, damage, again):
+    def part():
+        logger = RunLogger(tmp_path, name="tried", id="0a1b2c3d")
+        for step, figure in enumerate((0.5, 0.25)):
+            logger.log_metrics({"figure": figure}, step)
+        finish(0)
+
+    part()
+    (earlier,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    damage(earlier)
+    with pytest.warns(UserWarning, match=f"{earlier}: .* cannot be read, and are left out"):
+        part()
+    assert Part(max(tmp_path.glob("wandb/offline-run-*/*.wandb"))).steps("figure") == again
+
+
+def test_a_damaged_file_of_this_part_does_not_hide_how_the_run_ended(offline, tmp_path, monkeypatch):
+    logger = RunLogger(tmp_path, name="tried")
+    logger.log_metrics({"figure": 1.0}, 0)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    teardown = wandb.teardown
+    monkeypatch.setattr(wandb, "teardown", lambda: (teardown(), file.unlink()))
+    with pytest.warns(UserWarning, match="ends before the run|cannot be read"):
+        finish(1)
+
+
 def test_other_commands_are_runs_of_the_group(offline, tmp_path):
     task = make_image_task()
     fit(tmp_path, task, Images(4), max_steps=1)
@@ -195,6 +234,15 @@ def test_the_worst_samples_are_those_of_the_least_figures(offline, tmp_path):
         metrics.update(image[None], output.reconstruction, output.quantizer.indices)
         expected.append(metrics.compute()["psnr"])
     assert [row[1] for row in part.table("worst_test")["data"]] == pytest.approx(sorted(expected)[:5], rel=1e-5)
+
+
+def test_a_split_without_measures_has_no_worst_samples(offline, tmp_path):
+    logger = RunLogger(tmp_path, name="tried", job_type="test")
+    trainer = make_trainer(logger=logger, callbacks=[Tracking({})], default_root_dir=tmp_path)
+    trainer.test(make_audio_task(test_measures=[]), datamodule=Sounds(4), verbose=False)
+    finish(0)
+    (part,) = parts_of(tmp_path)
+    assert "run_table" not in part.artifacts and part.summary["test/utterances"] == 3
 
 
 # ---------------------------------------------------------------------- where it cannot be shown

@@ -127,6 +127,8 @@ class Tracking(Callback):
         if not self.worst or not any(_runs(trainer)):
             return
         wanted = task_of(pl_module).monitor.partition("/")[2]
+        if not all(outputs["figures"]):  # no measure can be taken
+            return
         figures = chain.from_iterable(map(_rows, outputs["figures"]))
         samples = zip(outputs["names"], figures, outputs["inputs"], outputs["reconstruction"], strict=True)
         kept = [*self._kept]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import lightning
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
 
     Attributes:
         skipped: Why each file that cannot be used is left out or replaced, by its path. All of it is written to
-            `left_out_<stage>.json` in the trainer's `default_root_dir`.
+            `left_out_STAGE.json` (fit, validate, test, predict) in the trainer's `default_root_dir`.
 
     Raises:
         ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few files.
@@ -250,8 +251,9 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
 
     def _report(self, stage: str) -> None:
         """Says what is left out, once, and writes all of it."""
-        if self.trainer is not None:
-            self._left_out.path = Path(self.trainer.default_root_dir) / f"left_out_{stage}.json"
+        if self.trainer is not None and not getattr(self.trainer, "fast_dev_run", False):
+            name = f"left_out_{TrainerFn(stage).value}.json"
+            self._left_out.path = Path(self.trainer.default_root_dir) / name
         self._left_out.write()
         if self.skipped:
             where = "" if self._left_out.path is None else f"; all of them: {self._left_out.path}"

@@ -1,5 +1,6 @@
 """What is not used of a data set, and why: a line for people, and a file with all of it."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -30,12 +31,19 @@ class LeftOut:
         self.path: Path | None = None
 
     def write(self) -> None:
-        """Writes the file anew, or removes that of an earlier run where nothing is left out."""
+        """Writes the file anew, or removes that of an earlier run where nothing is left out.
+
+        Training does without it: where it cannot be written, a warning says so, and no further one is tried.
+        """
         if self.path is None or distributed.rank() != 0:
             return
-        if self.skipped:
-            kept = {path: reason for path, reason in self.skipped.items() if path not in self.replaced}
-            replaced = {path: self.skipped[path] for path in sorted(self.replaced)}
-            write_json(self.path, {"left_out": kept, "replaced": replaced})
-        else:
-            self.path.unlink(missing_ok=True)
+        try:
+            if self.skipped:
+                kept = {path: reason for path, reason in self.skipped.items() if path not in self.replaced}
+                replaced = {path: self.skipped[path] for path in sorted(self.replaced)}
+                write_json(self.path, {"left_out": kept, "replaced": replaced})
+            else:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            self.path = None
+            warnings.warn(f"what is left out is not listed: {error}", stacklevel=2)

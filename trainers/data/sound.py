@@ -4,13 +4,16 @@ A header is believed where libsndfile compares it with the size of the file (WAV
 page says it (Ogg), and where the last sample can be read and no more follows (FLAC). An MP3 is believed if its "Xing"
 or "Info" tag counts the bytes that are there. Any other file is decoded once to count its samples, which takes some 7
 seconds for an hour of stereo, and from its beginning for every part that is read of it: convert such files to FLAC if
-they do not fit the cache.
+they do not fit the cache. A WAV, AIFF, CAF or AU is left out if more follows its sound than chunks, tags and zeros: as
+where its sound has 4 GiB more than a size of 32 bits can say.
 """
 
 import importlib.util
 import io
 import math
 import mmap
+import re
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -42,8 +45,19 @@ PADDING_SAMPLES = 4096  # which a lossy coder may promise beyond the end
 ENDLESS_BYTES = 2**40
 LOST_DB = 2.5  # a mixture that is so much quieter than one of channels that have nothing in common is reported
 SKIPPED_FRAMES = 2**16
+REST_BYTES = 4096  # of a header, or of a maker's own notes behind the sound; more of them may be sound
+FLAC_SAMPLES = 22  # place of the lower 32 bits of the number of samples
+CHUNKS = {  # first letters -> place and head (name, size) of the first chunk, and the name of that with the sound
+    b"RIFF": (12, "<4sI", b"data"),
+    b"RIFX": (12, ">4sI", b"data"),
+    b"RF64": (12, "<4sI", b"data"),
+    b"FORM": (12, ">4sI", b"SSND"),
+    b"caff": (8, ">4sQ", b"data"),
+}
+NOT_ZERO = re.compile(rb"[^\0]")
+AU_SIZES = {b".snd": ">II", b"dns.": "<II"}  # first letters -> place and size of the sound
 MPEG_FRAME = 576  # samples; every frame of MPEG layer II or III has one or two times as many
-TRAILERS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"LIST", b"id3 ")  # what may follow the last frame of an MP3
+TRAILERS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"LIST", b"id3 ")  # what may follow the sound
 
 
 class SoundHeader(NamedTuple):
@@ -64,17 +78,38 @@ class SoundHeader(NamedTuple):
     exact: bool = True
 
 
-class Endless(io.FileIO):
-    """A file for libsndfile that seems to have no end, so that the decoder reads as long as there are frames.
+class Hiding(io.FileIO):
+    """A file for libsndfile of which four bytes are read as zeros, those of a count that is not to be believed.
 
     Args:
         path: The file.
-        hidden: Place of four bytes that are read as zeros: the letters of a tag that counts wrongly.
+        hidden: Place of the bytes; None hides nothing.
     """
 
     def __init__(self, path: Path, hidden: int | None) -> None:
         super().__init__(str(path))
         self._hidden = hidden
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills the buffer, zeros where bytes are hidden."""
+        start = io.FileIO.tell(self)
+        size = super().readinto(buffer) or 0
+        if self._hidden is not None:
+            first, last = (min(max(place - start, 0), size) for place in (self._hidden, self._hidden + 4))
+            buffer[first:last] = bytes(last - first)
+        return size
+
+
+class Endless(Hiding):
+    """A file that seems to have no end too, so that the decoder of MP3 reads as long as there are frames.
+
+    Args:
+        path: The file.
+        hidden: Place of the letters of a tag that counts wrongly.
+    """
+
+    def __init__(self, path: Path, hidden: int | None) -> None:
+        super().__init__(path, hidden)
         self._at_end = False
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -86,23 +121,14 @@ class Endless(io.FileIO):
         """The place."""
         return ENDLESS_BYTES if self._at_end else super().tell()
 
-    def readinto(self, buffer: Any, /) -> int:
-        """Fills the buffer, zeros where bytes are hidden."""
-        start = super().tell()
-        size = super().readinto(buffer) or 0
-        if self._hidden is not None:
-            first, last = (min(max(place - start, 0), size) for place in (self._hidden, self._hidden + 4))
-            buffer[first:last] = bytes(last - first)
-        return size
-
 
 class Onwards(soundfile.SoundFile):
     """A sound file that is read from the beginning on, whatever its header says about the end."""
 
     def close(self) -> None:
-        """Closes it, and the `Endless` file below."""
+        """Closes it, and the `Hiding` file below."""
         super().close()
-        if isinstance(self.name, Endless):
+        if isinstance(self.name, Hiding):
             self.name.close()
 
     def seekable(self) -> bool:
@@ -137,15 +163,20 @@ def _header(path: Path, plain: Path) -> SoundHeader:
         if is_mpeg(file):
             believed = mpeg_tag(plain)[1]
         else:
-            believed = file.format != "FLAC" or last_sample_is_there(file)
+            believed = file.format != "FLAC" or (last_sample_is_there(file) and not goes_on(plain, file.frames))
         if is_mpeg(file) and file.format != "MP3" and not believed:
             raise ValueError(f"an MP3 inside of another file, without a count of its frames: {mended(path)}")
         if file.format == "OGG" and is_chained(plain):
             raise ValueError(f"holds several recordings one after the other (chained Ogg): {mended(path)}")
-    if found.frames == 0 and plain.stat().st_size > 4096:
+    if found.frames == 0 and plain.stat().st_size > REST_BYTES:
         raise ValueError(
             f"empty: its header promises no samples, but it has {plain.stat().st_size} bytes, as a stream that was not "
             f"closed: {mended(path)}"
+        )
+    if (rest := unknown_rest(plain)) > REST_BYTES:
+        raise ValueError(
+            f"sound may follow its end: its header counts {found.frames} samples, and {rest} bytes follow that are no "
+            f"chunks: read on with sox --ignore-length {escaped(path.name)} {escaped(path.stem)}.flac"
         )
     return found if believed else found._replace(frames=count(path), exact=False)
 
@@ -179,6 +210,67 @@ def last_sample_is_there(file: soundfile.SoundFile) -> bool:
         return False
 
 
+def goes_on(path: Path, frames: int) -> bool:
+    """Whether a FLAC has samples after the last one that its header counts."""
+    with without_count(path) as file:
+        try:
+            file.seek(frames)
+            return len(file.read(1)) > 0
+        except soundfile.LibsndfileError:
+            return False
+
+
+def without_count(path: Path) -> "Onwards":
+    """A FLAC that libsndfile decodes to the last frame, because it does not see the number of samples."""
+    with path.open("rb") as file:
+        return Onwards(Hiding(path, past_id3(file) + FLAC_SAMPLES))
+
+
+def unknown_rest(path: Path) -> int:
+    """Bytes after the sound of a WAV, AIFF, CAF or AU that are neither chunks nor tags nor zeros, to the end."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = past_id3(file)
+        letters = data[start : start + 4]
+        if letters in AU_SIZES and start + 12 <= len(data):
+            at = start + sum(struct.unpack_from(AU_SIZES[letters], data, start + 4))
+        elif letters in CHUNKS:
+            at = _end_of_chunks(data, start, *CHUNKS[letters])
+        else:
+            return 0
+        content = NOT_ZERO.search(data, at)
+        if content is None or data[content.start() : content.start() + 8].startswith(TRAILERS):
+            return 0
+        return len(data) - content.start()
+
+
+def _end_of_chunks(data: mmap.mmap, start: int, first: int, head: str, sound: bytes) -> int:
+    """Where the chunks from the one with the sound on end; the end of the file where there is none."""
+    at, end, heard = start + first, len(data), False
+    while content := NOT_ZERO.search(data, at):  # a byte is added to odd ones, and sometimes many
+        place = content.start()
+        body = place + struct.calcsize(head)
+        if body > end:
+            break
+        name, size = struct.unpack_from(head, data, place)
+        if data[start : start + 4] == b"RF64" and name == sound and size == 2**32 - 1:
+            (size,) = struct.unpack_from("<Q", data, start + 28)
+        if not name.isascii() or not name.decode().isprintable() or body + size > end:
+            break
+        at, heard = body + size, heard or name == sound
+    return at if heard else end
+
+
+def past_id3(file: BinaryIO) -> int:
+    """Where the content of a file begins, behind tags of ID3."""
+    start, head = 0, file.read(10)
+    while head[:3] == b"ID3" and len(head) == 10:  # 28 bits in four bytes, and a footer where bit 4 says so
+        start += 20 if head[5] & 16 else 10
+        start += head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        file.seek(start)
+        head = file.read(10)
+    return start
+
+
 def mpeg_tag(path: Path) -> tuple[int | None, bool]:
     """The "Xing" or "Info" tag in the first frame of an MP3.
 
@@ -187,12 +279,7 @@ def mpeg_tag(path: Path) -> tuple[int | None, bool]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        start, head = 0, file.read(10)
-        while head[:3] == b"ID3" and len(head) == 10:  # 28 bits in four bytes, and a footer where bit 4 says so
-            start += 20 if head[5] & 16 else 10
-            start += head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-            file.seek(start)
-            head = file.read(10)
+        start = past_id3(file)
         file.seek(start)
         block = file.read(4096)
         place = max(block.find(b"Xing"), block.find(b"Info"))
@@ -234,6 +321,8 @@ def opened(path: Path, *, exact: bool) -> soundfile.SoundFile:
         if exact:
             return soundfile.SoundFile(str(plain))
         with soundfile.SoundFile(str(plain)) as first:
+            if first.format == "FLAC":
+                return without_count(plain)
             endless = is_mpeg(first)
         return Onwards(Endless(plain, mpeg_tag(plain)[0]) if endless else str(plain))
 

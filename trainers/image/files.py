@@ -238,7 +238,7 @@ def greatest_found(path: Path, max_pixels: int) -> tuple[float, float]:
         with opened(path, max_pixels) as image:
             white, scale = greatest_value(image) or 1, 257 if reduced_to_bytes(image) else 1
             colours = image.convert("RGB") if scale > 1 else image
-            return scale * float(numpy.max(colours.getextrema())), white
+            return scale * float(numpy.max(numpy.asarray(colours))), white
     except Exception:  # as in `inspect`; it is named when it is read
         return 0, 1
 

@@ -1,7 +1,8 @@
 """What W&B's files hold: the history of a run, in a binary file that W&B itself has no reader for."""
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,42 @@ BLOCK, FILE_HEADER, PIECE_HEADER = 32_768, 7, 7
 
 
 def history(file: Path) -> Iterator[dict[str, float]]:
-    """The numbers of each history record of a W&B file."""
-    for record in records(file):
-        if record.WhichOneof("record_type") == "history":
-            items = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            yield {name: value for name, value in items.items() if isinstance(value, int | float)}
+    """The numbers of each history record of a W&B file; damaged records are left out with a warning."""
+    return _read(file, "history", _figures)
 
 
 def records(file: Path) -> Iterator[Any]:
-    """All records of a W&B file, `wandb_internal_pb2.Record`."""
-    for data in _contents(file.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # protobuf makes it when it is imported
-        record.ParseFromString(data)
-        yield record
+    """All records of a W&B file, `wandb_internal_pb2.Record`; damaged ones are left out with a warning."""
+    return _read(file, None, lambda record: record)
+
+
+def _figures(record: Any) -> dict[str, float]:
+    items = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+    row = {name: value for name, value in items.items() if isinstance(value, int | float)}
+    return {**row, STEP: int(row[STEP])} if STEP in row else row
+
+
+def _read(file: Path, kind: str | None, make: Callable[[Any], Any]) -> Iterator[Any]:
+    """What is made of each record of a kind; None is all kinds."""
+    errors: list[Exception] = []
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        content, errors = b"", [error]
+    for data in _contents(content):
+        try:
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # protobuf makes it when it is imported
+            record.ParseFromString(data)
+            if kind not in (None, record.WhichOneof("record_type")):
+                continue
+            made = make(record)
+        except Exception as error:  # protobuf and JSON raise errors of many kinds
+            errors.append(error)
+        else:
+            yield made
+    if errors:
+        unread = "its records" if not content else f"{len(errors)} of its records"
+        warnings.warn(f"{file}: {unread} cannot be read, and are left out: {errors[0]}", stacklevel=2)
 
 
 def _contents(content: bytes) -> Iterator[bytes]:

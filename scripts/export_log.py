@@ -3,8 +3,9 @@
     python scripts/export_log.py runs/photos log.csv --columns train/loss train/psnr validation/psnr codebook/usage
 
 One row per logged optimizer step, in which a figure keeps its value until it is logged again. The parts of a run that
-was resumed are joined in the order of their steps: those with the id that `run.json` in the folder has. A folder of an
-earlier version has none; there all histories are joined, which is said.
+was resumed are joined in the order of their steps: those with the id that `run.json` in the folder has. Histories of
+other fits in the folder are left out, also of parts that an earlier version of vqkit has trained; that is said. A
+folder of an earlier version has no `run.json`; there all histories are joined, which is said too.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from trainers.run.folders import RECORD, identity
-from trainers.run.history import STEP, history
+from trainers.run.history import STEP, history, records
 
 
 def main() -> None:
@@ -31,6 +32,13 @@ def main() -> None:
         sys.exit(f"{arguments.run} holds no W&B run (expected {pattern})")
     if not record.is_file() and len(files) > 1:
         print(f"{record} is missing: {len(files)} histories are joined, of one run or several", file=sys.stderr)
+    others = [file for file in sorted(arguments.run.glob("wandb/*run-*/run-*.wandb")) if file not in files]
+    if left_out := [str(file) for file in others if _is_of_fit(file)]:
+        print(
+            f"{len(left_out)} histories are left out, of other runs or of this one before it had its id {run_id}: "
+            f"{', '.join(left_out)}",
+            file=sys.stderr,
+        )
     rows: dict[int, dict[str, float]] = {}
     for file in files:
         for values in history(file):
@@ -53,6 +61,11 @@ def main() -> None:
             if written is None or step // arguments.every > written:
                 written = step // arguments.every
                 writer.writerow([step, *(_short(latest.get(name, "")) for name in columns)])
+
+
+def _is_of_fit(file: Path) -> bool:
+    """Whether a history is of a training; earlier versions did not say so."""
+    return all(record.run.job_type in ("", "fit") for record in records(file) if record.HasField("run"))
 
 
 def _short(value: float | str) -> str:

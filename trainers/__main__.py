@@ -1,4 +1,8 @@
-"""`python -m trainers fit|validate|test|predict --config FILE [--config OVERLAY] --data.root FOLDER`."""
+"""Train, measure and use tokenizers.
+
+python -m trainers fit|validate|test|predict --config FILE [--config OVERLAY] --data.root FOLDER
+python -m trainers export RUN --to FOLDER [--checkpoint last|best|FILE]
+"""
 
 import signal
 

@@ -27,7 +27,11 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in another dtype; beyond the range of float16, or of 8 bits, it takes the largest number there is."""
+    """The tensor in another floating-point dtype.
+
+    Values that are too large for float16, or for a floating-point dtype of 8 bits, become its largest number with their
+    sign. Other dtypes hold all values of float32.
+    """
     largest = torch.finfo(dtype).max
     if largest < torch.finfo(torch.bfloat16).max:  # which is that of float32, but for rounding
         tensor = tensor.clamp(-largest, largest)

@@ -265,6 +265,13 @@ def test_slurm_does_not_start_a_run_again_by_itself(cli, monkeypatch):
     assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
 
 
+def test_help_names_every_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trainers", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert {"fit", "validate", "test", "predict", "export"} <= set(capsys.readouterr().out.split())
+
+
 def test_a_run_needs_a_configuration(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["trainers", "fit"])
     with pytest.raises(SystemExit, match="2"):

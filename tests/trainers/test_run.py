@@ -307,15 +307,17 @@ def test_export_writes_all_or_nothing(run, tmp_path, capsys, monkeypatch):
 # ---------------------------------------------------------------------- its history
 
 
-def write_history(folder, run_id, steps):
+def write_history(folder, run_id, steps, *, job_type="fit"):
     """A W&B file with a loss at each step."""
-    parts = b""
+    described = wandb_internal_pb2.Record()
+    described.run.job_type = job_type
+    records = [described]
     for step in steps:
-        record = wandb_internal_pb2.Record()
+        records.append(wandb_internal_pb2.Record())
         for key, value in (("trainer/global_step", step), ("train/loss", 1.0)):
-            record.history.item.add(key=key, value_json=json.dumps(value))
-        data = record.SerializeToString()
-        parts += struct.pack("<IHB", 0, len(data), 1) + data
+            records[-1].history.item.add(key=key, value_json=json.dumps(value))
+    contents = [record.SerializeToString() for record in records]
+    parts = b"".join(struct.pack("<IHB", 0, len(data), 1) + data for data in contents)
     folder = folder / "wandb" / f"offline-run-20260101_0000{len(steps):02}-{run_id}"
     folder.mkdir(parents=True)
     (folder / f"run-{run_id}.wandb").write_bytes(bytes(7) + parts)
@@ -325,12 +327,17 @@ def test_the_log_is_of_this_run_alone(tmp_path, monkeypatch, capsys):
     write_history(tmp_path, "aaaaaaaa", range(50))
     write_history(tmp_path, "bbbbbbbb", range(3))
     write_history(tmp_path, "bbbbbbbb", range(2, 6))
+    write_history(tmp_path, "cccccccc", range(7), job_type="test")
     monkeypatch.setattr(sys, "argv", ["export_log.py", str(tmp_path), str(tmp_path / "log.csv")])
-    for record, rows, said in ((None, 50, "3 histories are joined"), ({"id": "bbbbbbbb"}, 6, "")):
+    for record, rows, said in (
+        (None, 50, "4 histories are joined"),
+        ({"id": "bbbbbbbb"}, 6, "1 histories are left out"),
+    ):
         if record:
             (tmp_path / "run.json").write_text(json.dumps(record))
         runpy.run_path(str(ROOT / "scripts/export_log.py"), run_name="__main__")
-        assert said in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert said in errors and ("run-aaaaaaaa.wandb" in errors) == bool(record) and "cccccccc" not in errors
         assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + rows
 
 

@@ -20,7 +20,6 @@ from trainers.core import comparison as shared
 from trainers.core.comparison import Baseline, Column, Comparison
 from trainers.data.files import named
 from vqkit import AudioTokenizer
-from vqkit.tokens.names import unescaped
 
 TITLES = {
     "vqkit": "vqkit (this run)",
@@ -82,7 +81,7 @@ def load_utterances(folder: Path, sample_rate: int) -> list[Utterance]:
     found = []
     for file in usable.files:
         wave = torch.from_numpy(within_full_scale(store.wave(file))[:, 0])
-        path = folder / unescaped(file.name)
+        path = store.path(file)
         found.append(Utterance(path.stem, wave, texts.get(path, "")))
     return found
 

@@ -33,6 +33,10 @@ class TokenWriter(Callback):
         self.written = 0
         self._writer: TokenShardWriter | None = None
 
+    def folder_in(self, root: str | Path) -> Path:
+        """Where the shards are written by a trainer with this `default_root_dir`."""
+        return Path(self.folder or Path(root) / "tokens")
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave out what is written already, which is known once the codebook is: where the loader is made."""
         if stage == "predict":
@@ -42,7 +46,7 @@ class TokenWriter(Callback):
     def _written_before(self, trainer: Trainer, pl_module: LightningModule, data_hash: str) -> set[str]:
         if trainer.ckpt_path is None:
             raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "tokens")
+        folder = self.folder_in(trainer.default_root_dir)
         task = task_of(pl_module)
         if (folder / TOKENIZER).is_dir():
             _check_same_weights(task.tokenizer, folder)

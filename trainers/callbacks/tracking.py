@@ -189,7 +189,7 @@ class Tracking(Callback):
         """Show the worst samples of the last validation, and log the tokenizer."""
         self._show_worst(trainer, pl_module, "worst_validation")
         tokenizer = task_of(pl_module).tokenizer
-        for folder in _folders(trainer, SaveTokenizer, "tokenizer"):
+        for folder in _folders(trainer, SaveTokenizer):
             for run in _runs(trainer) if folder.is_dir() else ():
                 facts = {"step": trainer.global_step, "codebook_hash": codebook_hash(tokenizer.quantizer)}
                 artifact = wandb.Artifact(_named("tokenizer", run), type="model", metadata={"run": run.id, **facts})
@@ -200,7 +200,7 @@ class Tracking(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the shards of all ranks."""
         trainer.strategy.barrier()
-        for folder in _folders(trainer, TokenWriter, "tokens"):
+        for folder in _folders(trainer, TokenWriter):
             for run in _runs(trainer):
                 task = task_of(pl_module)
                 facts = {**task.weights, "codebook_hash": codebook_hash(task.tokenizer.quantizer)}
@@ -237,11 +237,11 @@ def _runs(trainer: Trainer) -> Iterator[Any]:
             yield logger.experiment
 
 
-def _folders(trainer: Trainer, kind: type[SaveTokenizer] | type[TokenWriter], default: str) -> Iterator[Path]:
+def _folders(trainer: Trainer, kind: type[SaveTokenizer] | type[TokenWriter]) -> Iterator[Path]:
     """Where callbacks of a kind have written."""
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, kind):
-            yield Path(callback.folder or Path(trainer.default_root_dir) / default).absolute()
+            yield callback.folder_in(trainer.default_root_dir).absolute()
 
 
 def _rows(figures: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -58,6 +58,8 @@ TRAINER_DEFAULTS = {
 INIT = ("init_from", "init_parts", "init_hash")
 """Arguments that say what weights a new run begins with."""
 
+EXPORT = "python -m trainers export --help: the command that writes the tokenizer of a checkpoint."
+
 
 class UserError(Exception):
     """A mistake that its message explains, and a traceback would not.
@@ -452,7 +454,7 @@ def _main(args: list[str] | None, stop: StopAtSignal) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={**parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
+            parser_kwargs={"epilog": EXPORT, **parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
             args=args,
         )
         code = 0

@@ -72,10 +72,10 @@ _FIXES = {
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Context for writing a file under a temporary name; it is moved into place once it is on the disk.
+    """Context for writing a file whole or not at all: it has a temporary name until all of it is on the disk.
 
-    The temporary file is beside the other one, since moving is whole within a file system only. The next write deletes
-    what a killed process left.
+    The temporary file lies in the folder of `path`, because a move between file systems can be interrupted. If the
+    process is killed, the temporary file stays; the next write to `path` deletes it.
 
     Args:
         path: of the file; one that is there is replaced. Its folder is made.

@@ -215,10 +215,13 @@ class Tokenizer(Pretrained, nn.Module):
     def _lies_elsewhere(self, least: float, greatest: float, low: float, high: float) -> bool:
         """Whether a batch with values from `least` to `greatest` is clearly in another range than [low, high].
 
-        It is if a value is four widths of the range away from its middle, so that only another scale explains it. Where
-        the range begins at 0 or above, it is a quarter of the width below. Where the range has negative values, it is
-        if the batch has none and fills [0, high]: the least value is below high / 512, the greatest above high / 2.
-        However bright, pictures of 8 bits in [-1, 1] are not such a batch: their values are odd multiples of 1 / 255.
+        There are three signs:
+
+        - A value lies more than four widths of the range away from the middle of the range.
+        - The range has no negative values, and the least value lies more than a quarter of the width below it.
+        - The range has negative values, the batch has none, and the batch fills [0, high]: its least value is below
+          high / 512, and its greatest above high / 2. Bright pictures of 8 bits in [-1, 1] do not show this sign: their
+          values are odd multiples of 1 / 255, so that none of them lies between 0 and 1 / 512.
         """
         far = max(abs(value - (low + high) / 2) for value in (least, greatest))
         if far > 4 * (high - low):

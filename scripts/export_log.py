@@ -13,6 +13,8 @@ import csv
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
+
 from trainers.run.folders import RECORD, identity
 from trainers.run.history import STEP, history, records
 

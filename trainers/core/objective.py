@@ -1,24 +1,33 @@
-"""The interface of reconstruction objectives."""
+"""The interface of reconstruction objectives, of any modality."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vqkit.precision import FullPrecisionModule
+from vqkit.runtime import autocast_disabled
 
 
 class Objective(FullPrecisionModule, ABC):
-    """A distance between a reconstruction and its original, with its weight in the total.
+    """A distance between reconstructions (B, C, ...) and their originals, with its weight in the total.
 
-    Its state stays in float32 where a model of 16 bits is trained, as do the tensors that it compares.
+    A derived class sets `axes` and writes `distance`, which is computed in float32 (float64 stays), whatever is
+    autocast around it. Its state stays in float32 where a model of 16 bits is trained.
 
     Args:
         weight: factor of the term in the total, at least 0; `forward` does not apply it.
         name: under which the term is logged; must be unique among the objectives of a task.
 
+    Attributes:
+        axes: names of the axes after the channels, such as ("samples",) or ("height", "width").
+
     Raises:
-        ValueError: `weight` is negative.
+        ValueError: `weight` is negative; in `forward` if the shapes differ, have other axes or a size of 0.
     """
+
+    axes: ClassVar[tuple[str, ...]]
 
     def __init__(self, *, weight: float, name: str) -> None:
         super().__init__()
@@ -27,6 +36,29 @@ class Objective(FullPrecisionModule, ABC):
         self.weight = weight
         self.name = name
 
-    @abstractmethod
     def forward(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
-        """The unweighted distance, a float32 scalar, of two tensors of one shape."""
+        """The unweighted distance.
+
+        Args:
+            reference: (B, C, ...) in [-1, 1].
+            reconstruction: (B, C, ...) of the tokenizer.
+
+        Returns:
+            float32 scalar.
+        """
+        shape = reference.shape
+        if shape != reconstruction.shape or len(shape) != 2 + len(self.axes) or not reference.numel():
+            raise ValueError(
+                f"reference has shape {tuple(shape)} and reconstruction {tuple(reconstruction.shape)}: expected the "
+                f"same (batch, channels, {', '.join(self.axes)}), none of them 0"
+            )
+        with autocast_disabled(reconstruction.device):
+            return self.distance(self.compared(reference), self.compared(reconstruction))
+
+    def compared(self, batch: Tensor) -> Tensor:
+        """What `distance` gets of a batch (B, C, ...): the batch, in float32 or float64."""
+        return batch.to(torch.promote_types(batch.dtype, torch.float32))
+
+    @abstractmethod
+    def distance(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
+        """The unweighted distance of two tensors of one shape, as a scalar: `forward` behind its checks."""

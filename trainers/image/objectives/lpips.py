@@ -1,11 +1,13 @@
 """LPIPS, and its shift-tolerant form."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from trainers.image.networks.libraries import TorchvisionNetwork
 from trainers.image.networks.network import FrozenNetwork
-from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet, ShiftTolerantVGG16, shift_tolerant_weights
+from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet, ShiftTolerantNetwork, ShiftTolerantVGG16
 from trainers.image.networks.weights import HubWeights, PackagedWeights, Weights, no_download, read_state, sha256_of
 from trainers.image.objectives.features import NetworkObjective, unit
 from vqkit.saving.files import named
@@ -66,50 +68,53 @@ class LPIPS(NetworkObjective):
         return torch.stack(distances).sum(0)
 
 
-class AlexNetLPIPS(LPIPS):
-    """LPIPS by AlexNet, which papers report as a measure; for training they take VGG-16.
+class TorchvisionLPIPS(LPIPS):
+    """LPIPS by a network of torchvision, with heads that are published for it.
 
     Args:
         weight: factor of the term in the total.
         name: under which the term is logged.
-        backbone: weights of torchvision's `alexnet`; by default torchvision downloads them.
+        backbone: weights of the network; by default torchvision downloads them.
         heads: by default those of the package lpips, of which torchmetrics has a copy.
+
+    Attributes:
+        architecture: name of the network in torchvision.
+        compared_layers: numbers of those of its `features` that are compared.
+        published_name: of the network in lpips.
 
     Raises:
         ValueError: see `LPIPS` and `FrozenNetwork`.
     """
 
-    def __init__(
-        self, *, weight: float = 1.0, name: str = "lpips", backbone: Weights | None = None, heads: Weights | None = None
-    ) -> None:
-        layers = [f"features.{number}" for number in (1, 4, 7, 9, 11)]
-        network = TorchvisionNetwork("alexnet", weights=backbone or HubWeights("IMAGENET1K_V1"), layers=layers)
-        super().__init__(network, heads or _published_heads("alex"), weight=weight, name=name)
-
-
-class VGG16LPIPS(LPIPS):
-    """LPIPS by VGG-16: the perceptual loss of VQGAN (Esser et al. 2021, arXiv:2012.09841) and its successors.
-
-    Args:
-        weight: factor of the term in the total.
-        name: under which the term is logged.
-        backbone: weights of torchvision's `vgg16`; by default torchvision downloads them.
-        heads: by default those of the package lpips, of which torchmetrics has a copy.
-
-    Raises:
-        ValueError: see `LPIPS` and `FrozenNetwork`.
-    """
+    architecture: ClassVar[str]
+    compared_layers: ClassVar[tuple[int, ...]]
+    published_name: ClassVar[str]
 
     def __init__(
         self, *, weight: float = 1.0, name: str = "lpips", backbone: Weights | None = None, heads: Weights | None = None
     ) -> None:
-        layers = [f"features.{number}" for number in (3, 8, 15, 22, 29)]
-        network = TorchvisionNetwork("vgg16", weights=backbone or HubWeights("IMAGENET1K_V1"), layers=layers)
-        super().__init__(network, heads or _published_heads("vgg"), weight=weight, name=name)
+        layers = [f"features.{number}" for number in self.compared_layers]
+        network = TorchvisionNetwork(self.architecture, weights=backbone or HubWeights("IMAGENET1K_V1"), layers=layers)
+        published = PackagedWeights("torchmetrics", f"functional/image/lpips_models/{self.published_name}.pth")
+        super().__init__(network, heads or published, weight=weight, name=name)
 
 
-class AlexNetSTLPIPS(LPIPS):
-    """ST-LPIPS by `ShiftTolerantAlexNet`: LPIPS that hardly minds a shift by a pixel.
+class AlexNetLPIPS(TorchvisionLPIPS):
+    """LPIPS by AlexNet, which papers report as a measure; for training they take VGG-16."""
+
+    architecture, published_name = "alexnet", "alex"
+    compared_layers = (1, 4, 7, 9, 11)
+
+
+class VGG16LPIPS(TorchvisionLPIPS):
+    """LPIPS by VGG-16: the perceptual loss of VQGAN (Esser et al. 2021, arXiv:2012.09841) and its successors."""
+
+    architecture, published_name = "vgg16", "vgg"
+    compared_layers = (3, 8, 15, 22, 29)
+
+
+class STLPIPS(LPIPS):
+    """ST-LPIPS: LPIPS by a shift-tolerant network, which hardly minds a shift by a pixel.
 
     Source: Ghildyal, Liu 2022 (arXiv:2207.13686). Values are those of the package stlpips-pytorch 0.0.2.
 
@@ -118,33 +123,26 @@ class AlexNetSTLPIPS(LPIPS):
         name: under which the term is logged.
         weights: of network and heads, one file; by default that of the package stlpips-pytorch.
 
-    Raises:
-        ValueError: see `LPIPS` and `FrozenNetwork`.
-    """
-
-    def __init__(self, *, weight: float = 1.0, name: str = "st_lpips", weights: Weights | None = None) -> None:
-        network = ShiftTolerantAlexNet(weights=weights)
-        super().__init__(network, weights or shift_tolerant_weights("alex"), weight=weight, name=name)
-
-
-class VGG16STLPIPS(LPIPS):
-    """ST-LPIPS by `ShiftTolerantVGG16`.
-
-    Source: as `AlexNetSTLPIPS`.
-
-    Args:
-        weight: factor of the term in the total.
-        name: under which the term is logged.
-        weights: of network and heads, one file; by default that of the package stlpips-pytorch.
+    Attributes:
+        kind: class of the network.
 
     Raises:
         ValueError: see `LPIPS` and `FrozenNetwork`.
     """
 
+    kind: ClassVar[type[ShiftTolerantNetwork]]
+
     def __init__(self, *, weight: float = 1.0, name: str = "st_lpips", weights: Weights | None = None) -> None:
-        network = ShiftTolerantVGG16(weights=weights)
-        super().__init__(network, weights or shift_tolerant_weights("vgg"), weight=weight, name=name)
+        super().__init__(self.kind(weights=weights), weights or self.kind.published(), weight=weight, name=name)
 
 
-def _published_heads(name: str) -> Weights:
-    return PackagedWeights("torchmetrics", f"functional/image/lpips_models/{name}.pth")
+class AlexNetSTLPIPS(STLPIPS):
+    """ST-LPIPS by `ShiftTolerantAlexNet`."""
+
+    kind = ShiftTolerantAlexNet
+
+
+class VGG16STLPIPS(STLPIPS):
+    """ST-LPIPS by `ShiftTolerantVGG16`."""
+
+    kind = ShiftTolerantVGG16

@@ -13,9 +13,7 @@ from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make
 from trainers.callbacks import (
     BestCheckpoint,
     CodebookReport,
-    CosineSchedule,
     LastCheckpoint,
-    LinearSchedule,
     Reconstructions,
     SaveTokenizer,
     ValidationSchedule,
@@ -119,41 +117,6 @@ def test_usage_histogram_counts_every_code():
     assert values[0] == 2
     assert values[-1] == 0
     assert edges[0] == pytest.approx(0.01)
-
-
-# ---------------------------------------------------------------------- schedules
-
-
-def test_schedule_sets_the_attribute_before_each_batch():
-    values = []
-    spy = Spy(lambda trainer, module, _: values.append(module.tokenizer.quantizer.losses[0].weight))
-    schedule = LinearSchedule("tokenizer.quantizer.losses.0.weight", 1.0, 0.0, batches=4, delay=1)
-    make_trainer(max_epochs=2, callbacks=[schedule, spy]).fit(make_task(), datamodule=Images(4))
-    assert values == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
-
-
-def test_cosine_is_flat_at_both_ends():
-    schedule = CosineSchedule("weights.l1", 2.0, 4.0, batches=100)
-    assert [schedule.value(batch) for batch in (0, 50, 100, 1000)] == pytest.approx([2, 3, 4, 4])
-    assert schedule.value(1) - 2 < 0.001
-
-
-@pytest.mark.parametrize(
-    ("attribute", "message"),
-    [
-        (
-            "tokenizer.quantizer.temprature",
-            r"quantizer has no 'temprature'; .*losses\.commitment\.weight",
-        ),
-        ("tokenizer.quantizer.method", r"tokenizer\.quantizer has no 'method'; the numbers"),
-        ("nowhere.at_all", "the task has no 'nowhere'; the numbers there are .*learning_rate"),
-    ],
-)
-def test_a_schedule_of_nothing_stops_before_the_first_batch(attribute, message):
-    trainer = make_trainer(max_steps=1, callbacks=[LinearSchedule(attribute, 0.0, 1.0, batches=3)])
-    with pytest.raises(ValueError, match=message):
-        trainer.fit(make_task(), datamodule=Images(4))
-    assert trainer.global_step == 0
 
 
 # ---------------------------------------------------------------------- WeightEMA

@@ -225,6 +225,10 @@ MISTAKES = [
     ({"config": "configs/quantizers/simvq.yaml"}, "write --quantizer simvq for it now"),
     ({"config": "configs/residual/single.yaml"}, "write --config configs/quantizers/single.yaml for it now"),
     ({"data": "trainers.data.images.ImageFolderData"}, "is called trainers.image.ImageFolderData now"),
+    (
+        {"trainer.callbacks": "trainers.callbacks.LinearSchedule"},
+        "schedules: {NAME: {class_path: trainers.core.Linear, ",
+    ),
     ({"modle.learning_rate": "1"}, "did you mean 'model'?"),
     ({"trainer.max_stepps": "1"}, "did you mean 'trainer.max_steps'?"),
     ({"data.rsolution": "1"}, "did you mean 'resolution'?"),

@@ -227,6 +227,7 @@ def test_a_resumed_run_has_the_numbers_of_its_step(kind, tmp_path):
             r"quantizer\.losses has no 'entrop'; the numbers there are quantizer",
         ),
         ("quantizer.losses.entropy.wait", r"entropy has no 'wait'; .*losses\.entropy\.weight, .*entropy\.temperature"),
+        ("quantizer.method", r"quantizer has no 'method'; the numbers"),
         ("quantiser.dropout", r"the task has no 'quantiser'; .*quantizer\.losses\..*objectives\.l1\.weight"),
         ("encoder.layers.*.nowhere", r"encoder\.layers\.\* has no 'nowhere'; .*encoder\.layers\.\*\.branch\.\*\.p"),
     ],

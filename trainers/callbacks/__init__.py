@@ -1,4 +1,4 @@
-"""What happens around the training step: reports, schedules, averages, checkpoints and token shards."""
+"""What happens around the training step: reports, averages, checkpoints and token shards."""
 
 from trainers.callbacks.checkpoints import BestCheckpoint as BestCheckpoint
 from trainers.callbacks.checkpoints import LastCheckpoint as LastCheckpoint
@@ -6,9 +6,6 @@ from trainers.callbacks.checkpoints import SaveTokenizer as SaveTokenizer
 from trainers.callbacks.progress import StepProgress as StepProgress
 from trainers.callbacks.reconstructions import Reconstructions as Reconstructions
 from trainers.callbacks.report import CodebookReport as CodebookReport
-from trainers.callbacks.schedule import AttributeSchedule as AttributeSchedule
-from trainers.callbacks.schedule import CosineSchedule as CosineSchedule
-from trainers.callbacks.schedule import LinearSchedule as LinearSchedule
 from trainers.callbacks.tokens import TokenWriter as TokenWriter
 from trainers.callbacks.tracking import Tracking as Tracking
 from trainers.callbacks.validation import ValidationSchedule as ValidationSchedule

@@ -1,10 +1,11 @@
 """What the optimizer moves and how fast: groups of parameters, the schedule, and norms of gradients."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from trainers.core.adversary import Adversary
 from vqkit import Codebook, Tokenizer
@@ -14,30 +15,6 @@ DISCRIMINATORS = "discriminators"
 
 OBJECTIVES = "objectives"
 """The same for what objectives train."""
-
-
-def named_parts(tokenizer: Tokenizer, names: Sequence[str], *, argument: str) -> dict[str, nn.Module]:
-    """Parts of a tokenizer by their dotted names, such as `decoder` or `decoder.layers.0`.
-
-    Args:
-        tokenizer: that has them.
-        names: of modules in it, at any depth.
-        argument: that asks, for the message.
-
-    Raises:
-        ValueError: there is no such part; the message names those that there are.
-    """
-    parts: dict[str, nn.Module] = {}
-    for name in names:
-        part, where = cast(nn.Module, tokenizer), "tokenizer"
-        for step in name.split("."):
-            inner = dict(part.named_children())
-            if step not in inner:
-                known = ", ".join(inner) or "none"
-                raise ValueError(f"{argument}={list(names)}: {where} has no part {step!r}; its parts are {known}")
-            part, where = inner[step], f"{where}.{step}"
-        parts[name] = part
-    return parts
 
 
 def parameter_groups(tokenizer: Tokenizer, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -113,3 +90,21 @@ def gradient_norm_at(point: Tensor, terms: Mapping[str, Tensor], weights: Mappin
     """Length () of the gradient that reaches `point` from the weighted sum of terms; their graph is kept."""
     (gradient,) = torch.autograd.grad(weighted_sum(terms, weights), point, retain_graph=True)
     return gradient.norm()
+
+
+def take_settings(optimizer: Optimizer, scheduler: Any, configured: Mapping[str, Any]) -> None:
+    """Give a resumed optimizer the settings of the configuration; its moments and counts are the checkpoint's.
+
+    torch loads learning rates, betas and weight decay with the state. The schedule keeps its place.
+
+    Args:
+        optimizer: of the resumed run.
+        scheduler: its `LambdaLR`.
+        configured: what `configure_optimizers` returns.
+    """
+    scheduler.base_lrs = configured["lr_scheduler"]["scheduler"].base_lrs
+    asked = zip(configured["optimizer"].param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, (settings, peak, factor) in zip(optimizer.param_groups, asked, strict=True):
+        group.update({name: value for name, value in settings.items() if name != "params"})
+        group["lr"] = peak * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

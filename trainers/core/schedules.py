@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -29,6 +29,18 @@ class Schedule(ABC):
             first: step behind the warm-up, at which a curve begins.
             last: steps of the whole training.
         """
+
+    def check_end(self, last: float) -> None:
+        """Refuse a training without an end where the number depends on it.
+
+        Raises:
+            ValueError: `last`, the steps of the whole training, is infinite.
+        """
+        if self.needs_end and not math.isfinite(last):
+            raise ValueError(
+                f"a {type(self).__name__} schedule without steps needs an end: set trainer.max_steps or "
+                "trainer.max_epochs, or its steps"
+            )
 
 
 class Constant(Schedule):
@@ -154,10 +166,11 @@ class EntropyAnnealing(Schedule):
         return configured * (1 + self.ratio * max(0.0, 1 - step / self.steps))
 
 
-def numbers_at(root: object, name: str, *, argument: str) -> list[tuple[Any, str]]:
-    """The numbers that a dotted name means: who has each, and under which attribute.
+class ScheduledNumbers:
+    """The numbers that a dotted name means, each of which follows a schedule from what is configured for it.
 
     Args:
+        schedule: of all of them.
         root: at which the name begins: a module, any object, or a mapping.
         name: such as `quantizer.losses.entropy.weight`: attributes, and items of lists by number or by their own
             `name`. `*` is everything at its place that has the rest, so `quantizer.stages.*.losses.commitment.weight`
@@ -167,22 +180,32 @@ def numbers_at(root: object, name: str, *, argument: str) -> list[tuple[Any, str
     Raises:
         ValueError: there is no such number; the message names those that there are.
     """
-    *path, last = name.split(".")
-    owners = [root]
-    done: list[str] = []
-    for step in path:
-        found = [item for owner in owners for item in _items(owner, step)]
-        if not found:
-            raise ValueError(f"{argument}: {_there_is(owners, done, step)}")
-        owners = found
-        done.append(step)
-    numbers = [(owner, last) for owner in owners if _is_number(getattr(owner, "__dict__", {}).get(last))]
-    if not numbers:
-        raise ValueError(f"{argument}: {_there_is(owners, done, last)}")
-    return numbers
+
+    def __init__(self, schedule: Schedule, root: object, name: str, *, argument: str) -> None:
+        *path, last = name.split(".")
+        owners = [root]
+        done: list[str] = []
+        for step in path:
+            found = [item for owner in owners for item in _items(owner, step)]
+            if not found:
+                raise ValueError(f"{argument}: {_there_is(owners, done, step)}")
+            owners = found
+            done.append(step)
+        held = [(owner, getattr(owner, "__dict__", {}).get(last)) for owner in owners]
+        self._numbers = [(owner, last, number) for owner, number in held if _is_number(number)]
+        if not self._numbers:
+            raise ValueError(f"{argument}: {_there_is(owners, done, last)}")
+        self.schedule = schedule
+
+    def set(self, step: int, *, last: float = math.inf) -> float:
+        """Set each to its value at a step (see `Schedule.value`), and return that of the first."""
+        for owner, attribute, configured in self._numbers:
+            setattr(owner, attribute, self.schedule.value(step, configured=configured, last=last))
+        owner, attribute, _ = self._numbers[0]
+        return float(getattr(owner, attribute))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

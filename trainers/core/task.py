@@ -1,7 +1,6 @@
 """The one training step of a tokenizer, whatever its modality."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Self, cast
@@ -26,15 +25,15 @@ from trainers.core.optimization import (
     discriminator_group,
     gradient_norm,
     gradient_norm_at,
-    named_parts,
     objective_group,
     parameter_groups,
+    take_settings,
     weighted_sum,
 )
-from trainers.core.schedules import Cosine, Schedule, numbers_at
-from vqkit import BaseQuantizer, Quantizer, Tokenizer, without_quantization
+from trainers.core.parts import freeze_parts, rest_parts
+from trainers.core.schedules import Cosine, Schedule, ScheduledNumbers
+from vqkit import Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
-from vqkit.parts.losses import Penalty
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 
@@ -85,7 +84,7 @@ class TokenizerTask(EvaluatedTask):
             what the decoder makes of unquantized latents (`validation_unquantized/`), and the optimizer leaves the
             codebooks alone.
         schedules: of other numbers, by their names in the parts of the tokenizer, in `objectives`, `adversary` and
-            `balancer`: `quantizer.losses.entropy.weight`, `objectives.l1.weight` (`schedules.numbers_at`). Each is set
+            `balancer`: `quantizer.losses.entropy.weight`, `objectives.l1.weight` (`ScheduledNumbers`). Each is set
             before every batch to the value of its optimizer step, and logged under `schedule/`; where `*` makes a name
             that of several, the first is logged.
         freeze: parts of the tokenizer that stay as they are, to the last bit, while the rest trains: `encoder`,
@@ -154,34 +153,18 @@ class TokenizerTask(EvaluatedTask):
         self.pretraining_steps = pretraining_steps
         self.quantizer_initialized_at: int | None = None
         self._random_state: dict[str, Any] | None = None
-        self.schedules = dict(schedules or {})
-        self._scheduled = {name: self._numbers(name) for name in self.schedules}
-        self.frozen = freeze
+        others = {"objectives": self.objectives, "adversary": adversary, "balancer": balancer}
+        parts = dict(tokenizer.named_children()) | {key: part for key, part in others.items() if part is not None}
+        self.scheduled = {
+            name: ScheduledNumbers(schedule, parts, name, argument=f"schedules[{name!r}]")
+            for name, schedule in (schedules or {}).items()
+        }
         self.keeps_quantizer = False
-        self._freeze()
-
-    def _numbers(self, name: str) -> list[tuple[Any, str, float]]:
-        """The numbers of a name: who has each, as which attribute, and what is configured."""
-        others = {"objectives": self.objectives, "adversary": self.adversary, "balancer": self.balancer}
-        parts = dict(self.tokenizer.named_children()) | {key: part for key, part in others.items() if part is not None}
-        found = numbers_at(parts, name, argument=f"schedules[{name!r}]")
-        return [(owner, attribute, getattr(owner, attribute)) for owner, attribute in found]
-
-    def _freeze(self) -> None:
-        for name, part in self.frozen_parts().items():
-            if name.startswith("quantizer.") and not any(isinstance(inner, BaseQuantizer) for inner in part.modules()):
-                owner = name.rpartition(".")[0]
-                raise ValueError(
-                    f"freeze={list(self.frozen)}: {name} moves with {owner}; freeze {owner}, the whole of it"
-                )
-            part.requires_grad_(False)
+        self.frozen = freeze
+        freeze_parts(tokenizer, freeze)
         self.train(self.training)
-        if any(name.partition(".")[0] == "quantizer" for name in self.frozen):
+        if any(name.partition(".")[0] == "quantizer" for name in freeze):
             self.keep_quantizer("freeze keeps it as it is")
-        if self.frozen and not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
-            sizes = {name: sum(map(Tensor.numel, part.parameters())) for name, part in self.tokenizer.named_children()}
-            there = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
-            raise ValueError(f"freeze={list(self.frozen)} leaves no parameters to train of {there}: name less")
 
     def keep_quantizer(self, reason: str) -> None:
         """Do not initialize the quantizer from data.
@@ -199,18 +182,10 @@ class TokenizerTask(EvaluatedTask):
             )
         self.keeps_quantizer = True
 
-    def frozen_parts(self) -> dict[str, nn.Module]:
-        """What `freeze` names."""
-        return named_parts(self.tokenizer, self.frozen, argument="freeze")
-
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all modules; frozen parts stay in eval mode."""
         super().train(mode)
-        for part in self.frozen_parts().values():
-            part.eval()
-            for inner in part.modules():
-                if isinstance(inner, Penalty):  # no state, but an entropy that is summed over ranks in training alone
-                    inner.train(mode)
+        rest_parts(self.tokenizer, self.frozen, training=mode)
         return self
 
     def setup(self, stage: str) -> None:
@@ -342,7 +317,7 @@ class TokenizerTask(EvaluatedTask):
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and the schedule, one scheduler step for each optimizer step."""
         total_steps = self.trainer.estimated_stepping_batches
-        _check_end(self.schedule, total_steps)
+        self.schedule.check_end(total_steps)
         groups = self.parameter_groups()
         scale = self.learning_rate_scale()
         for group in groups:
@@ -416,27 +391,13 @@ class TokenizerTask(EvaluatedTask):
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, after whatever drew numbers before, and settle its optimizer."""
         if self.trainer.ckpt_path is not None:
-            self._set_as_configured()
+            scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+            take_settings(self.trainer.optimizers[0], scheduler, self.configure_optimizers())
         if self._random_state is None:
             return
         torch.set_rng_state(self._random_state["cpu"].cpu())
         if len(self._random_state["cuda"]) == torch.cuda.device_count() > 0:
             torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
-
-    def _set_as_configured(self) -> None:
-        """Give a resumed optimizer the settings of the configuration; its moments and counts are the checkpoint's.
-
-        torch loads learning rates, betas and weight decay with the state. The schedule keeps its place.
-        """
-        fresh = self.configure_optimizers()
-        optimizer = self.trainer.optimizers[0]
-        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
-        scheduler.base_lrs = fresh["lr_scheduler"]["scheduler"].base_lrs
-        asked = zip(fresh["optimizer"].param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        for group, (settings, peak, factor) in zip(optimizer.param_groups, asked, strict=True):
-            group.update({name: value for name, value in settings.items() if name != "params"})
-            group["lr"] = peak * factor(scheduler.last_epoch)
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def on_fit_start(self) -> None:
         """Take over the optimizer boundary, and initialize the quantizer from data unless it is kept or resumed."""
@@ -444,8 +405,8 @@ class TokenizerTask(EvaluatedTask):
             if isinstance(module, Quantizer):
                 module.auto_step = False
         self._total_steps = self.trainer.estimated_stepping_batches
-        for schedule in self.schedules.values():
-            _check_end(schedule, self._total_steps)
+        for numbers in self.scheduled.values():
+            numbers.schedule.check_end(self._total_steps)
         dry = getattr(self.trainer, "fast_dev_run", False)
         if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not dry:
             raise ValueError(
@@ -460,12 +421,8 @@ class TokenizerTask(EvaluatedTask):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set what follows a schedule; initialize the quantizer when pre-training is over."""
-        for name, schedule in self.schedules.items():
-            for owner, attribute, configured in self._scheduled[name]:
-                number = schedule.value(self.trainer.global_step, configured=configured, last=self._total_steps)
-                setattr(owner, attribute, number)
-            owner, attribute, _ = self._scheduled[name][0]
-            self.log(f"schedule/{name}", getattr(owner, attribute))
+        for name, numbers in self.scheduled.items():
+            self.log(f"schedule/{name}", numbers.set(self.trainer.global_step, last=self._total_steps))
         if self.quantizer_initialized_at is None and self.trainer.global_step >= self.pretraining_steps:
             self._initialize_quantizer()
 
@@ -486,14 +443,6 @@ class TokenizerTask(EvaluatedTask):
 def task_of(module: LightningModule) -> TokenizerTask:
     """The task that Lightning hands to a callback as any module."""
     return cast(TokenizerTask, module)
-
-
-def _check_end(schedule: Schedule, total_steps: float) -> None:
-    if schedule.needs_end and not math.isfinite(total_steps):
-        raise ValueError(
-            f"a {type(schedule).__name__} schedule without steps needs an end: set trainer.max_steps or "
-            "trainer.max_epochs, or its steps"
-        )
 
 
 def _check_objectives(objectives: list[Objective]) -> None:

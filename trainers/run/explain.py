@@ -79,6 +79,8 @@ def _reason(text: str, classes: list[str], key: str) -> str:
         return f"{classes[-1]} has no argument {option!r}{suggest(option, names)}; it takes {', '.join(names)}"
     if not classes or not any(sign in text for sign in NO_CLASS):
         return text
+    if replaced := trainers_migration.REPLACED_CLASSES.get(classes[-1]):
+        return f"{classes[-1]} is gone: {replaced}"
     renamed = trainers_migration.current_path(current_path(classes[-1]))
     if renamed != classes[-1]:
         return f"{classes[-1]} is called {renamed} now: write that"

@@ -32,6 +32,13 @@ REPLACED_ARGUMENTS = {
 }
 """Class and argument of configurations before version 0.2, and what stands in its place."""
 
+REPLACED_CLASSES = {
+    f"trainers.callbacks.{curve}Schedule": "numbers follow the optimizer's steps now: model.init_args.schedules: "
+    f"{{NAME: {{class_path: trainers.core.{curve}, init_args: {{start: ..., end: ..., steps: ...}}}}}}"
+    for curve in ("Linear", "Cosine")
+}
+"""The same for classes."""
+
 
 def current_path(class_path: str) -> str:
     """Today's path of a class of the trainers; any other path as it is."""

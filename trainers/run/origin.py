@@ -16,7 +16,7 @@ from trainers.core.checkpoints import (
     read_checkpoint,
     tokenizer_state,
 )
-from trainers.core.optimization import named_parts
+from trainers.core.parts import named_parts
 from trainers.core.task import TokenizerTask
 from trainers.run.folders import find_checkpoint, folder_of, identity
 from vqkit import Tokenizer

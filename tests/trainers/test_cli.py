@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from tests.trainers.conftest import TINY
 from tests.trainers.recordings import write_recordings
-from trainers.run.cli import TokenizerCLI, codes_in_words, main
+from trainers.run.announcement import codes_in_words
+from trainers.run.cli import TokenizerCLI, main
 from trainers.run.tracking import reason_to_stay_offline
 from vqkit import AudioTokenizer, Tokenizer, TokenShards
 

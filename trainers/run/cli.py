@@ -1,21 +1,19 @@
 """The command line: one run folder, a tracked run, checkpoints that are found again, and errors in a line."""
 
-import itertools
 import logging
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, TextIO
 
-from jsonargparse import ArgumentError, Namespace, get_loader
-from lightning import LightningDataModule, LightningModule, Trainer
+from jsonargparse import ArgumentError
+from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -34,16 +32,15 @@ from trainers.callbacks import (
 from trainers.core.checkpoints import check_same_tokenizer
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
-from trainers.run.changes import changes
+from trainers.run.announcement import announcement
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
-from trainers.run.folders import CONFIG, folder_of
 from trainers.run.migration import renamed_overlay
+from trainers.run.record import INIT, SaveRunConfig, as_recorded, settle
 from trainers.run.run import Run
 from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
 from trainers.run.tracking import RunLogger, finish
-from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
 from vqkit.saving.files import write_whole
 from vqkit.saving.pretrained import WEIGHTS_NAME
@@ -54,9 +51,6 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders divide their samples among the ranks themselves
     "enable_model_summary": False,
 }
-
-INIT = ("init_from", "init_parts", "init_hash")
-"""Arguments that say what weights a new run begins with."""
 
 EXPORT = "python -m trainers export --help: the command that writes the tokenizer of a checkpoint."
 
@@ -72,32 +66,6 @@ class UserError(Exception):
     def __init__(self, message: str, *, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Makes the run folder that of a fit when its training starts, and writes `config.yaml` into it.
-
-    With this file alone the run can be tested, used and repeated. It has neither `ckpt_path` nor `overwrite`: a
-    repetition starts anew, and replaces nothing.
-    """
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, run: Run, **arguments: Any) -> None:
-        super().__init__(parser, recorded(config), **arguments)
-        self.run = run
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: what fails before the first step, or a later test, must not replace the files of the run."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, now that everything is built and the state of a resumed run was taken."""
-        if trainer.is_global_zero:
-            self.run.begin()
-        super().setup(trainer, pl_module, "fit")
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it whole, where Lightning would leave half a file on a full disk."""
-        text = self.parser.dump(self.config, skip_none=False)
-        write_whole(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
 
 class TokenizerCLI(LightningCLI):
@@ -166,8 +134,7 @@ class TokenizerCLI(LightningCLI):
             self.config = parser.parse_object(asked)
         except (ArgumentError, ValueError) as error:
             raise UserError(explain(str(error))) from error
-        for line in lines:
-            _say(line)
+        _say(*lines)
 
     def _with_suggestion(self, message: str) -> str:
         if re.match(r"needs .*\.model$", message):
@@ -188,29 +155,12 @@ class TokenizerCLI(LightningCLI):
             self.run = Run.of(
                 str(self.subcommand), **asked, overwrite=self._get(self.config, "overwrite", default=False), dry=dry
             )
-            self.changes = self._settle() if self.subcommand == TrainerFn.FITTING else []
+            parser = self._parser(self.subcommand)
+            fitting = self.subcommand == TrainerFn.FITTING
+            self.changes = settle(self.config[self.subcommand], self.run, parser) if fitting else []
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         self.save_config_kwargs = {**self.save_config_kwargs, "run": self.run}
-
-    def _settle(self) -> list[str]:
-        """Complete what is recorded of the weights that a run began with; how a resumed one differs from its record."""
-        asked = self.config["fit"]
-        if self.run.checkpoint is None:
-            asked["init_hash"] = self.run.origin and self.run.origin.hash
-            return []
-        home = folder_of(self.run.checkpoint)
-        record = home / CONFIG if home and (home / CONFIG).is_file() else None
-        old = get_loader("yaml")(record.read_text()) if record else {}
-        for name in INIT:
-            if asked[name] not in (None, old.get(name)):
-                raise ValueError(
-                    f"{name}={asked[name]!r} starts a new run, and --ckpt_path {asked['ckpt_path']} goes on with one "
-                    f"({name}={old.get(name)!r}) whose weights are in its checkpoint: give one of the two"
-                )
-            asked[name] = old.get(name)
-        new = get_loader("yaml")(self._parser("fit").dump(recorded(asked), skip_none=False))
-        return changes(old, new, initialized=self.run.progress.initialized) if record and self.run.progress else []
 
     def instantiate_classes(self) -> None:
         """Build everything; parts that do not fit are found here, before any data are read."""
@@ -253,14 +203,9 @@ class TokenizerCLI(LightningCLI):
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
         if trainer_config["logger"] and not trainer_config.get("fast_dev_run"):
-            callbacks.append(Tracking(self._asked_as_dict()))
+            callbacks.append(Tracking(as_recorded(self._parser(self.subcommand), self.config[self.subcommand])))
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         return self._instantiate_trainer(trainer_config, callbacks)
-
-    def _asked_as_dict(self) -> dict[str, Any]:
-        """The configuration as `config.yaml` has it."""
-        config = recorded(self.config[self.subcommand])
-        return get_loader("yaml")(self._parser(self.subcommand).dump(config, skip_none=False))
 
     # ------------------------------------------------------------------ running
 
@@ -285,8 +230,7 @@ class TokenizerCLI(LightningCLI):
                 lines = export_tokenizer(self.run.checkpoint, self.run.folder, folder)
             except (ValueError, OSError) as error:
                 raise UserError(str(error), code=1) from error
-            for line in lines:
-                _say(line)
+            _say(*lines)
 
     def validate(self, **arguments: Any) -> None:
         """Measure on the validation split; the figures are shown in our form."""
@@ -329,23 +273,19 @@ class TokenizerCLI(LightningCLI):
             except ValueError as error:
                 raise UserError(str(error)) from error
             return
-        self._announce("describe")
-        for change in self.changes:
-            _say(f"  {change}")
+        self.announce()
+        _say(*(f"  {change}" for change in self.changes))
         if self.run.overwrites:
             _say(f"the earlier run in {self.run.folder} is replaced when training starts; its W&B history stays")
 
-    def before_validate(self) -> None:
-        """Say what is measured."""
-        self._announce("describe")
+    def announce(self) -> None:
+        """Say what will be done."""
+        try:
+            _say(*announcement(str(self.subcommand), self.model, self.datamodule, self.run))
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
-    def before_test(self) -> None:
-        """Say what is measured."""
-        self._announce("describe")
-
-    def before_predict(self) -> None:
-        """Say what is encoded."""
-        self._announce("describe_prediction")
+    before_validate = before_test = before_predict = announce
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -374,46 +314,14 @@ class TokenizerCLI(LightningCLI):
         self._show_whereabouts()
 
     def _show_figures(self) -> None:
-        for name, value in self.trainer.callback_metrics.items():
-            _say(f"  {name.partition('/')[2]:<20} {float(value):.6g}")
-
-    def _announce(self, describe: str) -> None:
-        tokenizer = self.model.tokenizer
-        parts = {name: part.parameters() for name, part in self.model.parts().items()}
-        sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
-        listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
-        codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
-        if isinstance(tokenizer, AudioTokenizer):
-            codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
-        frozen = f"; frozen: {', '.join(self.model.frozen)}" if self.model.frozen else ""
-        _say(f"{self.subcommand} in {self.run.folder}: {listed} parameters, {codes}{frozen}")
-        if hasattr(self.datamodule, describe):  # a data module of one's own need not have it
-            try:
-                _say(getattr(self.datamodule, describe)())
-            except ValueError as error:
-                raise UserError(str(error)) from error
-        if self.run.origin:
-            _say(f"starting from {self.run.origin}")
-        if self.run.progress:
-            verb = "resuming from" if self.subcommand == TrainerFn.FITTING else "weights of"
-            source = f"step {self.run.progress.step} of run {self.run.weights_run or 'unknown'}"
-            _say(f"{verb} {self.run.checkpoint}, {source}")
-
-
-def recorded(config: Namespace) -> Namespace:
-    """What of a configuration of fit is kept with the run."""
-    return Namespace({name: value for name, value in {**config, "ckpt_path": None}.items() if name != "overwrite"})
-
-
-def codes_in_words(sizes: Sequence[int]) -> str:
-    """The sizes of the codebooks, level by level, those that repeat in one: 4096 + 3 x 1024."""
-    counted = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
-    return " + ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in counted)
+        figures = self.trainer.callback_metrics.items()
+        _say(*(f"  {name.partition('/')[2]:<20} {float(value):.6g}" for name, value in figures))
 
 
 @rank_zero_only
-def _say(line: str, file: TextIO | None = None) -> None:
-    print(line, file=file, flush=True)
+def _say(*lines: str, file: TextIO | None = None) -> None:
+    for line in lines:
+        print(line, file=file, flush=True)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -32,7 +32,7 @@ class TwoScaleQuantizer(BaseQuantizer):
         total = self._enlarge(first.vectors) + second.vectors
         indices = torch.cat([first.indices.flatten(1), second.indices.flatten(1)], dim=1)
         vectors = torch.where(valid.unsqueeze(-1), straight_through(total, latents), 0)
-        return Quantized(vectors, indices, valid, members=(first, second))
+        return Quantized(vectors, indices, valid, members=[first, second])
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = quantized.members

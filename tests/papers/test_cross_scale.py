@@ -113,7 +113,7 @@ def test_the_loss_of_a_dropped_stream_is_zero_in_the_mean_over_samples() -> None
     alone = [[stream(sample[None]).loss for sample in latents] for stream in quantizer.streams]
     depths = torch.tensor([2, 1])
     made, nonfinite = zip(*(quantizer.quantize_stream(number, latents, depths) for number in range(2)), strict=True)
-    joined = quantizer.join(made, nonfinite, latents.dtype)
+    joined = quantizer.join(list(made), nonfinite, latents.dtype)
     torch.testing.assert_close(joined.loss, (alone[0][0] + alone[0][1] + alone[1][0]) / 2)
     parts = [
         stream(sample[None]).losses

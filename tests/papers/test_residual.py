@@ -1,6 +1,7 @@
 """Residual quantization against its identities (SoundStream, AudioCraft, DAC), gradients in float64."""
 
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -11,11 +12,14 @@ from torch import Tensor
 from vqkit import (
     NSVQ,
     CodebookUsage,
+    Commitment,
     Estimator,
+    GroupedQuantizer,
     Quantizer,
     QuantizerOutput,
     ResidualQuantizer,
     RotationTrick,
+    Selection,
     StraightThrough,
 )
 from vqkit.methods import METHODS
@@ -426,3 +430,29 @@ def test_encode_is_forward_also_where_what_is_left_over_has_no_squared_length_in
     assert (found >= 0).all() and len(found[:, 1].unique()) > 1
     assert torch.equal(found, quantizer.encode(x))
     assert torch.equal(quantizer(x).quantized, quantizer.decode(found))
+
+
+# ---------------------------------------------------------------------- memory
+
+
+class Watched(Commitment):
+    """Counts the selections of earlier members that are still in memory."""
+
+    def __init__(self, seen: list[weakref.ref[Selection]], alive: list[int]) -> None:
+        super().__init__()
+        self.seen, self.alive = seen, alive
+
+    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
+        self.alive.append(sum(earlier() is not None for earlier in self.seen))
+        self.seen.append(weakref.ref(selection))
+        return super().forward(selection, quantized)
+
+
+@pytest.mark.parametrize("composite", [ResidualQuantizer, GroupedQuantizer])
+def test_what_a_member_held_is_free_once_its_losses_are_known(composite: type) -> None:
+    """Until the backward only what that needs is kept."""
+    alive: list[int] = []
+    loss = Watched([], alive)
+    quantizer = composite(lambda: Quantizer("ema", dim=4, codebook_size=8, losses=[loss]), 3)
+    output = quantizer(torch.randn(5, quantizer.dim, requires_grad=True))
+    assert alive == [0, 0, 0] and output.loss.requires_grad

@@ -67,7 +67,7 @@ class CompositeQuantizer(BaseQuantizer):
     def penalize_members(
         self, quantized: Quantized, divisor: int, shares: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the members' losses, and of each of a name, over `divisor`.
+        """The sum of the members' losses, and of each of a name, over `divisor`; takes the members out.
 
         Args:
             quantized: with the members' in it.
@@ -77,8 +77,8 @@ class CompositeQuantizer(BaseQuantizer):
         """
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for number, (member, made) in enumerate(zip(self.members, quantized.members, strict=True)):
-            loss, named = member.penalize(made)
+        for number, member in enumerate(self.members):
+            loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
             share = 1 if shares is None else shares[number].to(total.dtype)
             total = total + share * loss
             for name, value in named.items():

@@ -85,8 +85,9 @@ class GroupedQuantizer(CompositeQuantizer):
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of the groups' losses, and those between groups; see `BaseQuantizer`."""
+        read = quantized.members if self.losses else []
+        selections = [made.selection for made in read if made.selection is not None]
         total, losses = self.penalize_members(quantized, len(self.groups))
-        selections = [made.selection for made in quantized.members if made.selection is not None]
         for loss in self.losses if selections else ():
             losses[loss.name] = loss(selections)
             total = total + loss.weight * losses[loss.name]

@@ -1,7 +1,6 @@
 """Results of quantizers: for users, and between a quantizer and the composite that it belongs to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class Quantized:
         selection: what was chosen for each of the N = B * prod(S) vectors; None of a composite, which has members, and
             without quantization.
         estimated: (N, D) what the estimator made of the selection, in the code space; None where `selection` is.
-        members: of a composite, what each member made.
+        members: of a composite, what each member made, until `penalize` is done with it.
     """
 
     vectors: Tensor
@@ -53,4 +52,4 @@ class Quantized:
     valid: Tensor
     selection: Selection | None = None
     estimated: Tensor | None = None
-    members: Sequence["Quantized"] = ()
+    members: list["Quantized"] = field(default_factory=list)

@@ -89,9 +89,9 @@ class ResidualQuantizer(DepthDropout):
         depths = self.sample_depths(step, latents.shape[0])
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
-            residual = latents - (total if estimator is None else total.detach())
-            used = valid if depths is None else valid & _per_sample(depths > number, valid)
+            residual, used = latents, valid if depths is None else valid & _per_sample(depths > number, valid)
             if number:  # a stage that diverged must not take the later ones along
+                residual = latents - (total if estimator is None else total.detach())
                 used = used & residual.isfinite().all(-1)
                 residual = torch.where(used.unsqueeze(-1), residual, 0)
             members.append(stage.quantize(residual, used))

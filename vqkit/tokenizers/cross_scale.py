@@ -89,7 +89,7 @@ class CrossScaleQuantizer(DepthDropout):
         with autocast_disabled(lacking.device):
             return self.groups[number].quantize(latents, valid), nonfinite
 
-    def join(self, members: Sequence[Quantized], nonfinite: Sequence[Tensor], dtype: torch.dtype) -> QuantizerOutput:
+    def join(self, members: list[Quantized], nonfinite: Sequence[Tensor], dtype: torch.dtype) -> QuantizerOutput:
         """One result out of those of `quantize_stream`, with vectors in `dtype`."""
         spoilt = torch.stack(list(nonfinite)).sum()
         if self.learning:

@@ -29,17 +29,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from trainers.data.sound import (
-    ChannelMean,
-    Downmix,
-    OneChannel,
-    SoundHeader,
-    channel_powers,
-    header,
-    lost_in_mixture,
-    pieces,
-    with_channels,
-)
+from trainers.data.channels import ChannelMean, Downmix, OneChannel, channel_powers, lost_in_mixture, with_channels
+from trainers.data.sound import SoundHeader, header, pieces
 from vqkit import AudioTokenizer
 from vqkit.indices import check_indices
 from vqkit.saving.files import named, whole, write_whole

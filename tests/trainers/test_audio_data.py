@@ -17,7 +17,7 @@ from tests.trainers.test_folder_data import names, stream
 from trainers.audio import files
 from trainers.audio.data import AudioFolderData
 from trainers.audio.samples import AudioStore, TrainingSegments
-from trainers.data import sound
+from trainers.data.channels import as_floats, level_db
 from trainers.data.manifests import read_manifest
 from vqkit import distributed
 from vqkit.tokenizers.resampling import resample
@@ -66,7 +66,7 @@ def test_every_format_is_read_whole_and_in_parts(tmp_path, name, form, subtype, 
     assert found.dtype == dtype
     whole = files.read(tmp_path / name, found)
     assert whole.shape == wave.shape
-    assert numpy.abs(sound.as_floats(whole) - wave).mean() < 0.03
+    assert numpy.abs(as_floats(whole) - wave).mean() < 0.03
     for start in (1, 5000, 20000):
         part = files.read(tmp_path / name, found, start=start, frames=3000)
         # The decoder of MP3 rounds otherwise after a jump.
@@ -79,7 +79,7 @@ def test_sixteen_bits_are_what_soundfile_makes_floats(tmp_path):
     expected, _ = soundfile.read(tmp_path / "000.flac", dtype="float32", always_2d=True)
     read = files.read(tmp_path / "000.flac", found)
     assert read.dtype == numpy.int16
-    assert numpy.array_equal(sound.as_floats(read), expected)
+    assert numpy.array_equal(as_floats(read), expected)
 
 
 def broken(folder: Path) -> None:
@@ -184,7 +184,7 @@ def tone(frequency: float, sample_rate: int) -> numpy.ndarray:
 
 def loss_db(resample, frequency: float, old: int, new: int) -> float:
     made = resample(tone(frequency, old), old, new)[new // 8 : -new // 8]
-    return -3.01 - sound.level_db(made)
+    return -3.01 - level_db(made)
 
 
 def of_the_tokenizer(samples: numpy.ndarray, old: int, new: int) -> numpy.ndarray:
@@ -273,7 +273,7 @@ def mostly_silent(folder: Path) -> TrainingSegments:
 
 
 def levels(segments: TrainingSegments) -> list[float]:
-    return [sound.level_db(segments[(0, sample)]["sample"].numpy()) for sample in range(len(segments))]
+    return [level_db(segments[(0, sample)]["sample"].numpy()) for sample in range(len(segments))]
 
 
 def test_silent_segments_are_drawn_again(tmp_path):
@@ -313,7 +313,7 @@ def test_loudness_is_reached_and_the_gain_stays_in_its_range(tmp_path):
         ({"loudness_db": -24.0, "gain_db": (-6, 3)}, -30.0, -21.0),
     ):
         taken, _ = stream(ready(tmp_path, silence_db=None, **options), "audio", 8)
-        found = [sound.level_db(wave.numpy()) for wave in taken.flatten(0, 1)]
+        found = [level_db(wave.numpy()) for wave in taken.flatten(0, 1)]
         assert low - 0.01 <= min(found) <= max(found) <= high + 0.01
         assert max(found) - min(found) >= 0.5 * (high - low)
 
@@ -491,7 +491,7 @@ def test_the_speech_of_the_sample_set_is_read_at_its_rate_and_another():
     assert audio.skipped == {}
     assert "20 train, 11 validate" in audio.describe()
     batch = next(iter(audio.train_dataloader()))
-    found = [sound.level_db(wave.numpy()) for wave in batch["audio"]]
+    found = [level_db(wave.numpy()) for wave in batch["audio"]]
     assert -50 < min(found) <= max(found) < -3
     prompt = next(iter(audio.val_dataloader()))
     assert prompt["name"] == ["librivox_0870.flac"]
@@ -500,7 +500,7 @@ def test_the_speech_of_the_sample_set_is_read_at_its_rate_and_another():
     at_8000 = AudioStore(ASSETS / "eval", audio.find(ASSETS / "eval").files[:1], sample_rate=8000, channels=2)
     made = at_8000.wave(at_8000.files[0])
     assert made.shape == (round(len(expected) / 2), 2)
-    assert abs(sound.level_db(made) - sound.level_db(expected)) < 1
+    assert abs(level_db(made) - level_db(expected)) < 1
 
 
 def test_a_recording_of_one_sample_stays_one(tmp_path):

@@ -12,7 +12,7 @@ from trainers.audio.objectives.waveform import NegativeSISDR as NegativeSISDR
 from trainers.audio.objectives.waveform import WaveformL1 as WaveformL1
 from trainers.audio.objectives.waveform import WaveformL2 as WaveformL2
 from trainers.audio.task import AudioTokenizerTask as AudioTokenizerTask
-from trainers.data.sound import ChannelMean as ChannelMean
-from trainers.data.sound import Downmix as Downmix
-from trainers.data.sound import LoudestChannel as LoudestChannel
-from trainers.data.sound import OneChannel as OneChannel
+from trainers.data.channels import ChannelMean as ChannelMean
+from trainers.data.channels import Downmix as Downmix
+from trainers.data.channels import LoudestChannel as LoudestChannel
+from trainers.data.channels import OneChannel as OneChannel

@@ -13,9 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from trainers.audio.files import MARGIN_SECONDS, AudioFile, read, resampled, within_full_scale
-from trainers.data.files import FileStore, named
-from trainers.data.samples import EvaluationSamples, TrainingSamples
-from trainers.data.sound import (
+from trainers.data.channels import (
     ChannelMean,
     Downmix,
     as_floats,
@@ -24,6 +22,8 @@ from trainers.data.sound import (
     lost_in_mixture,
     with_channels,
 )
+from trainers.data.files import FileStore, named
+from trainers.data.samples import EvaluationSamples, TrainingSamples
 
 ATTEMPTS = 8  # draws of a segment before the loudest of them is taken
 

@@ -10,11 +10,9 @@ where its sound has 4 GiB more than a size of 32 bits can say.
 
 import importlib.util
 import io
-import math
 import mmap
 import re
 import struct
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -43,7 +41,6 @@ TORCHCODEC_SUFFIXES = frozenset(
 EXACT_SUBTYPES = {"PCM_16", "PCM_S8", "PCM_U8"}  # 16 bits hold their samples without loss
 PADDING_SAMPLES = 4096  # which a lossy coder may promise beyond the end
 ENDLESS_BYTES = 2**40
-LOST_DB = 2.5  # a mixture that is so much quieter than one of channels that have nothing in common is reported
 SKIPPED_FRAMES = 2**16
 REST_BYTES = 4096  # of a header, or of a maker's own notes behind the sound; more of them may be sound
 FLAC_SAMPLES = 22  # place of the lower 32 bits of the number of samples
@@ -404,93 +401,3 @@ def torchcodec_decoder(path: Path) -> "AudioDecoder":
         return AudioDecoder(str(path))
     except (ImportError, RuntimeError, ValueError) as error:
         raise ValueError(f"not a sound file that torchcodec can read: {str(error).splitlines()[0]}") from error
-
-
-def as_floats(samples: numpy.ndarray) -> numpy.ndarray:
-    """(frames, channels) int16 or float32 to float32 with full scale at 1."""
-    return samples.astype(numpy.float32) / 32768 if samples.dtype == numpy.int16 else samples
-
-
-def level_db(samples: numpy.ndarray) -> float:
-    """Root mean square over all samples in dB relative to full scale; -inf for digital silence."""
-    return decibels(float(numpy.square(samples, dtype=numpy.float64).mean()) if samples.size else 0.0)
-
-
-def decibels(power: float) -> float:
-    """A mean square in dB relative to full scale."""
-    return 10 * math.log10(power) if power > 0 else -math.inf
-
-
-# ---- channels
-
-
-class Downmix(ABC):
-    """How several channels become one. A single channel stays as it is."""
-
-    @abstractmethod
-    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
-        """(frames, channels) float32 to (frames, 1); ValueError with the reason where that cannot be."""
-
-
-class ChannelMean(Downmix):
-    """The mean of all channels. Sound in antiphase cancels, and sound in one of C channels is C times less."""
-
-    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
-        """See `Downmix`."""
-        return samples.mean(axis=1, keepdims=True)
-
-
-class OneChannel(Downmix):
-    """One channel alone.
-
-    Args:
-        number: Its place: 0 is left, 1 is right.
-    """
-
-    def __init__(self, number: int = 0) -> None:
-        if number < 0:
-            raise ValueError(f"number={number}: expected the place of a channel, 0 for the left one")
-        self.number = number
-
-    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
-        """See `Downmix`."""
-        if self.number >= samples.shape[1]:
-            raise ValueError(f"has {samples.shape[1]} channels, of which number {self.number} is wanted, from 0 on")
-        return samples[:, self.number : self.number + 1]
-
-
-class LoudestChannel(Downmix):
-    """The channel with the most power in what is handed out: a training segment, or a whole recording."""
-
-    def __call__(self, samples: numpy.ndarray) -> numpy.ndarray:
-        """See `Downmix`."""
-        number = int(channel_powers(samples).argmax())
-        return samples[:, number : number + 1]
-
-
-def with_channels(samples: numpy.ndarray, channels: int, downmix: Downmix) -> numpy.ndarray:
-    """(frames, own channels) to (frames, channels): the mixture for one, copies of one for several."""
-    if samples.shape[1] == channels:
-        return samples
-    return downmix(samples) if channels == 1 else samples.repeat(channels, axis=1)
-
-
-def channel_powers(samples: numpy.ndarray) -> numpy.ndarray:
-    """(channels,) float64: the mean square of each channel of (frames, channels)."""
-    return numpy.square(samples, dtype=numpy.float64).mean(axis=0)
-
-
-def lost_in_mixture(powers: numpy.ndarray, mixed: float) -> str | None:
-    """Whether most of the sound is not in a mixture: in words with figures, or None.
-
-    Where channels have nothing in common, their mean is 10 log10(channels) dB quieter than the loudest, and that is not
-    reported: only antiphase, and sound in few of the channels, is.
-
-    Args:
-        powers: (channels,), `channel_powers` of what is mixed.
-        mixed: The mean square of the mixture.
-    """
-    loudest, mixture = decibels(float(powers.max())), decibels(mixed)
-    if not loudest - mixture > 10 * math.log10(len(powers)) + LOST_DB:
-        return None
-    return f"{len(powers)} channels, the loudest at {loudest:.1f} dB, become one at {mixture:.1f} dB"

@@ -47,7 +47,12 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     assert 0 < metrics["codebook_usage"] <= 1
     assert metrics["protocol"]["ms_ssim"].startswith("not measured")
     assert metrics["protocol"]["checkpoint"].endswith(".ckpt")
-    assert "16 px" in metrics["protocol"]["preprocessing"]
+    preprocessing = metrics["protocol"]["preprocessing"]
+    assert (preprocessing["resolution"], preprocessing["crop"], preprocessing["filter"]) == (
+        16,
+        "centre square",
+        "bicubic",
+    )
     assert f"{metrics['psnr']:.6g}" in output
     assert (run / "config.yaml").read_bytes() == trained
 

@@ -70,10 +70,7 @@ class ImageTokenizerTask(TokenizerTask):
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        preprocessing = (
-            f"centre square; shorter side resized to {data.resolution} px (bicubic, antialiased) where it differs"
-        )
-        return protocol(dict(figures), preprocessing=preprocessing, **circumstances)
+        return protocol(dict(figures), preprocessing=data.preprocessing(), **circumstances)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

@@ -198,7 +198,9 @@ def test_features_are_those_of_the_images_on_the_grid() -> None:
     assert sum(halves) == 40 and min(halves) > 5
 
 
-@pytest.mark.parametrize("source", ["docs/image_measures.md", *(ROOT / "configs/measures").glob("*.yaml")], ids=lambda path: Path(path).name)
+@pytest.mark.parametrize(
+    "source", ["docs/image_measures.md", *(ROOT / "configs/measures").glob("*.yaml")], ids=lambda path: Path(path).name
+)
 def test_examples_and_overlays_are_parsed(source) -> None:
     text = (ROOT / source).read_text()
     blocks = [text] if Path(source).suffix == ".yaml" else re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

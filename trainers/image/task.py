@@ -85,7 +85,10 @@ class ImageTokenizerTask(TokenizerTask):
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        facts = {"preprocessing": data.preprocessing(), "files_sha256": data.evaluation_hash(), **circumstances}
+        facts = dict(circumstances)
+        for key, name in (("preprocessing", "preprocessing"), ("files_sha256", "evaluation_hash")):
+            # A data module of one's own need not have it.
+            facts[key] = getattr(data, name)() if hasattr(data, name) else f"unknown: the data module has no {name}()"
         return protocol(dict(figures), measures=self.measures["test"], **facts)
 
     def write_examples(

@@ -11,14 +11,16 @@ from jsonargparse import ArgumentParser
 from scipy.linalg import sqrtm
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from tests.trainers.tiny import make_frozen
-from trainers.image import FeatureMeasure, FrechetDistance, ImageMeasure, KernelDistance
+from trainers.image import FeatureMeasure, FrechetDistance, ImageMeasure, InceptionScore, KernelDistance
 from trainers.image.metrics import ImageMetrics, protocol
 from vqkit.precision import WITHOUT_FLOAT64
 
 ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs/measures").glob("*.yaml"))
 SINGULAR = pytest.mark.filterwarnings("ignore:frechet_distance of .* the covariance is singular")
 
 
@@ -90,7 +92,22 @@ def test_frechet_distance_is_that_of_torchmetrics_and_scipy() -> None:
     assert found["frechet_halves"] == pytest.approx(frechet_by_scipy(originals[::2], originals[1::2]), abs=allowed)
 
 
-@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
+BUFFERS = pytest.mark.filterwarnings("ignore:Metric `.*` will save all extracted features")
+
+
+@BUFFERS
+@pytest.mark.filterwarnings("ignore:std\\(\\). degrees of freedom")
+def test_inception_score_is_that_of_torchmetrics_in_one_split() -> None:
+    originals, copies = rows(40, 10), rows(40, 10, seed=1, scale=0.3)
+    found = measured(InceptionScore(), originals, copies)
+    for logits, name in ((copies, "inception_score"), (originals, "inception_score_originals")):
+        reference = TorchmetricsInceptionScore(Given(), splits=1).set_dtype(torch.float64)
+        reference.update(logits.double())
+        assert found[name] == pytest.approx(float(reference.compute()[0]), rel=1e-6)  # float32
+        assert found[name] > 1.05
+
+
+@BUFFERS
 def test_kernel_distance_is_that_of_torchmetrics_and_of_the_pairs() -> None:
     originals, copies = rows(30), rows(30, seed=1, scale=0.7)
     found = measured(KernelDistance(), originals, copies)
@@ -126,11 +143,11 @@ def test_a_singular_covariance_is_said_and_measured() -> None:
 
 
 @SINGULAR
-@pytest.mark.parametrize("statistic", [FrechetDistance(), KernelDistance()])
+@pytest.mark.parametrize("statistic", [FrechetDistance(), KernelDistance(), InceptionScore()])
 def test_too_few_images(statistic) -> None:
-    with pytest.raises(ValueError, match=r"_distance of 1 images: expected 2 or more"):
+    with pytest.raises(ValueError, match=r"[a-z]+_[a-z]+ of 1 images: expected 2 or more"):
         measured(statistic, rows(1), rows(1, seed=1))
-    assert len(measured(statistic, rows(2), rows(2, seed=1))) == 1  # halves of one image each have no distance
+    assert not any(name.endswith("halves") for name in measured(statistic, rows(2), rows(2, seed=1)))  # of one each
 
 
 @pytest.mark.parametrize("statistic", [FrechetDistance(), KernelDistance()])

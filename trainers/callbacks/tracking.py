@@ -26,7 +26,7 @@ STEP = "trainer/global_step"
 LESS_IS_BETTER = ("_distance", "_lpips", "_left_out", "not_finite", "dead_codes", "gini", "top_code", "top_percent")
 """How figures end of which the least is the best."""
 
-CIRCUMSTANCES = ("images", "_halves", "utterances", "seconds", "bpp", "kbps", "tokens_per_image")
+CIRCUMSTANCES = ("images", "_halves", "_originals", "utterances", "seconds", "bpp", "kbps", "tokens_per_image")
 """How figures end that tell how much was measured, and at which rate."""
 
 

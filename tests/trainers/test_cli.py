@@ -69,6 +69,14 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     assert f"{metrics['psnr']:.6g}" in output
     assert (run / "config.yaml").read_bytes() == trained
 
+    # The same weights as a saved tokenizer have the same figures, and say where they come from.
+    code, output, errors = cli("test", "--model.pretraining_steps=2", **alone, ckpt_path=run / "tokenizer")
+    assert code == 0, errors
+    saved_metrics = json.loads((run / "metrics.json").read_text())
+    assert saved_metrics["psnr"] == metrics["psnr"]
+    assert saved_metrics["protocol"]["checkpoint"].endswith("tokenizer/model.safetensors")
+    assert saved_metrics["protocol"]["step"] == 3 and saved_metrics["protocol"]["run"] == metrics["protocol"]["run"]
+
     code, output, errors = cli("predict", **alone)
     assert code == 0, errors
     assert "the centre square of each is encoded: 10% of their area is left out, of one 10%" in output

@@ -228,7 +228,10 @@ class TokenizerCLI(LightningCLI):
             with filled:
                 super().instantiate_classes()
             if origin is not None:
-                origin.load(self.model)
+                fitting = self.subcommand == TrainerFn.FITTING
+                origin.load(self.model, trains=fitting)
+                if not fitting:
+                    self.model.weights = {"checkpoint": str(origin.file), "step": origin.step, "run": origin.run}
             self.model.run_id = self.run.id if self.subcommand == TrainerFn.FITTING else self.run.weights_run
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(explain(str(error))) from error

@@ -40,6 +40,7 @@ from trainers.run.record import INIT, SaveRunConfig, as_recorded, settle
 from trainers.run.run import Run
 from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
+from trainers.run.table import table
 from trainers.run.tracking import RunLogger, finish
 from vqkit.saving.config import weights_follow
 from vqkit.saving.files import write_whole
@@ -52,7 +53,13 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
-EXPORT = "python -m trainers export --help: the command that writes the tokenizer of a checkpoint."
+COMMANDS = {"export": export, "table": table}
+"""Those that need no task: words to lines for a person."""
+
+EPILOG = (
+    "python -m trainers export --help: the command that writes the tokenizer of a checkpoint. python -m trainers table "
+    "--help: the one that sets the figures of runs side by side."
+)
 
 
 class UserError(Exception):
@@ -171,7 +178,10 @@ class TokenizerCLI(LightningCLI):
             with filled:
                 super().instantiate_classes()
             if origin is not None:
-                origin.load(self.model)
+                fitting = self.subcommand == TrainerFn.FITTING
+                origin.load(self.model, trains=fitting)
+                if not fitting:
+                    self.model.weights = {"checkpoint": str(origin.file), "step": origin.step, "run": origin.run}
             self.model.run_id = self.run.id if self.subcommand == TrainerFn.FITTING else self.run.weights_run
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(explain(str(error))) from error
@@ -341,9 +351,9 @@ def main(args: list[str] | None = None) -> None:
 def _main(args: list[str] | None, stop: StopAtSignal) -> None:
     _quiet()
     words = sys.argv[1:] if args is None else args
-    if words[:1] == ["export"]:
+    if words and words[0] in COMMANDS:
         try:
-            print(*export(words[1:]), sep="\n", flush=True)
+            print(*COMMANDS[words[0]](words[1:]), sep="\n", flush=True)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
@@ -362,7 +372,7 @@ def _main(args: list[str] | None, stop: StopAtSignal) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"epilog": EXPORT, **parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
+            parser_kwargs={"epilog": EPILOG, **parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
             args=args,
         )
         code = 0

@@ -82,8 +82,12 @@ class Origin:
         run = progress.run or (identity(home) if home else None)
         return cls(file, found, parts, run, progress.step, checkpoint)
 
-    def load(self, task: TokenizerTask) -> None:
+    def load(self, task: TokenizerTask, *, trains: bool = True) -> None:
         """Give the weights to a new task, which does not initialize a quantizer that is among them.
+
+        Args:
+            task: takes them.
+            trains: whether it is going to be trained, and not only measured.
 
         Raises:
             ValueError: a part does not exist, is of another class, or its weights do not fit; the message names them.
@@ -106,7 +110,7 @@ class Origin:
                     "parts that fit by --init_parts, such as [encoder]"
                 ) from error
         initialized = self.checkpoint is None or Progress.of(self.checkpoint).initialized
-        if initialized and any(name.partition(".")[0] == "quantizer" for name in names):
+        if trains and initialized and any(name.partition(".")[0] == "quantizer" for name in names):
             task.keep_quantizer(f"{self.file} has it initialized")
 
     def record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from trainers.core.checkpoints import Progress, read_checkpoint
 from trainers.run.folders import CONFIG, RECORD, find_checkpoint, folder_of, identity
 from trainers.run.origin import Origin
 from vqkit.saving.files import named, read_json, write_json
+from vqkit.saving.pretrained import WEIGHTS_NAME
 from vqkit.version import __version__
 
 OUTPUTS = ("checkpoints", "tokenizer", "tokens", "metrics.json")
@@ -46,7 +47,8 @@ class Run:
         checkpoint: whose weights the command starts from; None for new ones.
         progress: of the training that wrote the checkpoint; None for new weights.
         weights_run: id of the run that made the weights; None where the checkpoint does not say.
-        origin: trained weights that a new run takes; None for new ones, and where there is a checkpoint.
+        origin: trained weights that a new run takes, or a saved tokenizer; None for new ones, and where there is a
+            checkpoint.
         overwrites: whether the outputs of an earlier run make place for those of this one.
     """
 
@@ -83,7 +85,8 @@ class Run:
             runs: folder of the run folders.
             name: of the run.
             project: of W&B.
-            ckpt_path: `last`, `best` or a file. None is new weights for fit, and the last ones for all else.
+            ckpt_path: `last`, `best` or a file; for all but fit also the folder of a saved tokenizer. None is new
+                weights for fit, and the last ones for all else.
             init_from: what a fit of new weights starts from; see `Origin.of`.
             init_parts: of the tokenizer that are taken from it; None for all.
             init_hash: SHA-256 that its file must have; None takes any.
@@ -97,8 +100,11 @@ class Run:
         """
         folder = Path(runs) / name
         fitting = command == TrainerFn.FITTING
-        checkpoint = progress = weights_run = None
-        if ckpt_path is not None or not fitting:
+        checkpoint = progress = weights_run = origin = None
+        if not fitting and ckpt_path is not None and (Path(ckpt_path) / WEIGHTS_NAME).is_file():
+            origin = Origin.of(ckpt_path)
+            weights_run = origin.run
+        elif ckpt_path is not None or not fitting:
             checkpoint = find_checkpoint(folder, ckpt_path or "last")
             content = read_checkpoint(checkpoint)  # damage is found before anything is built or written
             with named(checkpoint):
@@ -119,7 +125,6 @@ class Run:
                 f"{folder} holds an earlier run ({', '.join(there)}): go on with it by --ckpt_path last, replace it by "
                 "--overwrite, or keep it and give another --name"
             )
-        origin = None
         if fitting and checkpoint is None and init_from is not None:
             origin = Origin.of(init_from, parts=init_parts, expected_hash=init_hash)
         elif fitting and init_from is None and (init_parts is not None or init_hash is not None):

@@ -1,11 +1,14 @@
 """Crops and filters of pictures beside Pillow, torchvision and the published equations."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
@@ -24,6 +27,7 @@ from trainers.image import (
     BilinearFilter,
     CentreCrop,
     FastBicubicFilter,
+    ImageFolderData,
     LanczosFilter,
     NativeCrop,
     NativePadding,
@@ -37,6 +41,7 @@ PILLOW = {
     InterpolationMode.BICUBIC: BicubicFilter(),
     InterpolationMode.LANCZOS: LanczosFilter(),
 }
+ROOT = Path(__file__).parents[2]
 SIZES = [(90, 41), (41, 90), (33, 32), (200, 150), (20, 24), (32, 32)]
 
 
@@ -220,10 +225,14 @@ def test_every_crop_continues_exactly_whatever_the_workers_and_the_cache(name, t
             r"filter=FastBicubicFilter\(\) shrinks whole files: give another",
         ),
         (
-            lambda: {"crop": ADMRandomCrop(), "random_scale": (0.5, 1.0)},
-            r"random_scale=\[0.5, 1.0\] is of the crop without a name: set it to null.*crop=ADMRandomCrop",
+            lambda: {"crop": ADMRandomCrop(), "random_scale": (0.4, 1.0)},
+            r"random_scale=\[0.4, 1.0\] is of the crop without a name: set it to null.*crop=ADMRandomCrop",
         ),
         (lambda: {"crop": NativeCrop(8)}, r"crop=NativeCrop\(multiple=8\) has no one size"),
+        (
+            lambda: {"evaluation_crop": ADMRandomCrop()},
+            r"evaluation_crop=ADMRandomCrop.* draws: expected a crop without",
+        ),
         (lambda: {"evaluation_crop": NativePadding(8)}, "would measure what is padded: give NativeCrop"),
         (lambda: {"prediction_crop": NativeCrop(64)}, r"min_size=32 lets in images .*expected at least 64"),
         (lambda: {"prediction_crop": NativeCrop(0)}, "multiple must be at least 1 pixel"),
@@ -307,10 +316,15 @@ def test_labels_are_those_of_image_folder(tmp_path):
 
 def test_files_outside_of_class_folders_are_named(tmp_path):
     draw_classes(tmp_path, a=4, b=4)
+    (tmp_path / "aa").mkdir()
     draw_pictures(tmp_path, 2, seed=900)
     images = IMAGES.make(tmp_path, class_folders=True)
-    with pytest.warns(UserWarning, match="2 files are left out"):
+    with (
+        pytest.warns(UserWarning, match="2 files are left out"),
+        pytest.warns(UserWarning, match="1 of 3 .*, aa first"),
+    ):
         images.setup("predict")
+    assert images.class_names == ["a", "aa", "b"]
     assert set(images.skipped.values()) == {"lies outside of the class folders"}
     assert len(names(images.predict_dataloader())) == 8
 
@@ -326,3 +340,23 @@ def test_folders_that_are_no_classes_are_refused(tmp_path):
     draw_classes(tmp_path / "one", only=4)
     with pytest.raises(ValueError, match=r"one holds 1 folder\(s\) \(only\)"):
         IMAGES.make(tmp_path / "one", class_folders=True).setup("fit")
+
+
+# ---- the guide
+
+
+def test_the_examples_of_the_guide_are_built(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/image_data.md").read_text(), re.DOTALL)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=ImageFolderData)
+    built = []
+    for block in blocks:
+        asked = yaml.safe_load(block)["data"]["init_args"]
+        config = parser.parse_object(
+            {"data": {"class_path": "trainers.image.ImageFolderData", "init_args": {"root": str(tmp_path), **asked}}}
+        )
+        data = parser.instantiate(config).data
+        built += [type(getattr(data, name)).__name__ for name in asked]
+    assert {"RandomCrop", "CentreCrop", "ADMRandomCrop", "ADMCentreCrop", "NativePadding", "Tiles"} <= set(built)
+    for row in re.findall(r"`(\w+(?:Crop|Filter|Padding))`", (ROOT / "docs/image_data.md").read_text()):
+        assert hasattr(trainers_image, row), row

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 def predicted(folder: Path, tokens: Path, **options) -> tuple:
     """The task and the shards of a prediction by untrained weights."""
-    task, data = make_image_task(), IMAGES.make(folder, class_folders=True, batch_size=3, **options)
+    task, data = make_image_task(), IMAGES.make(folder, **({"class_folders": True, "batch_size": 3} | options))
     checkpoint = tokens.parent / "last.ckpt"
     if not checkpoint.exists():
         trainer = make_trainer(max_steps=1)
@@ -42,10 +42,13 @@ def predicted(folder: Path, tokens: Path, **options) -> tuple:
     return task.tokenizer.eval(), TokenShards(tokens)
 
 
-@pytest.mark.parametrize("tiles", [None, Tiles(16, overlap=4)], ids=["whole", "tiles"])
-@pytest.mark.parametrize("crop", [NativeCrop(4), NativePadding(8)], ids=["cropped", "padded"])
+@pytest.mark.parametrize(
+    ("crop", "tiles"),
+    [(NativeCrop(4), None), (NativePadding(8), None), (NativePadding(8), Tiles(16, overlap=4))],
+    ids=["cropped", "padded", "tiles"],
+)
 def test_tokens_of_whole_pictures_have_their_extent_and_class_and_decode_to_it(crop, tiles, folder, tmp_path):
-    tokenizer, shards = predicted(folder, tmp_path / "tokens", prediction_crop=crop, tiles=tiles)
+    tokenizer, shards = predicted(folder, tmp_path / "tokens", prediction_crop=crop, tiles=tiles, batch_size=1)
     assert shards.names == [f"{name}/{number:03d}.png" for name in SIZES for number in range(2)]
     assert shards.class_names == tuple(SIZES)
     for sample in shards:
@@ -64,8 +67,7 @@ def test_tokens_of_whole_pictures_have_their_extent_and_class_and_decode_to_it(c
         )
         image = torch.from_numpy(filled[: encoded[0], : encoded[1]]).permute(2, 0, 1)[None] / 127.5 - 1
         expected = tokenizer.encode(image) if tiles is None else tiles.encode(tokenizer, image)
-        agree = (expected[0] == sample["indices"]).float().mean()
-        assert agree > 0.98  # the encoder's sums differ in their last bits with the size of the batch
+        assert torch.equal(expected[0], sample["indices"])
         height, width = sample["extent"].tolist()
         assert tokenizer.decode(sample["indices"][None])[..., :height, :width].shape == (1, 3, height, width)
 
@@ -97,18 +99,18 @@ def test_a_folder_of_tokens_takes_one_setting(options, folder, tmp_path):
     predicted(folder, tmp_path / "tokens", **first)
     with pytest.raises(ValueError, match="was filled with data_hash="):
         predicted(folder, tmp_path / "tokens", **(first | options))
-    _, shards = predicted(folder, tmp_path / "tokens", **first)  # which is complete
-    assert len(shards) == 8
+    assert len(TokenShards(tmp_path / "tokens")) == 8
 
 
 def test_pictures_are_measured_in_their_own_sizes(folder, tmp_path):
-    data = IMAGES.make(folder, evaluation_crop=NativeCrop(4), validation_root=str(folder), batch_size=3)
+    options = {"evaluation_crop": NativeCrop(4), "validation_root": str(folder)}
+    data, single = (IMAGES.make(folder, batch_size=size, **options) for size in (3, 1))
     task = make_image_task()
     trainer = make_trainer(max_steps=1, default_root_dir=tmp_path / "run", callbacks=[Reconstructions()])
     with pytest.warns(UserWarning, match="are training images too"):
         trainer.fit(task, datamodule=data)
         trainer.validate(task, datamodule=data, verbose=False)
-        trainer.test(task, datamodule=data, verbose=False)
+        trainer.test(task, datamodule=single, verbose=False)
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert record["protocol"]["preprocessing"]["resolution"] == "native" and record["images"] == 8
     tokenizer, ratios, pixels = task.tokenizer.eval(), [], 0
@@ -120,7 +122,7 @@ def test_pictures_are_measured_in_their_own_sizes(folder, tmp_path):
                 reconstruction = tokenizer(image).reconstruction
             ratios.append(float(psnr(to_uint8_grid(image), to_uint8_grid(reconstruction))))
             pixels += image.shape[-1] * image.shape[-2]
-    assert record["psnr"] == pytest.approx(sum(ratios) / 8, abs=0.01)
+    assert record["psnr"] == pytest.approx(sum(ratios) / 8, rel=1e-12)  # float64 sums of the same float32 numbers
     assert record["bpp"] == pytest.approx(4 / 16)  # 16 codes for 4 x 4 pixels
     with Image.open(tmp_path / "run" / "reconstructions.png") as grid:
         assert grid.width >= 8 * 64 and grid.height >= 2 * 64

@@ -46,7 +46,7 @@ class ImageFolderData(FolderData[ImageFile]):
         horizontal_flip: Whether half of the training crops are mirrored.
         random_scale: Least and greatest side of a training crop as a share of the image's shorter side, in (0, 1].
             Crops are never cut smaller than `resolution`. Larger images are first shrunk so that the least side is
-            `resolution`. None is (0.5, 1); with another `crop` there is none.
+            `resolution`. With a `crop` it is (0.5, 1) or None.
         crop: Of training; None is `RandomScaleCrop(random_scale)`.
         evaluation_crop: Of validation and test; None is the centre square, of files that are shrunk while they are
             decoded. `NativeCrop` measures images in their own size.
@@ -76,7 +76,7 @@ class ImageFolderData(FolderData[ImageFile]):
         max_aspect_ratio: float | None = None,
         class_folders: bool = False,
         horizontal_flip: bool = True,
-        random_scale: tuple[float, float] | None = None,
+        random_scale: tuple[float, float] | None = (0.5, 1.0),
         crop: Crop | None = None,
         evaluation_crop: FixedCrop | None = None,
         prediction_crop: FixedCrop | None = None,
@@ -91,12 +91,12 @@ class ImageFolderData(FolderData[ImageFile]):
             raise ValueError(f"resolution must be at least 1, got {resolution}.")
         if max_aspect_ratio is not None and not 1 <= max_aspect_ratio < math.inf:
             raise ValueError(f"max_aspect_ratio must be at least 1, such as 2, or null, got {max_aspect_ratio}.")
-        if random_scale is not None and crop is not None:
+        scale = (0.5, 1.0) if random_scale is None else (float(random_scale[0]), float(random_scale[1]))
+        check_scale("random_scale", scale)
+        if crop is not None and scale != (0.5, 1.0):
             raise ValueError(
-                f"random_scale={list(random_scale)} is of the crop without a name: set it to null, or leave out "
-                f"crop={crop!r}."
+                f"random_scale={list(scale)} is of the crop without a name: set it to null, or leave out crop={crop!r}."
             )
-        check_scale("random_scale", random_scale or (0.5, 1.0))
         if white is not None and not 0 < white < math.inf:
             raise ValueError(f"white must be a positive value of the pixels, such as 4095 for 12 bits, got {white}.")
         if max_pixels < 1:
@@ -106,7 +106,7 @@ class ImageFolderData(FolderData[ImageFile]):
         self.max_aspect_ratio = math.inf if max_aspect_ratio is None else max_aspect_ratio
         self.class_folders = class_folders
         self.horizontal_flip = horizontal_flip
-        self.crop = RandomScaleCrop(random_scale or (0.5, 1.0)) if crop is None else crop
+        self.crop = RandomScaleCrop(scale) if crop is None else crop
         self.evaluation_crop = DEFAULT_EVALUATION if evaluation_crop is None else evaluation_crop
         self.prediction_crop = self.evaluation_crop if prediction_crop is None else prediction_crop
         self.tiles = tiles
@@ -117,17 +117,19 @@ class ImageFolderData(FolderData[ImageFile]):
     def _check_crops(self) -> None:
         if not self.crop.square:
             raise ValueError(f"crop={self.crop!r} has no one size, as a batch of training must: crop squares.")
+        for name, crop in (("evaluation_crop", self.evaluation_crop), ("prediction_crop", self.prediction_crop)):
+            if not isinstance(crop, FixedCrop):
+                raise ValueError(f"{name}={crop!r} draws: expected a crop without chance, such as CentreCrop.")
+            if isinstance(crop, NativeCrop) and not crop.pads and self.min_size < crop.multiple:
+                raise ValueError(
+                    f"min_size={self.min_size} lets in images of which {name}={crop!r} leaves nothing: expected at "
+                    f"least {crop.multiple}."
+                )
         if self.evaluation_crop.pads:
             raise ValueError(
                 f"evaluation_crop={self.evaluation_crop!r} would measure what is padded: give NativeCrop, or give it "
                 "as prediction_crop."
             )
-        for crop in (self.evaluation_crop, self.prediction_crop):
-            if isinstance(crop, NativeCrop) and not crop.pads and self.min_size < crop.multiple:
-                raise ValueError(
-                    f"min_size={self.min_size} lets in images of which {crop!r} leaves nothing: expected at least "
-                    f"{crop.multiple}."
-                )
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -159,7 +161,17 @@ class ImageFolderData(FolderData[ImageFile]):
         if self.white is None:
             deep = [file for file in folder.files if file.deep]
             self._warn_of_unused_range(self._store(root, deep, self.evaluation_crop))
-        return labelled(folder, self.class_names) if self.class_folders else folder
+        if not self.class_folders:
+            return folder
+        folder = labelled(folder, self.class_names)
+        used = {file.label for file in folder.files}
+        empty = [name for number, name in enumerate(self.class_names) if number not in used]
+        if empty:
+            rank_zero_warn(
+                f"{len(empty)} of {len(self.class_names)} classes have no usable image under {escaped(str(root))}, "
+                f"{empty[0]} first; their numbers are kept."
+            )
+        return folder
 
     def _warn_of_unused_range(self, deep: ImageStore) -> None:
         """Some of the images with more than 8 bits are decoded; if a bit is unused in all of them, they are dark."""

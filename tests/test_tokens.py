@@ -518,6 +518,21 @@ def test_pictures_of_any_sizes_come_back_with_extent_and_class(quantizer, levels
     assert loaded["label"].tolist() == [0, 1, 0] and loaded["extent"].shape == (3, 2)
 
 
+def test_ranks_whose_pictures_have_other_sizes_join(tmp_path, monkeypatch):
+    sizes = [(2, 3), (4, 3), (2, 5)]  # each rank sees pictures of one size, the last rank none
+    for rank in range(4):
+        run_as(monkeypatch, rank, 4)
+        with writer(tmp_path) as shards:
+            if rank < 3:
+                shards.add(torch.zeros(1, *sizes[rank], dtype=torch.int64), [str(rank)], extents=[sizes[rank]])
+    shards = TokenShards(tmp_path)
+    assert shards.shape == (None, None) and [tuple(sample["indices"].shape) for sample in shards] == sizes
+    with writer(tmp_path) as again:
+        assert again.done == {"0", "1", "2"}
+    with pytest.raises(ValueError, match="extents=None: expected 1 pairs"):
+        writer(tmp_path).add(indices(0, 1), ["3"])
+
+
 def test_labels_need_no_newer_reader(tmp_path):
     """Directories of samples with classes and one size stay in format 1, with the tensors that it knows."""
     with writer(tmp_path, class_names=["a", "b"]) as shards:

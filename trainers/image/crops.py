@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from trainers.image.files import crop_side
-from trainers.image.resampling import FastBicubicFilter, ResizeFilter
+from trainers.image.resampling import FastBicubicFilter, ResizeFilter, ShownWithArguments
 
 ATTEMPTS = 10  # of torchvision's RandomResizedCrop, before it takes the centre
 
 
-class Crop(ABC):
+class Crop(ShownWithArguments, ABC):
     """A part of a picture as a square of `resolution` pixels.
 
     Attributes:
@@ -48,9 +48,6 @@ class Crop(ABC):
     @abstractmethod
     def record(self, resolution: int) -> dict[str, Any]:
         """What is done, for records: `decoding`, `resize`, `filter`, `antialias` and `crop`."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 class FixedCrop(Crop):

@@ -12,7 +12,14 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from trainers.image.files import reduced_size
 
 
-class ResizeFilter(ABC):
+class ShownWithArguments:
+    """What is shown, and written into records, as a call with its arguments."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class ResizeFilter(ShownWithArguments, ABC):
     """A filter of 8-bit pictures.
 
     Attributes:
@@ -31,9 +38,6 @@ class ResizeFilter(ABC):
     @abstractmethod
     def resize(self, pixels: numpy.ndarray, height: int, width: int) -> numpy.ndarray:
         """(H, W, 3) uint8 -> (height, width, 3) uint8."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 class _PillowFilter(ResizeFilter):

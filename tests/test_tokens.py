@@ -242,8 +242,8 @@ def test_directory_without_manifest_or_of_another_version_is_refused(tmp_path):
     with writer(tmp_path) as shards:
         fill(shards, 0, 2)
     path = tmp_path / "manifest-00000-of-00001.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
-    with pytest.raises(ValueError, match="has format_version=3: expected 1 or 2"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 4}))
+    with pytest.raises(ValueError, match="has format_version=4: expected 1, 2 or 3"):
         TokenShards(tmp_path)
 
 
@@ -490,3 +490,102 @@ def test_a_residual_quantizer_of_one_stage_has_sequences_too(tmp_path):
             shards.add(quantizer.encode(torch.randn(1, length, 4)), [name])
     assert TokenShards(tmp_path).shape == (None, 1)
     assert [len(sample["indices"]) for sample in TokenShards(tmp_path)] == [5, 3]
+
+
+# ---- classes, and pictures in their own sizes
+
+
+@pytest.mark.parametrize(("quantizer", "levels"), [(ONE, ()), (TWO, (2,))], ids=["one codebook", "two levels"])
+def test_pictures_of_any_sizes_come_back_with_extent_and_class(quantizer, levels, tmp_path):
+    sizes = [(2, 3), (2, 3), (2, 5), (4, 3), (2, 3), (2, 4)]
+    sent = [torch.randint(-1, 1000, (1, *size, *levels)) for size in sizes]
+    options = {"class_names": ["cat", "dog"], "samples_per_shard": 2, "quantizer": quantizer}
+    for first, last in ((0, 3), (2, 6)):  # the second run continues: one sample was in memory
+        with writer(tmp_path, **options) as shards:
+            for number in range(first, last):
+                if str(number) not in shards.done:
+                    shards.add(sent[number], [str(number)], labels=[number % 2], extents=[(8 * number, 3)])
+            if first == 0:
+                shards._names, shards._indices = [], []
+                shards._labels, shards._extents = [], []
+    shards = TokenShards(tmp_path)
+    shards.verify()
+    assert shards.shape == (None, None, *levels) and shards.class_names == ("cat", "dog")
+    for number, sample in enumerate(shards):
+        assert torch.equal(sample["indices"], sent[number][0]) and sample["label"] == number % 2
+        assert sample["extent"].tolist() == [8 * number, 3]
+    (loaded,) = DataLoader(torch.utils.data.Subset(shards, [0, 1, 4]), batch_size=3)
+    assert loaded["label"].tolist() == [0, 1, 0] and loaded["extent"].shape == (3, 2)
+
+
+def test_ranks_whose_pictures_have_other_sizes_join(tmp_path, monkeypatch):
+    sizes = [(2, 3), (4, 3), (2, 5)]  # each rank sees pictures of one size, the last rank none
+    for rank in range(4):
+        run_as(monkeypatch, rank, 4)
+        with writer(tmp_path) as shards:
+            if rank < 3:
+                shards.add(torch.zeros(1, *sizes[rank], dtype=torch.int64), [str(rank)], extents=[sizes[rank]])
+    shards = TokenShards(tmp_path)
+    assert shards.shape == (None, None) and [tuple(sample["indices"].shape) for sample in shards] == sizes
+    with writer(tmp_path) as again:
+        assert again.done == {"0", "1", "2"}
+    with pytest.raises(ValueError, match="extents=None: expected 1 pairs"):
+        writer(tmp_path).add(indices(0, 1), ["3"])
+
+
+def test_labels_need_no_newer_reader(tmp_path):
+    """Directories of samples with classes and one size stay in format 1, with the tensors that it knows."""
+    with writer(tmp_path, class_names=["a", "b"]) as shards:
+        shards.add(indices(0, 3), names(0, 3), labels=[1, 0, 1])
+    manifest = json.loads((tmp_path / "manifest-00000-of-00001.json").read_text())
+    assert manifest["format_version"] == 1 and [sample["label"] for sample in TokenShards(tmp_path)] == [1, 0, 1]
+    assert load_file(tmp_path / "tokens-00000-of-00001-000000.safetensors").keys() == {"indices"}
+    with pytest.raises(ValueError, match=r"class_names=\['a', 'b'\] .*this run has class_names=\[\]"):
+        writer(tmp_path)
+
+
+EXTENT = {"extents": [(8, 8)]}
+
+
+@pytest.mark.parametrize(
+    ("options", "calls", "message"),
+    [
+        ({"class_names": ["a"]}, [{}], "labels=None: expected 1 numbers from 0 to 0"),
+        ({"class_names": ["a", "b"]}, [{"labels": [2]}], r"labels=\[2\]: expected 1 numbers from 0 to 1"),
+        ({"class_names": ["a", "b"]}, [{"labels": [0, 1]}], r"labels=\[0, 1\]: expected 1 numbers"),
+        ({}, [{"labels": [0]}], r"labels=\[0\]: expected none without class_names"),
+        ({}, [{"extents": [(8, -1)]}], r"extents=\[\(8, -1\)\]: expected 1 pairs of height and width"),
+        ({}, [{"extents": []}], r"extents=\[\]: expected 1 pairs"),
+        ({}, [EXTENT, {}], "extents=None: expected 1 pairs"),
+        ({}, [{}, EXTENT], "extents: expected none, as before"),
+    ],
+)
+def test_labels_and_extents_that_cannot_be_are_refused(options, calls, message, tmp_path):
+    shards = writer(tmp_path, **options)
+    for number, call in enumerate(calls[:-1]):
+        shards.add(indices(number, number + 1), names(number, number + 1), **call)
+    with pytest.raises(ValueError, match=message):
+        shards.add(indices(9, 10), names(9, 10), **calls[-1])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "labels", "message"),
+    [
+        ({"extents": torch.ones(1, 2).long()}, "[0, 1]", "'extents' is no list of 2 x 2 int64"),
+        ({"extents": None}, "[0, 1]", r"expected 'indices' and 'extents', and perhaps"),
+        ({"lengths": torch.ones(2).long()}, "[0, 1]", "'lengths' is no list of 2 x 2 int64"),
+        ({"lengths": torch.full((2, 2), 2**62)}, "[0, 1]", r"'indices' has shape \[2, 2, 3\]: expected \[\d{30,}\]"),
+        ({}, None, "'labels' is no list of 2 numbers below 2"),
+        ({}, "[0, 2]", "'labels' is no list of 2 numbers below 2"),
+        ({}, "[0]", "'labels' is no list of 2 numbers below 2"),
+    ],
+)
+def test_a_shard_of_pictures_that_cannot_be_is_refused(tensors, labels, message, tmp_path):
+    with writer(tmp_path, class_names=["a", "b"]) as shards:
+        shards.add(indices(0, 2), ["a", "b"], labels=[0, 1], extents=[(8, 8)] * 2)
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = {name: tensor for name, tensor in (load_file(path) | tensors).items() if tensor is not None}
+    metadata = {"names": '["a", "b"]'} | ({} if labels is None else {"labels": labels})
+    save_file(whole, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message):
+        TokenShards(tmp_path)

@@ -87,22 +87,25 @@ def vectors(seed: int, folder: Path) -> None:
         codebook(16, 4)
 
 
-def write_tokens(folder: Path, rng: random.Random) -> BaseQuantizer:
-    """A directory of two shards: of one shape or ragged, with one level or two, with masked indices or none."""
+def write_tokens(folder: Path, rng: random.Random) -> Callable[[], TokenShardWriter]:
+    """Two shards of sequences, or of pictures with classes; ragged, with two levels, masked, or not. Reopens them."""
     stage = partial(Quantizer, dim=2, codebook_size=rng.choice([8, 300]))
     quantizer = ResidualQuantizer(stage, 2) if rng.random() < 0.5 else stage()
     levels = (2,) if quantizer.level_axis else ()
-    with TokenShardWriter(folder, quantizer, samples_per_shard=2) as shards:
+    pictures = rng.random() < 0.5
+    reopen = partial(TokenShardWriter, folder, quantizer, samples_per_shard=2, class_names=["a"] * pictures)
+    with reopen() as shards:
         for number in range(4):
             length = number + 1 if rng.random() < 0.3 else 3
-            indices = torch.randint(-1, 8, (1, length, *levels))
-            shards.add(indices, [f"{number}.png"])
-    return quantizer
+            indices = torch.randint(-1, 8, (1, length, *(2,) * pictures, *levels))
+            facts = {"labels": [0], "extents": [(8 * length, 16)]} if pictures else {}
+            shards.add(indices, [f"{number}.png"], **facts)
+    return reopen
 
 
 def tokens(seed: int, folder: Path, *, pattern: str, mutate: Callable[[bytes, random.Random], bytes]) -> None:
     rng = random.Random(seed)
-    quantizer = write_tokens(folder, rng)
+    reopen = write_tokens(folder, rng)
     path = rng.choice(sorted(folder.glob(pattern)))
     path.write_bytes(mutate(path.read_bytes(), rng))
     try:
@@ -111,7 +114,7 @@ def tokens(seed: int, folder: Path, *, pattern: str, mutate: Callable[[bytes, ra
             check_range(sample["indices"], shards.codebook_sizes) if sample["indices"].numel() else None
         shards.verify()
     finally:
-        TokenShardWriter(folder, quantizer, samples_per_shard=2).close()
+        reopen().close()
 
 
 def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:

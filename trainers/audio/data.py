@@ -181,7 +181,7 @@ class AudioFolderData(FolderData[AudioFile]):
         )
 
     @staticmethod
-    def join(samples: list[Tensor]) -> dict[str, Any]:
+    def join(samples: list[Tensor], files: list[AudioFile]) -> dict[str, Any]:
         """`audio`: (B, channels, longest), shorter ones followed by silence; `lengths`: of each without it."""
         lengths = [sample.shape[-1] for sample in samples]
         filled = [functional.pad(sample, (0, max(lengths) - sample.shape[-1])) for sample in samples]

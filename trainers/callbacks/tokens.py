@@ -41,9 +41,9 @@ class TokenWriter(Callback):
         """Leave out what is written already, which is known once the codebook is: where the loader is made."""
         if stage == "predict":
             data: Any = getattr(trainer, "datamodule", None)
-            data.leave_out_predicted(lambda: self._written_before(trainer, pl_module, data.predict_hash()))
+            data.leave_out_predicted(lambda: self._written_before(trainer, pl_module, data))
 
-    def _written_before(self, trainer: Trainer, pl_module: LightningModule, data_hash: str) -> set[str]:
+    def _written_before(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> set[str]:
         if trainer.ckpt_path is None:
             raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
         folder = self.folder_in(trainer.default_root_dir)
@@ -53,7 +53,8 @@ class TokenWriter(Callback):
         self._writer = TokenShardWriter(
             folder,
             task.tokenizer.quantizer,
-            data_hash=data_hash,
+            data_hash=data.predict_hash(),
+            class_names=getattr(data, "class_names", ()),
             tokenizer=TOKENIZER,
             weights=task.weights,
             samples_per_shard=self.samples_per_shard,
@@ -77,7 +78,10 @@ class TokenWriter(Callback):
         assert self._writer is not None
         first = 0
         for indices in outputs["indices"]:
-            self._writer.add(indices, outputs["names"][first : first + len(indices)])
+            own = slice(first, first + len(indices))
+            known = {key: outputs.get(key) for key in ("labels", "extents")}
+            facts = {key: values[own].tolist() for key, values in known.items() if values is not None}
+            self._writer.add(indices, outputs["names"][own], **facts)
             first += len(indices)
         self.written += first
 

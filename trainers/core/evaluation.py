@@ -124,11 +124,20 @@ class EvaluatedTask(LightningModule, ABC):
         if self.trainer.is_global_zero:
             write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
 
+    def encode(self, inputs: Tensor) -> Tensor:
+        """The indices of samples of one size."""
+        return self.tokenizer.encode(inputs)
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The indices of a batch, in batches of samples that have one size, and the names of all of them."""
+        """The indices of a batch, in batches of samples that have one size, and of all of them the names.
+
+        Where the batch has them, the numbers of classes (`label`) and the extents of pictures (`extent`) too.
+        """
         return {
-            "indices": [self.tokenizer.encode(inputs) for inputs in self.evaluation_inputs(batch)],
+            "indices": [self.encode(inputs) for inputs in self.evaluation_inputs(batch)],
             "names": batch["name"],
+            "labels": batch.get("label"),
+            "extents": batch.get("extent"),
         }
 
     def _measure(self, batch: Any) -> dict[str, Any]:

@@ -118,11 +118,15 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
 
     @abstractmethod
     def evaluation_samples(self, root: Path, files: list[File]) -> EvaluationSamples[File]:
-        """One sample of each file that validates or is predicted."""
+        """One sample of each file that validates."""
+
+    def prediction_samples(self, root: Path, files: list[File]) -> EvaluationSamples[File]:
+        """One sample of each file that is predicted; those of evaluation unless a subclass says otherwise."""
+        return self.evaluation_samples(root, files)
 
     @staticmethod
     @abstractmethod
-    def join(samples: list[Tensor]) -> dict[str, Any]:
+    def join(samples: list[Tensor], files: list[File]) -> dict[str, Any]:
         """The tensors of a batch."""
 
     @abstractmethod
@@ -299,7 +303,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         """All files under `predict_root` that are not yet predicted, each once, ordered by name."""
         predicted = self._predicted()
         files = [file for file in self._folder(self.predict_root).files if file.name not in predicted]
-        return self._evaluation(self.evaluation_samples(self.predict_root, files))
+        return self._evaluation(self.prediction_samples(self.predict_root, files))
 
     def leave_out_predicted(self, names: Callable[[], Collection[str]]) -> None:
         """Leaves files out of prediction, because their tokens are already written.

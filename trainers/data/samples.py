@@ -1,6 +1,6 @@
 """Files as samples: what the training and the evaluation samples of every kind of file have in common.
 
-A sample is a dict: `"sample"`, a tensor; `"name"`, of its file; `"failed"`, why files could not be decoded, by path.
+A sample is a dict: `"sample"`, a tensor; `"file"`, of which it is; `"failed"`, why files could not be decoded, by path.
 """
 
 from abc import ABC, abstractmethod
@@ -53,7 +53,7 @@ class TrainingSamples(SizedDataset, ABC, Generic[File]):
             except ValueError as error:
                 failed[self.store.shown(file)] = str(error)
                 continue
-            return {"sample": drawn, "name": file.name, "failed": failed}
+            return {"sample": drawn, "file": file, "failed": failed}
         raise ValueError(f"None of the {len(files)} training files under {self.store.root} can be decoded any more.")
 
 
@@ -79,21 +79,22 @@ class EvaluationSamples(SizedDataset, ABC, Generic[File]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         file = self.store.files[index]
         try:
-            return {"sample": self.whole(file), "name": file.name, "failed": {}}
+            return {"sample": self.whole(file), "file": file, "failed": {}}
         except ValueError as error:
             return {"failed": {self.store.shown(file): str(error)}}
 
 
-def collate(join: Callable[[list[Tensor]], dict[str, Any]], samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(join: Callable[[list[Tensor], list[Any]], dict[str, Any]], samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Joins samples to a batch; dicts without a sample leave only their reason.
 
     Args:
-        join: Makes the tensors of the batch.
+        join: Makes the tensors of the batch of samples and their files.
         samples: As the data sets give them.
     """
     failed = {path: reason for sample in samples for path, reason in sample["failed"].items()}
     usable = [sample for sample in samples if "sample" in sample]
     if not usable:
         return {"failed": failed}
-    joined = join([sample["sample"] for sample in usable])
-    return joined | {"name": [sample["name"] for sample in usable], "failed": failed}
+    files = [sample["file"] for sample in usable]
+    joined = join([sample["sample"] for sample in usable], files)
+    return joined | {"name": [file.name for file in files], "failed": failed}

@@ -1,5 +1,15 @@
 """Training of image tokenizers: task, data, objectives, discriminators, measures."""
 
+from trainers.image.crops import ADMCentreCrop as ADMCentreCrop
+from trainers.image.crops import ADMRandomCrop as ADMRandomCrop
+from trainers.image.crops import CentreCrop as CentreCrop
+from trainers.image.crops import Crop as Crop
+from trainers.image.crops import FixedCrop as FixedCrop
+from trainers.image.crops import NativeCrop as NativeCrop
+from trainers.image.crops import NativePadding as NativePadding
+from trainers.image.crops import RandomCrop as RandomCrop
+from trainers.image.crops import RandomResizedCrop as RandomResizedCrop
+from trainers.image.crops import RandomScaleCrop as RandomScaleCrop
 from trainers.image.data import ImageFolderData as ImageFolderData
 from trainers.image.discriminators.augmentation import Color as Color
 from trainers.image.discriminators.augmentation import Cutout as Cutout
@@ -49,4 +59,9 @@ from trainers.image.objectives.pixels import L1 as L1
 from trainers.image.objectives.pixels import L2 as L2
 from trainers.image.objectives.pixels import LogitLaplace as LogitLaplace
 from trainers.image.objectives.variance import LearnedVariance as LearnedVariance
+from trainers.image.resampling import BicubicFilter as BicubicFilter
+from trainers.image.resampling import BilinearFilter as BilinearFilter
+from trainers.image.resampling import FastBicubicFilter as FastBicubicFilter
+from trainers.image.resampling import LanczosFilter as LanczosFilter
+from trainers.image.resampling import ResizeFilter as ResizeFilter
 from trainers.image.task import ImageTokenizerTask as ImageTokenizerTask

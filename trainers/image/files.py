@@ -1,11 +1,12 @@
 """Image files: which of them can be used, and how one becomes pixels. Knows Pillow, not Lightning."""
 
 import math
+import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -14,7 +15,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from trainers.data.files import EDGE_BYTES, Folder, content_hash, found_under, inspected, open_plain
-from vqkit.tokens.names import escaped
+from vqkit.tokens.names import escaped, unescaped
 
 MAX_PIXELS = 2 * 89478485  # beyond which Pillow takes a picture for an attack
 BITS_TAG, PHOTOMETRIC_TAG, EXTRA_TAG, SAMPLE_FORMAT_TAG = 258, 262, 338, 339  # of TIFF
@@ -44,6 +45,8 @@ class ImageFile:
         width: Pixels, as shown.
         content: 16 hexadecimal digits of a hash of the bytes, equal for identical files.
         deep: Whether its values have more than 8 bits.
+        label: Number of its class, where folders are classes.
+        extent: (height, width) of the picture within what is encoded of it, where sizes differ.
     """
 
     name: str
@@ -51,6 +54,8 @@ class ImageFile:
     width: int
     content: str
     deep: bool = False
+    label: int | None = None
+    extent: tuple[int, int] | None = None
 
 
 def formats() -> list[str]:
@@ -59,7 +64,14 @@ def formats() -> list[str]:
     return sorted(set(Image.OPEN) - LEFT_OUT_FORMATS)
 
 
-def scan(root: Path, *, min_size: int, white: float | None = None, max_pixels: int = MAX_PIXELS) -> Folder[ImageFile]:
+def scan(
+    root: Path,
+    *,
+    min_size: int,
+    max_aspect_ratio: float = math.inf,
+    white: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Folder[ImageFile]:
     """Finds the images under a folder by reading the header and the ends of every file with an image's suffix.
 
     Nothing is decoded, so a file that is damaged in the middle is found only when it is read. See `found_under`.
@@ -67,15 +79,22 @@ def scan(root: Path, *, min_size: int, white: float | None = None, max_pixels: i
     Args:
         root: The folder, of any nesting.
         min_size: Images whose shorter side has fewer pixels are skipped.
+        max_aspect_ratio: Images whose longer side is more times the shorter one are skipped.
         white: As for `read`.
         max_pixels: Images with more pixels are skipped.
     """
     known = set(formats())
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in known}
-    return inspected(root, found_under(root, suffixes), lambda path: inspect(path, root, min_size, white, max_pixels))
+    return inspected(
+        root,
+        found_under(root, suffixes),
+        lambda path: inspect(path, root, min_size, white, max_pixels, max_aspect_ratio),
+    )
 
 
-def inspect(path: Path, root: Path, min_size: int, white: float | None, max_pixels: int) -> ImageFile | str:
+def inspect(
+    path: Path, root: Path, min_size: int, white: float | None, max_pixels: int, max_aspect_ratio: float = math.inf
+) -> ImageFile | str:
     """Reads a file's header and ends: the image, or in words why it cannot be used."""
     try:
         with opened(path, max_pixels) as image:
@@ -90,7 +109,42 @@ def inspect(path: Path, root: Path, min_size: int, white: float | None, max_pixe
         return reason(error)
     if min(width, height) < min_size:
         return f"too small: {width}x{height} pixels, min_size is {min_size}"
+    if max(width, height) > max_aspect_ratio * min(width, height):
+        return f"too long: {width}x{height} pixels, max_aspect_ratio is {max_aspect_ratio:g}"
     return ImageFile(escaped(path.relative_to(root).as_posix()), height, width, content, deep)
+
+
+def class_names(root: Path) -> list[str]:
+    """The folders in a folder, sorted as torchvision's ImageFolder numbers them; hidden ones are left out. Escaped."""
+    with os.scandir(root) as entries:
+        return [escaped(name) for name in sorted(entry.name for entry in entries if entry.is_dir()) if name[0] != "."]
+
+
+def labelled(folder: Folder[ImageFile], classes: Sequence[str]) -> Folder[ImageFile]:
+    """The images of a folder with the numbers of their classes, the folders that they lie in.
+
+    Args:
+        folder: Images outside of folders are skipped.
+        classes: Names, by number.
+
+    Raises:
+        ValueError: For a folder that is not a class.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = Folder[ImageFile](folder.root, [], dict(folder.skipped), folder.other_files)
+    for file in folder.files:
+        name, slash, _ = file.name.partition("/")
+        if not slash:
+            path = escaped(str(folder.root / unescaped(file.name)))
+            found.skipped[path] = "lies outside of the class folders"
+        elif name in numbers:
+            found.files.append(replace(file, label=numbers[name]))
+        else:
+            raise ValueError(
+                f"{escaped(str(folder.root))} has a folder {name!r}, which is not among the {len(numbers)} classes "
+                f"({', '.join(classes[:3])}, ...): name its folders as those of root, or set class_folders to false."
+            )
+    return found
 
 
 @contextmanager
@@ -121,15 +175,17 @@ def orientation(image: Image.Image) -> int:
     return value if value in TRANSPOSES else 1
 
 
-def reduced_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+def reduced_size(height: int, width: int, shorter_side: int | None) -> tuple[int, int]:
     """(height, width) after shrinking so that the shorter side is `shorter_side`; smaller images stay as they are."""
-    if min(height, width) <= shorter_side:
+    if shorter_side is None or min(height, width) <= shorter_side:
         return height, width
     scale = shorter_side / min(height, width)
     return max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
 
 
-def read(path: Path, *, shorter_side: int, white: float | None = None, max_pixels: int = MAX_PIXELS) -> numpy.ndarray:
+def read(
+    path: Path, *, shorter_side: int | None, white: float | None = None, max_pixels: int = MAX_PIXELS
+) -> numpy.ndarray:
     """Decodes an image: upright, RGB, first frame, shrunk so that its shorter side is at most `shorter_side` pixels.
 
     Transparent pixels are laid over white; in formats whose further band may be data (TIFF, JPEG 2000), only where the
@@ -139,7 +195,7 @@ def read(path: Path, *, shorter_side: int, white: float | None = None, max_pixel
 
     Args:
         path: The file.
-        shorter_side: Pixels.
+        shorter_side: Pixels; None leaves the size as it is.
         white: The value that is white, where values have more than 8 bits; black is 0. None is the greatest that the
             file's type holds, 65535 for 16 bits (`greatest_value`).
         max_pixels: More are refused.

@@ -1,19 +1,23 @@
 """Training of image tokenizers."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from trainers.core.task import TokenizerTask
+from trainers.image.crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
 from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
-from vqkit import Tokenizer
+from vqkit import Tiles, Tokenizer
+from vqkit.backbones.protocol import properties_of
 from vqkit.parts.compatibility import check_names
 from vqkit.saving.files import write_whole
 
@@ -21,8 +25,8 @@ from vqkit.saving.files import write_whole
 class ImageTokenizerTask(TokenizerTask):
     """Trains a tokenizer of images in [-1, 1], channel first (`channel_dim=1`), and measures what it does to images.
 
-    Batches are dictionaries with `image` (B, C, H, W), and for prediction `name`, a list of file names. Other arguments
-    are those of `TokenizerTask`.
+    Batches are dictionaries with `image` (B, C, H, W), in evaluation also a list of (C, H, W), and for prediction
+    `name`, a list of file names. Other arguments are those of `TokenizerTask`.
 
     Args:
         tokenizer: of images.
@@ -53,9 +57,11 @@ class ImageTokenizerTask(TokenizerTask):
     monitor = "validation/psnr"
 
     def setup(self, stage: str) -> None:
-        """Refuse images that a discriminator cannot judge, before it is its turn."""
+        """Refuse images that a discriminator cannot judge, before it is its turn, or that are no whole patches."""
         super().setup(stage)
-        resolution = getattr(getattr(self.trainer, "datamodule", None), "resolution", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self._check_patches(data)
+        resolution = getattr(data, "resolution", None)
         if stage == "fit" and self.adversary is not None and resolution is not None:
             for discriminator in self.adversary.discriminators:
                 shapes_alone = copy.deepcopy(discriminator).to("meta")
@@ -63,9 +69,33 @@ class ImageTokenizerTask(TokenizerTask):
                 channels: Any = getattr(self.tokenizer.encoder, "in_channels", discriminator.in_channels)
                 shapes_alone(torch.empty(2, channels, resolution, resolution, dtype=dtype, device="meta"))
 
+    def _check_patches(self, data: Any) -> None:
+        """Pictures and tiles of any size must be whole patches of the encoder, where it says how large these are."""
+        factor = properties_of(self.tokenizer.encoder).downsampling_factor
+        for name in ("evaluation_crop", "prediction_crop"):
+            crop = getattr(data, name, None)
+            if factor is not None and isinstance(crop, NativeCrop) and crop.multiple % factor:
+                raise ValueError(f"data.{name}={crop!r}: expected a multiple of the encoder's factor, {factor}")
+        if getattr(data, "tiles", None) is not None:
+            data.tiles.factor(self.tokenizer)
+
     def inputs(self, batch: dict[str, Any]) -> Tensor:
         """The images (B, C, H, W)."""
         return batch["image"]
+
+    def evaluation_inputs(self, batch: dict[str, Any]) -> Iterator[Tensor]:
+        """The images; where their sizes differ, those that follow each other in one size."""
+        images = batch["image"]
+        if isinstance(images, Tensor):
+            yield images
+        else:
+            for _, group in itertools.groupby(images, key=lambda image: image.shape):
+                yield torch.stack(list(group))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """The indices of images of one size, tile by tile where the data says so."""
+        tiles: Tiles | None = getattr(getattr(self.trainer, "datamodule", None), "tiles", None)
+        return super().encode(inputs) if tiles is None else tiles.encode(self.tokenizer, inputs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The common step, and the PSNR of the batch where it is logged."""
@@ -94,8 +124,13 @@ class ImageTokenizerTask(TokenizerTask):
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]
     ) -> list[Path]:
-        """`reconstructions.png`: originals above, their reconstructions below."""
-        images = to_uint8_grid(torch.stack([*originals, *reconstructions])).to("cpu", torch.uint8)
+        """`reconstructions.png`: originals above, their reconstructions below; smaller ones beside white."""
+        height, width = (max(image.shape[axis] for image in originals) for axis in (-2, -1))
+        filled = [
+            F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=1.0)
+            for image in [*originals, *reconstructions]
+        ]
+        images = to_uint8_grid(torch.stack(filled)).to("cpu", torch.uint8)
         grid = make_grid(images, nrow=len(originals), padding=2, pad_value=255)
         path = folder / "reconstructions.png"
         write_whole(path, encode_png(grid).numpy().tobytes())

@@ -13,8 +13,10 @@ from vqkit.tokens.manifests import IDENTITY, Shard, joined_shape, read_manifests
 class TokenShards(Dataset[dict[str, Any]]):
     """A map-style data set of token shards, ordered by name whatever number of ranks and runs wrote them.
 
-    A sample is a dict: `"indices"`, (*shape) int64, -1 where masked; `"name"`, as the writer was given it. Sequences
-    come in their own length: join them with a collate function that pads or packs.
+    A sample is a dict: `"indices"`, (*shape) int64, -1 where masked; `"name"`, as the writer was given it; where there
+    are classes `"label"`, the number of its class; for pictures in their own sizes `"extent"`, (2,) int64, height and
+    width in pixels of the part of the decoded picture that is picture, from its upper left corner. Sequences and such
+    pictures come in their own size: join them with a collate function that pads or packs.
 
         >>> shards = TokenShards("runs/mine/tokens")
         >>> loader = torch.utils.data.DataLoader(shards, batch_size=64, shuffle=True)
@@ -28,7 +30,8 @@ class TokenShards(Dataset[dict[str, Any]]):
         codebook_sizes: K of each level.
         codebook_hash: equals `codebook_hash(quantizer)` of the quantizer that decodes these tokens.
         tokenizer: where that tokenizer was saved; empty if it was not said.
-        shape: of one sample; None for a first axis whose length differs.
+        class_names: by number; empty if there are no classes.
+        shape: of one sample; None for an axis whose size differs.
         names: in order.
 
     Raises:
@@ -45,6 +48,7 @@ class TokenShards(Dataset[dict[str, Any]]):
                 "`python -m trainers predict` filled"
             )
         first = next(iter(manifests.values()))
+        version = max(manifest["format_version"] for manifest in manifests.values())
         self._shards = [(manifest, entry) for manifest in manifests.values() for entry in manifest["shards"]]
         shape: list[int | None] | None = None
         for name, manifest in manifests.items():
@@ -55,13 +59,14 @@ class TokenShards(Dataset[dict[str, Any]]):
                         "manifests before it; the tokens of two quantizers or data sets belong in two directories"
                     )
             try:
-                shape = joined_shape(shape, manifest["shape"] if manifest["shards"] else None)
+                shape = joined_shape(shape, manifest["shape"] if manifest["shards"] else None, version=version)
             except ValueError as error:
                 raise ValueError(f"{self.directory / name} disagrees with the manifests before it: {error}") from error
         self.codebook_size: int = first["codebook_size"]
         self.num_codebooks: int = first["num_codebooks"]
         self.codebook_sizes: tuple[int, ...] = tuple(first["codebook_sizes"])
         self.codebook_hash: str = first["codebook_hash"]
+        self.class_names: tuple[str, ...] = tuple(first["class_names"])
         self.tokenizer: str = first["tokenizer"]
         self.shape: tuple[int | None, ...] = tuple(shape or ())
         places: dict[str, tuple[int, int]] = {}
@@ -105,7 +110,13 @@ class TokenShards(Dataset[dict[str, Any]]):
         number, row = self._places[index]
         if number not in self._open:
             self._open[number] = self._shard(number)
-        return {"indices": self._open[number].sample(row), "name": self.names[index]}
+        shard = self._open[number]
+        sample: dict[str, Any] = {"indices": shard.sample(row), "name": self.names[index]}
+        if shard.labels is not None:
+            sample["label"] = shard.labels[row]
+        if shard.extents is not None:
+            sample["extent"] = shard.extents[row]
+        return sample
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files stay in the process that opened them

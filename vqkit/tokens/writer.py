@@ -17,7 +17,15 @@ from vqkit import distributed
 from vqkit.indices import check_indices
 from vqkit.saving.files import write_whole
 from vqkit.tokens.codebook_hash import codebook_hash
-from vqkit.tokens.manifests import FORMAT_VERSION, IDENTITY, RAGGED_VERSION, Shard, joined_shape, read_manifests
+from vqkit.tokens.manifests import (
+    FORMAT_VERSION,
+    GRID_VERSION,
+    IDENTITY,
+    RAGGED_VERSION,
+    Shard,
+    joined_shape,
+    read_manifests,
+)
 
 if TYPE_CHECKING:
     from vqkit.quantizers.base import BaseQuantizer
@@ -36,6 +44,7 @@ class TokenShardWriter:
         directory: made if missing.
         quantizer: what the indices come from; its codebook sizes and its state are noted.
         data_hash: identifies the data, so that tokens of other data are not mixed in.
+        class_names: classes of the samples by number; empty if they have none.
         tokenizer: where the tokenizer is saved, for the reader's use; a relative path is one from the directory.
         weights: what else a manifest shall say of the tokenizer's weights, such as checkpoint and step; JSON values.
         samples_per_shard: samples in a full shard, at least 1.
@@ -54,6 +63,7 @@ class TokenShardWriter:
         quantizer: "BaseQuantizer",
         *,
         data_hash: str = "",
+        class_names: Sequence[str] = (),
         tokenizer: str = "",
         weights: Mapping[str, Any] | None = None,
         samples_per_shard: int = 4096,
@@ -72,6 +82,7 @@ class TokenShardWriter:
             "codebook_sizes": list(quantizer.codebook_sizes),
             "codebook_hash": codebook_hash(quantizer),
             "data_hash": data_hash,
+            "class_names": list(class_names),
             "tokenizer": tokenizer,
             "weights": dict(weights or {}),
             "shape": None,
@@ -79,6 +90,8 @@ class TokenShardWriter:
         }
         self._indices: list[Tensor] = []
         self._names: list[str] = []
+        self._labels: list[int] = []
+        self._extents: list[tuple[int, int]] = []
         self.done: set[str] = set()
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, manifest in read_manifests(self.directory).items():
@@ -105,7 +118,10 @@ class TokenShardWriter:
         manifest["shards"] = sound
         for shard in sound:
             self.done.update(Shard(self.directory / shard["file"], manifest, shard).names)
-        self._manifest["shape"] = joined_shape(self._manifest["shape"], manifest["shape"])
+        if manifest["format_version"] == GRID_VERSION:
+            self._manifest["format_version"] = GRID_VERSION
+        version = self._manifest["format_version"]
+        self._manifest["shape"] = joined_shape(self._manifest["shape"], manifest["shape"], version=version)
         if name == self._manifest_name:
             self._manifest["shards"] = sound
         if lost and distributed.rank() == 0:
@@ -119,16 +135,27 @@ class TokenShardWriter:
         warnings.warn(f"{path} is {state}: its {shard['samples']} samples are redone")
         return False
 
-    def add(self, indices: Tensor, names: Sequence[str]) -> None:
+    def add(
+        self,
+        indices: Tensor,
+        names: Sequence[str],
+        *,
+        labels: Sequence[int] | None = None,
+        extents: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """Add samples; writes a shard whenever one is full.
 
         Args:
             indices: (B, *shape) integers as `encode` returns them, -1 where masked; the same shape in every call, save
-                for sequences, (B, length) or (B, length, levels), whose length may differ.
+                for sequences, (B, length) or (B, length, levels), whose length may differ, and for pictures with
+                `extents`, (B, height, width) or (B, height, width, levels).
             names: B names, each only once in a directory.
+            labels: B numbers of classes where there are `class_names`, else None.
+            extents: B pairs, height and width in pixels of the part of the decoded picture that is picture, from its
+                upper left corner; in every call or in none.
 
         Raises:
-            ValueError: shape, range or names are not so.
+            ValueError: shape, range, names, labels or extents are not so.
         """
         indices = indices.detach().cpu()
         if indices.ndim == 0 or len(indices) != len(names):
@@ -141,7 +168,8 @@ class TokenShardWriter:
         if self._level_axis and indices.shape[-1] != levels:
             raise ValueError(f"indices has shape {tuple(indices.shape)}: expected a last axis of all {levels} levels")
         check_indices(indices, self._codebook_sizes, level_axis=self._level_axis)
-        shape = self._shape_with(list(indices.shape[1:]))
+        self._check_facts(len(names), labels, extents)
+        shape = self._shape_with(list(indices.shape[1:]), grids=extents is not None)
         unsound = [name for name in names if re.search("[\ud800-\udfff]", name)]
         if unsound:
             raise ValueError(
@@ -156,34 +184,63 @@ class TokenShardWriter:
                 "those in `done`"
             )
         self._manifest["shape"] = shape
+        if extents is not None:
+            self._manifest["format_version"] = GRID_VERSION
         self._known |= fresh
         self._indices.extend(indices.to(torch.int64))
         self._names.extend(names)
+        self._labels.extend(labels or ())
+        self._extents.extend(extents or ())
         while len(self._names) >= self.samples_per_shard:
             self._write_shard(self.samples_per_shard)
 
-    def _shape_with(self, shape: list[int]) -> list[int | None] | None:
+    def _check_facts(
+        self, samples: int, labels: Sequence[int] | None, extents: Sequence[tuple[int, int]] | None
+    ) -> None:
+        classes = len(self._manifest["class_names"])
+        expected = f"{samples} numbers from 0 to {classes - 1}" if classes else "none without class_names"
+        if (labels is not None) != bool(classes) or (
+            labels is not None and (len(labels) != samples or not all(0 <= label < classes for label in labels))
+        ):
+            raise ValueError(f"labels={labels}: expected {expected}")
+        grids = self._manifest["format_version"] == GRID_VERSION
+        if self._manifest["shape"] is not None and grids != (extents is not None):
+            raise ValueError(
+                f"extents={extents}: expected {samples} pairs" if grids else "extents: expected none, as before"
+            )
+        if extents is not None and not (
+            len(extents) == samples and all(len(pair) == 2 and min(pair) >= 0 for pair in extents)
+        ):
+            raise ValueError(f"extents={extents}: expected {samples} pairs of height and width in pixels")
+
+    def _shape_with(self, shape: list[int], *, grids: bool) -> list[int | None] | None:
         known = self._manifest["shape"]
-        is_sequence = len(shape) == 1 + self._level_axis
-        if known in (None, shape) or (is_sequence and len(known) == len(shape)):
-            return joined_shape(known, shape)
+        may_differ = len(shape) == 1 + grids + self._level_axis
+        if known in (None, shape) or (may_differ and len(known) == len(shape)):
+            return joined_shape(known, shape, version=GRID_VERSION if grids else RAGGED_VERSION)
         raise ValueError(
             f"indices has samples of shape {shape}: expected {known}, as before; give all samples one size (only "
-            "sequences may differ, in their length)"
+            "sequences may differ, in their length, and pictures with extents)"
         )
 
     def _write_shard(self, samples: int) -> None:
         waiting, self._indices = self._indices[:samples], self._indices[samples:]
         names, self._names = self._names[:samples], self._names[samples:]
-        lengths = [sample.shape[:1].numel() for sample in waiting]
-        ragged = len(set(lengths)) > 1
-        indices = torch.cat(waiting) if ragged else torch.stack(waiting)
+        labels, self._labels = self._labels[:samples], self._labels[samples:]
+        extents, self._extents = self._extents[:samples], self._extents[samples:]
+        free = 2 if extents else 1  # axes that may differ
+        lengths = [list(sample.shape[:free]) for sample in waiting]
+        ragged = any(length != lengths[0] for length in lengths)
+        indices = torch.cat([sample.flatten(0, free - 1) for sample in waiting]) if ragged else torch.stack(waiting)
         tensors = {"indices": indices.clamp(min=0).to(storage_dtype(self._manifest["codebook_size"]))}
         if ragged:
-            tensors["lengths"] = torch.tensor(lengths)
+            tensors["lengths"] = torch.tensor(lengths).squeeze(-1)
+        if extents:
+            tensors["extents"] = torch.tensor(extents)
         if bool((indices < 0).any()):
             tensors["masked"] = indices < 0
-        content = save(tensors, metadata={"names": json.dumps(names, ensure_ascii=False)})
+        metadata = {"names": json.dumps(names, ensure_ascii=False)}
+        content = save(tensors, metadata=metadata | ({"labels": json.dumps(labels)} if labels else {}))
         used = {shard["file"] for shard in self._manifest["shards"]}
         number = next(n for n in range(len(used) + 1) if f"tokens-{self._own}-{n:06d}.safetensors" not in used)
         file = f"tokens-{self._own}-{number:06d}.safetensors"
@@ -194,7 +251,7 @@ class TokenShardWriter:
         self.done.update(names)
 
     def _write_manifest(self) -> None:
-        if None in (self._manifest["shape"] or []):
+        if None in (self._manifest["shape"] or []) and self._manifest["format_version"] != GRID_VERSION:
             self._manifest["format_version"] = RAGGED_VERSION
         write_whole(self.directory / self._manifest_name, json.dumps(self._manifest, indent=1).encode())
 

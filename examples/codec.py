@@ -131,7 +131,8 @@ def read_tokens(source: Path, codec: AudioTokenizer) -> tuple[Tensor, int]:
         ValueError: the file is damaged, or another codec's.
     """
     if not source.is_file():
-        raise ValueError(f"{source}: there is no such file; expected one that `encode` wrote")
+        found = "not a plain file" if source.exists() else "there is no such file"
+        raise ValueError(f"{source}: {found}; expected one that `encode` wrote")
     quantizer = codec.quantizer
     with named(source), safe_open(source, framework="pt") as file:
         part, facts = file.get_slice("indices"), file.metadata() or {}
@@ -194,7 +195,7 @@ class Recording:
     """
 
     def __init__(self, path: Path, codec: AudioTokenizer, downmix: str) -> None:
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             raise ValueError(
                 f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a recording"
             )

@@ -5,7 +5,7 @@
 One row per logged optimizer step, in which a figure keeps its value until it is logged again. The parts of a run that
 was resumed are joined in the order of their steps: those with the id that `run.json` in the folder has. Histories of
 other fits in the folder are left out, also of parts that an earlier version of vqkit has trained; that is said. A
-folder of an earlier version has no `run.json`; there all histories are joined, which is said too.
+folder of an earlier version has no `run.json`; there the histories of all fits are joined, which is said too.
 """
 
 import argparse
@@ -29,9 +29,9 @@ def main() -> None:
     record = arguments.run / RECORD
     run_id = identity(arguments.run) if record.is_file() else "*"
     pattern = f"wandb/*run-*/run-{run_id}.wandb"
-    files = sorted(arguments.run.glob(pattern))
+    files = [file for file in sorted(arguments.run.glob(pattern)) if _is_of_fit(file)]
     if not files:
-        sys.exit(f"{arguments.run} holds no W&B run (expected {pattern})")
+        sys.exit(f"{arguments.run} holds no W&B run of a fit (expected {pattern})")
     if not record.is_file() and len(files) > 1:
         print(f"{record} is missing: {len(files)} histories are joined, of one run or several", file=sys.stderr)
     others = [file for file in sorted(arguments.run.glob("wandb/*run-*/run-*.wandb")) if file not in files]
@@ -66,8 +66,11 @@ def main() -> None:
 
 
 def _is_of_fit(file: Path) -> bool:
-    """Whether a history is of a training; earlier versions did not say so."""
-    return all(record.run.job_type in ("", "fit") for record in records(file) if record.HasField("run"))
+    """Whether a history is of a training; those of earlier versions tell by what they logged."""
+    jobs = {record.run.job_type for record in records(file) if record.HasField("run")} - {""}
+    if jobs:
+        return jobs == {"fit"}
+    return any(name.startswith("train/") for row in history(file) for name in row)
 
 
 def _short(value: float | str) -> str:

@@ -1,6 +1,7 @@
 """examples/codec.py on real speech and a small untrained codec: files, levels, streams, other rates."""
 
 import importlib.util
+import os
 from functools import partial
 
 import numpy
@@ -98,12 +99,14 @@ def damaged(folder):
     soundfile.write(folder / "six.wav", wave, 8000)
     wave[4000] = numpy.nan
     soundfile.write(folder / "nan.wav", wave[:, :1], 8000, subtype="FLOAT")
+    os.mkfifo(folder / "pipe.wav")
     clip(folder / "whole.flac", 3)
     content = (folder / "whole.flac").read_bytes()
     (folder / "cut.flac").write_bytes(content[: len(content) // 2])
     return {
         "nowhere.wav": "there is no such file; expected a recording",
         ".": "a folder; expected a recording",
+        "pipe.wav": "not a plain file, but a pipe, a socket, a device or a folder; expected a recording",
         "text.wav": "not a sound file that libsndfile can read: Format not recognised; expected a recording",
         "empty.wav": "empty: the file has no bytes; expected a recording",
         "sound.m4a": "install it, or convert it: ffmpeg -i sound.m4a sound.flac",
@@ -151,6 +154,7 @@ def test_what_cannot_be_decoded_ends_in_a_line_and_leaves_nothing(loaded, tmp_pa
     before = sorted(tmp_path.iterdir())
     for name, reason in (
         ("nowhere", "there is no such file; expected one that `encode` wrote"),
+        (".", "not a plain file; expected one that `encode` wrote"),
         ("speech.wav", "is damaged or of another kind"),
         ("cut", "is damaged or of another kind"),
         ("other", "is damaged or of another kind"),

@@ -261,6 +261,7 @@ MISTAKES = [
     ({"data.rsolution": "1"}, "did you mean 'resolution'?"),
     ({"data.root": "nowhere"}, "root='nowhere' is not a folder"),
     ({"data.root": None}, "data: needs root"),
+    ({"data.root": os.fsdecode(b"caf\xe9")}, r"--data.root=caf\xe9 is not UTF-8"),
     ({"ckpt_path": "last"}, "last.ckpt does not exist"),
     ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path='nowhere.ckpt': nowhere.ckpt does not exist"),
     ({"config": "configs/nowhere.yaml"}, "configs/nowhere.yaml"),

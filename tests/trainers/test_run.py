@@ -1,7 +1,9 @@
 """What a run is: one id, one choice of weights, a folder that nothing replaces unasked, and settings that are used."""
 
+import errno
 import hashlib
 import json
+import os
 import runpy
 import shutil
 import struct
@@ -16,11 +18,13 @@ from wandb.proto import wandb_internal_pb2
 
 from tests.trainers.conftest import ROOT, TINY
 from tests.trainers.tiny import Images, make_image_task, make_trainer
+from trainers.run.changes import changes
 from trainers.run.cli import main
 from trainers.run.folders import identity
 from trainers.run.origin import Origin
 from trainers.run.run import Run
 from vqkit import Quantizer, RotationTrick, Tokenizer, TokenShards, codebook_hash
+from vqkit.saving.files import NotWritten
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,14 @@ def test_a_resumed_run_uses_the_settings_that_it_records(cli, run):
     assert all(state["state"][index]["step"] == moments[index]["step"] + 2 for index in moments)
 
 
+def test_a_value_that_none_stands_for_is_no_change():
+    """Earlier versions recorded the default of the ratio, where None is recorded now."""
+    for old, new, expected in ((0.05, None, []), (None, 0.05, []), (0.1, None, ["0.1 -> None"])):
+        ratio = {value: {"model": {"init_args": {"final_learning_rate_ratio": value}}} for value in (old, new)}
+        lines = changes(ratio[old], ratio[new], initialized=True)
+        assert [line.partition(": ")[2] for line in lines] == expected
+
+
 @pytest.mark.parametrize("option", ["seed_everything", "model.seed", "model.initialization_samples"])
 def test_what_was_settled_when_training_began_is_refused(cli, run, option):
     before = content(run)
@@ -286,6 +298,28 @@ def test_export_writes_the_tokenizer_of_any_checkpoint(run, tmp_path, capsys):
     assert code == 2 and "does not say what its tokenizer is made of" in errors
 
 
+def test_a_run_is_found_by_its_name_and_recorded_by_a_path_that_holds_from_anywhere(
+    finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to(finished.parent)
+    for asked in (finished.name, f"runs/{finished.name}"):
+        assert export(capsys, asked, "--to", "exported")[0] == 0
+        origins = [Origin.of(asked), Origin.of(f"{asked}:last")]
+        for checkpoint in (recorded(Path("exported")), *(origin.file for origin in origins)):
+            assert checkpoint.samefile(finished / "checkpoints/last.ckpt")
+    assert recorded(Path("exported")) == tmp_path / "runs" / finished.name / "checkpoints/last.ckpt"
+    assert recorded(finished / "tokenizer") == finished / "checkpoints/last.ckpt"
+    code, errors = export(capsys, os.fsdecode(b"caf\xe9"), "--to", "new")
+    assert code == 2 and errors.startswith(r"error: caf\xe9 is not UTF-8")
+    code, errors = export(capsys, "another", "--to", "new")
+    assert code == 2 and "run='another' is not a folder: expected a run folder, such as runs/mine, or its" in errors
+
+
+def recorded(tokenizer):
+    return Path(json.loads((tokenizer / "weights.json").read_text())["checkpoint"])
+
+
 def test_export_writes_all_or_nothing(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "config.json").write_text('{"model_type": "another"}')
@@ -296,25 +330,26 @@ def test_export_writes_all_or_nothing(run, tmp_path, capsys, monkeypatch):
         code, errors = export(capsys, run, "--to", tmp_path / folder, *words)
         assert code == 2 and message in errors and "Traceback" not in errors
 
-    def full(*_, **__):
-        raise OSError("disk full")
+    def full(path, _):
+        raise NotWritten(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr("trainers.core.checkpoints.write_json", full)
-    assert export(capsys, run, "--to", tmp_path / "new")[0] == 2
+    code, errors = export(capsys, run, "--to", tmp_path / "new")
+    assert code == 2 and f"{tmp_path / 'new/weights.json'} was not written (No space left on device)" in errors
     assert {path.name for path in tmp_path.iterdir()} == {"full", "run"}
 
 
 # ---------------------------------------------------------------------- its history
 
 
-def write_history(folder, run_id, steps, *, job_type="fit"):
-    """A W&B file with a loss at each step."""
+def write_history(folder, run_id, steps, *, job_type="fit", figure="train/loss"):
+    """A W&B file with a figure at each step."""
     described = wandb_internal_pb2.Record()
     described.run.job_type = job_type
     records = [described]
     for step in steps:
         records.append(wandb_internal_pb2.Record())
-        for key, value in (("trainer/global_step", step), ("train/loss", 1.0)):
+        for key, value in (("trainer/global_step", step), (figure, 1.0)):
             records[-1].history.item.add(key=key, value_json=json.dumps(value))
     contents = [record.SerializeToString() for record in records]
     parts = b"".join(struct.pack("<IHB", 0, len(data), 1) + data for data in contents)
@@ -327,10 +362,11 @@ def test_the_log_is_of_this_run_alone(tmp_path, monkeypatch, capsys):
     write_history(tmp_path, "aaaaaaaa", range(50))
     write_history(tmp_path, "bbbbbbbb", range(3))
     write_history(tmp_path, "bbbbbbbb", range(2, 6))
-    write_history(tmp_path, "cccccccc", range(7), job_type="test")
+    write_history(tmp_path, "cccccccc", range(70), job_type="test")
+    write_history(tmp_path, "cccccccc", range(80), job_type="", figure="test/psnr")  # of an earlier version
     monkeypatch.setattr(sys, "argv", ["export_log.py", str(tmp_path), str(tmp_path / "log.csv")])
     for record, rows, said in (
-        (None, 50, "4 histories are joined"),
+        (None, 50, "3 histories are joined"),
         ({"id": "bbbbbbbb"}, 6, "1 histories are left out"),
     ):
         if record:

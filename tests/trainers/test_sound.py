@@ -167,6 +167,30 @@ def test_what_is_no_sound_may_follow_it(tmp_path, name, behind):
     assert isinstance(found, AudioFile) and found.frames == FRAMES and found.exact
 
 
+@pytest.mark.parametrize("promised", ["too much", "as of a stream"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("name", ["wav", "wav big-endian", "wav extensible", "aiff"])
+def test_chunks_are_no_sound_where_a_header_promises_more_than_there_is(tmp_path, name, subtype, promised):
+    """Recorders that stream cannot write a size, and libsndfile reads on to the end of the file then."""
+    suffix, _, layout, options = COUNTED[name]
+    whole = encoded(tmp_path, suffix, subtype=subtype, **options)
+    at = whole.find(b"SSND" if suffix == ".aiff" else b"data", 12) + 4
+    size = len(whole) + 5001 if promised == "too much" else 2**32 - 1
+    text = b"Lavf58.29.100"
+    chunk = struct.pack(f"{layout[0]}4sI", b"LIST", len(text)) + text + b"\0"  # odd, so that a byte is added
+    path = tmp_path / f"promised{suffix}"
+    path.write_bytes(changed(whole, at, layout, size) + chunk + chunk)
+    found = inspect(path, root=tmp_path, channels=1, min_seconds=0)
+    assert isinstance(found, AudioFile) and found.frames == FRAMES
+
+
+def test_what_follows_the_sound_of_a_w64_is_no_sound(tmp_path):
+    whole = encoded(tmp_path, ".w64", subtype="PCM_16")
+    (tmp_path / "longer.w64").write_bytes(whole + bytes(range(1, 100)))
+    found = inspect(tmp_path / "longer.w64", root=tmp_path, channels=1, min_seconds=0)
+    assert isinstance(found, AudioFile) and found.frames == FRAMES
+
+
 def test_a_cut_mp3_is_read_to_its_last_whole_frame(tmp_path):
     content = encoded(tmp_path, ".mp3", bitrate_mode="VARIABLE", compression_level=0.6)
     path = tmp_path / "cut.mp3"

@@ -83,6 +83,18 @@ def test_a_run_stops_behind_a_step(tmp_path, act, batch, step):
         assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == step
 
 
+def test_a_signal_behind_the_last_step_ends_the_command_too(tmp_path):
+    class SendsAtTheEnd(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.global_step == trainer.max_steps:
+                send(trainer)
+
+    with StopAtSignal() as stop, pytest.raises(Stopped) as stopped:
+        fit(tmp_path, SendsAtTheEnd(), stop)
+    assert stopped.value.code == 143 and "SIGTERM at step 9; to go on" in stopped.value.line
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 9
+
+
 def test_an_error_between_two_steps_keeps_the_steps(tmp_path):
     class Unreadable(Images):
         def train_dataloader(self):

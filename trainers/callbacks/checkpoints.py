@@ -1,6 +1,5 @@
 """The files that a run leaves: `last.ckpt` to resume from, `best.ckpt` by validation, and the tokenizer for use."""
 
-import os
 import time
 from contextlib import suppress
 from io import BytesIO
@@ -13,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from trainers.core.checkpoints import is_of_run, save_tokenizer
+from trainers.core.checkpoints import is_of_run, save_tokenizer, source_of
 from trainers.core.ranks import Ranks
 from trainers.core.task import task_of
 from vqkit.saving.config import to_config
@@ -226,6 +225,5 @@ class SaveTokenizer(Callback):
         if self._trained and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             task = task_of(pl_module)
             kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
-            checkpoint = os.path.relpath(kept[0].best_model_path) if kept else None
-            weights = {"checkpoint": checkpoint, "step": trainer.global_step, "run": task.run_id}
+            weights = source_of(kept[0].best_model_path if kept else None, trainer.global_step, task.run_id)
             save_tokenizer(task.tokenizer, self.folder_in(trainer.default_root_dir), weights)

@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 from vqkit import Tokenizer
 from vqkit.saving.annotations import fits
 from vqkit.saving.config import from_config, to_config, weights_follow
-from vqkit.saving.files import named, write_json
+from vqkit.saving.files import NotWritten, named, write_json
 from vqkit.saving.migration import computed_formerly, to_current_version
 from vqkit.saving.pretrained import FORMAT_VERSION
 from vqkit.saving.sizes import check_finite
+from vqkit.tokens.names import escaped
 
 _ENTRIES = {
     "state_dict": dict,
@@ -49,12 +50,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     with named(path), path.open("rb") as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError("is no checkpoint, or ends too early: take another one, such as best.ckpt")
+            raise ValueError("is no checkpoint, or ends too early: take another one of the run")
         with zipfile.ZipFile(file) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
             broken = packed[0] if packed else archive.testzip()
         if broken:
-            raise ValueError(f"entry {broken!r} is damaged: take another checkpoint, such as best.ckpt")
+            raise ValueError(f"entry {broken!r} is damaged: take another checkpoint of the run")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:  # whose text advises to load it nevertheless
@@ -145,19 +146,28 @@ def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def source_of(checkpoint: str | Path | None, step: int | None, run: str | None) -> dict[str, Any]:
+    """Where weights come from, for the record of what is made with them; the path holds from any folder."""
+    return {"checkpoint": escaped(str(Path(checkpoint).absolute())) if checkpoint else None, "step": step, "run": run}
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, weights: Mapping[str, Any]) -> None:
     """Write a tokenizer for `from_pretrained`, and `weights.json`; the folder appears with all of it, or not at all.
 
     Args:
         tokenizer: of which `to_config` can be made.
         folder: made if missing. Where it is there, its files are replaced, each whole.
-        weights: where its weights come from: `checkpoint`, `step` and id of the `run`.
+        weights: where its weights come from; see `source_of`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         new = Path(temporary) / folder.name
-        tokenizer.save_pretrained(new)
-        write_json(new / "weights.json", weights)
+        try:
+            tokenizer.save_pretrained(new)
+            write_json(new / "weights.json", weights)
+        except NotWritten as error:  # which names a folder that is gone by then
+            meant = folder / Path(error.filename).name
+            raise NotWritten(error.errno, error.strerror, str(meant)) from error
         if folder.is_dir():
             for path in new.iterdir():
                 os.replace(path, folder / path.name)

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from trainers.core.checkpoints import source_of
 from trainers.core.metrics import TokenizerMetrics
 from vqkit import Tokenizer
 from vqkit.saving.files import write_json
@@ -31,7 +32,7 @@ class EvaluatedTask(LightningModule, ABC):
         super().__init__()
         self.tokenizer = tokenizer
         self.run_id: str | None = None
-        self.weights: dict[str, Any] = {"checkpoint": None, "step": None, "run": None}
+        self.weights: dict[str, Any] = source_of(None, None, None)
 
     @property
     @abstractmethod
@@ -79,7 +80,7 @@ class EvaluatedTask(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note where the weights come from."""
         run = checkpoint.get("run") or self.run_id
-        self.weights = {"checkpoint": str(self.trainer.ckpt_path), "step": checkpoint.get("global_step"), "run": run}
+        self.weights = source_of(self.trainer.ckpt_path, checkpoint.get("global_step"), run)
 
     def reconstruct(self, inputs: Tensor) -> TokenizerOutput:
         """The tokenizer's output."""

@@ -36,6 +36,9 @@ from vqkit import Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
+DEFAULT_FINAL_RATIO = 0.05
+"""End of the cosine as a share of the peak, where neither a ratio nor a schedule is given."""
+
 
 class TokenizerTask(EvaluatedTask):
     """Trains a tokenizer by objectives and, where wanted, against discriminators: one forward, one backward, one step.
@@ -143,7 +146,7 @@ class TokenizerTask(EvaluatedTask):
         self.balancer = balancer
         self.learning_rate = learning_rate
         self.learning_rate_batch_size = learning_rate_batch_size
-        ratio = 0.05 if final_learning_rate_ratio is None else final_learning_rate_ratio
+        ratio = DEFAULT_FINAL_RATIO if final_learning_rate_ratio is None else final_learning_rate_ratio
         self.schedule = Cosine(ratio * learning_rate) if schedule is None else schedule
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay

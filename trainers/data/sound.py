@@ -5,7 +5,9 @@ page says it (Ogg), and where the last sample can be read and no more follows (F
 or "Info" tag counts the bytes that are there. Any other file is decoded once to count its samples, which takes some 7
 seconds for an hour of stereo, and from its beginning for every part that is read of it: convert such files to FLAC if
 they do not fit the cache. A WAV, AIFF, CAF or AU is left out if more follows its sound than chunks, tags and zeros: as
-where its sound has 4 GiB more than a size of 32 bits can say.
+where its sound has 4 GiB more than a size of 32 bits can say. Up to 4,096 bytes of it that may be either, the notes of
+a maker or the last moment of a recorder that was killed, are not taken for sound. Chunks never are, nor where the
+header promises more sound than there is.
 """
 
 import importlib.util
@@ -51,9 +53,17 @@ CHUNKS = {  # first letters -> place and head (name, size) of the first chunk, a
     b"FORM": (12, ">4sI", b"SSND"),
     b"caff": (8, ">4sQ", b"data"),
 }
+MORE_HEAD = {b"FORM": 8}  # bytes of the chunk with the sound before its first sample
 NOT_ZERO = re.compile(rb"[^\0]")
 AU_SIZES = {b".snd": ">II", b"dns.": "<II"}  # first letters -> place and size of the sound
 MPEG_FRAME = 576  # samples; every frame of MPEG layer II or III has one or two times as many
+SAMPLE_BYTES = {
+    **dict.fromkeys(("PCM_S8", "PCM_U8", "ULAW", "ALAW"), 1),
+    **{"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8},
+}
+NOTES = re.compile(rb"LIST|id3 |ID3 |bext|iXML|_PMX|cue |smpl|NAME|AUTH|ANNO|COMT|info")  # chunks behind the sound
+NOTES_BYTES = 2**20  # of the end of a file, in which they are looked for where the sound has no end
+W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")  # a name of 16 bytes, then a size that counts both
 TRAILERS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"LIST", b"id3 ")  # what may follow the sound
 
 
@@ -156,7 +166,10 @@ def _header(path: Path, plain: Path) -> SoundHeader:
         raise ValueError("empty: the file has no bytes")
     with soundfile.SoundFile(str(plain)) as file:
         dtype = "int16" if file.subtype in EXACT_SUBTYPES else "float32"
-        found = SoundHeader(file.frames, file.samplerate, file.channels, dtype)
+        width = file.channels * SAMPLE_BYTES.get(file.subtype, 0)
+        size = bytes_before_notes(plain) if width else None
+        frames = file.frames if size is None else min(file.frames, size // width)
+        found = SoundHeader(frames, file.samplerate, file.channels, dtype)
         if is_mpeg(file):
             believed = mpeg_tag(plain)[1]
         else:
@@ -231,7 +244,9 @@ def unknown_rest(path: Path) -> int:
         if letters in AU_SIZES and start + 12 <= len(data):
             at = start + sum(struct.unpack_from(AU_SIZES[letters], data, start + 4))
         elif letters in CHUNKS:
-            at = _end_of_chunks(data, start, *CHUNKS[letters])
+            at, heard = _end_of_chunks(data, start, *CHUNKS[letters])
+            if not heard:
+                return 0
         else:
             return 0
         content = NOT_ZERO.search(data, at)
@@ -240,8 +255,42 @@ def unknown_rest(path: Path) -> int:
         return len(data) - content.start()
 
 
-def _end_of_chunks(data: mmap.mmap, start: int, first: int, head: str, sound: bytes) -> int:
-    """Where the chunks from the one with the sound on end; the end of the file where there is none."""
+def bytes_before_notes(path: Path) -> int | None:
+    """Bytes of the sound of a WAV, AIFF or W64 where libsndfile takes the chunks behind it for sound too; or None.
+
+    It reads to the end of the file where a header promises more than there is, as that of a stream (it refuses such a
+    CAF), and any W64. Chunks are known by their names there, and because they end where the file does.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = past_id3(file)
+        letters = data[start : start + 4]
+        if letters == b"riff":
+            body = data.find(W64_DATA, start) + 24
+            counted = int.from_bytes(data[body - 8 : body], "little") - 24
+            return counted if body >= 24 and 0 <= counted < len(data) - body else None
+        if letters not in CHUNKS:
+            return None
+        _, head, sound = CHUNKS[letters]
+        at, heard = _end_of_chunks(data, start, *CHUNKS[letters])
+        content = NOT_ZERO.search(data, at)
+        if heard or content is None or data[content.start() : content.start() + 4] != sound:
+            return None
+        body = content.start() + struct.calcsize(head) + MORE_HEAD.get(letters, 0)
+        places = [found.start() for found in NOTES.finditer(data, max(body, len(data) - NOTES_BYTES))]
+        return next((place - body for place in places if _chunks_fit(data, place, head)), None)
+
+
+def _chunks_fit(data: mmap.mmap, at: int, head: str) -> bool:
+    """Whether chunks follow from here on, and end where the file does."""
+    body = struct.calcsize(head)
+    while at + body <= len(data):
+        size = struct.unpack_from(head, data, at)[1]
+        at += body + size + (size & 1)
+    return at - len(data) in (0, 1)
+
+
+def _end_of_chunks(data: mmap.mmap, start: int, first: int, head: str, sound: bytes) -> tuple[int, bool]:
+    """Where the chunks end that are whole, and whether that with the sound is among them."""
     at, end, heard = start + first, len(data), False
     while content := NOT_ZERO.search(data, at):  # a byte is added to odd ones, and sometimes many
         place = content.start()
@@ -254,7 +303,7 @@ def _end_of_chunks(data: mmap.mmap, start: int, first: int, head: str, sound: by
         if not name.isascii() or not name.decode().isprintable() or body + size > end:
             break
         at, heard = body + size, heard or name == sound
-    return at if heard else end
+    return at, heard
 
 
 def past_id3(file: BinaryIO) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trainers.core.task import DEFAULT_FINAL_RATIO
+
 FROZEN = "model.init_args.freeze"
 SETTLED = ("seed_everything", FROZEN)
 """What a resumed run cannot change: it goes on with the random numbers and the moments of its checkpoint."""
@@ -10,6 +12,9 @@ SETTLED_BY_DATA = tuple(f"model.init_args.{name}" for name in ("seed", "initiali
 """Nor these, once the quantizer is initialized."""
 PLACES = ("name", "runs", "project")
 """What says where a run is, not what is trained."""
+
+MEANT_BY_NONE = {"model.init_args.final_learning_rate_ratio": DEFAULT_FINAL_RATIO}
+"""What earlier versions recorded where None is recorded now."""
 
 
 def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialized: bool) -> list[str]:
@@ -27,7 +32,7 @@ def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialize
     found = {
         name: f"{name}: {old.get(name, 'not recorded')} -> {new.get(name, 'left out')}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in PLACES
+        if _meant(old, name) != _meant(new, name) and name not in PLACES
     }
     settled = SETTLED + SETTLED_BY_DATA if initialized else SETTLED
     # Runs of earlier versions froze nothing, and recorded nothing of it.
@@ -38,6 +43,11 @@ def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialize
             "--name, without --ckpt_path"
         )
     return list(found.values())
+
+
+def _meant(flat: Mapping[str, Any], name: str) -> Any:
+    value = flat.get(name)
+    return MEANT_BY_NONE.get(name) if value is None else value
 
 
 def flattened(content: Any, where: str = "") -> dict[str, Any]:

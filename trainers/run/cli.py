@@ -35,6 +35,7 @@ from trainers.run import bases
 from trainers.run.announcement import announcement
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
+from trainers.run.folders import RUNS
 from trainers.run.migration import renamed_overlay
 from trainers.run.record import INIT, SaveRunConfig, as_recorded, settle
 from trainers.run.run import Run
@@ -45,6 +46,7 @@ from trainers.run.tracking import RunLogger, finish
 from vqkit.saving.config import weights_follow
 from vqkit.saving.files import write_whole
 from vqkit.saving.pretrained import WEIGHTS_NAME
+from vqkit.tokens.names import escaped
 
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -81,7 +83,7 @@ class TokenizerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and callbacks that every run has."""
         parser.add_argument("--name", type=str, default="unnamed", help="Name of the run, and of its folder.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of the run folders.")
+        parser.add_argument("--runs", type=str, default=str(RUNS), help="Folder of the run folders.")
         parser.add_argument("--project", type=str, default="vqkit", help="W&B project.")
         parser.add_argument(
             "--quantizer",
@@ -351,6 +353,15 @@ def main(args: list[str] | None = None) -> None:
 def _main(args: list[str] | None, stop: StopAtSignal) -> None:
     _quiet()
     words = sys.argv[1:] if args is None else args
+    for word in words:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):  # how Python reads bytes that are not
+            print(
+                f"error: {escaped(word)} is not UTF-8, as the files that record it must be: rename the folder or file, "
+                "or give a link to it (ln -s)",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(2)
     if words and words[0] in COMMANDS:
         try:
             print(*COMMANDS[words[0]](words[1:]), sep="\n", flush=True)

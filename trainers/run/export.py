@@ -7,8 +7,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
-from trainers.core.checkpoints import Progress, read_checkpoint, save_tokenizer, saved_tokenizer, tokenizer_state
-from trainers.run.folders import CONFIG, find_checkpoint, folder_of, identity
+from trainers.core.checkpoints import (
+    Progress,
+    read_checkpoint,
+    save_tokenizer,
+    saved_tokenizer,
+    source_of,
+    tokenizer_state,
+)
+from trainers.run.folders import CONFIG, RUNS, find_checkpoint, find_run, folder_of, identity
 from vqkit import Tokenizer
 from vqkit.saving.config import weights_follow
 from vqkit.saving.files import named, read_json
@@ -30,13 +37,16 @@ def export(arguments: Sequence[str]) -> list[str]:
         ValueError: the checkpoint is damaged, or the target holds something else.
     """
     parser = argparse.ArgumentParser(prog="python -m trainers export", description="Write a checkpoint's tokenizer.")
-    parser.add_argument("run", type=Path, help="run folder, such as runs/mine")
+    parser.add_argument("run", type=Path, help="run folder, such as runs/mine, or its name in runs")
     parser.add_argument("--checkpoint", default="last", help="best, last or a file (default: %(default)s)")
     parser.add_argument("--to", type=Path, required=True, help="folder to write; a tokenizer that is there is replaced")
     asked = parser.parse_args(arguments)
-    if not asked.run.is_dir():
-        raise FileNotFoundError(f"run={str(asked.run)!r} is not a folder: expected a run folder, such as runs/mine")
-    return export_tokenizer(find_checkpoint(asked.run, asked.checkpoint, argument="checkpoint"), asked.run, asked.to)
+    run = find_run(asked.run)
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"run={str(run)!r} is not a folder: expected a run folder, such as runs/mine, or its name in {RUNS}"
+        )
+    return export_tokenizer(find_checkpoint(run, asked.checkpoint, argument="checkpoint"), run, asked.to)
 
 
 def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
@@ -66,8 +76,7 @@ def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
         else:
             tokenizer = saved_tokenizer(content, allow=("vqkit", *_modules(config)))
     run_id = progress.run or identity(folder_of(checkpoint) or run)
-    weights = {"checkpoint": str(checkpoint), "step": progress.step, "run": run_id}
-    save_tokenizer(tokenizer, folder, weights)
+    save_tokenizer(tokenizer, folder, source_of(checkpoint, progress.step, run_id))
     name = type(tokenizer).__name__
     return [
         f"{folder}: {checkpoint}, step {progress.step} of run {run_id}",

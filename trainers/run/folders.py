@@ -8,6 +8,14 @@ from vqkit.saving.files import read_json
 
 RECORD = "run.json"
 CONFIG = "config.yaml"
+RUNS = Path("runs")
+"""Folder of the run folders, unless `--runs` names another."""
+
+
+def find_run(asked: Path) -> Path:
+    """A run folder, where its name alone is given too: `mine` is `runs/mine`, unless there is a folder `mine`."""
+    folder = RUNS / asked
+    return folder if not asked.exists() and len(asked.parts) == 1 and folder.is_dir() else asked
 
 
 def find_checkpoint(folder: Path, asked: str, *, argument: str = "ckpt_path") -> Path:

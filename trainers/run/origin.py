@@ -18,7 +18,7 @@ from trainers.core.checkpoints import (
 )
 from trainers.core.parts import named_parts
 from trainers.core.task import TokenizerTask
-from trainers.run.folders import find_checkpoint, folder_of, identity
+from trainers.run.folders import find_checkpoint, find_run, folder_of, identity
 from vqkit import Tokenizer
 from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import computed_formerly
@@ -141,8 +141,8 @@ class Origin:
 def _find(asked: str) -> Path:
     run, _, word = asked.rpartition(":")
     if run and word in ("last", "best"):
-        return find_checkpoint(Path(run).expanduser(), word, argument="init_from")
-    path = Path(asked).expanduser()
+        return find_checkpoint(find_run(Path(run).expanduser()), word, argument="init_from")
+    path = find_run(Path(asked).expanduser())
     if path.is_file():
         return path
     if (path / "checkpoints").is_dir():

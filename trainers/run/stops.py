@@ -124,8 +124,11 @@ class StopAtSignal(Callback):
         self._waiting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows writes files, each whole."""
+        """End if a signal came behind the last step; what follows writes files, each whole."""
         self._waiting = False
+        if self._ranks.any(bool(self._received)):
+            self._received = self._received or signal.SIGTERM
+            raise Stopped(self._received, self._how_to_go_on())
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning has set its handlers just before."""

@@ -29,7 +29,7 @@ from trainers.callbacks import (
     Tracking,
     ValidationSchedule,
 )
-from trainers.core.checkpoints import check_same_tokenizer
+from trainers.core.checkpoints import check_same_tokenizer, source_of
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
 from trainers.run.announcement import announcement
@@ -183,7 +183,7 @@ class TokenizerCLI(LightningCLI):
                 fitting = self.subcommand == TrainerFn.FITTING
                 origin.load(self.model, trains=fitting)
                 if not fitting:
-                    self.model.weights = {"checkpoint": str(origin.file), "step": origin.step, "run": origin.run}
+                    self.model.weights = source_of(origin.file, origin.step, origin.run)
             self.model.run_id = self.run.id if self.subcommand == TrainerFn.FITTING else self.run.weights_run
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(explain(str(error))) from error

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers.run.folders import find_run
 from vqkit.saving.files import read_json
 
 WEIGHTS = ("checkpoint", "step", "run")
@@ -27,7 +28,7 @@ def table(arguments: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(
         prog="python -m trainers table", description="Figures of runs side by side; other protocols are refused."
     )
-    parser.add_argument("runs", nargs="+", help="run folders with metrics.json, or such files, of tokenizers too")
+    parser.add_argument("runs", nargs="+", help="run folders with metrics.json, their names in runs, or such files")
     parser.add_argument("--figures", nargs="+", help="rows (default: all figures)")
     parser.add_argument(
         "--despite", nargs="+", default=[], help="entries of the protocol that may differ, such as versions.torch"
@@ -50,7 +51,8 @@ def table(arguments: Sequence[str]) -> list[str]:
 
 
 def _record(name: str) -> Mapping[str, Any]:
-    path = Path(name) / "metrics.json" if Path(name).is_dir() else Path(name)
+    asked = find_run(Path(name))
+    path = asked / "metrics.json" if asked.is_dir() else asked
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: expected a folder with it, as python -m trainers test writes it"

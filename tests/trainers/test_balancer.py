@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.core import AdaptiveWeight, LossBalancer
+from vqkit.backbones.conv1d import ConvDecoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d
 
 
@@ -302,6 +303,8 @@ def test_adaptive_weight_has_an_end_and_waits_for_the_adversary() -> None:
         ({}, Decoder(), "output.weight"),
         ({"last_layer": "hidden"}, Decoder(), "hidden.weight"),
         ({}, ConvDecoder2d(dim=4, channels=32, channel_multipliers=[1], patch_size=4), "layers.8.weight"),
+        ({}, ConvDecoder2d(dim=4, channels=32, channel_multipliers=[1], linear_path=True), "layers.8.weight"),
+        ({}, ConvDecoder1d(dim=4, channels=8, strides=(4,), linear_path=True), "layers.7.convolution.weight"),
     ],
 )
 def test_the_last_layer_is_found(arguments: dict, decoder: nn.Module, expected: str) -> None:

@@ -84,7 +84,7 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     shards = TokenShards(run / "tokens")
     assert shards.names == [*(f"{number:03d}.png" for number in range(11)), r"caf\xe9\x0a.png"]
     assert shards[0]["indices"].shape == (4, 4)
-    code, output, errors = cli("predict", **alone)
+    code, output, errors = cli("predict", **alone, ckpt_path=run / "tokenizer")
     assert code == 0, errors
     assert "12 samples are in" in output
     assert len(TokenShards(run / "tokens")) == 12

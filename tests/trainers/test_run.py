@@ -476,8 +476,10 @@ def saved(finished, **quantizer):
 @pytest.mark.parametrize("end", ["", "/tokenizer"])
 def test_weights_that_do_not_fit_are_refused_with_the_names(finished, end):
     origin = Origin.of(f"{finished}{end}")
-    with pytest.raises(ValueError, match=r"\.codebook\.pending_counts is \(32,\) there and \(64,\) here, "):
-        origin.load(make_image_task(saved(finished, codebook_size=64)))
+    counts = r"\.codebook\.pending_counts is \(32,\) there and \(64,\) here, .*"
+    for trains, advice in {True: "take the parts that fit by --init_parts", False: "give the --config and "}.items():
+        with pytest.raises(ValueError, match=f"{counts}{advice}"):
+            origin.load(make_image_task(saved(finished, codebook_size=64)), trains=trains)
     with pytest.raises(ValueError, match=r"tokenizer\.quantizer\.init_args\.normalize is False, not True"):
         origin.load(make_image_task(saved(finished, codebook_size=32, normalize=True)))
     with pytest.raises(ValueError, match=r"pretraining_steps=1: .* has it initialized; set pretraining_steps to 0"):

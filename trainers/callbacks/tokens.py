@@ -44,10 +44,10 @@ class TokenWriter(Callback):
             data.leave_out_predicted(lambda: self._written_before(trainer, pl_module, data))
 
     def _written_before(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> set[str]:
-        if trainer.ckpt_path is None:
+        task = task_of(pl_module)
+        if task.weights["checkpoint"] is None:
             raise ValueError("predict needs the weights of a checkpoint: give ckpt_path")
         folder = self.folder_in(trainer.default_root_dir)
-        task = task_of(pl_module)
         if (folder / TOKENIZER).is_dir():
             _check_same_weights(task.tokenizer, folder)
         self._writer = TokenShardWriter(

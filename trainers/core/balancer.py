@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainers.core.adversary import ADVERSARIAL
 from trainers.core.optimization import weighted_sum
+from vqkit.backbones.protocol import properties_of
 from vqkit.distributed import all_reduce_sum, world_size
 from vqkit.precision import FullPrecisionModule
 
@@ -182,8 +183,8 @@ class AdaptiveWeight(Balancer):
         accumulated batches each has its own, here as there.
 
     Args:
-        last_layer: name of the layer in the decoder, such as `layers.5`; None is the one that was registered last of
-            those with a kernel or matrix, the output of `ConvDecoder2d` unless it has a linear path.
+        last_layer: name of the layer in the decoder, such as `layers.5`; None is the one that the decoder names as its
+            `output_layer`, and where it names none the one that was registered last of those with a kernel or matrix.
         maximum: of lambda.
         epsilon: added to the length of the adversarial gradient.
 
@@ -212,12 +213,13 @@ class AdaptiveWeight(Balancer):
     def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
         """The weight of the decoder's last layer."""
         names = [name for name, parameter in decoder.named_parameters() if parameter.ndim > 1]
-        if self.last_layer is not None:
-            names = [name for name in names if name.startswith(f"{self.last_layer}.")]
+        last_layer = self.last_layer or properties_of(decoder).output_layer
+        if last_layer is not None:
+            names = [name for name in names if name.startswith(f"{last_layer}.")]
         if not names:
             layers = ", ".join(name for name, layer in decoder.named_modules() if hasattr(layer, "weight"))
             raise ValueError(
-                f"last_layer={self.last_layer}: expected a layer of {type(decoder).__name__} with a kernel or matrix; "
+                f"last_layer={last_layer}: expected a layer of {type(decoder).__name__} with a kernel or matrix; "
                 f"those with weights are {layers or 'none'}"
             )
         weight = decoder.get_parameter(names[-1])

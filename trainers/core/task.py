@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.core.adversary import Adversary
 from trainers.core.balancer import Balancer, LossBalancer
-from trainers.core.checkpoints import check_same_tokenizer, described
+from trainers.core.checkpoints import check_same_tokenizer, described, source_of
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
 from trainers.core.objective import Objective
@@ -393,6 +393,7 @@ class TokenizerTask(EvaluatedTask):
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, after whatever drew numbers before, and settle its optimizer."""
+        self.weights = source_of(None, None, None)  # no longer those of a checkpoint
         if self.trainer.ckpt_path is not None:
             scheduler = self.trainer.lr_scheduler_configs[0].scheduler
             take_settings(self.trainer.optimizers[0], scheduler, self.configure_optimizers())

@@ -105,10 +105,11 @@ class Origin:
             try:
                 part.load_state_dict(own)
             except RuntimeError as error:
-                raise ValueError(
-                    f"{self.file} does not fit this configuration: {_differences(name, own, part) or error}; take the "
-                    "parts that fit by --init_parts, such as [encoder]"
-                ) from error
+                advice = "take the parts that fit by --init_parts, such as [encoder]"
+                if not trains:
+                    advice = "give the --config and --quantizer that it was trained with"
+                reason = _differences(name, own, part) or error
+                raise ValueError(f"{self.file} does not fit this configuration: {reason}; {advice}") from error
         initialized = self.checkpoint is None or Progress.of(self.checkpoint).initialized
         if trains and initialized and any(name.partition(".")[0] == "quantizer" for name in names):
             task.keep_quantizer(f"{self.file} has it initialized")

@@ -210,6 +210,7 @@ class ConvDecoder1d(Configured, nn.Module):
         gain = 0.0 if linear_path else 1.0
         layers += [activation(widths[0])]
         layers += [Convolution1d(widths[0], out_channels * patch_size, kernel_size, **sides, gain=gain)]
+        self.output_layer = f"layers.{len(layers) - 1}"
         layers += [FromPatches1d(patch_size)] if patch_size > 1 else []
         self.layers = TemporalSequence(*layers)
         self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None

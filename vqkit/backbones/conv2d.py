@@ -176,6 +176,7 @@ class ConvDecoder2d(Configured, nn.Module):
         output = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
         layers += [norm(width), nn.SiLU(), output, nn.PixelShuffle(patch_size)]
         self.layers = nn.Sequential(*layers)
+        self.output_layer = f"layers.{layers.index(output)}"
         self.linear = None
         if linear_path:
             factor = self.downsampling_factor

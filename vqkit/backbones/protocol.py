@@ -22,6 +22,8 @@ class BackboneProperties:
         causal: whether nothing depends on what comes later; None: not told, and not taken to be so.
         context: inputs before and after its own on which an output depends, in samples for an encoder and in frames
             for a decoder; None: without bound.
+        output_layer: name of the layer of a decoder, beside a linear path if it has one, whose output is the
+            reconstruction; None: not told.
         frames_per_window: a recording can be cut, with its context, at each multiple of so many frames.
     """
 
@@ -33,6 +35,7 @@ class BackboneProperties:
     downsampling_factor: int | None = None
     causal: bool | None = None
     context: tuple[int, int] | None = None
+    output_layer: str | None = None
     frames_per_window: int = 1
 
 

@@ -2,6 +2,7 @@
 
 python -m trainers fit|validate|test|predict --config FILE [--config OVERLAY] --data.root FOLDER
 python -m trainers export RUN --to FOLDER [--checkpoint last|best|FILE]
+python -m trainers table RUN [RUN ...]
 """
 
 import signal

@@ -22,6 +22,15 @@ from vqkit import AudioTokenizer, Tokenizer, TokenShards
 
 ROOT = Path(__file__).parents[2]
 
+MEASURES = """
+model.init_args.test_measures:
+  - class_path: trainers.image.FeatureMeasure
+    init_args:
+      name: lite
+      network: {class_path: trainers.image.EfficientNetLite0, init_args: {weights: trainers.image.RandomWeights}}
+      statistics: [{class_path: trainers.image.KernelDistance}]
+"""
+
 # ---------------------------------------------------------------------- what it leaves behind
 
 
@@ -39,15 +48,24 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     trained = (run / "config.yaml").read_bytes()
 
     alone = {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}
-    code, output, errors = cli("test", **alone)
+    (tmp_path / "measures.yaml").write_text(MEASURES)
+    code, output, errors = cli("test", f"--config={tmp_path / 'measures.yaml'}", **alone)
     assert code == 0, errors
     metrics = json.loads((run / "metrics.json").read_text())
+    assert "lite_kernel_distance" in metrics
+    assert metrics["protocol"]["measures"]["lite"]["weights"] == "random numbers"
+    assert len(metrics["protocol"]["files_sha256"]) == 64
     assert metrics["bpp"] == pytest.approx(5 / 16)
     assert metrics["tokens_per_image"] == 16
     assert 0 < metrics["codebook_usage"] <= 1
     assert metrics["protocol"]["ms_ssim"].startswith("not measured")
     assert metrics["protocol"]["checkpoint"].endswith(".ckpt")
-    assert "16 px" in metrics["protocol"]["preprocessing"]
+    preprocessing = metrics["protocol"]["preprocessing"]
+    assert (preprocessing["resolution"], preprocessing["crop"], preprocessing["filter"]) == (
+        16,
+        "centre square",
+        "bicubic",
+    )
     assert f"{metrics['psnr']:.6g}" in output
     assert (run / "config.yaml").read_bytes() == trained
 

@@ -18,9 +18,7 @@ CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "c
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
 SINGLE = CONFIGS["quantizers/single"]
-OVERLAYS = {
-    name: path for name, path in CONFIGS.items() if name not in WHOLE and "streaming" not in name and path != SINGLE
-}
+OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path != SINGLE}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import inception, inception_v3
 
 from tests.trainers.tiny import make_frozen, make_network
 from trainers.image import (
@@ -19,10 +20,13 @@ from trainers.image import (
     BilinearResize,
     DINOv2Small,
     EfficientNetLite0,
+    FidelityInception,
     FrozenNetwork,
     HubWeights,
     PackagedWeights,
+    PytorchFIDInception,
     RandomWeights,
+    TensorFlowResize,
     TimmNetwork,
     TorchvisionNetwork,
     WeightsFile,
@@ -312,6 +316,93 @@ def test_dinov2_takes_the_published_names(tmp_path) -> None:
     torch.testing.assert_close(network(x)[0], tokens, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"15 x 14 pixels: expected multiples of 14; set resize"):
         network(images(1, 3, 15, 14))
+
+
+def published_inception() -> nn.Module:
+    """torchvision's network, which has the names and the shapes of the published file, with random weights."""
+    torch.manual_seed(2)
+    network = inception_v3(num_classes=1008, aux_logits=False, init_weights=False).eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+@pytest.mark.slow
+def test_inception_of_2015_has_the_published_names_and_its_own_pools(tmp_path, monkeypatch) -> None:
+    network = published_inception()
+    state = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "inception.pth")
+    weights = WeightsFile(str(tmp_path / "inception.pth"))
+    pools = []
+
+    def pool(x: Tensor, **_: int) -> Tensor:
+        """Means inside of the image, and in the last of nine blocks the largest value."""
+        pools.append(x.shape[1])
+        ones = torch.ones_like(x[:1, :1])
+        if len(pools) == 9:
+            return F.max_pool2d(x, 3, stride=1, padding=1)
+        sums = [F.avg_pool2d(y, 3, stride=1, padding=1, divisor_override=1) for y in (x, ones)]
+        return sums[0] / sums[1]
+
+    patched = type("F", (), {**vars(F), "avg_pool2d": staticmethod(pool)})
+    monkeypatch.setattr(inception, "F", patched)
+    x = images(1, 3, 40, 30)
+    found: list[Tensor] = []
+    network.avgpool.register_forward_hook(lambda *arguments: found.append(arguments[2]))
+    with torch.no_grad():
+        logits = network(TensorFlowResize(299)((x + 1) * 127.5).sub(128) / 128)
+        plain = PytorchFIDInception(weights=weights)(x)[0]
+        # float32 sums of some thousand products, layer after layer: nothing else differs.
+        close = {"rtol": 1e-3, "atol": 1e-4 * float(found[0].abs().mean())}
+        ours = FidelityInception(weights=weights, layers=["avgpool", "fc.unbiased", "fc"])(x)
+        torch.testing.assert_close(ours[0], found[0], **close)
+        torch.testing.assert_close(ours[1] + state["fc.bias"], ours[2])
+        torch.testing.assert_close(ours[2], logits, rtol=1e-3, atol=1e-4 * float(logits.abs().mean()))
+        pools.clear()
+        network(F.interpolate(x, (299, 299), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(plain, found[1], **close)
+    assert (found[0] - found[1]).abs().max() > 100 * close["atol"]  # the two ways of feeding it are no variants
+
+
+def test_inception_of_2015_refuses_other_weights(tmp_path, monkeypatch) -> None:
+    state = published_inception().state_dict()
+    for name, changed, message in (
+        ("torchvision", {"fc.weight": torch.zeros(1000, 2048)}, r"torchvision.pth.*fc.weight"),
+        ("clean", {"Mixed_7d.conv.weight": torch.zeros(1)}, r"clean.pth: is no state dict of Inception3: .*Mixed_7d"),
+    ):
+        torch.save(state | changed, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match="(?s)" + message):
+            FidelityInception(weights=WeightsFile(str(tmp_path / f"{name}.pth")))
+
+    def offline(*arguments: object, **options: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(
+        ValueError, match=r"(?s)Inception of 2015 were not downloaded.*fetch https://.*2015-12-05-6726825d"
+    ):
+        PytorchFIDInception()
+    with pytest.raises(ValueError, match=r"tag='V1' of Inception of 2015: it has one set of weights"):
+        PytorchFIDInception(weights=HubWeights("V1"))
+
+
+@pytest.mark.parametrize(("old", "new"), [((5, 8), 7), ((12, 9), 4), ((1, 3), 3)])
+def test_the_resize_of_tensorflow(old, new) -> None:
+    x = images(1, 2, *old).double()
+    expected = torch.zeros(1, 2, new, new, dtype=torch.float64)
+    for i in range(new):
+        for j in range(new):
+            y, z = i * old[0] / new, j * old[1] / new
+            for row, one in ((int(y), 1 - y % 1), (min(int(y) + 1, old[0] - 1), y % 1)):
+                for column, other in ((int(z), 1 - z % 1), (min(int(z) + 1, old[1] - 1), z % 1)):
+                    expected[..., i, j] += one * other * x[..., row, column]
+    # Places are float32, of up to 12 pixels.
+    torch.testing.assert_close(TensorFlowResize(new)(x), expected, rtol=0, atol=2 * 12 * 2.0**-24 * 2)
 
 
 @pytest.mark.slow

@@ -23,10 +23,10 @@ from vqkit.quantizers.composite import CompositeQuantizer
 
 STEP = "trainer/global_step"
 
-LESS_IS_BETTER = ("_distance", "_left_out", "not_finite", "dead_codes", "gini", "top_code", "top_percent")
+LESS_IS_BETTER = ("_distance", "_lpips", "_left_out", "not_finite", "dead_codes", "gini", "top_code", "top_percent")
 """How figures end of which the least is the best."""
 
-CIRCUMSTANCES = ("images", "utterances", "seconds", "bpp", "kbps", "tokens_per_image")
+CIRCUMSTANCES = ("images", "_halves", "_originals", "utterances", "seconds", "bpp", "kbps", "tokens_per_image")
 """How figures end that tell how much was measured, and at which rate."""
 
 

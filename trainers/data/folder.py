@@ -212,6 +212,11 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         counts = {f"{side}_files": len(files) for side, files in sides.items()}
         return {**counts, "hash": hashlib.sha256("\n".join(listing).encode()).hexdigest()}
 
+    def evaluation_hash(self) -> str:
+        """A hash of the contents of the files that validate and are tested, whatever their names and order."""
+        contents = sorted(file.content for file in self._split()[1])
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()
+
     def describe_prediction(self) -> str:
         """What is encoded, in a line. Decodes nothing."""
         files = self._folder(self.predict_root).files

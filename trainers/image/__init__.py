@@ -1,4 +1,4 @@
-"""Training of image tokenizers: task, data, objectives, discriminators."""
+"""Training of image tokenizers: task, data, objectives, discriminators, measures."""
 
 from trainers.image.data import ImageFolderData as ImageFolderData
 from trainers.image.discriminators.augmentation import Color as Color
@@ -14,13 +14,23 @@ from trainers.image.discriminators.patchgan import PatchGAN as PatchGAN
 from trainers.image.discriminators.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from trainers.image.discriminators.stylegan import BlurResidualDiscriminator as BlurResidualDiscriminator
 from trainers.image.discriminators.stylegan import StyleGAN2Discriminator as StyleGAN2Discriminator
+from trainers.image.measures.features import FeatureMeasure as FeatureMeasure
+from trainers.image.measures.measure import ImageMeasure as ImageMeasure
+from trainers.image.measures.perceptual import PerceptualMeasure as PerceptualMeasure
+from trainers.image.measures.statistics import FeatureStatistic as FeatureStatistic
+from trainers.image.measures.statistics import FrechetDistance as FrechetDistance
+from trainers.image.measures.statistics import InceptionScore as InceptionScore
+from trainers.image.measures.statistics import KernelDistance as KernelDistance
 from trainers.image.networks.dinov2 import DINOv2Small as DINOv2Small
 from trainers.image.networks.efficientnet import EfficientNetLite0 as EfficientNetLite0
+from trainers.image.networks.inception import FidelityInception as FidelityInception
+from trainers.image.networks.inception import PytorchFIDInception as PytorchFIDInception
 from trainers.image.networks.libraries import TimmNetwork as TimmNetwork
 from trainers.image.networks.libraries import TorchvisionNetwork as TorchvisionNetwork
 from trainers.image.networks.network import FrozenNetwork as FrozenNetwork
 from trainers.image.networks.resizing import BicubicResize as BicubicResize
 from trainers.image.networks.resizing import BilinearResize as BilinearResize
+from trainers.image.networks.resizing import TensorFlowResize as TensorFlowResize
 from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet as ShiftTolerantAlexNet
 from trainers.image.networks.shift_tolerant import ShiftTolerantVGG16 as ShiftTolerantVGG16
 from trainers.image.networks.weights import HubWeights as HubWeights

@@ -144,6 +144,23 @@ class ImageFolderData(FolderData[ImageFile]):
         mean, most = sum(shares) / len(shares), max(shares)
         return f"the centre square of each is encoded: {mean:.0%} of their area is left out, of one {most:.0%}"
 
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to the pictures that validate and are tested, which are the reference too: for records."""
+        return {
+            "reference": "the same pictures, after the same preprocessing",
+            "split": "by content of the files" if self.validation_root is None else "validation_root",
+            "decoding": "upright, RGB of 8 bits, over white; JPEG at 1/2, 1/4 or 1/8 where larger than the resolution",
+            "resize": "shorter side to the resolution, by Pillow; enlarged by torchvision",
+            "filter": "bicubic",
+            "antialias": True,
+            "crop": "centre square",
+            "resolution": self.resolution,
+            "min_size": self.min_size,
+            "white": self.white,
+            "rounding": "to 8 bits after the resize",
+            "range": "[-1, 1]",
+        }
+
     def settings_of_prediction(self) -> str:
         """The resolution, and what is white."""
         return f"{self.resolution}" if self.white is None else f"{self.resolution} {self.white:g}"

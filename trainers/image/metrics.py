@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchmetrics.functional.image import (
 )
 
 from trainers.core.metrics import TokenizerMetrics, versions
+from trainers.image.measures.measure import ImageMeasure
 from vqkit.distributed import all_reduce_sum
 
 MS_SSIM_SMALLEST = 161
@@ -21,7 +22,7 @@ PSNR_OF_EQUAL_IMAGES = 100.0
 """In dB, in place of infinity, which would swallow the mean."""
 
 PROTOCOL = {
-    "range": "[-1, 1], clipped, rounded to the uint8 grid (originals and reconstructions alike)",
+    "range": "[-1, 1], clipped, rounded to the uint8 grid (originals and reconstructions alike); NaN is 0",
     "psnr": "10 log10(255^2 / mse) per image over pixels and channels, then the mean over images; equal images: 100 dB",
     "ssim": "torchmetrics, Gaussian window 11 px, sigma 1.5, data_range 255, per image, then the mean over images",
     "ms_ssim": "torchmetrics, five scales with their published weights, window as for ssim, then the mean over images",
@@ -33,8 +34,8 @@ PACKAGES = ("torch", "torchmetrics", "torchvision", "pillow")
 
 
 def to_uint8_grid(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to float32 whole numbers 0 ... 255; clipped, never wrapped."""
-    return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
+    """Images in [-1, 1] to float32 whole numbers 0 ... 255; clipped, never wrapped, and 128 where they are NaN."""
+    return ((images.detach().float().nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1) + 1) * 127.5).round()
 
 
 def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
@@ -57,13 +58,23 @@ class ImageMetrics(TokenizerMetrics):
 
     Args:
         codebook_sizes: K of each level, or of the single codebook; with several the last axis of the indices is levels.
+        measures: by frozen networks; they start anew.
     """
 
-    def __init__(self, codebook_sizes: int | Sequence[int]) -> None:
+    def __init__(self, codebook_sizes: int | Sequence[int], *, measures: Sequence[ImageMeasure] = ()) -> None:
         super().__init__(codebook_sizes)
+        self.measures = measures
+        for measure in measures:
+            measure.reset(torch.device("cpu"))
         self.tokens = torch.zeros(len(self.codebook_sizes), dtype=torch.int64)
-        # Sums over images: psnr, ssim, ms_ssim, images, images large enough for ms_ssim, pixels.
-        self.sums = torch.zeros(6, dtype=torch.float64)
+        # Sums over images: psnr, ssim, ms_ssim, images, images with ms_ssim, pixels, copies with NaN or infinity.
+        self.sums = torch.zeros(7, dtype=torch.float64)
+
+    def to(self, device: torch.device) -> Self:
+        """See `TokenizerMetrics`; measures start anew there."""
+        for measure in self.measures:
+            measure.reset(device)
+        return super().to(device)
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
@@ -75,7 +86,7 @@ class ImageMetrics(TokenizerMetrics):
             indices: (B, h, w[, levels]) int64.
 
         Returns:
-            psnr, ssim and, of images that are large enough, ms_ssim: (B,) each.
+            psnr, ssim, of images that are large enough ms_ssim, and the measures' own: (B,) each.
 
         Raises:
             ValueError: the shapes differ.
@@ -91,10 +102,14 @@ class ImageMetrics(TokenizerMetrics):
             large = min(originals.shape[-2:]) >= MS_SSIM_SMALLEST
             if large:
                 figures["ms_ssim"] = _each(multiscale_structural_similarity_index_measure, pair)
+            for measure in self.measures:
+                figures |= measure.update(original / 127.5 - 1, reconstructed / 127.5 - 1)
         sums = [figures[name].sum() if name in figures else torch.zeros(()) for name in ("psnr", "ssim", "ms_ssim")]
         count, pixels = len(originals), len(originals) * originals.shape[-2] * originals.shape[-1]
         counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
-        self.sums += torch.cat([torch.stack([value.to(self.sums) for value in sums]), counts.to(self.sums)])
+        broken = (~reconstructions.isfinite()).flatten(1).any(1).sum()
+        summed = torch.stack([value.to(self.sums) for value in (*sums, *counts, broken)])
+        self.sums += summed
         if self.usage is not None:
             self.usage.update(indices)
         self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)
@@ -104,13 +119,14 @@ class ImageMetrics(TokenizerMetrics):
         """The figures of all ranks; every rank must call it.
 
         Returns:
-            psnr (dB), ssim, ms_ssim (only if every image was large enough), bpp, tokens_per_image, images, and
-            entropy_bpp and `usage_figures` if the codes can be counted.
+            psnr (dB), ssim, ms_ssim (only if every image was large enough), those of the measures, bpp,
+            tokens_per_image, images, not_finite (reconstructions with NaN or infinity), and entropy_bpp and
+            `usage_figures` if the codes can be counted.
 
         Raises:
             ValueError: no image was seen on any rank.
         """
-        psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels = all_reduce_sum(self.sums.clone()).tolist()
+        psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels, broken = all_reduce_sum(self.sums.clone()).tolist()
         tokens = all_reduce_sum(self.tokens).tolist()
         usage, entropies = self.usage_figures()
         if not images:
@@ -118,24 +134,32 @@ class ImageMetrics(TokenizerMetrics):
         figures = {"psnr": psnr_sum / images, "ssim": ssim_sum / images}
         if large == images:
             figures["ms_ssim"] = ms_ssim_sum / images
+        for measure in self.measures:
+            figures |= measure.compute()
         bits = sum(count * math.log2(size) for count, size in zip(tokens, self.codebook_sizes, strict=True))
         figures |= {"bpp": bits / pixels, "tokens_per_image": sum(tokens) / images, "images": int(images)}
+        figures["not_finite"] = int(broken)
         if not usage:
             return figures
         coded = sum(count * entropy for count, entropy in zip(tokens, entropies, strict=True))
         return figures | {"entropy_bpp": coded / pixels} | usage
 
 
-def protocol(figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
+def protocol(
+    figures: Mapping[str, float], *, measures: Sequence[ImageMeasure] = (), **circumstances: Any
+) -> dict[str, Any]:
     """How `figures` were measured, so that nobody compares what cannot be compared.
 
     Args:
         figures: what `ImageMetrics.compute` returned.
+        measures: as given to `ImageMetrics`.
         circumstances: facts that only the caller knows (split, resize and crop, checkpoint, precision).
     """
     record: dict[str, Any] = dict(PROTOCOL)
     if "ms_ssim" not in figures:
         record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
+    if measures:
+        record["measures"] = {measure.name: measure.protocol() for measure in measures}
     return record | {"images": figures["images"]} | circumstances | {"versions": versions(PACKAGES)}
 
 

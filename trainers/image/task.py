@@ -11,22 +11,34 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from trainers.core.task import TokenizerTask
+from trainers.image.measures.measure import ImageMeasure
 from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import Tokenizer
+from vqkit.parts.compatibility import check_names
 from vqkit.saving.files import write_whole
 
 
 class ImageTokenizerTask(TokenizerTask):
     """Trains a tokenizer of images in [-1, 1], channel first (`channel_dim=1`), and measures what it does to images.
 
-    Batches are dictionaries with `image` (B, C, H, W), and for prediction `name`, a list of file names. Arguments are
-    those of `TokenizerTask`.
+    Batches are dictionaries with `image` (B, C, H, W), and for prediction `name`, a list of file names. Other arguments
+    are those of `TokenizerTask`.
+
+    Args:
+        tokenizer: of images.
+        validation_measures: what frozen networks say of the validation images, beside PSNR and SSIM.
+        test_measures: the same of the test images.
+
+    Raises:
+        ValueError: the tokenizer has another range of values, or two measures of a split have one name.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
+        validation_measures: Sequence[ImageMeasure] = (),
+        test_measures: Sequence[ImageMeasure] = (),
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         **arguments: Any,
@@ -34,6 +46,9 @@ class ImageTokenizerTask(TokenizerTask):
         if tokenizer.value_range not in (None, (-1.0, 1.0)):
             raise ValueError(f"tokenizer.value_range={tokenizer.value_range}: expected [-1, 1], where the images lie")
         super().__init__(tokenizer, learning_rate=learning_rate, betas=betas, **arguments)
+        self.measures = {"validation": list(validation_measures), "test": list(test_measures)}
+        for measures in self.measures.values():
+            check_names(measure.name for measure in measures)
 
     monitor = "validation/psnr"
 
@@ -64,16 +79,17 @@ class ImageTokenizerTask(TokenizerTask):
     # ------------------------------------------------------------------ measuring
 
     def new_metrics(self, split: str) -> ImageMetrics:
-        """The image metrics of either split."""
-        return ImageMetrics(self.tokenizer.quantizer.codebook_sizes)
+        """The image metrics, and the measures of the split."""
+        return ImageMetrics(self.tokenizer.quantizer.codebook_sizes, measures=self.measures[split])
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        preprocessing = (
-            f"centre square; shorter side resized to {data.resolution} px (bicubic, antialiased) where it differs"
-        )
-        return protocol(dict(figures), preprocessing=preprocessing, **circumstances)
+        facts = dict(circumstances)
+        for key, name in (("preprocessing", "preprocessing"), ("files_sha256", "evaluation_hash")):
+            # A data module of one's own need not have it.
+            facts[key] = getattr(data, name)() if hasattr(data, name) else f"unknown: the data module has no {name}()"
+        return protocol(dict(figures), measures=self.measures["test"], **facts)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

@@ -42,6 +42,7 @@ from trainers.run.migration import renamed_overlay
 from trainers.run.run import Run
 from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
+from trainers.run.table import table
 from trainers.run.tracking import RunLogger, finish
 from vqkit import AudioTokenizer
 from vqkit.saving.config import weights_follow
@@ -58,7 +59,13 @@ TRAINER_DEFAULTS = {
 INIT = ("init_from", "init_parts", "init_hash")
 """Arguments that say what weights a new run begins with."""
 
-EXPORT = "python -m trainers export --help: the command that writes the tokenizer of a checkpoint."
+COMMANDS = {"export": export, "table": table}
+"""Those that need no task: words to lines for a person."""
+
+EPILOG = (
+    "python -m trainers export --help: the command that writes the tokenizer of a checkpoint. python -m trainers table "
+    "--help: the one that sets the figures of runs side by side."
+)
 
 
 class UserError(Exception):
@@ -433,9 +440,9 @@ def main(args: list[str] | None = None) -> None:
 def _main(args: list[str] | None, stop: StopAtSignal) -> None:
     _quiet()
     words = sys.argv[1:] if args is None else args
-    if words[:1] == ["export"]:
+    if words and words[0] in COMMANDS:
         try:
-            print(*export(words[1:]), sep="\n", flush=True)
+            print(*COMMANDS[words[0]](words[1:]), sep="\n", flush=True)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
@@ -454,7 +461,7 @@ def _main(args: list[str] | None, stop: StopAtSignal) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"epilog": EXPORT, **parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
+            parser_kwargs={"epilog": EPILOG, **parsers, **{name: dict(parsers) for name in LightningCLI.subcommands()}},
             args=args,
         )
         code = 0

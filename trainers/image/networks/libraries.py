@@ -64,7 +64,19 @@ def _torchvision_file(name: str, tag: str | None) -> Path:
     entries = models.get_model_weights(name)
     if tag is not None and tag not in entries.__members__:
         raise ValueError(f"tag={tag!r} of {name}: expected one of {', '.join(entries.__members__)}")
-    url = (entries[tag] if tag else entries.DEFAULT).url
+    return url_file((entries[tag] if tag else entries.DEFAULT).url, name)
+
+
+def url_file(url: str, name: str) -> Path:
+    """A file of the web, downloaded into the cache of torch.hub; the hash in its name is checked.
+
+    Args:
+        url: of the file.
+        name: of the network, for the message.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,16 @@ class FrozenNetwork(nn.Module):
         """Of the file with the weights, in hexadecimal; None for random ones."""
         return sha256_of(self.file) if self.file else None
 
+    def record(self) -> dict[str, Any]:
+        """What has to be equal for figures by it to be compared."""
+        return {
+            "network": f"{type(self).__name__}, {type(self._held[0].network).__name__.lstrip('_')}",
+            "weights": self.file.name if self.file else "random numbers",
+            "sha256": self.sha256,
+            "layers": list(self.layers) or "output",
+            "resize": str(self.resize),
+        }
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """The features.
 

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,3 +41,29 @@ class BicubicResize(BilinearResize):
     """The same with bicubic interpolation, as timm's networks and DINOv2 are measured."""
 
     mode = "bicubic"
+
+
+class TensorFlowResize(BilinearResize):
+    """Bilinear interpolation of TensorFlow 1: place i of the result is place i * old / new of the image.
+
+    Corners are not aligned, and pixels have no width: the picture moves up and left by up to half a pixel.
+
+    Source: `tf.image.resize_bilinear` with its defaults, which the first FID was computed with.
+
+    Args:
+        resolution: see `BilinearResize`.
+    """
+
+    def __init__(self, resolution: int = 299) -> None:
+        super().__init__(resolution, antialias=False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, resolution, resolution)."""
+        for dim in (-1, -2):
+            old = images.shape[dim]
+            places = torch.arange(self.resolution, device=images.device, dtype=torch.float32) * (old / self.resolution)
+            low = places.long()
+            share = (places - low).to(images.dtype).reshape(-1, *[1] * (-1 - dim))
+            low_pixels, high_pixels = (images.index_select(dim, at) for at in (low, (low + 1).clamp(max=old - 1)))
+            images = low_pixels + (high_pixels - low_pixels) * share
+        return images

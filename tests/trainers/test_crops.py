@@ -282,6 +282,13 @@ def test_the_record_says_what_is_measured(tmp_path):
     assert len({frozenset(record) for record in records}) == 1
 
 
+def test_one_setting_has_one_hash_however_its_numbers_are_written(tmp_path):
+    draw_pictures(tmp_path, 3)
+    crops = [None, CentreCrop(FastBicubicFilter(), resize_ratio=1), CentreCrop(FastBicubicFilter(), resize_ratio=1.5)]
+    first, same, other = (IMAGES.make(tmp_path, prediction_crop=crop).predict_hash() for crop in crops)
+    assert first == same != other
+
+
 # ---- classes
 
 

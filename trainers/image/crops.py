@@ -121,7 +121,7 @@ class _ShorterSideCrop(Crop):
         if not 1 <= resize_ratio < math.inf:
             raise ValueError(f"resize_ratio must be at least 1, such as 1.125, got {resize_ratio}.")
         self.filter = filter
-        self.resize_ratio = resize_ratio
+        self.resize_ratio = float(resize_ratio)
 
     def side(self, resolution: int) -> int:
         """Pixels of the shorter side."""

@@ -3,6 +3,7 @@
     python scripts/publish.py runs/quickstart      # after make quickstart
     python scripts/publish.py runs/photos-32       # after scripts/compare.py runs/photos-32 ...
     python scripts/publish.py runs/quickstart-audio  # after make quickstart-audio (compare_audio.py for others)
+    python scripts/publish.py runs/photos_l2       # after python -m trainers test: the record of several runs' table
     python scripts/publish.py                      # only write the tables anew
 
 It copies a run's figures, configuration, log and pictures into docs/results, and writes each table that stands between
@@ -23,6 +24,7 @@ import draw_parts
 import yaml
 from PIL import Image
 
+import trainers.run.table
 from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,7 @@ TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.D
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
 LOGGED_OF_CODECS = ["train/loss", "validation/stoi", "validation/mel_distance", "validation/si_sdr", *LOGGED[-2:]]
 DISCRIMINATED = ["train/adversarial", "train/feature_matching", "train/discriminator_loss"]
+DISCRIMINATED_IMAGES = ["train/adversarial", "train/discriminator_loss", "train/adaptive_weight", "train/lecam"]
 
 
 def main() -> None:
@@ -56,7 +59,7 @@ def publish(run: Path) -> None:
     write_whole(RESULTS / f"{run.name}.yaml", config.encode())
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
     subprocess.run([*log, "--every", "50", "--columns", *logged(json.loads(figures.read_text()), run)], check=True)
-    for name in ("reconstructions", "codebook"):
+    for name in ("reconstructions", "codebook") if figures.name == "comparison.json" else ():
         with Image.open(run / f"{name}.png") as picture:
             picture = picture.convert("RGB")
             picture.thumbnail((1400, 1400))
@@ -65,10 +68,11 @@ def publish(run: Path) -> None:
 
 def logged(record: dict, run: Path) -> list[str]:
     """Which columns of a run's log are published; those of the discriminators where it had any."""
+    task = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     if "psnr" in record:
-        return LOGGED
-    adversary = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"].get("adversary")
-    return LOGGED_OF_CODECS + DISCRIMINATED * bool(adversary)
+        objectives = [f"train/{objective['init_args']['name']}" for objective in task["objectives"]]
+        return LOGGED + objectives + DISCRIMINATED_IMAGES * bool(task["adversary"])
+    return LOGGED_OF_CODECS + DISCRIMINATED * bool(task.get("adversary"))
 
 
 def rendered(text: str) -> str:
@@ -153,6 +157,54 @@ def codec_table(record: dict) -> str:
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
+OBJECTIVES = {
+    "photos_l2": "L2",
+    "photos_features": "L2 + features",
+    "photos_adversarial": "L2 + features + PatchGAN",
+}
+"""Runs that differ in what they are trained by."""
+
+PERCEPTUAL = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "vgg_st_lpips": "ST-LPIPS, VGG-16",
+    "dinov2_frechet_distance": "Fréchet distance, DINOv2-S",
+    "dinov2_frechet_halves": "between halves of the originals",
+    "dinov2_kernel_distance": "KID, DINOv2-S",
+    "dinov2_kernel_halves": "between halves of the originals",
+    "codebook_usage": "usage",
+    "perplexity": "perplexity",
+}
+"""Rows of their table."""
+
+
+def objectives(suffix: str = "", *, folder: Path = RESULTS) -> str:
+    """The runs of `OBJECTIVES`; `trainers table` refuses what was not measured alike.
+
+    Args:
+        suffix: behind their names, of records that were taken earlier.
+        folder: of the records.
+
+    Raises:
+        ValueError: protocols differ, or the runs were not trained for equal steps.
+    """
+    files = {str(folder / f"{name}{suffix}.json"): title for name, title in OBJECTIVES.items()}
+    records = [json.loads(Path(file).read_text()) for file in files]
+    steps = {record["protocol"]["step"] for record in records}
+    if len(steps) > 1:
+        raise ValueError(
+            f"{', '.join(OBJECTIVES)} have {sorted(steps)} steps: train them equally long, and measure again"
+        )
+    _, line, *rows = trainers.run.table.table([*files, "--figures", *PERCEPTUAL])
+    titled = [f"| {title} |{row.split('|', 2)[2]}" for title, row in zip(PERCEPTUAL.values(), rows, strict=True)]
+    protocol = records[0]["protocol"]
+    caption = (
+        f"{records[0]['images']} squares of {protocol['preprocessing']['resolution']} pixels, "
+        f"{records[0]['bpp']:.3f} bits per pixel, {protocol['step']} steps, {protocol['precision']}, seed 0."
+    )
+    return "\n".join([f"| | {' | '.join(files.values())} |", line, *titled, "", document_tables.wrapped([caption])])
+
+
 def quickstarts() -> str:
     """What both quickstarts reach, beside k-means at the same bits."""
     images, speech = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quickstart", "quickstart-audio"))
@@ -183,6 +235,8 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "quickstarts": quickstarts,
+    "photos-objectives": objectives,
+    "photos-objectives-4100": partial(objectives, "-4100"),
 }
 """Tables that are not those of one record."""
 

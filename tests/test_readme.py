@@ -3,6 +3,7 @@
 Commands run on a small folder of drawn pictures or written recordings, and are cut short.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -108,6 +109,15 @@ def test_tables_are_those_of_the_records() -> None:
     for document in publish.DOCUMENTS:
         text = document.read_text()
         assert "<!-- table" in text and publish.rendered(text) == text, document.name
+
+
+def test_runs_of_other_lengths_are_not_set_side_by_side(tmp_path: Path) -> None:
+    for name in publish.OBJECTIVES:
+        record = json.loads((publish.RESULTS / f"{name}-4100.json").read_text())
+        record["protocol"]["step"] += name == "photos_l2"
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="train them equally long"):
+        publish.objectives(folder=tmp_path)
 
 
 def test_the_drawing_is_that_of_the_code() -> None:

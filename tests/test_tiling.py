@@ -70,6 +70,17 @@ def test_levels_are_kept():
     assert torch.equal(Tiles(8).decode(residual, tokens), residual.decode(tokens))
 
 
+class Enlarged(Picture):
+    """Twice the size of what was encoded."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def enlarging() -> Tokenizer:
+    return Tokenizer(Patches(0), FSQ([8, 8, 8], channel_dim=1), Enlarged())
+
+
 class Sequence(Patches):
     """Tokens in a row."""
 
@@ -94,6 +105,14 @@ class Sequence(Patches):
                 Tokenizer(nn.Conv2d(3, 3, 4, 4), FSQ([8, 8, 8], channel_dim=1), Picture()), picture(8, 8)
             ),
             "encoder=Conv2d has no downsampling_factor, by which",
+        ),
+        (
+            lambda: Tiles(16).decode(enlarging(), torch.zeros(1, 8, 8, dtype=torch.int64)),
+            r"a tile of 4 x 4 patches is decoded to shape \(1, 3, 32, 32\): expected 16 x 16 pixels",
+        ),
+        (
+            lambda: Tiles(16).decode(tokenizer(0), torch.zeros(1, 8, dtype=torch.int64)),
+            r"indices has shape \(1, 8\): expected a grid of patches, \(B, h, w\)",
         ),
     ],
 )

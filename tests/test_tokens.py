@@ -6,6 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -544,6 +545,16 @@ def test_labels_need_no_newer_reader(tmp_path):
         writer(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, numpy.array, lambda values: list(numpy.array(values))])
+def test_labels_and_extents_are_taken_as_batches_have_them(kind, tmp_path):
+    with writer(tmp_path, class_names=["a", "b"]) as shards:
+        shards.add(indices(0, 2), names(0, 2), labels=kind([1, 0]), extents=kind([[8, 7], [6, 5]]))
+    assert [(sample["label"], sample["extent"].tolist()) for sample in TokenShards(tmp_path)] == [
+        (1, [8, 7]),
+        (0, [6, 5]),
+    ]
+
+
 EXTENT = {"extents": [(8, 8)]}
 
 
@@ -553,9 +564,12 @@ EXTENT = {"extents": [(8, 8)]}
         ({"class_names": ["a"]}, [{}], "labels=None: expected 1 numbers from 0 to 0"),
         ({"class_names": ["a", "b"]}, [{"labels": [2]}], r"labels=\[2\]: expected 1 numbers from 0 to 1"),
         ({"class_names": ["a", "b"]}, [{"labels": [0, 1]}], r"labels=\[0, 1\]: expected 1 numbers"),
+        ({"class_names": ["a", "b"]}, [{"labels": [0.5]}], r"labels=\[0.5\]: expected 1 numbers"),
         ({}, [{"labels": [0]}], r"labels=\[0\]: expected none without class_names"),
         ({}, [{"extents": [(8, -1)]}], r"extents=\[\(8, -1\)\]: expected 1 pairs of height and width"),
         ({}, [{"extents": []}], r"extents=\[\]: expected 1 pairs"),
+        ({}, [{"extents": [(8.5, 8)]}], r"extents=\[\(8.5, 8\)\]: expected 1 pairs"),
+        ({}, [{"extents": [8]}], r"extents=\[8\]: expected 1 pairs"),
         ({}, [EXTENT, {}], "extents=None: expected 1 pairs"),
         ({}, [{}, EXTENT], "extents: expected none, as before"),
     ],

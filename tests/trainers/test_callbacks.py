@@ -60,12 +60,12 @@ def test_age_counts_batches_since_a_code_was_used():
         global_step = 0
 
     report, module, steps = CodebookReport(every_n_steps=100), Module(), Steps()
-    report.on_fit_start(steps, module)
+    report.on_train_start(steps, module)
     for indices in batches[:2]:
         report.on_train_batch_end(steps, module, {"indices": indices}, None, 0)
     resumed = CodebookReport(every_n_steps=100)
     resumed.load_state_dict(report.state_dict())
-    resumed.on_fit_start(steps, module)
+    resumed.on_train_start(steps, module)
     for indices in batches[2:]:
         resumed.on_train_batch_end(steps, module, {"indices": indices}, None, 0)
     assert (resumed.batches - resumed.last_used).tolist() == [[3, 0, 0, 4]]
@@ -80,7 +80,7 @@ def test_levels_of_other_sizes_have_no_codes_beyond_their_own():
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
     trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger])
     report = CodebookReport(every_n_steps=2)
-    report.on_fit_start(trainer, module)
+    report.on_train_start(trainer, module)
     for step, code in enumerate((torch.tensor([[0, 4], [1, 3], [0, 2]]), torch.tensor([[1, 1], [0, 4], [-1, 0]])), 1):
         trainer.global_step = step
         report.on_train_batch_end(trainer, module, {"indices": code}, None, 0)
@@ -92,14 +92,20 @@ def test_levels_of_other_sizes_have_no_codes_beyond_their_own():
     assert histogram[0] == 1
 
 
-def test_report_describes_a_window_as_a_set(tmp_path):
-    """The logged usage is that of all the tokens of a window, computed a second time from what was seen."""
+@pytest.mark.parametrize("trained", [0, 4])
+def test_report_describes_a_window_as_a_set(trained, tmp_path):
+    """The logged usage is that of all the tokens of a window, computed a second time; also behind a resume."""
     seen, logged = [], []
     logger = CSVLogger(tmp_path)
     logger.log_metrics = lambda metrics, step=None: logged.append(dict(metrics))
     spy = Spy(lambda trainer, module, outputs: seen.append(outputs["indices"].flatten()))
-    make_trainer(max_steps=4, callbacks=[spy, CodebookReport(every_n_steps=2)], logger=logger).fit(
-        make_task(), datamodule=Images(4)
+    checkpoint = None
+    if trained:
+        trainer = make_trainer(max_steps=trained, callbacks=[CodebookReport(every_n_steps=2)])
+        trainer.fit(make_task(), datamodule=Images(4))
+        trainer.save_checkpoint(checkpoint := tmp_path / "last.ckpt")
+    make_trainer(max_steps=trained + 4, callbacks=[spy, CodebookReport(every_n_steps=2)], logger=logger).fit(
+        make_task(), datamodule=Images(4), ckpt_path=checkpoint
     )
     reports = [entry for entry in logged if "codebook/usage" in entry]
     assert len(reports) == 2

@@ -280,10 +280,6 @@ def test_the_record_says_what_is_measured(tmp_path):
     ]
     assert [record["resolution"] for record in records[2:4]] == [32, "native"]
     assert len({frozenset(record) for record in records}) == 1
-    assert [IMAGES.make(tmp_path, crop=crop).crop.record(32)["crop"] for crop in (None, RANDOM["ADM"])] == [
-        "RandomScaleCrop(scale=(0.5, 1.0))",
-        "random square",
-    ]
 
 
 # ---- classes

@@ -89,6 +89,18 @@ def test_batches_have_one_size_where_they_can(folder):
     )
 
 
+class Letterbox(CentreCrop):
+    """A square of one's own, of which a part is picture."""
+
+    def extent(self, height, width):
+        return 16, width % 32
+
+
+def test_a_square_has_the_extent_that_its_crop_says(folder):
+    batch = next(iter(IMAGES.make(folder, prediction_crop=Letterbox(BicubicFilter())).predict_dataloader()))
+    assert batch["extent"].tolist() == [[16, SIZES[Path(name).parent.name][0] % 32] for name in batch["name"]]
+
+
 @pytest.mark.parametrize(
     "options",
     [{"prediction_crop": NativeCrop(8)}, {"tiles": Tiles(16)}, {"prediction_crop": CentreCrop(BicubicFilter())}],

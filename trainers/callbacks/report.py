@@ -51,8 +51,8 @@ class CodebookReport(Callback):
         self.usage: CodebookUsage | None = None
         self._reported_step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start an empty window."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start an empty window, at the step that a resumed run has by now."""
         quantizer = task_of(pl_module).tokenizer.quantizer
         self._reported_step = trainer.global_step
         self.usage = None

@@ -45,10 +45,6 @@ class Crop(ShownWithArguments, ABC):
     def cut(self, pixels: numpy.ndarray, resolution: int, generator: numpy.random.Generator) -> Tensor:
         """One sample of a prepared picture: (H, W, 3) uint8 -> (3, resolution, resolution) uint8."""
 
-    @abstractmethod
-    def record(self, resolution: int) -> dict[str, Any]:
-        """What is done, for records: `decoding`, `resize`, `filter`, `antialias` and `crop`."""
-
 
 class FixedCrop(Crop):
     """A crop without chance: all of it is done by `prepare`.
@@ -72,6 +68,10 @@ class FixedCrop(Crop):
     def share(self, height: int, width: int, resolution: int) -> float:
         """The share of a picture's area that is seen."""
         return min(height, width) / max(height, width)
+
+    @abstractmethod
+    def record(self, resolution: int) -> dict[str, Any]:
+        """What is done, for the record of a measurement: `decoding`, `resize`, `filter`, `antialias` and `crop`."""
 
 
 class RandomScaleCrop(Crop):
@@ -104,16 +104,6 @@ class RandomScaleCrop(Crop):
         return functional.resized_crop(
             channels_first(pixels), top, left, side, side, [resolution] * 2, InterpolationMode.BICUBIC, antialias=True
         )
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """Two resizes: of the file, and of the crop."""
-        return {
-            "decoding": f"JPEG at 1/2, 1/4 or 1/8 where its shorter side has more than {self.file_side(resolution)} px",
-            "resize": f"shorter side to at most {self.file_side(resolution)} px, then the crop to {resolution} px",
-            "filter": "bicubic",
-            "antialias": True,
-            "crop": repr(self),
-        }
 
 
 class _ShorterSideCrop(Crop):
@@ -151,18 +141,6 @@ class _ShorterSideCrop(Crop):
         size = self.filter.size(height, width, self.side(resolution))
         return pixels if size == (height, width) else self.filter.resize(pixels, *size)
 
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The resize."""
-        side = self.side(resolution)
-        return {
-            "decoding": f"JPEG at 1/2, 1/4 or 1/8 where its shorter side has more than {side} px"
-            if self.filter.shrinks_files
-            else "whole",
-            "resize": f"shorter side to {side} px",
-            "filter": self.filter.name,
-            "antialias": self.filter.antialias,
-        }
-
 
 class RandomCrop(_ShorterSideCrop):
     """A square at a random place of a picture whose shorter side is resized first.
@@ -180,10 +158,6 @@ class RandomCrop(_ShorterSideCrop):
     def cut(self, pixels: numpy.ndarray, resolution: int, generator: numpy.random.Generator) -> Tensor:
         """A random square."""
         return random_square(pixels, resolution, generator)
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The resize, and the crop."""
-        return super().record(resolution) | {"crop": "random square"}
 
 
 class CentreCrop(_ShorterSideCrop, FixedCrop):
@@ -215,7 +189,16 @@ class CentreCrop(_ShorterSideCrop, FixedCrop):
 
     def record(self, resolution: int) -> dict[str, Any]:
         """The resize, and the crop."""
-        return super().record(resolution) | {"crop": "centre square"}
+        side = self.side(resolution)
+        return {
+            "decoding": f"JPEG at 1/2, 1/4 or 1/8 where its shorter side has more than {side} px"
+            if self.filter.shrinks_files
+            else "whole",
+            "resize": f"shorter side to {side} px",
+            "filter": self.filter.name,
+            "antialias": self.filter.antialias,
+            "crop": "centre square",
+        }
 
 
 class ADMCentreCrop(FixedCrop):
@@ -237,7 +220,13 @@ class ADMCentreCrop(FixedCrop):
 
     def record(self, resolution: int) -> dict[str, Any]:
         """The resize, and the crop."""
-        return ADM_RECORD | {"resize": f"shorter side to {resolution} px", "crop": "centre square"}
+        return {
+            "decoding": "whole",
+            "resize": f"shorter side to {resolution} px",
+            "filter": "box to less than twice the side, then bicubic",
+            "antialias": True,
+            "crop": "centre square",
+        }
 
 
 class ADMRandomCrop(Crop):
@@ -274,11 +263,6 @@ class ADMRandomCrop(Crop):
         """A random length of the shorter side, and a random place."""
         least, greatest = self.sides(resolution)
         return random_square(adm_resized(pixels, int(generator.integers(least, greatest + 1))), resolution, generator)
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The resize, and the crop."""
-        least, greatest = self.sides(resolution)
-        return ADM_RECORD | {"resize": f"shorter side to {least} to {greatest} px", "crop": "random square"}
 
 
 class RandomResizedCrop(Crop):
@@ -331,16 +315,6 @@ class RandomResizedCrop(Crop):
         top, left, height, width = self.box(pixels.shape[0], pixels.shape[1], generator)
         part = numpy.ascontiguousarray(pixels[top : top + height, left : left + width])
         return channels_first(self.filter.resize(part, resolution, resolution))
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The crop, and the resize."""
-        return {
-            "decoding": "whole",
-            "resize": f"the crop to {resolution} px",
-            "filter": self.filter.name,
-            "antialias": self.filter.antialias,
-            "crop": repr(self),
-        }
 
 
 class NativeCrop(FixedCrop):
@@ -417,9 +391,6 @@ class NativePadding(NativeCrop):
     def share(self, height: int, width: int, resolution: int) -> float:
         """All of it."""
         return 1.0
-
-
-ADM_RECORD = {"decoding": "whole", "filter": "box to less than twice the side, then bicubic", "antialias": True}
 
 
 def channels_first(pixels: numpy.ndarray) -> Tensor:

@@ -213,8 +213,8 @@ class ImageFolderData(FolderData[ImageFile]):
 
     def _fixed(self, root: Path, files: list[ImageFile], crop: FixedCrop) -> FixedCrops:
         """Ordered by name, and by size before where sizes differ, so that most batches have one."""
+        files = [replace(file, extent=crop.extent(file.height, file.width)) for file in files]
         if not crop.square:
-            files = [replace(file, extent=crop.extent(file.height, file.width)) for file in files]
             files.sort(key=lambda file: (crop.prepared_size(file.height, file.width, self.resolution), file.name))
         return FixedCrops(self._store(root, files, crop))
 

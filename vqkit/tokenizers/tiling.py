@@ -95,16 +95,26 @@ class Tiles:
 
         Returns:
             (B, C, h * f, w * f), f the downsampling factor.
+
+        Raises:
+            ValueError: the indices are no grid, or the decoder makes other sizes of them.
         """
         factor = self.factor(tokenizer)
-        return self._joined(
-            indices.shape[1],
-            indices.shape[2],
-            factor,
-            lambda top, bottom, left, right: tokenizer.decode(indices[:, top:bottom, left:right]),
-            dims=(-2, -1),
-            scale=factor,
-        )
+        if indices.ndim != 3 + tokenizer.quantizer.level_axis:
+            levels = ", levels" if tokenizer.quantizer.level_axis else ""
+            raise ValueError(f"indices has shape {tuple(indices.shape)}: expected a grid of patches, (B, h, w{levels})")
+
+        def decoded(top: int, bottom: int, left: int, right: int) -> Tensor:
+            part = tokenizer.decode(indices[:, top:bottom, left:right])
+            expected = ((bottom - top) * factor, (right - left) * factor)
+            if part.shape[-2:] != expected:
+                raise ValueError(
+                    f"a tile of {bottom - top} x {right - left} patches is decoded to shape {tuple(part.shape)}: "
+                    f"expected {expected[0]} x {expected[1]} pixels, by the encoder's factor; decode it whole"
+                )
+            return part
+
+        return self._joined(indices.shape[1], indices.shape[2], factor, decoded, dims=(-2, -1), scale=factor)
 
     def _joined(
         self,

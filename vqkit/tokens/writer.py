@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import operator
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -91,7 +92,7 @@ class TokenShardWriter:
         self._indices: list[Tensor] = []
         self._names: list[str] = []
         self._labels: list[int] = []
-        self._extents: list[tuple[int, int]] = []
+        self._extents: list[list[int]] = []
         self.done: set[str] = set()
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, manifest in read_manifests(self.directory).items():
@@ -140,8 +141,8 @@ class TokenShardWriter:
         indices: Tensor,
         names: Sequence[str],
         *,
-        labels: Sequence[int] | None = None,
-        extents: Sequence[tuple[int, int]] | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+        extents: Sequence[Sequence[int]] | Tensor | None = None,
     ) -> None:
         """Add samples; writes a shard whenever one is full.
 
@@ -168,8 +169,8 @@ class TokenShardWriter:
         if self._level_axis and indices.shape[-1] != levels:
             raise ValueError(f"indices has shape {tuple(indices.shape)}: expected a last axis of all {levels} levels")
         check_indices(indices, self._codebook_sizes, level_axis=self._level_axis)
-        self._check_facts(len(names), labels, extents)
-        shape = self._shape_with(list(indices.shape[1:]), grids=extents is not None)
+        classes, pairs = self._checked_labels(len(names), labels), self._checked_extents(len(names), extents)
+        shape = self._shape_with(list(indices.shape[1:]), grids=pairs is not None)
         unsound = [name for name in names if re.search("[\ud800-\udfff]", name)]
         if unsound:
             raise ValueError(
@@ -184,34 +185,40 @@ class TokenShardWriter:
                 "those in `done`"
             )
         self._manifest["shape"] = shape
-        if extents is not None:
+        if pairs is not None:
             self._manifest["format_version"] = GRID_VERSION
         self._known |= fresh
         self._indices.extend(indices.to(torch.int64))
         self._names.extend(names)
-        self._labels.extend(labels or ())
-        self._extents.extend(extents or ())
+        self._labels.extend(classes or ())
+        self._extents.extend(pairs or ())
         while len(self._names) >= self.samples_per_shard:
             self._write_shard(self.samples_per_shard)
 
-    def _check_facts(
-        self, samples: int, labels: Sequence[int] | None, extents: Sequence[tuple[int, int]] | None
-    ) -> None:
+    def _checked_labels(self, samples: int, labels: Sequence[int] | Tensor | None) -> list[int] | None:
         classes = len(self._manifest["class_names"])
-        expected = f"{samples} numbers from 0 to {classes - 1}" if classes else "none without class_names"
-        if (labels is not None) != bool(classes) or (
-            labels is not None and (len(labels) != samples or not all(0 <= label < classes for label in labels))
-        ):
+        if labels is None and not classes:
+            return None
+        numbers = None if labels is None else whole_numbers(labels)
+        if numbers is None or len(numbers) != samples or not all(0 <= number < classes for number in numbers):
+            expected = f"{samples} numbers from 0 to {classes - 1}" if classes else "none without class_names"
             raise ValueError(f"labels={labels}: expected {expected}")
+        return numbers
+
+    def _checked_extents(
+        self, samples: int, extents: Sequence[Sequence[int]] | Tensor | None
+    ) -> list[list[int]] | None:
         grids = self._manifest["format_version"] == GRID_VERSION
         if self._manifest["shape"] is not None and grids != (extents is not None):
             raise ValueError(
                 f"extents={extents}: expected {samples} pairs" if grids else "extents: expected none, as before"
             )
-        if extents is not None and not (
-            len(extents) == samples and all(len(pair) == 2 and min(pair) >= 0 for pair in extents)
-        ):
+        if extents is None:
+            return None
+        pairs = [pair for pair in map(whole_numbers, extents) if pair is not None and len(pair) == 2 and min(pair) >= 0]
+        if not len(pairs) == len(extents) == samples:
             raise ValueError(f"extents={extents}: expected {samples} pairs of height and width in pixels")
+        return pairs
 
     def _shape_with(self, shape: list[int], *, grids: bool) -> list[int | None] | None:
         known = self._manifest["shape"]
@@ -267,6 +274,14 @@ class TokenShardWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def whole_numbers(values: Iterable[Any]) -> list[int] | None:
+    """Integers of Python, numpy or torch as those of Python; None where some are no integers."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        return None
 
 
 def storage_dtype(codebook_size: int) -> torch.dtype:

@@ -256,6 +256,10 @@ MISTAKES = [
         {"trainer.callbacks": "trainers.callbacks.LinearSchedule"},
         "schedules: {NAME: {class_path: trainers.core.Linear, ",
     ),
+    (
+        {"trainer.callbacks": "[{class_path: trainers.callbacks.schedule.CosineSchedule, init_args: {batches: 9}}]"},
+        "schedules: {NAME: {class_path: trainers.core.Cosine, ",
+    ),
     ({"modle.learning_rate": "1"}, "did you mean 'model'?"),
     ({"trainer.max_stepps": "1"}, "did you mean 'trainer.max_steps'?"),
     ({"data.rsolution": "1"}, "did you mean 'resolution'?"),

@@ -99,7 +99,9 @@ BUFFERS = pytest.mark.filterwarnings("ignore:Metric `.*` will save all extracted
 @pytest.mark.filterwarnings("ignore:std\\(\\). degrees of freedom")
 def test_inception_score_is_that_of_torchmetrics_in_one_split() -> None:
     originals, copies = rows(40, 10), rows(40, 10, seed=1, scale=0.3)
-    found = measured(InceptionScore(), originals, copies)
+    with pytest.raises(TypeError, match="layer"):  # by default the features of `avgpool` would pass for logits
+        InceptionScore()
+    found = measured(InceptionScore(layer=None), originals, copies)
     for logits, name in ((copies, "inception_score"), (originals, "inception_score_originals")):
         reference = TorchmetricsInceptionScore(Given(), splits=1).set_dtype(torch.float64)
         reference.update(logits.double())
@@ -143,7 +145,7 @@ def test_a_singular_covariance_is_said_and_measured() -> None:
 
 
 @SINGULAR
-@pytest.mark.parametrize("statistic", [FrechetDistance(), KernelDistance(), InceptionScore()])
+@pytest.mark.parametrize("statistic", [FrechetDistance(), KernelDistance(), InceptionScore(layer=None)])
 def test_too_few_images(statistic) -> None:
     with pytest.raises(ValueError, match=r"[a-z]+_[a-z]+ of 1 images: expected 2 or more"):
         measured(statistic, rows(1), rows(1, seed=1))

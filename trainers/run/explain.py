@@ -25,6 +25,9 @@ NOISE = (
     "Given value type: ",
     "Given value: ",
     "Expected a path but ",
+    "Subclass types expect one of:",
+    "a class path (str)",
+    "a dict with",
 )
 
 

@@ -33,9 +33,10 @@ REPLACED_ARGUMENTS = {
 """Class and argument of configurations before version 0.2, and what stands in its place."""
 
 REPLACED_CLASSES = {
-    f"trainers.callbacks.{curve}Schedule": "numbers follow the optimizer's steps now: model.init_args.schedules: "
-    f"{{NAME: {{class_path: trainers.core.{curve}, init_args: {{start: ..., end: ..., steps: ...}}}}}}"
+    f"trainers.callbacks.{module}{curve}Schedule": "numbers follow the optimizer's steps now: model.init_args."
+    f"schedules: {{NAME: {{class_path: trainers.core.{curve}, init_args: {{start: ..., end: ..., steps: ...}}}}}}"
     for curve in ("Linear", "Cosine")
+    for module in ("", "schedule.")
 }
 """The same for classes."""
 

@@ -243,11 +243,15 @@ class InceptionScore(FeatureStatistic):
     Source: Salimans et al. 2016 (arXiv:1606.03498), sec. 4, there of Inception's logits.
 
     Args:
-        layer: one that gives logits: `fc.unbiased` of Inception; None for the first, see `FeatureStatistic`.
+        layer: one that gives logits, which has to be said: `fc.unbiased` of Inception; None for the first of the
+            network's layers, or its output.
     """
 
     figures = ("inception_score", "inception_score_originals")
     definition = "exp(mean over images of KL(p(y|x) || p(y))) of softmax of the layer, whole set, float64"
+
+    def __init__(self, *, layer: str | None) -> None:
+        super().__init__(layer=layer)  # no default: the first layer is most often the one with features
 
     def reset(self, dim: int, device: torch.device) -> None:
         """See `FeatureStatistic`."""

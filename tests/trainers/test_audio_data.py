@@ -253,7 +253,7 @@ def test_long_recordings_give_more_segments(tmp_path):
         store(tmp_path), segment_samples=8000, silence_db=None, loudness_db=None, gain_db=(0, 0), repeats=2, seed=0
     )
     drawn = [segments[(0, sample)] for sample in range(len(segments))]
-    assert [sample["name"] for sample in drawn] == ["long.wav"] * 20 + ["short.wav"] * 4 + ["tiny.wav"] * 2
+    assert [sample["file"].name for sample in drawn] == ["long.wav"] * 20 + ["short.wav"] * 4 + ["tiny.wav"] * 2
     drawn_next = [segments[(1, sample)] for sample in range(24)]
     assert len({sample["sample"].numpy().tobytes() for sample in drawn[:24] + drawn_next}) == 48
     for sample in drawn[24:]:
@@ -329,7 +329,9 @@ def test_no_gain_clips(tmp_path):
             wave = segments[(0, sample)]["sample"]
             assert wave.abs().max() <= 1
             untouched = segments.store.wave(
-                segments.store.files[[file.name for file in segments.store.files].index(segments[(0, sample)]["name"])]
+                segments.store.files[
+                    [file.name for file in segments.store.files].index(segments[(0, sample)]["file"].name)
+                ]
             )
             assert numpy.isfinite(untouched).all()
             if options:  # scaled, not clipped: the shape is that of the segment without a gain

@@ -29,7 +29,7 @@ class HoldsItsGenerator(TrainingSegments):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         file = self.store.files[0]
-        return {"sample": self.draw(file, self.generator), "name": file.name, "failed": {}}
+        return {"sample": self.draw(file, self.generator), "file": file, "failed": {}}
 
 
 def check(folder: Path, segments: type[TrainingSegments]) -> None:

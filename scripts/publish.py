@@ -19,6 +19,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
+
 import document_tables
 import draw_parts
 import yaml

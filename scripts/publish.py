@@ -16,7 +16,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
@@ -166,6 +168,9 @@ OBJECTIVES = {
 }
 """Runs that differ in what they are trained by."""
 
+TUNED = {"photos_tuned": "L2 + features", "photos_tuned_adversarial": "L2 + features + PatchGAN"}
+"""Runs that go on from the second of them, and differ likewise."""
+
 PERCEPTUAL = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -180,23 +185,21 @@ PERCEPTUAL = {
 """Rows of their table."""
 
 
-def objectives(suffix: str = "", *, folder: Path = RESULTS) -> str:
-    """The runs of `OBJECTIVES`; `trainers table` refuses what was not measured alike.
+def objectives(runs: Mapping[str, str], *, folder: Path = RESULTS) -> str:
+    """Figures of runs side by side; `trainers table` refuses what was not measured alike.
 
     Args:
-        suffix: behind their names, of records that were taken earlier.
+        runs: name and title of each.
         folder: of the records.
 
     Raises:
         ValueError: protocols differ, or the runs were not trained for equal steps.
     """
-    files = {str(folder / f"{name}{suffix}.json"): title for name, title in OBJECTIVES.items()}
+    files = {str(folder / f"{name}.json"): title for name, title in runs.items()}
     records = [json.loads(Path(file).read_text()) for file in files]
     steps = {record["protocol"]["step"] for record in records}
     if len(steps) > 1:
-        raise ValueError(
-            f"{', '.join(OBJECTIVES)} have {sorted(steps)} steps: train them equally long, and measure again"
-        )
+        raise ValueError(f"{', '.join(runs)} have {sorted(steps)} steps: train them equally long, and measure again")
     _, line, *rows = trainers.run.table.table([*files, "--figures", *PERCEPTUAL])
     titled = [f"| {title} |{row.split('|', 2)[2]}" for title, row in zip(PERCEPTUAL.values(), rows, strict=True)]
     protocol = records[0]["protocol"]
@@ -205,6 +208,18 @@ def objectives(suffix: str = "", *, folder: Path = RESULTS) -> str:
         f"{records[0]['bpp']:.3f} bits per pixel, {protocol['step']} steps, {protocol['precision']}, seed 0."
     )
     return "\n".join([f"| | {' | '.join(files.values())} |", line, *titled, "", document_tables.wrapped([caption])])
+
+
+def detail() -> str:
+    """What scripts/exchange_detail.py measured."""
+    record = json.loads((RESULTS / "photos-detail.json").read_text())
+    lines = ["| | KID, DINOv2-S |", "|---|---:|"]
+    lines += [f"| {name} | {distance:.2f} |" for name, distance in record["kernel_distance"].items()]
+    lines += ["", f"| energy, of that of the originals | {' | '.join(record['energy'])} |", "|---|---:|---:|"]
+    bands = zip(pairwise(record["bands"]), *record["energy"].values(), strict=True)
+    lines += [f"| {low:.3g} to {high:.3g} cycles a pixel | {a:.0%} | {b:.0%} |" for (low, high), a, b in bands]
+    caption = f"{record['images']} squares; blurred by a Gaussian of {record['sigma']:g} pixels."
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 def quickstarts() -> str:
@@ -237,8 +252,9 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "quickstarts": quickstarts,
-    "photos-objectives": objectives,
-    "photos-objectives-4100": partial(objectives, "-4100"),
+    "photos-objectives": partial(objectives, OBJECTIVES),
+    "photos-tuned": partial(objectives, TUNED),
+    "photos-detail": detail,
 }
 """Tables that are not those of one record."""
 

@@ -134,10 +134,10 @@ class Quantizer(VectorQuantizer):
     # ------------------------------------------------------------------ the five steps
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
-        z, learning = unit(latents) if self.normalize else latents, self.learning
-        if learning:
-            self._refresh(z, valid)
+        """Refresh, search, estimate: see `docs/architecture.md` for the order and its reasons."""
+        z = unit(latents) if self.normalize else latents
+        if self.learning:
+            self.refresh(z, valid)
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
         noise = self._noise(z) if uses_noise and self.stochastic else None
@@ -153,8 +153,6 @@ class Quantizer(VectorQuantizer):
             matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
         )
         estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
-        if learning:
-            self.codebook.observe(selection)
         return estimated, selection
 
     def code_vectors(self) -> Tensor:
@@ -201,8 +199,16 @@ class Quantizer(VectorQuantizer):
 
     @uncompiled  # the step counters are Python numbers: a compiler would specialise anew at every step
     @torch.no_grad()
-    def _refresh(self, z: Tensor, valid: Tensor) -> None:
-        """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+    def refresh(self, z: Tensor, valid: Tensor) -> None:
+        """Fold in the statistics of the batch before, and let the policies rewrite codes.
+
+        Again in the same forward, as by a composite that chooses from one codebook several times, it only notes the
+        spread of `z` for `health`.
+
+        Args:
+            z: (N, D) the vectors of this batch in the code space, anchors of what is rewritten.
+            valid: (N,) bool, which of them count.
+        """
         if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
             fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
             refuse_sharded(self.codebook, "maintenance", fix)

@@ -31,6 +31,7 @@ from vqkit import (
     DiVeQ,
     EmbeddingStraightThrough,
     Estimator,
+    FeatureSplitQuantizer,
     GroupedQuantizer,
     GumbelSearch,
     IncompatibleParts,
@@ -47,6 +48,7 @@ from vqkit import (
     ResidualQuantizer,
     RotationTrick,
     Search,
+    SplitQuantizer,
     StraightThrough,
     TextbookBSQ,
     UnnormalizedStraightThrough,
@@ -92,7 +94,7 @@ def draws_in_training(quantizer: BaseQuantizer) -> bool:
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
-    return getattr(quantizer, "dropout", 0.0)
+    return max(getattr(part, "dropout", 0.0) for part in quantizer.modules() if isinstance(part, BaseQuantizer))
 
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
@@ -132,6 +134,26 @@ CASES: dict[str, Case] = {
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "mimi": Case(
+        partial(
+            SplitQuantizer,
+            [
+                partial(stage, "ema", dim=4),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5),
+            ],
+            dim=DIM,
+        )
+    ),
+    "dualcodec": Case(
+        partial(
+            FeatureSplitQuantizer,
+            [
+                partial(stage, "factorized", dim=5, codebook_dim=2),
+                partial(ResidualQuantizer, partial(stage, "factorized", dim=3, codebook_dim=2), 2, estimator=None),
+            ],
+            dropout=0.5,
+        )
+    ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }
 

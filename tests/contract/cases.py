@@ -39,6 +39,8 @@ from vqkit import (
     LBGSplitting,
     MSBFirstLFQ,
     Orthogonality,
+    PowerOfTwoLengths,
+    PrefixQuantizer,
     ProbabilisticAnchor,
     Quantizer,
     RandomAnchor,
@@ -153,6 +155,10 @@ CASES: dict[str, Case] = {
             ],
             dropout=0.5,
         )
+    ),
+    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
+    "prefix_residual": Case(
+        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
     ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }

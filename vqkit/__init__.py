@@ -83,6 +83,8 @@ from vqkit.quantizers.prefix import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.prefix import UniformLengths as UniformLengths
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
+from vqkit.quantizers.split import FeatureSplitQuantizer as FeatureSplitQuantizer
+from vqkit.quantizers.split import SplitQuantizer as SplitQuantizer
 from vqkit.quantizers.without_quantization import without_quantization as without_quantization
 from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer

@@ -38,6 +38,8 @@ from vqkit import (
     LBGSplitting,
     MSBFirstLFQ,
     Orthogonality,
+    PowerOfTwoLengths,
+    PrefixQuantizer,
     ProbabilisticAnchor,
     Quantizer,
     RandomAnchor,
@@ -132,6 +134,10 @@ CASES: dict[str, Case] = {
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
+    "prefix_residual": Case(
+        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
+    ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }
 

@@ -16,6 +16,7 @@ from vqkit.methods.anchors import ProbabilisticAnchor as ProbabilisticAnchor
 from vqkit.methods.anchors import RandomAnchor as RandomAnchor
 from vqkit.methods.cascaded import CascadedCodebook as CascadedCodebook
 from vqkit.methods.cascaded import EmbeddingStraightThrough as EmbeddingStraightThrough
+from vqkit.methods.coda import AttentionCodebook as AttentionCodebook
 from vqkit.methods.cvq import ClusterReinit as ClusterReinit
 from vqkit.methods.cvq import Contrastive as Contrastive
 from vqkit.methods.cvq import OnlineClusteredCodebook as OnlineClusteredCodebook

@@ -12,7 +12,7 @@ from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized
 
 
@@ -153,7 +153,8 @@ class ResidualQuantizer(DepthDropout):
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         for number, stage in enumerate(self.stages):
             samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-            stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
+            with named_in_warnings(f"stage {number}"):
+                stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
     def _estimate(

@@ -149,6 +149,7 @@ class EvaluatedTask(LightningModule, ABC):
             output = self.reconstruct(inputs)
             with new_tensors_in_float32():
                 figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
+                self.metrics.add_divergence(output.quantizer)
             originals += inputs
             reconstructions += output.reconstruction
         names = batch.get("name", [""] * len(originals))

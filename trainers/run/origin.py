@@ -99,8 +99,12 @@ class Origin:
         for name, part in named_parts(tokenizer, names, argument="init_parts").items():
             if saved is not None and asked is not None and name in asked["init_args"]:
                 meant, ours = (_meaning(description["init_args"].get(name)) for description in (saved, asked))
-                with named(self.file):
-                    check_same_parts(meant, ours, f"tokenizer.{name}")
+                try:
+                    with named(self.file):
+                        check_same_parts(meant, ours, f"tokenizer.{name}")
+                except ValueError as error:
+                    fit = "; or take the parts that fit by --init_parts, such as [encoder, decoder]" if trains else ""
+                    raise ValueError(f"{error}{fit}") from error
             own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
             try:
                 part.load_state_dict(own)

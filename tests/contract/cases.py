@@ -31,6 +31,7 @@ from vqkit import (
     DiVeQ,
     EmbeddingStraightThrough,
     Estimator,
+    FeatureSplitQuantizer,
     GroupedQuantizer,
     GumbelSearch,
     IncompatibleParts,
@@ -38,6 +39,8 @@ from vqkit import (
     LBGSplitting,
     MSBFirstLFQ,
     Orthogonality,
+    PowerOfTwoLengths,
+    PrefixQuantizer,
     ProbabilisticAnchor,
     Quantizer,
     RandomAnchor,
@@ -47,6 +50,7 @@ from vqkit import (
     ResidualQuantizer,
     RotationTrick,
     Search,
+    SplitQuantizer,
     StraightThrough,
     TextbookBSQ,
     UnnormalizedStraightThrough,
@@ -92,7 +96,7 @@ def draws_in_training(quantizer: BaseQuantizer) -> bool:
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
-    return getattr(quantizer, "dropout", 0.0)
+    return max(getattr(part, "dropout", 0.0) for part in quantizer.modules() if isinstance(part, BaseQuantizer))
 
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
@@ -132,6 +136,30 @@ CASES: dict[str, Case] = {
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "mimi": Case(
+        partial(
+            SplitQuantizer,
+            [
+                partial(stage, "ema", dim=4),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5),
+            ],
+            dim=DIM,
+        )
+    ),
+    "dualcodec": Case(
+        partial(
+            FeatureSplitQuantizer,
+            [
+                partial(stage, "factorized", dim=5, codebook_dim=2),
+                partial(ResidualQuantizer, partial(stage, "factorized", dim=3, codebook_dim=2), 2, estimator=None),
+            ],
+            dropout=0.5,
+        )
+    ),
+    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
+    "prefix_residual": Case(
+        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
+    ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }
 

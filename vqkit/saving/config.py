@@ -32,6 +32,7 @@ BUILDABLE = (
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
+    "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""

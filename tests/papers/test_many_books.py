@@ -63,7 +63,7 @@ def test_mgvq_leaves_the_last_groups_out_as_one_number_decides() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_mgvq_values_losses_and_gradients(training: bool) -> None:
     quantizer = with_random_books(MGVQ()).train(training)
-    z, upstream = random(16, 3, 32).requires_grad_(), random(16, 3, 32)
+    z, upstream = random(17, 3, 32).requires_grad_(), random(17, 3, 32)
     output = quantizer(z)  # unused codes moved to features before the search
     kept, own = output.indices >= 0, [group.codebook.vectors for group in quantizer.groups]
     assert kept.all() == (not training) and kept[..., 0].all()

@@ -11,7 +11,7 @@ from torch import Tensor
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.lengths import PrefixLengths
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.runtime import ForwardNumbers, uncompiled
 
@@ -128,7 +128,14 @@ class SampleDropout(CompositeQuantizer):
         ValueError: `dropout` is no probability.
     """
 
-    def __init__(self, *arguments: Any, dropout: float, lengths: PrefixLengths, seed: int, **named: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        dropout: float,
+        lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        seed: int,
+        **named: Any,
+    ) -> None:
         super().__init__(*arguments, **named)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")

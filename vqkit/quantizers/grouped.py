@@ -199,7 +199,7 @@ class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
 
     def shares(self, quantized: Quantized) -> Sequence[Tensor]:
         """The share of the vectors that each group quantized, scalars."""
-        count = quantized.valid.sum().clamp(min=1)
+        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
         return [made.valid.sum() / count for made in quantized.members]
 
     def lookup(self, indices: Tensor) -> Tensor:

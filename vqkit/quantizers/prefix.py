@@ -98,8 +98,8 @@ class PrefixQuantizer(SampleDropout):
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the tokens that are kept, averaged over all; see `BaseQuantizer`."""
-        share = quantized.members[0].valid.sum() / quantized.valid.sum().clamp(min=1)
-        return self.penalize_members(quantized, 1, [share])
+        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
+        return self.penalize_members(quantized, 1, [quantized.members[0].valid.sum() / count])
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""

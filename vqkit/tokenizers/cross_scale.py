@@ -16,7 +16,6 @@ from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer, share
 from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
-from vqkit.quantizers.lengths import UniformLengths
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
 from vqkit.sharding import as_forward, refuse_sharded
@@ -59,7 +58,7 @@ class CrossScaleQuantizer(DepthDropout):
     def __init__(self, stream: Sequence[Callable[[], BaseQuantizer]], *, dropout: float = 0.0, seed: int = 0) -> None:
         streams = build_members(stream, None, kind="stream", owner="CrossScaleTokenizer")
         dim = sum(member.dim for member in streams)
-        super().__init__(streams, dim, channel_dim=1, dropout=dropout, lengths=UniformLengths(), seed=seed)
+        super().__init__(streams, dim, channel_dim=1, dropout=dropout, seed=seed)
         self.groups = nn.ModuleList(streams)  # type: ignore[assignment]  # it forgets its element type
 
     @property

@@ -38,6 +38,8 @@ from vqkit import (
     IndexBackpropagation,
     LBGSplitting,
     MSBFirstLFQ,
+    NestedGroupedQuantizer,
+    NestedLengths,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
@@ -134,6 +136,9 @@ CASES: dict[str, Case] = {
     ),
     "grouped": Case(
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
+    ),
+    "nested_groups": Case(
+        partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
     "mimi": Case(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import Quantized
 from vqkit.runtime import ForwardNumbers, uncompiled
@@ -44,6 +46,11 @@ class CompositeQuantizer(BaseQuantizer):
         """In the order of the levels."""
 
     @property
+    def calls(self) -> Iterable[BaseQuantizer]:
+        """The members in the order in which a forward calls them: one that it calls several times is there as often."""
+        return self.members
+
+    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """The size of each codebook, in the order of the last axis of the indices."""
         return tuple(size for member in self.members for size in member.codebook_sizes)
@@ -77,7 +84,7 @@ class CompositeQuantizer(BaseQuantizer):
         """
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for number, member in enumerate(self.members):
+        for number, member in enumerate(self.calls):
             loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
             share = 1 if shares is None else shares[number].to(total.dtype)
             total = total + share * loss
@@ -152,6 +159,25 @@ class DepthDropout(CompositeQuantizer):
         draws = self.dropout and self.stochastic and not self.passes_through
         return self._sample(step, batch_size) if draws else None
 
+    def estimate_sum(
+        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
+    ) -> Tensor:
+        """What an estimator over the sum of all members passes on: (B, *S, dim), of the latents and the sum."""
+        if not torch.is_grad_enabled():
+            return total
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        noisy = estimator.uses_noise and self.stochastic
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
+        )
+        return estimator(selection).reshape(latents.shape)
+
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def _number(self, data: Tensor) -> Tensor:
         if self.learning:
@@ -172,6 +198,11 @@ class DepthDropout(CompositeQuantizer):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the count of draws."""
         self.draws = int(state[0])
+
+
+def per_sample(flags: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), with as many axes as `like`."""
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def build_members(
@@ -206,6 +237,11 @@ def build_members(
             f"{kind} built quantizers with another channel_dim than -1: give channel_dim to {owner} instead"
         )
     for number, member in enumerate(members):
+        if not member.index_per_position:
+            raise ValueError(
+                f"{kind} built a {type(member).__name__}, which has no index for each position: put {owner} inside of "
+                "it, as its stage, or use it by itself"
+            )
         _give_own_seed(member, number)
     return members
 

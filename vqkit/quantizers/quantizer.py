@@ -113,6 +113,7 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
+        self.prefix: int | None = None
         self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
@@ -175,7 +176,7 @@ class Quantizer(VectorQuantizer):
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """The codes (K, D) that are read, and those that are searched."""
-        vectors = self.codebook()
+        vectors = self.codebook()[: self.prefix]
         searched = self.codebook.search_vectors(vectors) if self.codebook.cascaded else vectors
         if not self.normalize:
             return vectors, searched

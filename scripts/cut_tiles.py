@@ -3,7 +3,7 @@
     python scripts/cut_tiles.py data/photos/validation --to data/photos/tiles --side 128
 
 Distances of sets need many images. The squares of a photograph resemble each other, so n of them say less than n
-photographs.
+photographs: `data.group_by: "[0-9]+_"` keeps them together.
 """
 
 import argparse

@@ -77,6 +77,12 @@ from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
 from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
+from vqkit.quantizers.prefix import GeometricLengths as GeometricLengths
+from vqkit.quantizers.prefix import PowerOfTwoLengths as PowerOfTwoLengths
+from vqkit.quantizers.prefix import PrefixLengths as PrefixLengths
+from vqkit.quantizers.prefix import PrefixQuantizer as PrefixQuantizer
+from vqkit.quantizers.prefix import RoundedUpLengths as RoundedUpLengths
+from vqkit.quantizers.prefix import UniformLengths as UniformLengths
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.quantizers.resizing import AreaResizing as AreaResizing

@@ -40,6 +40,8 @@ from vqkit import (
     MSBFirstLFQ,
     MultiScaleQuantizer,
     Orthogonality,
+    PowerOfTwoLengths,
+    PrefixQuantizer,
     ProbabilisticAnchor,
     Quantizer,
     RandomAnchor,
@@ -141,6 +143,10 @@ CASES: dict[str, Case] = {
     "multi_scale_bits": Case(
         partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
         spatial=True,
+    ),
+    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
+    "prefix_residual": Case(
+        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
     ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }

@@ -18,6 +18,7 @@ from vqkit import (
     LinearResizing,
     MultiScaleQuantizer,
     Quantizer,
+    RandomRestart,
     Resizing,
 )
 from vqkit.quantizers.binary import BinaryQuantizer
@@ -279,3 +280,22 @@ def test_a_shared_codebook_moves_by_the_vectors_of_all_scales_at_once() -> None:
     expected = (0.5 * usage.unsqueeze(1) * codes + 0.5 * sums) / (0.5 * usage + 0.5 * counts).unsqueeze(1)
     torch.testing.assert_close(quantizer.stages[0].codebook.vectors, expected, rtol=0, atol=ROUNDING)
     assert quantizer.stages[0].codebook.steps == 1
+
+
+def test_policies_of_a_shared_codebook_draw_from_the_vectors_of_all_scales() -> None:
+    """Each of 7 codes that nothing chose becomes one of the batch's 7 vectors: 1, and 6 of the second scale."""
+    restart, book = RandomRestart(every=1), partial(EMACodebook, usage_decay=0.0)
+    stage = partial(Quantizer, "ema", dim=DIM, codebook_size=8, codebook=book, maintenance=[restart])
+    torch.manual_seed(0)
+    quantizer = MultiScaleQuantizer(stage, [1, [2, 3]], num_phis=0, losses=[], channel_dim=1).double()
+    codebook = quantizer.stages[0].codebook
+    codebook.vectors.copy_(1e3 * torch.arange(8).unsqueeze(1))
+    f = 1 + 0.1 * images(1, 16)[:, :, :2, :3]
+    quantizer(f)
+    quantizer.step()
+    first = codebook.vectors[0].clone()
+    quantizer(f)
+    rest = (f - first.view(1, -1, 1, 1)).movedim(1, -1).reshape(-1, DIM)
+    vectors = torch.cat([f.mean((2, 3)), rest])
+    distances = torch.cdist(codebook.vectors, vectors)
+    assert (distances[1:].min(0).values < ROUNDING).all()

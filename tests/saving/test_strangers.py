@@ -85,7 +85,16 @@ def concrete_classes(base: type) -> Iterator[type]:
         yield from concrete_classes(derived)
 
 
-BASES = {"BinaryQuantizer", "CompositeQuantizer", "DepthDropout", "FixedGrid", "Part", "Penalty", "Pretrained"}
+BASES = {
+    "BinaryQuantizer",
+    "CompositeQuantizer",
+    "DepthDropout",
+    "FixedGrid",
+    "Part",
+    "Penalty",
+    "Pretrained",
+    "SampleDropout",
+}
 
 
 def test_every_class_that_can_be_saved_is_found_again() -> None:

@@ -145,7 +145,7 @@ def test_statistics_are_counted_once_a_batch(monkeypatch):
     for stage in task.tokenizer.quantizer.stages:
         keep = stage.codebook.observe
         monkeypatch.setattr(
-            stage.codebook, "observe", lambda selection, keep=keep: (observed.append(len(selection.z)), keep(selection))
+            stage.codebook, "observe", lambda packed, keep=keep: (observed.append(int(packed[:16].sum())), keep(packed))
         )
     make_trainer(max_steps=3).fit(task, datamodule=Sounds(4))
     assert observed == [4 * 20] * 2 * 3

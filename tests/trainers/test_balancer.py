@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from trainers.core import AdaptiveWeight, LossBalancer
 from vqkit.backbones.conv1d import ConvDecoder1d
@@ -220,8 +221,9 @@ def test_averages_stay_in_float32() -> None:
         (lambda: LossBalancer(total_norm=0.0), "total_norm=0.0"),
         (lambda: AdaptiveWeight(maximum=0.0), "maximum=0.0"),
         (lambda: AdaptiveWeight(epsilon=-1.0), "epsilon=-1.0"),
-        (lambda: AdaptiveWeight(last_layer="out").point(Decoder(), torch.zeros(())), "with weights are hidden, output"),
-        (lambda: AdaptiveWeight().point(nn.ReLU(), torch.zeros(())), "with weights are none"),
+        (lambda: watched(AdaptiveWeight(last_layer="out"), Decoder()), "with weights are hidden, output"),
+        (lambda: watched(AdaptiveWeight(), nn.ReLU()), "with weights are none"),
+        (lambda: watched(AdaptiveWeight(), parametrizations.weight_norm(nn.Linear(2, 2))), "did not use its kernel"),
         (lambda: LossBalancer()({}, {}, torch.zeros(1, 1, 2)), "terms is empty"),
         (lambda: LossBalancer()({"a": torch.zeros(())}, {}, torch.zeros(1, 1, 2)), "term 'a' has the weight None"),
         (lambda: LossBalancer()({"a": torch.zeros(())}, {"a": -1.0}, torch.zeros(1, 1, 2)), "at least 0"),
@@ -252,14 +254,21 @@ class Decoder(nn.Module):
         return self.output(self.hidden(latents).tanh())
 
 
-def adaptive_terms(decoder: Decoder, latents: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    reconstruction = decoder(latents)
+def watched(balancer: AdaptiveWeight, decoder: nn.Module) -> Tensor:
+    with balancer.watching(decoder):
+        pass
+    return balancer.point(torch.zeros(()))
+
+
+def adaptive_terms(balancer: AdaptiveWeight, decoder: nn.Module, latents: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    with balancer.watching(decoder):
+        reconstruction = decoder(latents)
     terms = {
         "l2": reconstruction.square().mean(),
         "l1": reconstruction.abs().mean(),
         "adversarial": -(3 * reconstruction).sin().mean(),
     }
-    return terms, reconstruction
+    return terms, balancer.point(reconstruction)
 
 
 WEIGHTS = {"l2": 1.0, "l1": 0.5, "adversarial": 0.8, "not there": 3.0}
@@ -270,8 +279,8 @@ def test_adaptive_weight_is_the_published_equation() -> None:
     torch.manual_seed(0)
     decoder, latents = Decoder().double(), torch.randn(7, 4, dtype=torch.float64)
     balancer = AdaptiveWeight(epsilon=0.01)
-    terms, reconstruction = adaptive_terms(decoder, latents)
-    balancer(terms, WEIGHTS, balancer.point(decoder, reconstruction)).backward()
+    terms, point = adaptive_terms(balancer, decoder, latents)
+    balancer(terms, WEIGHTS, point).backward()
     got = {name: parameter.grad.clone() for name, parameter in decoder.named_parameters()}
 
     hidden, x = decoder.hidden(latents).tanh(), decoder(latents)
@@ -288,8 +297,7 @@ def test_adaptive_weight_is_the_published_equation() -> None:
 def test_adaptive_weight_has_an_end_and_waits_for_the_adversary() -> None:
     decoder, latents = Decoder(), torch.randn(7, 4)
     balancer = AdaptiveWeight(maximum=2.0)
-    terms, reconstruction = adaptive_terms(decoder, latents)
-    point = balancer.point(decoder, reconstruction)
+    terms, point = adaptive_terms(balancer, decoder, latents)
     faint = balancer(terms | {"adversarial": 1e-6 * terms["adversarial"]}, WEIGHTS, point)
     assert balancer.figures["adaptive_weight"] == 2
     del terms["adversarial"]
@@ -308,11 +316,74 @@ def test_adaptive_weight_has_an_end_and_waits_for_the_adversary() -> None:
     ],
 )
 def test_the_last_layer_is_found(arguments: dict, decoder: nn.Module, expected: str) -> None:
-    point = AdaptiveWeight(**arguments).point(decoder, torch.zeros(()))
+    point = watched(AdaptiveWeight(**arguments), decoder)
     assert point is decoder.get_parameter(expected)
     point.requires_grad_(False)
     with pytest.raises(ValueError, match=f"{expected} is frozen"):
-        AdaptiveWeight(**arguments).point(decoder, torch.zeros(()))
+        watched(AdaptiveWeight(**arguments), decoder)
+
+
+class Codec(nn.Module):
+    """The decoder of a codec, whose kernels have weight norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = ConvDecoder1d(dim=4, channels=8, strides=(4,))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents[..., None].expand(-1, -1, 5))
+
+
+REMOVE = {
+    parametrizations.weight_norm: lambda layer: parametrize.remove_parametrizations(layer, "weight"),
+    nn.utils.weight_norm: nn.utils.remove_weight_norm,
+    nn.utils.spectral_norm: nn.utils.remove_spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    ("make", "path", "direction", "norm"),
+    [
+        (Codec, "decoder.layers.7.convolution", "parametrizations.weight.original1", None),
+        (Decoder, "output", "parametrizations.weight.original1", parametrizations.weight_norm),
+        (Decoder, "output", "weight_v", nn.utils.weight_norm),
+        (Decoder, "output", "weight_orig", nn.utils.spectral_norm),
+    ],
+    ids=["codec", "weight norm", "older weight norm", "older spectral norm"],
+)
+def test_the_kernel_is_what_is_applied(make, path: str, direction: str, norm) -> None:
+    """However long the parameter is that gives it its direction: lambda is that of the same decoder without norms."""
+    latents = torch.randn(7, 4, dtype=torch.float64)
+    found = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        decoder = make().double()
+        if norm is not None:
+            norm(decoder.get_submodule(path))
+        with torch.no_grad():
+            decoder.get_parameter(f"{path}.{direction}").mul_(5)
+        if plain:
+            REMOVE[norm or parametrizations.weight_norm](decoder.get_submodule(path))
+        balancer = AdaptiveWeight()
+        terms, point = adaptive_terms(balancer, decoder.eval(), latents)
+        balancer(terms, WEIGHTS, point).backward()
+        found.append(balancer.figures["adaptive_weight"])
+        assert not list(decoder.get_submodule(path)._forward_hooks)
+    torch.testing.assert_close(found[0], found[1], rtol=point.numel() * 2.0**-24, atol=0)  # norms are in float32
+
+
+def test_gradients_of_all_uses_of_a_kernel_count() -> None:
+    layer = parametrizations.weight_norm(nn.Linear(3, 3, bias=False))
+    latents = torch.randn(5, 3)
+    balancer = AdaptiveWeight()
+    with balancer.watching(layer):
+        reconstruction = layer(layer(latents))
+    point = balancer.point(reconstruction)
+    (gradient,) = torch.autograd.grad(reconstruction.sum(), point, retain_graph=True)
+    kernel = layer.weight.detach().requires_grad_()
+    (expected,) = torch.autograd.grad((latents @ kernel.T @ kernel.T).sum(), kernel)
+    torch.testing.assert_close(gradient, expected)
 
 
 # ------------------------------------------------------------------ two processes

@@ -337,7 +337,7 @@ def test_identical_files_are_on_one_side(kind, tmp_path):
 @pytest.mark.parametrize(("contents", "expected"), [("fe", "e"), ("01", "0")])
 def test_each_side_has_a_file(contents, expected):
     files = [ImageFile(f"{number}.png", 1, 1, 16 * content) for number, content in enumerate(contents)]
-    training, validation = split(files, 0.2, Path("photos"), noun="image")
+    training, validation = split(files, [file.content for file in files], 0.2, Path("photos"), noun="image")
     assert [file.content for file in validation] == [16 * expected]
     assert len(training) == 1
 

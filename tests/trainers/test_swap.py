@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, nearest_levels, swapped
-from vqkit import FSQ, BaseQuantizer, Quantizer
+from vqkit import FSQ, BaseQuantizer, PowerOfTwoLengths, Quantizer
 from vqkit.parts.estimators import Estimator
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,15 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     leaves = [found for found in new.modules() if type(found) in {known.quantizer for known in WORDS.values()}]
     assert leaves and all(type(leaf) is WORDS[word].quantizer for leaf in leaves)
     assert all(leaf.method == WORDS[word].method for leaf in leaves if isinstance(leaf, Quantizer))
+
+
+def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it(parser):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/quantizers.md").read_text(), re.DOTALL)
+    (node,) = [next(iter(yaml.safe_load(block).values())) for block in blocks if "PrefixQuantizer" in block]
+    before, after = (built(parser, made) for made in (node, swapped(parsed(parser, node), "fsq")[0]))
+    assert before.mask_token is not None and isinstance(before.lengths, PowerOfTwoLengths)
+    assert type(before.quantizer) is Quantizer and type(after.quantizer) is FSQ
+    assert (after.dim, after.channel_dim, type(after.lengths)) == (before.dim, before.channel_dim, PowerOfTwoLengths)
 
 
 @pytest.mark.parametrize("codes", [5, 16, 512, 1000, 1024, 2048, 16384, 65536, 2**20])

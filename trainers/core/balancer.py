@@ -1,7 +1,8 @@
 """Balancing of losses by the size of their gradients, so that a weight is a share and not a unit conversion."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,9 +26,14 @@ class Balancer(FullPrecisionModule, ABC):
 
     figures: Mapping[str, Tensor] = {}
 
+    @contextmanager
+    def watching(self, decoder: nn.Module) -> Iterator[None]:
+        """Open while the decoder makes the reconstruction of which `point` is asked."""
+        yield
+
     @abstractmethod
-    def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
-        """The tensor at which gradients are compared: an output of the generator, or one of its weights."""
+    def point(self, reconstruction: Tensor) -> Tensor:
+        """The tensor at which gradients are compared: an output of the generator, or one of its kernels."""
 
     @abstractmethod
     def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], point: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ class LossBalancer(Balancer):
         self.decay = decay
         self.total_norm = total_norm
 
-    def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
+    def point(self, reconstruction: Tensor) -> Tensor:
         """The reconstruction: nothing behind it is entered."""
         return reconstruction
 
@@ -170,9 +176,10 @@ class AdaptiveWeight(Balancer):
 
         loss = L_rec + w * lambda * L_GAN,  lambda = min(|grad L_rec| / (|grad L_GAN| + epsilon), maximum)
 
-    with gradients to the weight of the last layer, L_rec the weighted sum of all other terms (objectives, and feature
+    with gradients to the kernel of the last layer, L_rec the weighted sum of all other terms (objectives, and feature
     matching if there is any) and w the adversary's weight, 0.8 in VQGAN. lambda is a constant of the step: nothing is
-    averaged over steps or kept. `train/adaptive_weight` is lambda.
+    averaged over steps or kept. `train/adaptive_weight` is lambda. The kernel is what the layer applies: where weight
+    norm or another parametrization makes it, not one of the parameters that it is made of.
 
     Costs one more backward of each term than training without it, from the objectives and through the discriminators
     to the last layer, and none of what lies before that layer; graphs of the terms are kept for the backward proper.
@@ -189,15 +196,15 @@ class AdaptiveWeight(Balancer):
         epsilon: added to the length of the adversarial gradient.
 
     Raises:
-        ValueError: an argument is out of its range; at the first step if the decoder has no such layer, or it is
-            frozen.
+        ValueError: an argument is out of its range; at `watching` if the decoder has no such layer, or it is frozen; at
+            `point` if the decoder did not use it.
 
     Examples:
-        >>> decoder = torch.nn.Conv1d(1, 1, 3, padding=1)
-        >>> reconstruction = decoder(torch.ones(1, 1, 8))
+        >>> decoder, balancer = torch.nn.Conv1d(1, 1, 3, padding=1), AdaptiveWeight()
+        >>> with balancer.watching(decoder):
+        ...     reconstruction = decoder(torch.ones(1, 1, 8))
         >>> terms = {"l2": reconstruction.square().mean(), "adversarial": 100 * reconstruction.mean()}
-        >>> balancer = AdaptiveWeight()
-        >>> loss = balancer(terms, {"l2": 1.0, "adversarial": 0.8}, balancer.point(decoder, reconstruction))
+        >>> loss = balancer(terms, {"l2": 1.0, "adversarial": 0.8}, balancer.point(reconstruction))
         >>> loss.backward()
     """
 
@@ -209,9 +216,40 @@ class AdaptiveWeight(Balancer):
         self.last_layer = last_layer
         self.maximum = maximum
         self.epsilon = epsilon
+        self._kernels: list[Tensor] = []
 
-    def point(self, decoder: nn.Module, reconstruction: Tensor) -> Tensor:
-        """The weight of the decoder's last layer."""
+    @contextmanager
+    def watching(self, decoder: nn.Module) -> Iterator[None]:
+        """See `Balancer`."""
+        path, _, name = self._weight_name(decoder).rpartition(".")
+        owner, parametrized, tensor = f".{path}".partition(".parametrizations.")
+        layer: Any = decoder.get_submodule(owner[1:])
+        self._kernels = []
+        if parametrized:
+
+            def keep(module: nn.Module, arguments: tuple[Tensor, ...], kernel: Tensor) -> Tensor:
+                self._kernels = self._kernels or [kernel]
+                return self._kernels[0]  # the same for each use, so that gradients of all of them meet in it
+
+            handle = layer.parametrizations[tensor].register_forward_hook(keep)
+            try:
+                yield
+            finally:
+                handle.remove()
+        else:
+            yield
+            # The older torch.nn.utils.weight_norm and spectral_norm have set it in the forward.
+            made = getattr(layer, name.removesuffix("_v").removesuffix("_orig"), None)
+            self._kernels = [made if isinstance(made, Tensor) else getattr(layer, name)]
+
+    def point(self, reconstruction: Tensor) -> Tensor:
+        """The kernel of the decoder's last layer."""
+        if not self._kernels:
+            raise ValueError(f"last_layer={self.last_layer}: the decoder did not use its kernel; name another one")
+        return self._kernels.pop()  # nothing of its graph is kept
+
+    def _weight_name(self, decoder: nn.Module) -> str:
+        """The name of the parameter that is the kernel of the last layer, or of the last that it is made of."""
         names = [name for name, parameter in decoder.named_parameters() if parameter.ndim > 1]
         last_layer = self.last_layer or properties_of(decoder).output_layer
         if last_layer is not None:
@@ -222,13 +260,12 @@ class AdaptiveWeight(Balancer):
                 f"last_layer={last_layer}: expected a layer of {type(decoder).__name__} with a kernel or matrix; "
                 f"those with weights are {layers or 'none'}"
             )
-        weight = decoder.get_parameter(names[-1])
-        if not weight.requires_grad:
+        if not decoder.get_parameter(names[-1]).requires_grad:
             raise ValueError(
                 f"the decoder's {names[-1]} is frozen, so it has no gradients to compare: name another last_layer of "
                 "AdaptiveWeight, or leave the balancer out"
             )
-        return weight
+        return names[-1]
 
     def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], point: Tensor) -> Tensor:
         """The weighted sum, with the adversarial term multiplied by lambda.
@@ -236,7 +273,7 @@ class AdaptiveWeight(Balancer):
         Args:
             terms: name -> scalar; without "adversarial" the plain sum is returned.
             weights: name -> weight for each of the terms.
-            point: the weight of the last layer.
+            point: the kernel of the last layer.
 
         Returns:
             scalar.

@@ -47,6 +47,10 @@ class EvaluatedTask(LightningModule, ABC):
         """The samples of a batch that is measured or encoded, in batches of samples that have one size."""
         yield self.inputs(batch)
 
+    def measured_by(self, batch: Any, own: slice) -> dict[str, Tensor]:
+        """What the metrics are told of some samples of a batch beside their inputs and outputs."""
+        return {}
+
     @abstractmethod
     def new_metrics(self, split: str) -> TokenizerMetrics:
         """What measures a split, "validation" or "test"."""
@@ -147,8 +151,9 @@ class EvaluatedTask(LightningModule, ABC):
         figures: list[dict[str, Tensor]] = []
         for inputs in self.evaluation_inputs(batch):
             output = self.reconstruct(inputs)
+            facts = self.measured_by(batch, slice(len(originals), len(originals) + len(inputs)))
             with new_tensors_in_float32():
-                figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices))
+                figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices, **facts))
             originals += inputs
             reconstructions += output.reconstruction
         names = batch.get("name", [""] * len(originals))

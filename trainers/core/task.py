@@ -194,7 +194,8 @@ class TokenizerTask(EvaluatedTask):
     def setup(self, stage: str) -> None:
         """Refuse a precision and a decoder that the balancer cannot work with."""
         if self.balancer is not None and stage == "fit":
-            self.balancer.point(self.tokenizer.decoder, torch.empty(0))
+            with self.balancer.watching(self.tokenizer.decoder):
+                pass
         if self.balancer is not None and self.trainer.precision == "16-mixed":
             raise ValueError(
                 "precision=16-mixed with a balancer: it differentiates each term without the loss scale, and the "
@@ -206,7 +207,8 @@ class TokenizerTask(EvaluatedTask):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One forward; returns the loss, and what callbacks look at. `indices` is None while there are no codes."""
         inputs = self.inputs(batch)
-        output = self.reconstruct(inputs)
+        with nullcontext() if self.balancer is None else self.balancer.watching(self.tokenizer.decoder):
+            output = self.reconstruct(inputs)
         total, terms = self.reconstruction_loss(inputs, output.reconstruction)
         loss = output.quantizer.loss + total
         terms |= {f"quantizer/{name}": term for name, term in output.quantizer.losses.items()}
@@ -254,7 +256,7 @@ class TokenizerTask(EvaluatedTask):
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:
-            total = self.balancer(terms, weights, self.balancer.point(self.tokenizer.decoder, reconstruction))
+            total = self.balancer(terms, weights, self.balancer.point(reconstruction))
             self.log_dict({f"train/{name}": figure for name, figure in self.balancer.figures.items()})
             return total
         return weighted_sum(terms, weights)

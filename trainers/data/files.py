@@ -177,11 +177,14 @@ def named(skipped: dict[str, str]) -> str:
     return "; ".join(first) + ("; ..." if len(skipped) > NAMED else "")
 
 
-def split(files: list[File], fraction: float, root: Path, *, noun: str) -> tuple[list[File], list[File]]:
-    """Divides files into training and validation by a hash of each one's content.
+def split(
+    files: list[File], units: Sequence[str], fraction: float, root: Path, *, noun: str
+) -> tuple[list[File], list[File]]:
+    """Divides files into training and validation.
 
     Args:
         files: The files.
+        units: A hash for each file, 16 hexadecimal digits; files of which it is equal are on one side.
         fraction: Share that validates.
         root: Their folder, for the message.
         noun: What one file is called, for the message.
@@ -189,19 +192,21 @@ def split(files: list[File], fraction: float, root: Path, *, noun: str) -> tuple
     Raises:
         ValueError: With fewer than two different files.
     """
-    contents = sorted({file.content for file in files})
-    if len(contents) < 2:
+    found = sorted(set(units))
+    if len(found) < 2:
         raise ValueError(
-            f"{root} holds {len(contents)} different usable {noun}(s); a split into training and validation needs at "
+            f"{root} holds {len(found)} different usable {noun}(s); a split into training and validation needs at "
             f"least two. Add {noun}s, or give a folder of their own for validation as validation_root."
         )
-    chosen = {content for content in contents if int(content, 16) < fraction * 2**64}
+    chosen = {unit for unit in found if int(unit, 16) < fraction * 2**64}
     if not chosen:
-        chosen = {contents[0]}
-    elif len(chosen) == len(contents):
-        chosen.remove(contents[-1])
-    training = [file for file in files if file.content not in chosen]
-    return training, [file for file in files if file.content in chosen]
+        chosen = {found[0]}
+    elif len(chosen) == len(found):
+        chosen.remove(found[-1])
+    sides: tuple[list[File], list[File]] = ([], [])
+    for file, unit in zip(files, units, strict=True):
+        sides[unit in chosen].append(file)
+    return sides
 
 
 class FileStore(ABC, Generic[File]):

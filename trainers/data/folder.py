@@ -141,6 +141,10 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
     def settings_of_prediction(self) -> str:
         """What else than the files decides what prediction reads."""
 
+    def units(self, files: list[File]) -> list[str]:
+        """For each file 16 hexadecimal digits, equal where files stay together when they are divided."""
+        return [file.content for file in files]
+
     # ---- what there is
 
     def _folder(self, root: Path) -> Folder[File]:
@@ -161,7 +165,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         if self._sides is None:
             files = self._folder(self.root).files
             if self.validation_root is None:
-                self._sides = split(files, self.validation_fraction, self.root, noun=self.noun)
+                self._sides = split(files, self.units(files), self.validation_fraction, self.root, noun=self.noun)
             else:
                 self._sides = files, self._folder(self.validation_root).files
                 self._announce_shared(*self._sides)

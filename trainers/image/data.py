@@ -1,6 +1,7 @@
 """Folders of images as training, validation and prediction data."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from trainers.data.files import Folder, in_threads
 from trainers.data.folder import FolderData
 from trainers.image.crops import DEFAULT_EVALUATION, Crop, FixedCrop, NativeCrop, RandomScaleCrop, check_scale
-from trainers.image.files import MAX_PIXELS, ImageFile, class_names, greatest_found, labelled, scan
+from trainers.image.files import MAX_PIXELS, ImageFile, class_names, greatest_found, groups, labelled, scan
 from trainers.image.samples import FixedCrops, ImageStore, TrainingCrops
 from vqkit import Tiles
 from vqkit.tokens.names import escaped
@@ -56,6 +57,9 @@ class ImageFolderData(FolderData[ImageFile]):
             type holds, 65535 for 16 bits; a warning names another where they use no more than half of it. Integers of
             32 bits and floating-point values need it. A file with values beyond it is skipped.
         max_pixels: Larger images are skipped; decoded, a pixel takes three bytes or more.
+        group_by: A regular expression. Images belong together, as squares of one photograph do, where what it matches
+            at the beginning of their names is equal: they are on one side of the split and in one half of the
+            originals of a measure, and batches have a `group`. None makes each image its own.
         cache_bytes: Memory for decoded images.
         arguments: Of `FolderData`.
 
@@ -83,6 +87,7 @@ class ImageFolderData(FolderData[ImageFile]):
         tiles: Tiles | None = None,
         white: float | None = None,
         max_pixels: int = MAX_PIXELS,
+        group_by: str | None = None,
         cache_bytes: int = 512 * 2**20,
         **arguments: Any,
     ) -> None:
@@ -101,6 +106,10 @@ class ImageFolderData(FolderData[ImageFile]):
             raise ValueError(f"white must be a positive value of the pixels, such as 4095 for 12 bits, got {white}.")
         if max_pixels < 1:
             raise ValueError(f"max_pixels must be at least 1, got {max_pixels}.")
+        try:
+            re.compile(group_by or "")
+        except re.error as error:
+            raise ValueError(f"group_by={group_by!r} is no regular expression, such as '.*_': {error}.") from error
         self.resolution = resolution
         self.min_size = resolution if min_size is None else min_size
         self.max_aspect_ratio = math.inf if max_aspect_ratio is None else max_aspect_ratio
@@ -112,6 +121,7 @@ class ImageFolderData(FolderData[ImageFile]):
         self.tiles = tiles
         self.white = white
         self.max_pixels = max_pixels
+        self.group_by = group_by
         self._check_crops()
 
     def _check_crops(self) -> None:
@@ -203,8 +213,23 @@ class ImageFolderData(FolderData[ImageFile]):
             seed=self.seed,
         )
 
+    def units(self, files: list[ImageFile]) -> list[str]:
+        """By content, or by groups."""
+        return super().units(files) if self.group_by is None else groups(files, self.group_by)
+
+    @property
+    def grouping(self) -> str | None:
+        """How `group` of the images that are measured came about, for records; None where they have none."""
+        if self.group_by is None:
+            return None
+        number = len(set(self.units(self._split()[1])))
+        return f"by a hash of the group; {number} groups, each of equal matches of {self.group_by!r} in the names"
+
     def evaluation_samples(self, root: Path, files: list[ImageFile]) -> FixedCrops:
         """The part of each image that is measured."""
+        if self.group_by is not None:
+            pairs = zip(files, self.units(files), strict=True)
+            files = [replace(file, group=int(unit, 16) >> 1) for file, unit in pairs]
         return self._fixed(root, files, self.evaluation_crop)
 
     def prediction_samples(self, root: Path, files: list[ImageFile]) -> FixedCrops:
@@ -220,13 +245,13 @@ class ImageFolderData(FolderData[ImageFile]):
 
     @staticmethod
     def join(samples: list[Tensor], files: list[ImageFile]) -> dict[str, Any]:
-        """`image`: (B, 3, H, W), or a list of (3, H, W) where sizes differ; `label` and `extent` where files have them.
+        """`image`: (B, 3, H, W), or a list of (3, H, W) where sizes differ; and what else files have.
 
-        `extent` is (B, 2) int64, height and width in pixels.
+        `label` and `group` are (B,) int64, `extent` (B, 2) int64, height and width in pixels.
         """
         one_size = len({sample.shape for sample in samples}) == 1
         batch: dict[str, Any] = {"image": torch.stack(samples) if one_size else samples}
-        for name in ("label", "extent"):
+        for name in ("label", "extent", "group"):
             values = [getattr(file, name) for file in files]
             batch |= {} if None in values else {name: torch.tensor(values)}
         return batch
@@ -250,11 +275,16 @@ class ImageFolderData(FolderData[ImageFile]):
         """The number of classes too, where there are any."""
         return super().facts() | ({"classes": len(self.class_names)} if self.class_folders else {})
 
+    def _how_divided(self) -> str:
+        if self.validation_root is not None:
+            return "validation_root"
+        return "by content of the files" if self.group_by is None else f"by groups of files, {self.group_by!r}"
+
     def preprocessing(self) -> dict[str, Any]:
         """What is done to the pictures that validate and are tested, which are the reference too: for records."""
         return {
             "reference": "the same pictures, after the same preprocessing",
-            "split": "by content of the files" if self.validation_root is None else "validation_root",
+            "split": self._how_divided(),
             "pixels": "upright, RGB of 8 bits, over white",
             **self.evaluation_crop.record(self.resolution),
             "resolution": self.resolution if self.evaluation_crop.square else "native",

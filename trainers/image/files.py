@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ class ImageFile:
         deep: Whether its values have more than 8 bits.
         label: Number of its class, where folders are classes.
         extent: (height, width) of the picture within what is encoded of it, where sizes differ.
+        group: Number of what it was cut from, where names say that.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ImageFile:
     deep: bool = False
     label: int | None = None
     extent: tuple[int, int] | None = None
+    group: int | None = None
 
 
 def formats() -> list[str]:
@@ -145,6 +148,33 @@ def labelled(folder: Folder[ImageFile], classes: Sequence[str]) -> Folder[ImageF
                 f"({', '.join(classes[:3])}, ...): name its folders as those of root, or set class_folders to false."
             )
     return found
+
+
+def groups(files: Sequence[ImageFile], pattern: str) -> list[str]:
+    """For each image 16 hexadecimal digits, equal where the beginnings of names that `pattern` matches are equal.
+
+    They are the least `content` of the group, so that new names with the same groups change nothing.
+
+    Raises:
+        ValueError: The pattern does not match a name, or matches the same of all.
+    """
+    matched = []
+    for file in files:
+        if not (found := re.match(pattern, file.name)):
+            raise ValueError(
+                f"group_by={pattern!r} does not match the beginning of {file.name}: expected a regular expression for "
+                "all names, such as '.*_' where squares of the photograph 0003 are 0003_0000.png, 0003_0001.png, ..."
+            )
+        matched.append(found[0])
+    least: dict[str, str] = {}
+    for name, file in zip(matched, files, strict=True):
+        least[name] = min(least.get(name, file.content), file.content)
+    if len(least) < 2:
+        raise ValueError(
+            f"group_by={pattern!r} matches {matched[0]!r} of all {len(files)} names: expected an expression that tells "
+            "two groups or more apart"
+        )
+    return [least[name] for name in matched]
 
 
 @contextmanager

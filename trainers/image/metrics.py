@@ -30,6 +30,7 @@ PROTOCOL = {
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
     "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
 }
+BY_PIXELS = "by a hash of the pixels"
 PACKAGES = ("torch", "torchmetrics", "torchvision", "pillow")
 
 
@@ -77,13 +78,16 @@ class ImageMetrics(TokenizerMetrics):
         return super().to(device)
 
     @torch.no_grad()
-    def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    def update(
+        self, originals: Tensor, reconstructions: Tensor, indices: Tensor, groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Add a batch.
 
         Args:
             originals: (B, C, H, W) in [-1, 1], any floating dtype.
             reconstructions: like `originals`; values outside the range are clipped.
             indices: (B, h, w[, levels]) int64.
+            groups: (B,) int64, equal for images that measures keep in one half; None divides by a hash of the pixels.
 
         Returns:
             psnr, ssim, of images that are large enough ms_ssim, and the measures' own: (B,) each.
@@ -103,7 +107,8 @@ class ImageMetrics(TokenizerMetrics):
             if large:
                 figures["ms_ssim"] = _each(multiscale_structural_similarity_index_measure, pair)
             for measure in self.measures:
-                figures |= measure.update(original / 127.5 - 1, reconstructed / 127.5 - 1)
+                alike = _hash(original) if groups is None else groups
+                figures |= measure.update(original / 127.5 - 1, reconstructed / 127.5 - 1, alike)
         sums = [figures[name].sum() if name in figures else torch.zeros(()) for name in ("psnr", "ssim", "ms_ssim")]
         count, pixels = len(originals), len(originals) * originals.shape[-2] * originals.shape[-1]
         counts = torch.tensor([count, count * large, pixels], dtype=torch.float64)
@@ -146,21 +151,32 @@ class ImageMetrics(TokenizerMetrics):
 
 
 def protocol(
-    figures: Mapping[str, float], *, measures: Sequence[ImageMeasure] = (), **circumstances: Any
+    figures: Mapping[str, float],
+    *,
+    measures: Sequence[ImageMeasure] = (),
+    halves: str = BY_PIXELS,
+    **circumstances: Any,
 ) -> dict[str, Any]:
     """How `figures` were measured, so that nobody compares what cannot be compared.
 
     Args:
         figures: what `ImageMetrics.compute` returned.
         measures: as given to `ImageMetrics`.
+        halves: as for `ImageMeasure.protocol`.
         circumstances: facts that only the caller knows (split, resize and crop, checkpoint, precision).
     """
     record: dict[str, Any] = dict(PROTOCOL)
     if "ms_ssim" not in figures:
         record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
     if measures:
-        record["measures"] = {measure.name: measure.protocol() for measure in measures}
+        record["measures"] = {measure.name: measure.protocol(halves=halves) for measure in measures}
     return record | {"images": figures["images"]} | circumstances | {"versions": versions(PACKAGES)}
+
+
+def _hash(images: Tensor) -> Tensor:
+    """(B,) int64 of images on the uint8 grid: the same whatever the order, the batch and the ranks."""
+    values = images.flatten(1).to(torch.int64)
+    return (values * torch.arange(1, 2 * values.shape[1], 2, device=values.device)).sum(1)
 
 
 def _each(metric: Any, pair: dict[str, Any]) -> Tensor:

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from trainers.core.task import TokenizerTask
 from trainers.image.crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
-from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
+from trainers.image.metrics import BY_PIXELS, ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import Tiles, Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.parts.compatibility import check_names
@@ -26,7 +26,8 @@ class ImageTokenizerTask(TokenizerTask):
     """Trains a tokenizer of images in [-1, 1], channel first (`channel_dim=1`), and measures what it does to images.
 
     Batches are dictionaries with `image` (B, C, H, W), in evaluation also a list of (C, H, W), and for prediction
-    `name`, a list of file names. Other arguments are those of `TokenizerTask`.
+    `name`, a list of file names. In evaluation `group` (B,) int64 may say which images belong together. Other arguments
+    are those of `TokenizerTask`.
 
     Args:
         tokenizer: of images.
@@ -92,6 +93,10 @@ class ImageTokenizerTask(TokenizerTask):
             for _, group in itertools.groupby(images, key=lambda image: image.shape):
                 yield torch.stack(list(group))
 
+    def measured_by(self, batch: dict[str, Any], own: slice) -> dict[str, Tensor]:
+        """The groups, where there are any."""
+        return {"groups": batch["group"][own]} if "group" in batch else {}
+
     def encode(self, inputs: Tensor) -> Tensor:
         """The indices of images of one size, tile by tile where the data says so."""
         tiles: Tiles | None = getattr(getattr(self.trainer, "datamodule", None), "tiles", None)
@@ -119,7 +124,8 @@ class ImageTokenizerTask(TokenizerTask):
         for key, name in (("preprocessing", "preprocessing"), ("files_sha256", "evaluation_hash")):
             # A data module of one's own need not have it.
             facts[key] = getattr(data, name)() if hasattr(data, name) else f"unknown: the data module has no {name}()"
-        return protocol(dict(figures), measures=self.measures["test"], **facts)
+        halves = getattr(data, "grouping", None) or BY_PIXELS
+        return protocol(dict(figures), measures=self.measures["test"], halves=halves, **facts)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

@@ -8,18 +8,16 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.functional import matching_map
-from vqkit.kernels import segment_stats
 from vqkit.kmeans import kmeans
-from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
-from vqkit.runtime import autocast_disabled, uncompiled
+from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured
 
 
 class Codebook(Configured, FullPrecisionModule):
     """K trainable code vectors, learned by gradient.
 
-    Statistics are recorded after a search (`observe`) and folded in before a later one (`step`), so that no vector
+    Statistics are recorded after the forward (`observe`) and folded in before a later one (`step`), so that no vector
     changes between a forward and its backward. What is pending is part of the state, summed over ranks when it is
     recorded: a checkpoint of any rank is complete.
 
@@ -109,16 +107,15 @@ class Codebook(Configured, FullPrecisionModule):
 
     # ------------------------------------------------------------------ statistics
 
-    @uncompiled
     @torch.no_grad()
-    def observe(self, selection: Selection) -> None:
-        """Add a batch to the pending statistics, summed over ranks. Every rank must call it, an empty batch
-        included.
+    def observe(self, packed: Tensor) -> None:
+        """Add a batch to the pending statistics.
+
+        Args:
+            packed: (K + K D,) counts and sums of the vectors of all ranks that chose each code, as
+                `vqkit.kernels.segment_stats` packs them; (K,) unless the codebook is trained by statistics.
         """
         size, width = self.pending_sums.shape
-        # One tensor of counts and sums, so that a step costs one collective.
-        packed = segment_stats(selection.z[:, :width], selection.indices, size).packed
-        packed = distributed.all_reduce_sum(packed)
         self.pending_counts.add_(packed[:size])
         self.pending_sums.add_(packed[size:].view(size, width))
         self._pending_batches += 1

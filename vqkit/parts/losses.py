@@ -80,6 +80,34 @@ class Loss(Penalty):
         yield from ()
 
 
+class SummedLoss(Loss):
+    """A loss of sums over the vectors of all ranks; those of all members of a composite travel in one collective.
+
+    In training every rank has to compute it at every step. In eval mode the sums are this rank's.
+    """
+
+    @abstractmethod
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """What is added up over ranks, (M,), and what `of_sums` needs of this rank, both with graph."""
+
+    @abstractmethod
+    def of_sums(self, selection: Selection, total: Tensor, own: Tensor) -> Tensor:
+        """The unweighted loss, scalar.
+
+        Args:
+            selection: what was chosen.
+            total: (M,) the sums over ranks.
+            own: what `sums` gave besides.
+        """
+
+    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
+        """The loss of sums that the quantizer has added up, or of its own where it is called alone."""
+        if self.name in selection.sums:
+            return self.of_sums(selection, *selection.sums[self.name])
+        total, own = self.sums(selection)
+        return self.of_sums(selection, distributed.sum_over_ranks(total) if self.training else total, own)
+
+
 class Commitment(Loss):
     """Pulls the encoder's vectors towards their codes: mse(z, sg(e)), the mean over valid vectors and dimensions.
 
@@ -153,7 +181,7 @@ class DoubleQuantization(Loss):
         return selection.mean_square(quantized - selection.z)
 
 
-class Entropy(Loss):
+class Entropy(SummedLoss):
     """Makes each vector's choice decided and the codes equally used: mean_n H(p_n) - diversity H(mean_n p_n), in nats.
 
     p_n = softmax(logits_n / temperature) over all codes; nothing of size N x K is held:
@@ -198,18 +226,19 @@ class Entropy(Loss):
         self.diversity = diversity
         self.metric: Literal["dot", "euclidean"] = metric
 
-    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
-        """mean_n H(p_n) - diversity H(mean_n p_n)."""
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """The probabilities (K) and their number (1); mean_n H(p_n)."""
         assert selection.codes is not None  # only quantizers with a codebook take losses that train one
         weights = selection.valid.to(selection.z.dtype)
         per_sample, mean = assignment_entropy(
             selection.z, selection.codes, temperature=self.temperature, metric=self.metric, weights=weights
         )
         count = weights.sum()
-        if self.training:
-            total = distributed.sum_over_ranks(torch.cat([mean * count, count[None]]))
-            mean = total[:-1] / total[-1].clamp(min=1)
-        return selection.mean(per_sample) - self.diversity * entropy(mean)
+        return torch.cat([mean * count, count[None]]), selection.mean(per_sample)
+
+    def of_sums(self, selection: Selection, total: Tensor, own: Tensor) -> Tensor:
+        """mean_n H(p_n) - diversity H(mean_n p_n)."""
+        return own - self.diversity * entropy(total[:-1] / total[-1].clamp(min=1))
 
 
 class Orthogonality(Loss):

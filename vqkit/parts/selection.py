@@ -1,7 +1,7 @@
 """Which code is chosen: the search, the selection that it leads to, and the noise of a choice that is sampled."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -77,6 +77,7 @@ class Selection:
         noise: the random numbers of this forward, where a part draws some; None outside of training.
         matched: (N, D) the row that was searched, where one table is searched and another read; None where `selected`
             is that row.
+        sums: name of a `SummedLoss` -> what its `sums` gave, added up over ranks already.
     """
 
     latents: Tensor
@@ -87,6 +88,7 @@ class Selection:
     valid: Tensor
     noise: Noise | None = None
     matched: Tensor | None = None
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` (N, ...) over the valid vectors and all trailing axes; 0, with a graph, if none is valid."""

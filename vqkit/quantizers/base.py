@@ -11,16 +11,25 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vqkit import distributed
 from vqkit.functional import connected_zero
 from vqkit.indices import check_indices
-from vqkit.kernels import Metric
+from vqkit.kernels import Metric, segment_stats
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
-from vqkit.parts.losses import Loss
+from vqkit.parts.losses import Loss, SummedLoss
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule, narrowed
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, check_plain, inside_autograd_function, known, recomputing, transformed
+from vqkit.runtime import (
+    autocast_disabled,
+    check_plain,
+    inside_autograd_function,
+    known,
+    recomputing,
+    transformed,
+    uncompiled,
+)
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
 
@@ -94,10 +103,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         if transformed() or not torch.is_grad_enabled():
             self.check_counted()
         latents, valid, nonfinite = self.open(x, mask)
-        if self.learning:
+        if learning := self.learning:
             self.nonfinite_seen.add_(nonfinite)
         with autocast_disabled(x.device):
             quantized = self.quantize(latents, valid)
+            if self.training:
+                share(quantized, learning)
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)
@@ -394,6 +405,7 @@ class VectorQuantizer(BaseQuantizer):
             valid=valid,
             selection=selection,
             estimated=None if selection is None else estimated,
+            source=None if selection is None else self,
         )
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
@@ -430,3 +442,45 @@ class VectorQuantizer(BaseQuantizer):
             return quantized.vectors
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
+
+
+@uncompiled
+def share(quantized: Quantized, learning: bool) -> None:
+    """Add up over ranks what a training forward made: one collective for the statistics of all codebooks, and one for
+    all `SummedLoss`es, however many members there are.
+
+    A codebook that several members chose from observes the sum of their choices. Every rank has to call it, also
+    without a valid vector, between `quantize` and `penalize` of the quantizer that a user calls.
+
+    Args:
+        quantized: of that quantizer, with what its members made.
+        learning: whether statistics count; see `BaseQuantizer.learning`.
+    """
+    several = distributed.is_distributed()
+    counted: dict[Codebook, Tensor] = {}
+    summed: list[tuple[Selection, SummedLoss, Tensor, Tensor]] = []
+    waiting = [quantized]
+    while waiting:
+        made = waiting.pop()
+        waiting.extend(reversed(made.members))
+        source, selection = made.source, made.selection
+        if source is None or selection is None:
+            continue
+        book = source.codebook
+        if book is not None and learning and source.training:
+            size, width = book.pending_sums.shape
+            packed = segment_stats(selection.z[:, :width], selection.indices, size).packed
+            counted[book] = counted[book] + packed if book in counted else packed
+        for loss in source.losses if several else ():
+            if isinstance(loss, SummedLoss) and loss.training:
+                summed.append((selection, loss, *loss.sums(selection)))
+    if counted and several:
+        total = distributed.all_reduce_sum(torch.cat(list(counted.values())))
+        counted = dict(zip(counted, total.split([len(packed) for packed in counted.values()]), strict=True))
+    for book, packed in counted.items():
+        book.observe(packed)
+    if summed:
+        total = distributed.sum_over_ranks(torch.cat([sums for _, _, sums, _ in summed]))
+        parts = total.split([len(sums) for _, _, sums, _ in summed])
+        for (selection, loss, sums, own), part in zip(summed, parts, strict=True):
+            selection.sums[loss.name] = part.to(sums.dtype), own

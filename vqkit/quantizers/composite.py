@@ -1,4 +1,4 @@
-"""What composites share: their members, and the draw of how many of them a sample uses."""
+"""What composites share: their members, and the draw of how much of them a sample uses."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -46,11 +46,6 @@ class CompositeQuantizer(BaseQuantizer):
         """In the order of the levels."""
 
     @property
-    def calls(self) -> Iterable[BaseQuantizer]:
-        """The members in the order in which a forward calls them: one that it calls several times is there as often."""
-        return self.members
-
-    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """The size of each codebook, in the order of the last axis of the indices."""
         return tuple(size for member in self.members for size in member.codebook_sizes)
@@ -84,7 +79,7 @@ class CompositeQuantizer(BaseQuantizer):
         """
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for number, member in enumerate(self.calls):
+        for number, member in enumerate(self.members):
             loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
             share = 1 if shares is None else shares[number].to(total.dtype)
             total = total + share * loss
@@ -116,15 +111,14 @@ class CompositeQuantizer(BaseQuantizer):
         return report
 
 
-class DepthDropout(CompositeQuantizer):
-    """A composite of which a sample may use the first members alone.
+class SampleDropout(CompositeQuantizer):
+    """A composite of which a sample may use a part alone, drawn for each sample and training forward.
 
     Args:
         members: see `CompositeQuantizer`.
         dim: see `CompositeQuantizer`.
         channel_dim: see `BaseQuantizer`.
-        dropout: probability, per sample and training step, that only the first n members are used, n uniform in 1 ...
-            number of members.
+        dropout: probability, per sample and training step, that a part is left out.
         seed: of the draws.
 
     State:
@@ -144,20 +138,27 @@ class DepthDropout(CompositeQuantizer):
         self.seed = seed
         self.draws = 0
         self._numbers = ForwardNumbers()
-        self._num_members = len(members)
 
     def number_forward(self, data: Tensor) -> int | Tensor:
         """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""
         return self._number(data) if self.stochastic and not self.passes_through else 0
 
-    def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
-        """How many members each sample uses in this training forward, (B,) int64; None where all use all.
+    def sample_lengths(
+        self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int
+    ) -> Tensor | None:
+        """How much each sample uses in this training forward, (B,) int64; None where all use all.
 
         A function of the seed, of the step that `number_forward` gives and of the number of a sample among those of all
         ranks, if they hold as many each.
+
+        Args:
+            step: see `number_forward`.
+            batch_size: B.
+            length_of: from uniform numbers in [0, 1), (B,), to lengths.
+            most: what a sample has that drops nothing.
         """
         draws = self.dropout and self.stochastic and not self.passes_through
-        return self._sample(step, batch_size) if draws else None
+        return self._sample(step, batch_size, length_of, most) if draws else None
 
     def estimate_sum(
         self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
@@ -185,11 +186,10 @@ class DepthDropout(CompositeQuantizer):
         return self._numbers.find(data, self.draws)
 
     @uncompiled
-    def _sample(self, step: int | Tensor, batch_size: int) -> Tensor:
+    def _sample(self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int) -> Tensor:
         samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
-        chance, depth = (distributed.counter_random(2 * samples + k, seed=self.seed, step=step) for k in (0, 1))
-        drawn = 1 + (depth * self._num_members).long()
-        return torch.where(chance < self.dropout, drawn, self._num_members)
+        chance, length = (distributed.counter_random(2 * samples + k, seed=self.seed, step=step) for k in (0, 1))
+        return torch.where(chance < self.dropout, length_of(length), most)
 
     def get_extra_state(self) -> Tensor:
         """How many dropout draws were made."""
@@ -198,6 +198,15 @@ class DepthDropout(CompositeQuantizer):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the count of draws."""
         self.draws = int(state[0])
+
+
+class DepthDropout(SampleDropout):
+    """A composite of which a sample may use the first n members alone, n uniform in 1 ... number of members."""
+
+    def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
+        """How many members each sample uses in this training forward: `sample_lengths`."""
+        most = len(list(self.members))
+        return self.sample_lengths(step, batch_size, lambda uniform: 1 + (uniform * most).long(), most)
 
 
 def per_sample(flags: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.binary import BinaryQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, per_sample
+from vqkit.quantizers.composite import SampleDropout, build_members, per_sample
 from vqkit.quantizers.flips import BitFlips
 from vqkit.quantizers.initialization import collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
@@ -24,7 +24,7 @@ from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
-from vqkit.runtime import autocast_disabled, known
+from vqkit.runtime import autocast_disabled, known, uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +32,15 @@ class QuantizedScales(Quantized):
     """What a multi-scale quantizer made.
 
     Attributes:
-        sums: for each scale the latents and the sum of all codes up to it, at full size, as a selection.
+        compared: for each scale the latents and the sum of all codes up to it, at full size, as a selection.
         shares: of the vectors of each scale, the part in samples that use it, (); none where all samples use all.
     """
 
-    sums: Sequence[Selection] = field(default_factory=list)
+    compared: Sequence[Selection] = field(default_factory=list)
     shares: Sequence[Tensor] | None = None
 
 
-class MultiScaleQuantizer(DepthDropout):
+class MultiScaleQuantizer(SampleDropout):
     """A map as a sum of maps that grow from one vector to full size: each is quantized on its own small grid.
 
     For each scale, coarse first: the mean of what is left over in each cell of its grid is quantized, enlarged to full
@@ -125,7 +125,6 @@ class MultiScaleQuantizer(DepthDropout):
         grids = pyramid.grids
         stages = _stages(stage, len(grids))
         super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
-        self._num_members = len(grids)  # of which a depth is drawn
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends
@@ -169,23 +168,30 @@ class MultiScaleQuantizer(DepthDropout):
     def quantize(self, latents: Tensor, valid: Tensor) -> QuantizedScales:
         """Quantize scale by scale; see `BaseQuantizer`."""
         step = self.number_forward(latents)
-        depths = self.sample_depths(step, latents.shape[0])
+        most = len(self.grids)
+        depths = self.sample_lengths(step, len(latents), lambda uniform: 1 + (uniform * most).long(), most)
         disturbs = self.stochastic and not self.passes_through
+        shared = self.learning and not self.passes_through and len(self.stages) < len(self.grids)
+        if shared:
+            self._refresh(latents, valid, depths)
         walked = self._walk(latents, valid, depths=depths, flips=self.flips if disturbs else None, step=step)
+        if shared:
+            for quantizer in _codebook_owners(self.stages[0]):
+                quantizer.note_spread(*_all_vectors(quantizer, walked))
         total, estimator = walked[-1].total, None if self.passes_through else self.estimator
         if estimator is not None:
             total = self.estimate_sum(estimator, latents, total, valid, step)
         shares = None
         if depths is not None:
             whole = [self.pyramid.shrink(number, latents, valid)[1].sum().clamp(min=1) for number in range(len(walked))]
-            shares = [scale.made.valid.sum() / count for scale, count in zip(walked, whole, strict=True)]
+            shares = [scale.made.valid.sum().to(latents) / count for scale, count in zip(walked, whole, strict=True)]
         penalized = list(self.losses) and not self.passes_through
         return QuantizedScales(
             vectors=total if known(valid.all, valid.device) else torch.where(valid.unsqueeze(-1), total, 0),
             indices=self.pyramid.join([scale.made.indices for scale in walked]),
             valid=valid,
             members=[scale.made for scale in walked],
-            sums=[_against(latents, scale) for scale in walked] if penalized else [],
+            compared=[_against(latents, scale) for scale in walked] if penalized else [],
             shares=shares,
         )
 
@@ -238,9 +244,27 @@ class MultiScaleQuantizer(DepthDropout):
             walked.append(_Scale(made, total, codes, used))
         return walked
 
+    @uncompiled  # Python numbers, on which a compiler would specialise anew at every step
+    @torch.no_grad()
+    def _refresh(self, latents: Tensor, valid: Tensor, depths: Tensor | None) -> None:
+        """Let the policies of a shared codebook draw from the vectors of all scales, before the first one is searched:
+        where some are due, these vectors are found with the codes as they are.
+        """
+        quantizers = _codebook_owners(self.stages[0])
+        for quantizer in quantizers:
+            if quantizer.auto_step:
+                quantizer.step()
+        if any(quantizer.due for quantizer in quantizers):
+            walked = self._walk(latents, valid, depths=depths)
+            for quantizer in quantizers:
+                quantizer.refresh(*_all_vectors(quantizer, walked))
+
     def _choose(self, number: int, cells: Tensor, counted: Tensor) -> Quantized:
         """What the stage of a scale makes of (B, *grid, dim), of which those (B, *grid) are counted."""
         stage = self.calls[number]
+        if self.stochastic:
+            for quantizer in _codebook_owners(stage):
+                quantizer.call_number = number
         if self.prefixes is not None:
             assert isinstance(stage, Quantizer)  # or they were refused
             stage.prefix = self.prefixes[number]
@@ -262,15 +286,22 @@ class MultiScaleQuantizer(DepthDropout):
         """The stages' losses and those of the sums, averaged over the scales; see `BaseQuantizer`."""
         assert isinstance(quantized, QuantizedScales)
         shares = quantized.shares
-        total, losses = self.penalize_members(quantized, len(self.grids), shares)
+        if shares is None:
+            shares = [quantized.vectors.new_ones(())] * len(self.grids)
+        losses: dict[str, Tensor] = {}
+        total = quantized.vectors.new_zeros(())
+        for stage, share in zip(self.calls, shares, strict=True):
+            loss, named = stage.penalize(quantized.members.pop(0))  # the vectors that it held are free now
+            total = total + share * loss / len(shares)
+            for name, value in named.items():
+                losses[name] = losses.get(name, 0) + share * value / len(shares)
+        for penalty in self.losses if quantized.compared else ():
+            pairs = zip(shares, quantized.compared, strict=True)
+            values = [share * penalty(selection, selection.selected) for share, selection in pairs]
+            losses[penalty.name] = torch.stack(values).mean()
+            total = total + penalty.weight * losses[penalty.name]
         if self.passes_through and self.phi is not None:
             total = total + sum(0 * parameter.flatten()[:1].sum() for parameter in self.phi.parameters())
-        for loss in self.losses if quantized.sums else ():
-            values = [loss(selection, selection.selected) for selection in quantized.sums]
-            if shares is not None:
-                values = [share.to(value.dtype) * value for share, value in zip(shares, values, strict=True)]
-            losses[loss.name] = torch.stack(values).mean()
-            total = total + loss.weight * losses[loss.name]
         return total, losses
 
     def strip_training(self) -> None:
@@ -440,6 +471,25 @@ class _Scale:
     total: Tensor
     codes: Tensor
     used: Tensor
+
+
+def _codebook_owners(stage: BaseQuantizer) -> list[Quantizer]:
+    return [part for part in stage.modules() if isinstance(part, Quantizer)]
+
+
+def _all_vectors(quantizer: Quantizer, walked: Sequence[_Scale]) -> tuple[Tensor, Tensor]:
+    """What a shared quantizer was given at all scales, (N, D) in its code space, and what of it counts (N,): one sample
+    after another, so that ranks together hold what one process would.
+    """
+    found = [chosen for scale in walked for chosen in _selections(scale.made, quantizer)]
+    batch = len(walked[0].used)
+    z = torch.cat([chosen.z.detach().unflatten(0, (batch, -1)) for chosen in found], 1)
+    return z.flatten(0, 1), torch.cat([chosen.valid.unflatten(0, (batch, -1)) for chosen in found], 1).flatten()
+
+
+def _selections(made: Quantized, source: VectorQuantizer) -> list[Selection]:
+    own = [made.selection] if made.source is source and made.selection is not None else []
+    return own + [chosen for member in made.members for chosen in _selections(member, source)]
 
 
 def _against(latents: Tensor, scale: _Scale) -> Selection:

@@ -113,7 +113,8 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
-        self.prefix: int | None = None
+        self.prefix: int | None = None  # how many codes are searched, the first ones; set by a composite that calls it
+        self.call_number = 0  # of those that such a composite makes in one forward, each with noise of its own
         self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
@@ -135,10 +136,10 @@ class Quantizer(VectorQuantizer):
     # ------------------------------------------------------------------ the five steps
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
-        z, learning = unit(latents) if self.normalize else latents, self.learning
-        if learning:
-            self._refresh(z, valid)
+        """Refresh, search, estimate: see `docs/architecture.md` for the order and its reasons."""
+        z = unit(latents) if self.normalize else latents
+        if self.learning:
+            self.refresh(z, valid)
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
         noise = self._noise(z) if uses_noise and self.stochastic else None
@@ -154,8 +155,6 @@ class Quantizer(VectorQuantizer):
             matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
         )
         estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
-        if learning:
-            self.codebook.observe(selection)
         return estimated, selection
 
     def code_vectors(self) -> Tensor:
@@ -185,7 +184,8 @@ class Quantizer(VectorQuantizer):
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
-        return Noise.of_step(self.codebook.seed, step, len(z), z.device)
+        seed = (self.codebook.seed + 1_000_003 * self.call_number) % 2**62
+        return Noise.of_step(seed, step, len(z), z.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -202,23 +202,42 @@ class Quantizer(VectorQuantizer):
 
     @uncompiled  # the step counters are Python numbers: a compiler would specialise anew at every step
     @torch.no_grad()
-    def _refresh(self, z: Tensor, valid: Tensor) -> None:
-        """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+    def refresh(self, z: Tensor, valid: Tensor) -> None:
+        """Fold in the statistics of the batch before, and let the policies rewrite codes.
+
+        Again in the same forward, as by a composite that chooses from one codebook several times, it only notes the
+        spread of `z`.
+
+        Args:
+            z: (N, D) the vectors of this batch in the code space, anchors of what is rewritten.
+            valid: (N,) bool, which of them count.
+        """
         if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
             fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
             refuse_sharded(self.codebook, "maintenance", fix)
-        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
-        self.latent_spread.copy_(spread(z[some], valid[some]))
+        self.note_spread(z, valid)
         if self.auto_step:
             self.codebook.step()
-        codebook = self.codebook
+        codebook, due = self.codebook, self.due
         if codebook.refreshed_at < codebook.steps:
             codebook.refreshed_at = codebook.steps
             if codebook.steps == WATCHED_AT:
                 self.health()
-            for policy in self.maintenance:
-                if codebook.steps % policy.every == 0:
-                    policy.refresh(codebook, z, valid)
+            for policy in due:
+                policy.refresh(codebook, z, valid)
+
+    @property
+    def due(self) -> list[Maintenance]:
+        """The policies that the next `refresh` calls, once what is pending is folded in."""
+        codebook = self.codebook
+        if codebook.refreshed_at == codebook.steps:
+            return []
+        return [policy for policy in self.maintenance if codebook.steps % policy.every == 0]
+
+    def note_spread(self, z: Tensor, valid: Tensor) -> None:
+        """Note for `health` how far the vectors (N, D) of a forward lie apart, of which those (N,) count."""
+        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
+        self.latent_spread.copy_(spread(z[some], valid[some]))
 
     def step(self) -> None:
         """Fold the statistics gathered since the last step into the codebook."""

@@ -13,7 +13,7 @@ from vqkit.backbones.esc import ESCDecoder, ESCEncoder
 from vqkit.backbones.protocol import properties_of
 from vqkit.indices import check_indices
 from vqkit.precision import narrowed
-from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.base import BaseQuantizer, share
 from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
@@ -92,7 +92,7 @@ class CrossScaleQuantizer(DepthDropout):
     def join(self, members: list[Quantized], nonfinite: Sequence[Tensor], dtype: torch.dtype) -> QuantizerOutput:
         """One result out of those of `quantize_stream`, with vectors in `dtype`."""
         spoilt = torch.stack(list(nonfinite)).sum()
-        if self.learning:
+        if learning := self.learning:
             self.nonfinite_seen.add_(spoilt)
         quantized = Quantized(
             vectors=torch.cat([made.vectors for made in members], dim=-1),
@@ -101,6 +101,8 @@ class CrossScaleQuantizer(DepthDropout):
             members=members,
         )
         with autocast_disabled(spoilt.device):
+            if self.training:
+                share(quantized, learning)
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)

@@ -54,9 +54,9 @@ class FeatureMeasure(ImageMeasure):
             statistic.reset(dim, device)
 
     @torch.no_grad()
-    def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    def update(self, originals: Tensor, reconstructions: Tensor, groups: Tensor) -> dict[str, Tensor]:
         """See `ImageMeasure`; a single image has no figure."""
-        halves = _halves(originals)
+        halves = (counter_random(groups, seed=0, step=0) < 0.5).to(torch.int64)
         pairs = zip(self._features(originals), self._features(reconstructions), strict=True)
         for statistic, pair in zip(self.statistics, pairs, strict=True):
             statistic.update(*pair, halves)
@@ -82,17 +82,10 @@ class FeatureMeasure(ImageMeasure):
         figures = [statistic.compute() for statistic in self.statistics]
         return {f"{self.name}_{name}": value for each in figures for name, value in each.items()}
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self, *, halves: str) -> dict[str, Any]:
         """See `ImageMeasure`."""
         records = {
-            statistic.figures[0]: {"layer": statistic.layer or "first", **statistic.record()}
+            statistic.figures[0]: {"layer": statistic.layer or "first", **statistic.record(halves)}
             for statistic in self.statistics
         }
         return {**self.network.record(), **records}
-
-
-def _halves(images: Tensor) -> Tensor:
-    """(B,) int64, 0 or 1: a hash of the pixels, the same whatever the order, the batch and the ranks."""
-    values = ((images + 1) * 127.5).round().flatten(1).to(torch.int64)
-    odd = torch.arange(1, 2 * values.shape[1], 2, device=values.device)
-    return (counter_random((values * odd).sum(1), seed=0, step=0) < 0.5).to(torch.int64)

@@ -29,12 +29,13 @@ class ImageMeasure(ABC):
         """Forget all images, and go to a device."""
 
     @abstractmethod
-    def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    def update(self, originals: Tensor, reconstructions: Tensor, groups: Tensor) -> dict[str, Tensor]:
         """Add a batch.
 
         Args:
             originals: (B, C, H, W) on the uint8 grid scaled to [-1, 1], float32.
             reconstructions: like `originals`.
+            groups: (B,) int64, equal for images of one group; without groups a hash of the pixels.
 
         Returns:
             The figures that a single image has, (B,) each.
@@ -49,5 +50,9 @@ class ImageMeasure(ABC):
         """
 
     @abstractmethod
-    def protocol(self) -> dict[str, Any]:
-        """How the figures of the last `compute` were measured: what has to be equal for them to be compared."""
+    def protocol(self, *, halves: str) -> dict[str, Any]:
+        """How the figures of the last `compute` were measured: what has to be equal for them to be compared.
+
+        Args:
+            halves: what decided in which half of the originals an image is.
+        """

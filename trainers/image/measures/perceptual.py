@@ -35,7 +35,7 @@ class PerceptualMeasure(ImageMeasure):
         self.sums = torch.zeros(2, dtype=widest_dtype(device), device=device)  # of the distances, and how many
 
     @torch.no_grad()
-    def update(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    def update(self, originals: Tensor, reconstructions: Tensor, groups: Tensor) -> dict[str, Tensor]:
         """See `ImageMeasure`."""
         distances = self.distance.of_each(originals, reconstructions)
         self.sums += torch.stack([distances.to(self.sums).sum(), torch.ones_like(distances).sum().to(self.sums)])
@@ -48,7 +48,7 @@ class PerceptualMeasure(ImageMeasure):
             raise ValueError(f"{self.figure}: no images were measured")
         return {self.figure: total / count}
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self, *, halves: str) -> dict[str, Any]:
         """See `ImageMeasure`."""
         definition = f"{type(self.distance).__name__} of each image, then the mean over images"
         facts = {"definition": definition, "heads_sha256": self.distance.heads_sha256}

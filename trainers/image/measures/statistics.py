@@ -56,8 +56,8 @@ class FeatureStatistic(ABC):
             ValueError: there were fewer than two images.
         """
 
-    def record(self) -> dict[str, Any]:
-        """What a record says of the figures of the last `compute`."""
+    def record(self, halves: str) -> dict[str, Any]:
+        """What a record says of the figures of the last `compute`; `halves` as for `ImageMeasure.protocol`."""
         return {"definition": self.definition}
 
 
@@ -65,7 +65,7 @@ class TwoSampleDistance(FeatureStatistic):
     """A distance of two sets, which is also taken between two halves of the originals.
 
     Halves show what sampling alone does: half as many images, and no tokenizer. In which half an image is follows from
-    its pixels, so that neither the order nor the number of ranks matters.
+    its group or its pixels, so that neither the order nor the number of ranks matters.
 
     Args:
         layer: see `FeatureStatistic`.
@@ -86,12 +86,11 @@ class TwoSampleDistance(FeatureStatistic):
         figures = {figure: self.between((0, 1), (2,))}
         return figures | ({halves: self.between((0,), (1,))} if min(first, second) > 1 else {})
 
-    def record(self) -> dict[str, Any]:
+    def record(self, halves: str) -> dict[str, Any]:
         """See `FeatureStatistic`."""
         first, second, number = self.counts
-        split = "by a hash of the pixels"
-        counts = {"originals": first + second, "reconstructions": number, "halves": [first, second], "split": split}
-        return super().record() | counts
+        counts = {"originals": first + second, "reconstructions": number, "halves": [first, second], "split": halves}
+        return super().record(halves) | counts
 
     def update(self, originals: Tensor, reconstructions: Tensor, halves: Tensor) -> None:
         """See `FeatureStatistic`."""
@@ -170,11 +169,11 @@ class FrechetDistance(TwoSampleDistance):
         traces = covariance.trace() + other_covariance.trace()
         return float((mean - other_mean).square().sum() + traces - 2 * shared)
 
-    def record(self) -> dict[str, Any]:
+    def record(self, halves: str) -> dict[str, Any]:
         """See `FeatureStatistic`."""
         dim, number = self.products.shape[1] - 1, self.counts[2]
         singular = f"singular: {number} images, {dim} features" if number <= dim else f"of {dim} features"
-        return super().record() | {"covariance": singular}
+        return super().record(halves) | {"covariance": singular}
 
 
 class KernelDistance(TwoSampleDistance):

@@ -16,6 +16,7 @@ from vqkit.methods.anchors import ProbabilisticAnchor as ProbabilisticAnchor
 from vqkit.methods.anchors import RandomAnchor as RandomAnchor
 from vqkit.methods.cascaded import CascadedCodebook as CascadedCodebook
 from vqkit.methods.cascaded import EmbeddingStraightThrough as EmbeddingStraightThrough
+from vqkit.methods.coda import AttentionCodebook as AttentionCodebook
 from vqkit.methods.cvq import ClusterReinit as ClusterReinit
 from vqkit.methods.cvq import Contrastive as Contrastive
 from vqkit.methods.cvq import OnlineClusteredCodebook as OnlineClusteredCodebook
@@ -89,6 +90,8 @@ from vqkit.quantizers.resizing import AreaResizing as AreaResizing
 from vqkit.quantizers.resizing import CubicResizing as CubicResizing
 from vqkit.quantizers.resizing import LinearResizing as LinearResizing
 from vqkit.quantizers.resizing import Resizing as Resizing
+from vqkit.quantizers.split import FeatureSplitQuantizer as FeatureSplitQuantizer
+from vqkit.quantizers.split import SplitQuantizer as SplitQuantizer
 from vqkit.quantizers.without_quantization import without_quantization as without_quantization
 from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer

@@ -32,6 +32,7 @@ from vqkit import (
     DiVeQ,
     EmbeddingStraightThrough,
     Estimator,
+    FeatureSplitQuantizer,
     GroupedQuantizer,
     GumbelSearch,
     IncompatibleParts,
@@ -51,6 +52,7 @@ from vqkit import (
     ResidualQuantizer,
     RotationTrick,
     Search,
+    SplitQuantizer,
     StraightThrough,
     TextbookBSQ,
     UnnormalizedStraightThrough,
@@ -96,7 +98,7 @@ def draws_in_training(quantizer: BaseQuantizer) -> bool:
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
-    return getattr(quantizer, "dropout", 0.0)
+    return max(getattr(part, "dropout", 0.0) for part in quantizer.modules() if isinstance(part, BaseQuantizer))
 
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
@@ -143,6 +145,26 @@ CASES: dict[str, Case] = {
     "multi_scale_bits": Case(
         partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
         spatial=True,
+    ),
+    "mimi": Case(
+        partial(
+            SplitQuantizer,
+            [
+                partial(stage, "ema", dim=4),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5),
+            ],
+            dim=DIM,
+        )
+    ),
+    "dualcodec": Case(
+        partial(
+            FeatureSplitQuantizer,
+            [
+                partial(stage, "factorized", dim=5, codebook_dim=2),
+                partial(ResidualQuantizer, partial(stage, "factorized", dim=3, codebook_dim=2), 2, estimator=None),
+            ],
+            dropout=0.5,
+        )
     ),
     "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
     "prefix_residual": Case(

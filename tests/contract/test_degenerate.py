@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.contract.test_symmetries import tables
 from vqkit import BridgedCodebook, CodebookUsage, EMACodebook, GroupedQuantizer, Quantizer, ResidualQuantizer, bake
 from vqkit.methods import METHODS
 
@@ -79,8 +80,7 @@ def test_of_equal_codes_the_first_is_taken(method: str, normalize: bool) -> None
     quantizer = build(method, normalize=normalize)
     quantizer.initialize([torch.randn(50, 4)])
     quantizer = bake(quantizer)
-    tables = [value for value in quantizer.codebook.state_dict().values() if value.shape == (8, quantizer.codebook_dim)]
-    for table in tables:
+    for table in tables(quantizer):
         table[4:] = table[:4].clone()
     indices = quantizer.encode(torch.randn(100, 4))
     assert indices.max() < 4 and len(indices.unique()) > 1

@@ -157,11 +157,22 @@ def test_a_config_lies_over_its_base(tmp_path):
 def test_codecs_have_the_published_weights_of_their_stages(name):
     """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average their commitments, weight 1."""
     tokenizer = read_config(CONFIGS[f"audio/{name}"])["model"]["init_args"]["tokenizer"]["init_args"]
-    arguments = tokenizer["quantizer"]["init_args"]
-    weights = {loss["class_path"]: loss["init_args"]["weight"] for loss in arguments["stage"]["init_args"]["losses"]}
-    stages = arguments["num_stages"]
-    summed = {"vqkit.Commitment": 0.25 * stages, "vqkit.CodebookLoss": stages}
-    assert weights == (summed if "dac" in name else {"vqkit.Commitment": 1.0})
+    stages = tokenizer["quantizer"]["init_args"].get("num_stages")
+    summed = {"vqkit.Commitment": 0.25, "vqkit.CodebookLoss": 1.0}
+    averaged = {"vqkit.Commitment": 1.0}
+    published = {loss: weight * stages for loss, weight in summed.items()} if "dac" in name else averaged
+    found = list(losses_in(tokenizer["quantizer"]))
+    assert len(found) == (2 if name == "mimi_24khz" else 1)
+    for losses in found:
+        assert {loss["class_path"]: loss["init_args"]["weight"] for loss in losses} == published
+
+
+def losses_in(node):
+    """The lists of losses of every codebook in a configuration."""
+    if isinstance(node, dict):
+        yield from [node["losses"]] if "losses" in node else []
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from losses_in(value)
 
 
 def test_mimi_has_the_published_taps():

@@ -143,7 +143,9 @@ class Quantizer(VectorQuantizer):
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
         noise = self._noise(z) if uses_noise and self.stochastic else None
-        nearest = self.search(z, searched, noise)
+        attention = self.codebook.attention
+        queries = self.codebook.queries(z) if attention else z
+        nearest = self.search(queries, searched, noise)
         selection = Selection(
             latents=latents,
             z=z,
@@ -153,6 +155,8 @@ class Quantizer(VectorQuantizer):
             valid=valid,
             noise=noise,
             matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
+            queries=queries if attention else None,
+            keys=searched if attention else None,
         )
         estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
         return estimated, selection
@@ -170,17 +174,20 @@ class Quantizer(VectorQuantizer):
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The search alone; see `BaseQuantizer`."""
         rows = self.project_in(latents.reshape(-1, self.dim))
-        found = self.search(unit(rows) if self.normalize else rows, self._codes()[1])
+        z = unit(rows) if self.normalize else rows
+        found = self.search(self.codebook.queries(z) if self.codebook.attention else z, self._codes()[1])
         return torch.where(valid, found.reshape(valid.shape), -1)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
-        """The codes (K, D) that are read, and those that are searched."""
-        vectors = self.codebook()[: self.prefix]
-        searched = self.codebook.search_vectors(vectors) if self.codebook.cascaded else vectors
-        if not self.normalize:
-            return vectors, searched
-        codes = unit(vectors)
-        return codes, unit(searched) if self.codebook.cascaded else codes
+        """The codes (K, D) that are read, and those that are searched; the first `prefix` of them."""
+        vectors = self.codebook()
+        codes = searched = unit(vectors) if self.normalize else vectors
+        if self.codebook.attention:  # keys have their own norm
+            searched = self.codebook.search_vectors(vectors)
+        elif self.codebook.cascaded:
+            searched = self.codebook.search_vectors(vectors)
+            searched = unit(searched) if self.normalize else searched
+        return codes[: self.prefix], searched[: self.prefix]
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
@@ -193,7 +200,7 @@ class Quantizer(VectorQuantizer):
         another kind.
         """
         plain = self.search.finds_nearest
-        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded)
+        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded or self.codebook.attention)
         return self.search.metric if plain else None
 
     def nearest_codes(self) -> Tensor:
@@ -215,29 +222,18 @@ class Quantizer(VectorQuantizer):
         if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
             fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
             refuse_sharded(self.codebook, "maintenance", fix)
-        self.note_spread(z, valid)
+        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
+        self.latent_spread.copy_(spread(z[some], valid[some]))
         if self.auto_step:
             self.codebook.step()
-        codebook, due = self.codebook, self.due
+        codebook = self.codebook
         if codebook.refreshed_at < codebook.steps:
             codebook.refreshed_at = codebook.steps
             if codebook.steps == WATCHED_AT:
                 self.health()
-            for policy in due:
-                policy.refresh(codebook, z, valid)
-
-    @property
-    def due(self) -> list[Maintenance]:
-        """The policies that the next `refresh` calls, once what is pending is folded in."""
-        codebook = self.codebook
-        if codebook.refreshed_at == codebook.steps:
-            return []
-        return [policy for policy in self.maintenance if codebook.steps % policy.every == 0]
-
-    def note_spread(self, z: Tensor, valid: Tensor) -> None:
-        """Note for `health` how far the vectors (N, D) of a forward lie apart, of which those (N,) count."""
-        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
-        self.latent_spread.copy_(spread(z[some], valid[some]))
+            for policy in self.maintenance:
+                if codebook.steps % policy.every == 0:
+                    policy.refresh(codebook, z, valid)
 
     def step(self) -> None:
         """Fold the statistics gathered since the last step into the codebook."""
@@ -250,7 +246,7 @@ class Quantizer(VectorQuantizer):
             self.codebook = self.codebook.table()
             self.estimator = StraightThrough()
             self.maintenance = nn.ModuleList()  # type: ignore[assignment]
-            self.record(codebook=type(self.codebook), estimator=self.estimator, maintenance=[])
+            self.record(codebook=self.codebook.factory(), estimator=self.estimator, maintenance=[])
 
     # ------------------------------------------------------------------ before and beside training
 

@@ -102,7 +102,7 @@ class ResidualQuantizer(DepthDropout):
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The stages' losses, averaged over the stages and over all vectors; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1)
+        count = quantized.valid.sum().clamp(min=1).to(self.dtype)  # integers would divide in the default dtype
         shares = [member.valid.sum() / count for member in quantized.members]
         return self.penalize_members(quantized, len(self.stages), shares)
 

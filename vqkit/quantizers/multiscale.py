@@ -73,8 +73,9 @@ class MultiScaleQuantizer(SampleDropout):
         num_phis: how many convolutions the scales share; None: 4, or one for each of fewer scales; 0 for none.
         phi_ratio: of the convolution in phi, in (0, 1].
         level_sizes: codes of each scale, the first so many of the shared codebook; None: all.
-        losses: penalties of the sum after each scale against the latents, averaged over the scales. They replace those
-            of the stages that have the same names; [] leaves the stages theirs.
+        losses: penalties of the sum after each scale against the latents, averaged over the scales; None means
+            `[Commitment(0.25), CodebookLoss()]`. They replace those of the stages that have the same names; [] leaves
+            the stages theirs.
         estimator: over the sum; None where each stage keeps its own and nothing is detached. See `ResidualQuantizer`.
         flips: bits that are turned over in training, of LFQ and BSQ, before finer scales see the sum. `indices` are
             those of the bits as they were.
@@ -114,7 +115,7 @@ class MultiScaleQuantizer(SampleDropout):
         num_phis: int | None = None,
         phi_ratio: float = 0.5,
         level_sizes: Sequence[int] | None = None,
-        losses: Sequence[Loss] = (Commitment(), CodebookLoss()),
+        losses: Sequence[Loss] | None = None,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         flips: BitFlips | None = None,
         dropout: float = 0.0,
@@ -123,6 +124,7 @@ class MultiScaleQuantizer(SampleDropout):
     ) -> None:
         pyramid = Pyramid(scales, axes, up)
         grids = pyramid.grids
+        losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
         super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks

@@ -187,18 +187,19 @@ class Layout:
         Raises:
             ValueError: as `unpack` does, at the step.
         """
-        positions = self.positions.flatten()
-        members = [cells for cells in positions.argsort(stable=True).split(positions.bincount().tolist()) if len(cells)]
-        complete: dict[int, list[Tensor]] = {}
-        for cells in members:
-            complete.setdefault(int(self.steps.flatten()[cells].max()), []).append(cells)
+        positions, inverse, counts = self.positions.flatten().unique(return_inverse=True, return_counts=True)
+        members = inverse.argsort(stable=True).split(counts.tolist())
+        last = torch.zeros_like(positions).scatter_reduce_(0, inverse, self.steps.flatten(), "amax")
+        complete: dict[int, list[tuple[int, Tensor]]] = {}
+        for position, step, cells in zip(positions.tolist(), last.tolist(), members, strict=True):
+            complete.setdefault(step, []).append((position, cells))
         first, size, _ = self._tokens_of_cells(vocabulary, torch.device("cpu"))
         codes: Tensor | None = None
         for step, tokens in zip(range(len(self.table)), steps, strict=False):
             self._check_shape(f"tokens of step {step}", tokens, self.table.shape[1:])
             if codes is None:
                 first, size = first.to(tokens.device), size.to(tokens.device)
-                codes = torch.zeros(len(tokens), len(positions), dtype=torch.int64, device=tokens.device)
+                codes = torch.zeros(len(tokens), len(inverse), dtype=torch.int64, device=tokens.device)
             if len(tokens) != len(codes):
                 raise ValueError(f"tokens of step {step} are {len(tokens)} samples: expected {len(codes)}, as before")
             row = self.table[step].view(-1)
@@ -206,8 +207,8 @@ class Layout:
             found = tokens.reshape(len(tokens), -1).long()[:, torch.nonzero(row >= 0).squeeze(1).to(tokens.device)]
             self._check_tokens(found, cells, first[cells], size[cells], vocabulary)
             codes[:, cells] = found - first[cells]
-            for whole in complete.get(step, ()):
-                yield int(positions[whole[0]]), codes[:, whole.to(tokens.device)].to(tokens.dtype)
+            for position, whole in complete.get(step, ()):
+                yield position, codes[:, whole.to(tokens.device)].to(tokens.dtype)
 
     # ------------------------------------------------------------------ masks
 

@@ -69,11 +69,13 @@ from vqkit.quantizers.bsq import TextbookBSQ as TextbookBSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
 from vqkit.quantizers.disentanglement import GroupLoss as GroupLoss
 from vqkit.quantizers.disentanglement import PublishedDisentanglement as PublishedDisentanglement
+from vqkit.quantizers.flips import BitFlips as BitFlips
 from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
 from vqkit.quantizers.grouped import GroupedQuantizer as GroupedQuantizer
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
+from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.prefix import GeometricLengths as GeometricLengths
@@ -84,6 +86,10 @@ from vqkit.quantizers.prefix import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.prefix import UniformLengths as UniformLengths
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
+from vqkit.quantizers.resizing import AreaResizing as AreaResizing
+from vqkit.quantizers.resizing import CubicResizing as CubicResizing
+from vqkit.quantizers.resizing import LinearResizing as LinearResizing
+from vqkit.quantizers.resizing import Resizing as Resizing
 from vqkit.quantizers.split import FeatureSplitQuantizer as FeatureSplitQuantizer
 from vqkit.quantizers.split import SplitQuantizer as SplitQuantizer
 from vqkit.quantizers.without_quantization import without_quantization as without_quantization

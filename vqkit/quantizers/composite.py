@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import Quantized
 from vqkit.runtime import ForwardNumbers, uncompiled
@@ -158,6 +160,25 @@ class SampleDropout(CompositeQuantizer):
         draws = self.dropout and self.stochastic and not self.passes_through
         return self._sample(step, batch_size, length_of, most) if draws else None
 
+    def estimate_sum(
+        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
+    ) -> Tensor:
+        """What an estimator over the sum of all members passes on: (B, *S, dim), of the latents and the sum."""
+        if not torch.is_grad_enabled():
+            return total
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        noisy = estimator.uses_noise and self.stochastic
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
+        )
+        return estimator(selection).reshape(latents.shape)
+
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def _number(self, data: Tensor) -> Tensor:
         if self.learning:
@@ -186,6 +207,11 @@ class DepthDropout(SampleDropout):
         """How many members each sample uses in this training forward: `sample_lengths`."""
         most = len(list(self.members))
         return self.sample_lengths(step, batch_size, lambda uniform: 1 + (uniform * most).long(), most)
+
+
+def per_sample(flags: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), with as many axes as `like`."""
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def build_members(
@@ -220,6 +246,11 @@ def build_members(
             f"{kind} built quantizers with another channel_dim than -1: give channel_dim to {owner} instead"
         )
     for number, member in enumerate(members):
+        if not member.index_per_position:
+            raise ValueError(
+                f"{kind} built a {type(member).__name__}, which has no index for each position: put {owner} inside of "
+                "it, as its stage, or use it by itself"
+            )
         _give_own_seed(member, number)
     return members
 

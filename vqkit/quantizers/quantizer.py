@@ -113,6 +113,8 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
+        self.prefix: int | None = None  # how many codes are searched, the first ones; set by a composite that calls it
+        self.call_number = 0  # of those that such a composite makes in one forward, each with noise of its own
         self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
@@ -178,18 +180,19 @@ class Quantizer(VectorQuantizer):
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """The codes (K, D) that are read, and those that are searched."""
-        vectors = self.codebook()
+        vectors = self.codebook()[: self.prefix]
         codes = unit(vectors) if self.normalize else vectors
         if self.codebook.attention:  # keys have their own norm
-            return codes, self.codebook.search_vectors(vectors)
+            return codes, self.codebook.search_vectors(vectors)[: self.prefix]
         if not self.codebook.cascaded:
             return codes, codes
-        searched = self.codebook.search_vectors(vectors)
+        searched = self.codebook.search_vectors(vectors)[: self.prefix]
         return codes, unit(searched) if self.normalize else searched
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
-        return Noise.of_step(self.codebook.seed, step, len(z), z.device)
+        seed = (self.codebook.seed + 1_000_003 * self.call_number) % 2**62
+        return Noise.of_step(seed, step, len(z), z.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -210,7 +213,7 @@ class Quantizer(VectorQuantizer):
         """Fold in the statistics of the batch before, and let the policies rewrite codes.
 
         Again in the same forward, as by a composite that chooses from one codebook several times, it only notes the
-        spread of `z` for `health`.
+        spread of `z`.
 
         Args:
             z: (N, D) the vectors of this batch in the code space, anchors of what is rewritten.
@@ -219,18 +222,29 @@ class Quantizer(VectorQuantizer):
         if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
             fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
             refuse_sharded(self.codebook, "maintenance", fix)
-        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
-        self.latent_spread.copy_(spread(z[some], valid[some]))
+        self.note_spread(z, valid)
         if self.auto_step:
             self.codebook.step()
-        codebook = self.codebook
+        codebook, due = self.codebook, self.due
         if codebook.refreshed_at < codebook.steps:
             codebook.refreshed_at = codebook.steps
             if codebook.steps == WATCHED_AT:
                 self.health()
-            for policy in self.maintenance:
-                if codebook.steps % policy.every == 0:
-                    policy.refresh(codebook, z, valid)
+            for policy in due:
+                policy.refresh(codebook, z, valid)
+
+    @property
+    def due(self) -> list[Maintenance]:
+        """The policies that the next `refresh` calls, once what is pending is folded in."""
+        codebook = self.codebook
+        if codebook.refreshed_at == codebook.steps:
+            return []
+        return [policy for policy in self.maintenance if codebook.steps % policy.every == 0]
+
+    def note_spread(self, z: Tensor, valid: Tensor) -> None:
+        """Note for `health` how far the vectors (N, D) of a forward lie apart, of which those (N,) count."""
+        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
+        self.latent_spread.copy_(spread(z[some], valid[some]))
 
     def step(self) -> None:
         """Fold the statistics gathered since the last step into the codebook."""

@@ -9,9 +9,8 @@ from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
-from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members
+from vqkit.quantizers.composite import DepthDropout, build_members, per_sample
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.quantizers.output import Quantized
 
@@ -89,7 +88,7 @@ class ResidualQuantizer(DepthDropout):
         depths = self.sample_depths(step, latents.shape[0])
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
-            residual, used = latents, valid if depths is None else valid & _per_sample(depths > number, valid)
+            residual, used = latents, valid if depths is None else valid & per_sample(depths > number, valid)
             if number:  # a stage that diverged must not take the later ones along
                 residual = latents - (total if estimator is None else total.detach())
                 used = used & residual.isfinite().all(-1)
@@ -97,7 +96,7 @@ class ResidualQuantizer(DepthDropout):
             members.append(stage.quantize(residual, used))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
-        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid, step)
+        vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(vectors, indices, valid, members=members)
 
@@ -156,24 +155,6 @@ class ResidualQuantizer(DepthDropout):
             stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
-    def _estimate(
-        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
-    ) -> Tensor:
-        if not torch.is_grad_enabled():
-            return total
-        rows, positions = latents.flatten(0, -2), valid.flatten()
-        noisy = estimator.uses_noise and self.stochastic
-        selection = Selection(
-            latents=rows,
-            z=rows,
-            codes=None,
-            indices=positions.long() - 1,
-            selected=total.flatten(0, -2),
-            valid=positions,
-            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
-        )
-        return estimator(selection).reshape(latents.shape)
-
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""
         encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
@@ -181,11 +162,6 @@ class ResidualQuantizer(DepthDropout):
             f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
             f"encode={encode!r}"
         )
-
-
-def _per_sample(flags: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ...), with as many axes as `like`."""
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:

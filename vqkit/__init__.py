@@ -72,6 +72,7 @@ from vqkit.quantizers.disentanglement import PublishedDisentanglement as Publish
 from vqkit.quantizers.flips import BitFlips as BitFlips
 from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
+from vqkit.quantizers.gaussian import GaussianBottleneck as GaussianBottleneck
 from vqkit.quantizers.grouped import GroupedQuantizer as GroupedQuantizer
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ

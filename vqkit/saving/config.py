@@ -31,6 +31,7 @@ BUILDABLE = (
     "vqkit.backbones.conv2d",
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
+    "vqkit.backbones.gaussian",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

@@ -47,6 +47,7 @@ SHRUNK = {
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
+    "scales": lambda _: [1, 3, 8],
     "pretraining_steps": lambda _: 1,
     "start_step": lambda _: 1,
 }

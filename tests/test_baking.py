@@ -16,10 +16,10 @@ from vqkit import (
     BridgedCodebook,
     CascadedCodebook,
     Codebook,
-    Estimator,
     FeatureCodebook,
     FrozenCodebook,
     GroupedQuantizer,
+    MeanOverMembers,
     Quantizer,
     ResidualQuantizer,
     RotationTrick,
@@ -28,6 +28,7 @@ from vqkit import (
     bake,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.parts.part import ModelessPart
 from vqkit.saving.config import Configured, from_config, to_config
 
 ALLOW = ("vqkit", "tests")
@@ -78,8 +79,12 @@ def test_the_copy_gives_the_same_indices_and_vectors_and_can_be_saved(case: Case
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     table = bake(quantizer)
     assert type(table) is type(quantizer) and not any(
-        part.training for part in table.modules() if not isinstance(part, Estimator)
+        part.training for part in table.modules() if not isinstance(part, ModelessPart)
     )
+    told = [
+        part.recorded_arguments() for part in table.modules() if isinstance(part, (ResidualQuantizer, GroupedQuantizer))
+    ]
+    assert all(isinstance(arguments["reduction"], MeanOverMembers) for arguments in told)
     for ours, theirs in zip(codebooks(table), codebooks(quantizer), strict=True):
         assert ours.rows != "derived" and torch.equal(ours.usage, theirs.usage) and ours.steps == theirs.steps
     after = quantizer.state_dict()

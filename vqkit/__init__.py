@@ -82,6 +82,10 @@ from vqkit.quantizers.prefix import PrefixQuantizer as PrefixQuantizer
 from vqkit.quantizers.prefix import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.prefix import UniformLengths as UniformLengths
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
+from vqkit.quantizers.reduction import MeanOverChoices as MeanOverChoices
+from vqkit.quantizers.reduction import MeanOverMembers as MeanOverMembers
+from vqkit.quantizers.reduction import Reduction as Reduction
+from vqkit.quantizers.reduction import SumOverMembers as SumOverMembers
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.quantizers.without_quantization import without_quantization as without_quantization
 from vqkit.saving.config import Configured as Configured

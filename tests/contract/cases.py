@@ -36,6 +36,7 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     LBGSplitting,
+    MeanOverChoices,
     MSBFirstLFQ,
     Orthogonality,
     PowerOfTwoLengths,
@@ -50,6 +51,7 @@ from vqkit import (
     RotationTrick,
     Search,
     StraightThrough,
+    SumOverMembers,
     TextbookBSQ,
     UnnormalizedStraightThrough,
 )
@@ -123,7 +125,14 @@ CASES: dict[str, Case] = {
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
-        partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
+        partial(
+            ResidualQuantizer,
+            partial(stage, "ema"),
+            3,
+            dropout=0.7,
+            estimator=RotationTrick(),
+            reduction=MeanOverChoices(),
+        )
     ),
     "residual_nsvq": Case(partial(ResidualQuantizer, partial(stage, "nsvq"), 2, estimator=NSVQ(), dropout=0.3)),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
@@ -133,7 +142,7 @@ CASES: dict[str, Case] = {
     "grouped": Case(
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
-    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()], reduction=SumOverMembers())),
     "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
     "prefix_residual": Case(
         partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())

@@ -90,6 +90,7 @@ BASES = {
     "CompositeQuantizer",
     "DepthDropout",
     "FixedGrid",
+    "ModelessPart",
     "Part",
     "Penalty",
     "Pretrained",

@@ -155,13 +155,14 @@ def test_a_config_lies_over_its_base(tmp_path):
 
 @pytest.mark.parametrize("name", ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "mimi_24khz"])
 def test_codecs_have_the_published_weights_of_their_stages(name):
-    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average their commitments, weight 1."""
+    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average the commitments of those that are
+    used, weight 1."""
     tokenizer = read_config(CONFIGS[f"audio/{name}"])["model"]["init_args"]["tokenizer"]["init_args"]
     arguments = tokenizer["quantizer"]["init_args"]
     weights = {loss["class_path"]: loss["init_args"]["weight"] for loss in arguments["stage"]["init_args"]["losses"]}
-    stages = arguments["num_stages"]
-    summed = {"vqkit.Commitment": 0.25 * stages, "vqkit.CodebookLoss": stages}
-    assert weights == (summed if "dac" in name else {"vqkit.Commitment": 1.0})
+    summed = ({"vqkit.Commitment": 0.25, "vqkit.CodebookLoss": 1.0}, "vqkit.SumOverMembers")
+    averaged = ({"vqkit.Commitment": 1.0}, "vqkit.MeanOverChoices")
+    assert (weights, arguments["reduction"]) == (summed if "dac" in name else averaged)
 
 
 def test_mimi_has_the_published_taps():

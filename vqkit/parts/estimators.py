@@ -3,20 +3,20 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vqkit.kernels import Metric, index_backpropagation, reinmax
-from vqkit.parts.part import Part
+from vqkit.parts.part import ModelessPart
 from vqkit.parts.selection import Selection
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
 
 
-class Estimator(Part):
+class Estimator(ModelessPart):
     """Gradient rule, from a selection to the quantized vectors (N, D). Without gradients all give the chosen code.
 
     Class attributes:
@@ -51,10 +51,6 @@ class Estimator(Part):
             for each demand that is not met: what, why, and how to mend it.
         """
         yield from ()
-
-    def train(self, mode: bool = True) -> Self:
-        """Change nothing: an estimator has no mode, and one may belong to quantizers that are in different ones."""
-        return self
 
 
 def straight_through(value: Tensor, surrogate: Tensor, *, slope: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 from vqkit.runtime import ForwardNumbers, uncompiled
 
 Builder = Callable[[], BaseQuantizer]
@@ -19,21 +20,23 @@ Builder = Callable[[], BaseQuantizer]
 class CompositeQuantizer(BaseQuantizer):
     """A quantizer made of quantizers; the levels of its members, one after another, are the last axis of its indices.
 
-    Subclasses keep the members in a module list of their own name, and write `quantize`, `penalize`, `lookup` and
-    `initialize` with those of the members.
+    Subclasses keep the members in a module list of their own name, and write `quantize`, `lookup` and `initialize` with
+    those of the members.
 
     Args:
         members: at least one, each with `channel_dim=-1`.
         dim: of the whole.
         channel_dim: see `BaseQuantizer`.
+        reduction: how the losses of the members make one.
     """
 
     level_axis = True
     member_name: str
     """What the composite calls a member, such as "stage": the argument of its constructor that builds them."""
 
-    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
+    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, reduction: Reduction) -> None:
         super().__init__(dim, channel_dim=channel_dim)
+        self.reduction = reduction
         sizes = [size for member in members for size in member.codebook_sizes]
         self.num_codebooks = len(sizes)
         self.codebook_size = max(sizes)
@@ -64,26 +67,23 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
-    def penalize_members(
-        self, quantized: Quantized, divisor: int, shares: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the members' losses, and of each of a name, over `divisor`; takes the members out.
-
-        Args:
-            quantized: with the members' in it.
-            divisor: of the sum.
-            shares: scalar factor of each member; None: 1. A member's loss is a mean over the vectors that it was given,
-                and its share of all vectors makes that a mean over all, in which the others count as 0.
-        """
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The members' losses, and those of each name, added up as `reduction` has it; takes the members out."""
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for number, member in enumerate(self.members):
+        used = self._used(quantized)
+        choices = quantized.sums["choices"][0].squeeze(0) if quantized.sums else used.sum()
+        shares = self.reduction(used, quantized.valid.sum().clamp(min=1), choices.clamp(min=1))
+        for member, share in zip(self.members, shares, strict=True):
             loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
-            share = 1 if shares is None else shares[number].to(total.dtype)
             total = total + share * loss
             for name, value in named.items():
                 losses[name] = losses[name] + share * value if name in losses else share * value
-        return total / divisor, {name: value / divisor for name, value in losses.items()}
+        return total, losses
+
+    def _used(self, quantized: Quantized) -> Tensor:
+        """(M,) how many vectors each member was given."""
+        return torch.stack([made.valid.sum() for made in quantized.members]).to(self.dtype)
 
     def step(self) -> None:
         """Fold the statistics of every member."""
@@ -99,6 +99,9 @@ class CompositeQuantizer(BaseQuantizer):
             builders = [partial(type(member), **member.recorded_arguments()) for member in self.members]
             counts = dict.fromkeys(taken & {f"num_{self.member_name}s"})  # the list has its own length
             self.record(**{self.member_name: builders}, **counts)
+        if "reduction" in taken:
+            self.reduction = MeanOverMembers()
+            self.record(reduction=self.reduction)
 
     def health(self) -> dict[str, float]:
         """What the members' `health` says, under "<member name>_<number>/"; non-finite inputs are counted here."""
@@ -116,6 +119,7 @@ class SampleDropout(CompositeQuantizer):
         members: see `CompositeQuantizer`.
         dim: see `CompositeQuantizer`.
         channel_dim: see `BaseQuantizer`.
+        reduction: see `CompositeQuantizer`.
         dropout: probability, per sample and training step, that a part is left out.
         seed: of the draws.
 
@@ -127,15 +131,29 @@ class SampleDropout(CompositeQuantizer):
     """
 
     def __init__(
-        self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, dropout: float, seed: int
+        self,
+        members: Sequence[BaseQuantizer],
+        dim: int,
+        *,
+        channel_dim: int,
+        reduction: Reduction,
+        dropout: float,
+        seed: int,
     ) -> None:
-        super().__init__(members, dim, channel_dim=channel_dim)
+        super().__init__(members, dim, channel_dim=channel_dim, reduction=reduction)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
         self.dropout = dropout
         self.seed = seed
         self.draws = 0
         self._numbers = ForwardNumbers()
+
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """How many choices were made, where the reduction asks and ranks draw; see `BaseQuantizer`."""
+        if not self.dropout or not self.reduction.reads_choices:
+            return {}
+        choices = self._used(quantized).sum()[None]
+        return {"choices": (choices / distributed.world_size(), choices)}
 
     def number_forward(self, data: Tensor) -> int | Tensor:
         """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""

@@ -12,6 +12,7 @@ from vqkit.quantizers.composite import CompositeQuantizer, build_members
 from vqkit.quantizers.disentanglement import GroupLoss
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 
 
 class GroupedQuantizer(CompositeQuantizer):
@@ -37,13 +38,13 @@ class GroupedQuantizer(CompositeQuantizer):
             factory for each group.
         num_groups: at least 1; None with a list.
         losses: penalties between groups, added to the total with their weights; names must differ.
+        reduction: how the groups' own losses make one; `SumOverMembers()` for FQGAN.
         channel_dim: see `BaseQuantizer`; the groups themselves have -1.
 
     Source: product quantization, Jégou, Douze, Schmid 2011 (https://doi.org/10.1109/TPAMI.2010.57); FQGAN, Bai et al.
     2024 (arXiv:2411.16681).
-    Differs: the groups' losses are averaged, so that weights do not depend on the number of groups; what decoding gives
-    are the groups' own channels (a linear map of the concatenated codes is the decoder's first layer; with
-    `codebook_dim` it is block-diagonal, one `project_out` for each group).
+    Differs: what decoding gives are the groups' own channels (a linear map of the concatenated codes is the decoder's
+    first layer; with `codebook_dim` it is block-diagonal, one `project_out` for each group).
 
     Raises:
         IncompatibleParts: a loss that is not defined for these groups.
@@ -60,10 +61,11 @@ class GroupedQuantizer(CompositeQuantizer):
         num_groups: int | None = None,
         *,
         losses: Sequence[GroupLoss] = (),
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
         channel_dim: int = -1,
     ) -> None:
         groups = build_members(group, num_groups, kind="group", owner="GroupedQuantizer")
-        super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim)
+        super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim, reduction=reduction)
         check_groups(groups, losses)
         self.groups = nn.ModuleList(groups)  # type: ignore[assignment]  # it forgets its element type
         self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
@@ -84,10 +86,10 @@ class GroupedQuantizer(CompositeQuantizer):
         )
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of the groups' losses, and those between groups; see `BaseQuantizer`."""
+        """The groups' losses, and those between groups; see `BaseQuantizer`."""
         read = quantized.members if self.losses else []
         selections = [made.selection for made in read if made.selection is not None]
-        total, losses = self.penalize_members(quantized, len(self.groups))
+        total, losses = super().penalize(quantized)
         for loss in self.losses if selections else ():
             losses[loss.name] = loss(selections)
             total = total + loss.weight * losses[loss.name]

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vqkit.parts.part import Part
+from vqkit.parts.part import ModelessPart
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import SampleDropout, build_members
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import SumOverMembers
 
 
-class PrefixLengths(Part):
+class PrefixLengths(ModelessPart):
     """How long the prefix of a sample is that is cut: the distribution of the number of tokens that it keeps."""
 
     @abstractmethod
@@ -137,7 +138,9 @@ class PrefixQuantizer(SampleDropout):
                 "or GroupedQuantizer of them"
             )
         members = build_members(quantizer, 1, kind="quantizer", owner="PrefixQuantizer")
-        super().__init__(members, members[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        super().__init__(
+            members, members[0].dim, channel_dim=channel_dim, reduction=SumOverMembers(), dropout=dropout, seed=seed
+        )
         self.quantizer = members[0]
         self.level_axis = self.quantizer.level_axis
         self.lengths = lengths
@@ -171,11 +174,6 @@ class PrefixQuantizer(SampleDropout):
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
         return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made])
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of the tokens that are kept, averaged over all; see `BaseQuantizer`."""
-        share = quantized.members[0].valid.sum() / quantized.valid.sum().clamp(min=1)
-        return self.penalize_members(quantized, 1, [share])
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""

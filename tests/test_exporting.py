@@ -56,6 +56,7 @@ QUANTIZERS: dict[str, Callable[[], BaseQuantizer]] = {
     "lfq of 62 bits": partial(LFQ, 62, dim=8),
     "fsq of 60 bits": partial(FSQ, [8] * 20, dim=8),
     "fvq": partial(Quantizer, "fvq", **SIZES),
+    "coda": partial(Quantizer, "coda", **SIZES),
     "cascaded": partial(Quantizer, "cascaded", **SIZES),
     "grouped": partial(GroupedQuantizer, partial(Quantizer, "seeded", dim=4, codebook_size=32), 2),
 }

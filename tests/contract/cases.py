@@ -31,6 +31,7 @@ from vqkit import (
     DiVeQ,
     EmbeddingStraightThrough,
     Estimator,
+    FeatureSplitQuantizer,
     GroupedQuantizer,
     GumbelSearch,
     IncompatibleParts,
@@ -38,6 +39,8 @@ from vqkit import (
     LBGSplitting,
     MeanOverChoices,
     MSBFirstLFQ,
+    NestedGroupedQuantizer,
+    NestedLengths,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
@@ -50,6 +53,7 @@ from vqkit import (
     ResidualQuantizer,
     RotationTrick,
     Search,
+    SplitQuantizer,
     StraightThrough,
     SumOverMembers,
     TextbookBSQ,
@@ -96,7 +100,7 @@ def draws_in_training(quantizer: BaseQuantizer) -> bool:
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
-    return getattr(quantizer, "dropout", 0.0)
+    return max(getattr(part, "dropout", 0.0) for part in quantizer.modules() if isinstance(part, BaseQuantizer))
 
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
@@ -142,7 +146,31 @@ CASES: dict[str, Case] = {
     "grouped": Case(
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
+    "nested_groups": Case(
+        partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
+    ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()], reduction=SumOverMembers())),
+    "mimi": Case(
+        partial(
+            SplitQuantizer,
+            [
+                partial(stage, "ema", dim=4),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5, reduction=MeanOverChoices()),
+            ],
+            dim=DIM,
+            reduction=MeanOverChoices(),
+        )
+    ),
+    "dualcodec": Case(
+        partial(
+            FeatureSplitQuantizer,
+            [
+                partial(stage, "factorized", dim=5, codebook_dim=2),
+                partial(ResidualQuantizer, partial(stage, "factorized", dim=3, codebook_dim=2), 2, estimator=None),
+            ],
+            dropout=0.5,
+        )
+    ),
     "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
     "prefix_residual": Case(
         partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())

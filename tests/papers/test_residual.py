@@ -227,11 +227,11 @@ def test_a_dropped_stage_has_no_value_no_loss_no_gradient_and_no_statistics() ->
 def test_losses_of_dropout_are_those_of_dac() -> None:
     """The sum over stages of the mean over the batch, in which a sample that drops a stage counts as 0."""
     quantizer = chain(4, dropout=1.0, reduction=SumOverMembers())
-    z = torch.randn(8, 5, DIM, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(7, 5, DIM, dtype=torch.float64, requires_grad=True)
     output = quantizer(z)
     depth = depths(output.indices)
     assert len(set(depth.tolist())) > 1
-    y, before, total = z.detach().clone().requires_grad_(), torch.zeros(8, 5, DIM, dtype=torch.float64), 0
+    y, before, total = z.detach().clone().requires_grad_(), torch.zeros(7, 5, DIM, dtype=torch.float64), 0
     for number, stage in enumerate(quantizer.stages):
         mask = (number < depth).double()
         chosen = F.embedding(output.indices[..., number].clamp(min=0), stage.codebook.vectors)

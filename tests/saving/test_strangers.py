@@ -90,7 +90,6 @@ BASES = {
     "CompositeQuantizer",
     "DepthDropout",
     "FixedGrid",
-    "ModelessPart",
     "Part",
     "Penalty",
     "Pretrained",

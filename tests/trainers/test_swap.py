@@ -39,7 +39,7 @@ def built(parser, node):
 
 
 SWAPS = [(config, word) for config in ("image/quickstart", "audio/quickstart") for word in WORDS]
-SWAPS += [("audio/esc_16khz", "simvq"), ("audio/esc_16khz", "fsq")]
+SWAPS += [("audio/esc_16khz", "simvq"), ("audio/esc_16khz", "fsq"), ("audio/mimi_24khz", "fsq")]
 
 
 @pytest.mark.parametrize(("config", "word"), SWAPS)

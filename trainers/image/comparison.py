@@ -73,6 +73,7 @@ def compare(
     Raises:
         ValueError: the tokenizer has several levels, or its encoder does not say by which factor it reduces the sides.
     """
+    tokenizer.quantizer.check_codes("the comparison")
     if tokenizer.quantizer.level_axis:
         raise ValueError("the comparison is of tokenizers with a single codebook; this one has several levels")
     patch_size = properties_of(tokenizer.encoder).downsampling_factor

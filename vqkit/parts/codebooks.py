@@ -1,6 +1,7 @@
 """Codebooks: the code vectors, and all other state of a quantizer."""
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -36,6 +37,7 @@ class Codebook(Configured, FullPrecisionModule):
         rows: "writable" where single rows may be overwritten (restarts), "derived" where they are computed from other
             weights (`bake` stores them), "frozen" where they stay.
         cascaded: whether one table is searched and another is read.
+        attention: whether keys stand in a space of their own, where they are compared with `queries` of the vectors.
 
     Args:
         codebook_size: K, at least 1.
@@ -53,6 +55,7 @@ class Codebook(Configured, FullPrecisionModule):
     trained_by: ClassVar[Literal["gradient", "statistics", "nothing"]] = "gradient"
     rows: ClassVar[Literal["writable", "derived", "frozen"]] = "writable"
     cascaded: ClassVar[bool] = False
+    attention: ClassVar[bool] = False
 
     vectors: Tensor
     usage: Tensor
@@ -97,8 +100,14 @@ class Codebook(Configured, FullPrecisionModule):
         return self.vectors
 
     def search_vectors(self, vectors: Tensor) -> Tensor:
-        """What is searched, (K, D), given the code vectors that are read: the same, unless the codebook is cascaded."""
+        """What is searched, (K, D), given the code vectors that are read: the same, unless the codebook is cascaded, or
+        keys (K, A) where there is `attention`.
+        """
         return vectors
+
+    def queries(self, z: Tensor) -> Tensor:
+        """What is compared with the keys, (N, A), given vectors `z` (N, D); asked only where there is `attention`."""
+        raise TypeError(f"{type(self).__name__} compares the vectors with the codes: attention is False")
 
     @property
     def noise_step(self) -> int:
@@ -163,6 +172,10 @@ class Codebook(Configured, FullPrecisionModule):
         table.load_state_dict(state, strict=False)  # without what is pending
         table.steps, table.refreshed_at = self.steps, self.refreshed_at
         return table
+
+    def factory(self) -> Callable[[int, int], "Codebook"]:
+        """What `Quantizer` can be given as `codebook` to build another one like this `table`."""
+        return type(self)
 
     # ------------------------------------------------------------------ rewriting
 

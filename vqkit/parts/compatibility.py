@@ -60,6 +60,7 @@ def check_compatible(
         *_codebook_and_gradients_agree(codebook, estimator, losses),
         *_search_and_estimator_agree(search, estimator),
         *_soft_choices_are_among_the_searched_codes(codebook, estimator, losses),
+        *_queries_learn_by_a_soft_choice(codebook, estimator),
         *estimator.conflicts(codebook),
         *(conflict for loss in losses for conflict in loss.conflicts(codebook, estimator)),
         *_codes_have_enough_dimensions(codebook, estimator),
@@ -159,6 +160,14 @@ def _soft_choices_are_among_the_searched_codes(
         yield (
             f"{_name(part)} compares the vectors with all codes, but {_name(codebook)} searches one table and "
             f"reads another: leave {_name(part)} out, or use Codebook"
+        )
+
+
+def _queries_learn_by_a_soft_choice(codebook: Codebook, estimator: Estimator) -> Iterator[str]:
+    if codebook.attention and codebook.trained_by == "gradient" and estimator.required_metric is None:
+        yield (
+            f"{_name(codebook)} compares queries with keys, which only a soft choice trains, and {_name(estimator)} "
+            "makes none: pass search=Search('dot') and estimator=IndexBackpropagation()"
         )
 
 

@@ -180,9 +180,9 @@ class DoubleQuantization(Loss):
 class Entropy(SummedLoss):
     """Makes each vector's choice decided and the codes equally used: mean_n H(p_n) - diversity H(mean_n p_n), in nats.
 
-    p_n = softmax(logits_n / temperature) over all codes; nothing of size N x K is held:
-    `vqkit.kernels.assignment_entropy`. In training the mean of the second term is over the valid vectors of all ranks,
-    so every rank must compute it at every step. In eval mode it is over this rank's.
+    p_n = softmax(logits_n / temperature) over all codes, or keys where queries are compared with these; nothing of size
+    N x K is held: `vqkit.kernels.assignment_entropy`. In training the mean of the second term is over the valid vectors
+    of all ranks, so every rank must compute it at every step. In eval mode it is over this rank's.
 
     Args:
         weight: factor in the total.
@@ -224,10 +224,10 @@ class Entropy(SummedLoss):
 
     def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
         """The probabilities (K) and their number (1); mean_n H(p_n)."""
-        assert selection.codes is not None  # only quantizers with a codebook take losses that train one
-        weights = selection.valid.to(selection.z.dtype)
+        z, codes = selection.compared()
+        weights = selection.valid.to(z.dtype)
         per_sample, mean = assignment_entropy(
-            selection.z, selection.codes, temperature=self.temperature, metric=self.metric, weights=weights
+            z, codes, temperature=self.temperature, metric=self.metric, weights=weights
         )
         count = weights.sum()
         return torch.cat([mean * count, count[None]]), selection.mean(per_sample)

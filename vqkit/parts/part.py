@@ -2,7 +2,6 @@
 
 import inspect
 from abc import ABC
-from typing import Self
 
 from torch import nn
 
@@ -16,11 +15,3 @@ class Part(Configured, nn.Module, ABC):
         """The arguments, with the values that they have now."""
         names = inspect.signature(type(self).__init__).parameters
         return ", ".join(f"{name}={vars(self)[name]!r}" for name in names if name in vars(self))
-
-
-class ModelessPart(Part):
-    """A part without a mode, one instance of which may belong to quantizers in training and in eval mode."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Change nothing."""
-        return self

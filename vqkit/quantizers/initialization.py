@@ -1,7 +1,9 @@
 """Initialization of quantizers from data, before training."""
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -49,3 +51,17 @@ def collect_vectors(quantizer: BaseQuantizer, latents: Iterable[Tensor], samples
         raise ValueError("latents: expected at least one finite vector to initialize from, got none")
     nothing = quantizer.latent_spread.new_zeros(0, quantizer.dim)
     return torch.cat([nothing, *rows])[:wanted], math.ceil(collected / max(batches, 1))
+
+
+@contextmanager
+def named_in_warnings(member: str) -> Iterator[None]:
+    """Warnings say of which member of a composite they are.
+
+    Args:
+        member: such as `stage 3`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        warnings.warn(f"{warning.message} ({member})", warning.category, stacklevel=4)

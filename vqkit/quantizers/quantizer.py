@@ -141,7 +141,9 @@ class Quantizer(VectorQuantizer):
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
         noise = self._noise(z) if uses_noise and self.stochastic else None
-        nearest = self.search(z, searched, noise)
+        attention = self.codebook.attention
+        queries = self.codebook.queries(z) if attention else z
+        nearest = self.search(queries, searched, noise)
         selection = Selection(
             latents=latents,
             z=z,
@@ -151,6 +153,8 @@ class Quantizer(VectorQuantizer):
             valid=valid,
             noise=noise,
             matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
+            queries=queries if attention else None,
+            keys=searched if attention else None,
         )
         estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
         return estimated, selection
@@ -168,17 +172,20 @@ class Quantizer(VectorQuantizer):
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The search alone; see `BaseQuantizer`."""
         rows = self.project_in(latents.reshape(-1, self.dim))
-        found = self.search(unit(rows) if self.normalize else rows, self._codes()[1])
+        z = unit(rows) if self.normalize else rows
+        found = self.search(self.codebook.queries(z) if self.codebook.attention else z, self._codes()[1])
         return torch.where(valid, found.reshape(valid.shape), -1)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """The codes (K, D) that are read, and those that are searched."""
         vectors = self.codebook()
-        searched = self.codebook.search_vectors(vectors) if self.codebook.cascaded else vectors
-        if not self.normalize:
-            return vectors, searched
-        codes = unit(vectors)
-        return codes, unit(searched) if self.codebook.cascaded else codes
+        codes = unit(vectors) if self.normalize else vectors
+        if self.codebook.attention:  # keys have their own norm
+            return codes, self.codebook.search_vectors(vectors)
+        if not self.codebook.cascaded:
+            return codes, codes
+        searched = self.codebook.search_vectors(vectors)
+        return codes, unit(searched) if self.normalize else searched
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
@@ -190,7 +197,7 @@ class Quantizer(VectorQuantizer):
         another kind.
         """
         plain = self.search.finds_nearest
-        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded)
+        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded or self.codebook.attention)
         return self.search.metric if plain else None
 
     def nearest_codes(self) -> Tensor:
@@ -236,7 +243,7 @@ class Quantizer(VectorQuantizer):
             self.codebook = self.codebook.table()
             self.estimator = StraightThrough()
             self.maintenance = nn.ModuleList()  # type: ignore[assignment]
-            self.record(codebook=type(self.codebook), estimator=self.estimator, maintenance=[])
+            self.record(codebook=self.codebook.factory(), estimator=self.estimator, maintenance=[])
 
     # ------------------------------------------------------------------ before and beside training
 

@@ -1,70 +1,92 @@
 """How the losses of a composite's members make one loss."""
 
-from abc import abstractmethod
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from vqkit.parts.part import ModelessPart
+from vqkit.saving.config import Configured
 
 
-class Reduction(ModelessPart):
+class MemberCounts(NamedTuple):
+    """How much each of the M members of a composite had to quantize.
+
+    Attributes:
+        vectors: () how many vectors the composite was given, at least 1.
+        used: (M,) how many of them each member was given: all, except where dropout leaves members out.
+        codebooks: (M,) how many codebooks each member has.
+        choices: (M,) how many codes each member chose, from all of its codebooks; 0 unless the reduction reads them.
+        all_choices: () the sum of `choices`, at least 1; the mean over ranks.
+    """
+
+    vectors: Tensor
+    used: Tensor
+    codebooks: Tensor
+    choices: Tensor
+    all_choices: Tensor
+
+
+class Reduction(Configured, ABC):
     """How much the loss of each member counts, which is a mean over the vectors that this member was given.
 
-    Members are given as many vectors, except where quantizer dropout leaves the later ones out of a sample.
-
     Class attributes:
-        reads_choices: whether `choices` matters, which costs several ranks a collective where members are dropped.
+        reads_choices: whether it reads `choices`, which costs several ranks a collective.
     """
 
     reads_choices: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, used: Tensor, count: Tensor, choices: Tensor) -> Tensor:
-        """The factor of each member's loss, (M,).
-
-        Args:
-            used: (M,) how many vectors each of the M members was given on this rank.
-            count: () how many vectors there are, at least 1.
-            choices: () how many choices were made by all members, at least 1; the mean over ranks.
-        """
+    def __call__(self, counts: MemberCounts) -> Tensor:
+        """The factor of each member's loss, (M,)."""
 
 
 class MeanOverMembers(Reduction):
-    """The mean over members; where a sample does not use one, that counts as 0.
+    """The mean over members; what a member is not given counts as 0.
 
     Weights of losses do not depend on the number of members.
 
     Source: products of codebooks as in UniTok, Ma et al. 2025 (arXiv:2502.20321).
     """
 
-    def forward(self, used: Tensor, count: Tensor, choices: Tensor) -> Tensor:
-        """n_m / (M N) of member m with n_m vectors."""
-        return used / (len(used) * count)
+    def __call__(self, counts: MemberCounts) -> Tensor:
+        """1 / M, times the share of the vectors."""
+        return counts.used / (len(counts.used) * counts.vectors)
+
+
+class MeanOverCodebooks(Reduction):
+    """The mean over all codebooks of the members; what a member is not given counts as 0.
+
+    Source: Mimi, Défossez et al. 2024 (arXiv:2410.00037), a semantic codebook beside a chain of several, without
+    dropout.
+    """
+
+    def __call__(self, counts: MemberCounts) -> Tensor:
+        """The share of the codebooks, times that of the vectors."""
+        return counts.codebooks * counts.used / (counts.codebooks.sum() * counts.vectors)
 
 
 class SumOverMembers(Reduction):
-    """The sum over members; where a sample does not use one, that counts as 0.
+    """The sum over members; what a member is not given counts as 0.
 
     Source: DAC, Kumar et al. 2023 (arXiv:2306.06546), over stages and with dropped samples as its released code has
     them; FQGAN, Bai et al. 2024 (arXiv:2411.16681), over branches; ESC, Gu, Diao 2024 (arXiv:2404.19441), over streams.
     """
 
-    def forward(self, used: Tensor, count: Tensor, choices: Tensor) -> Tensor:
-        """n_m / N of member m with n_m vectors."""
-        return used / count
+    def __call__(self, counts: MemberCounts) -> Tensor:
+        """The share of the vectors."""
+        return counts.used / counts.vectors
 
 
 class MeanOverChoices(Reduction):
-    """The mean over all choices that were made; where a sample does not use a member, that does not count.
+    """The mean over all codes that were chosen; what dropout leaves out does not count.
 
     Source: EnCodec, Défossez et al. 2022 (arXiv:2210.13438), and Mimi, Défossez et al. 2024 (arXiv:2410.00037): the
-    mean over the stages that a batch uses.
+    mean over the codebooks that a batch uses.
     Differs: they draw one number of stages for a batch. Drawn for each sample, those that use more stages count more.
     """
 
     reads_choices = True
 
-    def forward(self, used: Tensor, count: Tensor, choices: Tensor) -> Tensor:
-        """n_m / C of member m with n_m vectors, with C choices in all."""
-        return used / choices
+    def __call__(self, counts: MemberCounts) -> Tensor:
+        """The share of the choices."""
+        return counts.choices / counts.all_choices

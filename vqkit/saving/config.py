@@ -31,6 +31,8 @@ BUILDABLE = (
     "vqkit.backbones.conv2d",
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
+    "vqkit.backbones.gaussian",
+    "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""

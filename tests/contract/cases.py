@@ -38,6 +38,7 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     LBGSplitting,
+    MeanOverChoices,
     MSBFirstLFQ,
     MultiScaleQuantizer,
     NestedGroupedQuantizer,
@@ -56,6 +57,7 @@ from vqkit import (
     Search,
     SplitQuantizer,
     StraightThrough,
+    SumOverMembers,
     TextbookBSQ,
     UnnormalizedStraightThrough,
 )
@@ -130,7 +132,14 @@ CASES: dict[str, Case] = {
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
-        partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
+        partial(
+            ResidualQuantizer,
+            partial(stage, "ema"),
+            3,
+            dropout=0.7,
+            estimator=RotationTrick(),
+            reduction=MeanOverChoices(),
+        )
     ),
     "residual_nsvq": Case(partial(ResidualQuantizer, partial(stage, "nsvq"), 2, estimator=NSVQ(), dropout=0.3)),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
@@ -143,7 +152,7 @@ CASES: dict[str, Case] = {
     "nested_groups": Case(
         partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
     ),
-    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()], reduction=SumOverMembers())),
     "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
     "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
     "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
@@ -160,9 +169,10 @@ CASES: dict[str, Case] = {
             SplitQuantizer,
             [
                 partial(stage, "ema", dim=4),
-                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5, reduction=MeanOverChoices()),
             ],
             dim=DIM,
+            reduction=MeanOverChoices(),
         )
     ),
     "dualcodec": Case(

@@ -10,6 +10,7 @@ from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import SampleDropout, build_members
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import SumOverMembers
 
 
 class PrefixQuantizer(SampleDropout):
@@ -62,7 +63,8 @@ class PrefixQuantizer(SampleDropout):
                 "or GroupedQuantizer of them"
             )
         members = build_members(quantizer, 1, kind="quantizer", owner="PrefixQuantizer")
-        super().__init__(members, members[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
+        named = {"channel_dim": channel_dim, "reduction": SumOverMembers()}
+        super().__init__(members, members[0].dim, dropout=dropout, lengths=lengths, seed=seed, **named)
         self.quantizer = members[0]
         self.level_axis = self.quantizer.level_axis
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
@@ -95,11 +97,6 @@ class PrefixQuantizer(SampleDropout):
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
         return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made])
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of the tokens that are kept, averaged over all; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
-        return self.penalize_members(quantized, 1, [quantized.members[0].valid.sum() / count])
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""

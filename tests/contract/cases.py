@@ -40,6 +40,8 @@ from vqkit import (
     LBGSplitting,
     MSBFirstLFQ,
     MultiScaleQuantizer,
+    NestedGroupedQuantizer,
+    NestedLengths,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
@@ -137,6 +139,9 @@ CASES: dict[str, Case] = {
     ),
     "grouped": Case(
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
+    ),
+    "nested_groups": Case(
+        partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
     "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),

@@ -57,7 +57,8 @@ class CodebookReport(Callback):
         self._reported_step = trainer.global_step
         self.usage = None
         if not countable(quantizer.level_sizes):
-            pl_module.print("more codes than can be counted (2^28): their usage is not reported")
+            if quantizer.level_sizes:
+                pl_module.print("more codes than can be counted (2^28): their usage is not reported")
             return
         self.usage = CodebookUsage(quantizer.level_sizes).to(pl_module.device)
         if self.last_used is None or self.last_used.shape != self.usage.counts.shape:

@@ -155,6 +155,7 @@ class EvaluatedTask(LightningModule, ABC):
             with new_tensors_in_float32():
                 indices = self.tokenizer.quantizer.by_level(output.quantizer.indices)
                 figures.append(self.metrics.update(inputs, output.reconstruction, indices, **facts))
+                self.metrics.add_divergence(output.quantizer)
             originals += inputs
             reconstructions += output.reconstruction
         names = batch.get("name", [""] * len(originals))

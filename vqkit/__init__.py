@@ -6,6 +6,7 @@
 Everything public is named here; nothing else is.
 """
 
+from vqkit import layouts as layouts
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode

@@ -239,7 +239,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
 
-    def check_codes(self, call: str) -> None:
+    def check_has_codes(self, call: str) -> None:
         """Refuse what needs indices, where there are none: `codebook_sizes` is empty.
 
         Args:

@@ -39,7 +39,7 @@ class CompositeQuantizer(BaseQuantizer):
     def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
         super().__init__(dim, channel_dim=channel_dim)
         for member in members:
-            member.check_codes(type(self).__name__)
+            member.check_has_codes(type(self).__name__)
         sizes = [size for member in members for size in member.codebook_sizes]
         self.num_codebooks = len(sizes)
         self.codebook_size = max(sizes)

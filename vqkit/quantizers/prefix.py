@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members
+from vqkit.quantizers.composite import SampleDropout, build_one
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 
@@ -44,7 +44,6 @@ class PrefixQuantizer(SampleDropout):
     """
 
     member_name = "quantizer"
-    quantizer: BaseQuantizer
 
     def __init__(
         self,
@@ -56,14 +55,9 @@ class PrefixQuantizer(SampleDropout):
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        if not callable(quantizer) and len(quantizer) != 1:
-            raise ValueError(
-                f"quantizer lists {len(quantizer)} factories: expected one; to join several, build a ResidualQuantizer "
-                "or GroupedQuantizer of them"
-            )
-        members = build_members(quantizer, 1, kind="quantizer", owner="PrefixQuantizer")
-        super().__init__(members, members[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
-        self.quantizer = members[0]
+        tokens = build_one(quantizer, owner="PrefixQuantizer")
+        super().__init__([tokens], tokens.dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
+        self.quantizer = tokens
         self.level_axis = self.quantizer.level_axis
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
         if self.mask_token is not None:

@@ -19,6 +19,7 @@ from vqkit import (
     FSQ,
     LFQ,
     NSVQ,
+    AttentionProjection,
     BaseQuantizer,
     BitFlips,
     CenteredFSQ,
@@ -47,6 +48,7 @@ from vqkit import (
     PowerOfTwoLengths,
     PrefixQuantizer,
     ProbabilisticAnchor,
+    ProjectedQuantizer,
     Quantizer,
     RandomAnchor,
     Reflection,
@@ -185,9 +187,27 @@ CASES: dict[str, Case] = {
             dropout=0.5,
         )
     ),
-    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
-    "prefix_residual": Case(
-        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
+    "products_of_residuals": Case(
+        partial(GroupedQuantizer, partial(ResidualQuantizer, partial(stage, "ema", dim=4), 2, dropout=0.5), 2)
+    ),
+    "residuals_of_products": Case(
+        partial(ResidualQuantizer, partial(GroupedQuantizer, partial(stage, dim=4), 2), 2, dropout=0.5)
+    ),
+    "unitok": Case(
+        partial(
+            ProjectedQuantizer,
+            partial(GroupedQuantizer, partial(stage, dim=2, normalize=True), 2),
+            DIM,
+            projection=AttentionProjection,
+        )
+    ),
+    "prefix": Case(
+        partial(
+            PrefixQuantizer,
+            partial(ResidualQuantizer, partial(stage, "ema"), 2),
+            lengths=PowerOfTwoLengths(),
+            dropout=0.7,
+        )
     ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }

@@ -28,7 +28,15 @@ RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
 USUAL = [name for name in RUNS if name.startswith("image/")]
-USUAL += ["audio/quickstart", "audio/mimi_24khz", "quantizers/fqgan", "image fsq", "audio reinmax", "single lfq"]
+USUAL += [
+    "audio/quickstart",
+    "audio/mimi_24khz",
+    "quantizers/fqgan",
+    "quantizers/unitok",
+    "image fsq",
+    "audio reinmax",
+    "single lfq",
+]
 
 SMALL = {
     "data.batch_size": 2,
@@ -114,8 +122,8 @@ def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, mo
 def dim_of(arguments):
     """The size of the channel axis; stages share it, and groups add up to it."""
     if "group" in arguments:
-        return arguments["num_groups"] * arguments["group"]["init_args"]["dim"]
-    return arguments.get("stage", {"init_args": arguments})["init_args"]["dim"]
+        return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
+    return dim_of(arguments["stage"]["init_args"]) if "stage" in arguments else arguments["dim"] or arguments["bits"]
 
 
 def printed(configs, roots, monkeypatch, capsys):

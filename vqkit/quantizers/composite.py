@@ -284,6 +284,21 @@ def build_members(
     return members
 
 
+def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantizer:
+    """The quantizer of a composite that has one; see `build_members`.
+
+    Args:
+        build: a factory, or a list of one.
+        owner: the composite's name, for messages.
+    """
+    if not callable(build) and len(build) != 1:
+        raise ValueError(
+            f"quantizer lists {len(build)} factories: expected one; to join several, build a ResidualQuantizer or "
+            "GroupedQuantizer of them"
+        )
+    return build_members(build, 1, kind="quantizer", owner=owner)[0]
+
+
 def _give_own_seed(member: BaseQuantizer, number: int) -> None:
     """Give members of one factory, which have one seed, different restarts and noise.
 

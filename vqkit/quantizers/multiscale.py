@@ -307,7 +307,7 @@ class MultiScaleQuantizer(SampleDropout):
         return total, losses
 
     def strip_training(self) -> None:
-        """No losses and no flips; each stage passes gradients straight through, and with them phi; see `BaseQuantizer`."""
+        """No losses and no flips; stages pass gradients straight through, and with them phi; see `BaseQuantizer`."""
         shared = len(self.stages) < len(self.grids)
         super().strip_training()
         stage = self.recorded_arguments()["stage"]

@@ -20,6 +20,7 @@ from vqkit import (
     LFQ,
     NSVQ,
     BaseQuantizer,
+    BitFlips,
     CenteredFSQ,
     ClusterReinit,
     Codebook,
@@ -38,6 +39,9 @@ from vqkit import (
     IndexBackpropagation,
     LBGSplitting,
     MSBFirstLFQ,
+    MultiScaleQuantizer,
+    NestedGroupedQuantizer,
+    NestedLengths,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
@@ -92,7 +96,7 @@ def trains_codebook(quantizer: BaseQuantizer) -> bool:
 def draws_in_training(quantizer: BaseQuantizer) -> bool:
     """Whether the value in training is another one than in eval mode, by declaration."""
     noisy = any(isinstance(part, (Estimator, Search)) and part.uses_noise for part in quantizer.modules())
-    return noisy or bool(dropout(quantizer))
+    return noisy or bool(dropout(quantizer)) or getattr(quantizer, "flips", None) is not None
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
@@ -101,6 +105,7 @@ def dropout(quantizer: BaseQuantizer) -> float:
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
 vq, ema, cvq, gumbel = (partial(stage, method, codebook_size=32) for method in ("vq", "ema", "cvq", "gumbel"))
+multi_scale = partial(MultiScaleQuantizer, scales=[1, [2, 3], 4], channel_dim=1)
 unit_group = partial(stage, dim=4, codebook_dim=2, normalize=True)
 
 CASES: dict[str, Case] = {
@@ -135,7 +140,21 @@ CASES: dict[str, Case] = {
     "grouped": Case(
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
+    "nested_groups": Case(
+        partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
+    ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
+    "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
+    "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
+    "multi_scale_coda": Case(
+        partial(multi_scale, partial(stage, "coda"), num_phis=0, losses=[], estimator=None, level_sizes=[4, 8, 16]),
+        spatial=True,
+    ),
+    "multi_scale_bits": Case(
+        partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
+        spatial=True,
+    ),
     "mimi": Case(
         partial(
             SplitQuantizer,

@@ -439,7 +439,8 @@ class TokenizerTask(EvaluatedTask):
             self._initialize_quantizer()
 
     def _initialize_quantizer(self) -> None:
-        self.print("initializing the quantizer from training data ...")
+        if self.tokenizer.quantizer.codebook_sizes:
+            self.print("initializing the quantizer from training data ...")
         self.tokenizer.initialize(self._initialization_inputs(), samples=self.initialization_samples, seed=self.seed)
         self.quantizer_initialized_at = self.trainer.global_step
 

@@ -103,8 +103,12 @@ class Origin:
         for name, part in named_parts(tokenizer, names, argument="init_parts").items():
             if saved is not None and asked is not None and name in asked["init_args"]:
                 meant, ours = (_meaning(description["init_args"].get(name)) for description in (saved, asked))
-                with named(self.file):
-                    check_same_parts(meant, ours, f"tokenizer.{name}")
+                try:
+                    with named(self.file):
+                        check_same_parts(meant, ours, f"tokenizer.{name}")
+                except ValueError as error:
+                    fit = "; or take the parts that fit by --init_parts, such as [encoder, decoder]" if trains else ""
+                    raise ValueError(f"{error}{fit}") from error
             self._fill(name, _under(name, state), part, trains=trains)
         for name in beside:
             own = _under(BESIDE[name], (self.checkpoint or {}).get("state_dict", {}))

@@ -60,8 +60,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     num_codebooks: int = 1
     level_axis: bool = False
     """Whether `indices` has a last axis of `num_codebooks` levels."""
+    index_per_position: bool = True
+    """Whether each position of the input has an index, or one for each level, at its place in `indices`."""
     has_projection: bool = False
     """Whether trainable maps stand between the input and the code space."""
+    moments: int = 1
+    """Numbers that the input holds for each of the `dim` channels: 2 where means are followed by log-variances."""
 
     codebook: Codebook | None
     estimator: Estimator | None
@@ -158,10 +162,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         check_plain("x", x, self.latent_spread.device)
         if not x.is_floating_point():
             raise ValueError(f"x has dtype {x.dtype}: expected floating point; use x.float(), or x.dequantize()")
-        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
+        channels = self.moments * self.dim
+        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != channels:
+            times = "" if self.moments == 1 else f"{self.moments} x "
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
-                "batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
+                f"x has shape {tuple(x.shape)}: expected {times}dim={self.dim} channels on axis {self.channel_dim} "
+                "behind a batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
             )
         # Cast first: a float64 number may be finite, and infinite in float32.
         latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
@@ -233,6 +239,16 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
 
+    def check_has_codes(self, call: str) -> None:
+        """Refuse what needs indices, where there are none: `codebook_sizes` is empty.
+
+        Args:
+            call: what needs them, for the message.
+
+        Raises:
+            ValueError: this is no quantizer; the message says what to do.
+        """
+
     def strip_training(self) -> None:
         """Store the codes as plain tables and drop what only training needs, here and in what `to_config` writes.
 
@@ -251,6 +267,20 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
 
     # ------------------------------------------------------------------ what they share
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many codes each level chooses from; levels are the last axis of `by_level`."""
+        return self.codebook_sizes
+
+    def by_level(self, indices: Tensor) -> Tensor:
+        """Indices with one column for each of `level_sizes`, -1 where a level has none: what counts them can tell
+        levels apart that `indices` holds one after another.
+
+        Args:
+            indices: (B, ...) as `encode` returns them.
+        """
+        return indices
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

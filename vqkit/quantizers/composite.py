@@ -3,13 +3,17 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.runtime import ForwardNumbers, uncompiled
 
@@ -34,6 +38,8 @@ class CompositeQuantizer(BaseQuantizer):
 
     def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
         super().__init__(dim, channel_dim=channel_dim)
+        for member in members:
+            member.check_has_codes(type(self).__name__)
         sizes = [size for member in members for size in member.codebook_sizes]
         self.num_codebooks = len(sizes)
         self.codebook_size = max(sizes)
@@ -113,11 +119,11 @@ class SampleDropout(CompositeQuantizer):
     """A composite of which a sample may use a part alone, drawn for each sample and training forward.
 
     Args:
-        members: see `CompositeQuantizer`.
-        dim: see `CompositeQuantizer`.
-        channel_dim: see `BaseQuantizer`.
-        dropout: probability, per sample and training step, that a part is left out.
+        arguments: of the composite that it makes so.
+        dropout: probability, per sample and training step, that it is cut short.
+        lengths: the distribution of what is left of it then.
         seed: of the draws.
+        named: arguments of the composite, too.
 
     State:
         extra state: how many training forwards were drawn for, as an int64 tensor.
@@ -127,12 +133,18 @@ class SampleDropout(CompositeQuantizer):
     """
 
     def __init__(
-        self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, dropout: float, seed: int
+        self,
+        *arguments: Any,
+        dropout: float,
+        lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        seed: int,
+        **named: Any,
     ) -> None:
-        super().__init__(members, dim, channel_dim=channel_dim)
+        super().__init__(*arguments, **named)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
         self.dropout = dropout
+        self.lengths = lengths
         self.seed = seed
         self.draws = 0
         self._numbers = ForwardNumbers()
@@ -141,9 +153,7 @@ class SampleDropout(CompositeQuantizer):
         """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""
         return self._number(data) if self.stochastic and not self.passes_through else 0
 
-    def sample_lengths(
-        self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int
-    ) -> Tensor | None:
+    def sample_lengths(self, step: int | Tensor, batch_size: int, whole: int) -> Tensor | None:
         """How much each sample uses in this training forward, (B,) int64; None where all use all.
 
         A function of the seed, of the step that `number_forward` gives and of the number of a sample among those of all
@@ -152,11 +162,29 @@ class SampleDropout(CompositeQuantizer):
         Args:
             step: see `number_forward`.
             batch_size: B.
-            length_of: from uniform numbers in [0, 1), (B,), to lengths.
-            most: what a sample has that drops nothing.
+            whole: what a sample has that is not cut short.
         """
         draws = self.dropout and self.stochastic and not self.passes_through
-        return self._sample(step, batch_size, length_of, most) if draws else None
+        return self._sample(step, batch_size, whole) if draws else None
+
+    def estimate_sum(
+        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
+    ) -> Tensor:
+        """What an estimator over the sum of all members passes on: (B, *S, dim), of the latents and the sum."""
+        if not torch.is_grad_enabled():
+            return total
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        noisy = estimator.uses_noise and self.stochastic
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
+        )
+        return estimator(selection).reshape(latents.shape)
 
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def _number(self, data: Tensor) -> Tensor:
@@ -165,10 +193,10 @@ class SampleDropout(CompositeQuantizer):
         return self._numbers.find(data, self.draws)
 
     @uncompiled
-    def _sample(self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int) -> Tensor:
+    def _sample(self, step: int | Tensor, batch_size: int, whole: int) -> Tensor:
         samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
         chance, length = (distributed.counter_random(2 * samples + k, seed=self.seed, step=step) for k in (0, 1))
-        return torch.where(chance < self.dropout, length_of(length), most)
+        return torch.where(chance < self.dropout, self.lengths(length, whole), whole)
 
     def get_extra_state(self) -> Tensor:
         """How many dropout draws were made."""
@@ -178,14 +206,23 @@ class SampleDropout(CompositeQuantizer):
         """Restore the count of draws."""
         self.draws = int(state[0])
 
+    def extra_repr(self) -> str:
+        """Dropout and layout."""
+        lengths = f", lengths={self.lengths}" if self.dropout else ""
+        return f"dropout={self.dropout}{lengths}, dim={self.dim}, channel_dim={self.channel_dim}"
+
 
 class DepthDropout(SampleDropout):
-    """A composite of which a sample may use the first n members alone, n uniform in 1 ... number of members."""
+    """A composite of which a sample may use the first members alone."""
 
     def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
-        """How many members each sample uses in this training forward: `sample_lengths`."""
-        most = len(list(self.members))
-        return self.sample_lengths(step, batch_size, lambda uniform: 1 + (uniform * most).long(), most)
+        """How many members each sample uses in this training forward: see `sample_lengths`."""
+        return self.sample_lengths(step, batch_size, len(list(self.members)))
+
+
+def used(valid: Tensor, depths: Tensor, number: int) -> Tensor:
+    """(B, *S) bool, which of the `valid` vectors a member quantizes, by its number and the depths (B,) of samples."""
+    return valid & (depths > number).reshape(-1, *[1] * (valid.ndim - 1))
 
 
 def build_members(
@@ -220,6 +257,11 @@ def build_members(
             f"{kind} built quantizers with another channel_dim than -1: give channel_dim to {owner} instead"
         )
     for number, member in enumerate(members):
+        if not member.index_per_position:
+            raise ValueError(
+                f"{kind} built a {type(member).__name__}, which has no index for each position: put {owner} inside of "
+                "it, as its stage, or use it by itself"
+            )
         _give_own_seed(member, number)
     return members
 

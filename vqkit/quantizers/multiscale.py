@@ -127,8 +127,9 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        named = {"channel_dim": channel_dim, "reduction": MeanOverMembers()}
-        super().__init__(stages, stages[0].dim, dropout=dropout, seed=seed, **named)
+        super().__init__(
+            stages, stages[0].dim, reduction=MeanOverMembers(), dropout=dropout, channel_dim=channel_dim, seed=seed
+        )
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends

@@ -23,6 +23,7 @@ from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
 from vqkit.quantizers.quantizer import Quantizer, spread
+from vqkit.quantizers.reduction import MeanOverMembers
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
 from vqkit.runtime import autocast_disabled, check_plain, known, uncompiled
 
@@ -126,7 +127,8 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        named = {"channel_dim": channel_dim, "reduction": MeanOverMembers()}
+        super().__init__(stages, stages[0].dim, dropout=dropout, seed=seed, **named)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends
@@ -139,7 +141,6 @@ class MultiScaleQuantizer(SampleDropout):
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
         self.estimator = estimator
-        self.up = up
         self.flips = flips
         self.phi = PhiConvolutions(self.dim, len(grids[0]), scale_map(len(grids), phis), phi_ratio) if phis else None
 
@@ -308,15 +309,12 @@ class MultiScaleQuantizer(SampleDropout):
         return total, losses
 
     def strip_training(self) -> None:
-        """No losses, no flips, and the sum passes gradients straight through; see `BaseQuantizer`."""
+        """No losses and no flips; stages pass gradients straight through, and with them phi; see `BaseQuantizer`."""
         shared = len(self.stages) < len(self.grids)
         super().strip_training()
-        arguments = self.recorded_arguments()
-        self.losses, self.flips = nn.ModuleList(), None  # type: ignore[assignment]
-        if self.estimator is not None:
-            self.estimator = StraightThrough()
-        stage = arguments["stage"][0] if shared else arguments["stage"]
-        self.record(stage=stage, estimator=self.estimator, losses=[], flips=None)
+        stage = self.recorded_arguments()["stage"]
+        self.losses, self.estimator, self.flips = nn.ModuleList(), None, None  # type: ignore[assignment]
+        self.record(stage=stage[0] if shared else stage, estimator=None, losses=[], flips=None)
 
     # ------------------------------------------------------------------ indices
 
@@ -472,8 +470,8 @@ class MultiScaleQuantizer(SampleDropout):
         """Scales and layout."""
         scales = [grid[0] if len(set(grid)) == 1 else grid for grid in self.grids]
         return (
-            f"scales={scales}, level_sizes={self.prefixes}, dropout={self.dropout}, dim={self.dim}, "
-            f"channel_dim={self.channel_dim}"
+            f"scales={scales}, up={self.pyramid.up}, level_sizes={self.prefixes}, dropout={self.dropout}, "
+            f"dim={self.dim}, channel_dim={self.channel_dim}"
         )
 
 

@@ -86,7 +86,10 @@ class Pyramid:
         for some, sizes in zip(counted, self._matrices(dtype, counted[0].device), strict=False):
             spread = [None if down is None else down.mT for down in sizes.down]
             touched = resized(some.unsqueeze(-1).to(dtype), spread).squeeze(-1) > 0.5
-            covered = touched if covered is None else torch.where(any_of_each(some, touched), touched, covered)
+            if covered is not None:  # without `where`, which ONNX Runtime lacks for bool
+                found = any_of_each(some, touched)
+                touched = (found & touched) | (~found & covered)
+            covered = touched
         assert covered is not None  # there is a first grid
         return covered
 

@@ -58,7 +58,7 @@ class AudioTokenizer(Tokenizer):
     """
 
     def __init__(self, encoder: nn.Module, quantizer: BaseQuantizer, decoder: nn.Module, *, sample_rate: int) -> None:
-        quantizer.check_codes(type(self).__name__)
+        quantizer.check_has_codes(type(self).__name__)
         super().__init__(encoder, quantizer, decoder)
         if sample_rate < 1 or sample_rate != int(sample_rate):
             raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")

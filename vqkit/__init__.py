@@ -7,6 +7,11 @@ Everything public is named here; nothing else is.
 """
 
 from vqkit import layouts as layouts
+from vqkit.coarse import CoarseLabels as CoarseLabels
+from vqkit.coarse import agglomerative_labels as agglomerative_labels
+from vqkit.coarse import balanced_labels as balanced_labels
+from vqkit.coarse import kmeans_labels as kmeans_labels
+from vqkit.coarse import nested_labels as nested_labels
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode

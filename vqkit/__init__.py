@@ -6,6 +6,7 @@
 Everything public is named here; nothing else is.
 """
 
+from vqkit import layouts as layouts
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode
@@ -69,6 +70,7 @@ from vqkit.quantizers.bsq import TextbookBSQ as TextbookBSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
 from vqkit.quantizers.disentanglement import GroupLoss as GroupLoss
 from vqkit.quantizers.disentanglement import PublishedDisentanglement as PublishedDisentanglement
+from vqkit.quantizers.flips import BitFlips as BitFlips
 from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
 from vqkit.quantizers.gaussian import GaussianBottleneck as GaussianBottleneck
@@ -82,9 +84,14 @@ from vqkit.quantizers.lengths import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.lengths import UniformLengths as UniformLengths
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
+from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.prefix import PrefixQuantizer as PrefixQuantizer
+from vqkit.quantizers.projected import AttentionProjection as AttentionProjection
+from vqkit.quantizers.projected import LinearProjection as LinearProjection
+from vqkit.quantizers.projected import ProjectedQuantizer as ProjectedQuantizer
+from vqkit.quantizers.projected import Projection as Projection
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.reduction import MeanOverChoices as MeanOverChoices
 from vqkit.quantizers.reduction import MeanOverCodebooks as MeanOverCodebooks
@@ -93,6 +100,10 @@ from vqkit.quantizers.reduction import MemberCounts as MemberCounts
 from vqkit.quantizers.reduction import Reduction as Reduction
 from vqkit.quantizers.reduction import SumOverMembers as SumOverMembers
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
+from vqkit.quantizers.resizing import AreaResizing as AreaResizing
+from vqkit.quantizers.resizing import CubicResizing as CubicResizing
+from vqkit.quantizers.resizing import LinearResizing as LinearResizing
+from vqkit.quantizers.resizing import Resizing as Resizing
 from vqkit.quantizers.split import FeatureSplitQuantizer as FeatureSplitQuantizer
 from vqkit.quantizers.split import SplitQuantizer as SplitQuantizer
 from vqkit.quantizers.without_quantization import without_quantization as without_quantization

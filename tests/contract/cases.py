@@ -19,7 +19,9 @@ from vqkit import (
     FSQ,
     LFQ,
     NSVQ,
+    AttentionProjection,
     BaseQuantizer,
+    BitFlips,
     CenteredFSQ,
     ClusterReinit,
     Codebook,
@@ -39,12 +41,14 @@ from vqkit import (
     LBGSplitting,
     MeanOverChoices,
     MSBFirstLFQ,
+    MultiScaleQuantizer,
     NestedGroupedQuantizer,
     NestedLengths,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
     ProbabilisticAnchor,
+    ProjectedQuantizer,
     Quantizer,
     RandomAnchor,
     Reflection,
@@ -96,7 +100,7 @@ def trains_codebook(quantizer: BaseQuantizer) -> bool:
 def draws_in_training(quantizer: BaseQuantizer) -> bool:
     """Whether the value in training is another one than in eval mode, by declaration."""
     noisy = any(isinstance(part, (Estimator, Search)) and part.uses_noise for part in quantizer.modules())
-    return noisy or bool(dropout(quantizer))
+    return noisy or bool(dropout(quantizer)) or getattr(quantizer, "flips", None) is not None
 
 
 def dropout(quantizer: BaseQuantizer) -> float:
@@ -105,6 +109,7 @@ def dropout(quantizer: BaseQuantizer) -> float:
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
 vq, ema, cvq, gumbel = (partial(stage, method, codebook_size=32) for method in ("vq", "ema", "cvq", "gumbel"))
+multi_scale = partial(MultiScaleQuantizer, scales=[1, [2, 3], 4], channel_dim=1)
 unit_group = partial(stage, dim=4, codebook_dim=2, normalize=True)
 
 CASES: dict[str, Case] = {
@@ -150,6 +155,17 @@ CASES: dict[str, Case] = {
         partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()], reduction=SumOverMembers())),
+    "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
+    "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
+    "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
+    "multi_scale_coda": Case(
+        partial(multi_scale, partial(stage, "coda"), num_phis=0, losses=[], estimator=None, level_sizes=[4, 8, 16]),
+        spatial=True,
+    ),
+    "multi_scale_bits": Case(
+        partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
+        spatial=True,
+    ),
     "mimi": Case(
         partial(
             SplitQuantizer,
@@ -171,9 +187,27 @@ CASES: dict[str, Case] = {
             dropout=0.5,
         )
     ),
-    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
-    "prefix_residual": Case(
-        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
+    "products_of_residuals": Case(
+        partial(GroupedQuantizer, partial(ResidualQuantizer, partial(stage, "ema", dim=4), 2, dropout=0.5), 2)
+    ),
+    "residuals_of_products": Case(
+        partial(ResidualQuantizer, partial(GroupedQuantizer, partial(stage, dim=4), 2), 2, dropout=0.5)
+    ),
+    "unitok": Case(
+        partial(
+            ProjectedQuantizer,
+            partial(GroupedQuantizer, partial(stage, dim=2, normalize=True), 2),
+            DIM,
+            projection=AttentionProjection,
+        )
+    ),
+    "prefix": Case(
+        partial(
+            PrefixQuantizer,
+            partial(ResidualQuantizer, partial(stage, "ema"), 2),
+            lengths=PowerOfTwoLengths(),
+            dropout=0.7,
+        )
     ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
-DISCRETE = {name: path for name, path in WHOLE.items() if name != "image/vae"}
+OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
+OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
 SINGLE = CONFIGS["quantizers/single"]
 OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path != SINGLE}
 
@@ -27,7 +28,15 @@ RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
 USUAL = [name for name in RUNS if name.startswith("image/")]
-USUAL += ["audio/quickstart", "audio/mimi_24khz", "quantizers/fqgan", "image fsq", "audio reinmax", "single lfq"]
+USUAL += [
+    "audio/quickstart",
+    "audio/mimi_24khz",
+    "quantizers/fqgan",
+    "quantizers/unitok",
+    "image fsq",
+    "audio reinmax",
+    "single lfq",
+]
 
 SMALL = {
     "data.batch_size": 2,
@@ -46,6 +55,7 @@ SHRUNK = {
     "num_res_blocks": lambda _: 1,
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
+    "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
     "pretraining_steps": lambda _: 1,
     "start_step": lambda _: 1,
@@ -95,7 +105,7 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "overlay"),
     [
-        *itertools.product([path for name, path in DISCRETE.items() if "image" in name], OVERLAYS.values()),
+        *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
         (QUICKSTARTS["audio"], SINGLE),
     ],
     ids=lambda path: path.stem,
@@ -112,8 +122,8 @@ def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, mo
 def dim_of(arguments):
     """The size of the channel axis; stages share it, and groups add up to it."""
     if "group" in arguments:
-        return arguments["num_groups"] * arguments["group"]["init_args"]["dim"]
-    return arguments.get("stage", {"init_args": arguments})["init_args"]["dim"]
+        return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
+    return dim_of(arguments["stage"]["init_args"]) if "stage" in arguments else arguments["dim"] or arguments["bits"]
 
 
 def printed(configs, roots, monkeypatch, capsys):

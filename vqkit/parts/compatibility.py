@@ -205,6 +205,34 @@ def check_stages(dim: int, quantizers: Sequence[Member], estimator: Estimator | 
     )
 
 
+def check_scales(losses: Sequence[Loss], estimator: Estimator | None, *, phi: bool) -> None:
+    """Check the losses of the sum after each scale, and that something trains what smoothes the scales.
+
+    Args:
+        losses: of the sums.
+        estimator: over the last sum; None where each scale keeps its own.
+        phi: whether there is something to train.
+
+    Raises:
+        IncompatibleParts: with all conflicts at once.
+    """
+    decoder_trains = estimator is None or estimator.trains_codebook
+    _refuse(
+        *(
+            f"{_name(loss)} is not defined for the sum after a scale, which is no code of one codebook: give it to the "
+            "stages"
+            for loss in losses
+            if not loss.fits_sums
+        ),
+        *_names_differ(loss.name for loss in losses),
+        *(
+            f"nothing trains phi: {_name(estimator)} over the sum passes no gradient to it, and none of the losses "
+            "does; add CodebookLoss() to losses, or leave phi out (num_phis=0)"
+            for _ in range(phi and not decoder_trains and not any(loss.trains_codebook for loss in losses))
+        ),
+    )
+
+
 def check_groups(groups: Sequence[Member], losses: Sequence[Penalty]) -> None:
     """Check the groups of a grouped quantizer against the losses between them.
 

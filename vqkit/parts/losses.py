@@ -50,10 +50,12 @@ class Loss(Penalty):
         attracts_codes: whether its gradient pulls codes to vectors, so that it is enough to train a codebook.
         compares_with_all_codes: whether it compares each vector with all codes, so that these must be the codes that
             are searched.
+        fits_sums: whether it is defined for a sum of codes too, since it reads `z`, `selected` and `valid` alone.
         And those of `Penalty`.
     """
 
     attracts_codes: ClassVar[bool] = False
+    fits_sums: ClassVar[bool] = False
     compares_with_all_codes: ClassVar[bool] = False
 
     @abstractmethod
@@ -118,6 +120,7 @@ class Commitment(Loss):
     """
 
     name = "commitment"
+    fits_sums = True
 
     def __init__(self, weight: float = 0.25) -> None:
         super().__init__(weight)
@@ -137,6 +140,7 @@ class CodebookLoss(Loss):
     """
 
     name = "codebook"
+    fits_sums = True
     trains_codebook = True
     attracts_codes = True
 

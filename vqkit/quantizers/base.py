@@ -60,6 +60,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     num_codebooks: int = 1
     level_axis: bool = False
     """Whether `indices` has a last axis of `num_codebooks` levels."""
+    index_per_position: bool = True
+    """Whether each position of the input has an index, or one for each level, at its place in `indices`."""
     has_projection: bool = False
     """Whether trainable maps stand between the input and the code space."""
     moments: int = 1
@@ -237,7 +239,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
 
-    def check_codes(self, call: str) -> None:
+    def check_has_codes(self, call: str) -> None:
         """Refuse what needs indices, where there are none: `codebook_sizes` is empty.
 
         Args:
@@ -273,6 +275,20 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
 
     # ------------------------------------------------------------------ what they share
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many codes each level chooses from; levels are the last axis of `by_level`."""
+        return self.codebook_sizes
+
+    def by_level(self, indices: Tensor) -> Tensor:
+        """Indices with one column for each of `level_sizes`, -1 where a level has none: what counts them can tell
+        levels apart that `indices` holds one after another.
+
+        Args:
+            indices: (B, ...) as `encode` returns them.
+        """
+        return indices
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

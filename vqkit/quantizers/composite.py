@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
@@ -40,7 +42,7 @@ class CompositeQuantizer(BaseQuantizer):
         super().__init__(dim, channel_dim=channel_dim)
         self.reduction = reduction
         for member in members:
-            member.check_codes(type(self).__name__)
+            member.check_has_codes(type(self).__name__)
         sizes = [size for member in members for size in member.codebook_sizes]
         self.num_codebooks = len(sizes)
         self.codebook_size = max(sizes)
@@ -195,6 +197,25 @@ class SampleDropout(CompositeQuantizer):
         draws = self.dropout and self.stochastic and not self.passes_through
         return self._sample(step, batch_size, whole) if draws else None
 
+    def estimate_sum(
+        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
+    ) -> Tensor:
+        """What an estimator over the sum of all members passes on: (B, *S, dim), of the latents and the sum."""
+        if not torch.is_grad_enabled():
+            return total
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        noisy = estimator.uses_noise and self.stochastic
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
+        )
+        return estimator(selection).reshape(latents.shape)
+
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def _number(self, data: Tensor) -> Tensor:
         if self.learning:
@@ -266,8 +287,28 @@ def build_members(
             f"{kind} built quantizers with another channel_dim than -1: give channel_dim to {owner} instead"
         )
     for number, member in enumerate(members):
+        if not member.index_per_position:
+            raise ValueError(
+                f"{kind} built a {type(member).__name__}, which has no index for each position: put {owner} inside of "
+                "it, as its stage, or use it by itself"
+            )
         _give_own_seed(member, number)
     return members
+
+
+def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantizer:
+    """The quantizer of a composite that has one; see `build_members`.
+
+    Args:
+        build: a factory, or a list of one.
+        owner: the composite's name, for messages.
+    """
+    if not callable(build) and len(build) != 1:
+        raise ValueError(
+            f"quantizer lists {len(build)} factories: expected one; to join several, build a ResidualQuantizer or "
+            "GroupedQuantizer of them"
+        )
+    return build_members(build, 1, kind="quantizer", owner=owner)[0]
 
 
 def _give_own_seed(member: BaseQuantizer, number: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members
+from vqkit.quantizers.composite import SampleDropout, build_one
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import SumOverMembers
@@ -45,7 +45,6 @@ class PrefixQuantizer(SampleDropout):
     """
 
     member_name = "quantizer"
-    quantizer: BaseQuantizer
 
     def __init__(
         self,
@@ -57,15 +56,10 @@ class PrefixQuantizer(SampleDropout):
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        if not callable(quantizer) and len(quantizer) != 1:
-            raise ValueError(
-                f"quantizer lists {len(quantizer)} factories: expected one; to join several, build a ResidualQuantizer "
-                "or GroupedQuantizer of them"
-            )
-        members = build_members(quantizer, 1, kind="quantizer", owner="PrefixQuantizer")
+        tokens = build_one(quantizer, owner="PrefixQuantizer")
         named = {"channel_dim": channel_dim, "reduction": SumOverMembers()}
-        super().__init__(members, members[0].dim, dropout=dropout, lengths=lengths, seed=seed, **named)
-        self.quantizer = members[0]
+        super().__init__([tokens], tokens.dim, dropout=dropout, lengths=lengths, seed=seed, **named)
+        self.quantizer = tokens
         self.level_axis = self.quantizer.level_axis
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
         if self.mask_token is not None:

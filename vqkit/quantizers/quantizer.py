@@ -113,6 +113,8 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
+        self.prefix: int | None = None  # how many codes are searched, the first ones; set by a composite that calls it
+        self.call_number = 0  # of those that such a composite makes in one forward, each with noise of its own
         self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
@@ -177,19 +179,20 @@ class Quantizer(VectorQuantizer):
         return torch.where(valid, found.reshape(valid.shape), -1)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
-        """The codes (K, D) that are read, and those that are searched."""
+        """The codes (K, D) that are read, and those that are searched; the first `prefix` of them."""
         vectors = self.codebook()
-        codes = unit(vectors) if self.normalize else vectors
+        codes = searched = unit(vectors) if self.normalize else vectors
         if self.codebook.attention:  # keys have their own norm
-            return codes, self.codebook.search_vectors(vectors)
-        if not self.codebook.cascaded:
-            return codes, codes
-        searched = self.codebook.search_vectors(vectors)
-        return codes, unit(searched) if self.normalize else searched
+            searched = self.codebook.search_vectors(vectors)
+        elif self.codebook.cascaded:
+            searched = self.codebook.search_vectors(vectors)
+            searched = unit(searched) if self.normalize else searched
+        return codes[: self.prefix], searched[: self.prefix]
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
-        return Noise.of_step(self.codebook.seed, step, len(z), z.device)
+        seed = (self.codebook.seed + 1_000_003 * self.call_number) % 2**62
+        return Noise.of_step(seed, step, len(z), z.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -210,7 +213,7 @@ class Quantizer(VectorQuantizer):
         """Fold in the statistics of the batch before, and let the policies rewrite codes.
 
         Again in the same forward, as by a composite that chooses from one codebook several times, it only notes the
-        spread of `z` for `health`.
+        spread of `z`.
 
         Args:
             z: (N, D) the vectors of this batch in the code space, anchors of what is rewritten.

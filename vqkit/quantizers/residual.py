@@ -9,7 +9,6 @@ from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
-from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members, used
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
@@ -104,7 +103,7 @@ class ResidualQuantizer(DepthDropout):
             members.append(stage.quantize(residual, counts))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
-        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid, step)
+        vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(vectors, indices, valid, members=members, source=self)
 
@@ -157,24 +156,6 @@ class ResidualQuantizer(DepthDropout):
             with named_in_warnings(f"stage {number}"):
                 stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
-
-    def _estimate(
-        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
-    ) -> Tensor:
-        if not torch.is_grad_enabled():
-            return total
-        rows, positions = latents.flatten(0, -2), valid.flatten()
-        noisy = estimator.uses_noise and self.stochastic
-        selection = Selection(
-            latents=rows,
-            z=rows,
-            codes=None,
-            indices=positions.long() - 1,
-            selected=total.flatten(0, -2),
-            valid=positions,
-            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
-        )
-        return estimator(selection).reshape(latents.shape)
 
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""

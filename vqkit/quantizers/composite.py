@@ -87,7 +87,7 @@ class CompositeQuantizer(BaseQuantizer):
         if quantized.sums:
             mean = quantized.sums["quantized"][0]
         ours, of_all = own[1:].view(-1, 2), mean[1:].view(-1, 2)
-        # The loss of a member that has sums is divided by what all ranks quantized, that of another by what this one did.
+        # The loss of a member with sums is divided by what all ranks quantized, that of another by what this one did.
         rows = [(of_all if made.sums else ours)[number] for number, made in enumerate(quantized.members)]
         used, choices = torch.stack(rows).unbind(-1)
         some = torch.finfo(self.dtype).tiny

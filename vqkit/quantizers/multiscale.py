@@ -23,6 +23,7 @@ from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
 from vqkit.quantizers.quantizer import Quantizer, spread
+from vqkit.quantizers.reduction import MeanOverMembers
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
 from vqkit.runtime import autocast_disabled, check_plain, known, uncompiled
 
@@ -126,7 +127,9 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        super().__init__(
+            stages, stages[0].dim, channel_dim=channel_dim, reduction=MeanOverMembers(), dropout=dropout, seed=seed
+        )
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends

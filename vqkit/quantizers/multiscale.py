@@ -128,7 +128,7 @@ class MultiScaleQuantizer(SampleDropout):
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
         super().__init__(
-            stages, stages[0].dim, reduction=MeanOverMembers(), dropout=dropout, channel_dim=channel_dim, seed=seed
+            stages, stages[0].dim, channel_dim=channel_dim, reduction=MeanOverMembers(), dropout=dropout, seed=seed
         )
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid

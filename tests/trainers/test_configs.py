@@ -49,7 +49,6 @@ SHRUNK = {
     "depth": lambda _: 1,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
-    "scales": lambda _: [1, 3, 8],
     "pretraining_steps": lambda _: 1,
     "start_step": lambda _: 1,
 }

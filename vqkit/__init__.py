@@ -88,7 +88,17 @@ from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantiz
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.prefix import PrefixQuantizer as PrefixQuantizer
+from vqkit.quantizers.projected import AttentionProjection as AttentionProjection
+from vqkit.quantizers.projected import LinearProjection as LinearProjection
+from vqkit.quantizers.projected import ProjectedQuantizer as ProjectedQuantizer
+from vqkit.quantizers.projected import Projection as Projection
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
+from vqkit.quantizers.reduction import MeanOverChoices as MeanOverChoices
+from vqkit.quantizers.reduction import MeanOverCodebooks as MeanOverCodebooks
+from vqkit.quantizers.reduction import MeanOverMembers as MeanOverMembers
+from vqkit.quantizers.reduction import MemberCounts as MemberCounts
+from vqkit.quantizers.reduction import Reduction as Reduction
+from vqkit.quantizers.reduction import SumOverMembers as SumOverMembers
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.quantizers.resizing import AreaResizing as AreaResizing
 from vqkit.quantizers.resizing import CubicResizing as CubicResizing

@@ -19,6 +19,7 @@ from vqkit import (
     FSQ,
     LFQ,
     NSVQ,
+    AttentionProjection,
     BaseQuantizer,
     BitFlips,
     CenteredFSQ,
@@ -38,6 +39,7 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     LBGSplitting,
+    MeanOverChoices,
     MSBFirstLFQ,
     MultiScaleQuantizer,
     NestedGroupedQuantizer,
@@ -46,6 +48,7 @@ from vqkit import (
     PowerOfTwoLengths,
     PrefixQuantizer,
     ProbabilisticAnchor,
+    ProjectedQuantizer,
     Quantizer,
     RandomAnchor,
     Reflection,
@@ -56,6 +59,7 @@ from vqkit import (
     Search,
     SplitQuantizer,
     StraightThrough,
+    SumOverMembers,
     TextbookBSQ,
     UnnormalizedStraightThrough,
 )
@@ -130,7 +134,14 @@ CASES: dict[str, Case] = {
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
-        partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
+        partial(
+            ResidualQuantizer,
+            partial(stage, "ema"),
+            3,
+            dropout=0.7,
+            estimator=RotationTrick(),
+            reduction=MeanOverChoices(),
+        )
     ),
     "residual_nsvq": Case(partial(ResidualQuantizer, partial(stage, "nsvq"), 2, estimator=NSVQ(), dropout=0.3)),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
@@ -143,7 +154,7 @@ CASES: dict[str, Case] = {
     "nested_groups": Case(
         partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
     ),
-    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()], reduction=SumOverMembers())),
     "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
     "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
     "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
@@ -160,9 +171,10 @@ CASES: dict[str, Case] = {
             SplitQuantizer,
             [
                 partial(stage, "ema", dim=4),
-                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5, reduction=MeanOverChoices()),
             ],
             dim=DIM,
+            reduction=MeanOverChoices(),
         )
     ),
     "dualcodec": Case(
@@ -175,9 +187,27 @@ CASES: dict[str, Case] = {
             dropout=0.5,
         )
     ),
-    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
-    "prefix_residual": Case(
-        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
+    "products_of_residuals": Case(
+        partial(GroupedQuantizer, partial(ResidualQuantizer, partial(stage, "ema", dim=4), 2, dropout=0.5), 2)
+    ),
+    "residuals_of_products": Case(
+        partial(ResidualQuantizer, partial(GroupedQuantizer, partial(stage, dim=4), 2), 2, dropout=0.5)
+    ),
+    "unitok": Case(
+        partial(
+            ProjectedQuantizer,
+            partial(GroupedQuantizer, partial(stage, dim=2, normalize=True), 2),
+            DIM,
+            projection=AttentionProjection,
+        )
+    ),
+    "prefix": Case(
+        partial(
+            PrefixQuantizer,
+            partial(ResidualQuantizer, partial(stage, "ema"), 2),
+            lengths=PowerOfTwoLengths(),
+            dropout=0.7,
+        )
     ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }

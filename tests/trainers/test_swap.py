@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, nearest_levels, swapped
-from vqkit import FSQ, BaseQuantizer, PowerOfTwoLengths, Quantizer
+from vqkit import FSQ, BaseQuantizer, PowerOfTwoLengths, Quantizer, SumOverMembers
 from vqkit.parts.estimators import Estimator
 
 ROOT = Path(__file__).parents[2]
@@ -63,9 +63,20 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     assert all(leaf.method == WORDS[word].method for leaf in leaves if isinstance(leaf, Quantizer))
 
 
-def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it(parser):
+def documented(word):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/quantizers.md").read_text(), re.DOTALL)
-    (node,) = [next(iter(yaml.safe_load(block).values())) for block in blocks if "PrefixQuantizer" in block]
+    (node,) = [next(iter(yaml.safe_load(block).values())) for block in blocks if word in block]
+    return node
+
+
+def test_a_reduction_stays_as_the_document_has_it(parser):
+    node = documented("reduction")
+    for made in (node, swapped(parsed(parser, node), "simvq")[0]):
+        assert isinstance(built(parser, made).reduction, SumOverMembers)
+
+
+def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it(parser):
+    node = documented("PrefixQuantizer")
     before, after = (built(parser, made) for made in (node, swapped(parsed(parser, node), "fsq")[0]))
     assert before.mask_token is not None and isinstance(before.lengths, PowerOfTwoLengths)
     assert type(before.quantizer) is Quantizer and type(after.quantizer) is FSQ

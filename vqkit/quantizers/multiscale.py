@@ -23,6 +23,7 @@ from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
 from vqkit.quantizers.quantizer import Quantizer, spread
+from vqkit.quantizers.reduction import MeanOverMembers
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
 from vqkit.runtime import autocast_disabled, check_plain, known, uncompiled
 
@@ -126,7 +127,8 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        mean = MeanOverMembers()  # over the scales: `penalize`
+        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, reduction=mean, dropout=dropout, seed=seed)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends
@@ -307,7 +309,7 @@ class MultiScaleQuantizer(SampleDropout):
         return total, losses
 
     def strip_training(self) -> None:
-        """No losses and no flips; each stage passes gradients straight through, as phi does; see `BaseQuantizer`."""
+        """No losses and no flips; stages pass gradients straight through, and with them phi; see `BaseQuantizer`."""
         shared = len(self.stages) < len(self.grids)
         super().strip_training()
         stage = self.recorded_arguments()["stage"]

@@ -14,6 +14,7 @@ from vqkit.quantizers.composite import DepthDropout, build_members, used
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 
 
 class ResidualQuantizer(DepthDropout):
@@ -44,14 +45,15 @@ class ResidualQuantizer(DepthDropout):
         dropout: probability, per sample and training step, that only the first n stages are used. Dropped stages have
             index -1, no loss and no statistics.
         lengths: the distribution of n.
+        reduction: how the losses of the stages make one: `SumOverMembers()` for DAC, `MeanOverChoices()` for EnCodec
+            and Mimi.
         channel_dim: see `BaseQuantizer`; the stages themselves have -1.
         seed: of the dropout.
 
     Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), algorithm 1 and sec. III-C; gradient of the first
     form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv:2306.06546).
     Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
-    1). Losses are averaged over the stages, as in EnCodec; DAC sums them, which is `num_stages` times the weight. A
-    stage that a vector does not use counts as 0 in its loss, as in DAC.
+    1; EnCodec and Mimi draw it for a batch).
 
     Raises:
         IncompatibleParts: stages that leave over something else in training than they will later (`NSVQ` of their own,
@@ -70,11 +72,13 @@ class ResidualQuantizer(DepthDropout):
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         dropout: float = 0.0,
         lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
         stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
+        named = {"channel_dim": channel_dim, "reduction": reduction}
+        super().__init__(stages, stages[0].dim, dropout=dropout, lengths=lengths, seed=seed, **named)
         _check_stages(stages, estimator)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
@@ -101,13 +105,7 @@ class ResidualQuantizer(DepthDropout):
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
         vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
-        return Quantized(vectors, indices, valid, members=members)
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The stages' losses, averaged over the stages and over all vectors; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)  # integers would divide in the default dtype
-        shares = [member.valid.sum() / count for member in quantized.members]
-        return self.penalize_members(quantized, len(self.stages), shares)
+        return Quantized(vectors, indices, valid, members=members, source=self)
 
     def strip_training(self) -> None:
         """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""

@@ -128,6 +128,24 @@ def test_what_cannot_be_swapped_is_refused(node, word, message):
         swapped(node, word)
 
 
+@pytest.mark.parametrize("word", ["vq", "nsvq", "ibq", "fsq", "lfq", "bsq"])
+@pytest.mark.parametrize("overlay", ["var", "infinity"])
+def test_the_stage_of_all_scales_is_swapped(parser, overlay, word):
+    """And what the new one has no use for is left out: prefixes of a codebook, flips of bits."""
+    config = read_config(ROOT / f"configs/quantizers/{overlay}.yaml")
+    node = parsed(parser, config["model.init_args.tokenizer.init_args.quantizer"])
+    if overlay == "var":
+        node["init_args"]["level_sizes"] = [2, 4, 8, 16, 32, 64, 128, 256, 512, 4096]
+    else:  # 2^32 codes have no table
+        node["init_args"]["stage"]["init_args"]["bits"] = 16
+    made, _ = swapped(node, word)
+    quantizer = built(parser, made)
+    assert type(quantizer.stages[0]) is WORDS[word].quantizer and quantizer.ends[-1] == 680
+    assert (quantizer.prefixes is None) == (overlay == "infinity" or word in ("fsq", "lfq", "bsq"))
+    assert (quantizer.flips is not None) == (overlay == "infinity" and word in ("lfq", "bsq"))
+    assert swapped(parsed(parser, made), word) == (parsed(parser, made), [])
+
+
 def test_losses_between_groups_refuse_what_they_do_not_fit(parser):
     overlay = read_config(ROOT / "configs/quantizers/fqgan.yaml")
     made, _ = swapped(parsed(parser, overlay["model.init_args.tokenizer.init_args.quantizer"]), "ema")

@@ -45,7 +45,7 @@ def method_papers() -> str:
     for name, method in METHODS.items():
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
         lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
-    splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer)
+    splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer, vqkit.MultiRateQuantizer)
     composites = (vqkit.ResidualQuantizer, vqkit.GroupedQuantizer, *splits, vqkit.PrefixQuantizer)
     for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, *composites):
         docstring = inspect.getdoc(cls) or ""

@@ -29,8 +29,9 @@ def parsed(parser, node):
 
 
 def node_of(parser, config):
-    task = read_config(ROOT / "configs" / f"{config}.yaml")["model"]["init_args"]
-    return parsed(parser, task["tokenizer"]["init_args"]["quantizer"])
+    content = read_config(ROOT / "configs" / f"{config}.yaml")
+    overlay = content.get("model.init_args.tokenizer.init_args.quantizer")
+    return parsed(parser, overlay or content["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"])
 
 
 def built(parser, node):
@@ -40,6 +41,7 @@ def built(parser, node):
 
 SWAPS = [(config, word) for config in ("image/quickstart", "audio/quickstart") for word in WORDS]
 SWAPS += [("audio/esc_16khz", "simvq"), ("audio/esc_16khz", "fsq"), ("audio/mimi_24khz", "fsq")]
+SWAPS += [("quantizers/snac", word) for word in ("ema", "fsq")]
 
 
 @pytest.mark.parametrize(("config", "word"), SWAPS)
@@ -48,7 +50,7 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     made, lines = swapped(node, word)
     again = parsed(parser, made)
     assert swapped(again, word) == (again, [])
-    if WORDS[word].quantizer is Quantizer and "esc" not in config:
+    if WORDS[word].quantizer is Quantizer and "quickstart" in config:
         assert parsed(parser, swapped(again, "ema")[0]) == node
     if (config, word) == ("audio/quickstart", "cascaded"):
         with pytest.raises(ValueError, match="what a cascaded codebook leaves over"):

@@ -103,6 +103,7 @@ class MultiScaleQuantizer(SampleDropout):
 
     member_name = "stage"
     index_per_position = False
+    positions_per_step = None
     stages: Sequence[BaseQuantizer]
     losses: Sequence[Loss]
 

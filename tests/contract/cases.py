@@ -280,5 +280,8 @@ def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
     return {name: case for name, case in cases.items() if not case.spatial}
 
 
-every_case = each(CASES, MATRIX)
+SLOW = {"multi_scale_own", "multi_scale_bits"}
+"""Others stand for what these have in common with them."""
+
+every_case = each(CASES, MATRIX, *(CASES.keys() - SLOW))
 pointwise = each(_pointwise(CASES), _pointwise(MATRIX))

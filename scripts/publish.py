@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -179,6 +180,24 @@ PERCEPTUAL = {
 }
 """Rows of their table."""
 
+ADAPTATION = {
+    "vae": "VAE, continuous",
+    "coda": "CODA, from that VAE",
+    "scales-half": "VQ, from scratch",
+    "scales": "VQ, from scratch, longer",
+}
+"""Runs of a continuous autoencoder, of its adaptation, and of as many tokens that were discrete from the start."""
+
+ADAPTED = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "tokens_per_image": "tokens per image",
+    "bpp": "bits per pixel",
+    "codebook_usage": "usage",
+    "perplexity": "perplexity",
+}
+"""Rows of their table."""
+
 
 def objectives(suffix: str = "", *, folder: Path = RESULTS) -> str:
     """The runs of `OBJECTIVES`; `trainers table` refuses what was not measured alike.
@@ -197,14 +216,32 @@ def objectives(suffix: str = "", *, folder: Path = RESULTS) -> str:
         raise ValueError(
             f"{', '.join(OBJECTIVES)} have {sorted(steps)} steps: train them equally long, and measure again"
         )
-    _, line, *rows = trainers.run.table.table([*files, "--figures", *PERCEPTUAL])
-    titled = [f"| {title} |{row.split('|', 2)[2]}" for title, row in zip(PERCEPTUAL.values(), rows, strict=True)]
+    lines = side_by_side(files, PERCEPTUAL)
     protocol = records[0]["protocol"]
     caption = (
         f"{records[0]['images']} squares of {protocol['preprocessing']['resolution']} pixels, "
         f"{records[0]['bpp']:.3f} bits per pixel, {protocol['step']} steps, {protocol['precision']}, seed 0."
     )
-    return "\n".join([f"| | {' | '.join(files.values())} |", line, *titled, "", document_tables.wrapped([caption])])
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
+def side_by_side(files: Mapping[str, str], figures: Mapping[str, str]) -> list[str]:
+    """Lines of a table, with a column for each record (title by file) and a row for each figure (title by key)."""
+    _, line, *rows = trainers.run.table.table([*files, "--figures", *figures])
+    titled = [f"| {title} |{row.split('|', 2)[2]}" for title, row in zip(figures.values(), rows, strict=True)]
+    return [f"| | {' | '.join(files.values())} |", line, *titled]
+
+
+def adaptation(*, folder: Path = RESULTS) -> str:
+    """The runs of `ADAPTATION` as `trainers table` has them, with the steps that each took."""
+    files = {str(folder / f"{name}.json"): title for name, title in ADAPTATION.items()}
+    records = [json.loads(Path(file).read_text()) for file in files]
+    steps = [str(record["protocol"]["step"]) for record in records]
+    protocol = records[0]["protocol"]
+    resolution = protocol["preprocessing"]["resolution"]
+    caption = f"{records[0]['images']} squares of 128 pixels, reduced to {resolution}; {protocol['precision']}, seed 0."
+    lines = [*side_by_side(files, ADAPTED), f"| steps of its own | {' | '.join(steps)} |"]
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 def quickstarts() -> str:
@@ -239,6 +276,7 @@ WRITERS = {
     "quickstarts": quickstarts,
     "photos-objectives": objectives,
     "photos-objectives-4100": partial(objectives, "-4100"),
+    "photos-adaptation": adaptation,
 }
 """Tables that are not those of one record."""
 

@@ -75,7 +75,7 @@ def compare(
         ValueError: the tokenizer has several levels or scales, or its encoder does not say by which factor it reduces
             the sides.
     """
-    tokenizer.quantizer.check_codes("the comparison")
+    tokenizer.quantizer.check_has_codes("the comparison")
     if tokenizer.quantizer.level_axis or not tokenizer.quantizer.index_per_position:
         raise ValueError(
             "the comparison is of tokenizers with a single codebook and an index for each patch; this one has several "

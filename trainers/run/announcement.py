@@ -28,7 +28,7 @@ def announcement(command: str, task: TokenizerTask, data: LightningDataModule, r
     sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
     listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
     if command == TrainerFn.PREDICTING:
-        tokenizer.quantizer.check_codes("predict")
+        tokenizer.quantizer.check_has_codes("predict")
     levels = tokenizer.quantizer.codebook_sizes
     codes = f"{codes_in_words(levels)} codes" if levels else f"{tokenizer.quantizer.dim} continuous channels"
     if isinstance(tokenizer, AudioTokenizer):

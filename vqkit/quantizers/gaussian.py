@@ -36,8 +36,8 @@ class GaussianBottleneck(BaseQuantizer):
     the mean. `without_quantization` passes the mean on, and leaves the divergence out.
 
     There is no codebook and nothing is chosen: `codebook_sizes` is empty, `indices` are (B, *S, 0), and whatever needs
-    indices is refused (`check_codes`). A quantizer of the same `dim` in its place makes the model discrete; it sees the
-    means.
+    indices is refused (`check_has_codes`). A quantizer of the same `dim` in its place makes the model discrete; it sees
+    the means.
 
     Args:
         dim: D; the input has 2 D channels, the output D.
@@ -98,7 +98,7 @@ class GaussianBottleneck(BaseQuantizer):
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Nothing is fitted, and `latents` are not read."""
 
-    def check_codes(self, call: str) -> NoReturn:
+    def check_has_codes(self, call: str) -> NoReturn:
         """Refuse it; see `BaseQuantizer`."""
         raise ValueError(
             f"{call} needs codes, and {type(self).__name__} has none: its latents are continuous; train a quantizer of "
@@ -107,15 +107,15 @@ class GaussianBottleneck(BaseQuantizer):
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> NoReturn:
         """Refused: there are no indices."""
-        self.check_codes("encode")
+        self.check_has_codes("encode")
 
     def decode(self, indices: Tensor) -> NoReturn:
         """Refused: there are no indices."""
-        self.check_codes("decode")
+        self.check_has_codes("decode")
 
     def lookup(self, indices: Tensor) -> NoReturn:
         """Refused: there are no indices."""
-        self.check_codes("lookup")
+        self.check_has_codes("lookup")
 
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def _noise(self, latents: Tensor) -> Tensor:

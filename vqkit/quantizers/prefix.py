@@ -10,6 +10,7 @@ from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import SampleDropout, build_one
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import SumOverMembers
 
 
 class PrefixQuantizer(SampleDropout):
@@ -56,7 +57,8 @@ class PrefixQuantizer(SampleDropout):
         seed: int = 0,
     ) -> None:
         tokens = build_one(quantizer, owner="PrefixQuantizer")
-        super().__init__([tokens], tokens.dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
+        named = {"channel_dim": channel_dim, "reduction": SumOverMembers()}
+        super().__init__([tokens], tokens.dim, dropout=dropout, lengths=lengths, seed=seed, **named)
         self.quantizer = tokens
         self.level_axis = self.quantizer.level_axis
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
@@ -88,12 +90,7 @@ class PrefixQuantizer(SampleDropout):
         lengths = self.sample_lengths(step, valid.shape[0], positions)
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
-        return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made])
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of the tokens that are kept, averaged over all; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
-        return self.penalize_members(quantized, 1, [quantized.members[0].valid.sum() / count])
+        return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made], source=self)
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""

@@ -12,6 +12,7 @@ from vqkit.functional import connected_zero
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import CompositeQuantizer, build_one
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import SumOverMembers
 from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured
 
@@ -139,7 +140,7 @@ class ProjectedQuantizer(CompositeQuantizer):
         channel_dim: int = -1,
     ) -> None:
         inner = build_one(quantizer, owner="ProjectedQuantizer")
-        super().__init__([inner], dim, channel_dim=channel_dim)
+        super().__init__([inner], dim, channel_dim=channel_dim, reduction=SumOverMembers())
         self.quantizer = inner
         self.level_axis = inner.level_axis
         self.project_in, self.project_out = projection(dim, inner.dim), projection(inner.dim, dim)
@@ -153,11 +154,11 @@ class ProjectedQuantizer(CompositeQuantizer):
         """Map in, quantize, map out; see `BaseQuantizer`."""
         made = self.quantizer.quantize(self.project_in(latents, valid), valid)
         chosen = valid if self.passes_through else self._chosen(made.indices)
-        return Quantized(self._leave(made.vectors, chosen), made.indices, valid, members=[made])
+        return Quantized(self._leave(made.vectors, chosen), made.indices, valid, members=[made], source=self)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the quantizer in between; see `BaseQuantizer`."""
-        total, losses = self.penalize_members(quantized, 1)
+        total, losses = super().penalize(quantized)
         return total + connected_zero(quantized.vectors), losses
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:

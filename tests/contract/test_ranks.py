@@ -25,10 +25,10 @@ from vqkit import (
     Entropy,
     GroupedQuantizer,
     MeanOverChoices,
+    MeanOverCodebooks,
     MeanOverMembers,
     Quantizer,
     RandomRestart,
-    Reduction,
     ResidualQuantizer,
     SumOverMembers,
     distributed,
@@ -269,10 +269,11 @@ def test_a_codebook_of_several_members_counts_a_forward_once(rank_pair) -> None:
             assert torch.allclose(value.double(), state[key].double(), rtol=1e-12), key
 
 
-def losses_of_dropout(rank: int, reduction: Reduction, size: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+def losses_of_dropout(
+    rank: int, build: Callable[..., BaseQuantizer], size: int
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Loss, gradients to the codes and to the vectors, and what was used, of `size` samples from those of the rank."""
-    stage = partial(Quantizer, "vq", dim=4, codebook_size=8)
-    quantizer = ResidualQuantizer(stage, 4, dropout=1.0, reduction=reduction).double()
+    quantizer = build(dropout=1.0).double()
     x = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x[size * rank : size * (rank + 1)].requires_grad_()
     output = quantizer(x)
@@ -280,11 +281,24 @@ def losses_of_dropout(rank: int, reduction: Reduction, size: int) -> tuple[Tenso
     return output.loss.detach(), [codes.grad for codes in quantizer.parameters()], x.grad, output.indices >= 0
 
 
-@pytest.mark.parametrize("reduction", [MeanOverMembers(), SumOverMembers(), MeanOverChoices()])
-def test_losses_of_dropout_are_those_of_the_joined_batch(reduction: Reduction, rank_pair) -> None:
+vq = partial(Quantizer, "vq", dim=4, codebook_size=8)
+inner = partial(ResidualQuantizer, vq, 2, dropout=1.0, reduction=MeanOverChoices(), seed=1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(partial(ResidualQuantizer, vq, 4, reduction=kind()) for kind in (MeanOverMembers, SumOverMembers)),
+        partial(ResidualQuantizer, vq, 4, reduction=MeanOverChoices()),
+        partial(ResidualQuantizer, [vq, inner, vq, inner], reduction=MeanOverCodebooks()),
+        partial(ResidualQuantizer, [vq, inner, vq], reduction=MeanOverChoices()),
+    ],
+    ids=["mean", "sum", "choices", "choices inside", "choices twice"],
+)
+def test_losses_of_dropout_are_those_of_the_joined_batch(build: Callable[..., BaseQuantizer], rank_pair) -> None:
     """Whatever each rank draws; data parallelism takes the mean over ranks."""
-    loss, codes, vectors, used = losses_of_dropout(0, reduction, 8)
-    first, second = rank_pair(losses_of_dropout, reduction, 4)
+    loss, codes, vectors, used = losses_of_dropout(0, build, 8)
+    first, second = rank_pair(losses_of_dropout, build, 4)
     assert torch.equal(torch.cat([first[3], second[3]]), used) and first[3].sum() != second[3].sum()
     close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
     close((first[0] + second[0]) / 2, loss)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
@@ -74,26 +75,38 @@ class CompositeQuantizer(BaseQuantizer):
         return parts
 
     def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
-        """How many codes were chosen, if the reduction reads that; see `BaseQuantizer`."""
-        if not self.reduction.reads_choices:
+        """How much was quantized, if a reduction here or in a member reads choices; see `BaseQuantizer`."""
+        inner = (module for module in self.modules() if isinstance(module, CompositeQuantizer))
+        if not any(composite.reduction.reads_choices for composite in inner):
             return {}
-        own = self.count(quantized).choices.sum()[None]
-        return {"choices": (own / distributed.world_size(), own)}
+        own = self._quantized(quantized)
+        return {"quantized": (own / distributed.world_size(), own)}
 
     def count(self, quantized: Quantized) -> MemberCounts:
         """How much each member quantized, in `self.dtype`: integers would divide in torch's default dtype."""
-        made = quantized.members
-        used = torch.stack([one.valid.sum() for one in made]).to(self.dtype)
-        choices = torch.zeros_like(used)
-        if self.reduction.reads_choices:
-            choices = torch.stack([(one.indices >= 0).sum() for one in made]).to(self.dtype)
+        own = mean = self._quantized(quantized)
+        if quantized.sums:
+            mean = quantized.sums["quantized"][0]
+        ours, of_all = own[1:].view(-1, 2), mean[1:].view(-1, 2)
+        # The loss of a member with sums is divided by what all ranks quantized, that of another by what this one did.
+        rows = [(of_all if made.sums else ours)[number] for number, made in enumerate(quantized.members)]
+        used, choices = torch.stack(rows).unbind(-1)
+        some = torch.finfo(self.dtype).tiny
         return MemberCounts(
-            vectors=quantized.valid.sum().clamp(min=1).to(self.dtype),
+            vectors=mean[0].clamp(min=some),
             used=used,
-            codebooks=used.new_tensor([member.num_codebooks for member in self.members]),
+            codebooks=[member.num_codebooks for member in self.members],
             choices=choices,
-            all_choices=(quantized.sums["choices"][0] if quantized.sums else choices).sum().clamp(min=1),
+            all_choices=of_all[:, 1].sum().clamp(min=some),
         )
+
+    def _quantized(self, quantized: Quantized) -> Tensor:
+        """(1 + 2 M,) vectors; of each member, those that it was given, and the codes that it chose."""
+        counts = [quantized.valid.sum()]
+        for made in quantized.members:
+            chosen = (made.indices >= 0).sum() if self.reduction.reads_choices else counts[0]
+            counts += [made.valid.sum(), chosen]
+        return torch.stack(counts).to(self.dtype)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The members' losses, and those of each name, added up as `reduction` has it; takes the members out."""
@@ -282,6 +295,20 @@ def build_members(
             )
         _give_own_seed(member, number)
     return members
+
+
+def check_sum(stages: Sequence[BaseQuantizer], estimator: Estimator | None) -> None:
+    """Check members that are summed, and an estimator over their sum.
+
+    Raises:
+        IncompatibleParts: see `check_stages`.
+        ValueError: they differ in `dim`.
+    """
+    dims = [stage.dim for stage in stages]
+    if len(set(dims)) > 1:
+        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
+    check_stages(dims[0], inner, estimator)
 
 
 def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantizer:

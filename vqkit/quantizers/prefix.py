@@ -90,7 +90,7 @@ class PrefixQuantizer(SampleDropout):
         lengths = self.sample_lengths(step, len(valid), positions)
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
-        return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made])
+        return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made], source=self)
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""

@@ -153,7 +153,7 @@ class ProjectedQuantizer(CompositeQuantizer):
         """Map in, quantize, map out; see `BaseQuantizer`."""
         made = self.quantizer.quantize(self.project_in(latents, valid), valid)
         chosen = valid if self.passes_through else self._chosen(made.indices)
-        return Quantized(self._leave(made.vectors, chosen), made.indices, valid, members=[made])
+        return Quantized(self._leave(made.vectors, chosen), made.indices, valid, members=[made], source=self)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the quantizer in between; see `BaseQuantizer`."""

@@ -1,8 +1,10 @@
 """How the losses of a composite's members make one loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vqkit.saving.config import Configured
@@ -12,16 +14,19 @@ class MemberCounts(NamedTuple):
     """How much each of the M members of a composite had to quantize.
 
     Attributes:
-        vectors: () how many vectors the composite was given, at least 1.
+        vectors: () how many vectors the composite was given, above 0.
         used: (M,) how many of them each member was given: all, except where dropout leaves members out.
-        codebooks: (M,) how many codebooks each member has.
-        choices: (M,) how many codes each member chose, from all of its codebooks; 0 unless the reduction reads them.
-        all_choices: () the sum of `choices`, at least 1; the mean over ranks.
+        codebooks: how many codebooks each member has.
+        choices: (M,) how many codes each member chose, from all of its codebooks, where the reduction reads that.
+        all_choices: () how many they chose together, above 0.
+
+    They are of this rank. Where a reduction reads choices, `vectors` and `all_choices` are means over ranks, which have
+    drawn differently, and so is what belongs to a member that divides by such means itself.
     """
 
     vectors: Tensor
     used: Tensor
-    codebooks: Tensor
+    codebooks: Sequence[int]
     choices: Tensor
     all_choices: Tensor
 
@@ -62,7 +67,8 @@ class MeanOverCodebooks(Reduction):
 
     def __call__(self, counts: MemberCounts) -> Tensor:
         """The share of the codebooks, times that of the vectors."""
-        return counts.codebooks * counts.used / (counts.codebooks.sum() * counts.vectors)
+        parts = [number * used for number, used in zip(counts.codebooks, counts.used, strict=True)]
+        return torch.stack(parts) / (sum(counts.codebooks) * counts.vectors)
 
 
 class SumOverMembers(Reduction):

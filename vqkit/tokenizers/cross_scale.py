@@ -100,6 +100,7 @@ class CrossScaleQuantizer(DepthDropout):
             indices=self.join_levels([made.indices for made in members], members[0].valid.shape),
             valid=torch.ones_like(members[0].valid),  # the losses are means over all frames
             members=members,
+            source=self,
         )
         with autocast_disabled(spoilt.device):
             if self.training:

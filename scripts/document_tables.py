@@ -45,7 +45,9 @@ def method_papers() -> str:
     for name, method in METHODS.items():
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
         lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
-    composites = (vqkit.ResidualQuantizer, vqkit.GroupedQuantizer, vqkit.PrefixQuantizer)
+    splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer)
+    chains = (vqkit.ResidualQuantizer, vqkit.MultiScaleQuantizer, vqkit.MultiRateQuantizer)
+    composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.PrefixQuantizer)
     for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, *composites):
         docstring = inspect.getdoc(cls) or ""
         lines.append(f"| `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")

@@ -168,7 +168,11 @@ OBJECTIVES = {
 }
 """Runs that differ in what they are trained by."""
 
-TUNED = {"photos_tuned": "L2 + features", "photos_tuned_adversarial": "L2 + features + PatchGAN"}
+TUNED = {
+    "photos_tuned": "L2 + features",
+    "photos_tuned_light": "with PatchGAN, weight 0.2",
+    "photos_tuned_adversarial": "with PatchGAN, weight 0.8",
+}
 """Runs that go on from the second of them, and differ likewise."""
 
 PERCEPTUAL = {
@@ -179,6 +183,24 @@ PERCEPTUAL = {
     "dinov2_frechet_halves": "between halves of the originals",
     "dinov2_kernel_distance": "KID, DINOv2-S",
     "dinov2_kernel_halves": "between halves of the originals",
+    "codebook_usage": "usage",
+    "perplexity": "perplexity",
+}
+"""Rows of their table."""
+
+ADAPTATION = {
+    "vae": "VAE, continuous",
+    "coda": "CODA, from that VAE",
+    "scales-half": "VQ, from scratch",
+    "scales": "VQ, from scratch, longer",
+}
+"""Runs of a continuous autoencoder, of its adaptation, and of as many tokens that were discrete from the start."""
+
+ADAPTED = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "tokens_per_image": "tokens per image",
+    "bpp": "bits per pixel",
     "codebook_usage": "usage",
     "perplexity": "perplexity",
 }
@@ -200,14 +222,32 @@ def objectives(runs: Mapping[str, str], *, folder: Path = RESULTS) -> str:
     steps = {record["protocol"]["step"] for record in records}
     if len(steps) > 1:
         raise ValueError(f"{', '.join(runs)} have {sorted(steps)} steps: train them equally long, and measure again")
-    _, line, *rows = trainers.run.table.table([*files, "--figures", *PERCEPTUAL])
-    titled = [f"| {title} |{row.split('|', 2)[2]}" for title, row in zip(PERCEPTUAL.values(), rows, strict=True)]
+    lines = side_by_side(files, PERCEPTUAL)
     protocol = records[0]["protocol"]
     caption = (
         f"{records[0]['images']} squares of {protocol['preprocessing']['resolution']} pixels, "
         f"{records[0]['bpp']:.3f} bits per pixel, {protocol['step']} steps, {protocol['precision']}, seed 0."
     )
-    return "\n".join([f"| | {' | '.join(files.values())} |", line, *titled, "", document_tables.wrapped([caption])])
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
+def side_by_side(files: Mapping[str, str], figures: Mapping[str, str]) -> list[str]:
+    """Lines of a table, with a column for each record (title by file) and a row for each figure (title by key)."""
+    _, line, *rows = trainers.run.table.table([*files, "--figures", *figures])
+    titled = [f"| {title} |{row.split('|', 2)[2]}" for title, row in zip(figures.values(), rows, strict=True)]
+    return [f"| | {' | '.join(files.values())} |", line, *titled]
+
+
+def adaptation(*, folder: Path = RESULTS) -> str:
+    """The runs of `ADAPTATION` as `trainers table` has them, with the steps that each took."""
+    files = {str(folder / f"{name}.json"): title for name, title in ADAPTATION.items()}
+    records = [json.loads(Path(file).read_text()) for file in files]
+    steps = [str(record["protocol"]["step"]) for record in records]
+    protocol = records[0]["protocol"]
+    resolution = protocol["preprocessing"]["resolution"]
+    caption = f"{records[0]['images']} squares of 128 pixels, reduced to {resolution}; {protocol['precision']}, seed 0."
+    lines = [*side_by_side(files, ADAPTED), f"| steps of its own | {' | '.join(steps)} |"]
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
 def detail() -> str:
@@ -252,9 +292,8 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "quickstarts": quickstarts,
-    "photos-objectives": partial(objectives, OBJECTIVES),
-    "photos-tuned": partial(objectives, TUNED),
-    "photos-detail": detail,
+        raise ValueError(f"{', '.join(runs)} have {sorted(steps)} steps: train them equally long, and measure again")
+    lines = side_by_side(files, PERCEPTUAL)
 }
 """Tables that are not those of one record."""
 

@@ -91,7 +91,7 @@ def test_the_copy_gives_the_same_indices_and_vectors_and_can_be_saved(case: Case
     assert_same_inference(bake(loaded), quantizer, case.example(8, seed=7))
 
 
-@pytest.mark.parametrize("name", ["vq", "ema", "simvq", "ibq", "vqgan_lc", "fvq", "cascaded", "normalized"])
+@pytest.mark.parametrize("name", ["vq", "ema", "simvq", "ibq", "coda", "vqgan_lc", "fvq", "cascaded", "normalized"])
 def test_nothing_of_training_is_left(name: str) -> None:
     table = bake(initialized(CASES[name]))
     assert len(codebooks(table)) == len(codebooks(CASES[name].build()))

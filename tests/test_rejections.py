@@ -56,8 +56,8 @@ from vqkit import (
 )
 
 SIZES = {"dim": 4, "codebook_size": 8}
-METHODS = ("vq", "ema", "simvq", "ibq", "gumbel", "nsvq", "cascaded", "seeded")
-vq, ema, simvq, ibq, gumbel, nsvq, cascaded, seeded = (partial(Quantizer, method, **SIZES) for method in METHODS)
+METHODS = ("vq", "ema", "simvq", "ibq", "coda", "gumbel", "nsvq", "cascaded", "seeded")
+vq, ema, simvq, ibq, coda, gumbel, nsvq, cascaded, seeded = (partial(Quantizer, method, **SIZES) for method in METHODS)
 
 
 class TrainsCodes(Estimator):
@@ -129,6 +129,11 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], str]] = {
     "Gumbel-softmax without its search": (
         lambda: gumbel(search=Search("dot")),
         "GumbelSoftmax has the gradient of a code chosen at random ... Search takes the best one",
+    ),
+    "queries that nothing trains": (
+        lambda: coda(estimator=StraightThrough(), losses=[Commitment(), CodebookLoss()]),
+        "AttentionCodebook compares queries with keys ... StraightThrough makes none ... "
+        "search=Search('dot') and estimator=IndexBackpropagation()",
     ),
     "a soft choice among codes that are not searched": (
         lambda: cascaded(search=Search("dot"), estimator=IndexBackpropagation()),

@@ -27,8 +27,8 @@ LARGEST_HISTOGRAM = 2**28
 
 
 def countable(codebook_sizes: Sequence[int]) -> bool:
-    """Whether a histogram of these codebooks fits the memory, so that `CodebookUsage` can count them."""
-    return max(codebook_sizes) * len(codebook_sizes) <= LARGEST_HISTOGRAM
+    """Whether there are codebooks, and a histogram of them fits the memory, so that `CodebookUsage` can count them."""
+    return 0 < max(codebook_sizes, default=0) * len(codebook_sizes) <= LARGEST_HISTOGRAM
 
 
 class CodebookUsage(nn.Module):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.contract.test_symmetries import tables
 from vqkit import BridgedCodebook, CodebookUsage, EMACodebook, GroupedQuantizer, Quantizer, ResidualQuantizer, bake
 from vqkit.methods import METHODS
 
@@ -58,11 +59,18 @@ def test_small_sets(method: str, sizes: dict[str, int], samples: torch.Tensor, b
 def test_too_few_vectors_for_the_codes_of_any_stage_are_said_with_their_number() -> None:
     stage = partial(Quantizer, "ema", dim=4, codebook_size=16)
     nan = torch.full((30, 4), float("nan"))  # does not count
-    for quantizer, codes in ((stage(), 16), (GroupedQuantizer(partial(stage, dim=2), 2), 16)):
-        with pytest.warns(UserWarning, match=f"got 9 vectors, 9 of them different, for {codes} codes"):
-            quantizer.initialize([torch.cat([torch.randn(9, 4), nan])])
-    with pytest.warns(UserWarning, match="got 16 vectors, 1 of them different, for 16 codes"):
+    with pytest.warns(UserWarning, match="got 9 vectors, 9 of them different, for 16 codes.*for each code$"):
+        stage().initialize([torch.cat([torch.randn(9, 4), nan])])
+    with pytest.warns(UserWarning, match="got 9 vectors, 9 of them different") as caught:
+        GroupedQuantizer(partial(stage, dim=2), 2).initialize([torch.cat([torch.randn(9, 4), nan])])
+    assert [str(warning.message)[-10:] for warning in caught] == [" (group 0)", " (group 1)"]
+    with pytest.warns(UserWarning, match=r"got 16 vectors, 1 of them different, for 16 codes.* \(stage 1\)") as caught:
         ResidualQuantizer(stage, 2).initialize([torch.randn(16, 4)])
+    assert [str(warning.message)[-10:] for warning in caught] == [" (stage 1)"]
+    inner = partial(stage, dim=2)
+    with pytest.warns(UserWarning, match=r"\(group [01]\)$") as caught:
+        GroupedQuantizer([inner, lambda: ResidualQuantizer(inner, 2)]).initialize([torch.randn(9, 4)])
+    assert "(stage 0) (group 1)" in str(caught[1].message)
 
 
 @every_method
@@ -79,8 +87,7 @@ def test_of_equal_codes_the_first_is_taken(method: str, normalize: bool) -> None
     quantizer = build(method, normalize=normalize)
     quantizer.initialize([torch.randn(50, 4)])
     quantizer = bake(quantizer)
-    tables = [value for value in quantizer.codebook.state_dict().values() if value.shape == (8, quantizer.codebook_dim)]
-    for table in tables:
+    for table in tables(quantizer):
         table[4:] = table[:4].clone()
     indices = quantizer.encode(torch.randn(100, 4))
     assert indices.max() < 4 and len(indices.unique()) > 1

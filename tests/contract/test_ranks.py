@@ -6,6 +6,9 @@ divergence.
 
 import secrets
 import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +16,23 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.contract.cases import ALL, CASES, Case, every_case, name_of
-from vqkit import BaseQuantizer, EMACodebook, Quantizer, RandomRestart, distributed
+from vqkit import (
+    LFQ,
+    BaseQuantizer,
+    CodebookLoss,
+    DistributionMatching,
+    EMACodebook,
+    Entropy,
+    GroupedQuantizer,
+    MeanOverChoices,
+    MeanOverCodebooks,
+    MeanOverMembers,
+    Quantizer,
+    RandomRestart,
+    ResidualQuantizer,
+    SumOverMembers,
+    distributed,
+)
 
 STEPS = 12
 
@@ -167,3 +186,122 @@ def initialize_with_an_empty_rank(rank: int, name: str) -> dict[str, Tensor]:
 def test_a_rank_without_a_finite_vector_is_initialized_like_the_others(name: str, rank_pair) -> None:
     first, second = rank_pair(initialize_with_an_empty_rank, name)
     assert len(first) > 1 and [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+ema = partial(Quantizer, "ema", dim=4, codebook_size=8, maintenance=[])
+with_sums = partial(
+    Quantizer, "vq", dim=4, codebook_size=8, losses=[CodebookLoss(), Entropy(), DistributionMatching()], maintenance=[]
+)
+residual, grouped = partial(ResidualQuantizer, estimator=None), GroupedQuantizer
+
+
+def collectives_on_rank(rank: int, build: Callable[[], BaseQuantizer]) -> list[Counter[str]]:
+    """Those of a training forward and of its backward, by name."""
+    quantizer, counts = build(), []
+    names = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter", "all_to_all")
+    x = torch.randn(3, 5, quantizer.dim, requires_grad=True)
+    quantizer(x).loss.backward()
+
+    def count(call: Callable[[], Tensor]) -> Tensor:
+        calls: Counter[str] = Counter()
+        with pytest.MonkeyPatch.context() as patched:
+            for name in names:
+                original = getattr(torch.distributed, name)
+                patched.setattr(
+                    torch.distributed, name, lambda *a, n=name, f=original, **k: (calls.update([n]), f(*a, **k))[1]
+                )
+            result = call()
+        counts.append(calls)
+        return result
+
+    count(count(lambda: quantizer(x).loss).backward)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("build", "forward", "backward"),
+    [
+        (ema, 1, 0),
+        (partial(residual, ema, 2), 1, 0),
+        (partial(residual, ema, 8), 1, 0),
+        (partial(grouped, ema, 4), 1, 0),
+        (partial(residual, partial(grouped, partial(residual, ema, 2), 2), 3), 1, 0),
+        (with_sums, 2, 1),
+        (partial(residual, with_sums, 8), 2, 1),
+        (partial(residual, with_sums, 8, dropout=1.0, reduction=MeanOverChoices()), 2, 1),
+        (partial(grouped, [ema, partial(residual, with_sums, 2), partial(LFQ, 4)]), 2, 1),
+        (partial(grouped, partial(LFQ, 4), 8), 1, 1),
+    ],
+    ids=["ema", "2 stages", "8 stages", "groups", "nested", "entropy", "8 entropies", "dropout", "mixed", "bits"],
+)
+def test_all_members_are_summed_over_ranks_at_once(build, forward: int, backward: int, rank_pair) -> None:
+    """One collective for statistics, and one for the losses of sums, which has a backward."""
+    for counts in rank_pair(collectives_on_rank, build):
+        assert counts == [Counter(all_reduce=forward), Counter(all_reduce=backward)]
+
+
+class OneCodebook(ResidualQuantizer):
+    """Two stages that choose from one codebook."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(ema, maintenance=[RandomRestart(0.9, every=1)]), 2)
+        self.stages[1] = self.stages[0]
+
+
+def choose_twice(rank: int, share: bool) -> dict[str, Tensor]:
+    quantizer = OneCodebook().double()
+    for seed in range(5):
+        x = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        output = quantizer(x[rank : rank + 1] if share else x)
+        assert torch.allclose(output.quantized, quantizer.decode(output.indices), rtol=1e-12), "codes moved in between"
+        assert quantizer.stages[0].codebook.steps == seed
+        if not share:
+            counts = output.indices.flatten().bincount(minlength=8)
+            assert torch.equal(quantizer.stages[0].codebook.pending_counts, counts.double())
+    assert quantizer.stages[0].codebook.rewritten.any()
+    return quantizer.state_dict()
+
+
+def test_a_codebook_of_several_members_counts_a_forward_once(rank_pair) -> None:
+    alone = choose_twice(0, False)
+    for state in rank_pair(choose_twice, True):
+        for key, value in alone.items():
+            assert torch.allclose(value.double(), state[key].double(), rtol=1e-12), key
+
+
+def losses_of_dropout(
+    rank: int, build: Callable[..., BaseQuantizer], size: int
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    """Loss, gradients to the codes and to the vectors, and what was used, of `size` samples from those of the rank."""
+    quantizer = build(dropout=1.0).double()
+    x = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x[size * rank : size * (rank + 1)].requires_grad_()
+    output = quantizer(x)
+    output.loss.backward()
+    return output.loss.detach(), [codes.grad for codes in quantizer.parameters()], x.grad, output.indices >= 0
+
+
+vq = partial(Quantizer, "vq", dim=4, codebook_size=8)
+inner = partial(ResidualQuantizer, vq, 2, dropout=1.0, reduction=MeanOverChoices(), seed=1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(partial(ResidualQuantizer, vq, 4, reduction=kind()) for kind in (MeanOverMembers, SumOverMembers)),
+        partial(ResidualQuantizer, vq, 4, reduction=MeanOverChoices()),
+        partial(ResidualQuantizer, [vq, inner, vq, inner], reduction=MeanOverCodebooks()),
+        partial(ResidualQuantizer, [vq, inner, vq], reduction=MeanOverChoices()),
+    ],
+    ids=["mean", "sum", "choices", "choices inside", "choices twice"],
+)
+def test_losses_of_dropout_are_those_of_the_joined_batch(build: Callable[..., BaseQuantizer], rank_pair) -> None:
+    """Whatever each rank draws; data parallelism takes the mean over ranks."""
+    loss, codes, vectors, used = losses_of_dropout(0, build, 8)
+    first, second = rank_pair(losses_of_dropout, build, 4)
+    assert torch.equal(torch.cat([first[3], second[3]]), used) and first[3].sum() != second[3].sum()
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
+    close((first[0] + second[0]) / 2, loss)
+    close(torch.cat([first[2], second[2]]) / 2, vectors)
+    for ours, theirs, joined in zip(first[1], second[1], codes, strict=True):
+        close((ours + theirs) / 2, joined)

@@ -15,9 +15,9 @@ every_table = each({name: case for name, case in CASES.items() if isinstance(cas
 
 
 def tables(quantizer: Quantizer) -> list[Tensor]:
-    """The (K, D) tensors in which the codes stand: two for a cascaded codebook."""
-    state = quantizer.codebook.state_dict().values()
-    return [value for value in state if value.shape == (quantizer.codebook_size, quantizer.codebook_dim)]
+    """The tensors in which the codes stand: a second one is searched in a cascaded codebook and in an attention."""
+    state = quantizer.codebook.state_dict()
+    return [state[name] for name in ("vectors", "index_vectors", "keys") if name in state]
 
 
 def baked(case: Case) -> Quantizer:
@@ -27,8 +27,8 @@ def baked(case: Case) -> Quantizer:
 
 
 def in_code_space(quantizer: Quantizer) -> None:
-    if quantizer.has_projection:
-        pytest.skip("the projection stands between the input and the codes")
+    if quantizer.has_projection or quantizer.codebook.attention:
+        pytest.skip("a map stands between the input and what is searched")
 
 
 @every_table

@@ -24,7 +24,7 @@ def trained_step(layer: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Ten
     return found | {name: value.clone() for name, value in layer.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", few(["vq", "ema", "ibq", "simvq", "residual"], "ema", "ibq"))
+@pytest.mark.parametrize("method", few(["vq", "ema", "ibq", "coda", "simvq", "residual"], "ema", "ibq"))
 def test_a_training_step(gpu_path: torch.device, method: str) -> None:
     torch.manual_seed(0)
     if method == "residual":

@@ -44,13 +44,19 @@ SIZES = {"dim": 6, "codebook_size": 32, "channel_dim": 1}
 
 
 @pytest.mark.parametrize("codebook_dim", [None, 3])
-@pytest.mark.parametrize("method", ["vqgan_lc", "fvq", "cascaded"])
+@pytest.mark.parametrize("method", ["vqgan_lc", "fvq", "cascaded", "coda"])
 def test_vqkit_does_not_have_the_fault(method: str, codebook_dim: int | None) -> None:
     check(Quantizer(method, codebook_dim=codebook_dim, **SIZES))
 
 
 @pytest.mark.parametrize(
-    ("faulty", "method"), [(ReadsTheBase, "vqgan_lc"), (ReadsTheBase, "fvq"), (ReadsTheIndexVectors, "cascaded")]
+    ("faulty", "method"),
+    [
+        (ReadsTheBase, "vqgan_lc"),
+        (ReadsTheBase, "fvq"),
+        (ReadsTheBase, "coda"),
+        (ReadsTheIndexVectors, "cascaded"),
+    ],
 )
 def test_the_check_catches_the_fault(faulty: type[Quantizer], method: str) -> None:
     with pytest.raises(AssertionError):

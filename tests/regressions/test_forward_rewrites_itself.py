@@ -24,8 +24,8 @@ class RegistersAnew(EMACodebook):
 class MovesAtOnce(EMACodebook):
     """Folds the batch in before the forward pass is over."""
 
-    def observe(self, selection: Selection) -> None:
-        super().observe(selection)
+    def observe(self, packed: Tensor) -> None:
+        super().observe(packed)
         self.step()
 
 

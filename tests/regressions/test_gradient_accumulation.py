@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from tests.regressions.faults import both
-from vqkit import EMACodebook, Quantizer, RandomRestart, Selection
+from vqkit import EMACodebook, Quantizer, RandomRestart
 
 
 class StepsEveryForward(EMACodebook):
     """Folds each micro-batch in by itself."""
 
-    def observe(self, selection: Selection) -> None:
-        super().observe(selection)
+    def observe(self, packed: Tensor) -> None:
+        super().observe(packed)
         self.step()
 
 

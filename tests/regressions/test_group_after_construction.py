@@ -6,31 +6,31 @@ Avoided since 0.1.0: `vqkit.distributed` asks for the group at every call; nothi
 remembered.
 """
 
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from vqkit import EMACodebook, Quantizer, distributed
-from vqkit.parts.selection import Selection
+from vqkit import Quantizer, QuantizerOutput, distributed
 
 
-class AskedOnce(EMACodebook):
+class AskedOnce(Quantizer):
     """Remembers at construction whether there are other ranks."""
 
-    def __init__(self, codebook_size: int, dim: int) -> None:
-        super().__init__(codebook_size, dim)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.synchronised = distributed.is_distributed()
 
-    def observe(self, selection: Selection) -> None:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         with patch.object(distributed, "is_distributed", return_value=self.synchronised):
-            super().observe(selection)
+            return super().forward(x, mask)
 
 
-def train(rank: int, codebook: type[EMACodebook]) -> Tensor:
+def train(rank: int, kind: type[Quantizer]) -> Tensor:
     with patch("torch.distributed.is_initialized", return_value=False):
-        quantizer = Quantizer("ema", dim=4, codebook_size=8, codebook=codebook, maintenance=[])
+        quantizer = kind("ema", dim=4, codebook_size=8, maintenance=[])
     for seed in range(3):
         quantizer(torch.randn(30, 4, generator=torch.Generator().manual_seed(10 * rank + seed)))
     quantizer.step()
@@ -42,7 +42,7 @@ def check(first: Tensor, second: Tensor) -> None:
 
 
 def test_vqkit_does_not_have_the_fault(rank_pair) -> None:
-    check(*rank_pair(train, EMACodebook))
+    check(*rank_pair(train, Quantizer))
 
 
 def test_the_check_catches_the_fault(rank_pair) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.regressions.faults import both
 from vqkit import Quantizer, RandomRestart, Selection
+from vqkit.kernels import segment_stats
 
 
 class CountsAlways(Quantizer):
@@ -17,10 +18,10 @@ class CountsAlways(Quantizer):
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         if not self.learning:
-            self._refresh(latents, valid)
+            self.refresh(latents, valid)
         quantized, selection = super().choose(latents, valid)
         if not self.learning:
-            self.codebook.observe(selection)
+            self.codebook.observe(segment_stats(selection.z[:, :0], selection.indices, self.codebook_size).packed)
         return quantized, selection
 
 

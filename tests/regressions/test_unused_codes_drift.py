@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.regressions.faults import both
 from vqkit import EMACodebook
-from vqkit.parts.selection import Selection
+from vqkit.kernels import segment_stats
 
 
 class Floored(EMACodebook):
@@ -43,10 +43,9 @@ def check(codebook: EMACodebook, steps: int) -> None:
     codebook.vectors.copy_(100 + torch.randn(8, 4))
     before = codebook.vectors.clone()
     z = 100 + torch.randn(12, 4)
-    valid = torch.ones(12, dtype=torch.bool)
-    selection = Selection(latents=z, z=z, codes=None, indices=torch.arange(12) % 4, selected=z, valid=valid)
+    packed = segment_stats(z, torch.arange(12) % 4, 8).packed
     for _ in range(steps):
-        codebook.observe(selection)
+        codebook.observe(packed)
         codebook.step()
     change = (codebook.vectors - before)[4:].norm(dim=1) / before[4:].norm(dim=1)
     assert change.max() <= 1e-6, "codes that are not used moved"

@@ -17,16 +17,28 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
-SINGLE = CONFIGS["quantizers/single"]
-OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path != SINGLE}
+OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
+OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
+SINGLE, SNAC = OF_SOUND = CONFIGS["quantizers/single"], CONFIGS["quantizers/snac"]
+OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path not in OF_SOUND}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
 RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word in ("simvq", "fsq")}
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
+RUNS |= {"snac": ([QUICKSTARTS["audio"], SNAC], {})}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
 USUAL = [name for name in RUNS if name.startswith("image/")]
-USUAL += ["audio/quickstart", "audio/mimi_24khz", "quantizers/fqgan", "image fsq", "audio reinmax", "single lfq"]
+USUAL += [
+    "audio/quickstart",
+    "audio/mimi_24khz",
+    "quantizers/fqgan",
+    "quantizers/unitok",
+    "image fsq",
+    "audio reinmax",
+    "single lfq",
+    "snac",
+]
 
 SMALL = {
     "data.batch_size": 2,
@@ -45,6 +57,7 @@ SHRUNK = {
     "num_res_blocks": lambda _: 1,
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
+    "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
     "pretraining_steps": lambda _: 1,
     "start_step": lambda _: 1,
@@ -94,8 +107,8 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "overlay"),
     [
-        *itertools.product([path for name, path in WHOLE.items() if "image" in name], OVERLAYS.values()),
-        (QUICKSTARTS["audio"], SINGLE),
+        *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
+        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND),
     ],
     ids=lambda path: path.stem,
 )
@@ -111,8 +124,8 @@ def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, mo
 def dim_of(arguments):
     """The size of the channel axis; stages share it, and groups add up to it."""
     if "group" in arguments:
-        return arguments["num_groups"] * arguments["group"]["init_args"]["dim"]
-    return arguments.get("stage", {"init_args": arguments})["init_args"]["dim"]
+        return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
+    return dim_of(arguments["stage"]["init_args"]) if "stage" in arguments else arguments["dim"] or arguments["bits"]
 
 
 def printed(configs, roots, monkeypatch, capsys):
@@ -155,13 +168,26 @@ def test_a_config_lies_over_its_base(tmp_path):
 
 @pytest.mark.parametrize("name", ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "mimi_24khz"])
 def test_codecs_have_the_published_weights_of_their_stages(name):
-    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average their commitments, weight 1."""
+    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average the commitments of those that are
+    used, weight 1."""
     tokenizer = read_config(CONFIGS[f"audio/{name}"])["model"]["init_args"]["tokenizer"]["init_args"]
-    arguments = tokenizer["quantizer"]["init_args"]
-    weights = {loss["class_path"]: loss["init_args"]["weight"] for loss in arguments["stage"]["init_args"]["losses"]}
-    stages = arguments["num_stages"]
-    summed = {"vqkit.Commitment": 0.25 * stages, "vqkit.CodebookLoss": stages}
-    assert weights == (summed if "dac" in name else {"vqkit.Commitment": 1.0})
+    summed = {"vqkit.Commitment": 0.25, "vqkit.CodebookLoss": 1.0}, "vqkit.SumOverMembers"
+    averaged = {"vqkit.Commitment": 1.0}, "vqkit.MeanOverChoices"
+    weights, reduction = summed if "dac" in name else averaged
+    number = 2 if name == "mimi_24khz" else 1
+    found = list(values_in(tokenizer["quantizer"], "losses"))
+    assert [{loss["class_path"]: loss["init_args"]["weight"] for loss in losses} for losses in found] == [
+        weights
+    ] * number
+    assert list(values_in(tokenizer["quantizer"], "reduction")) == [reduction] * number
+
+
+def values_in(node, name):
+    """What stands under a name anywhere in a configuration."""
+    if isinstance(node, dict):
+        yield from [node[name]] if name in node else []
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from values_in(value, name)
 
 
 def test_mimi_has_the_published_taps():

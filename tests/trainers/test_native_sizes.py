@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_folder_data import IMAGES
-from tests.trainers.tiny import LIGHTNING_REMARKS, make_image_task, make_trainer
+from tests.trainers.test_image_measures import SINGULAR, make_measure
+from tests.trainers.tiny import LIGHTNING_REMARKS, Started, make_image_task, make_trainer
 from trainers.callbacks import Reconstructions, TokenWriter
 from trainers.image import BicubicFilter, CentreCrop, NativeCrop, NativePadding
 from trainers.image.files import read
@@ -151,3 +152,72 @@ def test_pictures_are_measured_in_their_own_sizes(folder, tmp_path):
 def test_sizes_that_are_no_patches_are_refused_before_the_first_batch(options, message, folder):
     with pytest.raises(ValueError, match=message):
         make_trainer(max_steps=1).fit(make_image_task(), datamodule=IMAGES.make(folder, **options))
+
+
+# ---- two processes
+
+
+def run_on_rank(rank: int, world: int, command: str, folder: Path, root: Path, options: dict) -> None:
+    """A prediction, or a measurement, of the weights in `root`, by this process's share of the pictures."""
+    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
+    data = IMAGES.make(folder, **({"class_folders": True, "batch_size": 3} | options))
+    task = make_image_task(test_measures=[make_measure()])
+    trainer = make_trainer(
+        default_root_dir=root / f"{command}{world}",
+        callbacks=[TokenWriter(), Reconstructions()],
+        use_distributed_sampler=False,
+        **devices,
+    )
+    checkpoint = {"ckpt_path": root / "last.ckpt", "weights_only": True}
+    if command == "predict":
+        trainer.predict(task, datamodule=data, return_predictions=False, **checkpoint)
+    else:
+        trainer.test(task, datamodule=data, verbose=False, **checkpoint)
+
+
+@pytest.fixture
+def weights(folder, tmp_path):
+    """A folder with the checkpoint of a tokenizer."""
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_image_task(), datamodule=IMAGES.make(folder, batch_size=3))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_crop": NativeCrop(4)},
+        {"prediction_crop": NativePadding(8), "tiles": Tiles(16, overlap=4)},
+    ],
+    ids=["native", "tiles"],
+)
+def test_two_processes_write_the_tokens_of_one(options, folder, weights, rank_pair):
+    run_on_rank(0, 1, "predict", folder, weights, options)
+    rank_pair(run_on_rank, 2, "predict", folder, weights, options)
+    alone, shared = (TokenShards(weights / f"predict{world}" / "tokens") for world in (1, 2))
+    assert len(list((weights / "predict2/tokens").glob("manifest-*-of-00002.json"))) == 2
+    assert sorted(shared.names) == sorted(alone.names) and len(alone.names) == 2 * len(SIZES)
+    found = {sample["name"]: sample for sample in shared}
+    for sample in alone:
+        other = found[sample["name"]]
+        assert sample.keys() == other.keys() >= {"indices", "label"}
+        assert torch.equal(sample["indices"], other["indices"]) and sample["label"] == other["label"]
+        assert "extent" not in sample or torch.equal(sample["extent"], other["extent"])
+
+
+@pytest.mark.slow
+@SINGULAR
+@pytest.mark.parametrize("group_by", [None, ".*/"])
+def test_two_processes_measure_what_one_does(group_by, folder, weights, rank_pair):
+    draw_pictures(weights / "training", 3, seed=900)
+    draw_pictures(folder / "e", 1, width=67, height=33, seed=70)  # nine: the processes have different numbers
+    options = {"evaluation_crop": NativeCrop(4), "validation_root": str(folder), "class_folders": False}
+    options["group_by"] = group_by
+    run_on_rank(0, 1, "test", weights / "training", weights, options)
+    rank_pair(run_on_rank, 2, "test", weights / "training", weights, options)
+    alone, shared = (json.loads((weights / f"test{world}" / "metrics.json").read_text()) for world in (1, 2))
+    assert shared.pop("protocol") == alone.pop("protocol")
+    assert alone["images"] == 9 and "tiny_kernel_distance" in alone
+    assert shared == pytest.approx(alone, rel=1e-6, abs=1e-9)  # features in float32, of batches of other sizes

@@ -1,5 +1,7 @@
 """Stages: parts that stay as they are while the others train."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,11 +14,14 @@ from tests.trainers.tiny import (
     Started,
     make_audio_task,
     make_codec,
+    make_image_adversary,
     make_image_task,
     make_tokenizer,
     make_trainer,
 )
 from trainers.callbacks import WeightEMA
+from trainers.core import Adversary
+from trainers.image import L1, LearnedVariance, PatchGAN
 from trainers.run.changes import changes
 from trainers.run.origin import Origin
 from vqkit import FSQ, GroupedQuantizer, Quantizer, RandomRestart, ResidualQuantizer, Tokenizer
@@ -121,6 +126,60 @@ def test_a_codec_starts_from_another(tmp_path):
     tokenizer = make_codec()
     Origin.of(str(tmp_path / "codec")).load(make_audio_task(tokenizer))
     assert_equal(everything_in(tokenizer), everything_in(source))
+
+
+def adversarial(**arguments):
+    """A task with discriminators and a trained variance."""
+    torch.manual_seed(2)
+    return make_image_task(adversary=make_image_adversary(), objectives=[LearnedVariance([L1()])], **arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of such a task, and its content."""
+    task, path = adversarial(learning_rate=1e-2), tmp_path_factory.mktemp("run") / "last.ckpt"
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(task, datamodule=Images(4))
+    trainer.save_checkpoint(path)
+    return path, copy.deepcopy(task.state_dict())
+
+
+BESIDE = {"discriminators": "adversary.discriminators.", "objectives": "objectives."}
+
+
+@pytest.mark.parametrize("named", [[], ["discriminators"], ["decoder", "objectives", "discriminators"]])
+def test_discriminators_come_along_where_they_are_named(named, trained):
+    path, source = trained
+    task = adversarial()
+    before = copy.deepcopy(task.state_dict())
+    Origin.of(str(path), parts=named or None).load(task)
+    taken = tuple(BESIDE.get(name, f"tokenizer.{name}.") for name in named) or ("tokenizer.",)
+    assert any(name.startswith(taken) and not torch.equal(before[name], source[name]) for name in before)
+    assert_equal(
+        task.state_dict(), {name: source[name] if name.startswith(taken) else value for name, value in before.items()}
+    )
+    if named:  # a quantizer that does not come along is initialized, and trains with them
+        make_trainer(max_steps=1).fit(task, datamodule=Images(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (make_image_task, "discriminators", r"this configuration has no discriminators; leave them out"),
+        (make_image_task, "objectives", r"this configuration has no objectives; leave them out"),
+        (
+            lambda: make_image_task(adversary=Adversary([PatchGAN(num_layers=1, channels=8)])),
+            "discriminators",
+            r"does not fit .*discriminators\.0\..* is \(4, 3, 4, 4\) there and \(8, 3, 4, 4\) here",
+        ),
+    ],
+)
+def test_discriminators_that_cannot_come_along_are_refused(make, name, message, trained, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Origin.of(str(trained[0]), parts=[name]).load(make())
+    make_tokenizer().save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=rf"init_parts=\['{name}'\]: .*model.safetensors has no {name}"):
+        Origin.of(str(tmp_path / "saved"), parts=[name]).load(adversarial())
 
 
 def test_a_codec_freezes_too():

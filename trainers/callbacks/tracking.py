@@ -191,7 +191,9 @@ class Tracking(Callback):
         tokenizer = task_of(pl_module).tokenizer
         for folder in _folders(trainer, SaveTokenizer):
             for run in _runs(trainer) if folder.is_dir() else ():
-                facts = {"step": trainer.global_step, "codebook_hash": codebook_hash(tokenizer.quantizer)}
+                facts: dict[str, Any] = {"step": trainer.global_step}
+                if tokenizer.quantizer.codebook_sizes:
+                    facts["codebook_hash"] = codebook_hash(tokenizer.quantizer)
                 artifact = wandb.Artifact(_named("tokenizer", run), type="model", metadata={"run": run.id, **facts})
                 for file in sorted(folder.iterdir()):  # `add_dir` prints
                     artifact.add_file(str(file))
@@ -263,12 +265,8 @@ def _sizes(task: TokenizerTask) -> dict[str, Any]:
     parts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in task.parts().items()}
     sizes = task.tokenizer.quantizer.codebook_sizes
     rate = {"kbps": task.tokenizer.kbps} if isinstance(task.tokenizer, AudioTokenizer) else {}
-    return {
-        "parameters": {**parts, "total": sum(parts.values())},
-        "codes": list(sizes),
-        "bits_per_token": sum(map(math.log2, sizes)),
-        **rate,
-    }
+    codes = {"codes": list(sizes), "bits_per_token": sum(map(math.log2, sizes))} if sizes else {}
+    return {"parameters": {**parts, "total": sum(parts.values())}, **codes, **rate}
 
 
 def _named(kind: str, run: Any) -> str:

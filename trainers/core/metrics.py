@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vqkit import CodebookUsage
+from vqkit import CodebookUsage, QuantizerOutput
 from vqkit.metrics import countable
 from vqkit.precision import widest_dtype
 
@@ -23,16 +23,24 @@ class TokenizerMetrics(ABC):
     in checkpoints nor touched by weight averaging.
 
     Args:
-        codebook_sizes: K of each level, or of the single codebook.
+        codebook_sizes: K of each level, or of the single codebook; empty where latents are continuous.
     """
 
     def __init__(self, codebook_sizes: int | Sequence[int]) -> None:
         self.codebook_sizes = [codebook_sizes] if isinstance(codebook_sizes, int) else list(codebook_sizes)
         self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+        self.divergence = torch.zeros(2, dtype=torch.float64)  # nats, and vectors
 
     @abstractmethod
     def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """Add a batch; returns the figures of each sample, (B,), NaN where it was left out."""
+
+    @torch.no_grad()
+    def add_divergence(self, output: QuantizerOutput) -> None:
+        """Add the divergence of a batch from the prior, where latents are continuous."""
+        if "kl" in output.losses and not self.codebook_sizes:
+            vectors = output.indices.shape[:-1].numel() - output.nonfinite
+            self.divergence += torch.stack([output.losses["kl"] * vectors, vectors]).to(self.divergence)
 
     @abstractmethod
     def compute(self) -> dict[str, float]:

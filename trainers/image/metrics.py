@@ -26,10 +26,17 @@ PROTOCOL = {
     "psnr": "10 log10(255^2 / mse) per image over pixels and channels, then the mean over images; equal images: 100 dB",
     "ssim": "torchmetrics, Gaussian window 11 px, sigma 1.5, data_range 255, per image, then the mean over images",
     "ms_ssim": "torchmetrics, five scales with their published weights, window as for ssim, then the mean over images",
+}
+CODES_PROTOCOL = {
     "bpp": "tokens * log2(codebook_size) / pixels, per level, without entropy coding",
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
     "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
 }
+CONTINUOUS_PROTOCOL = {
+    "kl": "KL(posterior || N(0, 1)) in nats, summed over dimensions, mean over the latent vectors of the set",
+    "kl_bpp": "the same in bits, summed over latent vectors / pixels; decoded is the posterior's mean, without noise",
+}
+"""Of figures where there are no codes."""
 BY_PIXELS = "by a hash of the pixels"
 PACKAGES = ("torch", "torchmetrics", "torchvision", "pillow")
 
@@ -59,6 +66,7 @@ class ImageMetrics(TokenizerMetrics):
 
     Args:
         codebook_sizes: K of each level, or of the single codebook; with several the last axis of the indices is levels.
+            Empty where latents are continuous.
         measures: by frozen networks; they start anew.
     """
 
@@ -117,22 +125,23 @@ class ImageMetrics(TokenizerMetrics):
         self.sums += summed
         if self.usage is not None:
             self.usage.update(indices)
-        self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)
+        if self.codebook_sizes:
+            self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)
         return figures
 
     def compute(self) -> dict[str, float]:
         """The figures of all ranks; every rank must call it.
 
         Returns:
-            psnr (dB), ssim, ms_ssim (only if every image was large enough), those of the measures, bpp,
-            tokens_per_image, images, not_finite (reconstructions with NaN or infinity), and entropy_bpp and
-            `usage_figures` if the codes can be counted.
+            psnr (dB), ssim, ms_ssim (only if every image was large enough), those of the measures, images, not_finite
+            (reconstructions with NaN or infinity), bpp, tokens_per_image, and entropy_bpp and `usage_figures` if the
+            codes can be counted; without codes kl (nats per latent vector) and kl_bpp (bits per pixel).
 
         Raises:
             ValueError: no image was seen on any rank.
         """
         psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels, broken = all_reduce_sum(self.sums.clone()).tolist()
-        tokens = all_reduce_sum(self.tokens).tolist()
+        tokens, (nats, vectors) = all_reduce_sum(self.tokens).tolist(), all_reduce_sum(self.divergence).tolist()
         usage, entropies = self.usage_figures()
         if not images:
             raise ValueError("no images were measured: the split is empty")
@@ -141,9 +150,12 @@ class ImageMetrics(TokenizerMetrics):
             figures["ms_ssim"] = ms_ssim_sum / images
         for measure in self.measures:
             figures |= measure.compute()
-        bits = sum(count * math.log2(size) for count, size in zip(tokens, self.codebook_sizes, strict=True))
-        figures |= {"bpp": bits / pixels, "tokens_per_image": sum(tokens) / images, "images": int(images)}
-        figures["not_finite"] = int(broken)
+        if self.codebook_sizes:
+            bits = sum(count * math.log2(size) for count, size in zip(tokens, self.codebook_sizes, strict=True))
+            figures |= {"bpp": bits / pixels, "tokens_per_image": sum(tokens) / images}
+        elif vectors:
+            figures |= {"kl": nats / vectors, "kl_bpp": nats / math.log(2) / pixels}
+        figures |= {"images": int(images), "not_finite": int(broken)}
         if not usage:
             return figures
         coded = sum(count * entropy for count, entropy in zip(tokens, entropies, strict=True))
@@ -165,7 +177,7 @@ def protocol(
         halves: as for `ImageMeasure.protocol`.
         circumstances: facts that only the caller knows (split, resize and crop, checkpoint, precision).
     """
-    record: dict[str, Any] = dict(PROTOCOL)
+    record: dict[str, Any] = PROTOCOL | (CODES_PROTOCOL if "bpp" in figures else CONTINUOUS_PROTOCOL)
     if "ms_ssim" not in figures:
         record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
     if measures:

@@ -13,7 +13,7 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from trainers.core.task import TokenizerTask
-from trainers.image.crops import NativeCrop
+from trainers.image.fixed_crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
 from trainers.image.metrics import BY_PIXELS, ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import Tiles, Tokenizer
@@ -115,7 +115,7 @@ class ImageTokenizerTask(TokenizerTask):
 
     def new_metrics(self, split: str) -> ImageMetrics:
         """The image metrics, and the measures of the split."""
-        return ImageMetrics(self.tokenizer.quantizer.codebook_sizes, measures=self.measures[split])
+        return ImageMetrics(self.tokenizer.quantizer.level_sizes, measures=self.measures[split])
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""

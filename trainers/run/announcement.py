@@ -21,13 +21,16 @@ def announcement(command: str, task: TokenizerTask, data: LightningDataModule, r
         run: of the command.
 
     Raises:
-        ValueError: the data cannot be used.
+        ValueError: the data cannot be used, or tokens are asked of a model that has none.
     """
     tokenizer = task.tokenizer
     parts = {name: part.parameters() for name, part in task.parts().items()}
     sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
     listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
-    codes = f"{codes_in_words(tokenizer.quantizer.codebook_sizes)} codes"
+    if command == TrainerFn.PREDICTING:
+        tokenizer.quantizer.check_has_codes("predict")
+    levels = tokenizer.quantizer.codebook_sizes
+    codes = f"{codes_in_words(levels)} codes" if levels else f"{tokenizer.quantizer.dim} continuous channels"
     if isinstance(tokenizer, AudioTokenizer):
         codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
     frozen = f"; frozen: {', '.join(task.frozen)}" if task.frozen else ""

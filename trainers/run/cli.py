@@ -98,7 +98,7 @@ class TokenizerCLI(LightningCLI):
             (
                 "init_parts",
                 list[str] | None,
-                "Parts of the tokenizer that are taken, such as [encoder]; default: all.",
+                "Parts that are taken, such as [encoder], discriminators, objectives; default: all of the tokenizer.",
             ),
             ("init_hash", str | None, "SHA-256 that the file of --init_from must have; config.yaml records it."),
         ):

@@ -16,6 +16,7 @@ from trainers.core.checkpoints import (
     read_checkpoint,
     tokenizer_state,
 )
+from trainers.core.optimization import DISCRIMINATORS, OBJECTIVES
 from trainers.core.parts import named_parts
 from trainers.core.task import TokenizerTask
 from trainers.run.folders import find_checkpoint, find_run, folder_of, identity
@@ -26,6 +27,8 @@ from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
 
 TRAINING_ONLY = ("losses", "maintenance", "estimator")
 """Arguments of quantizers that a new run may change: how codes are trained, not what they mean."""
+BESIDE = {DISCRIMINATORS: "adversary.discriminators", OBJECTIVES: "objectives"}
+"""What a run trains beside the tokenizer, and where it is in the task. It is taken where `parts` names it."""
 SHOWN = 4
 """Most entries that a message lists."""
 
@@ -37,7 +40,7 @@ class Origin:
     Attributes:
         file: a checkpoint, or the weights that `save_pretrained` wrote.
         hash: SHA-256 of the file, hexadecimal.
-        parts: of the tokenizer that are taken, by their names; None for all.
+        parts: that are taken, by their names: of the tokenizer, and those of `BESIDE`; None for all of the tokenizer.
         run: id of the run that made the weights; None where the file does not say.
         step: of that run.
         checkpoint: content of the file, where it is a checkpoint.
@@ -56,7 +59,7 @@ class Origin:
 
         Args:
             asked: run folder (its `last.ckpt`), `RUN:best`, file of a checkpoint, or folder of `save_pretrained`.
-            parts: of the tokenizer; None for all.
+            parts: see `Origin`.
             expected_hash: SHA-256 that the file must have; None takes any.
 
         Raises:
@@ -94,25 +97,38 @@ class Origin:
         """
         tokenizer = task.tokenizer
         names = [name for name, _ in tokenizer.named_children()] if self.parts is None else self.parts
+        beside, names = [name for name in names if name in BESIDE], [name for name in names if name not in BESIDE]
         state, saved = self._read(tokenizer)
         asked = described(tokenizer)
         for name, part in named_parts(tokenizer, names, argument="init_parts").items():
             if saved is not None and asked is not None and name in asked["init_args"]:
                 meant, ours = (_meaning(description["init_args"].get(name)) for description in (saved, asked))
-                with named(self.file):
-                    check_same_parts(meant, ours, f"tokenizer.{name}")
-            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-            try:
-                part.load_state_dict(own)
-            except RuntimeError as error:
-                advice = "take the parts that fit by --init_parts, such as [encoder]"
-                if not trains:
-                    advice = "give the --config and --quantizer that it was trained with"
-                reason = _differences(name, own, part) or error
-                raise ValueError(f"{self.file} does not fit this configuration: {reason}; {advice}") from error
+                try:
+                    with named(self.file):
+                        check_same_parts(meant, ours, f"tokenizer.{name}")
+                except ValueError as error:
+                    fit = "; or take the parts that fit by --init_parts, such as [encoder, decoder]" if trains else ""
+                    raise ValueError(f"{error}{fit}") from error
+            self._fill(name, _under(name, state), part, trains=trains)
+        for name in beside:
+            own = _under(BESIDE[name], (self.checkpoint or {}).get("state_dict", {}))
+            if not own or name not in task.parts():
+                where = "this configuration" if own else self.file
+                raise ValueError(f"init_parts={list(self.parts or ())}: {where} has no {name}; leave them out")
+            self._fill(name, own, task.get_submodule(BESIDE[name]), trains=trains)
         initialized = self.checkpoint is None or Progress.of(self.checkpoint).initialized
         if trains and initialized and any(name.partition(".")[0] == "quantizer" for name in names):
             task.keep_quantizer(f"{self.file} has it initialized")
+
+    def _fill(self, name: str, state: Mapping[str, Tensor], part: nn.Module, *, trains: bool) -> None:
+        try:
+            part.load_state_dict(state)
+        except RuntimeError as error:
+            advice = "take the parts that fit by --init_parts, such as [encoder]"
+            if not trains:
+                advice = "give the --config and --quantizer that it was trained with"
+            reason = _differences(name, state, part) or error
+            raise ValueError(f"{self.file} does not fit this configuration: {reason}; {advice}") from error
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says of it."""
@@ -137,6 +153,10 @@ class Origin:
             return state, None if asked is None else computed_formerly(asked)
         with named(self.file):
             return state, migrated(saved)
+
+
+def _under(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{path}."): value for key, value in state.items() if key.startswith(f"{path}.")}
 
 
 def _find(asked: str) -> Path:

@@ -88,7 +88,7 @@ class Run:
             ckpt_path: `last`, `best` or a file; for all but fit also the folder of a saved tokenizer. None is new
                 weights for fit, and the last ones for all else.
             init_from: what a fit of new weights starts from; see `Origin.of`.
-            init_parts: of the tokenizer that are taken from it; None for all.
+            init_parts: that are taken from it; None for all of the tokenizer.
             init_hash: SHA-256 that its file must have; None takes any.
             overwrite: a fit replaces an earlier run in its folder.
             dry: nothing will be written.

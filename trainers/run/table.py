@@ -35,7 +35,7 @@ def table(arguments: Sequence[str]) -> list[str]:
     )
     asked = parser.parse_args(arguments)
     records = {name: _record(name) for name in asked.runs}
-    notes = _differences({name: record["protocol"] for name, record in records.items()}, asked.despite)
+    notes = _differences(records, asked.despite)
     numbers = {
         name: {key: value for key, value in record.items() if isinstance(value, int | float)}
         for name, record in records.items()
@@ -63,15 +63,19 @@ def _record(name: str) -> Mapping[str, Any]:
     return record
 
 
-def _differences(protocols: Mapping[str, Mapping[str, Any]], allowed: Sequence[str]) -> list[str]:
-    """In words what differs and is allowed to; what is not allowed is refused."""
-    flat = {name: dict(_entries(protocol)) for name, protocol in protocols.items()}
+def _differences(records: Mapping[str, Mapping[str, Any]], allowed: Sequence[str]) -> list[str]:
+    """In words what differs and is allowed to; what is not allowed is refused.
+
+    What says how a figure was measured may be missing with it, as that of codes is where latents are continuous.
+    """
+    flat = {name: dict(_entries(record["protocol"])) for name, record in records.items()}
     (first, expected), *others = flat.items()
     notes: dict[bool, list[str]] = {True: [], False: []}
     for other, found in others:
         for key in dict.fromkeys([*expected, *found]):
             ours, theirs = (f"{entries[key]!r}" if key in entries else "missing" for entries in (expected, found))
-            if ours != theirs and key not in WEIGHTS:
+            one_has_it = (key in expected) != (key in found) and (key in records[first]) != (key in records[other])
+            if ours != theirs and key not in WEIGHTS and not one_has_it:
                 permitted = any(f"{key}.".startswith(f"{prefix}.") for prefix in allowed)
                 notes[permitted].append(f"{key} is {ours} in {first} and {theirs} in {other}")
     if notes[False]:

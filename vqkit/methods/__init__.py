@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from vqkit.methods.cascaded import cascaded
+from vqkit.methods.coda import coda
 from vqkit.methods.cvq import cvq
 from vqkit.methods.diveq import diveq
 from vqkit.methods.factorized import factorized
@@ -20,7 +21,20 @@ from vqkit.methods.vqgan_lc import vqgan_lc
 from vqkit.parts import Parts
 
 Method = Literal[
-    "vq", "ema", "simvq", "ibq", "gumbel", "nsvq", "diveq", "cvq", "factorized", "vqgan_lc", "fvq", "cascaded", "seeded"
+    "vq",
+    "ema",
+    "simvq",
+    "ibq",
+    "coda",
+    "gumbel",
+    "nsvq",
+    "diveq",
+    "cvq",
+    "factorized",
+    "vqgan_lc",
+    "fvq",
+    "cascaded",
+    "seeded",
 ]
 
 METHODS: dict[str, Callable[[], Parts]] = {
@@ -28,6 +42,7 @@ METHODS: dict[str, Callable[[], Parts]] = {
     "ema": ema,
     "simvq": simvq,
     "ibq": ibq,
+    "coda": coda,
     "gumbel": gumbel,
     "nsvq": nsvq,
     "diveq": diveq,

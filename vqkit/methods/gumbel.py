@@ -79,10 +79,11 @@ class GumbelSoftmax(Estimator):
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D), equal to `selection.selected` where valid."""
-        assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
-        z, codes, indices = selection.z, selection.codes, selection.indices
+        indices = selection.indices
         if selection.noise is None:
-            return index_backpropagation(z, codes, indices, temperature=self.temperature)
+            return selection.soft_choice(
+                lambda z, codes: index_backpropagation(z, codes, indices, temperature=self.temperature)
+            )
         return _soft_choice(selection, selection.noise, self.temperature, indices.clamp(min=0))
 
 
@@ -106,7 +107,6 @@ class RelaxedGumbelSoftmax(GumbelSoftmax):
         """(N, D): sum_k p_k e_k, or `selection.selected` without noise."""
         if selection.noise is None:
             return super().forward(selection)
-        assert selection.codes is not None
         return _soft_choice(selection, selection.noise, self.temperature, None)
 
 
@@ -130,10 +130,9 @@ class UniformPrior(Loss):
 
     def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
         """mean_n (log K - H(p_n))."""
-        assert selection.codes is not None  # only quantizers with a codebook take losses that train one
-        weights = selection.valid.to(selection.z.dtype)
-        per_sample, _ = assignment_entropy(selection.z, selection.codes, temperature=1.0, weights=weights)
-        return selection.mean(math.log(len(selection.codes)) - per_sample)
+        z, codes = selection.compared()
+        per_sample, _ = assignment_entropy(z, codes, temperature=1.0, weights=selection.valid.to(z.dtype))
+        return selection.mean(math.log(len(codes)) - per_sample)
 
 
 def gumbel() -> Parts:
@@ -150,13 +149,8 @@ def gumbel() -> Parts:
 
 def _soft_choice(selection: Selection, noise: Noise, temperature: float, indices: Tensor | None) -> Tensor:
     """(N, D) the codes of `indices` (N,), or without these the mean of all codes under p; gradients of either."""
-    assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
-    return gumbel_softmax(
-        selection.z,
-        selection.codes,
-        indices,
-        seed=noise.seed,
-        step=noise.step,
-        first=noise.first,
-        temperature=temperature,
+    return selection.soft_choice(
+        lambda z, codes: gumbel_softmax(
+            z, codes, indices, seed=noise.seed, step=noise.step, first=noise.first, temperature=temperature
+        )
     )

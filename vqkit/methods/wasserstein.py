@@ -6,15 +6,14 @@ Source: Fang et al. 2025 (arXiv:2506.15078), Wasserstein VQ.
 import torch
 from torch import Tensor
 
-from vqkit import distributed
 from vqkit.functional import matrix_square_root
 from vqkit.parts.estimators import straight_through
-from vqkit.parts.losses import Loss
+from vqkit.parts.losses import SummedLoss
 from vqkit.parts.selection import Selection
 from vqkit.precision import widened
 
 
-class DistributionMatching(Loss):
+class DistributionMatching(SummedLoss):
     """Moves codes and vectors towards one distribution: the 2-Wasserstein distance between the Gaussians of their means
     and covariances.
 
@@ -43,25 +42,27 @@ class DistributionMatching(Loss):
     def __init__(self, weight: float = 0.5) -> None:
         super().__init__(weight)
 
-    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
-        """W."""
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Those of the vectors, less the mean code, of their outer products and of ones; the same of the codes."""
         assert selection.codes is not None  # only quantizers with a codebook take losses that train one
         # In float64 one sum over ranks is enough: squares less the square of the mean lose nothing that matters, and
         # what little they lose (more in float32, where a device has no more) is less counted from the mean code.
         origin = widened(selection.codes.detach()).mean(0)
         z, codes = widened(selection.z) - origin, widened(selection.codes) - origin
-        sums = _sums(z, selection.valid.to(z.dtype))
-        if self.training:
-            sums = distributed.sum_over_ranks(sums)
-        z_mean, z_covariance = _moments(sums, z.shape[1])
-        mean, covariance = _moments(_sums(codes, torch.ones_like(codes[:, 0])), z.shape[1])
+        return _sums(z, selection.valid.to(z.dtype)), _sums(codes, torch.ones_like(codes[:, 0]))
+
+    def of_sums(self, selection: Selection, total: Tensor, own: Tensor) -> Tensor:
+        """W."""
+        dim = selection.z.shape[1]
+        z_mean, z_covariance = _moments(total, dim)
+        mean, covariance = _moments(own, dim)
         apart = (z_mean - mean).square().sum()
         spread = z_covariance.trace() + covariance.trace()
         squared = apart + spread - 2 * _trace_of_root(z_covariance, covariance)
-        limits = torch.finfo(z.dtype)
-        resolution = (8 * z.shape[1] * limits.eps * (apart + spread)).detach().clamp(min=limits.tiny)
+        limits = torch.finfo(own.dtype)
+        resolution = (8 * dim * limits.eps * (apart + spread)).detach().clamp(min=limits.tiny)
         distance = torch.where(squared > resolution, squared.clamp(min=resolution).sqrt(), 0)
-        return torch.where(sums[0] > 0, distance, 0).to(selection.z.dtype)
+        return torch.where(total[0] > 0, distance, 0).to(selection.z.dtype)
 
 
 def _sums(rows: Tensor, weights: Tensor) -> Tensor:

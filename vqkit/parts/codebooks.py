@@ -1,6 +1,7 @@
 """Codebooks: the code vectors, and all other state of a quantizer."""
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -8,18 +9,16 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.functional import matching_map
-from vqkit.kernels import segment_stats
 from vqkit.kmeans import kmeans
-from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule
-from vqkit.runtime import autocast_disabled, uncompiled
+from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured
 
 
 class Codebook(Configured, FullPrecisionModule):
     """K trainable code vectors, learned by gradient.
 
-    Statistics are recorded after a search (`observe`) and folded in before a later one (`step`), so that no vector
+    Statistics are recorded after the forward (`observe`) and folded in before a later one (`step`), so that no vector
     changes between a forward and its backward. What is pending is part of the state, summed over ranks when it is
     recorded: a checkpoint of any rank is complete.
 
@@ -38,6 +37,7 @@ class Codebook(Configured, FullPrecisionModule):
         rows: "writable" where single rows may be overwritten (restarts), "derived" where they are computed from other
             weights (`bake` stores them), "frozen" where they stay.
         cascaded: whether one table is searched and another is read.
+        attention: whether keys stand in a space of their own, where they are compared with `queries` of the vectors.
 
     Args:
         codebook_size: K, at least 1.
@@ -55,6 +55,7 @@ class Codebook(Configured, FullPrecisionModule):
     trained_by: ClassVar[Literal["gradient", "statistics", "nothing"]] = "gradient"
     rows: ClassVar[Literal["writable", "derived", "frozen"]] = "writable"
     cascaded: ClassVar[bool] = False
+    attention: ClassVar[bool] = False
 
     vectors: Tensor
     usage: Tensor
@@ -99,8 +100,14 @@ class Codebook(Configured, FullPrecisionModule):
         return self.vectors
 
     def search_vectors(self, vectors: Tensor) -> Tensor:
-        """What is searched, (K, D), given the code vectors that are read: the same, unless the codebook is cascaded."""
+        """What is searched, (K, D), given the code vectors that are read: the same, unless the codebook is cascaded, or
+        keys (K, A) where there is `attention`.
+        """
         return vectors
+
+    def queries(self, z: Tensor) -> Tensor:
+        """What is compared with the keys, (N, A), given vectors `z` (N, D); asked only where there is `attention`."""
+        raise TypeError(f"{type(self).__name__} compares the vectors with the codes: attention is False")
 
     @property
     def noise_step(self) -> int:
@@ -109,16 +116,15 @@ class Codebook(Configured, FullPrecisionModule):
 
     # ------------------------------------------------------------------ statistics
 
-    @uncompiled
     @torch.no_grad()
-    def observe(self, selection: Selection) -> None:
-        """Add a batch to the pending statistics, summed over ranks. Every rank must call it, an empty batch
-        included.
+    def observe(self, packed: Tensor) -> None:
+        """Add a batch to the pending statistics.
+
+        Args:
+            packed: (K + K D,) counts and sums of the vectors of all ranks that chose each code, as
+                `vqkit.kernels.segment_stats` packs them; (K,) unless the codebook is trained by statistics.
         """
         size, width = self.pending_sums.shape
-        # One tensor of counts and sums, so that a step costs one collective.
-        packed = segment_stats(selection.z[:, :width], selection.indices, size).packed
-        packed = distributed.all_reduce_sum(packed)
         self.pending_counts.add_(packed[:size])
         self.pending_sums.add_(packed[size:].view(size, width))
         self._pending_batches += 1
@@ -166,6 +172,10 @@ class Codebook(Configured, FullPrecisionModule):
         table.load_state_dict(state, strict=False)  # without what is pending
         table.steps, table.refreshed_at = self.steps, self.refreshed_at
         return table
+
+    def factory(self) -> Callable[[int, int], "Codebook"]:
+        """What `Quantizer` can be given as `codebook` to build another one like this `table`."""
+        return type(self)
 
     # ------------------------------------------------------------------ rewriting
 

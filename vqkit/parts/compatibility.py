@@ -60,6 +60,7 @@ def check_compatible(
         *_codebook_and_gradients_agree(codebook, estimator, losses),
         *_search_and_estimator_agree(search, estimator),
         *_soft_choices_are_among_the_searched_codes(codebook, estimator, losses),
+        *_queries_learn_by_a_soft_choice(codebook, estimator),
         *estimator.conflicts(codebook),
         *(conflict for loss in losses for conflict in loss.conflicts(codebook, estimator)),
         *_codes_have_enough_dimensions(codebook, estimator),
@@ -162,6 +163,14 @@ def _soft_choices_are_among_the_searched_codes(
         )
 
 
+def _queries_learn_by_a_soft_choice(codebook: Codebook, estimator: Estimator) -> Iterator[str]:
+    if codebook.attention and codebook.trained_by == "gradient" and estimator.required_metric is None:
+        yield (
+            f"{_name(codebook)} compares queries with keys, which only a soft choice trains, and {_name(estimator)} "
+            "makes none: pass search=Search('dot') and estimator=IndexBackpropagation()"
+        )
+
+
 def _codes_have_enough_dimensions(codebook: Codebook, estimator: Estimator) -> Iterator[str]:
     if codebook.dim < estimator.min_dim:
         yield (
@@ -193,6 +202,34 @@ def check_stages(dim: int, quantizers: Sequence[Member], estimator: Estimator | 
     _refuse(
         *_stages_leave_over_in_training_what_they_will_in_use(quantizers, estimator),
         *([] if estimator is None else _nothing_is_cut_off_by_an_estimator_over_the_sum(dim, quantizers, estimator)),
+    )
+
+
+def check_scales(losses: Sequence[Loss], estimator: Estimator | None, *, phi: bool) -> None:
+    """Check the losses of the sum after each scale, and that something trains what smoothes the scales.
+
+    Args:
+        losses: of the sums.
+        estimator: over the last sum; None where each scale keeps its own.
+        phi: whether there is something to train.
+
+    Raises:
+        IncompatibleParts: with all conflicts at once.
+    """
+    decoder_trains = estimator is None or estimator.trains_codebook
+    _refuse(
+        *(
+            f"{_name(loss)} is not defined for the sum after a scale, which is no code of one codebook: give it to the "
+            "stages"
+            for loss in losses
+            if not loss.fits_sums
+        ),
+        *_names_differ(loss.name for loss in losses),
+        *(
+            f"nothing trains phi: {_name(estimator)} over the sum passes no gradient to it, and none of the losses "
+            "does; add CodebookLoss() to losses, or leave phi out (num_phis=0)"
+            for _ in range(phi and not decoder_trains and not any(loss.trains_codebook for loss in losses))
+        ),
     )
 
 

@@ -116,7 +116,7 @@ class IndexBackpropagation(Estimator):
 
     With p = softmax(z . e / temperature) and h the one-hot of the chosen code, the value is the chosen code and the
     gradient that of (h - sg(p) + p) times the codebook: d quantized / d z = Cov_p[e] / temperature. Nothing of size
-    N x K is held: `vqkit.kernels.index_backpropagation`.
+    N x K is held: `vqkit.kernels.index_backpropagation`. Where queries are compared with keys, p is theirs.
 
     Where the codes are tiny, or |z| so large that p is one-hot, Cov_p[e] vanishes and the encoder gets nothing: start
     from codes of unit variance, as the method "ibq" does.
@@ -142,8 +142,9 @@ class IndexBackpropagation(Estimator):
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D), equal to `selection.selected`; 0 where not valid."""
-        assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
-        return index_backpropagation(selection.z, selection.codes, selection.indices, temperature=self.temperature)
+        return selection.soft_choice(
+            lambda z, codes: index_backpropagation(z, codes, selection.indices, temperature=self.temperature)
+        )
 
 
 class ReinMax(Estimator):
@@ -170,7 +171,5 @@ class ReinMax(Estimator):
 
     def forward(self, selection: Selection) -> Tensor:
         """(N, D), equal to `selection.selected` where valid."""
-        assert selection.codes is not None  # no quantizer without a codebook has an estimator that trains one
-        if selection.noise is None:
-            return index_backpropagation(selection.z, selection.codes, selection.indices)
-        return reinmax(selection.z, selection.codes, selection.indices)
+        kernel = index_backpropagation if selection.noise is None else reinmax
+        return selection.soft_choice(lambda z, codes: kernel(z, codes, selection.indices))

@@ -50,10 +50,12 @@ class Loss(Penalty):
         attracts_codes: whether its gradient pulls codes to vectors, so that it is enough to train a codebook.
         compares_with_all_codes: whether it compares each vector with all codes, so that these must be the codes that
             are searched.
+        fits_sums: whether it is defined for a sum of codes too, since it reads `z`, `selected` and `valid` alone.
         And those of `Penalty`.
     """
 
     attracts_codes: ClassVar[bool] = False
+    fits_sums: ClassVar[bool] = False
     compares_with_all_codes: ClassVar[bool] = False
 
     @abstractmethod
@@ -78,6 +80,34 @@ class Loss(Penalty):
         yield from ()
 
 
+class SummedLoss(Loss):
+    """A loss of sums over the vectors of all ranks; those of all members of a composite travel in one collective.
+
+    In training every rank has to compute it at every step. In eval mode the sums are this rank's.
+    """
+
+    @abstractmethod
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """What is added up over ranks, (M,), and what `of_sums` needs of this rank, both with graph."""
+
+    @abstractmethod
+    def of_sums(self, selection: Selection, total: Tensor, own: Tensor) -> Tensor:
+        """The unweighted loss, scalar.
+
+        Args:
+            selection: what was chosen.
+            total: (M,) the sums over ranks.
+            own: what `sums` gave besides.
+        """
+
+    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
+        """The loss of sums that the quantizer has added up, or of its own where it is called alone."""
+        if self.name in selection.sums:
+            return self.of_sums(selection, *selection.sums[self.name])
+        total, own = self.sums(selection)
+        return self.of_sums(selection, distributed.sum_over_ranks(total) if self.training else total, own)
+
+
 class Commitment(Loss):
     """Pulls the encoder's vectors towards their codes: mse(z, sg(e)), the mean over valid vectors and dimensions.
 
@@ -90,6 +120,7 @@ class Commitment(Loss):
     """
 
     name = "commitment"
+    fits_sums = True
 
     def __init__(self, weight: float = 0.25) -> None:
         super().__init__(weight)
@@ -109,6 +140,7 @@ class CodebookLoss(Loss):
     """
 
     name = "codebook"
+    fits_sums = True
     trains_codebook = True
     attracts_codes = True
 
@@ -149,12 +181,12 @@ class DoubleQuantization(Loss):
         return selection.mean_square(quantized - selection.z)
 
 
-class Entropy(Loss):
+class Entropy(SummedLoss):
     """Makes each vector's choice decided and the codes equally used: mean_n H(p_n) - diversity H(mean_n p_n), in nats.
 
-    p_n = softmax(logits_n / temperature) over all codes; nothing of size N x K is held:
-    `vqkit.kernels.assignment_entropy`. In training the mean of the second term is over the valid vectors of all ranks,
-    so every rank must compute it at every step. In eval mode it is over this rank's.
+    p_n = softmax(logits_n / temperature) over all codes, or keys where queries are compared with these; nothing of size
+    N x K is held: `vqkit.kernels.assignment_entropy`. In training the mean of the second term is over the valid vectors
+    of all ranks, so every rank must compute it at every step. In eval mode it is over this rank's.
 
     Args:
         weight: factor in the total.
@@ -194,18 +226,19 @@ class Entropy(Loss):
         self.diversity = diversity
         self.metric: Literal["dot", "euclidean"] = metric
 
-    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
-        """mean_n H(p_n) - diversity H(mean_n p_n)."""
-        assert selection.codes is not None  # only quantizers with a codebook take losses that train one
-        weights = selection.valid.to(selection.z.dtype)
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """The probabilities (K) and their number (1); mean_n H(p_n)."""
+        z, codes = selection.compared()
+        weights = selection.valid.to(z.dtype)
         per_sample, mean = assignment_entropy(
-            selection.z, selection.codes, temperature=self.temperature, metric=self.metric, weights=weights
+            z, codes, temperature=self.temperature, metric=self.metric, weights=weights
         )
         count = weights.sum()
-        if self.training:
-            total = distributed.sum_over_ranks(torch.cat([mean * count, count[None]]))
-            mean = total[:-1] / total[-1].clamp(min=1)
-        return selection.mean(per_sample) - self.diversity * entropy(mean)
+        return torch.cat([mean * count, count[None]]), selection.mean(per_sample)
+
+    def of_sums(self, selection: Selection, total: Tensor, own: Tensor) -> Tensor:
+        """mean_n H(p_n) - diversity H(mean_n p_n)."""
+        return own - self.diversity * entropy(total[:-1] / total[-1].clamp(min=1))
 
 
 class Orthogonality(Loss):

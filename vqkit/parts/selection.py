@@ -1,7 +1,8 @@
 """Which code is chosen: the search, the selection that it leads to, and the noise of a choice that is sampled."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -77,6 +78,9 @@ class Selection:
         noise: the random numbers of this forward, where a part draws some; None outside of training.
         matched: (N, D) the row that was searched, where one table is searched and another read; None where `selected`
             is that row.
+        sums: name of a `SummedLoss` -> what its `sums` gave, added up over ranks already.
+        queries: (N, A) what was compared with the keys, with graph; None where z was compared with the codes.
+        keys: (K, A) what stands for the codes there, with graph; None as well.
     """
 
     latents: Tensor
@@ -87,6 +91,32 @@ class Selection:
     valid: Tensor
     noise: Noise | None = None
     matched: Tensor | None = None
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+
+    def compared(self) -> tuple[Tensor, Tensor]:
+        """The vectors and the codes that the choice compared: queries and keys, or z and the codes."""
+        assert self.codes is not None  # no quantizer without a codebook has a part that compares with all codes
+        if self.queries is None or self.keys is None:
+            return self.z, self.codes
+        return self.queries, self.keys
+
+    def soft_choice(self, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Codes (N, D) with the gradient of a soft choice among all of them, whose logits are inner products of what
+        was compared.
+
+        Keys and codes side by side are one table: next to zeros, a query has the same inner products with its rows, and
+        what these rows have behind the keys are the codes. So one kernel serves both, and holds no N x K matrix.
+
+        Args:
+            kernel: from vectors (N, E) and a table (K, E) to rows (N, E) of that table.
+        """
+        vectors, table = self.compared()
+        if self.queries is None or self.codes is None:
+            return kernel(vectors, table)
+        rows = torch.cat([vectors, torch.zeros_like(self.z)], dim=1)
+        return kernel(rows, torch.cat([table, self.codes], dim=1))[:, vectors.shape[1] :]
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` (N, ...) over the valid vectors and all trailing axes; 0, with a graph, if none is valid."""
@@ -97,7 +127,7 @@ class Selection:
     def mean_square(self, differences: Tensor) -> Tensor:
         """Mean of the squares of `differences` (N, D) over the valid vectors and all dimensions; see `mean`."""
         weight = self.valid.to(differences.dtype)
-        squares = torch.linalg.vecdot(differences, differences)  # without a temporary of their size
+        squares = torch.linalg.vecdot(differences, differences)
         return (squares * weight).sum() / (weight.sum().clamp(min=1) * differences.shape[-1])
 
 

@@ -11,16 +11,25 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vqkit import distributed
 from vqkit.functional import connected_zero
 from vqkit.indices import check_indices
-from vqkit.kernels import Metric
+from vqkit.kernels import Metric, segment_stats
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
-from vqkit.parts.losses import Loss
+from vqkit.parts.losses import Loss, SummedLoss
 from vqkit.parts.selection import Selection
 from vqkit.precision import FullPrecisionModule, narrowed
 from vqkit.quantizers.output import Quantized, QuantizerOutput
-from vqkit.runtime import autocast_disabled, check_plain, inside_autograd_function, known, recomputing, transformed
+from vqkit.runtime import (
+    autocast_disabled,
+    check_plain,
+    inside_autograd_function,
+    known,
+    recomputing,
+    transformed,
+    uncompiled,
+)
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
 
@@ -51,8 +60,14 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     num_codebooks: int = 1
     level_axis: bool = False
     """Whether `indices` has a last axis of `num_codebooks` levels."""
+    index_per_position: bool = True
+    """Whether each position of the input has an index, or one for each level, at its place in `indices`."""
+    positions_per_step: int | None = 1
+    """How many positions of a sequence are encoded together; None where only whole samples are."""
     has_projection: bool = False
     """Whether trainable maps stand between the input and the code space."""
+    moments: int = 1
+    """Numbers that the input holds for each of the `dim` channels: 2 where means are followed by log-variances."""
 
     codebook: Codebook | None
     estimator: Estimator | None
@@ -92,10 +107,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         if transformed() or not torch.is_grad_enabled():
             self.check_counted()
         latents, valid, nonfinite = self.open(x, mask)
-        if self.learning:
+        if learning := self.learning:
             self.nonfinite_seen.add_(nonfinite)
         with autocast_disabled(x.device):
             quantized = self.quantize(latents, valid)
+            if self.training:
+                share(quantized, learning)
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)
@@ -147,10 +164,12 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         check_plain("x", x, self.latent_spread.device)
         if not x.is_floating_point():
             raise ValueError(f"x has dtype {x.dtype}: expected floating point; use x.float(), or x.dequantize()")
-        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
+        channels = self.moments * self.dim
+        if x.ndim < 2 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != channels:
+            times = "" if self.moments == 1 else f"{self.moments} x "
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected dim={self.dim} channels on axis {self.channel_dim} behind a "
-                "batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
+                f"x has shape {tuple(x.shape)}: expected {times}dim={self.dim} channels on axis {self.channel_dim} "
+                "behind a batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
             )
         # Cast first: a float64 number may be finite, and infinite in float32.
         latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
@@ -222,11 +241,29 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
 
+    def check_has_codes(self, call: str) -> None:
+        """Refuse what needs indices, where there are none: `codebook_sizes` is empty.
+
+        Args:
+            call: what needs them, for the message.
+
+        Raises:
+            ValueError: this is no quantizer; the message says what to do.
+        """
+
     def strip_training(self) -> None:
         """Store the codes as plain tables and drop what only training needs, here and in what `to_config` writes.
 
         `bake` calls it on a copy. Subclasses do so for what their constructor takes.
         """
+
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `penalize` needs of all ranks: name -> what is added up over them, (M,), and what stays this rank's own.
+
+        Args:
+            quantized: what `quantize` just returned, in training.
+        """
+        return {}
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -240,6 +277,33 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
 
     # ------------------------------------------------------------------ what they share
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many codes each level chooses from; levels are the last axis of `by_level`."""
+        return self.codebook_sizes
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Positions of a sequence for one index of each of `level_sizes`."""
+        return (1,) * len(self.level_sizes)
+
+    def interleave(self, indices: Tensor) -> Tensor:
+        """Indices of a sequence in the order of time, (B, steps, ...), of `positions_per_step` positions each."""
+        return indices
+
+    def deinterleave(self, rows: Tensor) -> Tensor:
+        """What `interleave` was given."""
+        return rows
+
+    def by_level(self, indices: Tensor) -> Tensor:
+        """Indices with one column for each of `level_sizes`, -1 where a level has none: what counts them can tell
+        levels apart that `indices` holds one after another.
+
+        Args:
+            indices: (B, ...) as `encode` returns them.
+        """
+        return indices
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -374,7 +438,14 @@ class VectorQuantizer(BaseQuantizer):
             valid=valid,
             selection=selection,
             estimated=None if selection is None else estimated,
+            source=None if selection is None else self,
         )
+
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """Those of the losses; see `BaseQuantizer`."""
+        assert quantized.selection is not None  # or `source` would be None
+        found = [loss for loss in self.losses if isinstance(loss, SummedLoss) and loss.training]
+        return {loss.name: loss.sums(quantized.selection) for loss in found}
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses with their weights; see `BaseQuantizer`."""
@@ -410,3 +481,43 @@ class VectorQuantizer(BaseQuantizer):
             return quantized.vectors
         vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
+
+
+@uncompiled
+def share(quantized: Quantized, learning: bool) -> None:
+    """Add up over ranks what a training forward made: one collective for the statistics of all codebooks, and one for
+    all that losses add up, however many members there are.
+
+    A codebook that several members chose from observes the sum of their choices. Every rank has to call it, also
+    without a valid vector, between `quantize` and `penalize` of the quantizer that a user calls.
+
+    Args:
+        quantized: of that quantizer, with what its members made.
+        learning: whether statistics count; see `BaseQuantizer.learning`.
+    """
+    several = distributed.is_distributed()
+    counted: dict[Codebook, Tensor] = {}
+    summed: list[tuple[Quantized, str, Tensor, Tensor]] = []
+    waiting = [quantized]
+    while waiting:
+        made = waiting.pop()
+        waiting.extend(reversed(made.members))
+        if made.source is None:
+            continue
+        book = made.source.codebook
+        if book is not None and made.selection is not None and learning and made.source.training:
+            size, width = book.pending_sums.shape
+            packed = segment_stats(made.selection.z[:, :width], made.selection.indices, size).packed
+            counted[book] = counted[book] + packed if book in counted else packed
+        if several:
+            summed.extend((made, name, *sums) for name, sums in made.source.sums(made).items())
+    if counted and several:
+        total = distributed.all_reduce_sum(torch.cat(list(counted.values())))
+        counted = dict(zip(counted, total.split([len(packed) for packed in counted.values()]), strict=True))
+    for book, packed in counted.items():
+        book.observe(packed)
+    if summed:
+        total = distributed.sum_over_ranks(torch.cat([sums for _, _, sums, _ in summed]))
+        parts = total.split([len(sums) for _, _, sums, _ in summed])
+        for (made, name, sums, own), part in zip(summed, parts, strict=True):
+            (made.selection or made).sums[name] = part.to(sums.dtype), own

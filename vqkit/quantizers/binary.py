@@ -130,6 +130,10 @@ class BinaryQuantizer(FixedGrid):
         missing = sum(self.level_bits[len(parts) :])
         return torch.cat([*parts, parts[0].new_zeros(indices.shape[0], missing)], -1)
 
+    def turn(self, indices: Tensor, bits: Tensor) -> Tensor:
+        """`indices` (N, levels) int64 with those of their bits turned over where `bits` (N, D) is True; -1 stays."""
+        return torch.where(indices >= 0, indices ^ self._pack(bits), -1)
+
     def _entries(self, bits: Tensor) -> Tensor:
         return torch.where(bits, 1, -1).to(self.dtype) * self.entry_size
 

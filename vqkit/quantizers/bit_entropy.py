@@ -7,18 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import distributed
 from vqkit.kernels import pattern_sums
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
-from vqkit.parts.losses import Loss
+from vqkit.parts.losses import SummedLoss
 from vqkit.parts.selection import Selection
 
 _LOG_2 = math.log(2)
 _LARGEST_GROUP = 20
 
 
-class BitEntropy(Loss):
+class BitEntropy(SummedLoss):
     """Makes each bit decided and all patterns of bits equally used: mean_n H(p_n) - diversity H(mean_n p_n), in nats.
 
     p_n is softmax over all codes c in {-s, s}^D of 2 z_n . c / temperature. It is a product over bits, each of which is
@@ -74,21 +73,24 @@ class BitEntropy(Loss):
                 f"stores {codebook.codebook_size} of them: use Entropy(), or LFQ or BSQ"
             )
 
-    def forward(self, selection: Selection, quantized: Tensor) -> Tensor:
-        """mean_n H(p_n) - diversity H(mean_n p_n)."""
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """The probabilities of the patterns of each group, and the number of vectors; mean_n H(p_n) - D log 2."""
         logits = selection.z * selection.selected.detach().abs() * (4 / self.temperature)
         weights = selection.valid.to(logits.dtype)
-        sizes = near_equal(logits.shape[-1], self.group_bits)
-        total = torch.cat([pattern_sums(logits, weights, sizes), weights.sum()[None]])
-        if self.training:
-            total = distributed.sum_over_ranks(total)
-        mean = total[:-1] / total[-1].clamp(min=1)
+        total = torch.cat([pattern_sums(logits, weights, self._sizes(selection)), weights.sum()[None]])
         # Each entropy less D log 2, its largest value: at a high temperature both are close to it, and their difference
         # is far smaller than the rounding of their sums.
-        per_sample = selection.mean((bit_entropy(logits) - _LOG_2).sum(-1))
-        batch = sum(_entropy_below_uniform(part) for part in mean.split([2**size for size in sizes]))
-        largest = (total[-1] > 0).to(logits.dtype) * (logits.shape[-1] * _LOG_2)
-        return per_sample - self.diversity * batch + (1 - self.diversity) * largest
+        return total, selection.mean((bit_entropy(logits) - _LOG_2).sum(-1))
+
+    def of_sums(self, selection: Selection, total: Tensor, own: Tensor) -> Tensor:
+        """mean_n H(p_n) - diversity H(mean_n p_n)."""
+        means = (total[:-1] / total[-1].clamp(min=1)).split([2**size for size in self._sizes(selection)])
+        batch = sum(_entropy_below_uniform(part) for part in means)
+        largest = (total[-1] > 0).to(own.dtype) * (selection.z.shape[-1] * _LOG_2)
+        return own - self.diversity * batch + (1 - self.diversity) * largest
+
+    def _sizes(self, selection: Selection) -> list[int]:
+        return near_equal(selection.z.shape[-1], self.group_bits)
 
 
 def near_equal(number: int, largest: int) -> list[int]:

@@ -3,14 +3,20 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.compatibility import check_stages
+from vqkit.parts.estimators import Estimator
+from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, MemberCounts, Reduction
 from vqkit.runtime import ForwardNumbers, uncompiled
 
 Builder = Callable[[], BaseQuantizer]
@@ -19,21 +25,25 @@ Builder = Callable[[], BaseQuantizer]
 class CompositeQuantizer(BaseQuantizer):
     """A quantizer made of quantizers; the levels of its members, one after another, are the last axis of its indices.
 
-    Subclasses keep the members in a module list of their own name, and write `quantize`, `penalize`, `lookup` and
-    `initialize` with those of the members.
+    Subclasses keep the members in a module list of their own name, and write `quantize`, `lookup` and `initialize` with
+    those of the members.
 
     Args:
         members: at least one, each with `channel_dim=-1`.
         dim: of the whole.
         channel_dim: see `BaseQuantizer`.
+        reduction: how the losses of the members make one.
     """
 
     level_axis = True
     member_name: str
     """What the composite calls a member, such as "stage": the argument of its constructor that builds them."""
 
-    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
+    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, reduction: Reduction) -> None:
         super().__init__(dim, channel_dim=channel_dim)
+        self.reduction = reduction
+        for member in members:
+            member.check_has_codes(type(self).__name__)
         sizes = [size for member in members for size in member.codebook_sizes]
         self.num_codebooks = len(sizes)
         self.codebook_size = max(sizes)
@@ -64,26 +74,50 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
-    def penalize_members(
-        self, quantized: Quantized, divisor: int, shares: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the members' losses, and of each of a name, over `divisor`; takes the members out.
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """How much was quantized, if a reduction here or in a member reads choices; see `BaseQuantizer`."""
+        inner = (module for module in self.modules() if isinstance(module, CompositeQuantizer))
+        if not any(composite.reduction.reads_choices for composite in inner):
+            return {}
+        own = self._quantized(quantized)
+        return {"quantized": (own / distributed.world_size(), own)}
 
-        Args:
-            quantized: with the members' in it.
-            divisor: of the sum.
-            shares: scalar factor of each member; None: 1. A member's loss is a mean over the vectors that it was given,
-                and its share of all vectors makes that a mean over all, in which the others count as 0.
-        """
+    def count(self, quantized: Quantized) -> MemberCounts:
+        """How much each member quantized, in `self.dtype`: integers would divide in torch's default dtype."""
+        own = mean = self._quantized(quantized)
+        if quantized.sums:
+            mean = quantized.sums["quantized"][0]
+        ours, of_all = own[1:].view(-1, 2), mean[1:].view(-1, 2)
+        # The loss of a member with sums is divided by what all ranks quantized, that of another by what this one did.
+        rows = [(of_all if made.sums else ours)[number] for number, made in enumerate(quantized.members)]
+        used, choices = torch.stack(rows).unbind(-1)
+        some = torch.finfo(self.dtype).tiny
+        return MemberCounts(
+            vectors=mean[0].clamp(min=some),
+            used=used,
+            codebooks=[member.num_codebooks for member in self.members],
+            choices=choices,
+            all_choices=of_all[:, 1].sum().clamp(min=some),
+        )
+
+    def _quantized(self, quantized: Quantized) -> Tensor:
+        """(1 + 2 M,) vectors; of each member, those that it was given, and the codes that it chose."""
+        counts = [quantized.valid.sum()]
+        for made in quantized.members:
+            chosen = (made.indices >= 0).sum() if self.reduction.reads_choices else counts[0]
+            counts += [made.valid.sum(), chosen]
+        return torch.stack(counts).to(self.dtype)
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The members' losses, and those of each name, added up as `reduction` has it; takes the members out."""
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for number, member in enumerate(self.members):
+        for member, share in zip(self.members, self.reduction(self.count(quantized)), strict=True):
             loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
-            share = 1 if shares is None else shares[number].to(total.dtype)
             total = total + share * loss
             for name, value in named.items():
                 losses[name] = losses[name] + share * value if name in losses else share * value
-        return total / divisor, {name: value / divisor for name, value in losses.items()}
+        return total, losses
 
     def step(self) -> None:
         """Fold the statistics of every member."""
@@ -99,6 +133,9 @@ class CompositeQuantizer(BaseQuantizer):
             builders = [partial(type(member), **member.recorded_arguments()) for member in self.members]
             counts = dict.fromkeys(taken & {f"num_{self.member_name}s"})  # the list has its own length
             self.record(**{self.member_name: builders}, **counts)
+        if "reduction" in taken:
+            self.reduction = MeanOverMembers()
+            self.record(reduction=self.reduction)
 
     def health(self) -> dict[str, float]:
         """What the members' `health` says, under "<member name>_<number>/"; non-finite inputs are counted here."""
@@ -113,11 +150,11 @@ class SampleDropout(CompositeQuantizer):
     """A composite of which a sample may use a part alone, drawn for each sample and training forward.
 
     Args:
-        members: see `CompositeQuantizer`.
-        dim: see `CompositeQuantizer`.
-        channel_dim: see `BaseQuantizer`.
-        dropout: probability, per sample and training step, that a part is left out.
+        arguments: of the composite that it makes so.
+        dropout: probability, per sample and training step, that it is cut short.
+        lengths: the distribution of what is left of it then.
         seed: of the draws.
+        named: arguments of the composite, too.
 
     State:
         extra state: how many training forwards were drawn for, as an int64 tensor.
@@ -127,12 +164,18 @@ class SampleDropout(CompositeQuantizer):
     """
 
     def __init__(
-        self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, dropout: float, seed: int
+        self,
+        *arguments: Any,
+        dropout: float,
+        lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        seed: int,
+        **named: Any,
     ) -> None:
-        super().__init__(members, dim, channel_dim=channel_dim)
+        super().__init__(*arguments, **named)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
         self.dropout = dropout
+        self.lengths = lengths
         self.seed = seed
         self.draws = 0
         self._numbers = ForwardNumbers()
@@ -141,9 +184,7 @@ class SampleDropout(CompositeQuantizer):
         """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""
         return self._number(data) if self.stochastic and not self.passes_through else 0
 
-    def sample_lengths(
-        self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int
-    ) -> Tensor | None:
+    def sample_lengths(self, step: int | Tensor, batch_size: int, whole: int) -> Tensor | None:
         """How much each sample uses in this training forward, (B,) int64; None where all use all.
 
         A function of the seed, of the step that `number_forward` gives and of the number of a sample among those of all
@@ -152,11 +193,29 @@ class SampleDropout(CompositeQuantizer):
         Args:
             step: see `number_forward`.
             batch_size: B.
-            length_of: from uniform numbers in [0, 1), (B,), to lengths.
-            most: what a sample has that drops nothing.
+            whole: what a sample has that is not cut short.
         """
         draws = self.dropout and self.stochastic and not self.passes_through
-        return self._sample(step, batch_size, length_of, most) if draws else None
+        return self._sample(step, batch_size, whole) if draws else None
+
+    def estimate_sum(
+        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
+    ) -> Tensor:
+        """What an estimator over the sum of all members passes on: (B, *S, dim), of the latents and the sum."""
+        if not torch.is_grad_enabled():
+            return total
+        rows, positions = latents.flatten(0, -2), valid.flatten()
+        noisy = estimator.uses_noise and self.stochastic
+        selection = Selection(
+            latents=rows,
+            z=rows,
+            codes=None,
+            indices=positions.long() - 1,
+            selected=total.flatten(0, -2),
+            valid=positions,
+            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
+        )
+        return estimator(selection).reshape(latents.shape)
 
     @uncompiled  # a Python number, on which a compiler would specialise anew at every step
     def _number(self, data: Tensor) -> Tensor:
@@ -165,10 +224,10 @@ class SampleDropout(CompositeQuantizer):
         return self._numbers.find(data, self.draws)
 
     @uncompiled
-    def _sample(self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int) -> Tensor:
+    def _sample(self, step: int | Tensor, batch_size: int, whole: int) -> Tensor:
         samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
         chance, length = (distributed.counter_random(2 * samples + k, seed=self.seed, step=step) for k in (0, 1))
-        return torch.where(chance < self.dropout, length_of(length), most)
+        return torch.where(chance < self.dropout, self.lengths(length, whole), whole)
 
     def get_extra_state(self) -> Tensor:
         """How many dropout draws were made."""
@@ -178,14 +237,23 @@ class SampleDropout(CompositeQuantizer):
         """Restore the count of draws."""
         self.draws = int(state[0])
 
+    def extra_repr(self) -> str:
+        """Dropout and layout."""
+        lengths = f", lengths={self.lengths}" if self.dropout else ""
+        return f"dropout={self.dropout}{lengths}, dim={self.dim}, channel_dim={self.channel_dim}"
+
 
 class DepthDropout(SampleDropout):
-    """A composite of which a sample may use the first n members alone, n uniform in 1 ... number of members."""
+    """A composite of which a sample may use the first members alone."""
 
     def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
-        """How many members each sample uses in this training forward: `sample_lengths`."""
-        most = len(list(self.members))
-        return self.sample_lengths(step, batch_size, lambda uniform: 1 + (uniform * most).long(), most)
+        """How many members each sample uses in this training forward: see `sample_lengths`."""
+        return self.sample_lengths(step, batch_size, len(list(self.members)))
+
+
+def used(valid: Tensor, depths: Tensor, number: int) -> Tensor:
+    """(B, *S) bool, which of the `valid` vectors a member quantizes, by its number and the depths (B,) of samples."""
+    return valid & (depths > number).reshape(-1, *[1] * (valid.ndim - 1))
 
 
 def build_members(
@@ -220,8 +288,42 @@ def build_members(
             f"{kind} built quantizers with another channel_dim than -1: give channel_dim to {owner} instead"
         )
     for number, member in enumerate(members):
+        if not member.index_per_position:
+            raise ValueError(
+                f"{kind} built a {type(member).__name__}, which has no index for each position: put {owner} inside of "
+                "it, as its stage, or use it by itself"
+            )
         _give_own_seed(member, number)
     return members
+
+
+def check_sum(stages: Sequence[BaseQuantizer], estimator: Estimator | None) -> None:
+    """Check members that are summed, and an estimator over their sum.
+
+    Raises:
+        IncompatibleParts: see `check_stages`.
+        ValueError: they differ in `dim`.
+    """
+    dims = [stage.dim for stage in stages]
+    if len(set(dims)) > 1:
+        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
+    check_stages(dims[0], inner, estimator)
+
+
+def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantizer:
+    """The quantizer of a composite that has one; see `build_members`.
+
+    Args:
+        build: a factory, or a list of one.
+        owner: the composite's name, for messages.
+    """
+    if not callable(build) and len(build) != 1:
+        raise ValueError(
+            f"quantizer lists {len(build)} factories: expected one; to join several, build a ResidualQuantizer or "
+            "GroupedQuantizer of them"
+        )
+    return build_members(build, 1, kind="quantizer", owner=owner)[0]
 
 
 def _give_own_seed(member: BaseQuantizer, number: int) -> None:

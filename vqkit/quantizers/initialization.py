@@ -1,7 +1,9 @@
 """Initialization of quantizers from data, before training."""
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,21 +33,46 @@ def collect_vectors(quantizer: BaseQuantizer, latents: Iterable[Tensor], samples
     Raises:
         ValueError: `samples` is below 1, no rank gave a finite vector, or the weights are sharded.
     """
+    rows = [maps[valid] for maps, valid in collect_maps(quantizer, latents, samples)]
+    nothing = quantizer.latent_spread.new_zeros(0, quantizer.dim)
+    collected = torch.cat([nothing, *rows])
+    return collected[: _share(samples)], math.ceil(len(collected) / max(len(rows), 1))
+
+
+def collect_maps(quantizer: BaseQuantizer, latents: Iterable[Tensor], samples: int) -> list[tuple[Tensor, Tensor]]:
+    """The first batches of this rank that hold its share of `samples` finite vectors, each as `quantizer.open` gives
+    it: (B, *S, dim), and which are finite (B, *S). Arguments and errors are those of `collect_vectors`.
+    """
     refuse_sharded(quantizer, "initialize", INITIALIZE_FIRST)
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1 vector, or None for the default")
-    wanted = math.ceil(samples / distributed.world_size())
-    rows: list[Tensor] = []
-    collected, batches = 0, 0
+    batches: list[tuple[Tensor, Tensor]] = []
+    collected = 0
     for x in latents:
-        vectors, valid, _ = quantizer.open(x)
-        rows.append(vectors[valid])
-        collected += len(rows[-1])
-        batches += 1
-        if collected >= wanted:
+        maps, valid, _ = quantizer.open(x)
+        batches.append((maps, valid))
+        collected += int(valid.sum())
+        if collected >= _share(samples):
             break
     # All ranks raise, or none: one that raised alone would leave the others waiting.
     if not int(distributed.all_reduce_sum(quantizer.nonfinite_seen.new_tensor(collected))):
         raise ValueError("latents: expected at least one finite vector to initialize from, got none")
-    nothing = quantizer.latent_spread.new_zeros(0, quantizer.dim)
-    return torch.cat([nothing, *rows])[:wanted], math.ceil(collected / max(batches, 1))
+    return batches
+
+
+@contextmanager
+def named_in_warnings(member: str) -> Iterator[None]:
+    """Warnings say of which member of a composite they are.
+
+    Args:
+        member: such as `stage 3`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        warnings.warn(f"{warning.message} ({member})", warning.category, stacklevel=4)
+
+
+def _share(samples: int) -> int:
+    return math.ceil(samples / distributed.world_size())

@@ -1,11 +1,15 @@
 """Results of quantizers: for users, and between a quantizer and the composite that it belongs to."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vqkit.parts.selection import Selection
+
+if TYPE_CHECKING:
+    from vqkit.quantizers.base import BaseQuantizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +48,9 @@ class Quantized:
         selection: what was chosen for each of the N = B * prod(S) vectors; None of a composite, which has members, and
             without quantization.
         estimated: (N, D) what the estimator made of the selection, in the code space; None where `selection` is.
-        members: of a composite, what each member made, until `penalize` is done with it.
+        source: the quantizer that made it, unless nothing is to be added up for it over ranks.
+        sums: of a composite, name -> what its `sums` gave, added up over ranks already.
+        members: of a composite, what each member made, until `penalize` is done with it. Statistics count what is here.
     """
 
     vectors: Tensor
@@ -52,4 +58,6 @@ class Quantized:
     valid: Tensor
     selection: Selection | None = None
     estimated: Tensor | None = None
+    source: "BaseQuantizer | None" = None
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: list["Quantized"] = field(default_factory=list)

@@ -113,6 +113,8 @@ class Quantizer(VectorQuantizer):
         policies = parts.maintenance if maintenance is None else maintenance
         self.maintenance = nn.ModuleList(policies)  # type: ignore[assignment]  # it forgets its element type
         self.auto_step = auto_step
+        self.prefix: int | None = None  # how many codes are searched, the first ones; set by a composite that calls it
+        self.call_number = 0  # of those that such a composite makes in one forward, each with noise of its own
         self._noise_steps = ForwardNumbers()
         if (self.codebook.codebook_size, self.codebook.dim) != (codebook_size, self.codebook_dim):
             raise ValueError(
@@ -134,14 +136,16 @@ class Quantizer(VectorQuantizer):
     # ------------------------------------------------------------------ the five steps
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
-        """Refresh, search, estimate, record: see `docs/architecture.md` for the order and its reasons."""
-        z, learning = unit(latents) if self.normalize else latents, self.learning
-        if learning:
-            self._refresh(z, valid)
+        """Refresh, search, estimate: see `docs/architecture.md` for the order and its reasons."""
+        z = unit(latents) if self.normalize else latents
+        if self.learning:
+            self.refresh(z, valid)
         codes, searched = self._codes()
         uses_noise = self.search.uses_noise or self.estimator.uses_noise
         noise = self._noise(z) if uses_noise and self.stochastic else None
-        nearest = self.search(z, searched, noise)
+        attention = self.codebook.attention
+        queries = self.codebook.queries(z) if attention else z
+        nearest = self.search(queries, searched, noise)
         selection = Selection(
             latents=latents,
             z=z,
@@ -151,10 +155,10 @@ class Quantizer(VectorQuantizer):
             valid=valid,
             noise=noise,
             matched=nn.functional.embedding(nearest, searched) if self.codebook.cascaded else None,
+            queries=queries if attention else None,
+            keys=searched if attention else None,
         )
         estimated = self.estimator(selection) if torch.is_grad_enabled() else selection.selected
-        if learning:
-            self.codebook.observe(selection)
         return estimated, selection
 
     def code_vectors(self) -> Tensor:
@@ -170,21 +174,25 @@ class Quantizer(VectorQuantizer):
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The search alone; see `BaseQuantizer`."""
         rows = self.project_in(latents.reshape(-1, self.dim))
-        found = self.search(unit(rows) if self.normalize else rows, self._codes()[1])
+        z = unit(rows) if self.normalize else rows
+        found = self.search(self.codebook.queries(z) if self.codebook.attention else z, self._codes()[1])
         return torch.where(valid, found.reshape(valid.shape), -1)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
-        """The codes (K, D) that are read, and those that are searched."""
+        """The codes (K, D) that are read, and those that are searched; the first `prefix` of them."""
         vectors = self.codebook()
-        searched = self.codebook.search_vectors(vectors) if self.codebook.cascaded else vectors
-        if not self.normalize:
-            return vectors, searched
-        codes = unit(vectors)
-        return codes, unit(searched) if self.codebook.cascaded else codes
+        codes = searched = unit(vectors) if self.normalize else vectors
+        if self.codebook.attention:  # keys have their own norm
+            searched = self.codebook.search_vectors(vectors)
+        elif self.codebook.cascaded:
+            searched = self.codebook.search_vectors(vectors)
+            searched = unit(searched) if self.normalize else searched
+        return codes[: self.prefix], searched[: self.prefix]
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
-        return Noise.of_step(self.codebook.seed, step, len(z), z.device)
+        seed = (self.codebook.seed + 1_000_003 * self.call_number) % 2**62
+        return Noise.of_step(seed, step, len(z), z.device)
 
     @property
     def nearest_metric(self) -> Metric | None:
@@ -192,7 +200,7 @@ class Quantizer(VectorQuantizer):
         another kind.
         """
         plain = self.search.finds_nearest
-        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded)
+        plain &= not (self.has_projection or self.normalize or self.codebook.cascaded or self.codebook.attention)
         return self.search.metric if plain else None
 
     def nearest_codes(self) -> Tensor:
@@ -201,8 +209,16 @@ class Quantizer(VectorQuantizer):
 
     @uncompiled  # the step counters are Python numbers: a compiler would specialise anew at every step
     @torch.no_grad()
-    def _refresh(self, z: Tensor, valid: Tensor) -> None:
-        """Fold in the statistics of the batch before, and let the policies rewrite codes."""
+    def refresh(self, z: Tensor, valid: Tensor) -> None:
+        """Fold in the statistics of the batch before, and let the policies rewrite codes.
+
+        Again in the same forward, as by a composite that chooses from one codebook several times, it only notes the
+        spread of `z`.
+
+        Args:
+            z: (N, D) the vectors of this batch in the code space, anchors of what is rewritten.
+            valid: (N,) bool, which of them count.
+        """
         if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
             fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
             refuse_sharded(self.codebook, "maintenance", fix)
@@ -230,7 +246,7 @@ class Quantizer(VectorQuantizer):
             self.codebook = self.codebook.table()
             self.estimator = StraightThrough()
             self.maintenance = nn.ModuleList()  # type: ignore[assignment]
-            self.record(codebook=type(self.codebook), estimator=self.estimator, maintenance=[])
+            self.record(codebook=self.codebook.factory(), estimator=self.estimator, maintenance=[])
 
     # ------------------------------------------------------------------ before and beside training
 

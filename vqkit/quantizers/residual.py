@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
-from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
-from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
+from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 
 
 class ResidualQuantizer(DepthDropout):
@@ -41,16 +41,18 @@ class ResidualQuantizer(DepthDropout):
             factory for each stage, which may differ in method and codebook size.
         num_stages: at least 1; None with a list.
         estimator: see above.
-        dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ...
-            num_stages. Dropped stages have index -1, no loss and no statistics.
+        dropout: probability, per sample and training step, that only the first n stages are used. Dropped stages have
+            index -1, no loss and no statistics.
+        lengths: the distribution of n.
+        reduction: how the losses of the stages make one: `SumOverMembers()` for DAC, `MeanOverChoices()` for EnCodec
+            and Mimi.
         channel_dim: see `BaseQuantizer`; the stages themselves have -1.
         seed: of the dropout.
 
     Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), algorithm 1 and sec. III-C; gradient of the first
     form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv:2306.06546).
     Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
-    1). Losses are averaged over the stages, as in EnCodec; DAC sums them, which is `num_stages` times the weight. A
-    stage that a vector does not use counts as 0 in its loss, as in DAC.
+    1; EnCodec and Mimi draw it for a batch).
 
     Raises:
         IncompatibleParts: stages that leave over something else in training than they will later (`NSVQ` of their own,
@@ -68,12 +70,15 @@ class ResidualQuantizer(DepthDropout):
         *,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         dropout: float = 0.0,
+        lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
         stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
-        _check_stages(stages, estimator)
+        named = {"channel_dim": channel_dim, "reduction": reduction}
+        super().__init__(stages, stages[0].dim, dropout=dropout, lengths=lengths, seed=seed, **named)
+        check_sum(stages, estimator)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
 
@@ -89,23 +94,17 @@ class ResidualQuantizer(DepthDropout):
         depths = self.sample_depths(step, latents.shape[0])
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
-            residual, used = latents, valid if depths is None else valid & _per_sample(depths > number, valid)
+            residual, counts = latents, valid if depths is None else used(valid, depths, number)
             if number:  # a stage that diverged must not take the later ones along
                 residual = latents - (total if estimator is None else total.detach())
-                used = used & residual.isfinite().all(-1)
-                residual = torch.where(used.unsqueeze(-1), residual, 0)
-            members.append(stage.quantize(residual, used))
+                counts = counts & residual.isfinite().all(-1)
+                residual = torch.where(counts.unsqueeze(-1), residual, 0)
+            members.append(stage.quantize(residual, counts))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
-        vectors = total if estimator is None else self._estimate(estimator, latents, total, valid, step)
+        vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
-        return Quantized(vectors, indices, valid, members=members)
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The stages' losses, averaged over the stages and over all vectors; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1)
-        shares = [member.valid.sum() / count for member in quantized.members]
-        return self.penalize_members(quantized, len(self.stages), shares)
+        return Quantized(vectors, indices, valid, members=members, source=self)
 
     def strip_training(self) -> None:
         """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
@@ -153,44 +152,11 @@ class ResidualQuantizer(DepthDropout):
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         for number, stage in enumerate(self.stages):
             samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-            stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
+            with named_in_warnings(f"stage {number}"):
+                stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
-
-    def _estimate(
-        self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
-    ) -> Tensor:
-        if not torch.is_grad_enabled():
-            return total
-        rows, positions = latents.flatten(0, -2), valid.flatten()
-        noisy = estimator.uses_noise and self.stochastic
-        selection = Selection(
-            latents=rows,
-            z=rows,
-            codes=None,
-            indices=positions.long() - 1,
-            selected=total.flatten(0, -2),
-            valid=positions,
-            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
-        )
-        return estimator(selection).reshape(latents.shape)
 
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""
         encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
-        return (
-            f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
-            f"encode={encode!r}"
-        )
-
-
-def _per_sample(flags: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ...), with as many axes as `like`."""
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:
-    dims = [stage.dim for stage in stages]
-    if len(set(dims)) > 1:
-        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
-    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
-    check_stages(dims[0], inner, estimator)
+        return f"num_stages={len(self.stages)}, {super().extra_repr()}, encode={encode!r}"

@@ -27,10 +27,13 @@ from vqkit.sharding import own_class
 BUILDABLE = (
     "vqkit",
     "vqkit.backbones.activations",
+    "vqkit.backbones.autoencoder_kl",
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
+    "vqkit.backbones.gaussian",
+    "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""

@@ -50,14 +50,15 @@ class Tokenizer(Pretrained, nn.Module):
 
     Args:
         encoder: from data (B, C, ...) to latents in the quantizer's layout.
-        quantizer: its `channel_dim` is that of the latents: 1 for convolutional backbones.
+        quantizer: its `channel_dim` is that of the latents: 1 for convolutional backbones. With `GaussianBottleneck` in
+            its place the model is a continuous autoencoder; `encode` and `decode`, which need indices, are refused.
         decoder: from latents to data.
         value_range: least and greatest value of the data, for which the tokenizer is trained; it is saved with it, and
             files of versions that did not save it have [-1, 1]. None takes data of any type and range.
 
     Raises:
-        ValueError: if encoder, quantizer and decoder declare different `dim` or `channel_dim`, or `value_range` is not
-            (least, greatest).
+        ValueError: if encoder, quantizer and decoder declare different `dim` or `channel_dim`, the encoder has no
+            `moments` for a quantizer that takes them, or `value_range` is not (least, greatest).
 
     Examples:
         >>> from vqkit import Quantizer
@@ -84,6 +85,12 @@ class Tokenizer(Pretrained, nn.Module):
         bounds = (-math.inf, *(value_range or (0.0, 1.0)), math.inf)
         if len(bounds) != 4 or not all(least < greatest for least, greatest in itertools.pairwise(bounds)):
             raise ValueError(f"value_range={value_range}: expected (least, greatest), such as (-1.0, 1.0), or None")
+        if quantizer.moments > 1 and not hasattr(encoder, "moments"):
+            raise ValueError(
+                f"quantizer={type(quantizer).__name__} takes means and log-variances, and encoder="
+                f"{type(encoder).__name__} has no method moments that gives them: build it with "
+                f"dim={2 * quantizer.dim} inside of vqkit.backbones.gaussian.GaussianEncoder"
+            )
         for part, module in (("encoder", encoder), ("decoder", decoder)):
             own = properties_of(module)
             for name, value, expected in (
@@ -164,7 +171,8 @@ class Tokenizer(Pretrained, nn.Module):
 
     def _reconstruct(self, data: Tensor) -> TokenizerOutput:
         """`forward` of data that are checked."""
-        output = self.quantizer(self.encoder(in_dtype_of(self.encoder, data)))
+        encode: Any = self.encoder if self.quantizer.moments == 1 else self.encoder.moments
+        output = self.quantizer(encode(in_dtype_of(self.encoder, data)))
         return TokenizerOutput(self._decode(output.quantized), output)
 
     @as_forward

@@ -71,6 +71,7 @@ class TokenShardWriter:
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard={samples_per_shard}: expected at least 1")
+        quantizer.check_has_codes(type(self).__name__)
         self.directory = Path(directory)
         self.samples_per_shard = samples_per_shard
         self._codebook_sizes = quantizer.codebook_sizes

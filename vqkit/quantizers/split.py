@@ -1,0 +1,244 @@
+"""Split quantization: a semantic quantizer beside an acoustic one, with linear maps for each branch."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.parts.compatibility import check_stages
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.composite import DepthDropout, build_members, used
+from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverCodebooks, Reduction
+
+
+class BranchedQuantizer(DepthDropout):
+    """A sum of branches, each of which is a quantizer of what `enter` makes of the input.
+
+    Subclasses write `enter` and `leave`, and give the sizes.
+
+    Args:
+        branches: the members, semantic first.
+        dim: see `CompositeQuantizer`.
+        dropout: see `DepthDropout`.
+        reduction: see `CompositeQuantizer`.
+        channel_dim: see `BaseQuantizer`.
+        seed: of the dropout.
+    """
+
+    member_name = "branch"
+    has_projection = True
+    branches: Sequence[BaseQuantizer]
+
+    def __init__(
+        self,
+        branches: Sequence[BaseQuantizer],
+        dim: int,
+        *,
+        dropout: float,
+        reduction: Reduction,
+        channel_dim: int,
+        seed: int,
+    ) -> None:
+        super().__init__(branches, dim, channel_dim=channel_dim, reduction=reduction, dropout=dropout, seed=seed)
+        self.branches = nn.ModuleList(branches)  # type: ignore[assignment]  # it forgets its element type
+
+    @abstractmethod
+    def enter(self, number: int, latents: Tensor, total: Tensor) -> Tensor:
+        """What branch `number` quantizes.
+
+        Args:
+            number: of the branch.
+            latents: (..., dim) the input.
+            total: (..., dim) the sum of the branches before.
+
+        Returns:
+            (..., dim of the branch)
+        """
+
+    @abstractmethod
+    def leave(self, number: int, vectors: Tensor) -> Tensor:
+        """What branch `number` adds to the sum, (..., dim), by its vectors; 0 for vectors of zeros."""
+
+    @property
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The branches, semantic first."""
+        return self.branches
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize with one branch after the other; see `BaseQuantizer`."""
+        depths = self.sample_depths(self.number_forward(latents), latents.shape[0])
+        total, members = torch.zeros_like(latents), []
+        for number, branch in enumerate(self.branches):
+            given = self.enter(number, latents, total)
+            counts = valid if depths is None else used(valid, depths, number)
+            # A map that diverged must not take codebooks along.
+            counts = counts & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
+            members.append(branch.quantize(torch.where(counts.unsqueeze(-1), given, 0), counts))
+            total = total + self.leave(number, members[-1].vectors)
+        indices = self.join_levels([member.indices for member in members], valid.shape)
+        return Quantized(total, indices, valid, members=members, source=self)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Sum of the branches: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
+        total = torch.zeros(*indices.shape[:-1], self.dim, dtype=self.dtype, device=indices.device)
+        for number, levels in enumerate(self.split_levels(indices)):
+            total = total + self.leave(number, self.branches[number].lookup(levels))
+        return total
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """The sum of what the branches chose; see `BaseQuantizer`."""
+        total = torch.zeros_like(quantized.vectors)
+        for number, (branch, made) in enumerate(zip(self.branches, quantized.members, strict=True)):
+            total = total + self.leave(number, branch.chosen_vectors(made))
+        return total
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Initialize the branches in sequence, each on what it will be given. See `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: vectors over all ranks; None means 64 per code of the largest codebook, within 65,536 and 262,144,
+                and at least 4 per code.
+            seed: branch i uses seed + i.
+        """
+        rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
+        samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
+        total = torch.zeros_like(rows)
+        for number, branch in enumerate(self.branches):
+            given = self.enter(number, rows, total)
+            with named_in_warnings(f"branch {number}"):
+                branch.initialize(given.split(batch), samples=samples, seed=seed + number)
+            chosen = torch.cat([branch.lookup(branch.encode(chunk)) for chunk in given.split(batch)])
+            total = total + self.leave(number, chosen)
+
+    def extra_repr(self) -> str:
+        """Sizes and layout."""
+        return f"codebook_sizes={self.codebook_sizes}, {super().extra_repr()}"
+
+
+class SplitQuantizer(BranchedQuantizer):
+    """Quantizers of the same latents, each between linear maps of its own, and their sum: y = sum_i V_i Q_i(W_i z).
+
+    In Mimi a semantic codebook and an acoustic residual quantizer stand beside each other, so that the semantic one,
+    which an objective distils, need not carry what the acoustic ones could. Any prefix of the levels decodes, the
+    semantic ones first: `decode(indices[..., :1])`. The maps have no biases, so that a branch which is left out adds
+    nothing.
+
+        >>> stage = functools.partial(Quantizer, "ema", dim=256, codebook_size=2048)
+        >>> SplitQuantizer([stage, functools.partial(ResidualQuantizer, stage, 7)], dim=512)  # Mimi
+
+    Every branch keeps its own estimator, and its map W_i gets the gradient through it. One branch alone is a quantizer
+    of another `dim` between maps, such as a residual chain that is projected once.
+
+    Args:
+        branch: a factory for each branch, semantic first; branches may differ in method, `dim` and number of levels.
+        dim: of the latents.
+        dropout: probability, per sample and training step, that only the first n branches are used, n uniform in 1 ...
+            number of branches. Dropped branches have index -1, no loss and no statistics. The dropout of Mimi's
+            acoustic levels is that of their `ResidualQuantizer`.
+        reduction: how the losses of the branches make one. By default each codebook weighs as much as any other; Mimi,
+            which drops levels, has `MeanOverChoices()`, here and for the acoustic ones.
+        channel_dim: see `BaseQuantizer`; the branches themselves have -1.
+        seed: of the dropout.
+
+    Source: Défossez et al. 2024 (Mimi, arXiv:2410.00037), sec. 3.3, and its released code.
+    Differs: training may leave a sample unquantized there.
+
+    Raises:
+        ValueError: an argument is out of its range, or branches share state.
+    """
+
+    def __init__(
+        self,
+        branch: Sequence[Callable[[], BaseQuantizer]],
+        *,
+        dim: int,
+        dropout: float = 0.0,
+        reduction: Reduction = MeanOverCodebooks(),  # noqa: B008 - stateless
+        channel_dim: int = -1,
+        seed: int = 0,
+    ) -> None:
+        branches = build_members(branch, None, kind="branch", owner="SplitQuantizer")
+        super().__init__(branches, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
+        sizes = [member.dim for member in branches]
+        self.project_in = nn.ModuleList(nn.Linear(dim, size, bias=False, dtype=torch.float32) for size in sizes)
+        self.project_out = nn.ModuleList(nn.Linear(size, dim, bias=False, dtype=torch.float32) for size in sizes)
+
+    def enter(self, number: int, latents: Tensor, total: Tensor) -> Tensor:
+        """The latents through the map of the branch; see `BranchedQuantizer`."""
+        return self.project_in[number](latents)
+
+    def leave(self, number: int, vectors: Tensor) -> Tensor:
+        """Through the map out of the branch; see `BranchedQuantizer`."""
+        return self.project_out[number](vectors)
+
+
+class FeatureSplitQuantizer(BranchedQuantizer):
+    """A semantic quantizer of another encoder's features, and an acoustic one of what these leave of the latents.
+
+    The channels are those of the features f, then those of the latents z, and so are those of the result:
+
+        s = Q_s(f),  y = V s + Q_a(z - V s)
+
+    with s for an objective that compares it with a teacher, and y for the decoder. An encoder of two networks joins
+    their outputs, and a decoder may read s too. Any prefix of the levels decodes, the semantic ones first.
+
+    Every branch keeps its own estimator, and nothing is detached: V and the features' encoder are trained through y,
+    and by what is left over for the acoustic branch.
+
+        >>> code = functools.partial(Quantizer, "factorized", dim=1024, codebook_dim=8)
+        >>> semantic = functools.partial(code, codebook_size=16384)
+        >>> acoustic = functools.partial(ResidualQuantizer, functools.partial(code, codebook_size=4096), 7,
+        ...                              estimator=None, dropout=1.0, reduction=SumOverMembers())
+        >>> FeatureSplitQuantizer([semantic, acoustic], dropout=0.25, reduction=SumOverMembers())  # DualCodec
+
+    Args:
+        branch: two factories, semantic and acoustic; `dim` is the sum of theirs.
+        dropout: see `SplitQuantizer`; with 2 p the acoustic branch is left out with probability p.
+        reduction: see `SplitQuantizer`; `SumOverMembers()` for DualCodec, here and for the acoustic branch.
+        channel_dim: see `BaseQuantizer`; the branches themselves have -1.
+        seed: of the dropout.
+
+    Source: Li et al. 2025 (DualCodec, arXiv:2505.13000), and its released code.
+    Differs: V is a linear map without bias, where the released code has a ConvNeXt decoder, whose output is also what
+    the teacher is compared with; the acoustic branch is left out for single samples, not for whole batches.
+
+    Raises:
+        IncompatibleParts: a semantic branch that leaves over something else in training than it will later.
+        ValueError: an argument is out of its range, or branches share state.
+    """
+
+    def __init__(
+        self,
+        branch: Sequence[Callable[[], BaseQuantizer]],
+        *,
+        dropout: float = 0.0,
+        reduction: Reduction = MeanOverCodebooks(),  # noqa: B008 - stateless
+        channel_dim: int = -1,
+        seed: int = 0,
+    ) -> None:
+        branches = build_members(branch, None, kind="branch", owner="FeatureSplitQuantizer")
+        if len(branches) != 2:
+            raise ValueError(f"branch lists {len(branches)} factories: expected 2, a semantic and an acoustic one")
+        semantic, acoustic = branches
+        dim = semantic.dim + acoustic.dim
+        super().__init__(branches, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
+        inner = [module for module in semantic.modules() if isinstance(module, BaseQuantizer)]
+        check_stages(semantic.dim, inner, None)
+        self.project_out = nn.Linear(semantic.dim, acoustic.dim, bias=False, dtype=torch.float32)
+
+    def enter(self, number: int, latents: Tensor, total: Tensor) -> Tensor:
+        """The features, or what the semantic branch leaves of the latents; see `BranchedQuantizer`."""
+        features = self.branches[0].dim
+        return latents[..., features:] - total[..., features:] if number else latents[..., :features]
+
+    def leave(self, number: int, vectors: Tensor) -> Tensor:
+        """Features and latents of the semantic branch, or latents alone; see `BranchedQuantizer`."""
+        if number:
+            return torch.nn.functional.pad(vectors, (self.branches[0].dim, 0))
+        return torch.cat([vectors, self.project_out(vectors)], dim=-1)

@@ -258,7 +258,7 @@ def detail() -> str:
     lines += ["", f"| energy, of that of the originals | {' | '.join(record['energy'])} |", "|---|---:|---:|"]
     bands = zip(pairwise(record["bands"]), *record["energy"].values(), strict=True)
     lines += [f"| {low:.3g} to {high:.3g} cycles a pixel | {a:.0%} | {b:.0%} |" for (low, high), a, b in bands]
-    caption = f"{record['images']} squares; blurred by a Gaussian of {record['sigma']:g} pixels."
+    caption = f"{record['images']} squares; blurred by a Gaussian with a deviation of {record['sigma']:g} px."
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
@@ -292,8 +292,10 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "quickstarts": quickstarts,
-        raise ValueError(f"{', '.join(runs)} have {sorted(steps)} steps: train them equally long, and measure again")
-    lines = side_by_side(files, PERCEPTUAL)
+    "photos-objectives": partial(objectives, OBJECTIVES),
+    "photos-tuned": partial(objectives, TUNED),
+    "photos-detail": detail,
+    "photos-adaptation": adaptation,
 }
 """Tables that are not those of one record."""
 

@@ -7,6 +7,11 @@ Everything public is named here; nothing else is.
 """
 
 from vqkit import layouts as layouts
+from vqkit.coarse import CoarseLabels as CoarseLabels
+from vqkit.coarse import agglomerative_labels as agglomerative_labels
+from vqkit.coarse import balanced_labels as balanced_labels
+from vqkit.coarse import kmeans_labels as kmeans_labels
+from vqkit.coarse import nested_labels as nested_labels
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode
@@ -84,6 +89,7 @@ from vqkit.quantizers.lengths import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.lengths import UniformLengths as UniformLengths
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
+from vqkit.quantizers.multirate import MultiRateQuantizer as MultiRateQuantizer
 from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput

@@ -41,6 +41,7 @@ from vqkit import (
     LBGSplitting,
     MeanOverChoices,
     MSBFirstLFQ,
+    MultiRateQuantizer,
     MultiScaleQuantizer,
     NestedGroupedQuantizer,
     NestedLengths,
@@ -72,20 +73,21 @@ DIM = 8
 class Case:
     """A quantizer and the shape of its input.
 
-    `spatial` ones need images. One with `ranked_losses` has a term that ranks the vectors of a batch, as its
-    docstring says: it depends on the size of the batch, and is not that of the joined batch over ranks. The learning
-    rate is that of plain SGD.
+    `spatial` ones need maps of the size `grid`, and look at a neighbourhood. One with `ranked_losses` has a term that
+    ranks the vectors of a batch, as its docstring says: it depends on the size of the batch, and is not that of the
+    joined batch over ranks. The learning rate is that of plain SGD.
     """
 
     build: Callable[..., BaseQuantizer]
     spatial: bool = False
+    grid: tuple[int, ...] = (4, 4)
     ranked_losses: bool = False
     learning_rate: float = 0.5
 
     def example(self, batch: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, T, D) rows, or (B, D, H, W) images for a spatial quantizer."""
+        """(B, T, D) rows, or (B, D, *grid) for a spatial quantizer."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (batch, DIM, 4, 4) if self.spatial else (batch, 10, DIM)
+        shape = (batch, DIM, *self.grid) if self.spatial else (batch, 10, DIM)
         return torch.randn(shape, generator=generator, dtype=dtype)
 
     def positions(self, x: Tensor) -> torch.Size:
@@ -109,6 +111,7 @@ def dropout(quantizer: BaseQuantizer) -> float:
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
 vq, ema, cvq, gumbel = (partial(stage, method, codebook_size=32) for method in ("vq", "ema", "cvq", "gumbel"))
+multi_rate = partial(MultiRateQuantizer, strides=[4, 2, 1], channel_dim=1)
 multi_scale = partial(MultiScaleQuantizer, scales=[1, [2, 3], 4], channel_dim=1)
 unit_group = partial(stage, dim=4, codebook_dim=2, normalize=True)
 
@@ -209,6 +212,15 @@ CASES: dict[str, Case] = {
             dropout=0.7,
         )
     ),
+    "multi_rate": Case(partial(multi_rate, partial(stage, "ema"), dropout=0.5), spatial=True, grid=(16,)),
+    "snac": Case(
+        partial(multi_rate, partial(stage, "factorized", codebook_dim=4), estimator=None), spatial=True, grid=(16,)
+    ),
+    "multi_rate_own": Case(
+        partial(multi_rate, [stage, partial(stage, "nsvq", codebook_size=24), stage], estimator=NSVQ()),
+        spatial=True,
+        grid=(16,),
+    ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }
 
@@ -268,5 +280,8 @@ def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
     return {name: case for name, case in cases.items() if not case.spatial}
 
 
-every_case = each(CASES, MATRIX)
+SLOW = {"multi_scale_own", "multi_scale_bits"}
+"""Others stand for what these have in common with them."""
+
+every_case = each(CASES, MATRIX, *(CASES.keys() - SLOW))
 pointwise = each(_pointwise(CASES), _pointwise(MATRIX))

@@ -19,13 +19,14 @@ QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/qui
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
 OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
 OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
-SINGLE = CONFIGS["quantizers/single"]
-OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path != SINGLE}
+SINGLE, SNAC = OF_SOUND = CONFIGS["quantizers/single"], CONFIGS["quantizers/snac"]
+OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path not in OF_SOUND}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
 RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word in ("simvq", "fsq")}
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
+RUNS |= {"snac": ([QUICKSTARTS["audio"], SNAC], {})}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
 USUAL = [name for name in RUNS if name.startswith("image/")]
 USUAL += [
@@ -36,6 +37,7 @@ USUAL += [
     "image fsq",
     "audio reinmax",
     "single lfq",
+    "snac",
 ]
 
 SMALL = {
@@ -106,7 +108,7 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     ("config", "overlay"),
     [
         *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
-        (QUICKSTARTS["audio"], SINGLE),
+        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND),
     ],
     ids=lambda path: path.stem,
 )

@@ -62,6 +62,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     """Whether `indices` has a last axis of `num_codebooks` levels."""
     index_per_position: bool = True
     """Whether each position of the input has an index, or one for each level, at its place in `indices`."""
+    positions_per_step: int | None = 1
+    """How many positions of a sequence are encoded together; None where only whole samples are."""
     has_projection: bool = False
     """Whether trainable maps stand between the input and the code space."""
     moments: int = 1
@@ -280,6 +282,19 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def level_sizes(self) -> tuple[int, ...]:
         """How many codes each level chooses from; levels are the last axis of `by_level`."""
         return self.codebook_sizes
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Positions of a sequence for one index of each of `level_sizes`."""
+        return (1,) * len(self.level_sizes)
+
+    def interleave(self, indices: Tensor) -> Tensor:
+        """Indices of a sequence in the order of time, (B, steps, ...), of `positions_per_step` positions each."""
+        return indices
+
+    def deinterleave(self, rows: Tensor) -> Tensor:
+        """What `interleave` was given."""
+        return rows
 
     def by_level(self, indices: Tensor) -> Tensor:
         """Indices with one column for each of `level_sizes`, -1 where a level has none: what counts them can tell

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
@@ -294,6 +295,20 @@ def build_members(
             )
         _give_own_seed(member, number)
     return members
+
+
+def check_sum(stages: Sequence[BaseQuantizer], estimator: Estimator | None) -> None:
+    """Check members that are summed, and an estimator over their sum.
+
+    Raises:
+        IncompatibleParts: see `check_stages`.
+        ValueError: they differ in `dim`.
+    """
+    dims = [stage.dim for stage in stages]
+    if len(set(dims)) > 1:
+        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
+    check_stages(dims[0], inner, estimator)
 
 
 def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantizer:

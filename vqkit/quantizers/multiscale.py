@@ -89,10 +89,10 @@ class MultiScaleQuantizer(SampleDropout):
         grids: size of each scale along each axis.
         ends: number of vectors of all scales up to each; the last is L.
 
-    Source: VAR, Tian et al. 2024 ([arXiv:2404.02905](https://arxiv.org/abs/2404.02905)), algorithms 1 and 2, with the
-    scales, four phis and losses of its release; `level_sizes` VCQ ([arXiv:2605.06207](https://arxiv.org/abs/2605.06207)),
+    Source: VAR, Tian et al. 2024 (arXiv:2404.02905), algorithms 1 and 2, with the
+    scales, four phis and losses of its release; `level_sizes` VCQ (arXiv:2605.06207),
     whose codebook grows along the sequence; bits Infinity, Han et al. 2024
-    ([arXiv:2412.04431](https://arxiv.org/abs/2412.04431)), sec. 3.2 and 3.4.
+    (arXiv:2412.04431), sec. 3.2 and 3.4.
     Differs: masks; any number of axes, also for `CubicResizing`; a codebook that `EMACodebook` moves by all scales.
     Phi learns from the codebook loss alone, as published, so that a phi without it is refused.
 
@@ -103,6 +103,7 @@ class MultiScaleQuantizer(SampleDropout):
 
     member_name = "stage"
     index_per_position = False
+    positions_per_step = None
     stages: Sequence[BaseQuantizer]
     losses: Sequence[Loss]
 
@@ -127,9 +128,8 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        super().__init__(
-            stages, stages[0].dim, channel_dim=channel_dim, reduction=MeanOverMembers(), dropout=dropout, seed=seed
-        )
+        mean = MeanOverMembers()  # over the scales: `penalize`
+        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, reduction=mean, dropout=dropout, seed=seed)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends
@@ -379,7 +379,7 @@ class MultiScaleQuantizer(SampleDropout):
             (B, m, dim): for the second scale to that after the last given, where there is one, their vectors one after
             another, in the order of `indices`.
 
-        Source: VAR, Tian et al. 2024 ([arXiv:2404.02905](https://arxiv.org/abs/2404.02905)), sec. 3.2.
+        Source: VAR, Tian et al. 2024 (arXiv:2404.02905), sec. 3.2.
 
         Raises:
             ValueError: `indices` is not so.
@@ -415,7 +415,7 @@ class MultiScaleQuantizer(SampleDropout):
         Returns:
             indices (B, L[, levels]), and what `next_scale_inputs` would give for the disturbed ones, (B, m, dim).
 
-        Source: Infinity, Han et al. 2024 ([arXiv:2412.04431](https://arxiv.org/abs/2412.04431)), algorithm 2.
+        Source: Infinity, Han et al. 2024 (arXiv:2412.04431), algorithm 2.
 
         Raises:
             ValueError: `x` or `mask` is not so, or the stages have no bits.

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
-from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
@@ -81,7 +80,7 @@ class ResidualQuantizer(DepthDropout):
         stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
         named = {"channel_dim": channel_dim, "reduction": reduction}
         super().__init__(stages, stages[0].dim, dropout=dropout, lengths=lengths, seed=seed, **named)
-        _check_stages(stages, estimator)
+        check_sum(stages, estimator)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
 
@@ -168,11 +167,3 @@ class ResidualQuantizer(DepthDropout):
 
 def _all_finite(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors.detach()).isfinite()
-
-
-def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:
-    dims = [stage.dim for stage in stages]
-    if len(set(dims)) > 1:
-        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
-    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
-    check_stages(dims[0], inner, estimator)

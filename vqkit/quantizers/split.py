@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.parts.compatibility import check_stages
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members
+from vqkit.quantizers.composite import DepthDropout, build_members, used
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverCodebooks, Reduction
@@ -74,11 +74,10 @@ class BranchedQuantizer(DepthDropout):
         total, members = torch.zeros_like(latents), []
         for number, branch in enumerate(self.branches):
             given = self.enter(number, latents, total)
+            counts = valid if depths is None else used(valid, depths, number)
             # A map that diverged must not take codebooks along.
-            used = valid & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
-            if depths is not None:
-                used = used & (depths > number).reshape(-1, *[1] * (valid.ndim - 1))
-            members.append(branch.quantize(torch.where(used.unsqueeze(-1), given, 0), used))
+            counts = counts & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
+            members.append(branch.quantize(torch.where(counts.unsqueeze(-1), given, 0), counts))
             total = total + self.leave(number, members[-1].vectors)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(total, indices, valid, members=members, source=self)
@@ -119,10 +118,7 @@ class BranchedQuantizer(DepthDropout):
 
     def extra_repr(self) -> str:
         """Sizes and layout."""
-        return (
-            f"codebook_sizes={self.codebook_sizes}, dropout={self.dropout}, dim={self.dim}, "
-            f"channel_dim={self.channel_dim}"
-        )
+        return f"codebook_sizes={self.codebook_sizes}, {super().extra_repr()}"
 
 
 class SplitQuantizer(BranchedQuantizer):

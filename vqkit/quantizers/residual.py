@@ -1,6 +1,7 @@
 """Residual quantization: each stage quantizes the residual of the stages before it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from vqkit.quantizers.initialization import collect_vectors, enough_samples, nam
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverMembers, Reduction
+from vqkit.runtime import known
 
 
 class ResidualQuantizer(DepthDropout):
@@ -97,8 +99,9 @@ class ResidualQuantizer(DepthDropout):
             residual, counts = latents, valid if depths is None else used(valid, depths, number)
             if number:  # a stage that diverged must not take the later ones along
                 residual = latents - (total if estimator is None else total.detach())
-                counts = counts & residual.isfinite().all(-1)
-                residual = torch.where(counts.unsqueeze(-1), residual, 0)
+                if not known(partial(_all_finite, residual), residual.device):
+                    counts = counts & residual.isfinite().all(-1)
+                    residual = torch.where(counts.unsqueeze(-1), residual, 0)
             members.append(stage.quantize(residual, counts))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
@@ -160,3 +163,7 @@ class ResidualQuantizer(DepthDropout):
         """Chain and layout, and how `encode` searches the stages."""
         encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
         return f"num_stages={len(self.stages)}, {super().extra_repr()}, encode={encode!r}"
+
+
+def _all_finite(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors.detach()).isfinite()

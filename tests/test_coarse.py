@@ -28,8 +28,8 @@ def test_written_out() -> None:
     assert UNEVEN.permutation.tolist() == [1, 5, 0, 2, 4, 3]
     coarse, fine = UNEVEN.encode(torch.tensor([[4, -1], [3, 5]], dtype=torch.int16))
     assert coarse.tolist() == [[1, -1], [2, 0]] and fine.tolist() == [[2, -1], [0, 1]]
-    assert UNEVEN.mask(torch.tensor([0])).tolist() == [[False, True, False, False, False, True]]
-    assert UNEVEN.fine_mask(torch.tensor([0, 1])).tolist() == [[True, True, False], [True, True, True]]
+    assert UNEVEN.mask(torch.tensor([0, -1])).long().tolist() == [[0, 1, 0, 0, 0, 1], [0] * 6]
+    assert UNEVEN.fine_mask(torch.tensor([0, 1, -1])).long().tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0]]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())

@@ -103,12 +103,12 @@ class CoarseLabels:
         return indices
 
     def mask(self, coarse: Tensor) -> Tensor:
-        """(..., K) bool: which codes have the labels (...)."""
+        """(..., K) bool: which codes have the labels (...); none where it is -1."""
         return self.labels == coarse[..., None]
 
     def fine_mask(self, coarse: Tensor) -> Tensor:
-        """(..., largest group) bool: which ranks the groups (...) have."""
-        return (self.members >= 0)[coarse.long()]
+        """(..., largest group) bool: which ranks the groups (...) have; none where it is -1."""
+        return (self.members >= 0)[coarse.long()] & (coarse >= 0)[..., None]
 
     def coarse_logits(self, logits: Tensor) -> Tensor:
         """Logits of the labels, (..., G), that the logits of the codes, (..., K), amount to: the log of summed

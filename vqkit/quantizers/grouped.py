@@ -194,7 +194,7 @@ class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
 
     def counted(self, latents: Tensor, valid: Tensor) -> Sequence[Tensor]:
         """Which of the `valid` vectors (B, *S) each group quantizes: those of the samples that use it."""
-        depths = self.sample_depths(self.number_forward(latents), len(valid))
+        depths = self.sample_depths(self.number_forward(latents), valid.shape[0])
         numbers = range(len(self.groups))
         return [valid if depths is None else used(valid, depths, number) for number in numbers]
 

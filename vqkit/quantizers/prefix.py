@@ -86,8 +86,8 @@ class PrefixQuantizer(SampleDropout):
 
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Quantize the tokens that are kept; see `BaseQuantizer`."""
-        step, positions = self.number_forward(latents), valid.shape[1:].numel()
-        lengths = self.sample_lengths(step, len(valid), positions)
+        step, positions = self.number_forward(latents), math.prod(valid.shape[1:])
+        lengths = self.sample_lengths(step, valid.shape[0], positions)
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
         return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made], source=self)

@@ -1,5 +1,6 @@
 """Maps around any quantizer, composites above all: one map into the channels of all its books, and one out of them."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -85,7 +86,7 @@ class AttentionProjection(Projection):
 
     def forward(self, vectors: Tensor, valid: Tensor) -> Tensor:
         """(B, *S, in_dim) -> (B, *S, out_dim)."""
-        x = vectors.reshape(len(vectors), valid.shape[1:].numel(), self.in_dim)
+        x = vectors.reshape(vectors.shape[0], math.prod(valid.shape[1:]), self.in_dim)
         x = self.shortcut(self.shortcut_norm(x)) + self.attend(self.attention_norm(x), valid)
         normed = self.gate_norm(x)
         x = x + self.gate_out(F.gelu(self.gate(normed), approximate="tanh") * self.gated(normed))
@@ -93,7 +94,7 @@ class AttentionProjection(Projection):
 
     def attend(self, x: Tensor, valid: Tensor) -> Tensor:
         """(B, N, in_dim) -> (B, N, out_dim), each vector looking at all that are valid, (B, *S)."""
-        seen = valid.reshape(len(x), 1, 1, x.shape[1])
+        seen = valid.reshape(x.shape[0], 1, 1, x.shape[1])
         seen = seen | ~seen.any(-1, keepdim=True)  # a softmax over nothing would be NaN
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)

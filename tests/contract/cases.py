@@ -164,6 +164,7 @@ CASES: dict[str, Case] = {
     "multi_scale_coda": Case(
         partial(multi_scale, partial(stage, "coda"), num_phis=0, losses=[], estimator=None, level_sizes=[4, 8, 16]),
         spatial=True,
+        learning_rate=0.1,  # at the usual rate plain SGD explodes: nothing is detached between the scales
     ),
     "multi_scale_bits": Case(
         partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),

@@ -139,6 +139,17 @@ CASES: dict[str, Case] = {
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
+    "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
+    "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
+    "multi_scale_bits": Case(
+        partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
+        spatial=True,
+    ),
+    "multi_scale_coda": Case(
+        partial(multi_scale, partial(stage, "coda"), num_phis=0, losses=[], estimator=None, level_sizes=[4, 8, 16]),
+        spatial=True,
+    ),
     "mimi": Case(
         partial(
             SplitQuantizer,
@@ -158,17 +169,6 @@ CASES: dict[str, Case] = {
             ],
             dropout=0.5,
         )
-    ),
-    "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
-    "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
-    "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
-    "multi_scale_coda": Case(
-        partial(multi_scale, partial(stage, "coda"), num_phis=0, losses=[], estimator=None, level_sizes=[4, 8, 16]),
-        spatial=True,
-    ),
-    "multi_scale_bits": Case(
-        partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
-        spatial=True,
     ),
     "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
     "prefix_residual": Case(

@@ -56,11 +56,11 @@ class CodebookReport(Callback):
         quantizer = task_of(pl_module).tokenizer.quantizer
         self._reported_step = trainer.global_step
         self.usage = None
-        if not countable(quantizer.codebook_sizes):
-            if quantizer.codebook_sizes:
+        if not countable(quantizer.level_sizes):
+            if quantizer.level_sizes:
                 pl_module.print("more codes than can be counted (2^28): their usage is not reported")
             return
-        self.usage = CodebookUsage(quantizer.codebook_sizes).to(pl_module.device)
+        self.usage = CodebookUsage(quantizer.level_sizes).to(pl_module.device)
         if self.last_used is None or self.last_used.shape != self.usage.counts.shape:
             self.last_used = torch.zeros_like(self.usage.counts)
         self.last_used = self.last_used.to(pl_module.device)
@@ -75,7 +75,7 @@ class CodebookReport(Callback):
             return
         self.batches += 1
         if self.usage is not None and self.last_used is not None:
-            self.usage.count(outputs["indices"])
+            self.usage.count(task_of(pl_module).tokenizer.quantizer.by_level(outputs["indices"]))
             used = self.usage.counts > self._counted
             self.last_used = torch.where(used, self.batches, self.last_used)
             self._counted.copy_(self.usage.counts)

@@ -153,7 +153,8 @@ class EvaluatedTask(LightningModule, ABC):
             output = self.reconstruct(inputs)
             facts = self.measured_by(batch, slice(len(originals), len(originals) + len(inputs)))
             with new_tensors_in_float32():
-                figures.append(self.metrics.update(inputs, output.reconstruction, output.quantizer.indices, **facts))
+                indices = self.tokenizer.quantizer.by_level(output.quantizer.indices)
+                figures.append(self.metrics.update(inputs, output.reconstruction, indices, **facts))
                 self.metrics.add_divergence(output.quantizer)
             originals += inputs
             reconstructions += output.reconstruction

@@ -65,17 +65,21 @@ def compare(
     Photographs are reconstructed from their tokens alone, as the reader of a token file would.
 
     Args:
-        tokenizer: with a single codebook.
+        tokenizer: with a single codebook and an index for each patch.
         originals: photographs that it never saw, (3, H, W) on the uint8 grid.
         training: photographs for the k-means.
         kmeans_patches: how many patches of them.
 
     Raises:
-        ValueError: the tokenizer has several levels, or its encoder does not say by which factor it reduces the sides.
+        ValueError: the tokenizer has several levels or scales, or its encoder does not say by which factor it reduces
+            the sides.
     """
     tokenizer.quantizer.check_has_codes("the comparison")
-    if tokenizer.quantizer.level_axis:
-        raise ValueError("the comparison is of tokenizers with a single codebook; this one has several levels")
+    if tokenizer.quantizer.level_axis or not tokenizer.quantizer.index_per_position:
+        raise ValueError(
+            "the comparison is of tokenizers with a single codebook and an index for each patch; this one has several "
+            "levels or scales"
+        )
     patch_size = properties_of(tokenizer.encoder).downsampling_factor
     if patch_size is None:
         raise ValueError(

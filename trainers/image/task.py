@@ -115,7 +115,7 @@ class ImageTokenizerTask(TokenizerTask):
 
     def new_metrics(self, split: str) -> ImageMetrics:
         """The image metrics, and the measures of the split."""
-        return ImageMetrics(self.tokenizer.quantizer.codebook_sizes, measures=self.measures[split])
+        return ImageMetrics(self.tokenizer.quantizer.level_sizes, measures=self.measures[split])
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""

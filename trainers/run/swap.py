@@ -13,6 +13,7 @@ from vqkit import (
     BaseQuantizer,
     CenteredFSQ,
     MSBFirstLFQ,
+    MultiScaleQuantizer,
     Quantizer,
     ReinMax,
     ResidualQuantizer,
@@ -21,6 +22,7 @@ from vqkit import (
 )
 from vqkit.methods import METHODS
 from vqkit.parts.estimators import Estimator
+from vqkit.quantizers.binary import BinaryQuantizer
 from vqkit.quantizers.composite import CompositeQuantizer
 
 
@@ -99,7 +101,7 @@ def nearest_levels(codes: int) -> list[int]:
 
 
 def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
-    """A value with other quantizers in it; `staged` says that it stands in a residual quantizer."""
+    """A value with other quantizers in it; `staged` says that it stands in a chain that may have one estimator."""
     if isinstance(node, list):
         return [_inside(item, word, changes, staged=staged) for item in node]
     if not isinstance(node, Mapping):
@@ -109,11 +111,15 @@ def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
         return {key: _inside(value, word, changes, staged=staged) for key, value in node.items()}
     arguments = dict(node["init_args"])
     if issubclass(found, CompositeQuantizer):
-        residual, name = issubclass(found, ResidualQuantizer), found.member_name
+        residual, name = issubclass(found, (ResidualQuantizer, MultiScaleQuantizer)), found.member_name
         arguments[name] = _inside(arguments[name], word, changes, staged=staged or residual)
         if residual and _class_of(arguments["estimator"]) is not word.over_the_sum:
             arguments["estimator"] = _path(word.over_the_sum)
             changes.append(f"residual stages with {arguments['estimator'] or 'an estimator each'}")
+        unfit = {"level_sizes": not word.method, "flips": not issubclass(word.quantizer, BinaryQuantizer)}
+        for argument in [argument for argument, drop in unfit.items() if drop and arguments.get(argument)]:
+            arguments[argument] = None
+            changes.append(f"scales without {argument}")
         return {**node, "init_args": arguments}
     estimator = None if staged and word.over_the_sum else word.estimator
     now = (found, arguments.get("method"), _class_of(arguments.get("estimator")))

@@ -140,7 +140,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         Raises:
             ValueError: not integers, or outside -1 ... codebook_size - 1.
         """
-        self.check_codes(indices)
+        sizes = self.codebook_sizes if self.level_axis else (self.codebook_size,)
+        check_indices(indices, sizes, level_axis=self.level_axis)
         with autocast_disabled(indices.device):
             return self.lookup(indices.long()).movedim(-1, self.channel_dim)
 
@@ -266,11 +267,6 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         raise TypeError(f"{type(self).__name__} does not choose the nearest of stored codes: nearest_metric is None")
 
     # ------------------------------------------------------------------ what they share
-
-    def check_codes(self, indices: Tensor) -> None:
-        """Refuse indices that `encode` never gives; see `decode`."""
-        sizes = self.codebook_sizes if self.level_axis else (self.codebook_size,)
-        check_indices(indices, sizes, level_axis=self.level_axis)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:

@@ -45,5 +45,6 @@ class BitFlips(Part):
         batch, rows = len(indices), indices.reshape(-1, stage.num_codebooks)
         chance = Noise.of_step(seed, 2 * draw, batch, indices.device).uniform(1) * self.probability
         drawn = Noise.of_step(seed, 2 * draw + 1, len(rows), indices.device).uniform(stage.bits)
-        turned = drawn.view(batch, -1, stage.bits) < chance.unsqueeze(-1)
+        cells = indices.shape[1:].numel() // stage.num_codebooks
+        turned = drawn.view(batch, cells, stage.bits) < chance.unsqueeze(-1)
         return stage.turn(rows, turned.view(len(rows), stage.bits)).reshape(indices.shape)

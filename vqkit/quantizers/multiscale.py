@@ -14,7 +14,7 @@ from vqkit.parts.compatibility import check_scales, check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough, straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
-from vqkit.quantizers.base import BaseQuantizer, VectorQuantizer
+from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.binary import BinaryQuantizer
 from vqkit.quantizers.composite import SampleDropout, build_members, per_sample
 from vqkit.quantizers.flips import BitFlips
@@ -22,9 +22,9 @@ from vqkit.quantizers.initialization import collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
-from vqkit.quantizers.quantizer import Quantizer
+from vqkit.quantizers.quantizer import Quantizer, spread
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
-from vqkit.runtime import autocast_disabled, known, uncompiled
+from vqkit.runtime import autocast_disabled, check_plain, known, uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,9 @@ class MultiScaleQuantizer(SampleDropout):
         num_phis: how many convolutions the scales share; None: 4, or one for each of fewer scales; 0 for none.
         phi_ratio: of the convolution in phi, in (0, 1].
         level_sizes: codes of each scale, the first so many of the shared codebook; None: all.
-        losses: penalties of the sum after each scale against the latents, averaged over the scales. They replace those
-            of the stages that have the same names; [] leaves the stages theirs.
+        losses: penalties of the sum after each scale against the latents, averaged over the scales; None means
+            `[Commitment(0.25), CodebookLoss()]`. They replace those of the stages that have the same names; [] leaves
+            the stages theirs.
         estimator: over the sum; None where each stage keeps its own and nothing is detached. See `ResidualQuantizer`.
         flips: bits that are turned over in training, of LFQ and BSQ, before finer scales see the sum. `indices` are
             those of the bits as they were.
@@ -114,7 +115,7 @@ class MultiScaleQuantizer(SampleDropout):
         num_phis: int | None = None,
         phi_ratio: float = 0.5,
         level_sizes: Sequence[int] | None = None,
-        losses: Sequence[Loss] = (Commitment(), CodebookLoss()),
+        losses: Sequence[Loss] | None = None,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         flips: BitFlips | None = None,
         dropout: float = 0.0,
@@ -123,6 +124,7 @@ class MultiScaleQuantizer(SampleDropout):
     ) -> None:
         pyramid = Pyramid(scales, axes, up)
         grids = pyramid.grids
+        losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
         super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
@@ -177,7 +179,9 @@ class MultiScaleQuantizer(SampleDropout):
         walked = self._walk(latents, valid, depths=depths, flips=self.flips if disturbs else None, step=step)
         if shared:
             for quantizer in _codebook_owners(self.stages[0]):
-                quantizer.note_spread(*_all_vectors(quantizer, walked))
+                z, counted = _all_vectors(quantizer, walked)
+                some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
+                quantizer.latent_spread.copy_(spread(z[some], counted[some]))
         total, estimator = walked[-1].total, None if self.passes_through else self.estimator
         if estimator is not None:
             total = self.estimate_sum(estimator, latents, total, valid, step)
@@ -254,7 +258,7 @@ class MultiScaleQuantizer(SampleDropout):
         for quantizer in quantizers:
             if quantizer.auto_step:
                 quantizer.step()
-        if any(quantizer.due for quantizer in quantizers):
+        if any(map(_is_due, quantizers)):
             walked = self._walk(latents, valid, depths=depths)
             for quantizer in quantizers:
                 quantizer.refresh(*_all_vectors(quantizer, walked))
@@ -330,13 +334,26 @@ class MultiScaleQuantizer(SampleDropout):
         added = [self._enlarge(number, one.lookup(part), some) for number, (one, part, some) in enumerate(triples)]
         return list(accumulate(added))
 
-    def check_codes(self, indices: Tensor) -> None:
-        """Each scale has codes of its own number; see `BaseQuantizer`."""
-        super().check_codes(indices)
-        if len(set(self.level_sizes)) > 1:
-            sizes = [self.level_sizes[first :: self.num_codebooks] for first in range(self.num_codebooks)]
-            for part, own in zip(self._parts(indices), zip(*sizes, strict=True), strict=False):
-                check_indices(part, own, level_axis=self.level_axis)
+    def decode(self, indices: Tensor) -> Tensor:
+        """Vectors of whole scales from the front; see `BaseQuantizer`.
+
+        Args:
+            indices: (B, n[, levels]), n one of `ends`; -1 adds nothing.
+
+        Raises:
+            ValueError: not integers, no whole scales, or codes that a scale does not have.
+        """
+        self._check_codes(indices)
+        return super().decode(indices)
+
+    def _check_codes(self, indices: Tensor) -> None:
+        sizes, levels = self.level_sizes, self.num_codebooks
+        if len(set(sizes)) == 1:
+            check_indices(indices, self.codebook_sizes, level_axis=self.level_axis)
+            return
+        check_plain("indices", indices)
+        for number, part in enumerate(self._parts(indices)):
+            check_indices(part, sizes[number * levels : (number + 1) * levels], level_axis=self.level_axis)
 
     def by_level(self, indices: Tensor) -> Tensor:
         """(B, n[, levels]) -> (B, n, scales * levels), -1 in the columns of other scales; see `BaseQuantizer`."""
@@ -369,7 +386,7 @@ class MultiScaleQuantizer(SampleDropout):
         Raises:
             ValueError: `indices` is not so.
         """
-        self.check_codes(indices)
+        self._check_codes(indices)
         with autocast_disabled(indices.device):
             parts = self._parts(indices.long())
             sums = self._sums(parts, [self._counted(part) for part in parts])
@@ -477,14 +494,24 @@ def _codebook_owners(stage: BaseQuantizer) -> list[Quantizer]:
     return [part for part in stage.modules() if isinstance(part, Quantizer)]
 
 
+def _is_due(quantizer: Quantizer) -> bool:
+    """Whether a policy acts when the quantizer is refreshed next."""
+    codebook = quantizer.codebook
+    fresh = codebook.refreshed_at < codebook.steps
+    return fresh and any(codebook.steps % policy.every == 0 for policy in quantizer.maintenance)
+
+
 def _all_vectors(quantizer: Quantizer, walked: Sequence[_Scale]) -> tuple[Tensor, Tensor]:
     """What a shared quantizer was given at all scales, (N, D) in its code space, and what of it counts (N,): one sample
     after another, so that ranks together hold what one process would.
     """
-    found = [chosen for scale in walked for chosen in _selections(scale.made, quantizer)]
-    batch = len(walked[0].used)
-    z = torch.cat([chosen.z.detach().unflatten(0, (batch, -1)) for chosen in found], 1)
-    return z.flatten(0, 1), torch.cat([chosen.valid.unflatten(0, (batch, -1)) for chosen in found], 1).flatten()
+    z, counted = [], []
+    for scale in walked:
+        for chosen in _selections(scale.made, quantizer):
+            shape = len(scale.used), scale.made.valid.shape[1:].numel()
+            z.append(chosen.z.detach().view(*shape, quantizer.codebook_dim))
+            counted.append(chosen.valid.view(shape))
+    return torch.cat(z, 1).flatten(0, 1), torch.cat(counted, 1).flatten()
 
 
 def _selections(made: Quantized, source: VectorQuantizer) -> list[Selection]:

@@ -179,15 +179,15 @@ class Quantizer(VectorQuantizer):
         return torch.where(valid, found.reshape(valid.shape), -1)
 
     def _codes(self) -> tuple[Tensor, Tensor]:
-        """The codes (K, D) that are read, and those that are searched."""
-        vectors = self.codebook()[: self.prefix]
-        codes = unit(vectors) if self.normalize else vectors
+        """The codes (K, D) that are read, and those that are searched; the first `prefix` of them."""
+        vectors = self.codebook()
+        codes = searched = unit(vectors) if self.normalize else vectors
         if self.codebook.attention:  # keys have their own norm
-            return codes, self.codebook.search_vectors(vectors)[: self.prefix]
-        if not self.codebook.cascaded:
-            return codes, codes
-        searched = self.codebook.search_vectors(vectors)[: self.prefix]
-        return codes, unit(searched) if self.normalize else searched
+            searched = self.codebook.search_vectors(vectors)
+        elif self.codebook.cascaded:
+            searched = self.codebook.search_vectors(vectors)
+            searched = unit(searched) if self.normalize else searched
+        return codes[: self.prefix], searched[: self.prefix]
 
     def _noise(self, z: Tensor) -> Noise:
         step = self._noise_steps.find(z, self.codebook.noise_step)
@@ -222,29 +222,18 @@ class Quantizer(VectorQuantizer):
         if list(self.maintenance) and isinstance(self.codebook.vectors, nn.Parameter):
             fix = "what the policies write would be lost: use EMACodebook, whose codes stay whole, or maintenance=[]"
             refuse_sharded(self.codebook, "maintenance", fix)
-        self.note_spread(z, valid)
+        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
+        self.latent_spread.copy_(spread(z[some], valid[some]))
         if self.auto_step:
             self.codebook.step()
-        codebook, due = self.codebook, self.due
+        codebook = self.codebook
         if codebook.refreshed_at < codebook.steps:
             codebook.refreshed_at = codebook.steps
             if codebook.steps == WATCHED_AT:
                 self.health()
-            for policy in due:
-                policy.refresh(codebook, z, valid)
-
-    @property
-    def due(self) -> list[Maintenance]:
-        """The policies that the next `refresh` calls, once what is pending is folded in."""
-        codebook = self.codebook
-        if codebook.refreshed_at == codebook.steps:
-            return []
-        return [policy for policy in self.maintenance if codebook.steps % policy.every == 0]
-
-    def note_spread(self, z: Tensor, valid: Tensor) -> None:
-        """Note for `health` how far the vectors (N, D) of a forward lie apart, of which those (N,) count."""
-        some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
-        self.latent_spread.copy_(spread(z[some], valid[some]))
+            for policy in self.maintenance:
+                if codebook.steps % policy.every == 0:
+                    policy.refresh(codebook, z, valid)
 
     def step(self) -> None:
         """Fold the statistics gathered since the last step into the codebook."""

@@ -43,7 +43,8 @@ class AudioTokenizer(Tokenizer):
         downsampling_factor: samples for each frame.
 
     Raises:
-        ValueError: `sample_rate` is not positive, or encoder and decoder differ in channels or downsampling factor.
+        ValueError: `sample_rate` is not positive, encoder and decoder differ in channels or downsampling factor, or
+            frames have no indices of their own.
 
     Examples:
         >>> from vqkit import AudioTokenizer, Quantizer
@@ -61,6 +62,11 @@ class AudioTokenizer(Tokenizer):
         super().__init__(encoder, quantizer, decoder)
         if sample_rate < 1 or sample_rate != int(sample_rate):
             raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")
+        if not quantizer.index_per_position:
+            raise ValueError(
+                f"quantizer={type(quantizer).__name__} has no index for each frame: sound has any length, and frames "
+                "are encoded as they come; use a quantizer of single vectors, or ResidualQuantizer"
+            )
         self.sample_rate = sample_rate
         front, back = properties_of(encoder), properties_of(decoder)
         if front.downsampling_factor is None:

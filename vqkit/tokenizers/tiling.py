@@ -44,13 +44,19 @@ class Tiles:
         """Pixels on a side of what a token stands for, with which the tiles must agree.
 
         Raises:
-            ValueError: the encoder does not say it, or `size` or `overlap` is no multiple of it.
+            ValueError: the encoder does not say it, `size` or `overlap` is no multiple of it, or patches have no
+                indices of their own.
         """
         factor = properties_of(tokenizer.encoder).downsampling_factor
         if factor is None:
             raise ValueError(
                 f"encoder={type(tokenizer.encoder).__name__} has no downsampling_factor, by which tokens are joined: "
                 "encode whole pictures, or give it one"
+            )
+        if not tokenizer.quantizer.index_per_position:
+            raise ValueError(
+                f"quantizer={type(tokenizer.quantizer).__name__} has no index for each patch, and tiles are joined "
+                "patch by patch: encode whole pictures"
             )
         for name, value in (("size", self.size), ("overlap", self.overlap)):
             if value % factor:

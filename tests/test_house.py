@@ -17,7 +17,7 @@ ROWS = [
     {"version", "precision", "runtime"},
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving", "metrics"},
-    {"kmeans", "backbones", "tokens"},
+    {"kmeans", "backbones", "tokens", "layouts"},
     {"parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},

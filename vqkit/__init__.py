@@ -6,6 +6,7 @@
 Everything public is named here; nothing else is.
 """
 
+from vqkit import layouts as layouts
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode
@@ -74,17 +75,19 @@ from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
 from vqkit.quantizers.gaussian import GaussianBottleneck as GaussianBottleneck
 from vqkit.quantizers.grouped import GroupedQuantizer as GroupedQuantizer
+from vqkit.quantizers.grouped import NestedGroupedQuantizer as NestedGroupedQuantizer
+from vqkit.quantizers.lengths import GeometricLengths as GeometricLengths
+from vqkit.quantizers.lengths import NestedLengths as NestedLengths
+from vqkit.quantizers.lengths import PowerOfTwoLengths as PowerOfTwoLengths
+from vqkit.quantizers.lengths import PrefixLengths as PrefixLengths
+from vqkit.quantizers.lengths import RoundedUpLengths as RoundedUpLengths
+from vqkit.quantizers.lengths import UniformLengths as UniformLengths
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
 from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
-from vqkit.quantizers.prefix import GeometricLengths as GeometricLengths
-from vqkit.quantizers.prefix import PowerOfTwoLengths as PowerOfTwoLengths
-from vqkit.quantizers.prefix import PrefixLengths as PrefixLengths
 from vqkit.quantizers.prefix import PrefixQuantizer as PrefixQuantizer
-from vqkit.quantizers.prefix import RoundedUpLengths as RoundedUpLengths
-from vqkit.quantizers.prefix import UniformLengths as UniformLengths
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.quantizers.resizing import AreaResizing as AreaResizing

@@ -40,6 +40,8 @@ from vqkit import (
     LBGSplitting,
     MSBFirstLFQ,
     MultiScaleQuantizer,
+    NestedGroupedQuantizer,
+    NestedLengths,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
@@ -138,16 +140,19 @@ CASES: dict[str, Case] = {
     "grouped": Case(
         partial(GroupedQuantizer, [partial(stage, "ema", dim=3), partial(stage, "ibq", dim=5, codebook_size=24)])
     ),
+    "nested_groups": Case(
+        partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
+    ),
     "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
     "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
     "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
     "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
-    "multi_scale_bits": Case(
-        partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
-        spatial=True,
-    ),
     "multi_scale_coda": Case(
         partial(multi_scale, partial(stage, "coda"), num_phis=0, losses=[], estimator=None, level_sizes=[4, 8, 16]),
+        spatial=True,
+    ),
+    "multi_scale_bits": Case(
+        partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
         spatial=True,
     ),
     "mimi": Case(

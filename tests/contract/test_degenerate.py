@@ -59,11 +59,18 @@ def test_small_sets(method: str, sizes: dict[str, int], samples: torch.Tensor, b
 def test_too_few_vectors_for_the_codes_of_any_stage_are_said_with_their_number() -> None:
     stage = partial(Quantizer, "ema", dim=4, codebook_size=16)
     nan = torch.full((30, 4), float("nan"))  # does not count
-    for quantizer, codes in ((stage(), 16), (GroupedQuantizer(partial(stage, dim=2), 2), 16)):
-        with pytest.warns(UserWarning, match=f"got 9 vectors, 9 of them different, for {codes} codes"):
-            quantizer.initialize([torch.cat([torch.randn(9, 4), nan])])
-    with pytest.warns(UserWarning, match="got 16 vectors, 1 of them different, for 16 codes"):
+    with pytest.warns(UserWarning, match="got 9 vectors, 9 of them different, for 16 codes.*for each code$"):
+        stage().initialize([torch.cat([torch.randn(9, 4), nan])])
+    with pytest.warns(UserWarning, match="got 9 vectors, 9 of them different") as caught:
+        GroupedQuantizer(partial(stage, dim=2), 2).initialize([torch.cat([torch.randn(9, 4), nan])])
+    assert [str(warning.message)[-10:] for warning in caught] == [" (group 0)", " (group 1)"]
+    with pytest.warns(UserWarning, match=r"got 16 vectors, 1 of them different, for 16 codes.* \(stage 1\)") as caught:
         ResidualQuantizer(stage, 2).initialize([torch.randn(16, 4)])
+    assert [str(warning.message)[-10:] for warning in caught] == [" (stage 1)"]
+    inner = partial(stage, dim=2)
+    with pytest.warns(UserWarning, match=r"\(group [01]\)$") as caught:
+        GroupedQuantizer([inner, lambda: ResidualQuantizer(inner, 2)]).initialize([torch.randn(9, 4)])
+    assert "(stage 0) (group 1)" in str(caught[1].message)
 
 
 @every_method

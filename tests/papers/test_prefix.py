@@ -11,6 +11,7 @@ from torch import Tensor
 from vqkit import (
     LFQ,
     GeometricLengths,
+    NestedLengths,
     PowerOfTwoLengths,
     PrefixLengths,
     PrefixQuantizer,
@@ -47,21 +48,29 @@ def rounded_up(tokens: int) -> dict[int, float]:
     return {length: count / tokens for length, count in counts.items()}
 
 
+def mgvq(tokens: int) -> dict[int, float]:
+    return {1: 0.2, 2: 0.1, 3: 0.1, 4: 0.6}
+
+
+def from_two(tokens: int) -> dict[int, float]:
+    return dict.fromkeys(range(2, max(tokens, 2) + 1), 1 / max(tokens - 1, 1))
+
+
 def geometric(tokens: int) -> dict[int, float]:
     return {n: 0.7 ** (n - 1) * (1 if n == tokens else 0.3) for n in range(1, tokens + 1)}
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 10])
-@pytest.mark.parametrize(
-    ("lengths", "published"),
-    [
-        (UniformLengths(), uniform),
-        (PowerOfTwoLengths(), power_of_two),
-        (RoundedUpLengths(), rounded_up),
-        (GeometricLengths(0.7), geometric),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, PrefixLengths) else "",
-)
+PUBLISHED = {
+    uniform: UniformLengths(),
+    from_two: UniformLengths(2),
+    power_of_two: PowerOfTwoLengths(),
+    rounded_up: RoundedUpLengths(),
+    geometric: GeometricLengths(0.7),
+}
+LENGTHS = [(lengths, published, tokens) for published, lengths in PUBLISHED.items() for tokens in (1, 8, 10)]
+
+
+@pytest.mark.parametrize(("lengths", "published", "tokens"), [*LENGTHS, (NestedLengths(), mgvq, 4)])
 def test_lengths_are_distributed_as_published(lengths: PrefixLengths, published, tokens: int) -> None:
     """Of evenly spaced numbers in [0, 1), each length takes its probability, up to one number at either end."""
     count, expected = 40_000, published(tokens)
@@ -71,10 +80,20 @@ def test_lengths_are_distributed_as_published(lengths: PrefixLengths, published,
         assert abs(drawn[length] / count - probability) <= 2 / count
 
 
-@pytest.mark.parametrize("keep", [0.0, 1.0])
-def test_geometric_lengths_need_a_probability(keep: float) -> None:
-    with pytest.raises(ValueError, match=f"keep={keep}: expected the probability"):
-        GeometricLengths(keep)
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GeometricLengths(0.0), "keep=0.0: expected the probability"),
+        (lambda: GeometricLengths(1.0), "keep=1.0: expected the probability"),
+        (lambda: UniformLengths(0), "least=0: expected the shortest length"),
+        (lambda: NestedLengths([0.3, 0.2]), r"expected numbers in \[0, 1\], none below the one before"),
+        (lambda: NestedLengths([0.3, 1.2]), r"expected numbers in \[0, 1\], none below the one before"),
+        (lambda: NestedLengths()(torch.zeros(3), 5), "expected 5, one for each that can be left out"),
+    ],
+)
+def test_lengths_that_do_not_exist_are_refused(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 # ---------------------------------------------------------------------- what a cut leaves
@@ -109,11 +128,11 @@ def test_a_seed_draws_lengths_of_its_own() -> None:
 
 
 def test_what_is_cut_has_no_value_no_loss_and_no_statistics() -> None:
-    quantizer, x = PrefixQuantizer(ONE).double(), random(16, TOKENS, DIM).requires_grad_()
-    upstream = random(16, TOKENS, DIM)
+    quantizer, x = PrefixQuantizer(ONE).double(), random(15, TOKENS - 1, DIM).requires_grad_()
+    upstream = random(15, TOKENS - 1, DIM)
     output = quantizer(x)
     kept = output.indices >= 0
-    assert 16 < int(kept.sum()) < kept.numel()
+    assert 15 < int(kept.sum()) < kept.numel()
     codes = quantizer.quantizer.codebook.vectors.detach()[output.indices.clamp(min=0)]
     torch.testing.assert_close(output.quantized, codes * kept.unsqueeze(-1), rtol=0, atol=1e-14)
     counts = torch.bincount(output.indices[kept], minlength=16)

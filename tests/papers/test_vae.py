@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.distributions import Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,7 @@ from vqkit import (
     ResidualQuantizer,
     Tokenizer,
     TokenShardWriter,
+    bake,
     without_quantization,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
@@ -133,6 +135,31 @@ def test_two_ranks_draw_what_one_process_does(rank_pair) -> None:
     assert torch.equal(torch.cat(rank_pair(sample_on_rank, x)), bottleneck(x).quantized)
 
 
+def train(model: Tokenizer, x: Tensor) -> Tensor:
+    """Two steps, and what it makes of the images afterwards."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        output = model(x)
+        ((output.reconstruction - x).square().mean() + output.quantizer.loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()(x).reconstruction.detach()
+
+
+def shard_on_rank(rank: int) -> Tensor:
+    model = tokenizer(GaussianBottleneck(5, kl_weight=1e-3, channel_dim=1)).double()
+    for part in (model.encoder, model.decoder, model):
+        fully_shard(part)
+    return train(model, images().double()[rank : rank + 1])
+
+
+@pytest.mark.slow
+def test_sharded_parts_train_as_whole_ones(rank_pair) -> None:
+    model = tokenizer(GaussianBottleneck(5, kl_weight=1e-3, channel_dim=1)).double()
+    expected = train(model, images().double())
+    torch.testing.assert_close(torch.cat(rank_pair(shard_on_rank)), expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("factor", [4, 8])
 def test_the_balance_of_the_release(factor: int) -> None:
     """There errors are summed over pixels and divergences over positions; here both are means."""
@@ -159,6 +186,8 @@ def test_the_decoder_gets_samples_in_training_and_the_mean_otherwise() -> None:
     assert torch.equal(model(x).reconstruction, model.decoder(mean))
     assert torch.equal(passed.reconstruction, model.decoder(mean))
     model.initialize([])  # reads nothing
+    for other in (bake(model), torch.export.export(model, (x,)).module()):
+        assert torch.equal(other(x).reconstruction, model(x).reconstruction)
 
 
 def test_saved_and_loaded(tmp_path) -> None:

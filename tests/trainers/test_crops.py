@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning import Callback
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import functional as on_tensors
 
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_folder_data import IMAGES, names, stream
+from tests.trainers.tiny import LIGHTNING_REMARKS, make_image_task, make_trainer
 from trainers import image as trainers_image
 from trainers.data.sampler import sample_generator
 from trainers.image import (
@@ -208,6 +210,54 @@ def test_every_crop_continues_exactly_whatever_the_workers_and_the_cache(name, t
     )
     rest, rest_order = stream(images, "image", 7)
     assert torch.equal(rest, taken[5:]) and rest_order == order[10:]
+
+
+class Taken(Callback):
+    """What training sees; a checkpoint is saved behind the fourth batch, two of which are a step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches: list[dict] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.batches.append(batch)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if len(self.batches) == 4:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    *[mark.args[0] for mark in LIGHTNING_REMARKS],
+    "ignore:.* files are left out",
+    "ignore:.*is replaced by the next image",
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",
+)
+@pytest.mark.parametrize("name", ["area and aspect", "ADM", "shorter side"])
+def test_a_training_that_is_resumed_amid_an_epoch_sees_what_an_unbroken_one_does(name, tmp_path):
+    """With workers that are ahead, filters, classes, accumulation, and a file that is found to be broken on the way."""
+    draw_classes(tmp_path / "pictures", a=6, b=5)
+    draw_pictures(tmp_path / "pictures/b/long", 2, width=90, height=40, seed=300)
+    for number, size in enumerate([(70, 60), (20, 24), (64, 33)]):
+        noise(*size, seed=number).save(tmp_path / f"pictures/a/noise{number}.png")
+    broken = tmp_path / "pictures/a/broken.png"
+    noise(50, 40, seed=9).save(broken)
+    broken.write_bytes(broken.read_bytes()[:2000])
+    seen = []
+    for path in (None, tmp_path / "amid.ckpt"):
+        crop = {"crop": RANDOM[name], "max_aspect_ratio": 2.0, "min_size": 16, "class_folders": True}
+        data = IMAGES.make(tmp_path / "pictures", **crop, batch_size=2, num_workers=2, cache_bytes=0)
+        taken = Taken(tmp_path / "amid.ckpt")
+        trainer = make_trainer(max_steps=5, accumulate_grad_batches=2, callbacks=[taken], limit_val_batches=0)
+        trainer.fit(make_image_task(), datamodule=data, ckpt_path=path, weights_only=path and True)
+        seen.append(taken.batches)
+        assert 4 < len(data.train_dataloader()) < 10
+    assert len(seen[0]) == 10 and len(seen[1]) == 6
+    for expected, found in zip(seen[0][4:], seen[1], strict=True):
+        assert torch.equal(found["image"], expected["image"]) and torch.equal(found["label"], expected["label"])
+        assert found["name"] == expected["name"]
+    assert not any("broken" in name or "long" in name for batch in seen[0] for name in batch["name"])
 
 
 @pytest.mark.parametrize(

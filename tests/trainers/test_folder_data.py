@@ -342,6 +342,37 @@ def test_each_side_has_a_file(contents, expected):
     assert len(training) == 1
 
 
+def hash_on_rank(rank: int, folder: Path, cache_bytes: int) -> str:
+    data = IMAGES.make(folder / "a", validation_root=str(folder / "b"), cache_bytes=cache_bytes, batch_size=2)
+    data.setup("test")
+    list(data.test_dataloader())
+    return data.evaluation_hash()
+
+
+def test_the_hash_is_of_the_files_that_were_measured(tmp_path):
+    """Whether one is found to be broken before or while it is read."""
+    break_one_of_two_folders(tmp_path)
+    with pytest.warns(UserWarning, match="left out"):
+        hashes = [hash_on_rank(0, tmp_path, cache_bytes) for cache_bytes in (0, 2**20)]
+    (tmp_path / "b/001.png").unlink()
+    assert hashes == [hash_on_rank(0, tmp_path, 0)] * 2
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_out_of_the_hash_what_one_could_not_read(tmp_path, rank_pair):
+    break_one_of_two_folders(tmp_path)
+    hashes = rank_pair(hash_on_rank, tmp_path, 0)
+    (tmp_path / "b/001.png").unlink()
+    assert hashes == [hash_on_rank(0, tmp_path, 0)] * 2
+
+
+def break_one_of_two_folders(folder: Path) -> None:
+    draw_pictures(folder / "a", 4)
+    draw_pictures(folder / "b", 6, seed=50)
+    broken = folder / "b/001.png"
+    broken.write_bytes(broken.read_bytes()[:600])
+
+
 @each
 def test_files_in_both_folders_are_announced(kind, tmp_path):
     kind.write(tmp_path / "a", 5)

@@ -198,6 +198,23 @@ def test_a_resumed_run_uses_the_settings_that_it_records(cli, run):
     assert all(state["state"][index]["step"] == moments[index]["step"] + 2 for index in moments)
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_options_that_are_newer_than_a_run_are_no_change_at_their_defaults(cli, run, removed):
+    record = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("class_folders", "group_by", "crop", "tiles", "max_aspect_ratio"):
+        del record["data"]["init_args"][name]
+    del record["model"]["init_args"]["schedules"], record["best_checkpoint"]
+    if removed:  # of a version that had an option which is no more
+        record["model"]["init_args"]["no_more"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump(record))
+    options = {"data.max_aspect_ratio": 20.0, "trainer.max_steps": 4}
+    code, output, errors = cli("fit", ckpt_path="last", **options)
+    assert code == 0, errors
+    lines = [line for line in output.splitlines() if line.startswith("  ") and " -> " in line]
+    expected = {"  data.init_args.max_aspect_ratio: not recorded -> 20.0", "  trainer.max_steps: 3 -> 4"}
+    assert set(lines) == expected or (removed and set(lines) > expected), lines
+
+
 def test_a_value_that_none_stands_for_is_no_change():
     """Earlier versions recorded the default of the ratio, where None is recorded now."""
     for old, new, expected in ((0.05, None, []), (None, 0.05, []), (0.1, None, ["0.1 -> None"])):

@@ -111,6 +111,35 @@ def test_only_a_schedule_that_ends_with_the_training_needs_its_end():
         make_trainer(**endless).fit(task, datamodule=Images(4))
 
 
+OUTSIDE = {
+    "encoder.layers.*.branch.*.p": (
+        Linear(1.2, steps=4),
+        "Linear gives 1.2 at optimizer step 4, from 0.4: .* a probab",
+    ),
+    "quantizer.losses.entropy.weight": (Cosine(-0.5), "Cosine gives -0.0.* at optimizer step 2, .* at least 0"),
+    "quantizer.losses.entropy.temperature": (Linear(0.0, steps=5), "gives 0 at optimizer step 5, .* above 0; change"),
+    "objectives.l2.weight": (EntropyAnnealing(ratio=math.inf), "gives inf at optimizer step 0, .* at least 0"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_numbers_that_their_owners_cannot_use_are_refused_before_the_first_step(name):
+    schedule, message = OUTSIDE[name]
+    task, data = make("image", {name: schedule})
+    with pytest.raises(ValueError, match=re.escape(f"schedules[{name!r}]: ") + f".*{message}"):
+        make_trainer(max_steps=6).fit(task, datamodule=data)
+    assert task.trainer.global_step == 0
+
+
+@pytest.mark.parametrize("end", [6, -1])
+def test_learning_rates_below_0_are_refused_before_the_first_step(end):
+    task = make_image_task(schedule=Linear(-1e-3, steps=5), learning_rate=1e-3, warmup_steps=0)
+    with pytest.raises(
+        ValueError, match=r"schedule of learning_rate: Linear gives -.* at optimizer step .*, from 0.001"
+    ):
+        make_trainer(max_steps=end, max_epochs=-1).fit(task, datamodule=Images(4))
+
+
 NUMBERS = {
     "image": {
         "quantizer.losses.entropy.weight": EntropyAnnealing(steps=4),
@@ -127,7 +156,7 @@ NUMBERS = {
 }
 
 
-def make(kind):
+def make(kind, schedules=None):
     if kind == "audio":
         quantizer = ResidualQuantizer(lambda: Quantizer("ema", dim=8, codebook_size=16), 2, dropout=0.5, channel_dim=1)
         return make_audio_task(make_codec(quantizer), adversary=make_adversary(), schedules=NUMBERS[kind]), Sounds(4)
@@ -135,7 +164,7 @@ def make(kind):
     encoder = ConvEncoder2d(**BACKBONE, dropout=0.4)
     quantizer = Quantizer("ibq", dim=8, codebook_size=16, channel_dim=1)
     tokenizer = Tokenizer(encoder, quantizer, ConvDecoder2d(**BACKBONE))
-    return make_image_task(tokenizer, schedules=NUMBERS[kind]), Images(4)
+    return make_image_task(tokenizer, schedules=schedules or NUMBERS[kind]), Images(4)
 
 
 class Seen(Callback):

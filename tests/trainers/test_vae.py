@@ -1,5 +1,6 @@
 """Continuous autoencoders in the trainers, and runs that make their latents discrete."""
 
+import inspect
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from trainers.run.cli import main
 from vqkit import GaussianBottleneck, QuantizerOutput, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.backbones.gaussian import GaussianEncoder
+from vqkit.saving.config import resolve_class
 
 pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
 
@@ -39,6 +41,23 @@ def make_task(**arguments):
     bottleneck = GaussianBottleneck(8, kl_weight=1e-3, channel_dim=1)
     tokenizer = Tokenizer(encoder, bottleneck, ConvDecoder2d(**BACKBONE))
     return make_image_task(tokenizer, warmup_steps=0, final_learning_rate_ratio=1.0, **arguments)
+
+
+def parts_of(config):
+    """Class and arguments of every part of a configuration."""
+    if isinstance(config, dict):
+        if "class_path" in config:
+            yield resolve_class(config["class_path"]), config.get("init_args", {})
+        for value in config.values():
+            yield from parts_of(value)
+
+
+@pytest.mark.parametrize("config", GUIDE, ids=lambda config: config.get("base", "whole"))
+def test_the_guide_names_parts_and_arguments_that_there_are(config) -> None:
+    parts = list(parts_of(config))
+    assert parts
+    for part, arguments in parts:
+        inspect.signature(part).bind(**arguments)
 
 
 @pytest.mark.slow

@@ -2,10 +2,27 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from torch import nn
+
+LOOKED_AT = 1000
+"""Steps of a training, evenly spread, at which a schedule is checked before the first."""
+ENDLESS = 2**40
+"""Steps of a training without an end, where that is done."""
+
+Range = tuple[str, Callable[[float], bool]]
+"""Which numbers are allowed: in words, and whether one of them is."""
+
+AT_LEAST_0: Range = ("a number of at least 0", lambda number: 0 <= number < math.inf)
+PROBABILITY: Range = ("a probability in [0, 1]", lambda number: 0 <= number <= 1)
+RANGES: dict[str, Range] = {
+    "p": PROBABILITY,
+    "dropout": PROBABILITY,
+    "temperature": ("a number above 0", lambda number: 0 < number < math.inf),
+}
+"""Of numbers by the attribute that has them; others stay at 0 or above where they are configured so."""
 
 
 class Schedule(ABC):
@@ -30,17 +47,33 @@ class Schedule(ABC):
             last: steps of the whole training.
         """
 
-    def check_end(self, last: float) -> None:
-        """Refuse a training without an end where the number depends on it.
+    def check(self, allowed: Range, *, configured: float, first: int = 0, last: float, argument: str) -> None:
+        """Refuse numbers that are not allowed, and a training without an end where the number depends on it.
+
+        Args:
+            allowed: which numbers are; looked at are `LOOKED_AT` steps, so that a schedule of one's own may still have
+                others between them.
+            configured: see `value`.
+            first: likewise.
+            last: likewise.
+            argument: that gives the schedule, for the message.
 
         Raises:
-            ValueError: `last`, the steps of the whole training, is infinite.
+            ValueError: a number is not allowed, with its step; or `last` is infinite.
         """
         if self.needs_end and not math.isfinite(last):
             raise ValueError(
                 f"a {type(self).__name__} schedule without steps needs an end: set trainer.max_steps or "
                 "trainer.max_epochs, or its steps"
             )
+        words, is_allowed = allowed
+        end = int(min(last, ENDLESS))
+        for step in [*range(0, end, max(1, end // LOOKED_AT)), max(0, end - 1)]:
+            if not is_allowed(number := self.value(step, configured=configured, first=first, last=last)):
+                raise ValueError(
+                    f"{argument}: {type(self).__name__} gives {number:.4g} at optimizer step {step}, from "
+                    f"{configured:g}: expected {words}; change the schedule, or where it begins"
+                )
 
 
 class Constant(Schedule):
@@ -196,6 +229,13 @@ class ScheduledNumbers:
         if not self._numbers:
             raise ValueError(f"{argument}: {_there_is(owners, done, last)}")
         self.schedule = schedule
+        self.argument = argument
+
+    def check(self, *, last: float) -> None:
+        """Refuse numbers that their owners cannot use, before they get them; see `Schedule.check`."""
+        for _, attribute, configured in self._numbers:
+            allowed = RANGES.get(attribute, AT_LEAST_0 if configured >= 0 else ("a finite number", math.isfinite))
+            self.schedule.check(allowed, configured=configured, last=last, argument=self.argument)
 
     def set(self, step: int, *, last: float = math.inf) -> float:
         """Set each to its value at a step (see `Schedule.value`), and return that of the first."""

@@ -31,7 +31,7 @@ from trainers.core.optimization import (
     weighted_sum,
 )
 from trainers.core.parts import freeze_parts, rest_parts
-from trainers.core.schedules import Cosine, Schedule, ScheduledNumbers
+from trainers.core.schedules import AT_LEAST_0, Cosine, Schedule, ScheduledNumbers
 from vqkit import Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.tokenizers.tokenizer import TokenizerOutput
@@ -322,7 +322,13 @@ class TokenizerTask(EvaluatedTask):
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and the schedule, one scheduler step for each optimizer step."""
         total_steps = self.trainer.estimated_stepping_batches
-        self.schedule.check_end(total_steps)
+        self.schedule.check(
+            AT_LEAST_0,
+            configured=self.learning_rate,
+            first=self.warmup_steps,
+            last=total_steps,
+            argument="schedule of learning_rate",
+        )
         groups = self.parameter_groups()
         scale = self.learning_rate_scale()
         for group in groups:
@@ -412,7 +418,7 @@ class TokenizerTask(EvaluatedTask):
                 module.auto_step = False
         self._total_steps = self.trainer.estimated_stepping_batches
         for numbers in self.scheduled.values():
-            numbers.schedule.check_end(self._total_steps)
+            numbers.check(last=self._total_steps)
         dry = getattr(self.trainer, "fast_dev_run", False)
         if 0 < self.pretraining_steps >= self.trainer.estimated_stepping_batches and not dry:
             raise ValueError(

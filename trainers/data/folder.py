@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import lightning
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -221,8 +222,16 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         return {**counts, "hash": hashlib.sha256("\n".join(listing).encode()).hexdigest()}
 
     def evaluation_hash(self) -> str:
-        """A hash of the contents of the files that validate and are tested, whatever their names and order."""
-        contents = sorted(file.content for file in self._split()[1])
+        """A hash of the contents of the files that were measured, whatever their names and order.
+
+        Those that could not be decoded are not among them, on whatever rank that was found: every rank must call it.
+        """
+        store = self._prepare()[1].store
+        failed = [{store.shown(file) for file in store.files} & self.skipped.keys()]
+        if distributed.is_distributed():
+            failed *= distributed.world_size()
+            torch.distributed.all_gather_object(failed, failed[distributed.rank()])
+        contents = sorted(file.content for file in store.files if store.shown(file) not in set().union(*failed))
         return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
     def describe_prediction(self) -> str:

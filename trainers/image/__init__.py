@@ -1,12 +1,7 @@
 """Training of image tokenizers: task, data, objectives, discriminators, measures."""
 
-from trainers.image.crops import ADMCentreCrop as ADMCentreCrop
 from trainers.image.crops import ADMRandomCrop as ADMRandomCrop
-from trainers.image.crops import CentreCrop as CentreCrop
 from trainers.image.crops import Crop as Crop
-from trainers.image.crops import FixedCrop as FixedCrop
-from trainers.image.crops import NativeCrop as NativeCrop
-from trainers.image.crops import NativePadding as NativePadding
 from trainers.image.crops import RandomCrop as RandomCrop
 from trainers.image.crops import RandomResizedCrop as RandomResizedCrop
 from trainers.image.crops import RandomScaleCrop as RandomScaleCrop
@@ -24,6 +19,11 @@ from trainers.image.discriminators.patchgan import PatchGAN as PatchGAN
 from trainers.image.discriminators.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from trainers.image.discriminators.stylegan import BlurResidualDiscriminator as BlurResidualDiscriminator
 from trainers.image.discriminators.stylegan import StyleGAN2Discriminator as StyleGAN2Discriminator
+from trainers.image.fixed_crops import ADMCentreCrop as ADMCentreCrop
+from trainers.image.fixed_crops import CentreCrop as CentreCrop
+from trainers.image.fixed_crops import FixedCrop as FixedCrop
+from trainers.image.fixed_crops import NativeCrop as NativeCrop
+from trainers.image.fixed_crops import NativePadding as NativePadding
 from trainers.image.measures.features import FeatureMeasure as FeatureMeasure
 from trainers.image.measures.measure import ImageMeasure as ImageMeasure
 from trainers.image.measures.perceptual import PerceptualMeasure as PerceptualMeasure

@@ -11,8 +11,10 @@ from trainers.core import comparison as shared
 from trainers.core.comparison import Baseline, Column, Comparison
 from trainers.data.files import named
 from trainers.image.baselines import FILE_FORMATS, PatchKMeans, image_files
+from trainers.image.crops import channels_first
 from trainers.image.figures import codebook_figure, reconstruction_figure
 from trainers.image.files import read, scan
+from trainers.image.fixed_crops import NativeCrop
 from trainers.image.metrics import ImageMetrics, psnr, to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
@@ -50,9 +52,8 @@ def load_photographs(folder: Path, multiple: int) -> list[Tensor]:
         )
     images = []
     for file in usable.files:
-        pixels = read(folder / unescaped(file.name), shorter_side=min(file.height, file.width))
-        image = torch.from_numpy(pixels).permute(2, 0, 1).float()
-        images.append(image[:, : file.height // multiple * multiple, : file.width // multiple * multiple])
+        pixels = read(folder / unescaped(file.name), shorter_side=None)
+        images.append(channels_first(NativeCrop(multiple).prepare(pixels, 0)).float())
     return images
 
 

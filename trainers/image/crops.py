@@ -1,4 +1,4 @@
-"""Crops: which part of a picture is seen, and at what size.
+"""Crops: which part of a picture is seen, and at what size; those that draw, for training.
 
 Everything that is the same for each sample of a picture is done once (`prepare`), and kept in memory as far as it
 reaches; what differs from sample to sample is `cut`.
@@ -6,7 +6,8 @@ reaches; what differs from sample to sample is `cut`.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from trainers.image.files import crop_side
-from trainers.image.resampling import FastBicubicFilter, ResizeFilter, ShownWithArguments
+from trainers.image.resampling import ResizeFilter, ShownWithArguments
 
 ATTEMPTS = 10  # of torchvision's RandomResizedCrop, before it takes the centre
 
@@ -44,34 +45,6 @@ class Crop(ShownWithArguments, ABC):
     @abstractmethod
     def cut(self, pixels: numpy.ndarray, resolution: int, generator: numpy.random.Generator) -> Tensor:
         """One sample of a prepared picture: (H, W, 3) uint8 -> (3, resolution, resolution) uint8."""
-
-
-class FixedCrop(Crop):
-    """A crop without chance: all of it is done by `prepare`.
-
-    Attributes:
-        pads: whether pixels are added that the picture does not have.
-        taken: in words, what is encoded of each picture.
-    """
-
-    pads: ClassVar[bool] = False
-    taken: ClassVar[str] = "the centre square of each is encoded"
-
-    def cut(self, pixels: numpy.ndarray, resolution: int, generator: numpy.random.Generator) -> Tensor:
-        """The prepared picture."""
-        return channels_first(pixels)
-
-    def extent(self, height: int, width: int) -> tuple[int, int] | None:
-        """(height, width) of the part of the result that is picture, from its upper left corner; None is all of it."""
-        return None
-
-    def share(self, height: int, width: int, resolution: int) -> float:
-        """The share of a picture's area that is seen."""
-        return min(height, width) / max(height, width)
-
-    @abstractmethod
-    def record(self, resolution: int) -> dict[str, Any]:
-        """What is done, for the record of a measurement: `decoding`, `resize`, `filter`, `antialias` and `crop`."""
 
 
 class RandomScaleCrop(Crop):
@@ -106,7 +79,7 @@ class RandomScaleCrop(Crop):
         )
 
 
-class _ShorterSideCrop(Crop):
+class ShorterSideCrop(Crop):
     """A square of a picture whose shorter side is resized first.
 
     Args:
@@ -142,7 +115,7 @@ class _ShorterSideCrop(Crop):
         return pixels if size == (height, width) else self.filter.resize(pixels, *size)
 
 
-class RandomCrop(_ShorterSideCrop):
+class RandomCrop(ShorterSideCrop):
     """A square at a random place of a picture whose shorter side is resized first.
 
     What torchvision's `Resize` and `RandomCrop` make of an image of Pillow.
@@ -158,75 +131,6 @@ class RandomCrop(_ShorterSideCrop):
     def cut(self, pixels: numpy.ndarray, resolution: int, generator: numpy.random.Generator) -> Tensor:
         """A random square."""
         return random_square(pixels, resolution, generator)
-
-
-class CentreCrop(_ShorterSideCrop, FixedCrop):
-    """The centre square of a picture whose shorter side is resized first.
-
-    What torchvision's `Resize` and `CenterCrop` make of an image of Pillow.
-
-    Args:
-        filter: of the resize.
-        resize_ratio: the shorter side over the resolution, rounded to whole pixels; at least 1.
-
-    Raises:
-        ValueError: `resize_ratio` is below 1.
-    """
-
-    def prepared_size(self, height: int, width: int, resolution: int) -> tuple[int, int]:
-        """The square."""
-        return resolution, resolution
-
-    def prepare(self, pixels: numpy.ndarray, resolution: int) -> numpy.ndarray:
-        """Resizes, and takes the centre."""
-        resized = super().prepare(pixels, resolution)
-        top, left = (round((size - resolution) / 2) for size in resized.shape[:2])
-        return numpy.ascontiguousarray(resized[top : top + resolution, left : left + resolution])
-
-    def share(self, height: int, width: int, resolution: int) -> float:
-        """Less with a `resize_ratio`."""
-        return super().share(height, width, resolution) * (resolution / self.side(resolution)) ** 2
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The resize, and the crop."""
-        side = self.side(resolution)
-        return {
-            "decoding": f"JPEG at 1/2, 1/4 or 1/8 where its shorter side has more than {side} px"
-            if self.filter.shrinks_files
-            else "whole",
-            "resize": f"shorter side to {side} px",
-            "filter": self.filter.name,
-            "antialias": self.filter.antialias,
-            "crop": "centre square",
-        }
-
-
-class ADMCentreCrop(FixedCrop):
-    """ADM's centre square: halved by a box filter while twice as large, then bicubic by Pillow.
-
-    Source: Dhariwal and Nichol 2021 ([arXiv:2105.05233](https://arxiv.org/abs/2105.05233)), guided-diffusion's
-    `center_crop_arr`.
-    """
-
-    def prepared_size(self, height: int, width: int, resolution: int) -> tuple[int, int]:
-        """The square."""
-        return resolution, resolution
-
-    def prepare(self, pixels: numpy.ndarray, resolution: int) -> numpy.ndarray:
-        """All of it."""
-        resized = adm_resized(pixels, resolution)
-        top, left = ((size - resolution) // 2 for size in resized.shape[:2])
-        return numpy.ascontiguousarray(resized[top : top + resolution, left : left + resolution])
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The resize, and the crop."""
-        return {
-            "decoding": "whole",
-            "resize": f"shorter side to {resolution} px",
-            "filter": "box to less than twice the side, then bicubic",
-            "antialias": True,
-            "crop": "centre square",
-        }
 
 
 class ADMRandomCrop(Crop):
@@ -317,82 +221,6 @@ class RandomResizedCrop(Crop):
         return channels_first(self.filter.resize(part, resolution, resolution))
 
 
-class NativeCrop(FixedCrop):
-    """A whole picture in its own size, save for what is left at right and bottom of a multiple of the patches.
-
-    For evaluation and prediction: sizes differ.
-
-    Args:
-        multiple: of height and width in pixels; that of the tokenizer, such as its downsampling factor.
-
-    Raises:
-        ValueError: `multiple` is below 1.
-    """
-
-    square = False
-    taken = "each is encoded in its own size"
-
-    def __init__(self, multiple: int) -> None:
-        if multiple < 1:
-            raise ValueError(f"multiple must be at least 1 pixel, such as the downsampling factor, got {multiple}.")
-        self.multiple = multiple
-
-    def prepared_size(self, height: int, width: int, resolution: int) -> tuple[int, int]:
-        """Rounded down to multiples."""
-        return height - height % self.multiple, width - width % self.multiple
-
-    def prepare(self, pixels: numpy.ndarray, resolution: int) -> numpy.ndarray:
-        """Cuts at right and bottom."""
-        height, width = self.prepared_size(pixels.shape[0], pixels.shape[1], resolution)
-        return numpy.ascontiguousarray(pixels[:height, :width])
-
-    def extent(self, height: int, width: int) -> tuple[int, int]:
-        """All of what is encoded."""
-        return self.prepared_size(height, width, 0)
-
-    def share(self, height: int, width: int, resolution: int) -> float:
-        """What is not cut off."""
-        down, across = self.prepared_size(height, width, resolution)
-        return down * across / (height * width)
-
-    def record(self, resolution: int) -> dict[str, Any]:
-        """The crop."""
-        crop = f"cropped at right and bottom to a multiple of {self.multiple} px"
-        return {"decoding": "whole", "resize": "none", "filter": None, "antialias": None, "crop": crop}
-
-
-class NativePadding(NativeCrop):
-    """A whole picture in its own size, of which the last row and column are repeated up to a multiple of the patches.
-
-    For prediction, where the true extent is written beside the tokens; a measure would count what is repeated.
-
-    Args:
-        multiple: of height and width in pixels; that of the tokenizer, such as its downsampling factor.
-
-    Raises:
-        ValueError: `multiple` is below 1.
-    """
-
-    pads = True
-
-    def prepared_size(self, height: int, width: int, resolution: int) -> tuple[int, int]:
-        """Rounded up to multiples."""
-        return height + -height % self.multiple, width + -width % self.multiple
-
-    def prepare(self, pixels: numpy.ndarray, resolution: int) -> numpy.ndarray:
-        """Repeats the last row and column."""
-        height, width = pixels.shape[:2]
-        return numpy.pad(pixels, ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0)), "edge")
-
-    def extent(self, height: int, width: int) -> tuple[int, int]:
-        """The picture's own size."""
-        return height, width
-
-    def share(self, height: int, width: int, resolution: int) -> float:
-        """All of it."""
-        return 1.0
-
-
 def channels_first(pixels: numpy.ndarray) -> Tensor:
     """(H, W, 3) -> (3, H, W)."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -406,15 +234,20 @@ def random_square(pixels: numpy.ndarray, side: int, generator: numpy.random.Gene
 
 def halved_size(height: int, width: int, side: int) -> tuple[int, int]:
     """(height, width) after halving while the shorter side is at least twice `side`."""
+    return [(height, width), *halvings(height, width, side)][-1]
+
+
+def halvings(height: int, width: int, side: int) -> Iterator[tuple[int, int]]:
+    """(height, width) after each halving while the shorter side is at least twice `side`."""
     while min(height, width) >= 2 * side:
         height, width = height // 2, width // 2
-    return height, width
+        yield height, width
 
 
 def halved(image: Image.Image, side: int) -> Image.Image:
     """Halved by a box filter, step by step, while the shorter side is at least twice `side`."""
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    for height, width in halvings(image.height, image.width, side):
+        image = image.resize((width, height), Image.Resampling.BOX)
     return image
 
 
@@ -434,7 +267,3 @@ def check_scale(name: str, scale: tuple[float, float]) -> None:
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"{name} must be (least, greatest), 0 < least <= greatest <= 1, got {scale}.")
-
-
-DEFAULT_EVALUATION = CentreCrop(FastBicubicFilter())
-"""The centre square, of a file that is shrunk while it is decoded."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from trainers.data.files import Folder, in_threads
 from trainers.data.folder import FolderData
-from trainers.image.crops import DEFAULT_EVALUATION, Crop, FixedCrop, NativeCrop, RandomScaleCrop, check_scale
+from trainers.image.crops import Crop, RandomScaleCrop, check_scale
 from trainers.image.files import MAX_PIXELS, ImageFile, class_names, greatest_found, groups, labelled, scan
+from trainers.image.fixed_crops import DEFAULT_EVALUATION, FixedCrop, NativeCrop
 from trainers.image.samples import FixedCrops, ImageStore, TrainingCrops
 from vqkit import Tiles
 from vqkit.tokens.names import escaped

@@ -13,7 +13,7 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from trainers.core.task import TokenizerTask
-from trainers.image.crops import NativeCrop
+from trainers.image.fixed_crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
 from trainers.image.metrics import BY_PIXELS, ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import Tiles, Tokenizer

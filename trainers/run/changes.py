@@ -1,6 +1,7 @@
 """How the configuration of a resumed run differs from what was trained so far."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from trainers.core.task import DEFAULT_FINAL_RATIO
@@ -17,22 +18,31 @@ MEANT_BY_NONE = {"model.init_args.final_learning_rate_ratio": DEFAULT_FINAL_RATI
 """What earlier versions recorded where None is recorded now."""
 
 
-def changes(recorded: Mapping[str, Any], asked: Mapping[str, Any], *, initialized: bool) -> list[str]:
+def changes(
+    recorded: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    *,
+    initialized: bool,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """What differs, as `name: old -> new`.
 
     Args:
         recorded: configuration of the run, as its `config.yaml` has it.
         asked: configuration that it goes on with.
         initialized: whether its quantizer is initialized.
+        defaults: `recorded`, with the defaults of what it does not have: options that are newer than the run.
 
     Raises:
         ValueError: what differs was settled when training began; the message names it.
     """
-    old, new = flattened(recorded), flattened(asked)
+    old, new, meant = flattened(recorded), flattened(asked), flattened(defaults)
     found = {
         name: f"{name}: {old.get(name, 'not recorded')} -> {new.get(name, 'left out')}"
         for name in sorted(old.keys() | new.keys())
-        if _meant(old, name) != _meant(new, name) and name not in PLACES
+        if _meant(old, name) != _meant(new, name)
+        and name not in PLACES
+        and (name in old or name not in meant or meant[name] != new.get(name))
     }
     settled = SETTLED + SETTLED_BY_DATA if initialized else SETTLED
     # Runs of earlier versions froze nothing, and recorded nothing of it.

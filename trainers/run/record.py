@@ -1,9 +1,10 @@
 """`config.yaml` of a run: what it keeps of the configuration, and what a resumed run takes of it."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace, get_loader
+from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
@@ -74,8 +75,18 @@ def settle(asked: Namespace, run: Run, parser: LightningArgumentParser) -> list[
                 f"({name}={old.get(name)!r}) whose weights are in its checkpoint: give one of the two"
             )
         asked[name] = old.get(name)
+    if not record or not run.progress:
+        return []
     new = as_recorded(parser, asked)
-    return changes(old, new, initialized=run.progress.initialized) if record and run.progress else []
+    return changes(old, new, initialized=run.progress.initialized, defaults=_completed(parser, old))
+
+
+def _completed(parser: LightningArgumentParser, recorded: dict[str, Any]) -> dict[str, Any]:
+    """A record with the defaults of what it does not have; nothing where it has what there is no more."""
+    try:
+        return as_recorded(parser, parser.parse_object(copy.deepcopy(recorded)))  # which it changes
+    except ArgumentError:
+        return {}
 
 
 def _recorded(config: Namespace) -> Namespace:

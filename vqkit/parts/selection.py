@@ -127,7 +127,7 @@ class Selection:
     def mean_square(self, differences: Tensor) -> Tensor:
         """Mean of the squares of `differences` (N, D) over the valid vectors and all dimensions; see `mean`."""
         weight = self.valid.to(differences.dtype)
-        squares = torch.linalg.vecdot(differences, differences)  # without a temporary of their size
+        squares = torch.linalg.vecdot(differences, differences)
         return (squares * weight).sum() / (weight.sum().clamp(min=1) * differences.shape[-1])
 
 

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.runtime import ForwardNumbers, uncompiled
 
@@ -117,11 +119,11 @@ class SampleDropout(CompositeQuantizer):
     """A composite of which a sample may use a part alone, drawn for each sample and training forward.
 
     Args:
-        members: see `CompositeQuantizer`.
-        dim: see `CompositeQuantizer`.
-        channel_dim: see `BaseQuantizer`.
-        dropout: probability, per sample and training step, that a part is left out.
+        arguments: of the composite that it makes so.
+        dropout: probability, per sample and training step, that it is cut short.
+        lengths: the distribution of what is left of it then.
         seed: of the draws.
+        named: arguments of the composite, too.
 
     State:
         extra state: how many training forwards were drawn for, as an int64 tensor.
@@ -131,12 +133,18 @@ class SampleDropout(CompositeQuantizer):
     """
 
     def __init__(
-        self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, dropout: float, seed: int
+        self,
+        *arguments: Any,
+        dropout: float,
+        lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        seed: int,
+        **named: Any,
     ) -> None:
-        super().__init__(members, dim, channel_dim=channel_dim)
+        super().__init__(*arguments, **named)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
         self.dropout = dropout
+        self.lengths = lengths
         self.seed = seed
         self.draws = 0
         self._numbers = ForwardNumbers()
@@ -145,9 +153,7 @@ class SampleDropout(CompositeQuantizer):
         """The number of this training forward of `data`, or of the one that it recomputes: the step of its draws."""
         return self._number(data) if self.stochastic and not self.passes_through else 0
 
-    def sample_lengths(
-        self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int
-    ) -> Tensor | None:
+    def sample_lengths(self, step: int | Tensor, batch_size: int, whole: int) -> Tensor | None:
         """How much each sample uses in this training forward, (B,) int64; None where all use all.
 
         A function of the seed, of the step that `number_forward` gives and of the number of a sample among those of all
@@ -156,11 +162,10 @@ class SampleDropout(CompositeQuantizer):
         Args:
             step: see `number_forward`.
             batch_size: B.
-            length_of: from uniform numbers in [0, 1), (B,), to lengths.
-            most: what a sample has that drops nothing.
+            whole: what a sample has that is not cut short.
         """
         draws = self.dropout and self.stochastic and not self.passes_through
-        return self._sample(step, batch_size, length_of, most) if draws else None
+        return self._sample(step, batch_size, whole) if draws else None
 
     def estimate_sum(
         self, estimator: Estimator, latents: Tensor, total: Tensor, valid: Tensor, step: int | Tensor
@@ -188,10 +193,10 @@ class SampleDropout(CompositeQuantizer):
         return self._numbers.find(data, self.draws)
 
     @uncompiled
-    def _sample(self, step: int | Tensor, batch_size: int, length_of: Callable[[Tensor], Tensor], most: int) -> Tensor:
+    def _sample(self, step: int | Tensor, batch_size: int, whole: int) -> Tensor:
         samples = torch.arange(batch_size, device=self.latent_spread.device) + distributed.rank() * batch_size
         chance, length = (distributed.counter_random(2 * samples + k, seed=self.seed, step=step) for k in (0, 1))
-        return torch.where(chance < self.dropout, length_of(length), most)
+        return torch.where(chance < self.dropout, self.lengths(length, whole), whole)
 
     def get_extra_state(self) -> Tensor:
         """How many dropout draws were made."""
@@ -201,19 +206,23 @@ class SampleDropout(CompositeQuantizer):
         """Restore the count of draws."""
         self.draws = int(state[0])
 
+    def extra_repr(self) -> str:
+        """Dropout and layout."""
+        lengths = f", lengths={self.lengths}" if self.dropout else ""
+        return f"dropout={self.dropout}{lengths}, dim={self.dim}, channel_dim={self.channel_dim}"
+
 
 class DepthDropout(SampleDropout):
-    """A composite of which a sample may use the first n members alone, n uniform in 1 ... number of members."""
+    """A composite of which a sample may use the first members alone."""
 
     def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
-        """How many members each sample uses in this training forward: `sample_lengths`."""
-        most = len(list(self.members))
-        return self.sample_lengths(step, batch_size, lambda uniform: 1 + (uniform * most).long(), most)
+        """How many members each sample uses in this training forward: see `sample_lengths`."""
+        return self.sample_lengths(step, batch_size, len(list(self.members)))
 
 
-def per_sample(flags: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ...), with as many axes as `like`."""
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
+def used(valid: Tensor, depths: Tensor, number: int) -> Tensor:
+    """(B, *S) bool, which of the `valid` vectors a member quantizes, by its number and the depths (B,) of samples."""
+    return valid & (depths > number).reshape(-1, *[1] * (valid.ndim - 1))
 
 
 def build_members(

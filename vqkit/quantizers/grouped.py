@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.parts.compatibility import check_groups
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import CompositeQuantizer, build_members
+from vqkit.quantizers.composite import CompositeQuantizer, DepthDropout, build_members, used
 from vqkit.quantizers.disentanglement import GroupLoss
-from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.lengths import NestedLengths, PrefixLengths
 from vqkit.quantizers.output import Quantized
 
 
@@ -29,7 +30,8 @@ class GroupedQuantizer(CompositeQuantizer):
     FQGAN's factorized quantization is groups with `codebook_dim=8, normalize=True` and `losses=[Disentanglement()]`.
     The adapter of each branch belongs to the encoder, whose output channels are the branches' one after another.
 
-    Unlike residual stages, a part of the groups decodes to nothing useful: `decode` wants all of them. An index of -1
+    Unlike residual stages, a part of the groups decodes to nothing useful: `decode` wants all of them, and
+    `NestedGroupedQuantizer` is trained for less. An index of -1
     leaves the channels of its group at 0.
 
     Args:
@@ -75,7 +77,8 @@ class GroupedQuantizer(CompositeQuantizer):
 
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Quantize each group's channels; see `BaseQuantizer`."""
-        members = [group.quantize(part, valid) for group, part in self._with_channels(latents)]
+        pairs = zip(self._with_channels(latents), self.counted(latents, valid), strict=True)
+        members = [group.quantize(part, counts) for (group, part), counts in pairs]
         return Quantized(
             vectors=torch.cat([member.vectors for member in members], dim=-1),
             indices=self.join_levels([member.indices for member in members], valid.shape),
@@ -84,14 +87,23 @@ class GroupedQuantizer(CompositeQuantizer):
         )
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of the groups' losses, and those between groups; see `BaseQuantizer`."""
+        """The mean of the groups' losses, and those between groups, over all vectors; see `BaseQuantizer`."""
         read = quantized.members if self.losses else []
         selections = [made.selection for made in read if made.selection is not None]
-        total, losses = self.penalize_members(quantized, len(self.groups))
+        shares = self.shares(quantized)
+        total, losses = self.penalize_members(quantized, len(self.groups), shares)
         for loss in self.losses if selections else ():
-            losses[loss.name] = loss(selections)
+            losses[loss.name] = loss(selections) * (shares[-1] if shares else 1)
             total = total + loss.weight * losses[loss.name]
         return total, losses
+
+    def counted(self, latents: Tensor, valid: Tensor) -> Sequence[Tensor]:
+        """Which of the `valid` vectors (B, *S) each group quantizes: all of them."""
+        return [valid] * len(self.groups)
+
+    def shares(self, quantized: Quantized) -> Sequence[Tensor] | None:
+        """The share of the vectors that each group quantized, scalars; None for all of them."""
+        return None
 
     def strip_training(self) -> None:
         """Drop the losses between groups too; see `BaseQuantizer`."""
@@ -133,7 +145,8 @@ class GroupedQuantizer(CompositeQuantizer):
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
         for number, (group, part) in enumerate(self._with_channels(rows)):
-            group.initialize(part.split(batch), samples=samples, seed=seed + number)
+            with named_in_warnings(f"group {number}"):
+                group.initialize(part.split(batch), samples=samples, seed=seed + number)
 
     def _with_channels(self, latents: Tensor) -> Iterator[tuple[BaseQuantizer, Tensor]]:
         """Each group and its channels of (..., dim)."""
@@ -142,3 +155,54 @@ class GroupedQuantizer(CompositeQuantizer):
     def extra_repr(self) -> str:
         """Sizes and layout."""
         return f"codebook_sizes={self.codebook_sizes}, dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
+    """Groups of which in training a sample may use the first n alone, so that these say most and decode without others.
+
+    Groups that are left out have index -1, no loss and no statistics, and the decoder gets 0 in their channels. In a
+    loss they count as 0. Outside of training all are used, and `decode` takes the first levels alone.
+
+    Args:
+        group: see `GroupedQuantizer`.
+        num_groups: see `GroupedQuantizer`.
+        lengths: the distribution of n; the default is that of the paper, for four groups.
+        dropout: probability, per sample and training step, that n is drawn at all.
+        losses: see `GroupedQuantizer`; of the vectors that use all groups.
+        channel_dim: see `GroupedQuantizer`.
+        seed: of the draws.
+
+    Source: MGVQ, Jia et al. 2025 (arXiv:2507.07997), nested masking.
+    Differs: drawn for each sample (in the released code for each batch).
+    """
+
+    def __init__(
+        self,
+        group: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        num_groups: int | None = None,
+        *,
+        lengths: PrefixLengths = NestedLengths(),  # noqa: B008 - stateless
+        dropout: float = 1.0,
+        losses: Sequence[GroupLoss] = (),
+        channel_dim: int = -1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            group, num_groups, losses=losses, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed
+        )
+        lengths(torch.zeros(1), len(self.groups))  # those of another number of groups are refused here
+
+    def counted(self, latents: Tensor, valid: Tensor) -> Sequence[Tensor]:
+        """Which of the `valid` vectors (B, *S) each group quantizes: those of the samples that use it."""
+        depths = self.sample_depths(self.number_forward(latents), len(valid))
+        numbers = range(len(self.groups))
+        return [valid if depths is None else used(valid, depths, number) for number in numbers]
+
+    def shares(self, quantized: Quantized) -> Sequence[Tensor]:
+        """The share of the vectors that each group quantized, scalars."""
+        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
+        return [made.valid.sum() / count for made in quantized.members]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The groups' vectors side by side, for any prefix of the levels; 0 for groups that are not there."""
+        return super().lookup(nn.functional.pad(indices, (0, self.num_codebooks - indices.shape[-1]), value=-1))

@@ -1,7 +1,9 @@
 """Initialization of quantizers from data, before training."""
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -56,6 +58,20 @@ def collect_maps(quantizer: BaseQuantizer, latents: Iterable[Tensor], samples: i
     if not int(distributed.all_reduce_sum(quantizer.nonfinite_seen.new_tensor(collected))):
         raise ValueError("latents: expected at least one finite vector to initialize from, got none")
     return batches
+
+
+@contextmanager
+def named_in_warnings(member: str) -> Iterator[None]:
+    """Warnings say of which member of a composite they are.
+
+    Args:
+        member: such as `stage 3`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        warnings.warn(f"{warning.message} ({member})", warning.category, stacklevel=4)
 
 
 def _share(samples: int) -> int:

@@ -16,7 +16,7 @@ from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.binary import BinaryQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members, per_sample
+from vqkit.quantizers.composite import SampleDropout, build_members, used
 from vqkit.quantizers.flips import BitFlips
 from vqkit.quantizers.initialization import collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
@@ -170,8 +170,7 @@ class MultiScaleQuantizer(SampleDropout):
     def quantize(self, latents: Tensor, valid: Tensor) -> QuantizedScales:
         """Quantize scale by scale; see `BaseQuantizer`."""
         step = self.number_forward(latents)
-        most = len(self.grids)
-        depths = self.sample_lengths(step, len(latents), lambda uniform: 1 + (uniform * most).long(), most)
+        depths = self.sample_lengths(step, len(latents), len(self.grids))
         disturbs = self.stochastic and not self.passes_through
         shared = self.learning and not self.passes_through and len(self.stages) < len(self.grids)
         if shared:
@@ -231,10 +230,10 @@ class MultiScaleQuantizer(SampleDropout):
         total = codes = torch.zeros_like(latents)
         for number, stage in enumerate(self.calls):
             residual = latents - (total if own else total.detach())
-            used = valid if depths is None else valid & per_sample(depths > number, valid)
+            counts = valid if depths is None else used(valid, depths, number)
             if number:  # a stage that diverged must not take the later ones along
-                used = used & residual.isfinite().all(-1)
-            made = self._choose(number, *self.pyramid.shrink(number, residual, used))
+                counts = counts & residual.isfinite().all(-1)
+            made = self._choose(number, *self.pyramid.shrink(number, residual, counts))
             chosen = made.vectors if self.passes_through else stage.chosen_vectors(made)
             vectors = made.vectors if own else chosen
             if flips is not None and (flips.num_scales is None or number < flips.num_scales):
@@ -245,7 +244,7 @@ class MultiScaleQuantizer(SampleDropout):
             total = total + self._enlarge(number, vectors, made.valid)
             separate = own and self.losses and torch.is_grad_enabled()
             codes = codes + self._enlarge(number, chosen, made.valid) if separate else total
-            walked.append(_Scale(made, total, codes, used))
+            walked.append(_Scale(made, total, codes, counts))
         return walked
 
     @uncompiled  # Python numbers, on which a compiler would specialise anew at every step

@@ -1,90 +1,15 @@
 """Ordered tokens: in training a sample keeps its first tokens alone, so that any prefix of them decodes."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vqkit.parts.part import Part
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import SampleDropout, build_members
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
-
-
-class PrefixLengths(Part):
-    """How long the prefix of a sample is that is cut: the distribution of the number of tokens that it keeps."""
-
-    @abstractmethod
-    def forward(self, uniform: Tensor, num_tokens: int) -> Tensor:
-        """Lengths from uniform random numbers.
-
-        Args:
-            uniform: (B,) in [0, 1), one for each sample.
-            num_tokens: N, of a whole sample.
-
-        Returns:
-            (B,) int64, at least 1; N and more keep all.
-        """
-
-
-class UniformLengths(PrefixLengths):
-    """Every length 1 ... N with probability 1 / N.
-
-    Source: One-D-Piece, Miwa et al. 2025 (arXiv:2501.10064), Tail Token Drop; the mode `uniform` of FlexTok, Bachmann
-    et al. 2025 (arXiv:2502.13967).
-    """
-
-    def forward(self, uniform: Tensor, num_tokens: int) -> Tensor:
-        """1 + floor(u N)."""
-        return 1 + (uniform * num_tokens).long()
-
-
-class PowerOfTwoLengths(PrefixLengths):
-    """The powers of two below N and N itself, each equally often.
-
-    Source: the mode `pow2` of FlexTok, Bachmann et al. 2025 (arXiv:2502.13967).
-    Differs: N may be another number than a power of two.
-    """
-
-    def forward(self, uniform: Tensor, num_tokens: int) -> Tensor:
-        """min(2^floor(u M), N), with M such lengths."""
-        return (2 ** (uniform * (1 + (num_tokens - 1).bit_length())).long()).clamp(max=num_tokens)
-
-
-class RoundedUpLengths(PrefixLengths):
-    """A uniform length, rounded up to the next power of two: half of the time N, where that is one.
-
-    Source: the mode `uniform_pow2` of FlexTok, Bachmann et al. 2025 (arXiv:2502.13967).
-    Differs: N may be another number than a power of two, and is what lengths beyond it become.
-    """
-
-    def forward(self, uniform: Tensor, num_tokens: int) -> Tensor:
-        """The smallest power of two that reaches 1 + floor(u N), at most N."""
-        powers = 2 ** torch.arange((num_tokens - 1).bit_length() + 1, device=uniform.device)
-        length = 1 + (uniform * num_tokens).long()
-        return powers[torch.searchsorted(powers, length).clamp(max=len(powers) - 1)].clamp(max=num_tokens)
-
-
-class GeometricLengths(PrefixLengths):
-    """Each token is the last one with the same probability: P(n) = (1 - keep) keep^(n - 1), and the rest keep all.
-
-    Args:
-        keep: probability that a token is followed by the next, in (0, 1).
-
-    Source: nested dropout, Rippel, Gelbart, Adams 2014 (arXiv:1402.0915), sec. 2.
-    """
-
-    def __init__(self, keep: float = 0.99) -> None:
-        super().__init__()
-        if not 0 < keep < 1:
-            raise ValueError(f"keep={keep}: expected the probability that a token follows, above 0 and below 1")
-        self.keep = keep
-
-    def forward(self, uniform: Tensor, num_tokens: int) -> Tensor:
-        """1 + floor(log(1 - u) / log keep), at most N."""
-        return 1 + (torch.log1p(-uniform) / math.log(self.keep)).clamp(max=num_tokens - 1).long()
 
 
 class PrefixQuantizer(SampleDropout):
@@ -137,10 +62,9 @@ class PrefixQuantizer(SampleDropout):
                 "or GroupedQuantizer of them"
             )
         members = build_members(quantizer, 1, kind="quantizer", owner="PrefixQuantizer")
-        super().__init__(members, members[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        super().__init__(members, members[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
         self.quantizer = members[0]
         self.level_axis = self.quantizer.level_axis
-        self.lengths = lengths
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
         if self.mask_token is not None:
             nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -167,15 +91,15 @@ class PrefixQuantizer(SampleDropout):
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Quantize the tokens that are kept; see `BaseQuantizer`."""
         step, positions = self.number_forward(latents), valid.shape[1:].numel()
-        lengths = self.sample_lengths(step, len(valid), lambda uniform: self.lengths(uniform, positions), positions)
+        lengths = self.sample_lengths(step, len(valid), positions)
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
         return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made])
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the tokens that are kept, averaged over all; see `BaseQuantizer`."""
-        share = quantized.members[0].valid.sum() / quantized.valid.sum().clamp(min=1)
-        return self.penalize_members(quantized, 1, [share])
+        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
+        return self.penalize_members(quantized, 1, [quantized.members[0].valid.sum() / count])
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""
@@ -195,21 +119,13 @@ class PrefixQuantizer(SampleDropout):
         """Initialize the quantizer of the tokens on whole samples; see `BaseQuantizer` and the `initialize` there."""
         self.quantizer.initialize((x.movedim(self.channel_dim, -1) for x in latents), samples=samples, seed=seed)
 
-    def strip_training(self) -> None:
-        """Strip the quantizer of the tokens; the lengths, which only training draws, become the default ones."""
-        super().strip_training()
-        if "lengths" in self.recorded_arguments():
-            self.lengths = UniformLengths()
-            self.record(lengths=self.lengths)
-
     def _filled(self, vectors: Tensor, chosen: Tensor) -> Tensor:
         """(..., dim) with the mask token where `chosen` (...) is False, and 0 is without one."""
         return vectors if self.mask_token is None else torch.where(chosen.unsqueeze(-1), vectors, self.mask_token)
 
     def extra_repr(self) -> str:
-        """Dropout and layout."""
-        mask_token = self.mask_token is not None
-        return f"dropout={self.dropout}, mask_token={mask_token}, dim={self.dim}, channel_dim={self.channel_dim}"
+        """The mask token, dropout and layout."""
+        return f"mask_token={self.mask_token is not None}, {super().extra_repr()}"
 
 
 def _in_prefix(lengths: Tensor, shape: Sequence[int]) -> Tensor:

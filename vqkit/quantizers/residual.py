@@ -10,8 +10,9 @@ from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, per_sample
-from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.composite import DepthDropout, build_members, used
+from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 
 
@@ -40,8 +41,9 @@ class ResidualQuantizer(DepthDropout):
             factory for each stage, which may differ in method and codebook size.
         num_stages: at least 1; None with a list.
         estimator: see above.
-        dropout: probability, per sample and training step, that only the first n stages are used, n uniform in 1 ...
-            num_stages. Dropped stages have index -1, no loss and no statistics.
+        dropout: probability, per sample and training step, that only the first n stages are used. Dropped stages have
+            index -1, no loss and no statistics.
+        lengths: the distribution of n.
         channel_dim: see `BaseQuantizer`; the stages themselves have -1.
         seed: of the dropout.
 
@@ -67,11 +69,12 @@ class ResidualQuantizer(DepthDropout):
         *,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         dropout: float = 0.0,
+        lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
         stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
         _check_stages(stages, estimator)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
@@ -88,12 +91,12 @@ class ResidualQuantizer(DepthDropout):
         depths = self.sample_depths(step, latents.shape[0])
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
-            residual, used = latents, valid if depths is None else valid & per_sample(depths > number, valid)
+            residual, counts = latents, valid if depths is None else used(valid, depths, number)
             if number:  # a stage that diverged must not take the later ones along
                 residual = latents - (total if estimator is None else total.detach())
-                used = used & residual.isfinite().all(-1)
-                residual = torch.where(used.unsqueeze(-1), residual, 0)
-            members.append(stage.quantize(residual, used))
+                counts = counts & residual.isfinite().all(-1)
+                residual = torch.where(counts.unsqueeze(-1), residual, 0)
+            members.append(stage.quantize(residual, counts))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
         vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
@@ -152,16 +155,14 @@ class ResidualQuantizer(DepthDropout):
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         for number, stage in enumerate(self.stages):
             samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-            stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
+            with named_in_warnings(f"stage {number}"):
+                stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
             rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""
         encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
-        return (
-            f"num_stages={len(self.stages)}, dropout={self.dropout}, dim={self.dim}, channel_dim={self.channel_dim}, "
-            f"encode={encode!r}"
-        )
+        return f"num_stages={len(self.stages)}, {super().extra_repr()}, encode={encode!r}"
 
 
 def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:

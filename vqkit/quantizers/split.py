@@ -10,7 +10,7 @@ from vqkit import distributed
 from vqkit.parts.compatibility import check_stages
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import collect_vectors, enough_samples
+from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized
 
 
@@ -110,7 +110,8 @@ class BranchedQuantizer(DepthDropout):
         total = torch.zeros_like(rows)
         for number, branch in enumerate(self.branches):
             given = self.enter(number, rows, total)
-            branch.initialize(given.split(batch), samples=samples, seed=seed + number)
+            with named_in_warnings(f"branch {number}"):
+                branch.initialize(given.split(batch), samples=samples, seed=seed + number)
             chosen = torch.cat([branch.lookup(branch.encode(chunk)) for chunk in given.split(batch)])
             total = total + self.leave(number, chosen)
 

@@ -27,6 +27,7 @@ from vqkit.sharding import own_class
 BUILDABLE = (
     "vqkit",
     "vqkit.backbones.activations",
+    "vqkit.backbones.autoencoder_kl",
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
     "vqkit.backbones.esc",

@@ -15,7 +15,7 @@ from vqkit.indices import check_indices
 from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer, share
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples
+from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import autocast_disabled
 from vqkit.sharding import as_forward, refuse_sharded
@@ -333,7 +333,8 @@ class CrossScaleTokenizer(AudioTokenizer):
         try:
             for number, stream in enumerate(self.quantizer.streams):
                 left_over = (self._left_over(self.encoder(wave.to(device)), number)[0] for wave in waves)
-                stream.initialize(left_over, samples=samples, seed=seed + number)
+                with named_in_warnings(f"stream {number}"):
+                    stream.initialize(left_over, samples=samples, seed=seed + number)
         finally:
             for module in training:
                 module.training = True

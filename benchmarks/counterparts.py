@@ -15,6 +15,7 @@ from vqkit import (
     BaseQuantizer,
     CodebookLoss,
     Commitment,
+    GroupedQuantizer,
     Quantizer,
     QuantizerOutput,
     ResidualQuantizer,
@@ -30,6 +31,7 @@ except ModuleNotFoundError as error:
 
 PEER_NAME = "vector-quantize-pytorch"
 STAGES = 4
+GROUPS = 8
 FSQ_LEVELS = ([4, 4], [4, 4, 4], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5])
 
 
@@ -55,9 +57,10 @@ def _with_codes(quantizer: Quantizer, codes: Tensor) -> Quantizer:
     return quantizer
 
 
-def _gradient_vq(shape: Shape, **parts: object) -> Quantizer:
+def _gradient_vq(shape: Shape, stage: int = 0, **parts: object) -> Quantizer:
     losses = [Commitment(1.0), CodebookLoss(1.0)]
-    return _with_codes(Quantizer("vq", dim=shape.dim, codebook_size=shape.codes, losses=losses, **parts), _codes(shape))
+    quantizer = Quantizer("vq", dim=shape.dim, codebook_size=shape.codes, losses=losses, **parts)
+    return _with_codes(quantizer, _codes(shape, stage))
 
 
 def _ema(shape: Shape, stage: int = 0) -> Quantizer:
@@ -65,9 +68,20 @@ def _ema(shape: Shape, stage: int = 0) -> Quantizer:
     return _with_codes(quantizer, _codes(shape, stage))
 
 
-def _residual(shape: Shape) -> ResidualQuantizer:
+def _residual(shape: Shape, build: Callable[..., Quantizer] = _ema, stages: int = STAGES) -> ResidualQuantizer:
     stage = itertools.count()
-    return ResidualQuantizer(lambda: _ema(shape, next(stage)), STAGES)
+    return ResidualQuantizer(lambda: build(shape, next(stage)), stages)
+
+
+def _grouped(shape: Shape, build: Callable[..., Quantizer]) -> GroupedQuantizer:
+    group = itertools.count()
+    return GroupedQuantizer(lambda: build(_of_group(shape), next(group)), GROUPS)
+
+
+def _of_group(shape: Shape) -> Shape:
+    if shape.dim % GROUPS:
+        raise ValueError(f"D={shape.dim} does not divide into {GROUPS} groups")
+    return shape._replace(dim=shape.dim // GROUPS)
 
 
 def _fsq(shape: Shape) -> FSQ:
@@ -79,13 +93,33 @@ def _their_vq(shape: Shape, ours: BaseQuantizer, **options: object) -> nn.Module
     return _take_codes(peer.VectorQuantize(shape.dim, shape.codes, **options), _codes(shape))
 
 
-def _their_residual(shape: Shape, ours: BaseQuantizer) -> nn.Module:
-    module = peer.ResidualVQ(
-        dim=shape.dim, num_quantizers=STAGES, codebook_size=shape.codes, decay=0.99, rotation_trick=False
-    )
+EMA: dict[str, object] = {"decay": 0.99, "rotation_trick": False}
+GRADIENT: dict[str, object] = {"learnable_codebook": True, "ema_update": False, "rotation_trick": False}
+
+
+def _their_residual(shape: Shape, ours: BaseQuantizer, stages: int = STAGES, **options: object) -> nn.Module:
+    options = options or EMA
+    module = peer.ResidualVQ(dim=shape.dim, num_quantizers=stages, codebook_size=shape.codes, **options)
     for stage, layer in enumerate(module.layers):
         _take_codes(layer, _codes(shape, stage))
     return module
+
+
+class TheirGroups(nn.Module):
+    """Their groups, of one stage each, with indices in our layout."""
+
+    def __init__(self, shape: Shape, ours: BaseQuantizer, **options: object) -> None:
+        super().__init__()
+        self.module = peer.GroupedResidualVQ(
+            dim=shape.dim, groups=GROUPS, num_quantizers=1, codebook_size=shape.codes, **options
+        )
+        for group, stages in enumerate(self.module.rvqs):
+            _take_codes(stages.layers[0], _codes(_of_group(shape), group))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors, indices (1, N, groups) and losses."""
+        quantized, indices, losses = self.module(x)
+        return quantized, indices.squeeze(-1).movedim(0, -1), losses
 
 
 @torch.no_grad()
@@ -115,13 +149,13 @@ def _their_fsq(shape: Shape, ours: FSQ) -> nn.Module:
 COMPARISONS: dict[str, Comparison] = {
     "vq": Comparison(
         _gradient_vq,
-        partial(_their_vq, learnable_codebook=True, ema_update=False, rotation_trick=False),
+        partial(_their_vq, **GRADIENT),
         "`Quantizer('vq', losses=[Commitment(1.0), CodebookLoss(1.0)])`",
         "`VectorQuantize(learnable_codebook=True, ema_update=False, rotation_trick=False)`",
     ),
     "ema": Comparison(
         _ema,
-        partial(_their_vq, decay=0.99, rotation_trick=False),
+        partial(_their_vq, **EMA),
         "`Quantizer('ema', losses=[Commitment(1.0)], maintenance=[])`, decay 0.99",
         "`VectorQuantize(decay=0.99, rotation_trick=False)`",
     ),
@@ -152,10 +186,34 @@ COMPARISONS: dict[str, Comparison] = {
 }
 
 
+def _composites() -> dict[str, Comparison]:
+    """Residual chains of 8 and 32 stages, and groups, of either method."""
+    made = {}
+    for name, build, options in (("ema", _ema, EMA), ("vq", _gradient_vq, GRADIENT)):
+        said = ", ".join(f"{option}={value}" for option, value in options.items())
+        for stages in (8, 32):
+            made[f"{stages} stages of {name}"] = Comparison(
+                partial(_residual, build=build, stages=stages),
+                partial(_their_residual, stages=stages, **options),
+                f"`ResidualQuantizer` of {stages} stages as {name}",
+                f"`ResidualVQ(num_quantizers={stages}, {said})`",
+            )
+        made[f"{GROUPS} groups of {name}"] = Comparison(
+            partial(_grouped, build=build),
+            partial(TheirGroups, **options),
+            f"`GroupedQuantizer` of {GROUPS} groups as {name}",
+            f"`GroupedResidualVQ(groups={GROUPS}, num_quantizers=1, {said})`",
+        )
+    return made
+
+
+COMPOSITES = _composites()
+
+
 def build(method: str, side: int, shape: Shape, device: str) -> nn.Module:
     """A module in training mode; side 0 is ours, 1 is theirs."""
     torch.manual_seed(0)
-    comparison = COMPARISONS[method]
+    comparison = (COMPARISONS | COMPOSITES)[method]
     module = comparison.ours(shape)
     return (comparison.theirs(shape, module) if side else module).to(device).train()
 

@@ -3,6 +3,7 @@
     python benchmarks/quantizer_step.py                            # writes benchmarks/results/quantizer_step.md
     python benchmarks/quantizer_step.py --methods vq ema --rounds 15
 
+`composites.py` does the same for residual and grouped quantizers.
 Both sides get the same tensors and the same codes, in one process, and take turns; `benchmarks/README.md` says what the
 columns mean. The other library is the extra `bench`; without it, our side alone is measured.
 """
@@ -10,6 +11,7 @@ columns mean. The other library is the extra `bench`; without it, our side alone
 import argparse
 import itertools
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -25,9 +27,23 @@ from torch import Tensor, nn
 
 from benchmarks import counterparts, paired
 from benchmarks.arguments import Shape, parse_positive, parse_shape
-from benchmarks.counterparts import COMPARISONS, PEER_NAME, build, step, tensors, warm_up
+from benchmarks.counterparts import COMPARISONS, COMPOSITES, PEER_NAME, build, step, tensors, warm_up
 from benchmarks.machine import circumstances, number, table_row, version, write
 from benchmarks.memory import MIB, Memory, in_own_process, observe, return_freed_memory
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a script measures, and what is asked for: speed, and at most a share of the other library's memory."""
+
+    script: str
+    title: str
+    methods: Sequence[str]
+    shapes: Sequence[Shape]
+    judged: Sequence[str]
+    judged_shapes: Sequence[Shape]
+    speedup: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -111,9 +127,9 @@ def compare(method: str, shape: Shape, options: argparse.Namespace) -> Result:
     )
 
 
-def report(results: Sequence[Result], options: argparse.Namespace, load: float) -> str:
+def report(table: Table, results: Sequence[Result], options: argparse.Namespace, load: float) -> str:
     """The whole Markdown file."""
-    parts = [f"# A training step beside {PEER_NAME}\n", *_circumstances(options, load)]
+    parts = [f"# {table.title} beside {PEER_NAME}\n", *_circumstances(table, options, load)]
     for shape, rows in itertools.groupby(results, key=lambda result: result.shape):
         pair_matrix = shape.vectors * shape.codes * 4 / MIB
         parts += [
@@ -124,7 +140,7 @@ def report(results: Sequence[Result], options: argparse.Namespace, load: float) 
             "|---|" + "---:|" * 10,
             *map(_row, rows),
         ]
-    parts += ["\n## Targets\n", *_targets(results), "\n## State of both sides\n", *_states(options)]
+    parts += ["\n## Targets\n", *_targets(table, results), "\n## State of both sides\n", *_states(options)]
     return "\n".join(parts) + "\n"
 
 
@@ -147,17 +163,18 @@ def _row(result: Result) -> str:
     return table_row(cells)
 
 
-def _circumstances(options: argparse.Namespace, load: float) -> list[str]:
+def _circumstances(table: Table, options: argparse.Namespace, load: float) -> list[str]:
+    methods = " ".join(map(shlex.quote, options.methods))
     command = (
-        f"python benchmarks/quantizer_step.py --device {options.device} --threads {options.threads} "
-        f"--rounds {options.rounds} --seconds {options.seconds:g} --methods {' '.join(options.methods)} "
+        f"python benchmarks/{table.script}.py --device {options.device} --threads {options.threads} "
+        f"--rounds {options.rounds} --seconds {options.seconds:g} --methods {methods} "
         f"--shapes {' '.join(map(str, options.shapes))}"
     )
     theirs = version(PEER_NAME) if counterparts.peer else "not installed"
     return circumstances(command, options.device, options.threads, load, [f"{PEER_NAME} (VQP) {theirs}"])
 
 
-def _targets(results: Sequence[Result]) -> list[str]:
+def _targets(table: Table, results: Sequence[Result]) -> list[str]:
     """What was asked for, and whether each row has it."""
     pairs = [
         f"{result.method} at {tuple(result.shape)}"
@@ -169,49 +186,61 @@ def _targets(results: Sequence[Result]) -> list[str]:
         + (f"missed by {', '.join(pairs)}" if pairs else "met at every shape")
     ]
     for result in results:
-        if result.method in ("vq", "ema") and result.speedup is not None and result.shape in DEFAULT_SHAPES[:2]:
+        if result.method in table.judged and result.speedup is not None and result.shape in table.judged_shapes:
             ours, theirs = result.memory
             lines.append(
-                f"- {result.method} at {tuple(result.shape)}: {result.speedup:.3g} times faster (asked: 5, "
-                f"{'met' if result.speedup >= 5 else 'missed'})"
+                f"- {result.method} at {tuple(result.shape)}: {result.speedup:.3g} times faster "
+                f"(asked: {table.speedup:g}, {'met' if result.speedup >= table.speedup else 'missed'})"
             )
             if ours.peak is not None and theirs is not None and theirs.peak is not None:
-                met = "met" if ours.peak * 5 <= theirs.peak else "missed"
-                lines[-1] += f"; {number(ours.peak / theirs.peak)} of its memory (asked: at most 0.2, {met})"
+                met = "met" if ours.peak <= table.share * theirs.peak else "missed"
+                lines[-1] += (
+                    f"; {number(ours.peak / theirs.peak)} of its memory (asked: at most {table.share:.2g}, {met})"
+                )
     return lines
 
 
 def _states(options: argparse.Namespace) -> list[str]:
     lines = ["| method | vqkit | VQP |", "|---|---|---|"]
     for method in options.methods:
-        comparison = COMPARISONS[method]
+        comparison = (COMPARISONS | COMPOSITES)[method]
         lines.append(f"| {method} | {comparison.state_of_ours} | {comparison.state_of_theirs} |")
     return lines
 
 
 DEFAULT_SHAPES = (Shape(8192, 1024, 64), Shape(4096, 16384, 64), Shape(16384, 16384, 8))
+SINGLE = Table(
+    script="quantizer_step",
+    title="A training step",
+    methods=list(COMPARISONS),
+    shapes=DEFAULT_SHAPES,
+    judged=("vq", "ema"),
+    judged_shapes=DEFAULT_SHAPES[:2],
+    speedup=5,
+    share=1 / 5,
+)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quantizer_step", description=__doc__.partition("\n")[0])
+def _parser(table: Table) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=table.script, description=f"{table.title} beside {PEER_NAME}.")
     parser.add_argument(
-        "--shapes", nargs="+", type=partial(parse_shape, least_dim=2), default=list(DEFAULT_SHAPES), metavar="N,K,D"
+        "--shapes", nargs="+", type=partial(parse_shape, least_dim=2), default=list(table.shapes), metavar="N,K,D"
     )
-    parser.add_argument("--methods", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
+    parser.add_argument("--methods", nargs="+", choices=table.methods, default=table.methods)
     parser.add_argument("--rounds", type=parse_positive, default=9, help="at most; default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=15.0, help="start no round of a row that would end later; default: %(default)s"
     )
     parser.add_argument("--threads", type=parse_positive, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    output = Path(__file__).parent / "results" / "quantizer_step.md"
-    parser.add_argument("--output", type=Path, default=output, help="default: benchmarks/results/quantizer_step.md")
+    output = Path(__file__).parent / "results" / f"{table.script}.md"
+    parser.add_argument("--output", type=Path, default=output, help=f"default: benchmarks/results/{output.name}")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, table: Table = SINGLE) -> None:
     """Measure everything that was asked for, and write the table."""
-    options = _parser().parse_args(arguments)
+    options = _parser(table).parse_args(arguments)
     if counterparts.peer is None:
         print(f"{PEER_NAME} is not installed, so vqkit is measured alone; for both: pip install -e '.[bench]'")
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
@@ -223,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{tuple(shape)} {_row(results[-1])}", flush=True)
     finally:
         torch.set_num_threads(threads)
-    write(options.output, report(results, options, load))
+    write(options.output, report(table, results, options, load))
     print(f"written: {options.output}")
 
 

@@ -79,6 +79,11 @@ def positive(text: str) -> float:
 
 def check_levels(codec: AudioTokenizer, levels: int | None) -> None:
     """Stop unless there are so many levels: frames have no axis of levels where one codebook is all."""
+    if not codec.quantizer.index_per_position:
+        raise SystemExit(
+            f"this codec has levels of {codec.level_rates} indices a second, and the files of this example hold frames "
+            "of one rate: write token shards (docs/tokens.md)"
+        )
     most = codec.quantizer.num_codebooks if codec.quantizer.level_axis else 0
     if levels is not None and not 1 <= levels <= most:
         raise SystemExit(

@@ -46,7 +46,8 @@ def method_papers() -> str:
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
         lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
     splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer)
-    composites = (vqkit.ResidualQuantizer, vqkit.GroupedQuantizer, *splits, vqkit.PrefixQuantizer)
+    chains = (vqkit.ResidualQuantizer, vqkit.MultiScaleQuantizer, vqkit.MultiRateQuantizer)
+    composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.PrefixQuantizer)
     for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, *composites):
         docstring = inspect.getdoc(cls) or ""
         lines.append(f"| `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")

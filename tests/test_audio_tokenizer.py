@@ -9,22 +9,32 @@ import torch
 from torch.nn.utils.parametrizations import weight_norm
 
 from tests.few import few
-from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, without_quantization
+from vqkit import (
+    AudioTokenizer,
+    MultiRateQuantizer,
+    MultiScaleQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    without_quantization,
+)
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.tokenizers.resampling import resample
 
 HOP = 20
+RATES = [4, 2, 1]
 SIZES = {"dim": 8, "channels": 4, "strides": (2, 2, 5)}
 
 
 def make_codec(*, levels=3, causal=True, channels=1, **sizes):
     torch.manual_seed(0)
     sizes = {**SIZES, "causal": causal, **sizes}
-    if levels:
-        stage = partial(Quantizer, "ema", dim=8, codebook_size=32)
+    stage = partial(Quantizer, "ema", dim=8, codebook_size=32)
+    if levels == RATES:
+        quantizer = MultiRateQuantizer(stage, RATES, channel_dim=1)
+    elif levels:
         quantizer = ResidualQuantizer(stage, levels, channel_dim=1)
     else:
-        quantizer = Quantizer("ema", dim=8, codebook_size=32, channel_dim=1)
+        quantizer = stage(channel_dim=1)
     encoder, decoder = ConvEncoder1d(in_channels=channels, **sizes), ConvDecoder1d(out_channels=channels, **sizes)
     codec = AudioTokenizer(encoder, quantizer, decoder, sample_rate=8000)
     codec.initialize([noise(4, channels, 4000)], samples=400)
@@ -33,6 +43,12 @@ def make_codec(*, levels=3, causal=True, channels=1, **sizes):
 
 def noise(*shape):
     return 0.3 * torch.randn(*shape)
+
+
+def pieces_of(codec, indices, size):
+    """As `size` steps at a time come from a stream."""
+    rows = codec.quantizer.interleave(indices)
+    return [codec.quantizer.deinterleave(part) for part in rows.split(size, dim=1)]
 
 
 def chunks_of(wave, seed):
@@ -80,7 +96,34 @@ def test_single_codebooks_have_no_level_axis():
     assert codec.frame_rate == 400
 
 
-@pytest.mark.parametrize("levels", [0, 3])
+@pytest.mark.parametrize("length", [1, 4 * HOP, 4 * HOP + 1, 1000])
+def test_levels_of_several_rates_take_any_length_too(length):
+    codec = make_codec(levels=RATES)
+    wave = noise(2, 1, length)
+    indices = codec.encode(wave)
+    steps = -(-length // (4 * HOP))
+    assert [level.shape[1] for level in codec.quantizer.split_levels(indices)] == [steps, 2 * steps, 4 * steps]
+    filled = torch.cat([wave, torch.zeros(2, 1, steps * 4 * HOP - length)], dim=-1)
+    assert torch.equal(codec.encode(filled), indices)
+    output = codec(wave)
+    assert output.reconstruction.shape == wave.shape and torch.equal(output.quantizer.indices, indices)
+    torch.testing.assert_close(codec.decode(indices, length=length), output.reconstruction)
+    coarse = codec.decode(codec.quantizer.prefix(indices, 1), length=length)
+    assert coarse.shape == wave.shape and not torch.equal(coarse, output.reconstruction)
+    with pytest.raises(ValueError, match=f"the samples of {4 * steps} frames"):
+        codec.decode(indices, length=10_000)
+
+
+def test_levels_of_several_rates_cost_what_their_indices_do():
+    codec = make_codec(levels=RATES)
+    assert codec.level_rates == (100, 200, 400) and codec.frames_per_step == 4
+    assert codec.kbps == pytest.approx((100 + 200 + 400) * 5 / 1000)
+    second = codec.encode(noise(1, 1, 8000))
+    assert second.numel() * 5 / 1000 == pytest.approx(codec.kbps)
+    assert codec.latency == 4 * HOP / 8000
+
+
+@pytest.mark.parametrize("levels", [0, 3, RATES], ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stream_gives_the_codes_of_the_whole(levels, seed):
     codec = make_codec(levels=levels)
@@ -88,10 +131,10 @@ def test_a_stream_gives_the_codes_of_the_whole(levels, seed):
     whole = codec.encode(wave)
     with codec.streaming() as stream:
         parts = [stream.encode(chunk) for chunk in chunks_of(wave, seed)] + [stream.flush()]
-    streamed = torch.cat(parts, dim=1)
+    streamed = codec.join(parts)
     assert torch.equal(streamed, whole)
     with codec.streaming():
-        sound = torch.cat([codec.decode(part) for part in streamed.split([1, 7, 2, 41], dim=1)], dim=-1)
+        sound = torch.cat([codec.decode(part) for part in pieces_of(codec, streamed, 5)], dim=-1)
     torch.testing.assert_close(sound, codec.decode(whole), atol=1e-5, rtol=0)
 
 
@@ -120,13 +163,14 @@ def test_a_model_that_looks_ahead_does_not_stream():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("frames_per_block", few([1, 7, 256], 7))
-def test_blocks_give_the_codes_of_the_whole(causal, frames_per_block):
-    codec = make_codec(causal=causal)
+@pytest.mark.parametrize("levels", [3, RATES], ids=str)
+def test_blocks_give_the_codes_of_the_whole(causal, frames_per_block, levels):
+    codec = make_codec(causal=causal, levels=levels)
     wave = noise(2, 1, 1503)
     whole = codec.encode(wave)
     blocks = codec.encode_blocks(chunks_of(wave, 1), frames_per_block=frames_per_block)
-    assert torch.equal(torch.cat(list(blocks), dim=1), whole)
-    sound = codec.decode_blocks(whole.split(11, dim=1), frames_per_block=frames_per_block)
+    assert torch.equal(codec.join(blocks), whole)
+    sound = codec.decode_blocks(pieces_of(codec, whole, 3), frames_per_block=frames_per_block)
     torch.testing.assert_close(torch.cat(list(sound), dim=-1), codec.decode(whole), atol=1e-5, rtol=0)
 
 
@@ -137,6 +181,19 @@ def test_latency_is_what_the_sound_of_a_frame_waits_for():
     with without_quantization(codec):
         codec(wave).reconstruction[..., first : first + HOP].sum().backward()
     assert int(wave.grad[0, 0].nonzero().max()) - first + 1 == codec.latency * 8000
+
+
+def test_latency_of_several_rates_is_that_of_the_frame_that_waits_longest():
+    codec = make_codec(causal=False, levels=RATES).double()
+    waits = []
+    for first in range(60 * HOP, 64 * HOP, HOP):
+        wave = noise(1, 1, 128 * HOP).double().requires_grad_()
+        with without_quantization(codec):
+            codec(wave).reconstruction[..., first : first + HOP].sum().backward()
+        # Every frame of a step waits for its last one.
+        frame = int(wave.grad[0, 0].nonzero().max()) - codec._encoding_context[1] - HOP + 1
+        waits.append((frame // (4 * HOP) + 1) * 4 * HOP + codec._encoding_context[1] - first)
+    assert max(waits) == codec.latency * 8000
 
 
 def test_other_rates_are_resampled():
@@ -217,6 +274,9 @@ def test_parts_that_differ_are_refused():
         AudioTokenizer(encoder, quantizer, ConvDecoder1d(out_channels=2, **SIZES), sample_rate=8000)
     with pytest.raises(ValueError, match="sample_rate=0"):
         AudioTokenizer(encoder, quantizer, ConvDecoder1d(**SIZES), sample_rate=0)
+    scales = MultiScaleQuantizer(partial(Quantizer, "vq", dim=8, codebook_size=4), [1, 2], axes=1, channel_dim=1)
+    with pytest.raises(ValueError, match="MultiScaleQuantizer has no index for each frame"):
+        AudioTokenizer(encoder, scales, ConvDecoder1d(**SIZES), sample_rate=8000)
 
 
 def test_any_modules_are_taken_by_what_they_say_of_themselves():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import counterparts, memory, quantizer_step
+from benchmarks import composites, counterparts, memory, quantizer_step
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--shapes", "64,16,4", "--rounds", "1", "--threads", "1"]
@@ -49,6 +49,18 @@ def test_table_of_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture, monk
     assert "written:" in capsys.readouterr().out
 
 
+@needs_peer
+@linux
+def test_table_of_composites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer_step, "in_own_process", lambda *arguments: memory.Memory(2**22, 2**9))
+    output = tmp_path / "table.md"
+    composites.main([*TINY, "--shapes", "64,16,8", "--methods", "8 groups of ema", "--output", str(output)])
+    text = output.read_text()
+    _, row = table(text)
+    assert row[0] == "8 groups of ema" and "100.00%" in row
+    assert "benchmarks/composites.py --device cpu" in text and "--methods '8 groups of ema'" in text
+
+
 @linux
 def test_without_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer_step, "in_own_process", lambda *arguments: memory.Memory(2**22, 2**9))
@@ -64,9 +76,9 @@ def test_without_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture, monkeyp
 
 
 @needs_peer
-@pytest.mark.parametrize("method", counterparts.COMPARISONS)
+@pytest.mark.parametrize("method", [*counterparts.COMPARISONS, "8 stages of vq", "8 groups of ema", "8 groups of vq"])
 def test_both_sides_start_equal(method: str) -> None:
-    shape = counterparts.Shape(64, 16, 4)
+    shape = counterparts.Shape(64, 16, 8)
     x, upstream = counterparts.tensors(shape, "cpu")
     indices, gradients = [], []
     for side in (0, 1):
@@ -76,7 +88,7 @@ def test_both_sides_start_equal(method: str) -> None:
         indices.append(counterparts.step(module, x, upstream))
         gradients.append(x.grad.clone())
     assert (indices[0] == indices[1]).double().mean() == 1
-    if method == "residual":  # theirs passes the decoder's gradient once for each stage
+    if method == "residual" or "stages" in method:  # theirs passes the decoder's gradient once for each stage
         assert gradients[1].norm() > 2 * gradients[0].norm()
     elif method != "fsq":  # whose bounding functions differ
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

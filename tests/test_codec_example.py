@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.few import few
-from tests.test_audio_tokenizer import HOP, SIZES
+from tests.test_audio_tokenizer import HOP, RATES, SIZES, make_codec
 from tests.test_examples import ROOT, load_example
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -66,6 +66,14 @@ def test_a_file_becomes_tokens_and_sound_again(saved, tmp_path, monkeypatch, cap
         torch.testing.assert_close(torch.from_numpy(sound), expected, atol=1.5 * 2**-15 + 1e-6, rtol=0)
     assert f"{tuple(indices.shape[1:])} indices at 400 frames/s" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.wav", "speech.wav", "tokens.safetensors"]
+
+
+def test_levels_of_several_rates_end_in_a_line(tmp_path, monkeypatch):
+    codec = make_codec(levels=RATES)
+    monkeypatch.setattr(AudioTokenizer, "from_pretrained", lambda folder: codec)
+    source = clip(tmp_path / "speech.wav", 0.1)
+    with pytest.raises(SystemExit, match=r"levels of \(100.0, 200.0, 400.0\) indices a second"):
+        run(monkeypatch, "encode", tmp_path, source, tmp_path / "tokens.safetensors")
 
 
 @pytest.mark.parametrize("milliseconds", few([1.0, 37.0, 5000.0], 37.0))

@@ -1,5 +1,6 @@
 """Layouts: the tables of the papers' figures, and what holds of every table."""
 
+import functools
 import math
 import re
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import vqkit.layouts as layouts
+from vqkit import MultiRateQuantizer, MultiScaleQuantizer, Quantizer
 from vqkit.layouts import Layout, Vocabulary
 
 
@@ -74,6 +76,22 @@ def test_flat_figures(layout: Layout, cells: str) -> None:
     """Positions c, d, and levels."""
     found = zip(layout.table_positions.tolist(), layout.table_levels.tolist(), strict=True)
     assert " ".join(f"{'cd'[position]}{level}" for position, level in found) == cells
+
+
+def test_indices_of_the_quantizers() -> None:
+    """A frame of `MultiRateQuantizer` is what it interleaves, a step of `MultiScaleQuantizer` a scale."""
+    code = functools.partial(Quantizer, "vq", dim=4, codebook_size=16)
+    rates, scales = MultiRateQuantizer(code, [4, 2, 1]).eval(), MultiScaleQuantizer(code, [1, 2, 3]).eval()
+    by_frame = rates.interleave(frames := rates.encode(torch.randn(2, 12, 4))).unbind(1)
+    by_scale = (pictures := scales.encode(torch.randn(2, 3, 3, 4))).split([1, 4, 9], dim=1)
+    for layout, quantizer, indices, expected in (
+        (layouts.multi_rate(3, [1, 2, 4]), rates, frames, by_frame),
+        (layouts.next_scale([(1, 1), (2, 2), (3, 3)]), scales, pictures, by_scale),
+    ):
+        vocabulary = Vocabulary.flat(quantizer.level_sizes)
+        found = dict(layout.stream(layout.pack(indices, vocabulary).unbind(1), vocabulary))
+        assert layout.num_levels == len(quantizer.level_sizes) and len(found) == len(expected) == 3
+        assert all(torch.equal(found[position], codes) for position, codes in enumerate(expected))
 
 
 def test_steps_of_the_patterns() -> None:

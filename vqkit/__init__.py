@@ -7,6 +7,11 @@ Everything public is named here; nothing else is.
 """
 
 from vqkit import layouts as layouts
+from vqkit.coarse import CoarseLabels as CoarseLabels
+from vqkit.coarse import agglomerative_labels as agglomerative_labels
+from vqkit.coarse import balanced_labels as balanced_labels
+from vqkit.coarse import kmeans_labels as kmeans_labels
+from vqkit.coarse import nested_labels as nested_labels
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode
@@ -84,11 +89,22 @@ from vqkit.quantizers.lengths import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.lengths import UniformLengths as UniformLengths
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
+from vqkit.quantizers.multirate import MultiRateQuantizer as MultiRateQuantizer
 from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
 from vqkit.quantizers.output import QuantizerOutput as QuantizerOutput
 from vqkit.quantizers.prefix import PrefixQuantizer as PrefixQuantizer
+from vqkit.quantizers.projected import AttentionProjection as AttentionProjection
+from vqkit.quantizers.projected import LinearProjection as LinearProjection
+from vqkit.quantizers.projected import ProjectedQuantizer as ProjectedQuantizer
+from vqkit.quantizers.projected import Projection as Projection
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
+from vqkit.quantizers.reduction import MeanOverChoices as MeanOverChoices
+from vqkit.quantizers.reduction import MeanOverCodebooks as MeanOverCodebooks
+from vqkit.quantizers.reduction import MeanOverMembers as MeanOverMembers
+from vqkit.quantizers.reduction import MemberCounts as MemberCounts
+from vqkit.quantizers.reduction import Reduction as Reduction
+from vqkit.quantizers.reduction import SumOverMembers as SumOverMembers
 from vqkit.quantizers.residual import ResidualQuantizer as ResidualQuantizer
 from vqkit.quantizers.resizing import AreaResizing as AreaResizing
 from vqkit.quantizers.resizing import CubicResizing as CubicResizing

@@ -19,6 +19,7 @@ from vqkit import (
     FSQ,
     LFQ,
     NSVQ,
+    AttentionProjection,
     BaseQuantizer,
     BitFlips,
     CenteredFSQ,
@@ -38,7 +39,9 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     LBGSplitting,
+    MeanOverChoices,
     MSBFirstLFQ,
+    MultiRateQuantizer,
     MultiScaleQuantizer,
     NestedGroupedQuantizer,
     NestedLengths,
@@ -46,6 +49,7 @@ from vqkit import (
     PowerOfTwoLengths,
     PrefixQuantizer,
     ProbabilisticAnchor,
+    ProjectedQuantizer,
     Quantizer,
     RandomAnchor,
     Reflection,
@@ -56,6 +60,7 @@ from vqkit import (
     Search,
     SplitQuantizer,
     StraightThrough,
+    SumOverMembers,
     TextbookBSQ,
     UnnormalizedStraightThrough,
 )
@@ -68,20 +73,21 @@ DIM = 8
 class Case:
     """A quantizer and the shape of its input.
 
-    `spatial` ones need images. One with `ranked_losses` has a term that ranks the vectors of a batch, as its
-    docstring says: it depends on the size of the batch, and is not that of the joined batch over ranks. The learning
-    rate is that of plain SGD.
+    `spatial` ones need maps of the size `grid`, and look at a neighbourhood. One with `ranked_losses` has a term that
+    ranks the vectors of a batch, as its docstring says: it depends on the size of the batch, and is not that of the
+    joined batch over ranks. The learning rate is that of plain SGD.
     """
 
     build: Callable[..., BaseQuantizer]
     spatial: bool = False
+    grid: tuple[int, ...] = (4, 4)
     ranked_losses: bool = False
     learning_rate: float = 0.5
 
     def example(self, batch: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, T, D) rows, or (B, D, H, W) images for a spatial quantizer."""
+        """(B, T, D) rows, or (B, D, *grid) for a spatial quantizer."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (batch, DIM, 4, 4) if self.spatial else (batch, 10, DIM)
+        shape = (batch, DIM, *self.grid) if self.spatial else (batch, 10, DIM)
         return torch.randn(shape, generator=generator, dtype=dtype)
 
     def positions(self, x: Tensor) -> torch.Size:
@@ -105,6 +111,7 @@ def dropout(quantizer: BaseQuantizer) -> float:
 
 stage = partial(Quantizer, dim=DIM, codebook_size=16)
 vq, ema, cvq, gumbel = (partial(stage, method, codebook_size=32) for method in ("vq", "ema", "cvq", "gumbel"))
+multi_rate = partial(MultiRateQuantizer, strides=[4, 2, 1], channel_dim=1)
 multi_scale = partial(MultiScaleQuantizer, scales=[1, [2, 3], 4], channel_dim=1)
 unit_group = partial(stage, dim=4, codebook_dim=2, normalize=True)
 
@@ -130,7 +137,14 @@ CASES: dict[str, Case] = {
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
-        partial(ResidualQuantizer, partial(stage, "ema"), 3, dropout=0.7, estimator=RotationTrick())
+        partial(
+            ResidualQuantizer,
+            partial(stage, "ema"),
+            3,
+            dropout=0.7,
+            estimator=RotationTrick(),
+            reduction=MeanOverChoices(),
+        )
     ),
     "residual_nsvq": Case(partial(ResidualQuantizer, partial(stage, "nsvq"), 2, estimator=NSVQ(), dropout=0.3)),
     "residual_projected": Case(partial(ResidualQuantizer, partial(stage, codebook_dim=4), 2, estimator=None)),
@@ -143,7 +157,7 @@ CASES: dict[str, Case] = {
     "nested_groups": Case(
         partial(NestedGroupedQuantizer, unit_group, 2, lengths=NestedLengths([0.0, 0.6]), losses=[Disentanglement()])
     ),
-    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()])),
+    "fqgan": Case(partial(GroupedQuantizer, unit_group, 2, losses=[Disentanglement()], reduction=SumOverMembers())),
     "multi_scale": Case(partial(multi_scale, stage, level_sizes=[4, 8, 16]), spatial=True),
     "multi_scale_ema": Case(partial(multi_scale, partial(stage, "ema"), dropout=0.5), spatial=True),
     "multi_scale_own": Case(partial(multi_scale, [stage, partial(LFQ, DIM), partial(FSQ, [5] * DIM)]), spatial=True),
@@ -160,9 +174,10 @@ CASES: dict[str, Case] = {
             SplitQuantizer,
             [
                 partial(stage, "ema", dim=4),
-                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5),
+                partial(ResidualQuantizer, partial(stage, "ema", dim=5), 2, dropout=0.5, reduction=MeanOverChoices()),
             ],
             dim=DIM,
+            reduction=MeanOverChoices(),
         )
     ),
     "dualcodec": Case(
@@ -175,9 +190,36 @@ CASES: dict[str, Case] = {
             dropout=0.5,
         )
     ),
-    "prefix": Case(partial(PrefixQuantizer, partial(stage, "ema"), dropout=0.7)),
-    "prefix_residual": Case(
-        partial(PrefixQuantizer, partial(ResidualQuantizer, stage, 2, dropout=0.5), lengths=PowerOfTwoLengths())
+    "products_of_residuals": Case(
+        partial(GroupedQuantizer, partial(ResidualQuantizer, partial(stage, "ema", dim=4), 2, dropout=0.5), 2)
+    ),
+    "residuals_of_products": Case(
+        partial(ResidualQuantizer, partial(GroupedQuantizer, partial(stage, dim=4), 2), 2, dropout=0.5)
+    ),
+    "unitok": Case(
+        partial(
+            ProjectedQuantizer,
+            partial(GroupedQuantizer, partial(stage, dim=2, normalize=True), 2),
+            DIM,
+            projection=AttentionProjection,
+        )
+    ),
+    "prefix": Case(
+        partial(
+            PrefixQuantizer,
+            partial(ResidualQuantizer, partial(stage, "ema"), 2),
+            lengths=PowerOfTwoLengths(),
+            dropout=0.7,
+        )
+    ),
+    "multi_rate": Case(partial(multi_rate, partial(stage, "ema"), dropout=0.5), spatial=True, grid=(16,)),
+    "snac": Case(
+        partial(multi_rate, partial(stage, "factorized", codebook_dim=4), estimator=None), spatial=True, grid=(16,)
+    ),
+    "multi_rate_own": Case(
+        partial(multi_rate, [stage, partial(stage, "nsvq", codebook_size=24), stage], estimator=NSVQ()),
+        spatial=True,
+        grid=(16,),
     ),
     "two_scale": Case(partial(TwoScaleQuantizer, DIM, 16, 4, 4), spatial=True),
 }
@@ -238,5 +280,8 @@ def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
     return {name: case for name, case in cases.items() if not case.spatial}
 
 
-every_case = each(CASES, MATRIX)
+SLOW = {"multi_scale_own", "multi_scale_bits"}
+"""Others stand for what these have in common with them."""
+
+every_case = each(CASES, MATRIX, *(CASES.keys() - SLOW))
 pointwise = each(_pointwise(CASES), _pointwise(MATRIX))

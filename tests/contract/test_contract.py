@@ -204,7 +204,7 @@ def test_masked_positions_are_left_out(case: Case) -> None:
     mask = torch.rand(case.positions(x), generator=torch.Generator().manual_seed(4)) < 0.6
     elsewhere = torch.where(mask.unsqueeze(1 if case.spatial else -1), x, 100 * torch.randn_like(x))
     if case.spatial:  # a spatial quantizer may look at a neighbourhood: leave out whole samples
-        mask = torch.tensor([True, False, True]).reshape(-1, 1, 1).expand(mask.shape)
+        mask = torch.tensor([True, False, True]).reshape(-1, *[1] * (mask.ndim - 1)).expand(mask.shape)
         elsewhere = torch.where(mask.unsqueeze(1), x, 100.0)
     output, other = quantizer(x, mask), twin(elsewhere, mask)
     assert torch.equal(output.indices, other.indices)
@@ -361,7 +361,7 @@ def test_a_batch_without_vectors_passes_through(case: Case) -> None:
     [
         (lambda x: x.to(torch.int64), "floating point"),
         (lambda x: x.flatten(), "channels on axis"),
-        (lambda x: torch.cat([x, x], dim=1 if x.ndim == 4 else -1), f"dim={DIM} channels"),
+        (lambda x: torch.cat([x, x], dim=list(x.shape).index(DIM)), f"dim={DIM} channels"),
     ],
 )
 def test_a_wrong_input_is_refused_with_words(case: Case, make, message: str) -> None:

@@ -24,9 +24,13 @@ from vqkit import (
     EMACodebook,
     Entropy,
     GroupedQuantizer,
+    MeanOverChoices,
+    MeanOverCodebooks,
+    MeanOverMembers,
     Quantizer,
     RandomRestart,
     ResidualQuantizer,
+    SumOverMembers,
     distributed,
 )
 
@@ -224,10 +228,11 @@ def collectives_on_rank(rank: int, build: Callable[[], BaseQuantizer]) -> list[C
         (partial(residual, partial(grouped, partial(residual, ema, 2), 2), 3), 1, 0),
         (with_sums, 2, 1),
         (partial(residual, with_sums, 8), 2, 1),
+        (partial(residual, with_sums, 8, dropout=1.0, reduction=MeanOverChoices()), 2, 1),
         (partial(grouped, [ema, partial(residual, with_sums, 2), partial(LFQ, 4)]), 2, 1),
         (partial(grouped, partial(LFQ, 4), 8), 1, 1),
     ],
-    ids=["ema", "2 stages", "8 stages", "groups", "nested", "entropy", "8 entropies", "mixed", "bits"],
+    ids=["ema", "2 stages", "8 stages", "groups", "nested", "entropy", "8 entropies", "dropout", "mixed", "bits"],
 )
 def test_all_members_are_summed_over_ranks_at_once(build, forward: int, backward: int, rank_pair) -> None:
     """One collective for statistics, and one for the losses of sums, which has a backward."""
@@ -262,3 +267,41 @@ def test_a_codebook_of_several_members_counts_a_forward_once(rank_pair) -> None:
     for state in rank_pair(choose_twice, True):
         for key, value in alone.items():
             assert torch.allclose(value.double(), state[key].double(), rtol=1e-12), key
+
+
+def losses_of_dropout(
+    rank: int, build: Callable[..., BaseQuantizer], size: int
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    """Loss, gradients to the codes and to the vectors, and what was used, of `size` samples from those of the rank."""
+    quantizer = build(dropout=1.0).double()
+    x = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x[size * rank : size * (rank + 1)].requires_grad_()
+    output = quantizer(x)
+    output.loss.backward()
+    return output.loss.detach(), [codes.grad for codes in quantizer.parameters()], x.grad, output.indices >= 0
+
+
+vq = partial(Quantizer, "vq", dim=4, codebook_size=8)
+inner = partial(ResidualQuantizer, vq, 2, dropout=1.0, reduction=MeanOverChoices(), seed=1)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(partial(ResidualQuantizer, vq, 4, reduction=kind()) for kind in (MeanOverMembers, SumOverMembers)),
+        partial(ResidualQuantizer, vq, 4, reduction=MeanOverChoices()),
+        partial(ResidualQuantizer, [vq, inner, vq, inner], reduction=MeanOverCodebooks()),
+        partial(ResidualQuantizer, [vq, inner, vq], reduction=MeanOverChoices()),
+    ],
+    ids=["mean", "sum", "choices", "choices inside", "choices twice"],
+)
+def test_losses_of_dropout_are_those_of_the_joined_batch(build: Callable[..., BaseQuantizer], rank_pair) -> None:
+    """Whatever each rank draws; data parallelism takes the mean over ranks."""
+    loss, codes, vectors, used = losses_of_dropout(0, build, 8)
+    first, second = rank_pair(losses_of_dropout, build, 4)
+    assert torch.equal(torch.cat([first[3], second[3]]), used) and first[3].sum() != second[3].sum()
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
+    close((first[0] + second[0]) / 2, loss)
+    close(torch.cat([first[2], second[2]]) / 2, vectors)
+    for ours, theirs, joined in zip(first[1], second[1], codes, strict=True):
+        close((ours + theirs) / 2, joined)

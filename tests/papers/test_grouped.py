@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqkit import Disentanglement, GroupedQuantizer, PublishedDisentanglement, Quantizer, ResidualQuantizer
+from vqkit import (
+    Disentanglement,
+    GroupedQuantizer,
+    MeanOverMembers,
+    PublishedDisentanglement,
+    Quantizer,
+    Reduction,
+    ResidualQuantizer,
+    SumOverMembers,
+)
 
 SMALL = partial(Quantizer, "vq", dim=3, codebook_size=7)
 LARGE = partial(Quantizer, "ema", dim=5, codebook_size=20)
@@ -55,22 +64,24 @@ def test_the_codes_are_the_product_of_the_books() -> None:
     assert torch.equal(quantizer.encode(z), torch.stack([joined // 20, joined % 20], 1))
 
 
-def test_losses_and_gradients_are_those_of_the_groups_averaged() -> None:
-    quantizer, z = uneven(), random(30, 11).requires_grad_()
+@pytest.mark.parametrize(("reduction", "divisor"), [(MeanOverMembers(), 3), (SumOverMembers(), 1)])
+def test_losses_and_gradients_are_those_of_the_groups(reduction: Reduction, divisor: int) -> None:
+    """The mean, as of UniTok's codebooks, or the sum, as of FQGAN's branches."""
+    quantizer, z = uneven(reduction=reduction), random(30, 11).requires_grad_()
     twin = copy.deepcopy(quantizer)
     y = z.detach().clone().requires_grad_()
     upstream = random(30, 11, seed=1)
     output = quantizer(z)
     (output.loss + (output.quantized * upstream).sum()).backward()
     parts = [group(part) for group, part in zip(twin.groups, y.split([3, 5, 3], -1), strict=True)]
-    loss = sum(part.loss for part in parts) / 3
+    loss = sum(part.loss for part in parts) / divisor
     (loss + (torch.cat([part.quantized for part in parts], -1) * upstream).sum()).backward()
     torch.testing.assert_close(output.loss, loss, rtol=0, atol=1e-14)
     torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-14)
     for ours, theirs in zip(quantizer.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-14)
     commitments = [part.losses["commitment"] for part in parts]
-    torch.testing.assert_close(output.losses["commitment"], sum(commitments) / 3, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.losses["commitment"], sum(commitments) / divisor, rtol=0, atol=1e-14)
 
 
 def test_masks_and_left_out_groups() -> None:

@@ -15,12 +15,14 @@ from vqkit import (
     Commitment,
     Estimator,
     GroupedQuantizer,
+    MeanOverChoices,
     Quantizer,
     QuantizerOutput,
     ResidualQuantizer,
     RotationTrick,
     Selection,
     StraightThrough,
+    SumOverMembers,
 )
 from vqkit.methods import METHODS
 from vqkit.parts.compatibility import IncompatibleParts
@@ -224,7 +226,7 @@ def test_a_dropped_stage_has_no_value_no_loss_no_gradient_and_no_statistics() ->
 
 def test_losses_of_dropout_are_those_of_dac() -> None:
     """The sum over stages of the mean over the batch, in which a sample that drops a stage counts as 0."""
-    quantizer = chain(4, dropout=1.0)
+    quantizer = chain(4, dropout=1.0, reduction=SumOverMembers())
     z = torch.randn(7, 5, DIM, dtype=torch.float64, requires_grad=True)
     output = quantizer(z)
     depth = depths(output.indices)
@@ -238,11 +240,27 @@ def test_losses_of_dropout_are_those_of_dac() -> None:
         codebook = F.mse_loss(chosen, residual.detach(), reduction="none").mean([1, 2])
         total = total + ((0.25 * commitment + codebook) * mask).mean()
         before = before + chosen.detach() * mask[:, None, None]
-    ours = torch.autograd.grad(4 * output.loss, [z, *quantizer.parameters()])
+    ours = torch.autograd.grad(output.loss, [z, *quantizer.parameters()])
     theirs = torch.autograd.grad(total, [y, *quantizer.parameters()])
-    torch.testing.assert_close(4 * output.loss, total, rtol=0, atol=1e-13)
+    torch.testing.assert_close(output.loss, total, rtol=0, atol=1e-13)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("drawn", [(3, 3, 3), (4, 1, 2)], ids=["for the batch", "for each sample"])
+def test_losses_of_dropout_are_those_of_encodec(drawn: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over the stages that a batch uses; where each sample has its own number, over all choices."""
+    quantizer = chain(4, "ema", dropout=1.0, reduction=MeanOverChoices())
+    monkeypatch.setattr(quantizer, "sample_depths", lambda *_: torch.tensor(drawn))
+    z = torch.randn(3, 5, DIM, dtype=torch.float64)
+    output = quantizer(z)
+    squares, left_over = [], z
+    for number, stage in enumerate(quantizer.stages):
+        left_over = left_over - stage.decode(output.indices[..., number])
+        squares.extend(left_over[sample].square().mean() for sample in range(3) if number < drawn[sample])
+    assert len(squares) == sum(drawn)
+    torch.testing.assert_close(output.losses["commitment"], sum(squares) / len(squares), rtol=0, atol=1e-14)
+    torch.testing.assert_close(output.loss, 0.25 * output.losses["commitment"], rtol=0, atol=1e-14)
 
 
 def test_every_parameter_is_in_the_graph_also_of_stages_that_were_dropped() -> None:

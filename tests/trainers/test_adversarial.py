@@ -21,6 +21,7 @@ from trainers.core import (
     NonSaturating,
     RelativeFeatureMatching,
     UnclippedHinge,
+    Vanilla,
 )
 
 
@@ -35,7 +36,7 @@ def codec() -> nn.Module:
     return nn.Sequential(nn.Conv1d(1, 4, 9, padding=4), nn.Tanh(), nn.Conv1d(4, 1, 9, padding=4))
 
 
-GAMES = [LeastSquares(), Hinge(), UnclippedHinge(), HingeNonSaturating(), NonSaturating()]
+GAMES = [LeastSquares(), Hinge(), UnclippedHinge(), HingeNonSaturating(), NonSaturating(), Vanilla()]
 games = pytest.mark.parametrize("loss", GAMES, ids=lambda loss: type(loss).__name__)
 matchings = pytest.mark.parametrize(
     "matching", [FeatureMatching(), RelativeFeatureMatching()], ids=lambda matching: type(matching).__name__
@@ -85,6 +86,13 @@ def test_non_saturating() -> None:
     torch.testing.assert_close(game.discriminator(real, fake), both)
     torch.testing.assert_close(game.generator(fake), -torch.log(fake.sigmoid()).mean())
     assert game.generator(torch.tensor([-200.0])) == 200  # the logarithm of the sigmoid would be -inf
+
+
+def test_vanilla() -> None:
+    real, fake = torch.randn(2, 50, dtype=torch.float64)
+    both = -torch.log(real.sigmoid()).mean() - torch.log(1 - fake.sigmoid()).mean()
+    torch.testing.assert_close(Vanilla().discriminator(real, fake), both)
+    torch.testing.assert_close(Vanilla().generator(fake), -sum(fake) / 50)
 
 
 def test_feature_matching_and_its_relative_form() -> None:

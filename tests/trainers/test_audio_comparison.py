@@ -1,6 +1,7 @@
 """A whole comparison on real speech, its pictures and sounds, its table, and what it refuses."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,19 +11,19 @@ import torch
 from PIL import Image
 
 from trainers.audio.comparison import Comparison, Utterance, compare, draw, load_utterances, table, verdict
-from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
+from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 
 EVALUATION = Path(__file__).resolve().parents[2] / "assets/audio/eval"
 RATE = 16000
 
 
-def codec(channels: int = 1) -> AudioTokenizer:
+def codec(channels: int = 1, *, strides: Sequence[int] = ()) -> AudioTokenizer:
     sizes = {"dim": 8, "channels": 8, "strides": (4,), "patch_size": 40, "dilations": (1,), "linear_path": True}
     stage = partial(Quantizer, "ema", dim=8, codebook_size=16)
-    quantizer = ResidualQuantizer(stage, 2, channel_dim=1)
+    chain = partial(MultiRateQuantizer, stage, strides) if strides else partial(ResidualQuantizer, stage, 2)
     encoder, decoder = ConvEncoder1d(in_channels=channels, **sizes), ConvDecoder1d(out_channels=channels, **sizes)
-    return AudioTokenizer(encoder, quantizer, decoder, sample_rate=RATE).eval()
+    return AudioTokenizer(encoder, chain(channel_dim=1), decoder, sample_rate=RATE).eval()
 
 
 def spoken(seconds: float = 1.5) -> list[Utterance]:
@@ -140,6 +141,11 @@ def test_words_are_counted_for_every_codec_where_they_are_understood(monkeypatch
 def test_stereo_is_refused():
     with pytest.raises(ValueError, match="one channel; this one has 2"):
         compare(codec(2), spoken(), [spoken()[0].wave])
+
+
+def test_levels_of_several_rates_are_refused():
+    with pytest.raises(ValueError, match="codecs with one frame rate, and the levels of this one have"):
+        compare(codec(strides=[2, 1]), spoken(), [spoken()[0].wave])
 
 
 def test_recordings_of_any_rate_are_read_with_their_texts(tmp_path):

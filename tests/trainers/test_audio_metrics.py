@@ -261,6 +261,18 @@ def test_rates(speech):
     assert {"codebook_usage", "perplexity", "dead_codes"} <= figures.keys()
 
 
+def test_levels_may_have_rates_of_their_own():
+    metrics = make((), sizes=(16, 4), frame_rate=(25.0, 75.0))
+    columns = torch.full((1, 8, 2), -1)
+    columns[0, :2, 0], columns[0, 2:, 1] = torch.tensor([3, 5]), torch.tensor([0, 1, 0, 1, 0, 1])
+    metrics.update(torch.zeros(1, 1, 160), torch.zeros(1, 1, 160), columns)
+    figures = metrics.compute()
+    assert figures["kbps"] == pytest.approx((25 * 4 + 75 * 2) / 1000)
+    assert figures["entropy_kbps"] == pytest.approx((25 * 1 + 75 * 1) / 1000)
+    with pytest.raises(ValueError, match=r"frame_rate=\(25.0,\): expected .* one frame rate or 2, one for each level"):
+        make((), sizes=(16, 4), frame_rate=(25.0,))
+
+
 # ---------------------------------------------------------------------- what cannot be measured
 
 

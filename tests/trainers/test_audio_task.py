@@ -1,6 +1,7 @@
 """The training step of codecs: discriminators, balancer, pre-training, and what they must leave alone."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.trainers.tiny import (
 from trainers.audio import MultiPeriodDiscriminator, WaveformL1
 from trainers.callbacks import BestCheckpoint, CodebookReport, Reconstructions, SaveTokenizer, WeightEMA
 from trainers.core import Adversary, Hinge, LossBalancer
-from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
+from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer, ResidualQuantizer, TokenShards, TokenShardWriter
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -421,6 +422,35 @@ def test_figures_are_written_with_their_protocol(tmp_path):
     assert {"si_sdr", "mel_distance"} <= record.keys()
     assert record["protocol"]["split"] == "test"
     assert "stoi" not in record
+
+
+def test_levels_of_several_rates_are_trained_reported_measured_and_written(tmp_path):
+    stages = [partial(Quantizer, "ema", dim=8, codebook_size=size) for size in (16, 8)]
+    codec = make_codec(MultiRateQuantizer(stages, [4, 1], channel_dim=1))
+    reports = CSVLogger(tmp_path, name=None, version="")
+    callbacks = [CodebookReport(every_n_steps=2)]
+    task = make_audio_task(codec)
+    trainer = make_trainer(max_steps=4, callbacks=callbacks, logger=reports, default_root_dir=tmp_path)
+    trainer.fit(task, datamodule=Sounds(4))
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"codebook/usage", "codebook/usage_level_0", "codebook/usage_level_1"} <= {*header}
+    trainer.test(task, datamodule=Sounds(4), verbose=False)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["kbps"] == pytest.approx((250 * 4 + 1000 * 3) / 1000)
+    assert len(record["usage_per_level"]) == 2 and record["entropy_kbps"] <= record["kbps"]
+
+    sounds = Sounds(4).sounds[:3]
+    task.eval()
+    with TokenShardWriter(tmp_path / "tokens", codec.quantizer) as writer:
+        written = task.predict_step({"audio": sounds, "lengths": [320, 170, 64], "name": ["a", "b", "c"]}, 0)
+        for indices, name in zip(written["indices"], written["names"], strict=True):
+            writer.add(indices, [name])
+    read = TokenShards(tmp_path / "tokens")
+    for number, length in enumerate([320, 170, 64]):
+        indices = torch.as_tensor(read[number]["indices"])
+        wave = sounds[number : number + 1, :, :length]
+        assert len(indices) == -(-length // 64) * 5 and torch.equal(indices[None], codec.encode(wave))
+        assert codec.decode(indices[None], length=length).shape == wave.shape
 
 
 def test_an_utterance_counts_in_its_own_length():

@@ -19,16 +19,26 @@ QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/qui
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
 OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
 OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
-SINGLE = CONFIGS["quantizers/single"]
-OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path != SINGLE}
+SINGLE, SNAC = OF_SOUND = CONFIGS["quantizers/single"], CONFIGS["quantizers/snac"]
+OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path not in OF_SOUND}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
 RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word in ("simvq", "fsq")}
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
+RUNS |= {"snac": ([QUICKSTARTS["audio"], SNAC], {})}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
 USUAL = [name for name in RUNS if name.startswith("image/")]
-USUAL += ["audio/quickstart", "audio/mimi_24khz", "quantizers/fqgan", "image fsq", "audio reinmax", "single lfq"]
+USUAL += [
+    "audio/quickstart",
+    "audio/mimi_24khz",
+    "quantizers/fqgan",
+    "quantizers/unitok",
+    "image fsq",
+    "audio reinmax",
+    "single lfq",
+    "snac",
+]
 
 SMALL = {
     "data.batch_size": 2,
@@ -98,7 +108,7 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     ("config", "overlay"),
     [
         *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
-        (QUICKSTARTS["audio"], SINGLE),
+        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND),
     ],
     ids=lambda path: path.stem,
 )
@@ -114,8 +124,8 @@ def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, mo
 def dim_of(arguments):
     """The size of the channel axis; stages share it, and groups add up to it."""
     if "group" in arguments:
-        return arguments["num_groups"] * arguments["group"]["init_args"]["dim"]
-    return arguments.get("stage", {"init_args": arguments})["init_args"]["dim"]
+        return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
+    return dim_of(arguments["stage"]["init_args"]) if "stage" in arguments else arguments["dim"] or arguments["bits"]
 
 
 def printed(configs, roots, monkeypatch, capsys):
@@ -158,24 +168,26 @@ def test_a_config_lies_over_its_base(tmp_path):
 
 @pytest.mark.parametrize("name", ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "mimi_24khz"])
 def test_codecs_have_the_published_weights_of_their_stages(name):
-    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average their commitments, weight 1."""
+    """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average the commitments of those that are
+    used, weight 1."""
     tokenizer = read_config(CONFIGS[f"audio/{name}"])["model"]["init_args"]["tokenizer"]["init_args"]
-    stages = tokenizer["quantizer"]["init_args"].get("num_stages")
-    summed = {"vqkit.Commitment": 0.25, "vqkit.CodebookLoss": 1.0}
-    averaged = {"vqkit.Commitment": 1.0}
-    published = {loss: weight * stages for loss, weight in summed.items()} if "dac" in name else averaged
-    found = list(losses_in(tokenizer["quantizer"]))
-    assert len(found) == (2 if name == "mimi_24khz" else 1)
-    for losses in found:
-        assert {loss["class_path"]: loss["init_args"]["weight"] for loss in losses} == published
+    summed = {"vqkit.Commitment": 0.25, "vqkit.CodebookLoss": 1.0}, "vqkit.SumOverMembers"
+    averaged = {"vqkit.Commitment": 1.0}, "vqkit.MeanOverChoices"
+    weights, reduction = summed if "dac" in name else averaged
+    number = 2 if name == "mimi_24khz" else 1
+    found = list(values_in(tokenizer["quantizer"], "losses"))
+    assert [{loss["class_path"]: loss["init_args"]["weight"] for loss in losses} for losses in found] == [
+        weights
+    ] * number
+    assert list(values_in(tokenizer["quantizer"], "reduction")) == [reduction] * number
 
 
-def losses_in(node):
-    """The lists of losses of every codebook in a configuration."""
+def values_in(node, name):
+    """What stands under a name anywhere in a configuration."""
     if isinstance(node, dict):
-        yield from [node["losses"]] if "losses" in node else []
+        yield from [node[name]] if name in node else []
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from losses_in(value)
+        yield from values_in(value, name)
 
 
 def test_mimi_has_the_published_taps():

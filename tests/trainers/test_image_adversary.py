@@ -17,6 +17,7 @@ from tests.trainers.tiny import (
     make_tokenizer,
     make_trainer,
 )
+from trainers import callbacks, core, image
 from trainers.core import AdaptiveWeight, Adversary, LeCAM
 from trainers.image import PatchGAN
 
@@ -153,3 +154,12 @@ def test_the_guide_builds(block):
     built = parser.instantiate(parser.parse_object(arguments))
     output = built.adversary(*torch.rand(2, 1, 3, 64, 64))
     assert output.discriminator.isfinite()
+
+
+def test_every_switch_of_other_trainers_has_its_part_here() -> None:
+    rows = GUIDE.partition("## Switches elsewhere")[2].splitlines()
+    here = "".join(row.split("|")[4] for row in rows if row.count("|") == 5)
+    names = set(re.findall(r"`([A-Z]\w+)`", here))
+    assert {"AdaptiveWeight", "EpochDrops", "WeightEMA", "Vanilla"} <= names
+    for name in names:
+        assert any(hasattr(module, name) for module in (core, image, callbacks)), name

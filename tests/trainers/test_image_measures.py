@@ -138,8 +138,8 @@ def test_a_singular_covariance_is_said_and_measured() -> None:
     # What is 0 comes out of D^2 products as their rounding, of which the root is taken: D of them.
     size = float(x.square().sum() + y.square().sum())
     assert found["frechet_distance"] == pytest.approx(expected, abs=6 * size * (36 * 2.2e-16) ** 0.5)
-    assert statistic.record()["covariance"] == "singular: 4 images, 6 features"
-    assert statistic.record()["halves"] == [2, 2]
+    assert statistic.record("by their places")["covariance"] == "singular: 4 images, 6 features"
+    assert statistic.record("by their places")["halves"] == [2, 2]
     found = measured(KernelDistance(), originals, copies)
     assert found["kernel_distance"] == pytest.approx(mmd_by_pairs(originals, copies))
 

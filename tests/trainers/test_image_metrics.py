@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure, StructuralSimilarityIndexMeasure
 
 from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
+from vqkit import MultiScaleQuantizer, Quantizer
 from vqkit.saving.files import write_json
 
 
@@ -80,6 +82,18 @@ def test_rate():
     assert figures["tokens_per_image"] == 16
     assert figures["entropy_bpp"] == pytest.approx(math.log2(32) / 16)
     assert figures["codebook_usage"] == 32 / 1024
+
+
+def test_rate_of_scales_of_other_sizes():
+    """One token of 1 bit, 4 of 2 and 16 of 4: as the task tells the metrics of a multi-scale quantizer."""
+    stage = partial(Quantizer, "vq", dim=4, codebook_size=16)
+    quantizer = MultiScaleQuantizer(stage, [1, 2, 4], level_sizes=[2, 4, 16], channel_dim=1)
+    original, copy = pictures(2, 16, noise=0.1)
+    metrics = ImageMetrics(quantizer.level_sizes)
+    metrics.update(original, copy, quantizer.by_level(quantizer.encode(torch.randn(2, 4, 4, 4))))
+    figures = metrics.compute()
+    assert figures["bpp"] == pytest.approx((1 * 1 + 4 * 2 + 16 * 4) / 256)
+    assert figures["tokens_per_image"] == 21
 
 
 def test_rate_of_levels_of_other_sizes():

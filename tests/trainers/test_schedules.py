@@ -21,7 +21,7 @@ from tests.trainers.tiny import (
     make_tokenizer,
     make_trainer,
 )
-from trainers.core import Constant, Cosine, EntropyAnnealing, Linear, StepDrops
+from trainers.core import Constant, Cosine, EntropyAnnealing, EpochDrops, Linear, StepDrops
 from vqkit import Quantizer, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
@@ -36,6 +36,7 @@ def test_the_curves_are_the_published_ones():
         Cosine(1.0, steps=40): lambda step: 1.5 + math.cos(math.pi * min(step, 40) / 40) / 2,
         Cosine(1.0): lambda step: 1.5 + math.cos(math.pi * step / 100) / 2,
         StepDrops([10, 30]): lambda step: 2.0 if step < 10 else 0.2 if step < 30 else 0.02,
+        EpochDrops([2, 3], epochs=10): lambda step: 2.0 if step < 20 else 0.2 if step < 30 else 0.02,
         EntropyAnnealing(steps=20): lambda step: 2 * (1 + 3 * max(0, 1 - step / 20)),
     }
     for schedule, expected in values.items():
@@ -88,6 +89,8 @@ def test_learning_rates_grow_with_the_batch_where_they_hold_for_another(accumula
         (lambda: StepDrops([]), r"at=\[\]: expected optimizer steps that rise"),
         (lambda: StepDrops([20, 10]), r"at=\[20, 10\]: expected optimizer steps that rise"),
         (lambda: StepDrops([1], factor=0), "factor=0: expected a positive number"),
+        (lambda: EpochDrops([5, 2], epochs=9), r"at=\[5, 2\]: expected epochs that rise"),
+        (lambda: EpochDrops([2, 9], epochs=9), r"epochs=9: expected those of the whole training, .* at=\[2, 9\]"),
         (lambda: EntropyAnnealing(ratio=-1), "ratio=-1, steps=2000"),
         (
             lambda: make_image_task(learning_rate_batch_size=0),

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, nearest_levels, swapped
-from vqkit import FSQ, BaseQuantizer, PowerOfTwoLengths, Quantizer
+from vqkit import FSQ, BaseQuantizer, PowerOfTwoLengths, Quantizer, SumOverMembers
 from vqkit.parts.estimators import Estimator
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,9 @@ def parsed(parser, node):
 
 
 def node_of(parser, config):
-    task = read_config(ROOT / "configs" / f"{config}.yaml")["model"]["init_args"]
-    return parsed(parser, task["tokenizer"]["init_args"]["quantizer"])
+    content = read_config(ROOT / "configs" / f"{config}.yaml")
+    overlay = content.get("model.init_args.tokenizer.init_args.quantizer")
+    return parsed(parser, overlay or content["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"])
 
 
 def built(parser, node):
@@ -40,6 +41,7 @@ def built(parser, node):
 
 SWAPS = [(config, word) for config in ("image/quickstart", "audio/quickstart") for word in WORDS]
 SWAPS += [("audio/esc_16khz", "simvq"), ("audio/esc_16khz", "fsq"), ("audio/mimi_24khz", "fsq")]
+SWAPS += [("quantizers/snac", word) for word in ("ema", "fsq")]
 
 
 @pytest.mark.parametrize(("config", "word"), SWAPS)
@@ -48,7 +50,7 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     made, lines = swapped(node, word)
     again = parsed(parser, made)
     assert swapped(again, word) == (again, [])
-    if WORDS[word].quantizer is Quantizer and "esc" not in config:
+    if WORDS[word].quantizer is Quantizer and "quickstart" in config:
         assert parsed(parser, swapped(again, "ema")[0]) == node
     if (config, word) == ("audio/quickstart", "cascaded"):
         with pytest.raises(ValueError, match="what a cascaded codebook leaves over"):
@@ -63,9 +65,20 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     assert all(leaf.method == WORDS[word].method for leaf in leaves if isinstance(leaf, Quantizer))
 
 
-def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it(parser):
+def documented(word):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/quantizers.md").read_text(), re.DOTALL)
-    (node,) = [next(iter(yaml.safe_load(block).values())) for block in blocks if "PrefixQuantizer" in block]
+    (node,) = [next(iter(yaml.safe_load(block).values())) for block in blocks if word in block]
+    return node
+
+
+def test_a_reduction_stays_as_the_document_has_it(parser):
+    node = documented("reduction")
+    for made in (node, swapped(parsed(parser, node), "simvq")[0]):
+        assert isinstance(built(parser, made).reduction, SumOverMembers)
+
+
+def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it(parser):
+    node = documented("PrefixQuantizer")
     before, after = (built(parser, made) for made in (node, swapped(parsed(parser, node), "fsq")[0]))
     assert before.mask_token is not None and isinstance(before.lengths, PowerOfTwoLengths)
     assert type(before.quantizer) is Quantizer and type(after.quantizer) is FSQ
@@ -115,6 +128,24 @@ class Own(BaseQuantizer):
 def test_what_cannot_be_swapped_is_refused(node, word, message):
     with pytest.raises(ValueError, match=message):
         swapped(node, word)
+
+
+@pytest.mark.parametrize("word", ["vq", "nsvq", "ibq", "fsq", "lfq", "bsq"])
+@pytest.mark.parametrize("overlay", ["var", "infinity"])
+def test_the_stage_of_all_scales_is_swapped(parser, overlay, word):
+    """And what the new one has no use for is left out: prefixes of a codebook, flips of bits."""
+    config = read_config(ROOT / f"configs/quantizers/{overlay}.yaml")
+    node = parsed(parser, config["model.init_args.tokenizer.init_args.quantizer"])
+    if overlay == "var":
+        node["init_args"]["level_sizes"] = [2, 4, 8, 16, 32, 64, 128, 256, 512, 4096]
+    else:  # 2^32 codes have no table
+        node["init_args"]["stage"]["init_args"]["bits"] = 16
+    made, _ = swapped(node, word)
+    quantizer = built(parser, made)
+    assert type(quantizer.stages[0]) is WORDS[word].quantizer and quantizer.ends[-1] == 680
+    assert (quantizer.prefixes is None) == (overlay == "infinity" or word in ("fsq", "lfq", "bsq"))
+    assert (quantizer.flips is not None) == (overlay == "infinity" and word in ("lfq", "bsq"))
+    assert swapped(parsed(parser, made), word) == (parsed(parser, made), [])
 
 
 def test_losses_between_groups_refuse_what_they_do_not_fit(parser):

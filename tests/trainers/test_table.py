@@ -71,3 +71,12 @@ def test_what_has_no_record_is_refused(tmp_path) -> None:
         table([str(tmp_path / "empty")])
     with pytest.raises(ValueError, match="has no protocol"):
         table(written(tmp_path, old={"psnr": 20.0}))
+
+
+def test_a_figure_and_its_protocol_may_be_of_one_run_alone(tmp_path) -> None:
+    """Bits per pixel beside a divergence; a measure without figures in the record is still missing."""
+    kinds = {"codes": ("bpp", 0.5), "vae": ("kl", 9.0)}
+    runs = written(tmp_path, **{name: record(**{key: "how"}) | {key: value} for name, (key, value) in kinds.items()})
+    assert table([*runs, "--figures", "bpp", "kl"])[2:] == ["| bpp | 0.5 | - |", "| kl | - | 9 |"]
+    with pytest.raises(ValueError, match=r"protocols differ.*bpp is 'how' in .* and missing in"):
+        table(written(tmp_path, codes=record(bpp="how") | {"bpp": 0.5}, old=record() | {"bpp": 0.5}))

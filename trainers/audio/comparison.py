@@ -106,8 +106,13 @@ def compare(
         transcriber: to measure word errors with; None leaves them out.
 
     Raises:
-        ValueError: the codec has several channels.
+        ValueError: the codec has several channels, or levels of different rates, which the k-means have not.
     """
+    if len(set(tokenizer.level_rates)) > 1:
+        raise ValueError(
+            "the comparison is of codecs with one frame rate, and the levels of this one have "
+            f"{tokenizer.level_rates}: measure it by python -m trainers test"
+        )
     if tokenizer.channels != 1:
         raise ValueError(f"the comparison is of codecs with one channel; this one has {tokenizer.channels}")
     waves = [utterance.wave for utterance in utterances]
@@ -131,8 +136,7 @@ def _measure_codec(
     tokenizer: AudioTokenizer, waves: Sequence[Tensor], measures: Sequence[str]
 ) -> tuple[Comparison, AudioMetrics]:
     """From the codes alone, as the reader of a token file would reconstruct."""
-    quantizer = tokenizer.quantizer
-    sizes = quantizer.codebook_sizes if quantizer.level_axis else quantizer.codebook_sizes[:1]
+    sizes = tokenizer.quantizer.level_sizes
     metrics = AudioMetrics(sizes, sample_rate=tokenizer.sample_rate, frame_rate=tokenizer.frame_rate, measures=measures)
     copies = []
     for wave in waves:

@@ -52,14 +52,14 @@ class AudioMetrics(TokenizerMetrics):
     Args:
         codebook_sizes: K of each level, or of the single codebook.
         sample_rate: of the waveforms, in Hz.
-        frame_rate: frames of codes for each second.
+        frame_rate: frames of codes for each second; one for each level, where they differ.
         measures: names of `MEASURES`.
 
     Attributes:
         unavailable: name -> why it cannot be measured here, and the fix.
 
     Raises:
-        ValueError: an unknown measure, or a rate that is not positive.
+        ValueError: an unknown measure, a rate that is not positive, or not one for each level.
     """
 
     def __init__(
@@ -67,13 +67,18 @@ class AudioMetrics(TokenizerMetrics):
         codebook_sizes: int | Sequence[int],
         *,
         sample_rate: int,
-        frame_rate: float,
+        frame_rate: float | Sequence[float],
         measures: Sequence[str] = tuple(MEASURES),
     ) -> None:
-        if not sample_rate > 0 or not frame_rate > 0:
-            raise ValueError(f"sample_rate={sample_rate}, frame_rate={frame_rate}: expected positive numbers, in Hz")
         super().__init__(codebook_sizes)
-        self.sample_rate, self.frame_rate = sample_rate, frame_rate
+        levels = len(self.codebook_sizes)
+        rates = tuple(frame_rate) if isinstance(frame_rate, Sequence) else (frame_rate,) * levels
+        if not sample_rate > 0 or not all(rate > 0 for rate in rates) or len(rates) != levels:
+            raise ValueError(
+                f"sample_rate={sample_rate}, frame_rate={frame_rate}: expected positive numbers, in Hz, and one frame "
+                f"rate or {levels}, one for each level"
+            )
+        self.sample_rate, self.frame_rates = sample_rate, rates
         chosen = _chosen(measures, sample_rate)
         self.unavailable = {measure.name: measure.obstacle for measure in chosen if measure.obstacle}
         self.measures = [measure for measure in chosen if measure.name not in self.unavailable]
@@ -89,7 +94,7 @@ class AudioMetrics(TokenizerMetrics):
         Args:
             originals: (B, C, T) in [-1, 1], any floating dtype, T at least 1.
             reconstructions: like `originals`; values outside of the range are clipped.
-            indices: (B, frames[, levels]) int64.
+            indices: (B, frames[, levels]) int64, as `quantizer.by_level` gives them.
 
         Returns:
             The figures of the measures, (B,) each; NaN for an utterance that a measure leaves out.
@@ -148,10 +153,14 @@ class AudioMetrics(TokenizerMetrics):
             figures |= {name: total / count for name, (total, count) in found.items() if count}
             if counted < utterances:
                 figures[f"{measure.name}_left_out"] = int(utterances - counted)
-        bits = sum(math.log2(size) for size in self.codebook_sizes)
-        figures |= {"kbps": self.frame_rate * bits / 1000, "seconds": seconds, "utterances": int(utterances)}
+        bits = [math.log2(size) for size in self.codebook_sizes]
+        figures |= {"kbps": self._kbps(bits), "seconds": seconds, "utterances": int(utterances)}
         figures["not_finite"] = int(broken)
-        return figures | ({"entropy_kbps": self.frame_rate * sum(entropies) / 1000} | usage if usage else {})
+        return figures | ({"entropy_kbps": self._kbps(entropies)} | usage if usage else {})
+
+    def _kbps(self, bits: Sequence[float]) -> float:
+        """Of so many bits for an index of each level."""
+        return sum(rate * own for rate, own in zip(self.frame_rates, bits, strict=True)) / 1000
 
     @staticmethod
     def _check(originals: Tensor, reconstructions: Tensor) -> None:

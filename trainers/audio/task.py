@@ -95,9 +95,9 @@ class AudioTokenizerTask(TokenizerTask):
     def new_metrics(self, split: str) -> AudioMetrics:
         """The measures of the split, for this tokenizer's sample rate."""
         return AudioMetrics(
-            self.tokenizer.quantizer.codebook_sizes,
+            self.tokenizer.quantizer.level_sizes,
             sample_rate=self.tokenizer.sample_rate,
-            frame_rate=self.tokenizer.frame_rate,
+            frame_rate=self.tokenizer.level_rates,
             measures=self.measures[split],
         )
 

@@ -10,6 +10,7 @@ from trainers.core.adversary import LeastSquares as LeastSquares
 from trainers.core.adversary import NonSaturating as NonSaturating
 from trainers.core.adversary import RelativeFeatureMatching as RelativeFeatureMatching
 from trainers.core.adversary import UnclippedHinge as UnclippedHinge
+from trainers.core.adversary import Vanilla as Vanilla
 from trainers.core.balancer import AdaptiveWeight as AdaptiveWeight
 from trainers.core.balancer import Balancer as Balancer
 from trainers.core.balancer import LossBalancer as LossBalancer
@@ -25,6 +26,7 @@ from trainers.core.regularization import Turn as Turn
 from trainers.core.schedules import Constant as Constant
 from trainers.core.schedules import Cosine as Cosine
 from trainers.core.schedules import EntropyAnnealing as EntropyAnnealing
+from trainers.core.schedules import EpochDrops as EpochDrops
 from trainers.core.schedules import Linear as Linear
 from trainers.core.schedules import Schedule as Schedule
 from trainers.core.schedules import StepDrops as StepDrops

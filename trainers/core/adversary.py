@@ -117,6 +117,18 @@ class NonSaturating(AdversarialLoss):
         return F.softplus(-fake).mean()
 
 
+class Vanilla(NonSaturating):
+    """Logistic game whose generator takes -D(x'), as in the hinge game of images.
+
+    Source: Esser et al. 2021 (VQGAN, arXiv:2012.09841) and Sun et al. 2024 (LlamaGen, 2406.06525) in their code, where
+    `disc_loss` is `vanilla`. Differs: the discriminator's side is halved there, see `UnclippedHinge`.
+    """
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E D(x')."""
+        return -fake.mean()
+
+
 class FeatureMatching:
     """Mean absolute difference of the discriminator's features of recording and reconstruction.
 

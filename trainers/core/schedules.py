@@ -161,9 +161,11 @@ class StepDrops(Schedule):
         ValueError: `at` is empty or does not rise, or `factor` is not positive.
     """
 
+    unit = "optimizer steps that rise, such as [200000, 250000]"
+
     def __init__(self, at: Sequence[int], *, factor: float = 0.1) -> None:
         if not at or list(at) != sorted(set(at)) or at[0] < 0:
-            raise ValueError(f"at={list(at)}: expected optimizer steps that rise, such as [200000, 250000]")
+            raise ValueError(f"at={list(at)}: expected {self.unit}")
         if not factor > 0:
             raise ValueError(f"factor={factor}: expected a positive number, such as 0.1")
         self.at = at
@@ -172,6 +174,37 @@ class StepDrops(Schedule):
     def value(self, step: int, *, configured: float, first: int = 0, last: float = math.inf) -> float:
         """What is configured times factor^n, with n drops up to this step."""
         return float(configured * self.factor ** sum(step >= drop for drop in self.at))
+
+
+class EpochDrops(StepDrops):
+    """The same after epochs of a training whose number of epochs is known, whatever the number of steps in one.
+
+    Source: Open-MAGVIT2 as in `StepDrops`; IBQ, Shi et al. 2024 ([arXiv:2412.02692](https://arxiv.org/abs/2412.02692)),
+    drops to a tenth after 250 and 300 of 330 epochs.
+
+    Args:
+        at: epochs, rising, at least 0 and below `epochs`; warm-up does not shift them.
+        epochs: of the whole training, as `trainer.max_epochs`; one that ends by steps has these epochs in equal shares.
+        factor: of each drop, positive.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    needs_end = True
+    unit = "epochs that rise, such as [200, 250]"
+
+    def __init__(self, at: Sequence[int], *, epochs: int, factor: float = 0.1) -> None:
+        super().__init__(at, factor=factor)
+        if at[-1] >= epochs:
+            raise ValueError(
+                f"epochs={epochs}: expected those of the whole training, more than the last of at={list(at)}"
+            )
+        self.epochs = epochs
+
+    def value(self, step: int, *, configured: float, first: int = 0, last: float = math.inf) -> float:
+        """What is configured times factor^n, with n drops up to this step."""
+        return float(configured * self.factor ** sum(step * self.epochs >= drop * last for drop in self.at))
 
 
 class EntropyAnnealing(Schedule):

@@ -13,6 +13,7 @@ from vqkit import (
     BaseQuantizer,
     CenteredFSQ,
     MSBFirstLFQ,
+    MultiRateQuantizer,
     MultiScaleQuantizer,
     Quantizer,
     ReinMax,
@@ -111,7 +112,8 @@ def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
         return {key: _inside(value, word, changes, staged=staged) for key, value in node.items()}
     arguments = dict(node["init_args"])
     if issubclass(found, CompositeQuantizer):
-        residual, name = issubclass(found, (ResidualQuantizer, MultiScaleQuantizer)), found.member_name
+        chains = ResidualQuantizer, MultiRateQuantizer, MultiScaleQuantizer
+        residual, name = issubclass(found, chains), found.member_name
         arguments[name] = _inside(arguments[name], word, changes, staged=staged or residual)
         if residual and _class_of(arguments["estimator"]) is not word.over_the_sum:
             arguments["estimator"] = _path(word.over_the_sum)

@@ -62,6 +62,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     """Whether `indices` has a last axis of `num_codebooks` levels."""
     index_per_position: bool = True
     """Whether each position of the input has an index, or one for each level, at its place in `indices`."""
+    positions_per_step: int | None = 1
+    """How many positions of a sequence are encoded together; None where only whole samples are."""
     has_projection: bool = False
     """Whether trainable maps stand between the input and the code space."""
     moments: int = 1
@@ -255,6 +257,14 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         `bake` calls it on a copy. Subclasses do so for what their constructor takes.
         """
 
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `penalize` needs of all ranks: name -> what is added up over them, (M,), and what stays this rank's own.
+
+        Args:
+            quantized: what `quantize` just returned, in training.
+        """
+        return {}
+
     @property
     def nearest_metric(self) -> Metric | None:
         """The metric, where encoding is the nearest of `nearest_codes` and decoding reads it: what a composite has to
@@ -272,6 +282,19 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def level_sizes(self) -> tuple[int, ...]:
         """How many codes each level chooses from; levels are the last axis of `by_level`."""
         return self.codebook_sizes
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Positions of a sequence for one index of each of `level_sizes`."""
+        return (1,) * len(self.level_sizes)
+
+    def interleave(self, indices: Tensor) -> Tensor:
+        """Indices of a sequence in the order of time, (B, steps, ...), of `positions_per_step` positions each."""
+        return indices
+
+    def deinterleave(self, rows: Tensor) -> Tensor:
+        """What `interleave` was given."""
+        return rows
 
     def by_level(self, indices: Tensor) -> Tensor:
         """Indices with one column for each of `level_sizes`, -1 where a level has none: what counts them can tell
@@ -418,6 +441,12 @@ class VectorQuantizer(BaseQuantizer):
             source=None if selection is None else self,
         )
 
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """Those of the losses; see `BaseQuantizer`."""
+        assert quantized.selection is not None  # or `source` would be None
+        found = [loss for loss in self.losses if isinstance(loss, SummedLoss) and loss.training]
+        return {loss.name: loss.sums(quantized.selection) for loss in found}
+
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses with their weights; see `BaseQuantizer`."""
         losses: dict[str, Tensor] = {}
@@ -457,7 +486,7 @@ class VectorQuantizer(BaseQuantizer):
 @uncompiled
 def share(quantized: Quantized, learning: bool) -> None:
     """Add up over ranks what a training forward made: one collective for the statistics of all codebooks, and one for
-    all `SummedLoss`es, however many members there are.
+    all that losses add up, however many members there are.
 
     A codebook that several members chose from observes the sum of their choices. Every rank has to call it, also
     without a valid vector, between `quantize` and `penalize` of the quantizer that a user calls.
@@ -468,22 +497,20 @@ def share(quantized: Quantized, learning: bool) -> None:
     """
     several = distributed.is_distributed()
     counted: dict[Codebook, Tensor] = {}
-    summed: list[tuple[Selection, SummedLoss, Tensor, Tensor]] = []
+    summed: list[tuple[Quantized, str, Tensor, Tensor]] = []
     waiting = [quantized]
     while waiting:
         made = waiting.pop()
         waiting.extend(reversed(made.members))
-        source, selection = made.source, made.selection
-        if source is None or selection is None:
+        if made.source is None:
             continue
-        book = source.codebook
-        if book is not None and learning and source.training:
+        book = made.source.codebook
+        if book is not None and made.selection is not None and learning and made.source.training:
             size, width = book.pending_sums.shape
-            packed = segment_stats(selection.z[:, :width], selection.indices, size).packed
+            packed = segment_stats(made.selection.z[:, :width], made.selection.indices, size).packed
             counted[book] = counted[book] + packed if book in counted else packed
-        for loss in source.losses if several else ():
-            if isinstance(loss, SummedLoss) and loss.training:
-                summed.append((selection, loss, *loss.sums(selection)))
+        if several:
+            summed.extend((made, name, *sums) for name, sums in made.source.sums(made).items())
     if counted and several:
         total = distributed.all_reduce_sum(torch.cat(list(counted.values())))
         counted = dict(zip(counted, total.split([len(packed) for packed in counted.values()]), strict=True))
@@ -492,5 +519,5 @@ def share(quantized: Quantized, learning: bool) -> None:
     if summed:
         total = distributed.sum_over_ranks(torch.cat([sums for _, _, sums, _ in summed]))
         parts = total.split([len(sums) for _, _, sums, _ in summed])
-        for (selection, loss, sums, own), part in zip(summed, parts, strict=True):
-            selection.sums[loss.name] = part.to(sums.dtype), own
+        for (made, name, sums, own), part in zip(summed, parts, strict=True):
+            (made.selection or made).sums[name] = part.to(sums.dtype), own

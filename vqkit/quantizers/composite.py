@@ -10,11 +10,13 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
+from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, MemberCounts, Reduction
 from vqkit.runtime import ForwardNumbers, uncompiled
 
 Builder = Callable[[], BaseQuantizer]
@@ -23,21 +25,23 @@ Builder = Callable[[], BaseQuantizer]
 class CompositeQuantizer(BaseQuantizer):
     """A quantizer made of quantizers; the levels of its members, one after another, are the last axis of its indices.
 
-    Subclasses keep the members in a module list of their own name, and write `quantize`, `penalize`, `lookup` and
-    `initialize` with those of the members.
+    Subclasses keep the members in a module list of their own name, and write `quantize`, `lookup` and `initialize` with
+    those of the members.
 
     Args:
         members: at least one, each with `channel_dim=-1`.
         dim: of the whole.
         channel_dim: see `BaseQuantizer`.
+        reduction: how the losses of the members make one.
     """
 
     level_axis = True
     member_name: str
     """What the composite calls a member, such as "stage": the argument of its constructor that builds them."""
 
-    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int) -> None:
+    def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, reduction: Reduction) -> None:
         super().__init__(dim, channel_dim=channel_dim)
+        self.reduction = reduction
         for member in members:
             member.check_has_codes(type(self).__name__)
         sizes = [size for member in members for size in member.codebook_sizes]
@@ -70,26 +74,50 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
-    def penalize_members(
-        self, quantized: Quantized, divisor: int, shares: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the members' losses, and of each of a name, over `divisor`; takes the members out.
+    def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
+        """How much was quantized, if a reduction here or in a member reads choices; see `BaseQuantizer`."""
+        inner = (module for module in self.modules() if isinstance(module, CompositeQuantizer))
+        if not any(composite.reduction.reads_choices for composite in inner):
+            return {}
+        own = self._quantized(quantized)
+        return {"quantized": (own / distributed.world_size(), own)}
 
-        Args:
-            quantized: with the members' in it.
-            divisor: of the sum.
-            shares: scalar factor of each member; None: 1. A member's loss is a mean over the vectors that it was given,
-                and its share of all vectors makes that a mean over all, in which the others count as 0.
-        """
+    def count(self, quantized: Quantized) -> MemberCounts:
+        """How much each member quantized, in `self.dtype`: integers would divide in torch's default dtype."""
+        own = mean = self._quantized(quantized)
+        if quantized.sums:
+            mean = quantized.sums["quantized"][0]
+        ours, of_all = own[1:].view(-1, 2), mean[1:].view(-1, 2)
+        # The loss of a member with sums is divided by what all ranks quantized, that of another by what this one did.
+        rows = [(of_all if made.sums else ours)[number] for number, made in enumerate(quantized.members)]
+        used, choices = torch.stack(rows).unbind(-1)
+        some = torch.finfo(self.dtype).tiny
+        return MemberCounts(
+            vectors=mean[0].clamp(min=some),
+            used=used,
+            codebooks=[member.num_codebooks for member in self.members],
+            choices=choices,
+            all_choices=of_all[:, 1].sum().clamp(min=some),
+        )
+
+    def _quantized(self, quantized: Quantized) -> Tensor:
+        """(1 + 2 M,) vectors; of each member, those that it was given, and the codes that it chose."""
+        counts = [quantized.valid.sum()]
+        for made in quantized.members:
+            chosen = (made.indices >= 0).sum() if self.reduction.reads_choices else counts[0]
+            counts += [made.valid.sum(), chosen]
+        return torch.stack(counts).to(self.dtype)
+
+    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """The members' losses, and those of each name, added up as `reduction` has it; takes the members out."""
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for number, member in enumerate(self.members):
+        for member, share in zip(self.members, self.reduction(self.count(quantized)), strict=True):
             loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
-            share = 1 if shares is None else shares[number].to(total.dtype)
             total = total + share * loss
             for name, value in named.items():
                 losses[name] = losses[name] + share * value if name in losses else share * value
-        return total / divisor, {name: value / divisor for name, value in losses.items()}
+        return total, losses
 
     def step(self) -> None:
         """Fold the statistics of every member."""
@@ -105,6 +133,9 @@ class CompositeQuantizer(BaseQuantizer):
             builders = [partial(type(member), **member.recorded_arguments()) for member in self.members]
             counts = dict.fromkeys(taken & {f"num_{self.member_name}s"})  # the list has its own length
             self.record(**{self.member_name: builders}, **counts)
+        if "reduction" in taken:
+            self.reduction = MeanOverMembers()
+            self.record(reduction=self.reduction)
 
     def health(self) -> dict[str, float]:
         """What the members' `health` says, under "<member name>_<number>/"; non-finite inputs are counted here."""
@@ -264,6 +295,35 @@ def build_members(
             )
         _give_own_seed(member, number)
     return members
+
+
+def check_sum(stages: Sequence[BaseQuantizer], estimator: Estimator | None) -> None:
+    """Check members that are summed, and an estimator over their sum.
+
+    Raises:
+        IncompatibleParts: see `check_stages`.
+        ValueError: they differ in `dim`.
+    """
+    dims = [stage.dim for stage in stages]
+    if len(set(dims)) > 1:
+        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
+    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
+    check_stages(dims[0], inner, estimator)
+
+
+def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantizer:
+    """The quantizer of a composite that has one; see `build_members`.
+
+    Args:
+        build: a factory, or a list of one.
+        owner: the composite's name, for messages.
+    """
+    if not callable(build) and len(build) != 1:
+        raise ValueError(
+            f"quantizer lists {len(build)} factories: expected one; to join several, build a ResidualQuantizer or "
+            "GroupedQuantizer of them"
+        )
+    return build_members(build, 1, kind="quantizer", owner=owner)[0]
 
 
 def _give_own_seed(member: BaseQuantizer, number: int) -> None:

@@ -17,7 +17,7 @@ class BitFlips(Part):
         probability: the largest, in [0, 1]; 0.3 in the source.
         num_scales: the first so many scales are disturbed, 13 in the source; None: all.
 
-    Source: Infinity, Han et al. 2024 ([arXiv:2412.04431](https://arxiv.org/abs/2412.04431)), sec. 3.4, algorithm 2.
+    Source: Infinity, Han et al. 2024 (arXiv:2412.04431), sec. 3.4, algorithm 2.
     Differs: the released code draws the probability in whole percents, and once for a batch.
 
     Raises:

@@ -13,6 +13,7 @@ from vqkit.quantizers.disentanglement import GroupLoss
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.lengths import NestedLengths, PrefixLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 
 
 class GroupedQuantizer(CompositeQuantizer):
@@ -39,13 +40,13 @@ class GroupedQuantizer(CompositeQuantizer):
             factory for each group.
         num_groups: at least 1; None with a list.
         losses: penalties between groups, added to the total with their weights; names must differ.
+        reduction: how the groups' own losses make one; `SumOverMembers()` for FQGAN.
         channel_dim: see `BaseQuantizer`; the groups themselves have -1.
 
     Source: product quantization, Jégou, Douze, Schmid 2011 (https://doi.org/10.1109/TPAMI.2010.57); FQGAN, Bai et al.
     2024 (arXiv:2411.16681).
-    Differs: the groups' losses are averaged, so that weights do not depend on the number of groups; what decoding gives
-    are the groups' own channels (a linear map of the concatenated codes is the decoder's first layer; with
-    `codebook_dim` it is block-diagonal, one `project_out` for each group).
+    Differs: what decoding gives are the groups' own channels (a linear map of the concatenated codes is the decoder's
+    first layer; with `codebook_dim` it is block-diagonal, one `project_out` for each group).
 
     Raises:
         IncompatibleParts: a loss that is not defined for these groups.
@@ -62,10 +63,11 @@ class GroupedQuantizer(CompositeQuantizer):
         num_groups: int | None = None,
         *,
         losses: Sequence[GroupLoss] = (),
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
         channel_dim: int = -1,
     ) -> None:
         groups = build_members(group, num_groups, kind="group", owner="GroupedQuantizer")
-        super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim)
+        super().__init__(groups, sum(member.dim for member in groups), channel_dim=channel_dim, reduction=reduction)
         check_groups(groups, losses)
         self.groups = nn.ModuleList(groups)  # type: ignore[assignment]  # it forgets its element type
         self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
@@ -84,26 +86,23 @@ class GroupedQuantizer(CompositeQuantizer):
             indices=self.join_levels([member.indices for member in members], valid.shape),
             valid=valid,
             members=members,
+            source=self,
         )
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of the groups' losses, and those between groups, over all vectors; see `BaseQuantizer`."""
+        """The groups' losses, and those between groups, over all vectors; see `BaseQuantizer`."""
         read = quantized.members if self.losses else []
         selections = [made.selection for made in read if made.selection is not None]
-        shares = self.shares(quantized)
-        total, losses = self.penalize_members(quantized, len(self.groups), shares)
+        counts = self.count(quantized)
+        total, losses = super().penalize(quantized)
         for loss in self.losses if selections else ():
-            losses[loss.name] = loss(selections) * (shares[-1] if shares else 1)
+            losses[loss.name] = loss(selections) * (counts.used[-1] / counts.vectors)
             total = total + loss.weight * losses[loss.name]
         return total, losses
 
     def counted(self, latents: Tensor, valid: Tensor) -> Sequence[Tensor]:
         """Which of the `valid` vectors (B, *S) each group quantizes: all of them."""
         return [valid] * len(self.groups)
-
-    def shares(self, quantized: Quantized) -> Sequence[Tensor] | None:
-        """The share of the vectors that each group quantized, scalars; None for all of them."""
-        return None
 
     def strip_training(self) -> None:
         """Drop the losses between groups too; see `BaseQuantizer`."""
@@ -160,15 +159,16 @@ class GroupedQuantizer(CompositeQuantizer):
 class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
     """Groups of which in training a sample may use the first n alone, so that these say most and decode without others.
 
-    Groups that are left out have index -1, no loss and no statistics, and the decoder gets 0 in their channels. In a
-    loss they count as 0. Outside of training all are used, and `decode` takes the first levels alone.
+    Groups that are left out have index -1, no loss and no statistics, and the decoder gets 0 in their channels. Outside
+    of training all are used, and `decode` takes the first levels alone.
 
     Args:
         group: see `GroupedQuantizer`.
         num_groups: see `GroupedQuantizer`.
         lengths: the distribution of n; the default is that of the paper, for four groups.
         dropout: probability, per sample and training step, that n is drawn at all.
-        losses: see `GroupedQuantizer`; of the vectors that use all groups.
+        losses: see `GroupedQuantizer`; of the vectors that use all groups, the others count as 0.
+        reduction: see `GroupedQuantizer`.
         channel_dim: see `GroupedQuantizer`.
         seed: of the draws.
 
@@ -184,24 +184,19 @@ class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
         lengths: PrefixLengths = NestedLengths(),  # noqa: B008 - stateless
         dropout: float = 1.0,
         losses: Sequence[GroupLoss] = (),
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            group, num_groups, losses=losses, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed
-        )
+        named = {"losses": losses, "reduction": reduction, "channel_dim": channel_dim}
+        super().__init__(group, num_groups, dropout=dropout, lengths=lengths, seed=seed, **named)
         lengths(torch.zeros(1), len(self.groups))  # those of another number of groups are refused here
 
     def counted(self, latents: Tensor, valid: Tensor) -> Sequence[Tensor]:
         """Which of the `valid` vectors (B, *S) each group quantizes: those of the samples that use it."""
-        depths = self.sample_depths(self.number_forward(latents), len(valid))
+        depths = self.sample_depths(self.number_forward(latents), valid.shape[0])
         numbers = range(len(self.groups))
         return [valid if depths is None else used(valid, depths, number) for number in numbers]
-
-    def shares(self, quantized: Quantized) -> Sequence[Tensor]:
-        """The share of the vectors that each group quantized, scalars."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
-        return [made.valid.sum() / count for made in quantized.members]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The groups' vectors side by side, for any prefix of the levels; 0 for groups that are not there."""

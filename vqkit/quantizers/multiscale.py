@@ -23,6 +23,7 @@ from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
 from vqkit.quantizers.quantizer import Quantizer, spread
+from vqkit.quantizers.reduction import MeanOverMembers
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
 from vqkit.runtime import autocast_disabled, check_plain, known, uncompiled
 
@@ -88,10 +89,10 @@ class MultiScaleQuantizer(SampleDropout):
         grids: size of each scale along each axis.
         ends: number of vectors of all scales up to each; the last is L.
 
-    Source: VAR, Tian et al. 2024 ([arXiv:2404.02905](https://arxiv.org/abs/2404.02905)), algorithms 1 and 2, with the
-    scales, four phis and losses of its release; `level_sizes` VCQ ([arXiv:2605.06207](https://arxiv.org/abs/2605.06207)),
+    Source: VAR, Tian et al. 2024 (arXiv:2404.02905), algorithms 1 and 2, with the
+    scales, four phis and losses of its release; `level_sizes` VCQ (arXiv:2605.06207),
     whose codebook grows along the sequence; bits Infinity, Han et al. 2024
-    ([arXiv:2412.04431](https://arxiv.org/abs/2412.04431)), sec. 3.2 and 3.4.
+    (arXiv:2412.04431), sec. 3.2 and 3.4.
     Differs: masks; any number of axes, also for `CubicResizing`; a codebook that `EMACodebook` moves by all scales.
     Phi learns from the codebook loss alone, as published, so that a phi without it is refused.
 
@@ -102,6 +103,7 @@ class MultiScaleQuantizer(SampleDropout):
 
     member_name = "stage"
     index_per_position = False
+    positions_per_step = None
     stages: Sequence[BaseQuantizer]
     losses: Sequence[Loss]
 
@@ -126,7 +128,8 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        mean = MeanOverMembers()  # over the scales: `penalize`
+        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, reduction=mean, dropout=dropout, seed=seed)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends
@@ -139,7 +142,6 @@ class MultiScaleQuantizer(SampleDropout):
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
         self.estimator = estimator
-        self.up = up
         self.flips = flips
         self.phi = PhiConvolutions(self.dim, len(grids[0]), scale_map(len(grids), phis), phi_ratio) if phis else None
 
@@ -308,15 +310,12 @@ class MultiScaleQuantizer(SampleDropout):
         return total, losses
 
     def strip_training(self) -> None:
-        """No losses, no flips, and the sum passes gradients straight through; see `BaseQuantizer`."""
+        """No losses and no flips; stages pass gradients straight through, and with them phi; see `BaseQuantizer`."""
         shared = len(self.stages) < len(self.grids)
         super().strip_training()
-        arguments = self.recorded_arguments()
-        self.losses, self.flips = nn.ModuleList(), None  # type: ignore[assignment]
-        if self.estimator is not None:
-            self.estimator = StraightThrough()
-        stage = arguments["stage"][0] if shared else arguments["stage"]
-        self.record(stage=stage, estimator=self.estimator, losses=[], flips=None)
+        stage = self.recorded_arguments()["stage"]
+        self.losses, self.estimator, self.flips = nn.ModuleList(), None, None  # type: ignore[assignment]
+        self.record(stage=stage[0] if shared else stage, estimator=None, losses=[], flips=None)
 
     # ------------------------------------------------------------------ indices
 
@@ -380,7 +379,7 @@ class MultiScaleQuantizer(SampleDropout):
             (B, m, dim): for the second scale to that after the last given, where there is one, their vectors one after
             another, in the order of `indices`.
 
-        Source: VAR, Tian et al. 2024 ([arXiv:2404.02905](https://arxiv.org/abs/2404.02905)), sec. 3.2.
+        Source: VAR, Tian et al. 2024 (arXiv:2404.02905), sec. 3.2.
 
         Raises:
             ValueError: `indices` is not so.
@@ -416,7 +415,7 @@ class MultiScaleQuantizer(SampleDropout):
         Returns:
             indices (B, L[, levels]), and what `next_scale_inputs` would give for the disturbed ones, (B, m, dim).
 
-        Source: Infinity, Han et al. 2024 ([arXiv:2412.04431](https://arxiv.org/abs/2412.04431)), algorithm 2.
+        Source: Infinity, Han et al. 2024 (arXiv:2412.04431), algorithm 2.
 
         Raises:
             ValueError: `x` or `mask` is not so, or the stages have no bits.
@@ -472,8 +471,8 @@ class MultiScaleQuantizer(SampleDropout):
         """Scales and layout."""
         scales = [grid[0] if len(set(grid)) == 1 else grid for grid in self.grids]
         return (
-            f"scales={scales}, level_sizes={self.prefixes}, dropout={self.dropout}, dim={self.dim}, "
-            f"channel_dim={self.channel_dim}"
+            f"scales={scales}, up={self.pyramid.up}, level_sizes={self.prefixes}, dropout={self.dropout}, "
+            f"dim={self.dim}, channel_dim={self.channel_dim}"
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from vqkit.parts.selection import Selection
 
 if TYPE_CHECKING:
-    from vqkit.quantizers.base import VectorQuantizer
+    from vqkit.quantizers.base import BaseQuantizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,8 @@ class Quantized:
         selection: what was chosen for each of the N = B * prod(S) vectors; None of a composite, which has members, and
             without quantization.
         estimated: (N, D) what the estimator made of the selection, in the code space; None where `selection` is.
-        source: the quantizer whose codebook and losses the selection belongs to; None where `selection` is.
+        source: the quantizer that made it, unless nothing is to be added up for it over ranks.
+        sums: of a composite, name -> what its `sums` gave, added up over ranks already.
         members: of a composite, what each member made, until `penalize` is done with it. Statistics count what is here.
     """
 
@@ -57,5 +58,6 @@ class Quantized:
     valid: Tensor
     selection: Selection | None = None
     estimated: Tensor | None = None
-    source: "VectorQuantizer | None" = None
+    source: "BaseQuantizer | None" = None
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: list["Quantized"] = field(default_factory=list)

@@ -15,7 +15,7 @@ class PhiConvolutions(nn.Module):
         scale_map: which convolution each scale has, numbered from 0 without a gap.
         ratio: of the convolution in the sum.
 
-    Source: VAR, Tian et al. 2024 ([arXiv:2404.02905](https://arxiv.org/abs/2404.02905)), sec. 3.2 and algorithm 1.
+    Source: VAR, Tian et al. 2024 (arXiv:2404.02905), sec. 3.2 and algorithm 1.
     """
 
     def __init__(self, dim: int, axes: int, scale_map: list[int], ratio: float) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members
+from vqkit.quantizers.composite import SampleDropout, build_one
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import SumOverMembers
 
 
 class PrefixQuantizer(SampleDropout):
@@ -44,7 +45,6 @@ class PrefixQuantizer(SampleDropout):
     """
 
     member_name = "quantizer"
-    quantizer: BaseQuantizer
 
     def __init__(
         self,
@@ -56,14 +56,10 @@ class PrefixQuantizer(SampleDropout):
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        if not callable(quantizer) and len(quantizer) != 1:
-            raise ValueError(
-                f"quantizer lists {len(quantizer)} factories: expected one; to join several, build a ResidualQuantizer "
-                "or GroupedQuantizer of them"
-            )
-        members = build_members(quantizer, 1, kind="quantizer", owner="PrefixQuantizer")
-        super().__init__(members, members[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
-        self.quantizer = members[0]
+        tokens = build_one(quantizer, owner="PrefixQuantizer")
+        named = {"channel_dim": channel_dim, "reduction": SumOverMembers()}
+        super().__init__([tokens], tokens.dim, dropout=dropout, lengths=lengths, seed=seed, **named)
+        self.quantizer = tokens
         self.level_axis = self.quantizer.level_axis
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
         if self.mask_token is not None:
@@ -90,16 +86,11 @@ class PrefixQuantizer(SampleDropout):
 
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Quantize the tokens that are kept; see `BaseQuantizer`."""
-        step, positions = self.number_forward(latents), valid.shape[1:].numel()
-        lengths = self.sample_lengths(step, len(valid), positions)
+        step, positions = self.number_forward(latents), math.prod(valid.shape[1:])
+        lengths = self.sample_lengths(step, valid.shape[0], positions)
         kept = valid if lengths is None else valid & _in_prefix(lengths, valid.shape)
         made = self.quantizer.quantize(latents, kept)
-        return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made])
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of the tokens that are kept, averaged over all; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
-        return self.penalize_members(quantized, 1, [quantized.members[0].valid.sum() / count])
+        return Quantized(self._filled(made.vectors, kept), made.indices, valid, members=[made], source=self)
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The indices of all tokens; see `BaseQuantizer`."""

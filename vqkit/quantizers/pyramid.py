@@ -86,7 +86,7 @@ class Pyramid:
         for some, sizes in zip(counted, self._matrices(dtype, counted[0].device), strict=False):
             spread = [None if down is None else down.mT for down in sizes.down]
             touched = resized(some.unsqueeze(-1).to(dtype), spread).squeeze(-1) > 0.5
-            covered = touched if covered is None else torch.where(any_of_each(some, touched), touched, covered)
+            covered = touched if covered is None else where_any(some, touched, covered)
         assert covered is not None  # there is a first grid
         return covered
 
@@ -146,3 +146,9 @@ class Pyramid:
 def any_of_each(flags: Tensor, like: Tensor) -> Tensor:
     """(B, ...) bool -> (B, 1, ...), whether any of a sample is True, with as many axes as `like`."""
     return flags.flatten(1).any(1).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def where_any(some: Tensor, touched: Tensor, covered: Tensor) -> Tensor:
+    """(B, ...) bool: `touched` in samples of which any of `some` is True, `covered` in the others."""
+    finest = any_of_each(some, touched)
+    return (finest & touched) | (~finest & covered)  # ONNX Runtime chooses between numbers alone

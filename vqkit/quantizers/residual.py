@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
-from vqkit.parts.compatibility import check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 
 
 class ResidualQuantizer(DepthDropout):
@@ -44,14 +44,15 @@ class ResidualQuantizer(DepthDropout):
         dropout: probability, per sample and training step, that only the first n stages are used. Dropped stages have
             index -1, no loss and no statistics.
         lengths: the distribution of n.
+        reduction: how the losses of the stages make one: `SumOverMembers()` for DAC, `MeanOverChoices()` for EnCodec
+            and Mimi.
         channel_dim: see `BaseQuantizer`; the stages themselves have -1.
         seed: of the dropout.
 
     Source: Zeghidour et al. 2021 (SoundStream, arXiv:2107.03312), algorithm 1 and sec. III-C; gradient of the first
     form as in AudioCraft, of the second as in Kumar et al. 2023 (DAC, arXiv:2306.06546).
     Differs: dropout is drawn for each sample (DAC draws it for a fixed share of the batch, hence never at batch size
-    1). Losses are averaged over the stages, as in EnCodec; DAC sums them, which is `num_stages` times the weight. A
-    stage that a vector does not use counts as 0 in its loss, as in DAC.
+    1; EnCodec and Mimi draw it for a batch).
 
     Raises:
         IncompatibleParts: stages that leave over something else in training than they will later (`NSVQ` of their own,
@@ -70,12 +71,14 @@ class ResidualQuantizer(DepthDropout):
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
         dropout: float = 0.0,
         lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
         stages = build_members(stage, num_stages, kind="stage", owner="ResidualQuantizer")
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, dropout=dropout, lengths=lengths, seed=seed)
-        _check_stages(stages, estimator)
+        named = {"channel_dim": channel_dim, "reduction": reduction}
+        super().__init__(stages, stages[0].dim, dropout=dropout, lengths=lengths, seed=seed, **named)
+        check_sum(stages, estimator)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
 
@@ -101,13 +104,7 @@ class ResidualQuantizer(DepthDropout):
             total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
         vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
-        return Quantized(vectors, indices, valid, members=members)
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The stages' losses, averaged over the stages and over all vectors; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)  # integers would divide in the default dtype
-        shares = [member.valid.sum() / count for member in quantized.members]
-        return self.penalize_members(quantized, len(self.stages), shares)
+        return Quantized(vectors, indices, valid, members=members, source=self)
 
     def strip_training(self) -> None:
         """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
@@ -163,11 +160,3 @@ class ResidualQuantizer(DepthDropout):
         """Chain and layout, and how `encode` searches the stages."""
         encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
         return f"num_stages={len(self.stages)}, {super().extra_repr()}, encode={encode!r}"
-
-
-def _check_stages(stages: list[BaseQuantizer], estimator: Estimator | None) -> None:
-    dims = [stage.dim for stage in stages]
-    if len(set(dims)) > 1:
-        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since stages are summed")
-    inner = [module for stage in stages for module in stage.modules() if isinstance(module, BaseQuantizer)]
-    check_stages(dims[0], inner, estimator)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.parts.compatibility import check_stages
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members
+from vqkit.quantizers.composite import DepthDropout, build_members, used
 from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.reduction import MeanOverCodebooks, Reduction
 
 
 class BranchedQuantizer(DepthDropout):
@@ -23,6 +24,7 @@ class BranchedQuantizer(DepthDropout):
         branches: the members, semantic first.
         dim: see `CompositeQuantizer`.
         dropout: see `DepthDropout`.
+        reduction: see `CompositeQuantizer`.
         channel_dim: see `BaseQuantizer`.
         seed: of the dropout.
     """
@@ -32,9 +34,16 @@ class BranchedQuantizer(DepthDropout):
     branches: Sequence[BaseQuantizer]
 
     def __init__(
-        self, branches: Sequence[BaseQuantizer], dim: int, *, dropout: float, channel_dim: int, seed: int
+        self,
+        branches: Sequence[BaseQuantizer],
+        dim: int,
+        *,
+        dropout: float,
+        reduction: Reduction,
+        channel_dim: int,
+        seed: int,
     ) -> None:
-        super().__init__(branches, dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        super().__init__(branches, dim, channel_dim=channel_dim, reduction=reduction, dropout=dropout, seed=seed)
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]  # it forgets its element type
 
     @abstractmethod
@@ -65,21 +74,13 @@ class BranchedQuantizer(DepthDropout):
         total, members = torch.zeros_like(latents), []
         for number, branch in enumerate(self.branches):
             given = self.enter(number, latents, total)
+            counts = valid if depths is None else used(valid, depths, number)
             # A map that diverged must not take codebooks along.
-            used = valid & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
-            if depths is not None:
-                used = used & (depths > number).reshape(-1, *[1] * (valid.ndim - 1))
-            members.append(branch.quantize(torch.where(used.unsqueeze(-1), given, 0), used))
+            counts = counts & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
+            members.append(branch.quantize(torch.where(counts.unsqueeze(-1), given, 0), counts))
             total = total + self.leave(number, members[-1].vectors)
         indices = self.join_levels([member.indices for member in members], valid.shape)
-        return Quantized(total, indices, valid, members=members)
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The branches' losses, averaged over the codebooks and over all vectors; see `BaseQuantizer`."""
-        count = quantized.valid.sum().clamp(min=1).to(self.dtype)
-        pairs = zip(self.branches, quantized.members, strict=True)
-        shares = [branch.num_codebooks * made.valid.sum() / count for branch, made in pairs]
-        return self.penalize_members(quantized, self.num_codebooks, shares)
+        return Quantized(total, indices, valid, members=members, source=self)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Sum of the branches: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
@@ -117,10 +118,7 @@ class BranchedQuantizer(DepthDropout):
 
     def extra_repr(self) -> str:
         """Sizes and layout."""
-        return (
-            f"codebook_sizes={self.codebook_sizes}, dropout={self.dropout}, dim={self.dim}, "
-            f"channel_dim={self.channel_dim}"
-        )
+        return f"codebook_sizes={self.codebook_sizes}, {super().extra_repr()}"
 
 
 class SplitQuantizer(BranchedQuantizer):
@@ -134,9 +132,8 @@ class SplitQuantizer(BranchedQuantizer):
         >>> stage = functools.partial(Quantizer, "ema", dim=256, codebook_size=2048)
         >>> SplitQuantizer([stage, functools.partial(ResidualQuantizer, stage, 7)], dim=512)  # Mimi
 
-    Every branch keeps its own estimator, and its map W_i gets the gradient through it. The losses of the branches are
-    averaged by their numbers of codebooks, so that each codebook weighs as much as any other. One branch alone is a
-    quantizer of another `dim` between maps, such as a residual chain that is projected once.
+    Every branch keeps its own estimator, and its map W_i gets the gradient through it. One branch alone is a quantizer
+    of another `dim` between maps, such as a residual chain that is projected once.
 
     Args:
         branch: a factory for each branch, semantic first; branches may differ in method, `dim` and number of levels.
@@ -144,6 +141,8 @@ class SplitQuantizer(BranchedQuantizer):
         dropout: probability, per sample and training step, that only the first n branches are used, n uniform in 1 ...
             number of branches. Dropped branches have index -1, no loss and no statistics. The dropout of Mimi's
             acoustic levels is that of their `ResidualQuantizer`.
+        reduction: how the losses of the branches make one. By default each codebook weighs as much as any other; Mimi,
+            which drops levels, has `MeanOverChoices()`, here and for the acoustic ones.
         channel_dim: see `BaseQuantizer`; the branches themselves have -1.
         seed: of the dropout.
 
@@ -160,11 +159,12 @@ class SplitQuantizer(BranchedQuantizer):
         *,
         dim: int,
         dropout: float = 0.0,
+        reduction: Reduction = MeanOverCodebooks(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
         branches = build_members(branch, None, kind="branch", owner="SplitQuantizer")
-        super().__init__(branches, dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        super().__init__(branches, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
         sizes = [member.dim for member in branches]
         self.project_in = nn.ModuleList(nn.Linear(dim, size, bias=False, dtype=torch.float32) for size in sizes)
         self.project_out = nn.ModuleList(nn.Linear(size, dim, bias=False, dtype=torch.float32) for size in sizes)
@@ -194,19 +194,19 @@ class FeatureSplitQuantizer(BranchedQuantizer):
         >>> code = functools.partial(Quantizer, "factorized", dim=1024, codebook_dim=8)
         >>> semantic = functools.partial(code, codebook_size=16384)
         >>> acoustic = functools.partial(ResidualQuantizer, functools.partial(code, codebook_size=4096), 7,
-        ...                              estimator=None, dropout=1.0)
-        >>> FeatureSplitQuantizer([semantic, acoustic], dropout=0.25)  # DualCodec, of 2048 channels
+        ...                              estimator=None, dropout=1.0, reduction=SumOverMembers())
+        >>> FeatureSplitQuantizer([semantic, acoustic], dropout=0.25, reduction=SumOverMembers())  # DualCodec
 
     Args:
         branch: two factories, semantic and acoustic; `dim` is the sum of theirs.
         dropout: see `SplitQuantizer`; with 2 p the acoustic branch is left out with probability p.
+        reduction: see `SplitQuantizer`; `SumOverMembers()` for DualCodec, here and for the acoustic branch.
         channel_dim: see `BaseQuantizer`; the branches themselves have -1.
         seed: of the dropout.
 
     Source: Li et al. 2025 (DualCodec, arXiv:2505.13000), and its released code.
     Differs: V is a linear map without bias, where the released code has a ConvNeXt decoder, whose output is also what
-    the teacher is compared with; the acoustic branch is left out for single samples, not for whole batches; losses are
-    averaged over all codebooks (published: summed, which is the number of codebooks times the weight).
+    the teacher is compared with; the acoustic branch is left out for single samples, not for whole batches.
 
     Raises:
         IncompatibleParts: a semantic branch that leaves over something else in training than it will later.
@@ -218,6 +218,7 @@ class FeatureSplitQuantizer(BranchedQuantizer):
         branch: Sequence[Callable[[], BaseQuantizer]],
         *,
         dropout: float = 0.0,
+        reduction: Reduction = MeanOverCodebooks(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
@@ -225,7 +226,8 @@ class FeatureSplitQuantizer(BranchedQuantizer):
         if len(branches) != 2:
             raise ValueError(f"branch lists {len(branches)} factories: expected 2, a semantic and an acoustic one")
         semantic, acoustic = branches
-        super().__init__(branches, semantic.dim + acoustic.dim, channel_dim=channel_dim, dropout=dropout, seed=seed)
+        dim = semantic.dim + acoustic.dim
+        super().__init__(branches, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
         inner = [module for module in semantic.modules() if isinstance(module, BaseQuantizer)]
         check_stages(semantic.dim, inner, None)
         self.project_out = nn.Linear(semantic.dim, acoustic.dim, bias=False, dtype=torch.float32)

@@ -20,7 +20,9 @@ from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor,
 class AudioTokenizer(Tokenizer):
     """An encoder, a quantizer and a decoder of waveforms (B, C, T) in [-1, 1].
 
-    Waveforms of any length are filled with zeros to whole frames, and reconstructions cut back to it.
+    Waveforms of any length are filled with zeros to whole frames, and reconstructions cut back to it; to whole steps of
+    frames with a `MultiRateQuantizer`, as SNAC does. What several blocks or a stream give by such a one is joined with
+    `join`.
 
     Three ways to use a trained one, with the same codes:
 
@@ -43,8 +45,8 @@ class AudioTokenizer(Tokenizer):
         downsampling_factor: samples for each frame.
 
     Raises:
-        ValueError: `sample_rate` is not positive, encoder and decoder differ in channels or downsampling factor, or
-            frames have no indices of their own.
+        ValueError: `sample_rate` is not positive, encoder and decoder differ in channels or downsampling factor, or the
+            quantizer takes maps of one size alone.
 
     Examples:
         >>> from vqkit import AudioTokenizer, Quantizer
@@ -62,10 +64,11 @@ class AudioTokenizer(Tokenizer):
         super().__init__(encoder, quantizer, decoder)
         if sample_rate < 1 or sample_rate != int(sample_rate):
             raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")
-        if not quantizer.index_per_position:
+        if quantizer.positions_per_step is None:
             raise ValueError(
                 f"quantizer={type(quantizer).__name__} has no index for each frame: sound has any length, and frames "
-                "are encoded as they come; use a quantizer of single vectors, or ResidualQuantizer"
+                "are encoded as they come; use a quantizer of single vectors, ResidualQuantizer, or MultiRateQuantizer "
+                "for levels of different rates"
             )
         self.sample_rate = sample_rate
         front, back = properties_of(encoder), properties_of(decoder)
@@ -92,11 +95,20 @@ class AudioTokenizer(Tokenizer):
         return self.sample_rate / self.downsampling_factor
 
     @property
+    def frames_per_step(self) -> int:
+        """Frames that are encoded together: 1, but for a `MultiRateQuantizer`."""
+        return self.quantizer.positions_per_step or 1
+
+    @property
+    def level_rates(self) -> tuple[float, ...]:
+        """Indices of each level for each second."""
+        return tuple(self.frame_rate / stride for stride in self.quantizer.level_strides)
+
+    @property
     def kbps(self) -> float:
         """Kilobits for each second of sound, all levels, before any entropy coding."""
-        quantizer = self.quantizer
-        sizes = quantizer.codebook_sizes if quantizer.level_axis else quantizer.codebook_sizes[:1]
-        return self.frame_rate * sum(math.log2(size) for size in sizes) / 1000
+        pairs = zip(self.level_rates, self.quantizer.level_sizes, strict=True)
+        return sum(rate * math.log2(size) for rate, size in pairs) / 1000
 
     @property
     def causal(self) -> bool:
@@ -107,13 +119,13 @@ class AudioTokenizer(Tokenizer):
     def latency(self) -> float | None:
         """Algorithmic delay in seconds: from the first sample of a frame to the last one that its sound waits for.
 
-        One frame for causal models; else what encoder and decoder look ahead comes on top, and None if that is
-        unbounded.
+        One step of frames for causal models; else what encoder and decoder look ahead comes on top, and None if that
+        is unbounded.
         """
         encoding, decoding = self._encoding_context, properties_of(self.decoder).context
         if encoding is None or decoding is None:
             return None
-        return (self.downsampling_factor * (1 + decoding[1]) + encoding[1]) / self.sample_rate
+        return (self.downsampling_factor * (self.frames_per_step + decoding[1]) + encoding[1]) / self.sample_rate
 
     @property
     def _encoding_context(self) -> tuple[int, int] | None:
@@ -143,7 +155,7 @@ class AudioTokenizer(Tokenizer):
 
         Returns:
             int64 (B, frames), with composites (B, frames, levels); at once, frames is T / downsampling_factor rounded
-            up, T counted after resampling.
+            up, T counted after resampling. With a `MultiRateQuantizer` the (B, L) of its levels, one after another.
 
         Raises:
             ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
@@ -156,7 +168,8 @@ class AudioTokenizer(Tokenizer):
         """The waveform of indices, of all levels or of the first ones.
 
         Args:
-            indices: what `encode` returned, or `encode(...)[..., :n]` for the first n levels of residual stages.
+            indices: what `encode` returned, or `encode(...)[..., :n]` for the first n levels of residual stages, and
+                `quantizer.prefix(encode(...), n)` for those of a `MultiRateQuantizer`.
             length: samples to keep; None keeps whole frames.
 
         Returns:
@@ -171,13 +184,22 @@ class AudioTokenizer(Tokenizer):
             return wave
         if not 0 <= length <= wave.shape[-1]:
             raise ValueError(
-                f"length={length}: expected 0 to {wave.shape[-1]}, the samples of {indices.shape[1]} frames"
+                f"length={length}: expected 0 to {wave.shape[-1]}, the samples of "
+                f"{wave.shape[-1] // self.downsampling_factor} frames"
             )
         return wave[..., :length]
 
     def _sound(self, indices: Tensor) -> Tensor:
         """`decode` to whole frames."""
         return super().decode(indices)
+
+    def join(self, pieces: Iterable[Tensor]) -> Tensor:
+        """Indices of consecutive pieces of sound, as blocks or a stream give them, in the order that `encode` has.
+
+        Args:
+            pieces: at least one, (B, frames[, levels]), or as a `MultiRateQuantizer` gives them.
+        """
+        return self.quantizer.deinterleave(torch.cat([self.quantizer.interleave(piece) for piece in pieces], dim=1))
 
     # ------------------------------------------------------------------ as it arrives
 
@@ -190,8 +212,8 @@ class AudioTokenizer(Tokenizer):
                     send(codec.encode(chunk))  # frames that are complete, perhaps none
                 send(codec.flush())  # the last, incomplete frame
 
-        The joined codes are those of the joined chunks, and so is the sound. The algorithmic delay is one frame:
-        `downsampling_factor / sample_rate` seconds. Batch size and device stay those of the first chunk. Sound of
+        The codes, put together by `join`, are those of the joined chunks, and so is the sound. The algorithmic delay
+        is `latency` seconds, one step of frames. Batch size and device stay those of the first chunk. Sound of
         another sample rate is resampled outside, by a resampler that streams too, such as `soxr.ResampleStream`.
 
         Raises:
@@ -233,7 +255,7 @@ class AudioTokenizer(Tokenizer):
                 "as it is, or open a new stream"
             )
         joined = wave if self._pending is None else torch.cat([self._pending, wave], dim=-1)
-        whole = joined.shape[-1] // self.downsampling_factor * self.downsampling_factor
+        whole = joined.shape[-1] // self._samples_per_step * self._samples_per_step
         self._pending = joined[..., whole:]
         return self._indices(joined[..., :whole]) if whole else self._no_frames(len(wave))
 
@@ -257,22 +279,25 @@ class AudioTokenizer(Tokenizer):
             frames_per_block: frames that are computed at once, rounded up to whole windows of attention.
 
         Yields:
-            indices (B, frames[, levels]); joined along axis 1 they are those of the joined pieces.
+            indices (B, frames[, levels]), or as a `MultiRateQuantizer` gives them; put together by `join`, which for
+            all others is along axis 1, they are those of the joined pieces.
 
         Raises:
             ValueError: the indices depend on unbounded context, `frames_per_block` is not positive, or a stream is
                 open, which blocks would disturb.
         """
         context, hop = self._encoding_context, self.downsampling_factor
+        frames = None if context is None else (math.ceil(context[0] / hop), math.ceil(context[1] / hop))
         pieces = map(self._checked, chunks)
-        yield from self._run_blocks(pieces, self._indices, context, frames_per_block, hop_length=hop, out_dim=1)
+        steps = self._run_blocks(pieces, self._rows, frames, frames_per_block, self._samples_per_step, out_dim=1)
+        yield from map(self.quantizer.deinterleave, steps)
 
     @torch.no_grad()
     def decode_blocks(self, blocks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
         """`decode` of indices that come in pieces, in the memory of a block and its context.
 
         Args:
-            blocks: consecutive pieces (B, frames[, levels]).
+            blocks: consecutive pieces (B, frames[, levels]), or as a `MultiRateQuantizer` gives them.
             frames_per_block: frames that are computed at once, rounded up to whole windows of attention.
 
         Yields:
@@ -281,8 +306,19 @@ class AudioTokenizer(Tokenizer):
         Raises:
             ValueError: as for `encode_blocks`.
         """
-        context, hop = properties_of(self.decoder).context, self.downsampling_factor
-        yield from self._run_blocks(blocks, self._sound, context, frames_per_block, dim=1, out_per_hop=hop)
+        rows = map(self.quantizer.interleave, blocks)
+        context = properties_of(self.decoder).context
+        yield from self._run_blocks(
+            rows, self._sound_of_rows, context, frames_per_block, dim=1, out_per_hop=self._samples_per_step
+        )
+
+    def _rows(self, wave: Tensor) -> Tensor:
+        """`_indices` in the order of time."""
+        return self.quantizer.interleave(self._indices(wave))
+
+    def _sound_of_rows(self, rows: Tensor) -> Tensor:
+        """`_sound` of indices in the order of time."""
+        return self._sound(self.quantizer.deinterleave(rows))
 
     def _run_blocks(
         self,
@@ -290,8 +326,19 @@ class AudioTokenizer(Tokenizer):
         run: Callable[[Tensor], Tensor],
         context: tuple[int, int] | None,
         frames_per_block: int,
+        step_length: int = 1,
         **axes: int,
     ) -> Iterator[Tensor]:
+        """`run` over blocks of whole steps of frames.
+
+        Args:
+            pieces: see `run_in_blocks`.
+            run: see `run_in_blocks`; a hop is a step.
+            context: frames before and after; None without bound.
+            frames_per_block: at least so many.
+            step_length: of a step along the axis of the pieces.
+            axes: see `run_in_blocks`.
+        """
         if frames_per_block < 1:
             raise ValueError(f"frames_per_block={frames_per_block}: expected at least 1")
         self._check_no_stream("encode_blocks or decode_blocks")
@@ -300,9 +347,11 @@ class AudioTokenizer(Tokenizer):
                 "blocks need a bounded context, and this model has none: use encode and decode on the whole recording, "
                 "or a backbone whose attention has a window"
             )
-        window = properties_of(self.encoder).frames_per_window
-        frames = math.ceil(frames_per_block / window) * window
-        return run_in_blocks(pieces, run, context=context, hops_per_block=frames, **axes)
+        step = self.frames_per_step
+        window = math.lcm(properties_of(self.encoder).frames_per_window, step)  # where blocks may begin
+        block, left = (math.ceil(frames / window) * window // step for frames in (frames_per_block, context[0]))
+        context = left * step_length, math.ceil(context[1] / step) * step_length
+        return run_in_blocks(pieces, run, context=context, hop_length=step_length, hops_per_block=block, **axes)
 
     # ------------------------------------------------------------------ what goes in
 
@@ -344,8 +393,12 @@ class AudioTokenizer(Tokenizer):
         if self._is_streaming:
             raise ValueError(f"{call} inside of streaming() would go on where the stream stopped: close it first")
 
+    @property
+    def _samples_per_step(self) -> int:
+        return self.downsampling_factor * self.frames_per_step
+
     def _whole_frames(self, wave: Tensor) -> Tensor:
-        return pad_end(wave, -wave.shape[-1] % self.downsampling_factor)
+        return pad_end(wave, -wave.shape[-1] % self._samples_per_step)
 
     def _at_model_rate(self, wave: Tensor, sample_rate: int | None) -> Tensor:
         if sample_rate is None or sample_rate == self.sample_rate:

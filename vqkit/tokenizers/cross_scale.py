@@ -17,6 +17,7 @@ from vqkit.quantizers.base import BaseQuantizer, share
 from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized, QuantizerOutput
+from vqkit.quantizers.reduction import SumOverMembers
 from vqkit.runtime import autocast_disabled
 from vqkit.sharding import as_forward, refuse_sharded
 from vqkit.tokenizers.audio import AudioTokenizer
@@ -58,7 +59,7 @@ class CrossScaleQuantizer(DepthDropout):
     def __init__(self, stream: Sequence[Callable[[], BaseQuantizer]], *, dropout: float = 0.0, seed: int = 0) -> None:
         streams = build_members(stream, None, kind="stream", owner="CrossScaleTokenizer")
         dim = sum(member.dim for member in streams)
-        super().__init__(streams, dim, channel_dim=1, dropout=dropout, seed=seed)
+        super().__init__(streams, dim, channel_dim=1, reduction=SumOverMembers(), dropout=dropout, seed=seed)
         self.groups = nn.ModuleList(streams)  # type: ignore[assignment]  # it forgets its element type
 
     @property
@@ -97,8 +98,9 @@ class CrossScaleQuantizer(DepthDropout):
         quantized = Quantized(
             vectors=torch.cat([made.vectors for made in members], dim=-1),
             indices=self.join_levels([made.indices for made in members], members[0].valid.shape),
-            valid=members[0].valid,
+            valid=torch.ones_like(members[0].valid),  # the losses are means over all frames
             members=members,
+            source=self,
         )
         with autocast_disabled(spoilt.device):
             if self.training:
@@ -108,14 +110,6 @@ class CrossScaleQuantizer(DepthDropout):
             loss = self.with_graph(loss)
         vectors = narrowed(quantized.vectors.mT, dtype)
         return QuantizerOutput(vectors, quantized.indices, loss, losses, spoilt)
-
-    def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the streams' losses; see `BaseQuantizer`.
-
-        A stream's loss is a mean over the vectors that it was given. Here it is one over all: the others count as 0.
-        """
-        shares = [made.valid.to(self.dtype).mean() for made in quantized.members]
-        return self.penalize_members(quantized, 1, shares)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """What each stream adds, side by side: (B, frames, levels) -> (B, frames, dim)."""

@@ -1,0 +1,320 @@
+"""Residual quantization at several frame rates: coarse levels have an index for several frames."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqkit import distributed
+from vqkit.indices import check_indices
+from vqkit.parts.estimators import Estimator, StraightThrough
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
+from vqkit.quantizers.initialization import collect_maps, enough_samples, named_in_warnings
+from vqkit.quantizers.output import Quantized
+from vqkit.quantizers.pyramid import where_any
+from vqkit.quantizers.reduction import MeanOverMembers, MemberCounts, Reduction
+from vqkit.runtime import autocast_disabled, known
+
+
+class MultiRateQuantizer(DepthDropout):
+    """Residual levels of which each has an index for so many frames: the means of what is left over are quantized.
+
+    For each level, coarse first: the mean over each `stride` frames of what is left over is quantized, repeated for
+    these frames, added to the sum, and subtracted from what is left over. `indices` (B, L) holds the levels one after
+    another, coarse first: of T frames T / strides[0] of the first level, then T / strides[1] of the second, and so on;
+    (B, L, levels) for stages with levels of their own.
+
+        >>> code = functools.partial(Quantizer, "factorized", dim=768, codebook_size=4096, codebook_dim=8)
+        >>> snac = {"estimator": None, "reduction": SumOverMembers(), "channel_dim": 1}
+        >>> quantizer = MultiRateQuantizer(code, [4, 2, 1], **snac)  # at 24 kHz
+        >>> indices = quantizer.encode(latents)  # latents (B, 768, 12)
+        >>> indices.shape, [level.shape for level in quantizer.split_levels(indices)]
+        (torch.Size([B, 21]), [torch.Size([B, 3]), torch.Size([B, 6]), torch.Size([B, 12])])
+
+    - By level: `split_levels(indices)`, and back `join_levels(levels)`.
+    - In the order of time: `interleave(indices)`, (B, steps, ...), and back `deinterleave`. A step is the fewest frames
+      that all strides divide, and holds its coarse index first. What several blocks or a stream give is joined there.
+    - Coarse levels alone: `decode(prefix(indices, 2))`. A part of the row would be the indices of fewer frames.
+
+    T has to be a multiple of all strides. `AudioTokenizer` fills sound up to it, as SNAC does.
+
+    A level's index counts where any of its frames does, and stands for the mean of those. Frames that no index of the
+    finest level with any touches decode to 0.
+
+    Args:
+        stage: builds one level, and is called for each stride so that no two share a codebook; or a list of one factory
+            for each.
+        strides: frames for each index of a level, coarse first, at least 1.
+        estimator: over the sum, which detaches what is subtracted; None where each level keeps its own and nothing is
+            detached, as in SNAC. See `ResidualQuantizer`.
+        dropout: probability, per sample and training step, that only the first n levels are used, n uniform in 1 ...
+            their number. Dropped levels have index -1, no loss and no statistics.
+        reduction: how the losses of the levels, each a mean over its own indices, make one: `SumOverMembers()` for DAC,
+            whose training SNAC follows.
+        channel_dim: of (B, T, dim), or 1 for (B, dim, T); the stages themselves have -1.
+        seed: of the dropout.
+
+    Attributes:
+        positions_per_step: frames of a step, the least common multiple of the strides.
+
+    Source: Siuzdak et al. 2024 (SNAC, arXiv:2410.14411), sec. 3, and its released code, whose levels are `factorized`
+    ones with `estimator=None`.
+    Differs: masks, dropout and estimators over the sum, which it has not.
+
+    Raises:
+        IncompatibleParts: see `ResidualQuantizer`.
+        ValueError: an argument is out of its range, or stages differ in `dim`, in their number of levels, or share
+            state.
+    """
+
+    member_name = "stage"
+    index_per_position = False
+    positions_per_step: int
+    stages: Sequence[BaseQuantizer]
+
+    def __init__(
+        self,
+        stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        strides: Sequence[int],
+        *,
+        estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless
+        dropout: float = 0.0,
+        reduction: Reduction = MeanOverMembers(),  # noqa: B008 - stateless
+        channel_dim: int = -1,
+        seed: int = 0,
+    ) -> None:
+        if not strides or min(strides) < 1 or list(strides) != sorted(strides, reverse=True):
+            raise ValueError(f"strides={list(strides)}: expected frames for each index, at least 1, coarse first")
+        if not callable(stage) and len(stage) != len(strides):
+            raise ValueError(f"stage lists {len(stage)} factories: expected one for each of strides={list(strides)}")
+        count = len(strides) if callable(stage) else None
+        stages = build_members(stage, count, kind="stage", owner="MultiRateQuantizer")
+        check_sum(stages, estimator)
+        levels = [member.num_codebooks if member.level_axis else 0 for member in stages]
+        if len(set(levels)) > 1:
+            raise ValueError(f"stage built quantizers of {levels} levels: expected the same number, of all or of none")
+        dim = stages[0].dim
+        super().__init__(stages, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
+        self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
+        self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
+        self.estimator = estimator
+        self.strides = tuple(strides)
+        self.positions_per_step = math.lcm(*strides)
+
+    @property
+    def members(self) -> Iterable[BaseQuantizer]:
+        """The levels, coarse first."""
+        return self.stages
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The size of each codebook of an index; of the largest level, where they differ."""
+        return tuple(map(max, zip(*(stage.codebook_sizes for stage in self.stages), strict=True)))
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """The size of each level's codebook, or of each of its codebooks; see `by_level`."""
+        return tuple(size for stage in self.stages for size in stage.codebook_sizes)
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Frames for one index of each of `level_sizes`."""
+        return tuple(stride for stride in self.strides for _ in range(self.num_codebooks))
+
+    # ------------------------------------------------------------------ the levels
+
+    def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize level by level; see `BaseQuantizer`."""
+        if latents.ndim != 3 or latents.shape[1] % self.positions_per_step:
+            raise ValueError(
+                f"x holds vectors of shape {tuple(latents.shape[:-1])}: expected (B, T) with a multiple of "
+                f"{self.positions_per_step} frames, which strides={list(self.strides)} divide; fill them up and give a "
+                "mask, or fill up the sound, as AudioTokenizer does"
+            )
+        estimator = None if self.passes_through else self.estimator
+        step = self.number_forward(latents)
+        depths = self.sample_depths(step, latents.shape[0])
+        total, members = torch.zeros_like(latents), []
+        for number, stage in enumerate(self.stages):
+            residual, counts = latents, valid if depths is None else used(valid, depths, number)
+            if number:  # a level that diverged must not take the finer ones along
+                residual = latents - (total if estimator is None else total.detach())
+                counts = counts & residual.isfinite().all(-1)
+            members.append(stage.quantize(*self._shrink(number, residual, counts)))
+            trains_codes = estimator is not None and estimator.trains_codebook
+            vectors = stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors
+            total = total + self._enlarge(number, vectors)
+        if estimator is not None:
+            total = self.estimate_sum(estimator, latents, total, valid, step)
+        return Quantized(
+            vectors=total if known(valid.all, valid.device) else torch.where(valid.unsqueeze(-1), total, 0),
+            indices=self.join_levels([made.indices for made in members]),
+            valid=valid,
+            members=members,
+            source=self,
+        )
+
+    def count(self, quantized: Quantized) -> MemberCounts:
+        """As if a level that quantizes all its means were given all frames; see `CompositeQuantizer`."""
+        counts = super().count(quantized)
+        whole = [self._counted(number, quantized.valid).sum().clamp(min=1) for number in range(len(self.stages))]
+        return counts._replace(used=counts.used * counts.vectors / torch.stack(whole))
+
+    def strip_training(self) -> None:
+        """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
+        super().strip_training()
+        if self.recorded_arguments().get("estimator") is not None:
+            self.estimator = StraightThrough()
+            self.record(estimator=self.estimator)
+
+    def _shrink(self, number: int, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The means (B, T / stride, dim) over the valid ones of (B, T, dim), and where there are some."""
+        if self.strides[number] == 1:
+            return frames if known(valid.all, valid.device) else torch.where(valid.unsqueeze(-1), frames, 0), valid
+        inside = self._by_stride(number, valid)
+        # Divided first: sums may overflow where means do not.
+        weights = inside / inside.sum(2, keepdim=True).clamp(min=1).to(frames.dtype)
+        parts = self._by_stride(number, torch.where(valid.unsqueeze(-1), frames, 0))
+        return (parts * weights.unsqueeze(-1)).sum(2), inside.any(2)
+
+    def _counted(self, number: int, valid: Tensor) -> Tensor:
+        """Where a level has an index: (B, T) -> (B, T / stride)."""
+        return self._by_stride(number, valid).any(2)
+
+    def _by_stride(self, number: int, frames: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, T / stride, stride, ...)."""
+        stride = self.strides[number]
+        return frames.reshape(frames.shape[0], frames.shape[1] // stride, stride, *frames.shape[2:])
+
+    def _enlarge(self, number: int, cells: Tensor) -> Tensor:
+        """Each repeated for its frames: (B, T / stride, ...) -> (B, T, ...)."""
+        stride = self.strides[number]
+        shape = cells.shape[0], cells.shape[1], stride, *cells.shape[2:]
+        return cells if stride == 1 else cells.unsqueeze(2).expand(shape).flatten(1, 2)
+
+    # ------------------------------------------------------------------ indices
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The sum of the levels: (B, L[, levels]) int64 -> (B, T, dim)."""
+        parts = self.split_levels(indices)
+        total, covered = None, None
+        for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True)):
+            vectors = self._enlarge(number, stage.lookup(part))
+            total = vectors if total is None else total + vectors
+            counted = (part >= 0).any(-1) if self.level_axis else part >= 0
+            touched = self._enlarge(number, counted)
+            covered = touched if covered is None else where_any(counted, touched, covered)
+        assert total is not None and covered is not None  # there is a first level
+        return torch.where(covered.unsqueeze(-1), total, 0)
+
+    def chosen_vectors(self, quantized: Quantized) -> Tensor:
+        """The sum of what the levels chose; see `BaseQuantizer`."""
+        total = torch.zeros_like(quantized.vectors)
+        for number, (stage, made) in enumerate(zip(self.stages, quantized.members, strict=True)):
+            total = total + self._enlarge(number, stage.chosen_vectors(made))
+        return torch.where(quantized.valid.unsqueeze(-1), total, 0)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Vectors of (B, L[, levels]), in the layout of `forward`; see `BaseQuantizer`.
+
+        Raises:
+            ValueError: not integers, not those of whole steps, or codes that a level does not have.
+        """
+        if len(set(self.level_sizes)) > 1:
+            check_indices(indices, self.codebook_sizes, level_axis=self.level_axis)
+            for stage, part in zip(self.stages, self.split_levels(indices), strict=True):
+                check_indices(part, stage.codebook_sizes, level_axis=self.level_axis)
+        return super().decode(indices)
+
+    def split_levels(self, indices: Tensor) -> list[Tensor]:
+        """Of each level its indices: (B, L[, levels]) -> (B, T / stride[, levels]), coarse first.
+
+        Raises:
+            ValueError: `indices` are not those of whole steps.
+        """
+        width = sum(self._per_step)
+        if indices.ndim != 2 + self.level_axis or indices.shape[1] % width:
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}: expected (B, L{', levels' * self.level_axis}), L a "
+                f"multiple of {width}, the indices of {self.positions_per_step} frames; `prefix` cuts levels off"
+            )
+        steps = indices.shape[1] // width
+        return list(indices.split([steps * count for count in self._per_step], dim=1))
+
+    def join_levels(self, indices: Iterable[Tensor], shape: Sequence[int] = ()) -> Tensor:
+        """What `split_levels` gave, in a row again: (B, T / stride[, levels]) of each level -> (B, L[, levels])."""
+        return torch.cat(list(indices), dim=1)
+
+    def interleave(self, indices: Tensor) -> Tensor:
+        """In the order of time: (B, L[, levels]) -> (B, steps, n[, levels]), the n indices of a step coarse first."""
+        parts = self.split_levels(indices)
+        pairs = zip(parts, self._per_step, strict=True)
+        rows = [part.reshape(part.shape[0], part.shape[1] // count, count, *part.shape[2:]) for part, count in pairs]
+        return torch.cat(rows, dim=2)
+
+    def deinterleave(self, rows: Tensor) -> Tensor:
+        """What `interleave` was given: (B, steps, n[, levels]) -> (B, L[, levels])."""
+        return self.join_levels([part.flatten(1, 2) for part in rows.split(self._per_step, dim=2)])
+
+    def prefix(self, indices: Tensor, num_levels: int) -> Tensor:
+        """Indices of the first levels alone, with -1 in the place of the finer ones, as `decode` takes them.
+
+        Args:
+            indices: (B, L[, levels]).
+            num_levels: how many to keep, 0 ... number of levels.
+        """
+        if not 0 <= num_levels <= len(self.stages):
+            raise ValueError(f"num_levels={num_levels}: expected 0 ... {len(self.stages)}, the levels to keep")
+        parts = self.split_levels(indices)
+        return self.join_levels(
+            [part if number < num_levels else torch.full_like(part, -1) for number, part in enumerate(parts)]
+        )
+
+    def by_level(self, indices: Tensor) -> Tensor:
+        """(B, L[, levels]) -> (B, L, columns), -1 in the columns of other levels; see `BaseQuantizer`."""
+        levels = self.num_codebooks
+        blank = [indices.new_full((*indices.shape[:1], 1, levels), -1)] * len(self.stages)
+        made = []
+        for number, part in enumerate(self.split_levels(indices)):
+            own = part if self.level_axis else part.unsqueeze(-1)
+            columns = [own if other == number else blank[other].expand(own.shape) for other in range(len(self.stages))]
+            made.append(torch.cat(columns, dim=-1))
+        return torch.cat(made, dim=1)
+
+    @property
+    def _per_step(self) -> list[int]:
+        """Indices of each level in a step."""
+        return [self.positions_per_step // stride for stride in self.strides]
+
+    # ------------------------------------------------------------------ before training
+
+    @torch.no_grad()
+    def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
+        """Initialize the levels in sequence, each on what coarser ones leave over. See `BaseQuantizer`.
+
+        Args:
+            latents: tensors in the layout of `forward`.
+            samples: frames over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code
+                of the coarsest level.
+            seed: level i uses seed + i.
+        """
+        least = 4 * self.codebook_size * self.strides[0] if samples is None else 0
+        batches = collect_maps(self, latents, max(enough_samples(self.codebook_size, samples), least))
+        totals = [torch.zeros_like(frames) for frames, _ in batches]
+        with autocast_disabled(self.latent_spread.device):
+            for number, stage in enumerate(self.stages):
+                pairs = zip(batches, totals, strict=True)
+                cells = [self._shrink(number, frames - total, valid) for (frames, valid), total in pairs]
+                rows = torch.cat([self.latent_spread.new_zeros(0, self.dim), *(means[some] for means, some in cells)])
+                batch = max(math.ceil(len(rows) / max(len(cells), 1)), 1)
+                samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
+                with named_in_warnings(f"stage {number}"):
+                    stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
+                for total, (means, some) in zip(totals, cells, strict=True):
+                    total += self._enlarge(number, stage.lookup(stage.assign(means, some)))
+
+    def extra_repr(self) -> str:
+        """Rates and layout."""
+        return f"strides={list(self.strides)}, level_sizes={self.level_sizes}, {super().extra_repr()}"

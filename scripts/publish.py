@@ -190,11 +190,11 @@ PERCEPTUAL = {
 
 ADAPTATION = {
     "vae": "VAE, continuous",
-    "coda": "CODA, from that VAE",
-    "scales-half": "VQ, from scratch",
-    "scales": "VQ, from scratch, longer",
+    "scales": "VQ, from scratch",
+    "coda-334": "CODA, from that VAE",
+    "coda": "CODA, longer",
 }
-"""Runs of a continuous autoencoder, of its adaptation, and of as many tokens that were discrete from the start."""
+"""Runs of a continuous autoencoder, of as many tokens that were discrete from the start, and of its adaptation."""
 
 ADAPTED = {
     "psnr": "PSNR, dB",

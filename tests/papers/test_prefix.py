@@ -127,6 +127,13 @@ def test_a_seed_draws_lengths_of_its_own() -> None:
     assert not torch.equal(first, second)
 
 
+def test_a_prefix_and_the_depth_of_its_levels_are_drawn_apart() -> None:
+    quantizer = PrefixQuantizer(partial(ResidualQuantizer, ONE, TOKENS, dropout=1.0), dropout=1.0)
+    kept = quantizer(torch.randn(512, TOKENS, DIM)).indices >= 0
+    drawn = torch.stack([kept[..., 0].sum(1), kept[:, 0].sum(1)]).double()
+    assert torch.corrcoef(drawn)[0, 1].abs() < 4.5 / 512**0.5
+
+
 def test_what_is_cut_has_no_value_no_loss_and_no_statistics() -> None:
     quantizer, x = PrefixQuantizer(ONE).double(), random(15, TOKENS - 1, DIM).requires_grad_()
     upstream = random(15, TOKENS - 1, DIM)

@@ -16,6 +16,7 @@ from vqkit import (
     Estimator,
     GroupedQuantizer,
     MeanOverChoices,
+    NestedLengths,
     Quantizer,
     QuantizerOutput,
     ResidualQuantizer,
@@ -425,6 +426,18 @@ def test_stages_of_noise_learn_through_the_sum() -> None:
         (output.quantized - data[rows]).square().mean().backward()
         optimizer.step()
     assert error() < before
+
+
+def test_chains_of_a_product_have_noise_of_their_own() -> None:
+    chain_of = partial(ResidualQuantizer, partial(Quantizer, "nsvq", dim=4, codebook_size=16), 2, estimator=NSVQ())
+    x = torch.randn(20, 4)
+    first, second = (part - x for part in GroupedQuantizer(chain_of, 2)(torch.cat([x, x], -1)).quantized.chunk(2, -1))
+    assert not torch.nn.functional.cosine_similarity(first, second).gt(0.999).any()  # codes are equal
+
+
+def test_lengths_of_another_number_of_stages_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 3, one for each that can be left out"):
+        chain(dropout=1.0, lengths=NestedLengths([0.0, 0.5]))
 
 
 def test_a_shared_estimator_has_no_mode() -> None:

@@ -177,6 +177,7 @@ class SampleDropout(CompositeQuantizer):
         self.dropout = dropout
         self.lengths = lengths
         self.seed = seed
+        self.noise_seed = seed  # of an estimator over the sum
         self.draws = 0
         self._numbers = ForwardNumbers()
 
@@ -213,7 +214,7 @@ class SampleDropout(CompositeQuantizer):
             indices=positions.long() - 1,
             selected=total.flatten(0, -2),
             valid=positions,
-            noise=Noise.of_step(self.seed, step, len(rows), rows.device) if noisy else None,
+            noise=Noise.of_step(self.noise_seed, step, len(rows), rows.device) if noisy else None,
         )
         return estimator(selection).reshape(latents.shape)
 
@@ -327,10 +328,18 @@ def build_one(build: Builder | Sequence[Builder], *, owner: str) -> BaseQuantize
 
 
 def _give_own_seed(member: BaseQuantizer, number: int) -> None:
-    """Give members of one factory, which have one seed, different restarts and noise.
+    """Give members of one factory, which have one seed, different restarts and noise, and dropout that is drawn apart
+    from that of the composite: with one seed, short prefixes of tokens would be those of few levels. All members of a
+    composite are cut at one depth, as a product of residuals is.
 
     The vectors that they start with stay equal, until `initialize` fits each to what it is given.
     """
-    for codebook in member.modules():
-        if isinstance(codebook, Codebook):
-            codebook.seed = (codebook.seed * 1_000_003 + number) % 2**62
+    for part in member.modules():
+        if isinstance(part, Codebook):
+            part.seed = _derived(part.seed, number)
+        elif isinstance(part, SampleDropout):
+            part.seed, part.noise_seed = _derived(part.seed, 999_983), _derived(part.noise_seed, number)
+
+
+def _derived(seed: int, number: int) -> int:
+    return (seed * 1_000_003 + number) % 2**62

@@ -83,6 +83,7 @@ class ResidualQuantizer(DepthDropout):
         check_sum(stages, estimator)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.estimator = estimator
+        lengths(torch.zeros(1), len(stages))  # those of another number of stages are refused here
 
     @property
     def members(self) -> Iterable[BaseQuantizer]:

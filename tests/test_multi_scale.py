@@ -228,3 +228,16 @@ def test_a_sample_that_uses_some_scales_alone_decodes_from_its_indices_and_count
         used = depths > number
         errors = errors + (total - x)[used].square().sum() / x.numel() / 3
     torch.testing.assert_close(output.losses["commitment"], errors.detach(), rtol=1e-12, atol=0)
+
+
+def test_losses_of_sums_are_the_mean_over_positions_also_of_masks_that_differ() -> None:
+    """A cell of a sample that is cut may hold more positions than that of another."""
+    quantizer = initialized(num_phis=0, dropout=1.0).double()
+    x, mask = torch.randn(8, DIM, 4, 4, dtype=torch.float64), torch.rand(8, 4, 4) < torch.rand(8, 1, 1)
+    output = quantizer(x, mask)
+    expected, total = torch.zeros((), dtype=torch.float64), torch.zeros_like(x)
+    for number, part in enumerate(quantizer.pyramid.split(output.indices, level_axis=False)):
+        total = total + quantizer.pyramid.enlarge(number, quantizer.stages[0].lookup(part)).movedim(-1, 1)
+        counted = mask & (part >= 0).flatten(1).any(1).view(-1, 1, 1)
+        expected = expected + ((total - x).square().mean(1) * counted).sum() / mask.sum() / 3
+    torch.testing.assert_close(output.losses["commitment"], expected, rtol=1e-12, atol=0)

@@ -27,6 +27,8 @@ from vqkit import (
     MeanOverChoices,
     MeanOverCodebooks,
     MeanOverMembers,
+    MultiRateQuantizer,
+    MultiScaleQuantizer,
     Quantizer,
     RandomRestart,
     ResidualQuantizer,
@@ -273,6 +275,7 @@ def losses_of_dropout(
     rank: int, build: Callable[..., BaseQuantizer], size: int
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Loss, gradients to the codes and to the vectors, and what was used, of `size` samples from those of the rank."""
+    torch.manual_seed(0)  # of phi
     quantizer = build(dropout=1.0).double()
     x = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x[size * rank : size * (rank + 1)].requires_grad_()
@@ -282,7 +285,7 @@ def losses_of_dropout(
 
 
 vq = partial(Quantizer, "vq", dim=4, codebook_size=8)
-inner = partial(ResidualQuantizer, vq, 2, dropout=1.0, reduction=MeanOverChoices(), seed=1)
+inner = partial(ResidualQuantizer, vq, 2, dropout=1.0, reduction=MeanOverChoices(), seed=2)
 
 
 @pytest.mark.parametrize(
@@ -292,8 +295,11 @@ inner = partial(ResidualQuantizer, vq, 2, dropout=1.0, reduction=MeanOverChoices
         partial(ResidualQuantizer, vq, 4, reduction=MeanOverChoices()),
         partial(ResidualQuantizer, [vq, inner, vq, inner], reduction=MeanOverCodebooks()),
         partial(ResidualQuantizer, [vq, inner, vq], reduction=MeanOverChoices()),
+        partial(MultiScaleQuantizer, inner, [1, 2, 5], axes=1, losses=[], num_phis=0, estimator=None),
+        partial(MultiScaleQuantizer, vq, [1, 2, 5], axes=1),
+        partial(MultiRateQuantizer, inner, [5, 1]),
     ],
-    ids=["mean", "sum", "choices", "choices inside", "choices twice"],
+    ids=["mean", "sum", "choices", "choices inside", "choices twice", "choices of scales", "scales", "rates"],
 )
 def test_losses_of_dropout_are_those_of_the_joined_batch(build: Callable[..., BaseQuantizer], rank_pair) -> None:
     """Whatever each rank draws; data parallelism takes the mean over ranks."""

@@ -54,6 +54,11 @@ class CompositeQuantizer(BaseQuantizer):
         """In the order of the levels."""
 
     @property
+    def calls(self) -> Iterable[BaseQuantizer]:
+        """The member of each of `Quantized.members`."""
+        return self.members
+
+    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """The size of each codebook, in the order of the last axis of the indices."""
         return tuple(size for member in self.members for size in member.codebook_sizes)
@@ -95,24 +100,28 @@ class CompositeQuantizer(BaseQuantizer):
         return MemberCounts(
             vectors=mean[0].clamp(min=some),
             used=used,
-            codebooks=[member.num_codebooks for member in self.members],
+            codebooks=[member.num_codebooks for member in self.calls],
             choices=choices,
             all_choices=of_all[:, 1].sum().clamp(min=some),
         )
 
+    def given(self, quantized: Quantized) -> list[Tensor]:
+        """Of each member () how many of the `valid` vectors it was given."""
+        return [made.valid.sum() for made in quantized.members]
+
     def _quantized(self, quantized: Quantized) -> Tensor:
         """(1 + 2 M,) vectors; of each member, those that it was given, and the codes that it chose."""
         counts = [quantized.valid.sum()]
-        for made in quantized.members:
+        for made, given in zip(quantized.members, self.given(quantized), strict=True):
             chosen = (made.indices >= 0).sum() if self.reduction.reads_choices else counts[0]
-            counts += [made.valid.sum(), chosen]
-        return torch.stack(counts).to(self.dtype)
+            counts += [given, chosen]
+        return torch.stack([count.to(self.dtype) for count in counts])
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The members' losses, and those of each name, added up as `reduction` has it; takes the members out."""
         losses: dict[str, Tensor] = {}
         total = quantized.vectors.new_zeros(())
-        for member, share in zip(self.members, self.reduction(self.count(quantized)), strict=True):
+        for member, share in zip(self.calls, self.reduction(self.count(quantized)), strict=True):
             loss, named = member.penalize(quantized.members.pop(0))  # the vectors that it held are free now
             total = total + share * loss
             for name, value in named.items():
@@ -255,6 +264,18 @@ class DepthDropout(SampleDropout):
 def used(valid: Tensor, depths: Tensor, number: int) -> Tensor:
     """(B, *S) bool, which of the `valid` vectors a member quantizes, by its number and the depths (B,) of samples."""
     return valid & (depths > number).reshape(-1, *[1] * (valid.ndim - 1))
+
+
+def shares_of(quantized: Quantized, wholes: Sequence[Tensor]) -> list[Tensor]:
+    """For `CompositeQuantizer.given`, of members on grids of their own: the part of the vectors that is as large as
+    that of its grid which each member was given.
+
+    Args:
+        quantized: of the composite.
+        wholes: of each member, () how much its grid holds where nothing is left out.
+    """
+    pairs = zip(quantized.members, wholes, strict=True)
+    return [quantized.valid.sum() * (made.valid.sum().to(made.vectors) / whole.clamp(min=1)) for made, whole in pairs]
 
 
 def build_members(

@@ -10,11 +10,11 @@ from vqkit import distributed
 from vqkit.indices import check_indices
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, shares_of, used
 from vqkit.quantizers.initialization import collect_maps, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.pyramid import where_any
-from vqkit.quantizers.reduction import MeanOverMembers, MemberCounts, Reduction
+from vqkit.quantizers.reduction import MeanOverMembers, Reduction
 from vqkit.runtime import autocast_disabled, known
 
 
@@ -156,11 +156,10 @@ class MultiRateQuantizer(DepthDropout):
             source=self,
         )
 
-    def count(self, quantized: Quantized) -> MemberCounts:
+    def given(self, quantized: Quantized) -> list[Tensor]:
         """As if a level that quantizes all its means were given all frames; see `CompositeQuantizer`."""
-        counts = super().count(quantized)
-        whole = [self._counted(number, quantized.valid).sum().clamp(min=1) for number in range(len(self.stages))]
-        return counts._replace(used=counts.used * counts.vectors / torch.stack(whole))
+        wholes = [self._counted(number, quantized.valid).sum() for number in range(len(self.stages))]
+        return shares_of(quantized, wholes)
 
     def strip_training(self) -> None:
         """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""

@@ -16,7 +16,7 @@ from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.binary import BinaryQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members, used
+from vqkit.quantizers.composite import SampleDropout, build_members, shares_of, used
 from vqkit.quantizers.flips import BitFlips
 from vqkit.quantizers.initialization import collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
@@ -34,11 +34,9 @@ class QuantizedScales(Quantized):
 
     Attributes:
         compared: for each scale the latents and the sum of all codes up to it, at full size, as a selection.
-        shares: of the vectors of each scale, the part in samples that use it, (); none where all samples use all.
     """
 
     compared: Sequence[Selection] = field(default_factory=list)
-    shares: Sequence[Tensor] | None = None
 
 
 class MultiScaleQuantizer(SampleDropout):
@@ -128,7 +126,7 @@ class MultiScaleQuantizer(SampleDropout):
         grids = pyramid.grids
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
-        mean = MeanOverMembers()  # over the scales: `penalize`
+        mean = MeanOverMembers()  # over the scales
         super().__init__(stages, stages[0].dim, channel_dim=channel_dim, reduction=mean, dropout=dropout, seed=seed)
         self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
         self.pyramid = pyramid
@@ -186,18 +184,14 @@ class MultiScaleQuantizer(SampleDropout):
         total, estimator = walked[-1].total, None if self.passes_through else self.estimator
         if estimator is not None:
             total = self.estimate_sum(estimator, latents, total, valid, step)
-        shares = None
-        if depths is not None:
-            whole = [self.pyramid.shrink(number, latents, valid)[1].sum().clamp(min=1) for number in range(len(walked))]
-            shares = [scale.made.valid.sum().to(latents) / count for scale, count in zip(walked, whole, strict=True)]
         penalized = list(self.losses) and not self.passes_through
         return QuantizedScales(
             vectors=total if known(valid.all, valid.device) else torch.where(valid.unsqueeze(-1), total, 0),
             indices=self.pyramid.join([scale.made.indices for scale in walked]),
             valid=valid,
             members=[scale.made for scale in walked],
+            source=self,
             compared=[_against(latents, scale) for scale in walked] if penalized else [],
-            shares=shares,
         )
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
@@ -287,23 +281,21 @@ class MultiScaleQuantizer(SampleDropout):
 
     # ------------------------------------------------------------------ losses
 
+    def given(self, quantized: Quantized) -> list[Tensor]:
+        """As if a scale that quantizes all its cells were given all positions; see `CompositeQuantizer`."""
+        valid = quantized.valid
+        flags = valid.unsqueeze(-1).to(self.dtype)
+        wholes = [self.pyramid.shrink(number, flags, valid)[1].sum() for number in range(len(self.grids))]
+        return shares_of(quantized, wholes)
+
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The stages' losses and those of the sums, averaged over the scales; see `BaseQuantizer`."""
         assert isinstance(quantized, QuantizedScales)
-        shares = quantized.shares
-        if shares is None:
-            shares = [quantized.vectors.new_ones(())] * len(self.grids)
-        losses: dict[str, Tensor] = {}
-        total = quantized.vectors.new_zeros(())
-        for stage, share in zip(self.calls, shares, strict=True):
-            loss, named = stage.penalize(quantized.members.pop(0))  # the vectors that it held are free now
-            total = total + share * loss / len(shares)
-            for name, value in named.items():
-                losses[name] = losses.get(name, 0) + share * value / len(shares)
+        total, losses = super().penalize(quantized)
+        positions = quantized.valid.sum().clamp(min=1).to(total)
         for penalty in self.losses if quantized.compared else ():
-            pairs = zip(shares, quantized.compared, strict=True)
-            values = [share * penalty(selection, selection.selected) for share, selection in pairs]
-            losses[penalty.name] = torch.stack(values).mean()
+            parts = [penalty(sums, sums.selected) * (sums.valid.sum() / positions) for sums in quantized.compared]
+            losses[penalty.name] = torch.stack(parts).mean()
             total = total + penalty.weight * losses[penalty.name]
         if self.passes_through and self.phi is not None:
             total = total + sum(0 * parameter.flatten()[:1].sum() for parameter in self.phi.parameters())

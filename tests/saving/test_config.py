@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from vqkit import Quantizer, ResidualQuantizer
 from vqkit.parts.estimators import StraightThrough
 from vqkit.saving.config import Configured, from_config, resolve_class, to_config
 
@@ -205,6 +206,8 @@ def test_a_part_that_was_replaced_is_noticed() -> None:
 def test_copies_keep_their_configuration(copied: Callable[[Whole], Whole]) -> None:
     whole = Whole(dim=4, part=Part(0.5), book=partial(Book, decay=0.5))
     assert to_config(copied(whole)) == to_config(whole)
+    chain = ResidualQuantizer(partial(Quantizer, "vq", dim=4, codebook_size=8), 2)  # with the estimator of all chains
+    assert to_config(copied(chain)) == to_config(chain)
 
 
 def test_recording_leaves_module_and_signature_alone() -> None:

@@ -90,7 +90,11 @@ class Configured:
         check_names(cls, kwargs, base=Configured, defaults=lambda: cls.default_parts(*args, **kwargs))
         instance = super().__new__(cls)
         # Past `nn.Module.__setattr__`, which would ask for `nn.Module.__init__` first.
-        object.__setattr__(instance, "_recorded_call", (_snapshot(args), _snapshot(kwargs)))
+        # Modules that are defaults are noted too: a copy of the object has copies of them, in both places.
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        named = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
+        parts = {item.name: item.default for item in named if isinstance(item.default, nn.Module)}
+        object.__setattr__(instance, "_recorded_call", (_snapshot(args), parts | _snapshot(kwargs)))
         return instance
 
     @classmethod

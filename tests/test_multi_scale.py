@@ -147,6 +147,7 @@ def test_shards_hold_the_tokens_of_all_scales(tmp_path: Path) -> None:
         ({"scales": []}, "expected at least one size"),
         ({"scales": [1, [2, 2, 2]]}, "a number for each of 1 to 3 axes"),
         ({"scales": [1, 2], "axes": 4}, "a number for each of 1 to 3 axes"),
+        ({"scales": [1, 2.0, 4]}, "each a whole number"),
         ({"scales": [2, 1]}, "coarse first, none smaller than one before it"),
         ({"scales": [0, 1]}, "sizes of at least 1"),
         ({"stage": [stage, stage]}, "stage lists 2 factories: expected one for each of 3 scales"),

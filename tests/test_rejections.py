@@ -50,7 +50,9 @@ from vqkit import (
     Search,
     Selection,
     StraightThrough,
+    SumOverMembers,
     Tokenizer,
+    UniformLengths,
     UniformPrior,
     UnscaledRotationTrick,
 )
@@ -390,6 +392,11 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "too many levels": (lambda: FSQ([2] * 63), "do not fit an int64 ... fewer levels"),
     "num_stages": (lambda: ResidualQuantizer(vq, 0), "num_stages=0 ... at least 1"),
     "dropout": (lambda: ResidualQuantizer(vq, 2, dropout=1.5), "dropout=1.5 ... [0, 1]"),
+    "a class of lengths": (lambda: ResidualQuantizer(vq, 2, lengths=UniformLengths), "lengths= ... UniformLengths()"),
+    "a class of reduction": (
+        lambda: GroupedQuantizer(vq, 2, reduction=SumOverMembers),
+        "reduction= ... SumOverMembers()",
+    ),
     "stages of two sizes": (
         lambda: ResidualQuantizer(stages_of(vq, partial(Quantizer, "vq", dim=6, codebook_size=8)), 2),
         "dim [4, 6] ... one size ... summed",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqkit import BaseQuantizer, MultiScaleQuantizer, Quantizer
+from vqkit import BaseQuantizer, MultiScaleQuantizer, Quantizer, bake
 
 DIM, SIZE, ATTENTION_DIM, ROWS = 5, 9, 32, 40
 SCALES = [1, 2, 3, 5]
@@ -162,3 +162,5 @@ def test_initialize_fits_the_values_and_makes_each_choose_itself() -> None:
     torch.testing.assert_close(values.mean(0), samples.mean(0), rtol=0, atol=1e-9)
     torch.testing.assert_close(values.T.cov(correction=0), samples.T.cov(correction=0), rtol=0, atol=1e-9)
     assert torch.equal(quantizer.encode(values), torch.arange(64))
+    with pytest.raises(ValueError, match="initialize a quantizer with an AttentionCodebook, and bake it afterwards"):
+        bake(quantizer).initialize([samples])

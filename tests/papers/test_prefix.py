@@ -168,8 +168,11 @@ def test_training_gives_the_decoder_what_indices_decode_to(build, mask_token: bo
         assert (cut[sample, length:] == behind).all()
         assert torch.equal(quantizer.decode(indices[:, :length])[sample], whole[sample, :length])
     assert torch.equal(quantizer.prefix(indices, 3), quantizer.prefix(indices, torch.full((16,), 3)))
-    with pytest.raises(ValueError, match="length=-1: expected the number of tokens to keep"):
-        quantizer.prefix(indices, -1)
+    for length in (-1, 1.5, torch.tensor([1, 2])):
+        with pytest.raises(
+            ValueError, match="expected the number of tokens to keep, at least 0, or one for each of 16"
+        ):
+            quantizer.prefix(indices, length)
 
 
 def test_the_mask_token_learns_from_every_place_that_it_takes() -> None:

@@ -157,6 +157,13 @@ class AttentionTable(FrozenCodebook):
         normed = F.rms_norm(mapped, (self.attention_dim,), self.query_gain, NORM_EPS)
         return normed / math.sqrt(self.attention_dim)
 
+    def initialize(self, samples: Tensor, *, vectors_per_step: int, seed: int) -> None:
+        """Refused: other values than those of its keys would not be what their queries mean."""
+        raise ValueError(
+            f"{type(self).__name__} stores what training made of keys, values and queries together: initialize a "
+            "quantizer with an AttentionCodebook, and bake it afterwards"
+        )
+
     def table(self) -> "AttentionTable":
         """Itself: it is one already."""
         return self

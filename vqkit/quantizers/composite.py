@@ -33,6 +33,9 @@ class CompositeQuantizer(BaseQuantizer):
         dim: of the whole.
         channel_dim: see `BaseQuantizer`.
         reduction: how the losses of the members make one.
+
+    Raises:
+        ValueError: `reduction` is none, or a member has no codes.
     """
 
     level_axis = True
@@ -41,6 +44,8 @@ class CompositeQuantizer(BaseQuantizer):
 
     def __init__(self, members: Sequence[BaseQuantizer], dim: int, *, channel_dim: int, reduction: Reduction) -> None:
         super().__init__(dim, channel_dim=channel_dim)
+        if not isinstance(reduction, Reduction):
+            raise ValueError(f"reduction={reduction}: expected a Reduction, such as SumOverMembers()")
         self.reduction = reduction
         for member in members:
             member.check_has_codes(type(self).__name__)
@@ -169,7 +174,7 @@ class SampleDropout(CompositeQuantizer):
         extra state: how many training forwards were drawn for, as an int64 tensor.
 
     Raises:
-        ValueError: `dropout` is no probability.
+        ValueError: `dropout` is no probability, or `lengths` no distribution.
     """
 
     def __init__(
@@ -183,6 +188,8 @@ class SampleDropout(CompositeQuantizer):
         super().__init__(*arguments, **named)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: expected a probability in [0, 1]")
+        if not isinstance(lengths, PrefixLengths):
+            raise ValueError(f"lengths={lengths}: expected PrefixLengths, such as UniformLengths()")
         self.dropout = dropout
         self.lengths = lengths
         self.seed = seed

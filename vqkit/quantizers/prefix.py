@@ -76,12 +76,18 @@ class PrefixQuantizer(SampleDropout):
         Args:
             indices: (B, *S[, levels]), as `encode` returns them.
             length: how many tokens to keep, at least 0; or (B,), for each sample.
+
+        Raises:
+            ValueError: `length` is no such number.
         """
         positions = indices.shape[:-1] if self.level_axis else indices.shape
-        lengths = torch.as_tensor(length, device=indices.device).expand(positions[0])
-        if (lengths < 0).any():
-            raise ValueError(f"length={length}: expected the number of tokens to keep, at least 0")
-        kept = _in_prefix(lengths, positions)
+        lengths = torch.as_tensor(length, device=indices.device)
+        if lengths.shape not in ((), positions[:1]) or lengths.is_floating_point() or (lengths < 0).any():
+            raise ValueError(
+                f"length={length}: expected the number of tokens to keep, at least 0, or one for each of "
+                f"{positions[0]} samples"
+            )
+        kept = _in_prefix(lengths.expand(positions[0]), positions)
         return torch.where(kept.unsqueeze(-1) if self.level_axis else kept, indices, -1)
 
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:

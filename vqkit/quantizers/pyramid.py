@@ -37,11 +37,12 @@ class Pyramid:
     """
 
     def __init__(self, scales: Sequence[int | Sequence[int]], axes: int, up: Resizing) -> None:
-        grids = tuple((scale,) * axes if isinstance(scale, int) else tuple(scale) for scale in scales)
-        if not grids or len({len(grid) for grid in grids}) > 1 or not 1 <= len(grids[0]) <= 3:
+        grids = tuple((scale,) * axes if isinstance(scale, int | float) else tuple(scale) for scale in scales)
+        whole = all(isinstance(size, int) for grid in grids for size in grid)
+        if not grids or not whole or len({len(grid) for grid in grids}) > 1 or not 1 <= len(grids[0]) <= 3:
             raise ValueError(
-                f"scales={scales}, axes={axes}: expected at least one size, each a number, or a number for each of 1 "
-                "to 3 axes"
+                f"scales={scales}, axes={axes}: expected at least one size, each a whole number, or a number for each of "
+                "1 to 3 axes"
             )
         smaller = any(fine < coarse for pair in pairwise(grids) for coarse, fine in zip(*pair, strict=True))
         if min(map(min, grids)) < 1 or smaller:

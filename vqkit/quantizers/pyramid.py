@@ -41,8 +41,8 @@ class Pyramid:
         whole = all(isinstance(size, int) for grid in grids for size in grid)
         if not grids or not whole or len({len(grid) for grid in grids}) > 1 or not 1 <= len(grids[0]) <= 3:
             raise ValueError(
-                f"scales={scales}, axes={axes}: expected at least one size, each a whole number, or a number for each of "
-                "1 to 3 axes"
+                f"scales={scales}, axes={axes}: expected at least one size, each a whole number, or a number for each "
+                "of 1 to 3 axes"
             )
         smaller = any(fine < coarse for pair in pairwise(grids) for coarse, fine in zip(*pair, strict=True))
         if min(map(min, grids)) < 1 or smaller:

@@ -120,7 +120,8 @@ class CompositeQuantizer(BaseQuantizer):
         for made, given in zip(quantized.members, self.given(quantized), strict=True):
             chosen = (made.indices >= 0).sum() if self.reduction.reads_choices else counts[0]
             counts += [given, chosen]
-        return torch.stack([count.to(self.dtype) for count in counts])
+        dtype = self.dtype
+        return torch.stack([count.to(dtype) for count in counts])
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """The members' losses, and those of each name, added up as `reduction` has it; takes the members out."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_the_share_that_validates_is_asked_of_groups_however_large_they_are(tmp_
     units = ImageFolderData(str(tmp_path), resolution=8, group_by="[0-9]+_").units(squares)
     _, validating = split(squares, units, 0.1, tmp_path, noun="image")
     assert len(validating) / len(squares) == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / 400) ** 0.5)
+
+
+def test_a_file_in_groups_of_both_sides_is_told(squares: Path) -> None:
+    shared = min(squares.iterdir())
+    for number in range(1, PHOTOGRAPHS):
+        shutil.copyfile(shared, squares / f"{number:04}_copy.png")
+    with pytest.warns(UserWarning, match=r"\d of \d+ validation images are training images too, 000\d_"):
+        IMAGES.ready(squares, group_by="[0-9]+_", validation_fraction=0.4)
 
 
 def features(images: Tensor) -> Tensor:

@@ -90,6 +90,15 @@ def test_contiguous_groups_are_a_division() -> None:
     assert torch.equal(4 * coarse + fine, torch.arange(32)) and fine.max() == 3
 
 
+@pytest.mark.parametrize("excess", [-1e-9, 1e-9])
+def test_mean_distances_are_those_of_float64(excess: float) -> None:
+    """A pair is as far apart as a group of three from a fourth code, but for less than float32 tells apart."""
+    apart = (10 + 9.9 + 9.7) / 3 + excess
+    points = [[0, 0], [0.1, 0], [0.3, 0], [10, 0], [0, 1000], [apart, 1000]]
+    expected = [0, 0, 0, 1, 2, 2] if excess < 0 else [0, 0, 0, 0, 1, 2]
+    assert agglomerative_labels(torch.tensor(points, dtype=torch.float64), 3).tolist() == expected
+
+
 @pytest.mark.parametrize("num_groups", [2, 5, 17])
 def test_agglomeration_is_that_of_scipy(num_groups: int) -> None:
     vectors = torch.randn(60, 4, dtype=torch.float64)

@@ -210,7 +210,7 @@ def agglomerative_labels(vectors: Tensor, num_groups: int) -> Tensor:
     _check(vectors, num_groups)
     rows = vectors.cpu().double()
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
-    sizes, alive = torch.ones(len(rows)), torch.ones(len(rows), dtype=torch.bool)
+    sizes, alive = rows.new_ones(len(rows)), torch.ones(len(rows), dtype=torch.bool)
     joined: list[tuple[float, int, int]] = []
     chain: list[int] = []
     while len(joined) < len(rows) - 1:

@@ -1,6 +1,8 @@
 """Images that belong together: squares of one photograph stay on one side of a split, and in one half of a measure."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_folder_data import IMAGES
 from tests.trainers.test_image_measures import SINGULAR, frechet_by_scipy, mmd_by_pairs
 from tests.trainers.tiny import LIGHTNING_REMARKS, make_frozen, make_image_task, make_trainer
-from trainers.image import FeatureMeasure, FrechetDistance, KernelDistance
+from trainers.data.files import split
+from trainers.image import FeatureMeasure, FrechetDistance, ImageFolderData, KernelDistance
+from trainers.image.files import ImageFile
 from trainers.run.table import table
 
 pytestmark = [*LIGHTNING_REMARKS, SINGULAR]
@@ -46,6 +50,26 @@ def test_a_group_is_on_one_side_whatever_its_names(squares: Path) -> None:
         assert data.preprocessing()["split"] == "by groups of files, '.*_'"
         sides.append([name.removeprefix("renamed_") for name in validating])
     assert sides[0] == sides[1] and len(sides[0]) % 8 == 0 and 0 < len(sides[0]) < 8 * PHOTOGRAPHS
+
+
+def test_the_share_that_validates_is_asked_of_groups_however_large_they_are(tmp_path: Path) -> None:
+    """Of 400 groups of 16 squares, 0.1 plus or minus four standard deviations."""
+    squares = [
+        ImageFile(f"{group}_{square}.png", 8, 8, hashlib.sha256(f"{group} {square}".encode()).hexdigest()[:16])
+        for group in range(400)
+        for square in range(16)
+    ]
+    units = ImageFolderData(str(tmp_path), resolution=8, group_by="[0-9]+_").units(squares)
+    _, validating = split(squares, units, 0.1, tmp_path, noun="image")
+    assert len(validating) / len(squares) == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / 400) ** 0.5)
+
+
+def test_a_file_in_groups_of_both_sides_is_told(squares: Path) -> None:
+    shared = min(squares.iterdir())
+    for number in range(1, PHOTOGRAPHS):
+        shutil.copyfile(shared, squares / f"{number:04}_copy.png")
+    with pytest.warns(UserWarning, match=r"\d of \d+ validation images are training images too, 000\d_"):
+        IMAGES.ready(squares, group_by="[0-9]+_", validation_fraction=0.4)
 
 
 def features(images: Tensor) -> Tensor:
@@ -102,7 +126,10 @@ def test_halves_are_of_whole_groups_and_the_record_says_so(squares: Path, tmp_pa
     [
         ("(", r"group_by='\(' is no regular expression"),
         ("[a-z]+", r"group_by='\[a-z\]\+' does not match the beginning of 0000_0000\.png: expected .*'\.\*_'"),
-        ("0", "group_by='0' matches '0' of all 40 names: expected an expression that tells"),
+        (
+            "0",
+            "group_by='0' matches the same of all 40 names, such as 0000_0000.png: expected an expression that tells",
+        ),
     ],
 )
 def test_expressions_that_make_no_groups_are_refused(pattern: str, message: str, squares: Path) -> None:

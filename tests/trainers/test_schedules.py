@@ -21,8 +21,9 @@ from tests.trainers.tiny import (
     make_tokenizer,
     make_trainer,
 )
-from trainers.core import Constant, Cosine, EntropyAnnealing, EpochDrops, Linear, StepDrops
-from vqkit import Quantizer, ResidualQuantizer, Tokenizer
+from trainers.core import Constant, Cosine, EntropyAnnealing, EpochDrops, Linear, LossBalancer, StepDrops
+from trainers.core.schedules import ScheduledNumbers
+from vqkit import BitFlips, EMACodebook, GeometricLengths, Quantizer, RandomRestart, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 
 pytestmark = LIGHTNING_REMARKS
@@ -132,6 +133,21 @@ def test_numbers_that_their_owners_cannot_use_are_refused_before_the_first_step(
     with pytest.raises(ValueError, match=re.escape(f"schedules[{name!r}]: ") + f".*{message}"):
         make_trainer(max_steps=6).fit(task, datamodule=data)
     assert task.trainer.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (BitFlips(), "probability"),
+        (GeometricLengths(), "keep"),
+        (LossBalancer(), "decay"),
+        (EMACodebook(4, 2), "usage_decay"),
+        (RandomRestart(), "threshold"),
+    ],
+)
+def test_numbers_that_a_constructor_refuses_above_1_no_schedule_reaches(owner, attribute):
+    with pytest.raises(ValueError, match=f"x: Linear gives 1.* at optimizer step .*{getattr(owner, attribute):g}: exp"):
+        ScheduledNumbers(Linear(1.2, steps=4), owner, attribute, argument="x").check(last=6)
 
 
 @pytest.mark.parametrize("end", [6, -1])

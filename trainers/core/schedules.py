@@ -17,9 +17,15 @@ Range = tuple[str, Callable[[float], bool]]
 
 AT_LEAST_0: Range = ("a number of at least 0", lambda number: 0 <= number < math.inf)
 PROBABILITY: Range = ("a probability in [0, 1]", lambda number: 0 <= number <= 1)
+BELOW_1: Range = ("a number in [0, 1)", lambda number: 0 <= number < 1)
 RANGES: dict[str, Range] = {
     "p": PROBABILITY,
     "dropout": PROBABILITY,
+    "probability": PROBABILITY,
+    "decay": BELOW_1,
+    "usage_decay": BELOW_1,
+    "threshold": BELOW_1,
+    "keep": ("a probability above 0 and below 1", lambda number: 0 < number < 1),
     "temperature": ("a number above 0", lambda number: 0 < number < math.inf),
 }
 """Of numbers by the attribute that has them; others stay at 0 or above where they are configured so."""

@@ -169,7 +169,7 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
                 self._sides = split(files, self.units(files), self.validation_fraction, self.root, noun=self.noun)
             else:
                 self._sides = files, self._folder(self.validation_root).files
-                self._announce_shared(*self._sides)
+            self._announce_shared(*self._sides)
         return self._sides
 
     def _announce_shared(self, training: list[File], validation: list[File]) -> None:

@@ -1,5 +1,6 @@
 """Folders of images as training, validation and prediction data."""
 
+import hashlib
 import math
 import re
 from dataclasses import replace
@@ -215,22 +216,30 @@ class ImageFolderData(FolderData[ImageFile]):
         )
 
     def units(self, files: list[ImageFile]) -> list[str]:
-        """By content, or by groups."""
-        return super().units(files) if self.group_by is None else groups(files, self.group_by)
+        """By content, or by groups: the least of several hashes is no hash, and would make most of them validate."""
+        if self.group_by is None:
+            return super().units(files)
+        found = groups(files, self.group_by)
+        if len(set(found)) == 1:
+            raise ValueError(
+                f"group_by={self.group_by!r} matches the same of all {len(files)} names, such as {files[0].name}: "
+                "expected an expression that tells two groups or more apart"
+            )
+        return [hashlib.sha256(group.encode()).hexdigest()[:16] for group in found]
 
     @property
     def grouping(self) -> str | None:
         """How `group` of the images that are measured came about, for records; None where they have none."""
         if self.group_by is None:
             return None
-        number = len(set(self.units(self._split()[1])))
+        number = len(set(groups(self._split()[1], self.group_by)))
         return f"by a hash of the group; {number} groups, each of equal matches of {self.group_by!r} in the names"
 
     def evaluation_samples(self, root: Path, files: list[ImageFile]) -> FixedCrops:
         """The part of each image that is measured."""
         if self.group_by is not None:
-            pairs = zip(files, self.units(files), strict=True)
-            files = [replace(file, group=int(unit, 16) >> 1) for file, unit in pairs]
+            pairs = zip(files, groups(files, self.group_by), strict=True)
+            files = [replace(file, group=int(group, 16) >> 1) for file, group in pairs]
         return self._fixed(root, files, self.evaluation_crop)
 
     def prediction_samples(self, root: Path, files: list[ImageFile]) -> FixedCrops:

@@ -156,7 +156,7 @@ def groups(files: Sequence[ImageFile], pattern: str) -> list[str]:
     They are the least `content` of the group, so that new names with the same groups change nothing.
 
     Raises:
-        ValueError: The pattern does not match a name, or matches the same of all.
+        ValueError: The pattern does not match a name.
     """
     matched = []
     for file in files:
@@ -169,11 +169,6 @@ def groups(files: Sequence[ImageFile], pattern: str) -> list[str]:
     least: dict[str, str] = {}
     for name, file in zip(matched, files, strict=True):
         least[name] = min(least.get(name, file.content), file.content)
-    if len(least) < 2:
-        raise ValueError(
-            f"group_by={pattern!r} matches {matched[0]!r} of all {len(files)} names: expected an expression that tells "
-            "two groups or more apart"
-        )
     return [least[name] for name in matched]
 
 

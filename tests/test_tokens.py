@@ -32,6 +32,9 @@ class Codes(nn.Module):
         self.level_axis = self.num_codebooks > 1
         self.register_buffer("codes", torch.full((2,), state))
 
+    def check_has_codes(self, call: str) -> None:
+        """It has."""
+
 
 ONE, TWO, THREE = Codes(1000), Codes(1000, 1000), Codes(1000, 1000, 1000)
 

@@ -54,7 +54,8 @@ def test_age_counts_batches_since_a_code_was_used():
             self.tokenizer = torch.nn.Module()
             self.tokenizer.quantizer = torch.nn.Module()
             self.tokenizer.quantizer.codebook_size = 4
-            self.tokenizer.quantizer.codebook_sizes = (4,)
+            self.tokenizer.quantizer.level_sizes = (4,)
+            self.tokenizer.quantizer.by_level = lambda indices: indices
 
     class Steps:
         global_step = 0
@@ -73,7 +74,7 @@ def test_age_counts_batches_since_a_code_was_used():
 
 def test_levels_of_other_sizes_have_no_codes_beyond_their_own():
     logged = {}
-    quantizer = SimpleNamespace(codebook_sizes=(2, 5), health=dict)
+    quantizer = SimpleNamespace(level_sizes=(2, 5), by_level=lambda indices: indices, health=dict)
     module = SimpleNamespace(
         tokenizer=SimpleNamespace(quantizer=quantizer), device=torch.device("cpu"), log=lambda *_, **__: None
     )

@@ -228,7 +228,7 @@ QUANTIZER = "model.tokenizer.quantizer"
 MISTAKES = [
     (
         {f"{QUANTIZER}.method": "simqv"},
-        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', 'ibq', 'gumbel', 'nsvq'",
+        "model.tokenizer.quantizer.method: expected one of 'vq', 'ema', 'simvq', 'ibq', 'coda', 'gumbel', 'nsvq'",
     ),
     ({f"{QUANTIZER}.method": "simqv"}, "did you mean 'simvq'?"),
     (

@@ -483,7 +483,6 @@ class VectorQuantizer(BaseQuantizer):
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
 
 
-@uncompiled
 def share(quantized: Quantized, learning: bool) -> None:
     """Add up over ranks what a training forward made: one collective for the statistics of all codebooks, and one for
     all that losses add up, however many members there are.
@@ -496,14 +495,23 @@ def share(quantized: Quantized, learning: bool) -> None:
         learning: whether statistics count; see `BaseQuantizer.learning`.
     """
     several = distributed.is_distributed()
-    counted: dict[Codebook, Tensor] = {}
-    summed: list[tuple[Quantized, str, Tensor, Tensor]] = []
-    waiting = [quantized]
+    chosen, waiting = [], [quantized]
     while waiting:
         made = waiting.pop()
         waiting.extend(reversed(made.members))
-        if made.source is None:
-            continue
+        if made.source is not None and (several or made.source.codebook is not None):
+            chosen.append(made)
+    if chosen:
+        _add_up(chosen, learning, several)
+
+
+@uncompiled
+def _add_up(chosen: Sequence[Quantized], learning: bool, several: bool) -> None:
+    """`share` of what quantizers of vectors chose."""
+    counted: dict[Codebook, Tensor] = {}
+    summed: list[tuple[Quantized, str, Tensor, Tensor]] = []
+    for made in chosen:
+        assert made.source is not None  # `share` left out those without
         book = made.source.codebook
         if book is not None and made.selection is not None and learning and made.source.training:
             size, width = book.pending_sums.shape

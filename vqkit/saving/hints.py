@@ -39,7 +39,7 @@ def check_names(cls: type, arguments: Mapping[str, Any], *, base: type, defaults
     found = [(_likeness(name, own), True, f"did you mean {own!r}?") for own in taken]
     value = repr(arguments[name]) if isinstance(arguments[name], int | float | str) else "..."
     for argument, form, part in _parts(cls, base):
-        for own in _parameters(part):
+        for own in _parameters(part).keys() - taken:  # what the called class takes itself is meant of it
             with_class = _likeness(name.replace("_", ""), f"{part.__name__}{own}".lower())
             likeness = max(_likeness(name, own), with_class * (with_class >= _CLOSE_WITH_CLASS))
             call = form.format(part.__name__, f"{own}={value}")

@@ -90,6 +90,17 @@ def test_codes_of_eager(name: str, tmp_path: Path) -> None:
         assert torch.equal(encode(x), quantizer.encode(x))
 
 
+def test_a_zero_code_of_a_search_by_angle_is_one_among_others(tmp_path: Path) -> None:
+    quantizer = QUANTIZERS["cosine"]().eval()
+    x = torch.randn(2, 30, 8)
+    with torch.no_grad():
+        quantizer.codebook.vectors[3] = 0.0
+    expected = quantizer.encode(x)
+    assert len(expected.unique()) > 1
+    encode = File(Encode(quantizer), x, tmp_path / "encode.onnx")
+    assert torch.equal(encode(x), expected)
+
+
 # What the others decode with is among these.
 @pytest.mark.parametrize(
     "name", few(["vq", "simvq", "normalized", "residual projected", "fsq", "bsq of two levels"], "simvq", "fsq")

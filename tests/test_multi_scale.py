@@ -183,6 +183,8 @@ def test_maps_and_indices_of_another_size_are_refused() -> None:
     quantizer = initialized()
     with pytest.raises(ValueError, match=r"x is a map of \(5, 4\) vectors: expected \(4, 4\), the last of scales"):
         quantizer(torch.randn(2, DIM, 5, 4))
+    with pytest.raises(ValueError, match=r"x is a map of \(5, 4\) vectors: expected \(4, 4\), the last of scales"):
+        quantizer.initialize([torch.randn(2, DIM, 5, 4)])
     for shape in ((2, 6), (2, 0), (2, 21, 1), (21,)):
         with pytest.raises(ValueError, match="of whole scales, coarse first, n one of 1, 5, 21"):
             quantizer.decode(torch.zeros(shape, dtype=torch.int64))

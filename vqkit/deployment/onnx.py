@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqkit.kernels.torch_search.float64_ties import unit_vectors
 from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.files import write_whole
@@ -126,7 +125,8 @@ def _nearest(x: Tensor, codes: Tensor, valid: Tensor | None, metric: str, k: int
     rows, books = widened(x), widened(codes)
     scores: Tensor | float = 0.0
     if metric == "cosine":
-        books = unit_vectors(books)
+        norm = torch.linalg.vector_norm(books, dim=-1, keepdim=True)
+        books = books / torch.where(norm > 0, norm, 1.0)  # a zero code stays zero; files lose eps of float64, 2e-308
     if metric == "euclidean":
         centre = books.mean(-2, keepdim=True)
         rows, books = rows - centre, books - centre

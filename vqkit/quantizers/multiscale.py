@@ -216,11 +216,7 @@ class MultiScaleQuantizer(SampleDropout):
             flips: that disturb the sum.
             step: of their draws.
         """
-        if latents.shape[1:-1] != self.grids[-1]:
-            raise ValueError(
-                f"x is a map of {tuple(latents.shape[1:-1])} vectors: expected {self.grids[-1]}, the last of scales; "
-                "build another MultiScaleQuantizer for maps of another size, or resize the input"
-            )
+        self._check_size(latents)
         own = self.estimator is None or self.passes_through  # each stage passes on what its estimator makes
         walked: list[_Scale] = []
         total = codes = torch.zeros_like(latents)
@@ -245,6 +241,13 @@ class MultiScaleQuantizer(SampleDropout):
 
     @uncompiled  # Python numbers, on which a compiler would specialise anew at every step
     @torch.no_grad()
+    def _check_size(self, maps: Tensor) -> None:
+        if maps.shape[1:-1] != self.grids[-1]:
+            raise ValueError(
+                f"x is a map of {tuple(maps.shape[1:-1])} vectors: expected {self.grids[-1]}, the last of scales; "
+                "build another MultiScaleQuantizer for maps of another size, or resize the input"
+            )
+
     def _refresh(self, latents: Tensor, valid: Tensor, depths: Tensor | None) -> None:
         """Let the policies of a shared codebook draw from the vectors of all scales, before the first one is searched:
         where some are due, these vectors are found with the codes as they are.
@@ -434,6 +437,8 @@ class MultiScaleQuantizer(SampleDropout):
             seed: the stage of scale s uses seed + s.
         """
         batches = collect_maps(self, latents, enough_samples(self.codebook_size, samples))
+        for maps, _ in batches:
+            self._check_size(maps)
         shared = len(self.stages) < len(self.grids)
         totals = [torch.zeros_like(maps) for maps, _ in batches]
         pooled: list[list[Tensor]] = [[] for _ in batches]

@@ -101,11 +101,11 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def energies(images: Tensor) -> Tensor:
-    """Energy of the luminance in each of `BANDS`, summed over images, behind a Hann window."""
-    luminance = images.mean(1)
-    height, width = luminance.shape[-2:]
+    """Energy of the mean over colours in each of `BANDS`, summed over images, behind a Hann window."""
+    gray = images.mean(1)
+    height, width = gray.shape[-2:]
     window = torch.outer(torch.hann_window(height), torch.hann_window(width))
-    spectrum = torch.fft.fft2((luminance - luminance.mean((1, 2), keepdim=True)) * window).abs().square().sum(0)
+    spectrum = torch.fft.fft2((gray - gray.mean((1, 2), keepdim=True)) * window).abs().square().sum(0)
     radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None, :])
     return torch.stack([spectrum[(radius > low) & (radius <= high)].sum() for low, high in itertools.pairwise(BANDS)])
 

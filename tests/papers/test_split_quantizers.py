@@ -195,6 +195,9 @@ def test_a_map_that_diverged_does_not_take_codebooks_along() -> None:
 
 
 def test_what_cannot_be_split_is_refused_with_words() -> None:
+    for kind in (partial(SplitQuantizer, dim=4), FeatureSplitQuantizer):
+        with pytest.raises(ValueError, match="expected a list of one factory for each branch"):
+            kind(partial(Quantizer, "vq", dim=4, codebook_size=8))
     stage = partial(Quantizer, "ema", dim=4, codebook_size=8)
     with pytest.raises(ValueError, match="branch lists 1 factories: expected 2, a semantic and an acoustic one"):
         FeatureSplitQuantizer([stage])

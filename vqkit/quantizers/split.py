@@ -163,7 +163,7 @@ class SplitQuantizer(BranchedQuantizer):
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        branches = build_members(branch, None, kind="branch", owner="SplitQuantizer")
+        branches = _build(branch, "SplitQuantizer")
         super().__init__(branches, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
         sizes = [member.dim for member in branches]
         self.project_in = nn.ModuleList(nn.Linear(dim, size, bias=False, dtype=torch.float32) for size in sizes)
@@ -222,7 +222,7 @@ class FeatureSplitQuantizer(BranchedQuantizer):
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
-        branches = build_members(branch, None, kind="branch", owner="FeatureSplitQuantizer")
+        branches = _build(branch, "FeatureSplitQuantizer")
         if len(branches) != 2:
             raise ValueError(f"branch lists {len(branches)} factories: expected 2, a semantic and an acoustic one")
         semantic, acoustic = branches
@@ -242,3 +242,9 @@ class FeatureSplitQuantizer(BranchedQuantizer):
         if number:
             return torch.nn.functional.pad(vectors, (self.branches[0].dim, 0))
         return torch.cat([vectors, self.project_out(vectors)], dim=-1)
+
+
+def _build(branch: Sequence[Callable[[], BaseQuantizer]], owner: str) -> list[BaseQuantizer]:
+    if callable(branch):
+        raise ValueError(f"branch={branch}: expected a list of one factory for each branch, since branches differ")
+    return build_members(branch, None, kind="branch", owner=owner)

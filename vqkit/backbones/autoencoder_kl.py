@@ -2,16 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vqkit.backbones.gaussian import GaussianEncoder
 from vqkit.saving.config import Configured, weights_will_follow
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 class AutoencoderKLEncoder(GaussianEncoder):
@@ -82,7 +79,7 @@ class _ScaledMoments(nn.Module):
 
     channel_dim = 1
 
-    def __init__(self, vae: "AutoencoderKL") -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv
@@ -97,7 +94,7 @@ class _ScaledMoments(nn.Module):
         return torch.cat([(mean - self.shift) * self.scale, log_variance + 2 * math.log(self.scale)], dim=1)
 
 
-def _load(source: str | None, config: dict[str, Any] | None) -> "AutoencoderKL":
+def _load(source: str | None, config: dict[str, Any] | None) -> Any:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
@@ -111,7 +108,7 @@ def _load(source: str | None, config: dict[str, Any] | None) -> "AutoencoderKL":
             "download)"
         )
     if source is None or weights_will_follow():
-        vae = AutoencoderKL(**((AutoencoderKL.load_config(source) if found else {}) | (config or {})))
+        vae: Any = AutoencoderKL(**((AutoencoderKL.load_config(source) if found else {}) | (config or {})))
     else:
         vae = AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False, **(config or {}))
     if vae.config.latents_mean is not None or vae.config.latents_std is not None:
@@ -119,9 +116,9 @@ def _load(source: str | None, config: dict[str, Any] | None) -> "AutoencoderKL":
     return vae.train()
 
 
-def _scaling(vae: "AutoencoderKL") -> tuple[float, float]:
+def _scaling(vae: Any) -> tuple[float, float]:
     return vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
 
-def _arguments(vae: "AutoencoderKL") -> dict[str, Any]:
+def _arguments(vae: Any) -> dict[str, Any]:
     return {name: value for name, value in vae.config.items() if not name.startswith("_")}

@@ -239,8 +239,6 @@ class MultiScaleQuantizer(SampleDropout):
             walked.append(_Scale(made, total, codes, counts))
         return walked
 
-    @uncompiled  # Python numbers, on which a compiler would specialise anew at every step
-    @torch.no_grad()
     def _check_size(self, maps: Tensor) -> None:
         if maps.shape[1:-1] != self.grids[-1]:
             raise ValueError(
@@ -248,6 +246,8 @@ class MultiScaleQuantizer(SampleDropout):
                 "build another MultiScaleQuantizer for maps of another size, or resize the input"
             )
 
+    @uncompiled  # Python numbers, on which a compiler would specialise anew at every step
+    @torch.no_grad()
     def _refresh(self, latents: Tensor, valid: Tensor, depths: Tensor | None) -> None:
         """Let the policies of a shared codebook draw from the vectors of all scales, before the first one is searched:
         where some are due, these vectors are found with the codes as they are.

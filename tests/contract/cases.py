@@ -281,7 +281,14 @@ def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
     return {name: case for name, case in cases.items() if not case.spatial}
 
 
-SLOW = {"multi_scale_own", "multi_scale_bits"}
+SLOW = {
+    "multi_scale_own",
+    "multi_scale_bits",
+    "multi_scale_coda",
+    "multi_rate_own",
+    "snac",
+    "residuals_of_products",
+}
 """Others stand for what these have in common with them."""
 
 every_case = each(CASES, MATRIX, *(CASES.keys() - SLOW))

@@ -32,6 +32,7 @@ TINY = {
     "model.tokenizer.quantizer.codebook_size": None,
     "model.tokenizer.encoder.encoder.channels": 32,
     "codebook_report.every_n_steps": 1,
+    "data.validation_root": "null",
 }
 
 

@@ -13,7 +13,6 @@ It copies a run's figures, configuration, log and pictures into docs/results, an
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -57,8 +56,9 @@ def publish(run: Path) -> None:
     figures = next((run / name for name in ("comparison.json", "metrics.json") if (run / name).is_file()), None)
     if figures is None:
         sys.exit(f"{run} holds neither comparison.json nor metrics.json: run scripts/compare.py first")
-    shutil.copyfile(figures, RESULTS / f"{run.name}.json")
     # Where the run lay on the machine that trained it is nobody's matter.
+    record = re.sub(r'("checkpoint": ")[^"]*/(?=[^/"]+/checkpoints/)', r"\1runs/", figures.read_text())
+    write_whole(RESULTS / f"{run.name}.json", record.encode())
     config = re.sub(r"^runs: .*$", "runs: runs", (run / "config.yaml").read_text(), flags=re.MULTILINE)
     write_whole(RESULTS / f"{run.name}.yaml", config.encode())
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]

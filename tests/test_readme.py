@@ -111,6 +111,14 @@ def test_tables_are_those_of_the_records() -> None:
         assert "<!-- table" in text and publish.rendered(text) == text, document.name
 
 
+def test_records_do_not_say_where_a_run_lay() -> None:
+    named = {
+        file.name: re.findall(r'"checkpoint": "([^"]+)"', file.read_text()) for file in publish.RESULTS.glob("*.json")
+    }
+    assert [paths for paths in named.values() if paths]
+    assert {name: paths for name, paths in named.items() if any(not path.startswith("runs/") for path in paths)} == {}
+
+
 def test_runs_of_other_lengths_are_not_set_side_by_side(tmp_path: Path) -> None:
     for name in publish.OBJECTIVES:
         record = json.loads((publish.RESULTS / f"{name}.json").read_text())

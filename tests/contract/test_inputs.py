@@ -92,6 +92,7 @@ def total(quantizer: BaseQuantizer, x: Tensor) -> Tensor:
 
 @typical_cases
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch 2.11 uses it itself
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no vmap of attention on a CPU: it loops
 def test_transforms_of_torch_func(case: Case) -> None:
     """`grad` to vectors and parameters is that of autograd, bit for bit, and `vmap` is a loop."""
     quantizer, x = initialized(case).eval(), case.example().requires_grad_()

@@ -11,32 +11,24 @@ part of a live connection with chunks of `--chunk-ms`, and says what the delay w
 """
 
 import argparse
-import io
 import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
-import numpy
-import soundfile
-import soxr
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from trainers.data.channels import ChannelMean, Downmix, OneChannel, channel_powers, lost_in_mixture, with_channels
-from trainers.data.sound import SoundHeader, header, pieces
 from vqkit import AudioTokenizer
 from vqkit.indices import check_indices
-from vqkit.saving.files import named, whole, write_whole
-
-BLOCK_SECONDS = 10
-DOWNMIXES = {"mean": ChannelMean(), "left": OneChannel(0), "right": OneChannel(1), "loudest": None}
+from vqkit.media.recordings import DOWNMIXES, Recording, check_writable, write_pieces
+from vqkit.saving.files import named, write_whole
 
 
 def main() -> None:
@@ -62,11 +54,11 @@ def run() -> None:
     codec = AudioTokenizer.from_pretrained(arguments.tokenizer)
     check_levels(codec, arguments.levels)
     if arguments.action == "encode":
-        encode(codec, Recording(arguments.source, codec, arguments.downmix), arguments.target)
+        encode(codec, recording(arguments.source, codec, arguments.downmix), arguments.target)
     elif arguments.action == "decode":
         decode(codec, arguments.source, arguments.target, arguments.levels)
     else:
-        source = Recording(arguments.source, codec, arguments.downmix)
+        source = recording(arguments.source, codec, arguments.downmix)
         stream(codec, source, arguments.target, arguments.levels, arguments.chunk_ms / 1000)
 
 
@@ -97,17 +89,25 @@ def check_target(target: Path, *, sound: bool) -> None:
     """Stop unless a file can be written there, before anything is computed."""
     if not target.parent.is_dir() or target.is_dir():
         raise ValueError(f"{target}: expected a file in a folder that is there")
-    if sound and target.suffix[1:].upper() not in soundfile.available_formats():
-        raise ValueError(f"{target}: expected a format that libsndfile writes, such as {target.stem}.wav")
+    if sound:
+        check_writable(target)
 
 
-def encode(codec: AudioTokenizer, source: "Recording", target: Path) -> None:
+def recording(path: Path, codec: AudioTokenizer, downmix: str) -> Recording:
+    """A file as the codec takes it, and a warning where most of it is lost."""
+    found = Recording(path, sample_rate=codec.sample_rate, channels=codec.channels, downmix=DOWNMIXES[downmix])
+    if found.lost is not None:
+        print(f"warning: {path}: {found.lost}; try --downmix loudest", file=sys.stderr)
+    return found
+
+
+def encode(codec: AudioTokenizer, source: Recording, target: Path) -> None:
     """A recording to a file of indices (frames[, levels]), as small as the codebooks allow."""
     samples = 0
 
     def counted() -> Iterator[Tensor]:
         nonlocal samples
-        for block in source.pieces(BLOCK_SECONDS):
+        for block in source.pieces():
             samples += block.shape[-1]
             yield block
 
@@ -125,7 +125,8 @@ def decode(codec: AudioTokenizer, source: Path, target: Path, levels: int | None
     """A file of indices to a recording."""
     indices, samples = read_tokens(source, codec)
     kept = indices if levels is None else indices[..., :levels]
-    write(target, codec.decode_blocks(kept[None].split(256, dim=1)), codec, samples)
+    sound = codec.decode_blocks(kept[None].split(256, dim=1))
+    write_pieces(target, sound, sample_rate=codec.sample_rate, channels=codec.channels, samples=samples)
     print(f"{source}: {samples / codec.sample_rate:.2f} s -> {target}")
 
 
@@ -161,7 +162,7 @@ def read_tokens(source: Path, codec: AudioTokenizer) -> tuple[Tensor, int]:
         return indices, samples
 
 
-def stream(codec: AudioTokenizer, source: "Recording", target: Path, levels: int | None, chunk_seconds: float) -> None:
+def stream(codec: AudioTokenizer, source: Recording, target: Path, levels: int | None, chunk_seconds: float) -> None:
     """A recording through encoder and decoder as it arrives, and how long that took."""
     busy, samples = 0.0, 0
 
@@ -178,118 +179,13 @@ def stream(codec: AudioTokenizer, source: "Recording", target: Path, levels: int
                 if sound is not None:
                     yield sound
 
-    write(target, received(), codec, None)
+    write_pieces(target, received(), sample_rate=codec.sample_rate, channels=codec.channels)
     seconds = samples / codec.sample_rate
     print(
         f"{source.path}: {seconds:.2f} s in chunks of {1000 * chunk_seconds:g} ms -> {target}; algorithmic delay "
         f"{1000 * codec.latency:g} ms, {busy:.2f} s of computing: {busy / seconds:.3f} of real time on "
         f"{torch.get_num_threads()} threads"
     )
-
-
-class Recording:
-    """A file that is read piece by piece, at the sample rate and with the channels of a codec.
-
-    Args:
-        path: The file.
-        codec: That shall encode it.
-        downmix: A word of `DOWNMIXES`.
-
-    Raises:
-        ValueError: It cannot be read, with its name, the reason and the fix.
-    """
-
-    def __init__(self, path: Path, codec: AudioTokenizer, downmix: str) -> None:
-        if path.is_dir() or not path.exists():
-            raise ValueError(
-                f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a recording"
-            )
-        self.path, self.codec = path, codec
-        try:
-            self.header: SoundHeader = header(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; expected a recording, such as a WAV or FLAC file") from error
-        if self.header.channels != codec.channels and 1 not in (self.header.channels, codec.channels):
-            raise ValueError(f"{path}: {self.header.channels} channels, which cannot be made {codec.channels}")
-        self.downmix = self._chosen(DOWNMIXES[downmix]) if self.header.channels > codec.channels else ChannelMean()
-
-    def _chosen(self, downmix: Downmix | None) -> Downmix:
-        """How the channels become one, for the loudest after a look at the whole file; warns of what is lost by it."""
-        powers, mixed = numpy.zeros(self.header.channels), 0.0
-        for block in self._blocks(BLOCK_SECONDS):
-            powers += channel_powers(block) * (len(block) / self.header.frames)
-            if downmix is not None:
-                mixed += float(channel_powers(downmix(block)).max()) * (len(block) / self.header.frames)
-        if downmix is None:
-            return OneChannel(int(powers.argmax()))
-        lost = lost_in_mixture(powers, mixed)
-        if lost is not None:
-            print(f"warning: {self.path}: {lost}; try --downmix loudest", file=sys.stderr)
-        return downmix
-
-    def _blocks(self, seconds: float) -> Iterator[numpy.ndarray]:
-        try:
-            yield from pieces(self.path, self.header, max(1, round(seconds * self.header.sample_rate)))
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}; mend it, or cut it there") from error
-
-    def pieces(self, seconds: float) -> Iterator[Tensor]:
-        """(1, C, samples) at the codec's sample rate and number of channels.
-
-        Raises:
-            ValueError: There are no samples, perhaps after resampling alone, or the file is damaged.
-        """
-        old, new, channels = self.header.sample_rate, self.codec.sample_rate, self.header.channels
-        resampler = soxr.ResampleStream(old, new, channels, quality="VHQ")
-        left, found = self.header.frames, False
-        for block in self._blocks(seconds):
-            left -= len(block)
-            piece = block if old == new else resampler.resample_chunk(block, last=left == 0)
-            if len(piece):
-                found = True
-                mixed = with_channels(piece, self.codec.channels, self.downmix)
-                yield torch.from_numpy(numpy.ascontiguousarray(mixed.T))[None]
-        if not found:
-            raise ValueError(
-                f"{self.path}: {self.header.frames} samples at {old} Hz, too short for {new} Hz; expected a longer one"
-            )
-
-
-def write(target: Path, pieces: Iterable[Tensor], codec: AudioTokenizer, samples: int | None) -> None:
-    """Pieces (1, C, T) to a file of the target's format, cut to `samples`, whole or not at all."""
-    left = samples
-    with whole(target) as partial, Place(partial, target) as place:
-        with soundfile.SoundFile(place, "w", codec.sample_rate, codec.channels) as file:
-            for piece in pieces:
-                kept = piece if left is None else piece[..., :left]
-                left = None if left is None else left - kept.shape[-1]
-                file.write(kept[0].clamp(-1, 1).T.numpy())
-                place.check()
-        place.check()
-
-
-class Place(io.FileIO):
-    """A file for libsndfile, which says "System error" of a full disk, or nothing at the end of a FLAC or an MP3."""
-
-    def __init__(self, path: Path, target: Path) -> None:
-        super().__init__(path, "w+")
-        self.name = str(target)  # by which the format is chosen
-        self.refusal: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        """Write all, and keep what the system says against it."""
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.refusal = self.refusal or error
-        return len(data)
-
-    def check(self) -> None:
-        """Raise what the system said."""
-        if self.refusal:
-            raise self.refusal
 
 
 if __name__ == "__main__":

@@ -251,6 +251,10 @@ MISTAKES = [
     ({"quantizer": "simqv"}, "did you mean 'simvq'?"),
     ({"config": "configs/quantizers/simvq.yaml"}, "write --quantizer simvq for it now"),
     ({"config": "configs/residual/single.yaml"}, "write --config configs/quantizers/single.yaml for it now"),
+    (
+        {"data": "trainers.audio.AudioFolderData", "data.downmix": "trainers.data.channels.LoudestChannel"},
+        "is called trainers.audio.LoudestChannel now",
+    ),
     ({"data": "trainers.data.images.ImageFolderData"}, "is called trainers.image.ImageFolderData now"),
     (
         {"trainer.callbacks": "trainers.callbacks.LinearSchedule"},

@@ -13,11 +13,12 @@ from trainers.data.files import named
 from trainers.image.baselines import FILE_FORMATS, PatchKMeans, image_files
 from trainers.image.crops import channels_first
 from trainers.image.figures import codebook_figure, reconstruction_figure
-from trainers.image.files import read, scan
+from trainers.image.files import scan
 from trainers.image.fixed_crops import NativeCrop
 from trainers.image.metrics import ImageMetrics, psnr, to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
+from vqkit.media.pictures import read
 from vqkit.tokens.names import unescaped
 
 TITLES = {

@@ -25,8 +25,8 @@ ROWS = [
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"deployment"},
-    {"__init__"},
+    {"deployment", "command_line"},
+    {"__init__", "__main__"},
 ]
 TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio"}, {"callbacks"}, {"run"}, {"__main__"}]
 """The same for the trainers, which may import all of vqkit."""

@@ -1,5 +1,6 @@
 """How an image file becomes pixels, and which formats there are. Needs Pillow."""
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vqkit.media.files import EDGE_BYTES, open_plain
+from vqkit.saving.files import write_whole
 
 MAX_PIXELS = 2 * 89478485  # beyond which Pillow takes a picture for an attack
 BITS_TAG, PHOTOMETRIC_TAG, EXTRA_TAG, SAMPLE_FORMAT_TAG = 258, 262, 338, 339  # of TIFF
@@ -217,3 +219,22 @@ def to_bytes(image: Image.Image, white: float) -> numpy.ndarray:
     if tiff_tag(image, PHOTOMETRIC_TAG) == (0,):  # white is 0
         values = white - values
     return numpy.floor(values * (255 / white) + 0.5).astype(numpy.uint8)
+
+
+def check_writable(target: Path) -> None:
+    """Refuse a name of which the ending is no format that Pillow writes."""
+    Image.init()
+    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{target}: expected a format that Pillow writes, such as {target.stem}.png")
+
+
+def write(path: Path, pixels: numpy.ndarray) -> None:
+    """A picture to a file in the format of its ending, whole or not at all.
+
+    Args:
+        path: The file.
+        pixels: (height, width, 3) uint8.
+    """
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format=Image.registered_extensions()[path.suffix.lower()])
+    write_whole(path, data.getbuffer())

@@ -15,13 +15,6 @@ from vqkit.media.sound import SoundHeader, header, pieces
 from vqkit.saving.files import whole
 
 BLOCK_SECONDS = 10
-DOWNMIXES: dict[str, Downmix | None] = {
-    "mean": ChannelMean(),
-    "left": OneChannel(0),
-    "right": OneChannel(1),
-    "loudest": None,
-}
-"""How several channels become one, by the words of a command; None looks for the loudest of the whole recording."""
 
 
 class Recording:

@@ -339,7 +339,7 @@ class _Planes:
                 hidden = grid == 1
             else:
                 values = values | grid << kind.shift
-        if bool((values >= level.size).any()):
+        if bool((values > level.size - 1).any()):
             raise ValueError(f"has indices beyond its {level.size} codes at level {number}: it is damaged")
         return values.masked_fill(hidden | lost, -1), lost
 

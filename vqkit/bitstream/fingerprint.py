@@ -24,10 +24,10 @@ def quantizer_of(module: nn.Module) -> "BaseQuantizer":
 def fingerprint(module: nn.Module) -> bytes:
     """A hash of what decodes indices: two quantizers have the same one where an index means the same.
 
-    In it are the class and the codes of each level of every quantizer inside, and its state but for statistics of the
-    training, floating point numbers as little-endian float32. So it is the same after `.double()`, after `.bfloat16()`,
-    which leaves quantizers as they are, and after `bake` where no codes are computed. Arguments that matter to training
-    alone are not in it: a newer vqkit, with more of them, reads the files of an older one.
+    In it are of every quantizer inside the class, and the codes and strides of its levels; and its state but for
+    statistics of the training, floating point numbers as little-endian float32. So it is the same after `.double()`,
+    after `.bfloat16()`, which leaves quantizers as they are, and after `bake` where no codes are computed. Arguments
+    that matter to training alone are not in it: a newer vqkit, with more of them, reads the files of an older one.
 
     A fixed grid (FSQ, LFQ, BSQ) without projections has no state of its own: of a tokenizer with such a one the weights
     of the decoder count too, rounded to bfloat16, so that a cast to that leaves them.
@@ -39,7 +39,8 @@ def fingerprint(module: nn.Module) -> bytes:
     digest = hashlib.sha256()
     for name, part in quantizer.named_modules():
         if hasattr(part, "level_sizes"):
-            digest.update(f"{name} {own_class(type(part)).__name__} {tuple(part.level_sizes)}\n".encode())
+            levels = tuple(part.level_sizes), tuple(part.level_strides)
+            digest.update(f"{name} {own_class(type(part)).__name__} {levels}\n".encode())
     state = _meaning(quantizer)
     _add(digest, state, torch.float32)
     if quantizer is not module and not any(value.is_floating_point() for value in state.values()):

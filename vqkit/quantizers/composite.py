@@ -84,6 +84,10 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
+    def level_tables(self) -> list[Tensor | None]:
+        """Those of the members; see `BaseQuantizer`."""
+        return [table for member in self.members for table in member.level_tables()]
+
     def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
         """How much was quantized, if a reduction here or in a member reads choices; see `BaseQuantizer`."""
         inner = (module for module in self.modules() if isinstance(module, CompositeQuantizer))

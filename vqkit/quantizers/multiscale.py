@@ -360,6 +360,11 @@ class MultiScaleQuantizer(SampleDropout):
         """What `to_grids` was given; see `BaseQuantizer`."""
         return self.pyramid.join(join_stages(grids, self.num_codebooks, level_axis=self.level_axis))
 
+    def level_tables(self) -> list[Tensor | None]:
+        """Those of the stage of each scale; see `BaseQuantizer`."""
+        tables = [table for stage in self.calls for table in stage.level_tables()]
+        return [None if table is None else table[:size] for table, size in zip(tables, self.level_sizes, strict=True)]
+
     def _parts(self, indices: Tensor) -> list[Tensor]:
         return self.pyramid.split(indices, level_axis=self.level_axis)
 

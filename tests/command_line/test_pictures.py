@@ -309,10 +309,13 @@ def test_what_is_whole_of_a_damaged_file_is_decoded_where_that_is_asked_for(save
     assert "rows 4 to 7" in capsys.readouterr().err and not (tmp_path / "refused.png").exists()
     lost = indices.clone()
     lost[:, 4:8] = -1
-    for option, expected in ((("--partial",), lost),):
+    nearest = indices.clone()
+    nearest[:, 4:6], nearest[:, 6:8] = indices[:, 3:4], indices[:, 8:9]
+    for option, expected in ((("--partial",), lost), (("--conceal", "nearest"), nearest)):
         assert run("decode", *option, *words, tmp_path / f"{len(option)}.png") == 0
-        assert "1 packets are missing: " in capsys.readouterr().err
+        assert "decoded without 1 of its packets: " in capsys.readouterr().err
         assert numpy.array_equal(pixels_of(tmp_path / f"{len(option)}.png"), drawn(tokenizer, expected))
+    assert run("decode", "--conceal", "mean", *words, tmp_path / "mean.png") == 0
 
 
 def test_an_interruption_leaves_whole_files(saved, tmp_path, monkeypatch, capsys):

@@ -209,7 +209,8 @@ def draw(comparison: Comparison, folder: Path, *, sample_rate: int, rows: int = 
     folder.mkdir(parents=True, exist_ok=True)
     total = len(comparison.reconstructions["original"])
     chosen = sorted({number * total // rows for number in range(min(rows, total))})
-    columns, captions = comparison.grid(TITLES, chosen, partial(_stoi, sample_rate))
+    titles = {name: title for name, title in TITLES.items() if not name.endswith("_coded")}
+    columns, captions = comparison.grid(titles, chosen, partial(_stoi, sample_rate))
     spectrogram_figure(columns, captions, folder / "reconstructions.png", sample_rate=sample_rate)
     used = comparison.figures.get("codebook_usage", 0.0)
     title = f"recordings it never saw: {used:.0%} of the codes used"

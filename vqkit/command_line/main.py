@@ -3,14 +3,15 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.codec import Concealment, TokenCodec
 from vqkit.bitstream.coders import CODERS
+from vqkit.bitstream.concealment import CodebookMean, NearestNeighbour
 from vqkit.bitstream.container import MAGIC, inspect
 from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file
 from vqkit.command_line.medium import Coded, Medium, first_levels
@@ -20,6 +21,12 @@ from vqkit.saving.files import write_whole
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 from vqkit.tokens.names import escaped
+
+CONCEALMENTS: dict[str, Callable[[Tokenizer], Concealment]] = {
+    "nearest": lambda tokenizer: NearestNeighbour(),
+    "mean": CodebookMean.of,
+}
+"""What fills the gaps of damaged files, by the words of the command."""
 
 SHOWN = 3
 """Packets that are missing of which a line says where."""
@@ -78,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ending", help="of the files in a folder: .png, .wav (the defaults), .jpg, .flac, ...")
     one.add_argument("--levels", type=int, help="decode the first levels only, where there are several")
     one.add_argument("--partial", action="store_true", help="decode what is whole of damaged files")
+    one.add_argument("--conceal", choices=CONCEALMENTS, help="the same, and fill what is missing")
     one = commands.add_parser("info", help="what files of indices hold; needs no tokenizer")
     one.set_defaults(command=info)
     one.add_argument("source", type=Path, help="a file of indices, or a folder of them")
@@ -177,13 +185,15 @@ def decode(arguments: argparse.Namespace) -> int:
     waiting = [job for job in jobs if arguments.overwrite or not job.target.exists()]
     run.total, run.left_out = len(jobs), len(jobs) - len(waiting)
 
+    conceal = CONCEALMENTS[arguments.conceal](medium.tokenizer) if arguments.conceal else None
+
     def load(path: Path) -> Coded:
-        unpacked = codec.unpack(read_file(path), partial=arguments.partial)
+        unpacked = codec.unpack(read_file(path), partial=arguments.partial or conceal is not None, conceal=conceal)
         if unpacked.extent is None:
             raise ValueError("does not say how large the original was: decode it with vqkit.TokenCodec")
         if unpacked.missing:
             lost = "; ".join(map(str, unpacked.missing[:SHOWN])) + "; ..." * (len(unpacked.missing) > SHOWN)
-            run.say(f"{escaped(str(path))}: {len(unpacked.missing)} packets are missing: {lost}")
+            run.say(f"{escaped(str(path))}: decoded without {len(unpacked.missing)} of its packets: {lost}")
         return Coded(first_levels(medium.tokenizer.quantizer, unpacked.indices, arguments.levels), unpacked.extent)
 
     def work(batch: list[Job], files: list[Coded]) -> Iterator[Job]:

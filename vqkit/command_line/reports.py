@@ -124,11 +124,12 @@ def description(data: bytes) -> tuple[list[str], bool]:
         lines.append(f"level {number:<5} {grid} indices of {level.size:,} codes" + ", some left out" * level.masked)
     coders = ", ".join(dict.fromkeys(names.get(packet.coder, str(packet.coder)) for packet in header.packets))
     lines.append(
-        f"bytes       {len(data):,}, of which {header.start:,} header; {len(header.packets)} packets by {coders}"
+        f"bytes       {len(data):,}, of which {header.start:,} header; packets: {len(header.packets)}, "
+        f"by {coders or 'no coder'}"
     )
-    if extent is not None and (whole := amount(extent)):
-        lines.append(f"rate        {8 * len(data) / whole:.4f} {unit(extent)}, nominal {bits / whole:.4f}")
     broken, rest = damages(data, header), len(data) - header.offsets()[-1]
+    if extent is not None and (whole := amount(extent)) and not broken and not rest:
+        lines.append(f"rate        {8 * len(data) / whole:.4f} {unit(extent)}, nominal {bits / whole:.4f}")
     if broken:
         shown = ", ".join(map(str, broken[:8])) + ", ..." * (len(broken) > 8)
         lines.append(f"DAMAGED     {len(broken)} of {len(header.packets)} packets ({shown}): decode with --partial")

@@ -17,6 +17,7 @@ from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from trainers.run.cli import main
 from vqkit.command_line.main import main as command_line
+from vqkit.command_line.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -99,6 +100,14 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
     assert (tmp_path / "exported/model.safetensors").is_file()
     assert "resuming from" in capfd.readouterr().out
     assert (tmp_path / "again.wav").stat().st_size > 32_000
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/audio.md", "docs/command_line.md"])
+def test_commands_are_those_of_the_library(document: str) -> None:
+    found = re.findall(r"^python -m vqkit (.*)$", (ROOT / document).read_text(), re.MULTILINE)
+    assert found
+    for words in found:
+        parser().parse_args(shlex.split(words))
 
 
 def test_tables_are_those_of_the_records() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from vqkit.media.files import found_under, open_plain
+from vqkit.saving.files import named
 from vqkit.tokens.names import escaped
 
 ENDING = ".vqk"
@@ -213,6 +214,6 @@ class Batches(Generic[Loaded]):
 
 
 def read_file(path: Path) -> bytes:
-    """All of a plain file."""
-    with open_plain(path) as file:
+    """All of a plain file; ValueError or OSError with its name."""
+    with named(path), open_plain(path) as file:
         return file.read()

@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_model(one: argparse.ArgumentParser) -> None:
     one.add_argument("--tokenizer", required=True, metavar="FOLDER", help="saved tokenizer, or its name on the hub")
+    one.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="of parts that you wrote")
     one.add_argument("--device", type=_device, default="cpu", help="where it runs, such as cuda (default: cpu)")
     one.add_argument("--batch-size", type=_positive, default=1, help="pictures of one size that run together")
     one.add_argument("--tile-size", type=_positive, help="larger pictures run tile by tile (about 2048 pixels)")
@@ -184,7 +185,6 @@ def decode(arguments: argparse.Namespace) -> int:
         medium.check_writable(job.target)
     waiting = [job for job in jobs if arguments.overwrite or not job.target.exists()]
     run.total, run.left_out = len(jobs), len(jobs) - len(waiting)
-
     conceal = CONCEALMENTS[arguments.conceal](medium.tokenizer) if arguments.conceal else None
 
     def load(path: Path) -> Coded:
@@ -232,7 +232,7 @@ def rate(arguments: argparse.Namespace) -> int:
         run.failed(name, reason)
     run.total = len(files)
     rates: list[Rate] = []
-    sys.stdout.write(f"{FIGURES}  {medium.unit}\n")
+    sys.stdout.write(f"{FIGURES}  rates in {medium.unit}\n")
 
     def work(batch: list[Job], loaded: list[Any]) -> Iterator[Job]:
         for job, coded in zip(batch, medium.encode(loaded), strict=True):
@@ -249,7 +249,9 @@ def rate(arguments: argparse.Namespace) -> int:
 
 def _loaded(arguments: argparse.Namespace, run: Run) -> tuple[Medium[Any], TokenCodec]:
     """What reads and writes the tokenizer's files, and the coder of its indices."""
-    tokenizer = Tokenizer.from_pretrained(arguments.tokenizer, map_location=arguments.device)
+    tokenizer = Tokenizer.from_pretrained(
+        arguments.tokenizer, map_location=arguments.device, allow=("vqkit", *arguments.allow)
+    )
     medium: Medium[Any]
     if isinstance(tokenizer, AudioTokenizer):
         from vqkit.command_line.recordings import Recordings

@@ -65,6 +65,8 @@ def test_every_quantizer(case: Case) -> None:
     assert not found.missing
     assert torch.equal(quantizer.decode(found.indices), quantizer.decode(indices))
     assert [level.size for level in inspect(packed.content).levels] == list(quantizer.level_sizes)
+    for table, size in zip(quantizer.level_tables(), quantizer.level_sizes, strict=True):
+        assert table is None or len(table) == size
 
 
 @each(CASES, {}, "residual", "multi_scale", "multi_rate", "nested_groups")
@@ -278,6 +280,8 @@ def test_wrong_arguments() -> None:
         codec.pack(indices_of(1, 4, 2, size=8), coder="zip")
     with pytest.raises(ValueError, match="packet_cells=0"):
         codec.pack(indices_of(1, 4, 2, size=8), packet_cells=0)
+    with pytest.raises(ValueError, match="module is a Linear: expected a quantizer"):
+        TokenCodec.of(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="GaussianBottleneck"):
         TokenCodec.of(GaussianBottleneck(4))
     with pytest.raises(ValueError, match=r"has levels of \[16, 8\] codes: expected \[16, 9\]"):

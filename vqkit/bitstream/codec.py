@@ -91,7 +91,7 @@ class Unpacked:
     """What a file held.
 
     Attributes:
-        indices: as `encode` returned them, int64; -1 where they are missing and were not concealed.
+        indices: as `encode` returned them, int64 on the CPU; -1 where they are missing and were not concealed.
         extent: of the original.
         missing: nothing, unless the file is damaged and `partial=True` was given.
     """
@@ -139,6 +139,10 @@ class TokenCodec:
         """
         return _QuantizerCodec(module)
 
+    def order(self, level: int) -> Tensor | None:
+        """The rank of each code of a level, where it is known."""
+        return self.orders[level]
+
     def split(self, indices: Tensor) -> list[Tensor]:
         """Indices (B, *S), or (B, *S, levels) where there are several sizes, to the grid (B, *S) of each level."""
         return list(indices.unbind(-1)) if len(self.sizes) > 1 else [indices]
@@ -181,12 +185,12 @@ class TokenCodec:
         levels = tuple(Level(size, tuple(grid.shape[1:]), bool((grid < 0).any())) for size, grid in pairs)
         batch = None if vectors else len(samples[0])
         header = Header(self.fingerprint, extent, batch, levels, packet_cells)
-        known = _Planes(header, self.orders)
+        known = _Planes(header, self.order)
         for level, grid in enumerate(samples):
             known.give(level, grid)
-        chosen = []
+        chosen, reads = [], any(one.reads_context for one in coders)
         for place in header.places():
-            chosen.append(_shortest(coders, known.rows(place), known.context(place)))
+            chosen.append(_shortest(coders, known.rows(place), known.context(place, read=reads)))
             known.count(known.rows(place))
         packets = [Packet(taken.number, len(data), zlib.crc32(data)) for taken, data in chosen]
         payload = b"".join(data for _, data in chosen)
@@ -239,7 +243,7 @@ class TokenCodec:
         end = header.offsets()[-1]
         if len(data) != end and (len(data) > end or not partial):
             raise ValueError(f"has {len(data)} bytes: expected {end}; it is cut off, or was added to")
-        known, missing = _Planes(header, self.orders), []
+        known, missing = _Planes(header, self.order), []
         for place, packet, start in zip(header.places(), header.packets, header.offsets(), strict=False):
             try:
                 values = _decoded(known, place, packet, data[start : start + packet.length])
@@ -285,8 +289,8 @@ class _QuantizerCodec(TokenCodec):
 class _Planes:
     """The planes of all levels of a file, each (B, *shape), and which of their cells are known."""
 
-    def __init__(self, header: Header, orders: Sequence[Tensor | None]) -> None:
-        self.header, self.orders = header, orders
+    def __init__(self, header: Header, order: Callable[[int], Tensor | None]) -> None:
+        self.header, self.order = header, order
         self.planes = [level.planes for level in header.levels]
         self.checksum = 0
         """CRC-32 of the values of all packets that were noted or taken."""
@@ -315,14 +319,14 @@ class _Planes:
         self._lost[place.level][place.sample, place.start : place.stop] = True
         self._damaged.add((place.level, place.sample, place.plane))
 
-    def context(self, place: Place) -> Context:
-        """What is known before a packet is read."""
+    def context(self, place: Place, *, read: bool) -> Context:
+        """What is known before a packet is read; without what takes time to find unless a coder shall `read` it."""
         coarser = [
             (self._values[level][plane][place.sample], self.planes[level][plane].size)
             for level, plane in self._before(place)
         ]
         level, plane = self.header.levels[place.level], self.planes[place.level][place.plane]
-        order = self.orders[place.level] if plane == Plane(level.size, 0) else None
+        order = self.order(place.level) if read and plane == Plane(level.size, 0) else None
         return Context(plane.size, tuple(coarser), place.start, level.shape, order)
 
     def whole_before(self, place: Place) -> bool:
@@ -365,7 +369,7 @@ def _decoded(known: _Planes, place: Place, packet: Packet, data: bytes) -> Tenso
         )
     if coder.reads_context and not known.whole_before(place):
         raise ValueError("it was coded in the context of something that is missing")
-    context = known.context(place)
+    context = known.context(place, read=coder.reads_context)
     values = coder.decode(data, (place.stop - place.start, *context.whole[1:]), context)
     check_indices(values, [context.size], level_axis=False)
     return values

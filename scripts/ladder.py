@@ -63,7 +63,7 @@ def climb_down(base: Path, steps: int) -> None:
             "--name": name,
             "--init_from": start,
             "--model.freeze": "[encoder]",
-            "--model.tokenizer.init_args.quantizer.init_args.codebook_size": size,
+            "--model.tokenizer.quantizer.codebook_size": size,
             "--data.root": FOLDERS[0].relative_to(ROOT),
             "--data.validation_root": FOLDERS[1].relative_to(ROOT),
             "--data.repeats": 400,

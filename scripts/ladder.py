@@ -12,16 +12,17 @@ the start (`--scratch`), and JPEG and WebP at the same bytes. `docs/results/ladd
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from first_run import ROOT, bfloat16_is_fast, processor, run
+from first_run import ROOT, bfloat16_is_fast, processor, run, training_facts
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from trainers.core.figures import write_figure
-from trainers.image.baselines import FILE_FORMATS, image_files
+from trainers.image.baselines import FILE_FORMATS, FileFormat, image_files
 from trainers.image.comparison import PREPROCESSING, load_photographs
 from trainers.image.metrics import ImageMetrics, protocol, to_uint8_grid
 from vqkit import Tokenizer
@@ -45,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.measure:
         climb_down(arguments.base, arguments.steps)
-    record = measured(arguments.base, arguments.scratch) | {"steps": arguments.steps, "processor": processor()}
+    record = measured(arguments.base, arguments.scratch) | {"processor": processor()}
     write_json(RESULTS / "ladder.json", record)
     draw(record, RESULTS / "ladder.png")
 
@@ -78,7 +79,7 @@ def climb_down(base: Path, steps: int) -> None:
 
 def cut(run_folder: Path, codebook_size: int, photographs: Sequence[Tensor]) -> Tokenizer:
     """The tokenizer of a run with fewer codes, each weighted by how often the photographs choose it."""
-    tokenizer = Tokenizer.from_pretrained(run_folder / "tokenizer").eval()
+    tokenizer = of_run(run_folder)
     indices = torch.cat([tokenizer.encode(normalized(photograph)).flatten() for photograph in photographs])
     usage = torch.bincount(indices, minlength=tokenizer.quantizer.codebook_size)
     surgery = shrink(tokenizer.quantizer, codebook_size, usage=usage)
@@ -86,16 +87,24 @@ def cut(run_folder: Path, codebook_size: int, photographs: Sequence[Tensor]) -> 
     return with_quantizer(tokenizer, surgery.quantizer)
 
 
+def of_run(folder: Path) -> Tokenizer:
+    """The tokenizer that a run saved."""
+    return Tokenizer.from_pretrained(folder / "tokenizer").eval()
+
+
 def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:
     """Figures of every step, of what they are compared with, and how they were made."""
     originals, photographs = (load_photographs(folder, PATCH_SIZE) for folder in reversed(FOLDERS))
-    at_once = [base, *[cut(base, size, photographs) for size in SIZES[1:]]]
+    at_once = [of_run(base), *[cut(base, size, photographs) for size in SIZES[1:]]]
     runs = [base, *[base.parent / f"{base.name}_{size}" for size in SIZES[1:]]]
-    rows = {
-        "trained": [figures(item, originals) for item in runs],
+    steps = list(accumulate(training_facts(item, "")["steps"] for item in runs))
+    rows: dict[str, Any] = {
+        "trained": [figures(of_run(item), originals) for item in runs],
         "cut": [figures(item, originals) for item in at_once],
-        "scratch": [figures(item, originals) for item in scratch],
+        "scratch": [figures(of_run(item), originals) for item in scratch],
     }
+    for name, counts in (("trained", steps), ("scratch", [training_facts(item, "")["steps"] for item in scratch])):
+        rows[name] = [row | {"steps": count} for row, count in zip(rows[name], counts, strict=True)]
     rates = [row["coded_bpp"] for row in rows["trained"]]
     files = {name.lower(): [file_figures(originals, rate, name) for rate in rates] for name in FILE_FORMATS}
     split = "assets/images/eval: " + ", ".join(path.stem for path in sorted(FOLDERS[1].iterdir()))
@@ -105,10 +114,8 @@ def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def figures(tokenizer: Tokenizer | Path, originals: Sequence[Tensor]) -> dict[str, Any]:
-    """Distortion and rates of a tokenizer, or of that of a run."""
-    if isinstance(tokenizer, Path):
-        tokenizer = Tokenizer.from_pretrained(tokenizer / "tokenizer").eval()
+def figures(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> dict[str, Any]:
+    """Distortion and rates of a tokenizer."""
     metrics, rates = ImageMetrics(tokenizer.quantizer.codebook_size), []
     for original in originals:
         tokens = tokenizer.encode(normalized(original))
@@ -120,7 +127,7 @@ def figures(tokenizer: Tokenizer | Path, originals: Sequence[Tensor]) -> dict[st
     return {"codes": tokenizer.quantizer.codebook_size, **kept, "images": found["images"]}
 
 
-def file_figures(originals: Sequence[Tensor], rate: float, file_format: str) -> dict[str, Any]:
+def file_figures(originals: Sequence[Tensor], rate: float, file_format: FileFormat) -> dict[str, Any]:
     """Distortion of a file format at the quality whose rate is nearest."""
     images, rate, quality = image_files(originals, rate, file_format)
     metrics = ImageMetrics(1)

@@ -210,7 +210,7 @@ class Codebook(Configured, FullPrecisionModule):
             setattr(other, name, nn.Parameter(rows[source]) if isinstance(rows, nn.Parameter) else rows[source])
         for name in ("usage", "pending_counts", "pending_sums"):
             setattr(other, name, carried(getattr(self, name)))
-        other.rewritten = torch.zeros_like(other.usage)
+        other.rewritten = self.rewritten[source]
         if vectors is not None:
             other.write(vectors)
         return other

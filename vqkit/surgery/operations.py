@@ -18,7 +18,17 @@ from vqkit.quantizers.quantizer import Quantizer, spread
 from vqkit.quantizers.residual import ResidualQuantizer
 from vqkit.surgery.maps import CodeMap
 from vqkit.surgery.orders import used
-from vqkit.surgery.rebuilding import Cut, Table, Usage, of_level, operate, refuse_unfit, with_codebook, with_members
+from vqkit.surgery.rebuilding import (
+    Cut,
+    Table,
+    Usage,
+    operate,
+    refuse_unfit,
+    size_of,
+    usage_of,
+    with_codebook,
+    with_members,
+)
 from vqkit.surgery.results import Surgery
 from vqkit.tokens.codebook_hash import codebook_hash
 
@@ -47,8 +57,8 @@ def shrink(
     Args:
         quantizer: a `Quantizer`, or groups of such.
         codebook_size: K', 1 ... K; a list of one for each level will do.
-        usage: (K,) how often each code was chosen, over a data set at best; a list of one for each level. None takes
-            the codebook's running usage.
+        usage: (K,) how often each code was chosen, over a data set at best; for several levels a list of such, or
+            (L, K) of `CodebookUsage.total_counts`. None takes the running usage of the codebooks.
         restarts: seedings, of which the one with the least sum is kept.
         iterations: most rounds of Lloyd for each.
         seed: of the first seeding.
@@ -67,8 +77,8 @@ def shrink(
         )
 
     def operation(part: Quantizer, level: int) -> Cut:
-        table = Table(part, of_level(usage, level, quantizer, "usage"), "shrink")
-        size = _smaller(of_level(codebook_size, level, quantizer, "codebook_size"), table, "shrink")
+        table = Table(part, usage_of(usage, level, quantizer), "shrink")
+        size = _smaller(size_of(codebook_size, level, quantizer), table, "shrink")
         return table.cut_to(_cluster(table, size, restarts, iterations, seed))
 
     return operate(quantizer, "shrink", operation)
@@ -78,7 +88,7 @@ def shrink(
 def shrink_from_latents(
     quantizer: BaseQuantizer,
     latents: Iterable[Tensor],
-    codebook_size: int,
+    codebook_size: int | Sequence[int],
     *,
     samples: int | None = None,
     iterations: int = 50,
@@ -91,7 +101,7 @@ def shrink_from_latents(
     Args:
         quantizer: a `Quantizer`, or groups or residual stages of such.
         latents: tensors in the layout of `forward`, such as the encoder's outputs.
-        codebook_size: K', 1 ... K.
+        codebook_size: see `shrink`.
         samples: vectors to use; None means 64 for each old code, within 65,536 and 262,144, and at least 4 for each.
         iterations: most rounds of Lloyd.
         seed: of the seeding.
@@ -106,7 +116,7 @@ def shrink_from_latents(
     def each(part: BaseQuantizer, given: Tensor) -> BaseQuantizer:
         refuse_unfit(part, "shrink_from_latents")
         if isinstance(part, Quantizer):
-            cuts.append(_fit(part, given, codebook_size, iterations, seed))
+            cuts.append(_fit(part, given, size_of(codebook_size, len(cuts), quantizer), iterations, seed))
             return cuts[-1].quantizer
         members = []
         if isinstance(part, GroupedQuantizer):
@@ -132,8 +142,8 @@ def prune(
 
     Args:
         quantizer: a `Quantizer`, or groups or residual stages of such.
-        counts: (K,) how often each code was chosen, over a data set; a list of one for each level. A warning says where
-            there are fewer than ten vectors for each code.
+        counts: how often each code was chosen, over a data set, as `usage` of `shrink`. A warning says where there are
+            fewer than ten vectors for each code.
         keep: from the counts to (K,) bool, which codes stay: `used`, `functools.partial(used, min_count=10)`,
             `functools.partial(most_used, codebook_size=256)`, or a function of yours.
 
@@ -142,7 +152,7 @@ def prune(
     """
 
     def operation(part: Quantizer, level: int) -> Cut:
-        table = Table(part, of_level(counts, level, quantizer, "counts"), "prune", rewrites=False)
+        table = Table(part, usage_of(counts, level, quantizer, "counts"), "prune", rewrites=False)
         if table.usage.sum() < ENOUGH_COUNTS * len(table.usage):
             warnings.warn(
                 f"prune has counts of {int(table.usage.sum())} vectors for {len(table.usage)} codes: a code that so "
@@ -161,7 +171,12 @@ def prune(
 
 @torch.no_grad()
 def grow(
-    quantizer: BaseQuantizer, codebook_size: int, *, usage: Usage = None, step: float = STEP, seed: int = 0
+    quantizer: BaseQuantizer,
+    codebook_size: int | Sequence[int],
+    *,
+    usage: Usage = None,
+    step: float = STEP,
+    seed: int = 0,
 ) -> Surgery:
     """More codes: the most used ones are split, again and again.
 
@@ -170,7 +185,7 @@ def grow(
 
     Args:
         quantizer: a `Quantizer`, or groups or residual stages of such.
-        codebook_size: K', at least K.
+        codebook_size: K', at least K; a list of one for each level will do.
         usage: see `shrink`; the halves have half of it each.
         step: length of the step, as a fraction of the spread of the codes; positive.
         seed: of the directions.
@@ -180,12 +195,13 @@ def grow(
     """
 
     def operation(part: Quantizer, level: int) -> Cut:
-        table = Table(part, of_level(usage, level, quantizer, "usage"), "grow")
-        if codebook_size < len(table.usage):
-            raise ValueError(f"codebook_size={codebook_size}: grow expected at least {len(table.usage)}; use shrink")
+        table = Table(part, usage_of(usage, level, quantizer), "grow")
+        size = size_of(codebook_size, level, quantizer)
+        if size < len(table.usage):
+            raise ValueError(f"codebook_size={size}: grow expected at least {len(table.usage)}; use shrink")
         parents = torch.empty(0, dtype=torch.int64, device=table.usage.device)
         pieces = torch.ones_like(table.usage)
-        while missing := codebook_size - len(table.usage) - len(parents):
+        while missing := size - len(table.usage) - len(parents):
             order = (table.usage / pieces).argsort(descending=True, stable=True)[: max(1, missing // 2)]
             pieces[order] += 1
             parents = torch.cat([parents, order])
@@ -274,7 +290,7 @@ def reorder(quantizer: BaseQuantizer, by: Callable[[Tensor, Tensor], Tensor], *,
     """
 
     def operation(part: Quantizer, level: int) -> Cut:
-        table = Table(part, of_level(usage, level, quantizer, "usage"), "reorder", rewrites=False)
+        table = Table(part, usage_of(usage, level, quantizer), "reorder", rewrites=False)
         source = by(table.points, table.usage)
         numbers = torch.arange(len(table.usage), device=table.usage.device)
         if source.shape != numbers.shape or not torch.equal(source.sort().values, numbers):

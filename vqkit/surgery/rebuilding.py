@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ from vqkit.tokens.codebook_hash import codebook_hash
 
 Value = TypeVar("Value")
 Usage = Tensor | Sequence[Tensor] | None
-"""How often each code was chosen, (K,); a sequence of such for several levels; None for the codebooks' own record."""
+"""How often each code was chosen: (K,); for several levels a sequence of such, or (L, K) as `total_counts` of
+`CodebookUsage` gives it; None for the codebooks' own record.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,17 +198,32 @@ class Table:
         )
 
 
-def of_level(values: Value | Sequence[Value], level: int, quantizer: BaseQuantizer, name: str) -> Value:
-    """The argument of a level, of which all have the same or each its own.
+def size_of(sizes: int | Sequence[int], level: int, quantizer: BaseQuantizer) -> int:
+    """The number of codes of a level, of which all have the same or each its own.
 
     Raises:
-        ValueError: there is none for each level.
+        ValueError: there is not one for each level.
     """
-    if not isinstance(values, list | tuple):
-        return values  # type: ignore[return-value]  # no sequence of them
-    if len(values) != quantizer.num_codebooks:
-        raise ValueError(f"{name} lists {len(values)} values: expected {quantizer.num_codebooks}, one a level")
-    return values[level]
+    return sizes if isinstance(sizes, int) else _one_each("codebook_size", sizes, quantizer)[level]
+
+
+def usage_of(usage: Usage, level: int, quantizer: BaseQuantizer, name: str = "usage") -> Tensor | None:
+    """The counts of a level, without the zeros that fill up those of smaller codebooks in `total_counts`.
+
+    Raises:
+        ValueError: there are not some for each level.
+    """
+    if usage is None or (isinstance(usage, Tensor) and usage.ndim == 1):
+        return usage
+    counts = _one_each(name, usage, quantizer)[level]
+    return counts[: quantizer.codebook_sizes[level]] if isinstance(usage, Tensor) else counts
+
+
+def _one_each(name: str, values: Sequence[Value] | Tensor, quantizer: BaseQuantizer) -> Any:
+    levels = quantizer.num_codebooks
+    if len(values) != levels:
+        raise ValueError(f"{name} has {len(values)} entries: expected {levels}, one for each level")
+    return values
 
 
 def _perplexity(usage: Tensor) -> float:

@@ -10,6 +10,7 @@ the start (`--scratch`), and JPEG and WebP at the same bytes. `docs/results/ladd
 """
 
 import argparse
+import lzma
 import sys
 from collections.abc import Sequence
 from itertools import accumulate
@@ -109,7 +110,7 @@ def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:
     files = {name.lower(): [file_figures(originals, rate, name) for rate in rates] for name in FILE_FORMATS}
     split = "assets/images/eval: " + ", ".join(path.stem for path in sorted(FOLDERS[1].iterdir()))
     facts = protocol(rows["trained"][0], split=split, preprocessing=PREPROCESSING, precision="measured in float32")
-    coded = "whole files of vqkit.bitstream, headers included, a file for each photograph / pixels, mean over images"
+    coded = "xz files (LZMA) of the indices in 16 bits, one for each photograph, whole / pixels, then the mean"
     return {"rows": rows | files, "protocol": facts | {"coded_bpp": coded}}
 
 
@@ -139,8 +140,6 @@ def file_figures(originals: Sequence[Tensor], rate: float, file_format: FileForm
 
 def coded_bytes(tokenizer: Tokenizer, tokens: Tensor) -> int:
     """Size of a file of the tokens (1, h, w)."""
-    import lzma
-
     return len(lzma.compress(tokens.to(torch.uint16).numpy().tobytes()))
 
 

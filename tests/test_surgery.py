@@ -355,7 +355,13 @@ def test_merging_and_transplanting() -> None:
     assert torch.equal(other.maps[0].new, distances.argmin(1))
 
 
+class FixedSize(Quantizer):
+    def __init__(self) -> None:
+        super().__init__("ema", dim=DIM, codebook_size=CODES)
+
+
 REFUSED = {
+    "fixed size": (lambda: shrink(FixedSize(), 8), "FixedSize, whose constructor takes no codebook_size"),
     "fsq": (lambda: shrink(FSQ([8, 5, 5]), 10), "fewer `levels`"),
     "lfq": (lambda: shrink(LFQ(8), 10), "fewer `bits`"),
     "bsq": (lambda: grow(BSQ(8), 1000), "fewer `bits`"),

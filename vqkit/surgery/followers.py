@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.surgery.maps import CodeMap
@@ -144,10 +145,11 @@ def carry_head(
         weight (V - K + K', D) and bias (V - K + K',)
     """
     new_weight = carry_embedding(weight, code_map, usage=usage, first=first)
-    old = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    old = widened(weight.new_zeros(len(weight)) if bias is None else bias.detach())
     before, own, behind = old.split([first, len(code_map.new), len(old) - first - len(code_map.new)])
     peak = own.max()
-    return new_weight, torch.cat([before, peak + code_map.count((own - peak).exp()).log(), behind])
+    new_bias = torch.cat([before, peak + code_map.count((own - peak).exp()).log(), behind])
+    return new_weight, new_bias.to(weight.dtype)
 
 
 def _codebooks(quantizer: BaseQuantizer) -> Iterator:

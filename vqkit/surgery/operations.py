@@ -102,7 +102,8 @@ def shrink_from_latents(
         quantizer: a `Quantizer`, or groups or residual stages of such.
         latents: tensors in the layout of `forward`, such as the encoder's outputs.
         codebook_size: see `shrink`.
-        samples: vectors to use; None means 64 for each old code, within 65,536 and 262,144, and at least 4 for each.
+        samples: vectors to use, over all ranks; None means 64 for each old code, within 65,536 and 262,144, and at
+            least 4 for each.
         iterations: most rounds of Lloyd.
         seed: of the seeding.
 
@@ -111,6 +112,7 @@ def shrink_from_latents(
     """
     refuse_unfit(quantizer, "shrink_from_latents")
     rows, _ = collect_vectors(quantizer, latents, enough_samples(quantizer.codebook_size, samples))
+    rows = distributed.gather_rows(rows)
     cuts: list[Cut] = []
 
     def each(part: BaseQuantizer, given: Tensor) -> BaseQuantizer:

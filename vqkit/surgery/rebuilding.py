@@ -82,13 +82,19 @@ def with_members(composite: CompositeQuantizer, members: Sequence[BaseQuantizer]
     other = copy.deepcopy(composite, {id(old): new for old, new in pairs})
     other.codebook_size = max(other.codebook_sizes)
     builders = [partial(type(member), **member.recorded_arguments()) for member in members]
-    other.record(**{other.member_name: builders, f"num_{other.member_name}s": None})
+    other.record(**{other.member_name: builders, f"num_{other.member_name}s": None})  # the list has its own length
     return other
 
 
 def refuse_unfit(quantizer: BaseQuantizer, call: str) -> None:
     """Raise ValueError, with what can be done instead, for a quantizer that is not cut by its codes."""
     if isinstance(quantizer, Quantizer | GroupedQuantizer | ResidualQuantizer):
+        sized = "codebook_size" if isinstance(quantizer, Quantizer) else quantizer.member_name
+        if sized not in quantizer.recorded_arguments():
+            raise ValueError(
+                f"{call} got {type(quantizer).__name__}, whose constructor takes no {sized}: it could not be built "
+                "with other codes; let it take one"
+            )
         return
     quantizer.check_has_codes(call)
     name = type(quantizer).__name__

@@ -241,6 +241,20 @@ def test_residual_stages_are_cut_on_what_the_new_ones_leave(tmp_path: Path) -> N
     assert torch.equal(again.encode(x), surgery.quantizer.encode(x))
 
 
+def cut_on_rank(rank: int, quantizer: ResidualQuantizer) -> list[Tensor]:
+    share = latents()[2000 * rank :][:2000]
+    surgery = shrink_from_latents(quantizer, [share], 12, samples=4000)
+    return [stage.codebook() for stage in surgery.quantizer.stages]
+
+
+def test_ranks_cut_to_the_codes_of_one_process(rank_pair) -> None:
+    quantizer = residual()
+    first, second = rank_pair(cut_on_rank, quantizer)
+    alone = shrink_from_latents(quantizer, [latents()], 12, samples=4000).quantizer
+    for one, other, stage in zip(first, second, alone.stages, strict=True):
+        assert torch.equal(one, other) and torch.equal(one, stage.codebook())
+
+
 def test_groups_are_cut_one_by_one(tmp_path: Path) -> None:
     quantizer, x = grouped(), latents()
     usage = [counts_of(quantizer.groups[0], x[:, :4]), counts_of(quantizer.groups[1], x[:, 4:])]
@@ -273,6 +287,7 @@ def test_pruning_is_lossless_on_the_data_of_the_counts(make: Callable[[], BaseQu
     surgery = prune(quantizer, counts if quantizer.level_axis else counts[0])
     assert surgery.quantizer.codebook_sizes == tuple(int((one > 0).sum()) for one in counts)
     assert min(surgery.quantizer.codebook_sizes) < max(quantizer.codebook_sizes)
+    assert all(report.distortion == 0 for report in surgery.reports)
     assert torch.equal(surgery.quantizer.encode(x[some]), surgery.remap(indices[some]))
     torch.testing.assert_close(surgery.quantizer.decode(surgery.remap(indices[some])), quantizer.decode(indices[some]))
 

@@ -190,7 +190,8 @@ class Table:
 
     def report(self, code_map: CodeMap, after: "Table") -> LevelReport:
         """Figures of a map to the codes of another table."""
-        weights, points = self.weights / self.weights.sum(), widened(self.points)
+        usage = widened(self.usage if self.usage.any() else torch.ones_like(self.usage))
+        weights, points = usage / usage.sum(), widened(self.points)
         moved = (points - widened(after.points)[code_map.new]).square().sum(1)
         variance = float(weights @ (points - weights @ points).square().sum(1))
         distortion = float(weights @ moved)

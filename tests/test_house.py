@@ -18,7 +18,7 @@ ROWS = [
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving", "metrics"},
     {"kmeans", "backbones", "tokens", "layouts"},
-    {"coarse", "parts.part"},
+    {"coarse", "bitstream", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility"},

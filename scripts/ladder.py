@@ -10,8 +10,8 @@ the start (`--scratch`), and JPEG and WebP at the same bytes. `docs/results/ladd
 """
 
 import argparse
-import lzma
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +27,7 @@ from trainers.image.baselines import FILE_FORMATS, FileFormat, image_files
 from trainers.image.comparison import PREPROCESSING, load_photographs
 from trainers.image.metrics import ImageMetrics, protocol, to_uint8_grid
 from vqkit import Tokenizer
+from vqkit.bitstream import Picture, TokenCodec
 from vqkit.saving.files import write_json
 from vqkit.surgery import shrink, with_quantizer
 
@@ -110,22 +111,25 @@ def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:
     files = {name.lower(): [file_figures(originals, rate, name) for rate in rates] for name in FILE_FORMATS}
     split = "assets/images/eval: " + ", ".join(path.stem for path in sorted(FOLDERS[1].iterdir()))
     facts = protocol(rows["trained"][0], split=split, preprocessing=PREPROCESSING, precision="measured in float32")
-    coded = "xz files (LZMA) of the indices in 16 bits, one for each photograph, whole / pixels, then the mean"
+    coded = "files of vqkit.bitstream, one for each photograph, headers included / its pixels, then the mean"
     return {"rows": rows | files, "protocol": facts | {"coded_bpp": coded}}
 
 
 @torch.no_grad()
 def figures(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> dict[str, Any]:
     """Distortion and rates of a tokenizer."""
-    metrics, rates = ImageMetrics(tokenizer.quantizer.codebook_size), []
+    metrics, codec = ImageMetrics(tokenizer.quantizer.codebook_size), TokenCodec.of(tokenizer)
+    rates, coders = [], Counter[str]()
     for original in originals:
         tokens = tokenizer.encode(normalized(original))
         image = to_uint8_grid(tokenizer.decode(tokens))
         metrics.update(normalized(original), normalized(image[0]), tokens)
-        rates.append(8 * coded_bytes(tokenizer, tokens) / original[0].numel())
+        packed = codec.pack(tokens, extent=Picture(*original.shape[1:]))
+        coders += packed.coders
+        rates.append(packed.coded_bits / original[0].numel())
     found = metrics.compute()
     kept = {name: found[name] for name in KEPT} | {"coded_bpp": sum(rates) / len(rates)}
-    return {"codes": tokenizer.quantizer.codebook_size, **kept, "images": found["images"]}
+    return {"codes": tokenizer.quantizer.codebook_size, **kept, "images": found["images"], "coders": dict(coders)}
 
 
 def file_figures(originals: Sequence[Tensor], rate: float, file_format: FileFormat) -> dict[str, Any]:
@@ -136,11 +140,6 @@ def file_figures(originals: Sequence[Tensor], rate: float, file_format: FileForm
         metrics.update(normalized(original), normalized(image), torch.zeros(1, 1, dtype=torch.int64))
     found = metrics.compute()
     return {"psnr": found["psnr"], "ssim": found["ssim"], "coded_bpp": rate, "quality": quality}
-
-
-def coded_bytes(tokenizer: Tokenizer, tokens: Tensor) -> int:
-    """Size of a file of the tokens (1, h, w)."""
-    return len(lzma.compress(tokens.to(torch.uint16).numpy().tobytes()))
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

@@ -60,7 +60,9 @@ def test_there_is_something_to_run() -> None:
     assert set(trained) == {"fit", "test", "predict", "export"} and coded == ["encode", "decode"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quantizers.md", "docs/layouts.md", "docs/bitstream.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/quantizers.md", "docs/layouts.md", "docs/bitstream.md", "docs/surgery.md"]
+)
 def test_python(document: str) -> None:
     names: dict[str, object] = {}
     for block in python(document):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vqkit.bitstream.coders import CODERS, Coder, Context
+from vqkit.bitstream.coders import CODERS, Coder, Context, little_endian
 from vqkit.bitstream.container import (
     FINGERPRINT_BYTES,
     Extent,
@@ -91,7 +91,7 @@ class Unpacked:
     """What a file held.
 
     Attributes:
-        indices: as `encode` returned them, int64; -1 where they are missing and were not concealed.
+        indices: as `encode` returned them, int64 on the CPU; -1 where they are missing and were not concealed.
         extent: of the original.
         missing: nothing, unless the file is damaged and `partial=True` was given.
     """
@@ -139,6 +139,10 @@ class TokenCodec:
         """
         return _QuantizerCodec(module)
 
+    def order(self, level: int) -> Tensor | None:
+        """The rank of each code of a level, where it is known."""
+        return self.orders[level]
+
     def split(self, indices: Tensor) -> list[Tensor]:
         """Indices (B, *S), or (B, *S, levels) where there are several sizes, to the grid (B, *S) of each level."""
         return list(indices.unbind(-1)) if len(self.sizes) > 1 else [indices]
@@ -181,20 +185,23 @@ class TokenCodec:
         levels = tuple(Level(size, tuple(grid.shape[1:]), bool((grid < 0).any())) for size, grid in pairs)
         batch = None if vectors else len(samples[0])
         header = Header(self.fingerprint, extent, batch, levels, packet_cells)
-        known = _Planes(header, self.orders)
+        known = _Planes(header, self.order)
         for level, grid in enumerate(samples):
-            for sample, values in enumerate(grid):
-                known.give(level, sample, values)
-        chosen = [_shortest(coders, *known.packet(place)) for place in header.places()]
+            known.give(level, grid)
+        chosen, reads = [], any(one.reads_context for one in coders)
+        for place in header.places():
+            chosen.append(_shortest(coders, known.rows(place), known.context(place, read=reads)))
+            known.count(known.rows(place))
         packets = [Packet(taken.number, len(data), zlib.crc32(data)) for taken, data in chosen]
         payload = b"".join(data for _, data in chosen)
-        head = write_header(replace(header, packets=tuple(packets)))
+        header = replace(header, packets=tuple(packets), checksum=known.checksum)
+        head = write_header(header)
         by_name: dict[str, int] = {}
         for taken, data in chosen:
             by_name[taken.name] = by_name.get(taken.name, 0) + len(data)
         return Packed(
             content=head + payload,
-            header=replace(header, packets=tuple(packets), start=len(head)),
+            header=replace(header, start=len(head)),
             coders=by_name,
             cells=sum(grid.numel() for grid in samples),
             nominal_bits=sum(grid.numel() * math.log2(size) for size, grid in pairs),
@@ -220,6 +227,7 @@ class TokenCodec:
 
         Raises:
             ValueError: it is no such file, another quantizer's, damaged, or asks for too much; the message says where.
+                Or `conceal` gave what is no index.
         """
         if conceal is not None and not partial:
             raise ValueError("conceal has nothing to do where damaged files are refused: give partial=True too")
@@ -235,29 +243,32 @@ class TokenCodec:
         end = header.offsets()[-1]
         if len(data) != end and (len(data) > end or not partial):
             raise ValueError(f"has {len(data)} bytes: expected {end}; it is cut off, or was added to")
-        known, missing = _Planes(header, self.orders), []
+        known, missing = _Planes(header, self.order), []
         for place, packet, start in zip(header.places(), header.packets, header.offsets(), strict=False):
             try:
-                known.set(place, _decoded(known, place, packet, data[start : start + packet.length]))
+                values = _decoded(known, place, packet, data[start : start + packet.length])
+                known.rows(place).copy_(values)
+                known.count(values)
             except ValueError as error:
                 known.lose(place)
                 missing.append(Missing(place, str(error)))
                 if not partial:
                     raise ValueError(f"is damaged: {missing[0]}") from error
-        grids = []
-        for number, level in enumerate(header.levels):
-            found = [self._sample(known, number, sample, conceal) for sample in range(header.samples)]
-            grid = torch.stack(found) if found else torch.empty((0, *level.shape), dtype=torch.int64)
-            grids.append(grid[0] if header.batch is None else grid)
+        if not missing and known.checksum != header.checksum:
+            raise ValueError("gives other indices than were written: read it with the vqkit that wrote it")
+        grids = [self._grid(known, number, conceal) for number in range(len(header.levels))]
+        if header.batch is None:
+            grids = [grid[0] for grid in grids]
         return Unpacked(self.join(grids), header.extent, tuple(missing))
 
-    def _sample(self, known: "_Planes", number: int, sample: int, conceal: Concealment | None) -> Tensor:
-        values, lost = known.take(number, sample)
-        if conceal is None or not bool(lost.any()):
-            return values
-        filled = torch.where(lost, conceal(values, lost, number), values)
-        check_indices(filled, [self.sizes[number]], level_axis=False)
-        return filled
+    def _grid(self, known: "_Planes", number: int, conceal: Concealment | None) -> Tensor:
+        values, lost = known.take(number)
+        if conceal is not None and bool(lost.any()):
+            for sample in lost.flatten(1).any(1).nonzero().flatten().tolist():
+                filled = conceal(values[sample], lost[sample], number)
+                values[sample] = torch.where(lost[sample], filled, values[sample])
+            check_indices(values, [self.sizes[number]], level_axis=False)
+        return values
 
 
 class _QuantizerCodec(TokenCodec):
@@ -276,83 +287,73 @@ class _QuantizerCodec(TokenCodec):
 
 
 class _Planes:
-    """The planes of all levels and samples of a file, and which of their cells are known."""
+    """The planes of all levels of a file, each (B, *shape), and which of their cells are known."""
 
-    def __init__(self, header: Header, orders: Sequence[Tensor | None]) -> None:
-        self.header, self.orders = header, orders
+    def __init__(self, header: Header, order: Callable[[int], Tensor | None]) -> None:
+        self.header, self.order = header, order
         self.planes = [level.planes for level in header.levels]
-        self._values: dict[tuple[int, int, int], Tensor] = {}
-        self._lost: dict[tuple[int, int, int], Tensor] = {}
+        self.checksum = 0
+        """CRC-32 of the values of all packets that were noted or taken."""
+        shapes = [(header.samples, *level.shape) for level in header.levels]
+        self._values = [
+            [torch.zeros(shape, dtype=torch.int64) for _ in planes]
+            for shape, planes in zip(shapes, self.planes, strict=True)
+        ]
+        self._lost = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
+        self._damaged: set[tuple[int, int, int]] = set()
 
-    def give(self, level: int, sample: int, values: Tensor) -> None:
-        """Set all planes of a sample's level, from its indices."""
-        for number, plane in enumerate(self.planes[level]):
-            self._values[level, sample, number] = _plane_of(values, plane)
+    def give(self, level: int, indices: Tensor) -> None:
+        """Set all planes of a level, from its indices (B, *shape)."""
+        self._values[level] = [_plane_of(indices, plane) for plane in self.planes[level]]
 
-    def grid(self, level: int, sample: int, plane: int) -> Tensor:
-        """All that is known of a plane, 0 elsewhere."""
-        key = level, sample, plane
-        if key not in self._values:
-            self._values[key] = torch.zeros(self.header.levels[level].shape, dtype=torch.int64)
-        return self._values[key]
+    def rows(self, place: Place) -> Tensor:
+        """The values of a packet, to be read or written."""
+        return self._values[place.level][place.plane][place.sample, place.start : place.stop]
+
+    def count(self, values: Tensor) -> None:
+        """Add the values of a packet to the checksum."""
+        self.checksum = zlib.crc32(little_endian(values, 4), self.checksum)
 
     def lose(self, place: Place) -> None:
         """Note that a packet is missing."""
-        lost = self._lost_of(place.level, place.sample, place.plane)
-        lost[place.start : place.stop] = True
+        self._lost[place.level][place.sample, place.start : place.stop] = True
+        self._damaged.add((place.level, place.sample, place.plane))
 
-    def set(self, place: Place, values: Tensor) -> None:
-        """Note the values of a packet."""
-        self.grid(place.level, place.sample, place.plane)[place.start : place.stop] = values
-
-    def packet(self, place: Place) -> tuple[Tensor, Context]:
-        """The values of a packet, and their context."""
-        return self.grid(place.level, place.sample, place.plane)[place.start : place.stop], self.context(place)
-
-    def context(self, place: Place) -> Context:
-        """What is known before a packet is read."""
+    def context(self, place: Place, *, read: bool) -> Context:
+        """What is known before a packet is read; without what takes time to find unless a coder shall `read` it."""
         coarser = [
-            (self.grid(level, place.sample, plane), self.planes[level][plane].size)
+            (self._values[level][plane][place.sample], self.planes[level][plane].size)
             for level, plane in self._before(place)
         ]
         level, plane = self.header.levels[place.level], self.planes[place.level][place.plane]
-        order = self.orders[place.level] if plane == Plane(level.size, 0) else None
+        order = self.order(place.level) if read and plane == Plane(level.size, 0) else None
         return Context(plane.size, tuple(coarser), place.start, level.shape, order)
 
     def whole_before(self, place: Place) -> bool:
         """Whether nothing of that context is missing."""
-        return not any((level, place.sample, plane) in self._lost for level, plane in self._before(place))
+        return not any((level, place.sample, plane) in self._damaged for level, plane in self._before(place))
 
-    def take(self, number: int, sample: int) -> tuple[Tensor, Tensor]:
-        """The indices of a sample's level, -1 where masked or missing; and which are missing.
+    def take(self, number: int) -> tuple[Tensor, Tensor]:
+        """The indices of a level, -1 where masked or missing, and which are missing, both (B, *shape).
 
         Raises:
             ValueError: the groups of bits make an index that the level does not have.
         """
-        level = self.header.levels[number]
-        values, hidden = torch.zeros(level.shape, dtype=torch.int64), torch.zeros(level.shape, dtype=torch.bool)
-        lost = hidden
-        for plane, kind in enumerate(self.planes[number]):
-            lost = lost | self._lost.get((number, sample, plane), lost)
-            grid = self.grid(number, sample, plane)
-            if kind.shift is None:
-                hidden = grid == 1
+        level, lost = self.header.levels[number], self._lost[number]
+        values, hidden = torch.zeros(lost.shape, dtype=torch.int64), lost
+        for plane, grid in zip(self.planes[number], self._values[number], strict=True):
+            if plane.shift is None:
+                hidden = hidden | (grid == 1)
             else:
-                values = values | grid << kind.shift
+                values = values | grid << plane.shift
         if bool((values > level.size - 1).any()):
             raise ValueError(f"has indices beyond its {level.size} codes at level {number}: it is damaged")
-        return values.masked_fill(hidden | lost, -1), lost
+        return values.masked_fill(hidden, -1), lost
 
     def _before(self, place: Place) -> list[tuple[int, int]]:
         """Level and plane of all that comes before a packet's plane."""
         levels = [(level, plane) for level in range(place.level) for plane in range(len(self.planes[level]))]
         return levels + [(place.level, plane) for plane in range(place.plane)]
-
-    def _lost_of(self, level: int, sample: int, plane: int) -> Tensor:
-        key = level, sample, plane
-        if key not in self._lost:
-            self._lost[key] = torch.zeros(self.header.levels[level].shape, dtype=torch.bool)
-        return self._lost[key]
 
 
 def _decoded(known: _Planes, place: Place, packet: Packet, data: bytes) -> Tensor:
@@ -368,7 +369,7 @@ def _decoded(known: _Planes, place: Place, packet: Packet, data: bytes) -> Tenso
         )
     if coder.reads_context and not known.whole_before(place):
         raise ValueError("it was coded in the context of something that is missing")
-    context = known.context(place)
+    context = known.context(place, read=coder.reads_context)
     values = coder.decode(data, (place.stop - place.start, *context.whole[1:]), context)
     check_indices(values, [context.size], level_axis=False)
     return values

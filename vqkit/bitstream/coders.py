@@ -130,7 +130,7 @@ class Lzma(Coder):
     def encode(self, values: Tensor, context: Context) -> bytes:
         """See `Coder`."""
         width = _byte_width(context.size)
-        return lzma.compress(_little_endian(values, width), lzma.FORMAT_RAW, filters=_filters(width))
+        return lzma.compress(little_endian(values, width), lzma.FORMAT_RAW, filters=_filters(width))
 
     def decode(self, data: bytes, shape: tuple[int, ...], context: Context) -> Tensor:
         """See `Coder`."""
@@ -228,7 +228,8 @@ def _filters(width: int) -> list[dict[str, int]]:
     ]
 
 
-def _little_endian(values: Tensor, width: int) -> bytes:
+def little_endian(values: Tensor, width: int) -> bytes:
+    """Numbers in row-major order, in `width` bytes each."""
     return _bytes((values.reshape(-1, 1) >> 8 * torch.arange(width) & 255).to(torch.uint8).reshape(-1))
 
 

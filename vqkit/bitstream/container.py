@@ -4,7 +4,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from vqkit.bitstream.coders import LARGEST_SIZE
@@ -139,6 +139,8 @@ class Header:
         batch: how many samples; None for indices of single vectors, (B,) or (B, levels), whose B is in the shapes.
         levels: coarse first.
         packet_cells: about how many indices a packet holds at most.
+        checksum: CRC-32 of what all packets hold, as 32-bit numbers, so that a coder which reads them in another way is
+            found.
         packets: in their order in the file, which is that of `places`.
         start: byte at which the first packet begins: the bytes of the header.
     """
@@ -148,6 +150,7 @@ class Header:
     batch: int | None
     levels: tuple[Level, ...]
     packet_cells: int
+    checksum: int = 0
     packets: tuple[Packet, ...] = ()
     start: int = 0
 
@@ -186,7 +189,7 @@ def write_header(header: Header) -> bytes:
     kind = 0 if extent is None else 1 + _EXTENTS.index(type(extent))
     fields = [kind, *vars(extent).values()] if extent is not None else [kind]
     fields += [0 if header.batch is None else 1 + header.batch, header.packet_cells, len(header.levels)]
-    body = b"".join(map(write_varint, fields))
+    body = struct.pack("<I", header.checksum) + b"".join(map(write_varint, fields))
     before: Level | None = None
     for level in header.levels:
         same = before is not None and (before.size, before.shape) == (level.size, level.shape)
@@ -244,7 +247,11 @@ def _read_body(data: bytes, first: int) -> Header:
             raise ValueError("has a header that ends too early")
         return data[first - 1]
 
+    def checksum() -> int:
+        return int.from_bytes(bytes(byte() for _ in range(4)), "little")
+
     fingerprint = data[len(MAGIC) + 1 : len(MAGIC) + 1 + FINGERPRINT_BYTES]
+    of_all = checksum()
     kind = number()
     if kind > len(_EXTENTS):
         raise ValueError(f"has an extent of kind {kind}: expected 0 ... {len(_EXTENTS)}")
@@ -264,8 +271,8 @@ def _read_body(data: bytes, first: int) -> Header:
     header = Header(fingerprint, extent, batch - 1 if batch else None, tuple(levels), packet_cells)
     packets = []
     for _ in header.places():
-        coder, checksum = struct.unpack("<BI", bytes(byte() for _ in range(5)))
-        packets.append(Packet(coder, number(), checksum))
+        coder, check = byte(), checksum()
+        packets.append(Packet(coder, number(), check))
     if first != len(data):
         raise ValueError(f"has {len(data) - first} bytes too many in its header")
-    return Header(fingerprint, extent, header.batch, header.levels, packet_cells, tuple(packets), len(data) + 4)
+    return replace(header, checksum=of_all, packets=tuple(packets), start=len(data) + 4)

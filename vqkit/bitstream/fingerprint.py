@@ -17,8 +17,15 @@ _STATISTICS = ("usage", "pending_counts", "pending_sums", "_extra_state")
 
 
 def quantizer_of(module: nn.Module) -> "BaseQuantizer":
-    """The quantizer of a tokenizer, or the quantizer itself."""
-    return cast("BaseQuantizer", module if hasattr(module, "level_sizes") else module.quantizer)
+    """The quantizer of a tokenizer, or the quantizer itself.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = module if hasattr(module, "level_sizes") else getattr(module, "quantizer", None)
+    if not hasattr(found, "level_sizes"):
+        raise ValueError(f"module is a {type(module).__name__}: expected a quantizer, or a tokenizer that has one")
+    return cast("BaseQuantizer", found)
 
 
 def fingerprint(module: nn.Module) -> bytes:

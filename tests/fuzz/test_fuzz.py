@@ -178,7 +178,8 @@ def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:
 def picture(seed: int, folder: Path) -> None:
     from PIL import Image
 
-    from trainers.image.files import MAX_PIXELS, ImageFile, inspect, read
+    from trainers.image.files import ImageFile, inspect
+    from vqkit.media.pictures import MAX_PIXELS, read
 
     rng = random.Random(seed)
     pixels = numpy.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=numpy.uint8)

@@ -167,6 +167,7 @@ class Shard:
             sizes = [ends[-1] if ends else 0, *(manifest["shape"] or ())[free:]]
             if len(shape) != len(sizes) or any(size not in (None, own) for own, size in zip(shape, sizes, strict=True)):
                 raise ValueError(f"'indices' has shape {shape}: expected {sizes}, as the manifest says")
+            self._shape = tuple(shape)
 
     def _read_labels(self, metadata: dict[str, str], classes: int) -> list[int] | None:
         """The numbers of the samples' classes, checked."""
@@ -185,6 +186,10 @@ class Shard:
         if counts.dtype != torch.int64 or counts.shape != shape or (counts < 0).any():
             raise ValueError(f"{name!r} is no list of {' x '.join(map(str, shape))} int64 of at least 0")
         return counts
+
+    def sample_shape(self, row: int) -> tuple[int, ...]:
+        """The shape of a sample's indices."""
+        return self._shape[1:] if self._ends is None else (*self._lengths[row], *self._shape[1:])
 
     def sample(self, row: int) -> Tensor:
         """The indices of a sample, (*shape) int64, -1 where masked."""

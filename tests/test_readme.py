@@ -64,9 +64,6 @@ RUN = ["README.md", *(f"docs/{name}.md" for name in ("quantizers", "layouts", "b
 
 
 @pytest.mark.parametrize("document", RUN)
-@pytest.mark.parametrize(
-    "document", ["README.md", "docs/quantizers.md", "docs/layouts.md", "docs/bitstream.md", "docs/surgery.md"]
-)
 def test_python(document: str) -> None:
     names: dict[str, object] = {}
     for block in python(document):

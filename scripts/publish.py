@@ -34,7 +34,8 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quantizers", "regressions", "results")))
+GUIDES = ("quantizers", "regressions", "results", "surgery")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
 LOGGED_OF_CODECS = ["train/loss", "validation/stoi", "validation/mel_distance", "validation/si_sdr", *LOGGED[-2:]]
@@ -304,6 +305,35 @@ def quickstarts() -> str:
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
+def ladder() -> str:
+    """One tokenizer cut to smaller codebooks, beside the same without training and image files of the same bytes."""
+    record = json.loads((RESULTS / "ladder.json").read_text())
+    rows = record["rows"]
+    lines = [
+        "| codes | bits per pixel: nominal | zero-order | coded | PSNR, trained on | SSIM "
+        "| cut at once: coded | PSNR | JPEG | WebP |",
+        "|---:|" + 9 * "---:|",
+    ]
+    for row, cut, jpeg, webp in zip(*(rows[name] for name in ("trained", "cut", "jpeg", "webp")), strict=True):
+        lines.append(
+            f"| {row['codes']:,} | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} | {row['coded_bpp']:.3f} | "
+            f"{row['psnr']:.2f} dB | {row['ssim']:.3f} | {cut['coded_bpp']:.3f} | {cut['psnr']:.2f} dB | "
+            f"{jpeg['psnr']:.2f} dB | {webp['psnr']:.2f} dB |"
+        )
+    for row in rows["scratch"]:
+        lines.append(
+            f"| {row['codes']:,}, from the start, {row['steps']:,} steps | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} "
+            f"| {row['coded_bpp']:.3f} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | - | - | - | - |"
+        )
+    facts, steps = record["protocol"], [row["steps"] for row in rows["trained"]]
+    caption = (
+        f"{facts['images']} photographs that it never saw ({facts['split']}), {facts['preprocessing']}; coded: "
+        f"{facts['coded_bpp']}. JPEG and WebP at the quality nearest to the coded rate. {steps[0]:,} steps for the "
+        f"base, {steps[1] - steps[0]:,} behind each cut, {steps[-1]:,} up to the last; one run, {record['processor']}."
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
 WRITERS = {
     "method-papers": document_tables.method_papers,
     "methods": document_tables.methods,
@@ -316,6 +346,7 @@ WRITERS = {
     "photos-tuned": partial(objectives, TUNED),
     "photos-detail": detail,
     "photos-adaptation": adaptation,
+    "ladder": ladder,
 }
 """Tables that are not those of one record."""
 

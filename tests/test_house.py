@@ -25,7 +25,7 @@ ROWS = [
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"deployment", "command_line"},
+    {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]
 TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio"}, {"callbacks"}, {"run"}, {"__main__"}]

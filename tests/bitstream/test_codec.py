@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.contract.cases import CASES, Case, each
+from tests.few import few
 from vqkit import (
     BSQ,
     FSQ,
@@ -233,6 +234,19 @@ def test_hostile_headers() -> None:
     assert codec.unpack(packed.content, most_cells=100).indices.shape == (1, 100)
 
 
+def test_shapes_of_another_quantizer_are_refused() -> None:
+    """Each level is in order by itself, and together they are none of its indices."""
+    rates = MultiRateQuantizer(stage, [2, 1])
+    residual = ResidualQuantizer(stage, 2)
+    for quantizer in (rates, residual):
+        codec = TokenCodec.of(quantizer)
+        packed = codec.pack(quantizer.encode(torch.randn(1, 8, 4)), coder="fixed width")
+        levels = (replace(packed.header.levels[0], shape=(7,)), packed.header.levels[1])
+        hostile = replace(packed.header, levels=levels)
+        with pytest.raises(ValueError, match="which this quantizer does not have"):
+            codec.unpack(write_header(hostile) + packed.content[packed.header.start :], partial=True)
+
+
 def test_groups_of_bits_beyond_the_codes_are_refused() -> None:
     wide, narrow = TokenCodec([2**40], fingerprint=KEY), TokenCodec([2**40 - 5], fingerprint=KEY)
     packed = wide.pack(torch.full((1, 3), 2**40 - 1))
@@ -273,11 +287,16 @@ def test_wrong_arguments() -> None:
         (indices_of(1, 4, 3), "levels"),
         (indices_of(1, 4, 2) + 16, "indices lie in"),
         (torch.zeros(1, 4, 2), "expected integers"),
+        (torch.zeros(2, dtype=torch.int64), r"expected \(B, ...\)"),
+        (indices_of(*[1] * 17, 2), "15 axes at most"),
     ]:
         with pytest.raises(ValueError, match=message):
             codec.pack(wrong)
     with pytest.raises(ValueError, match="coder='zip': expected 'auto' or one of 'fixed width'"):
         codec.pack(indices_of(1, 4, 2, size=8), coder="zip")
+    for extent in (Picture(-1, 2), Sound(2**63, 8000), Picture(1.5, 2)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"extent has \w+=\S+: expected a whole number"):
+            codec.pack(indices_of(1, 4, 2, size=8), extent=extent)
     with pytest.raises(ValueError, match="packet_cells=0"):
         codec.pack(indices_of(1, 4, 2, size=8), packet_cells=0)
     with pytest.raises(ValueError, match="module is a Linear: expected a quantizer"):
@@ -303,7 +322,7 @@ def test_fingerprints_differ_by_what_an_index_means() -> None:
     assert len({fingerprint(other) for other in others}) == len(others)
 
 
-@pytest.mark.parametrize("name", ["residual", "bsq_wide", "fsq", "simvq", "audio", "cross_scale"])
+@pytest.mark.parametrize("name", few(["residual", "bsq_wide", "fsq", "simvq", "audio", "cross_scale"], "fsq", "simvq"))
 def test_fingerprints_outlive_types_and_training(name: str) -> None:
     module = load(name)
     expected = fingerprint(module)
@@ -370,7 +389,7 @@ def test_a_file_with_lzma_is_read_for_good() -> None:
 def test_random_damage_never_gives_other_indices() -> None:
     codec, indices, packed = file_of_three()
     rng = random.Random(0)
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(packed.content)
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(packed.header.start, len(damaged))] = rng.randrange(256)

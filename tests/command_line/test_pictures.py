@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainers.tiny import make_tokenizer
+from tests.trainers.tiny import BACKBONE, make_tokenizer
 from vqkit import Quantizer, ResidualQuantizer, Tokenizer
+from vqkit.backbones.conv2d import ConvEncoder2d
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.bitstream.container import Picture, inspect
 from vqkit.command_line.main import main
@@ -282,6 +283,19 @@ def test_commands_that_cannot_be_done(saved, tmp_path, capsys):
     assert run("decode", "--tokenizer", folder, "--levels", 1, tmp_path / "coded", tmp_path / "x") == 1
     assert "--levels 1: this tokenizer has one codebook and no levels" in capsys.readouterr().err
     assert files_of(tmp_path / "photos") == ["a.png"] and not (tmp_path / "x").exists()
+
+
+class OwnEncoder(ConvEncoder2d):
+    """Of a user."""
+
+
+def test_parts_of_ones_own_are_allowed_by_name(tmp_path, capsys):
+    tokenizer = make_tokenizer()
+    Tokenizer(OwnEncoder(**BACKBONE), tokenizer.quantizer, tokenizer.decoder).save_pretrained(tmp_path / "own")
+    words = ("--tokenizer", tmp_path / "own", picture(tmp_path / "a.png"), tmp_path / "a.vqk")
+    assert run("encode", *words) == 2
+    assert "OwnEncoder" in capsys.readouterr().err
+    assert run("encode", "--allow", "tests", *words) == 0
 
 
 def test_first_levels(tmp_path):

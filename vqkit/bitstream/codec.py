@@ -12,6 +12,7 @@ from vqkit.bitstream.coder import Coder, Context
 from vqkit.bitstream.coders import CODERS, little_endian
 from vqkit.bitstream.container import (
     FINGERPRINT_BYTES,
+    MOST_AXES,
     Extent,
     Header,
     Level,
@@ -178,6 +179,10 @@ class TokenCodec:
             raise ValueError(f"indices has {len(grids)} levels: expected 1 ... {len(self.sizes)}")
         for grid, size in zip(grids, self.sizes, strict=False):
             check_indices(grid, [size], level_axis=False)
+            if not 1 <= grid.ndim <= 1 + MOST_AXES:
+                raise ValueError(
+                    f"indices has shape {tuple(indices.shape)}: expected (B, ...), {MOST_AXES} axes at most"
+                )
         if packet_cells < 1:
             raise ValueError(f"packet_cells={packet_cells}: expected at least 1")
         coders = _coders_named(coder)
@@ -261,7 +266,17 @@ class TokenCodec:
         grids = [self._grid(known, number, conceal) for number in range(len(header.levels))]
         if header.batch is None:
             grids = [grid[0] for grid in grids]
-        return Unpacked(self.join(grids), header.extent, tuple(missing))
+        return Unpacked(self._joined(grids), header.extent, tuple(missing))
+
+    def _joined(self, grids: Sequence[Tensor]) -> Tensor:
+        shapes = [tuple(grid.shape) for grid in grids]
+        try:
+            indices = self.join(grids)
+            if [tuple(grid.shape) for grid in self.split(indices)] == shapes:
+                return indices
+        except (RuntimeError, ValueError):  # what other shapes lead torch and quantizers to
+            pass
+        raise ValueError(f"has levels of shapes {shapes}, which this quantizer does not have")
 
     def _grid(self, known: "_Planes", number: int, conceal: Concealment | None) -> Tensor:
         values, lost = known.take(number)

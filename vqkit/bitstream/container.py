@@ -18,7 +18,7 @@ FREE_CELLS = 2**22
 
 _GROUP_BITS = 16
 """Most bits of a group, of an index that is coded in several."""
-_NDIM, _MASKED, _AS_BEFORE = 15, 16, 32
+MOST_AXES, _MASKED, _AS_BEFORE = 15, 16, 32
 """Of the byte that begins a level: its number of axes, whether some indices are -1, and whether size, shape and number
 of axes are those of the level before it."""
 
@@ -183,22 +183,26 @@ def write_header(header: Header) -> bytes:
     """The bytes in front of the packets.
 
     Raises:
-        ValueError: a number is too large for the format.
+        ValueError: the extent is not in whole numbers of at least 0.
     """
     extent = header.extent
+    for name, value in vars(extent).items() if extent is not None else ():
+        if not isinstance(value, int) or not 0 <= value < 2**63:
+            raise ValueError(f"extent has {name}={value}: expected a whole number, at least 0")
     kind = 0 if extent is None else 1 + _EXTENTS.index(type(extent))
     fields = [kind, *vars(extent).values()] if extent is not None else [kind]
     fields += [0 if header.batch is None else 1 + header.batch, header.packet_cells, len(header.levels)]
-    body = struct.pack("<I", header.checksum) + b"".join(map(write_varint, fields))
+    parts = [struct.pack("<I", header.checksum), *map(write_varint, fields)]
     before: Level | None = None
     for level in header.levels:
         same = before is not None and (before.size, before.shape) == (level.size, level.shape)
-        body += bytes([_MASKED * level.masked | (_AS_BEFORE if same else len(level.shape))])
+        parts.append(bytes([_MASKED * level.masked | (_AS_BEFORE if same else len(level.shape))]))
         if not same:
-            body += b"".join(map(write_varint, (level.size - 1, *level.shape)))
+            parts += map(write_varint, (level.size - 1, *level.shape))
         before = level
     for packet in header.packets:
-        body += struct.pack("<BI", packet.coder, packet.checksum) + write_varint(packet.length)
+        parts += struct.pack("<BI", packet.coder, packet.checksum), write_varint(packet.length)
+    body = b"".join(parts)
     front = MAGIC + bytes([VERSION]) + header.fingerprint + write_varint(len(body)) + body
     return front + struct.pack("<I", zlib.crc32(front))
 
@@ -261,12 +265,12 @@ def _read_body(data: bytes, first: int) -> Header:
     levels: list[Level] = []
     for _ in range(number()):
         flags = byte()
-        if flags & ~(_NDIM | _MASKED | _AS_BEFORE) or bool(flags & _AS_BEFORE) == bool(flags & _NDIM):
+        if flags & ~(MOST_AXES | _MASKED | _AS_BEFORE) or bool(flags & _AS_BEFORE) == bool(flags & MOST_AXES):
             raise ValueError(f"has a level {len(levels)} of kind {flags}, which is not known")
         if flags & _AS_BEFORE and levels:
             level_size, shape = levels[-1].size, levels[-1].shape
         else:
-            level_size, shape = number() + 1, tuple(number() for _ in range(flags & _NDIM))
+            level_size, shape = number() + 1, tuple(number() for _ in range(flags & MOST_AXES))
         levels.append(Level(level_size, shape, bool(flags & _MASKED)))
     header = Header(fingerprint, extent, batch - 1 if batch else None, tuple(levels), packet_cells)
     packets = []

@@ -135,6 +135,7 @@ class Shard:
     def __init__(self, path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> None:
         self.path = path
         self._sizes = manifest["codebook_sizes"]
+        self._mapped: dict[str, Tensor] = {}
         with named(path):
             self._file = safe_open(path, framework="pt")
             slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
@@ -205,6 +206,12 @@ class Shard:
             ValueError: some are out of the range that the manifest gives.
         """
         with named(self.path):
-            indices = self._file.get_slice("indices")[rows].to(torch.int64)
+            indices = self._tensor("indices")[rows].to(torch.int64)
             check_indices(indices, self._sizes, level_axis=len(self._sizes) > 1)
-            return indices.masked_fill(self._file.get_slice("masked")[rows], -1) if self._masked else indices
+            return indices.masked_fill(self._tensor("masked")[rows], -1) if self._masked else indices
+
+    def _tensor(self, name: str) -> Tensor:
+        """A tensor of the file, which stays there until some of it is read (memory-mapped)."""
+        if name not in self._mapped:
+            self._mapped[name] = self._file.get_tensor(name)
+        return self._mapped[name]

@@ -60,16 +60,13 @@ def test_there_is_something_to_run() -> None:
     assert set(trained) == {"fit", "test", "predict", "export"} and coded == ["encode", "decode"]
 
 
-<<<<<<< HEAD
 RUN = ["README.md", *(f"docs/{name}.md" for name in ("quantizers", "layouts", "bitstream", "surgery"))]
 
 
 @pytest.mark.parametrize("document", RUN)
-=======
 @pytest.mark.parametrize(
     "document", ["README.md", "docs/quantizers.md", "docs/layouts.md", "docs/bitstream.md", "docs/surgery.md"]
 )
->>>>>>> main
 def test_python(document: str) -> None:
     names: dict[str, object] = {}
     for block in python(document):

@@ -244,9 +244,9 @@ def _tensor(data: bytes) -> Tensor:
 
 def _golomb(values: list[int]) -> str:
     """Numbers of at least 0 as bits, in exponential Golomb codes of the order that makes them shortest."""
-    numbers = torch.tensor(values)
-    lengths = [int(torch.frexp(((numbers >> order) + 1).double()).exponent.sum()) for order in range(2**_GOLOMB_BITS)]
-    order = min(range(len(lengths)), key=lambda order: 2 * lengths[order] + order * len(values))
+    shifted = (torch.tensor(values).unsqueeze(-1) >> torch.arange(2**_GOLOMB_BITS)) + 1
+    lengths = torch.frexp(shifted.double()).exponent.sum(0)  # bits of each number, exact below 2^53
+    order = int((2 * lengths + len(values) * torch.arange(2**_GOLOMB_BITS)).argmin())
     parts = [f"{order:0{_GOLOMB_BITS}b}"]
     for value in values:
         written = f"{value + (1 << order):b}"

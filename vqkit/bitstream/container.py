@@ -192,16 +192,17 @@ def write_header(header: Header) -> bytes:
     kind = 0 if extent is None else 1 + _EXTENTS.index(type(extent))
     fields = [kind, *vars(extent).values()] if extent is not None else [kind]
     fields += [0 if header.batch is None else 1 + header.batch, header.packet_cells, len(header.levels)]
-    body = struct.pack("<I", header.checksum) + b"".join(map(write_varint, fields))
+    parts = [struct.pack("<I", header.checksum), *map(write_varint, fields)]
     before: Level | None = None
     for level in header.levels:
         same = before is not None and (before.size, before.shape) == (level.size, level.shape)
-        body += bytes([_MASKED * level.masked | (_AS_BEFORE if same else len(level.shape))])
+        parts.append(bytes([_MASKED * level.masked | (_AS_BEFORE if same else len(level.shape))]))
         if not same:
-            body += b"".join(map(write_varint, (level.size - 1, *level.shape)))
+            parts += map(write_varint, (level.size - 1, *level.shape))
         before = level
     for packet in header.packets:
-        body += struct.pack("<BI", packet.coder, packet.checksum) + write_varint(packet.length)
+        parts += struct.pack("<BI", packet.coder, packet.checksum), write_varint(packet.length)
+    body = b"".join(parts)
     front = MAGIC + bytes([VERSION]) + header.fingerprint + write_varint(len(body)) + body
     return front + struct.pack("<I", zlib.crc32(front))
 

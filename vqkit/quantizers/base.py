@@ -325,6 +325,22 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         """
         return indices
 
+    def to_grids(self, indices: Tensor) -> list[Tensor]:
+        """The indices of each of `level_sizes` on a grid of its own: (B, ...) as `encode` returns them, of all levels
+        or of the first ones -> (B, *grid), coarse first.
+        """
+        return list(indices.unbind(-1)) if self.level_axis else [indices]
+
+    def from_grids(self, grids: Sequence[Tensor]) -> Tensor:
+        """What `to_grids` was given."""
+        return torch.stack(list(grids), dim=-1) if self.level_axis else grids[0]
+
+    def level_tables(self) -> list[Tensor | None]:
+        """Of each of `level_sizes` the stored codes, (K, D) in the code space; None where they are computed, since
+        another machine rounds in another way.
+        """
+        return [None] * len(self.level_sizes)
+
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """The size of each of the `num_codebooks` codebooks, in the order of the levels."""

@@ -25,7 +25,7 @@ ROWS = [
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"deployment"},
+    {"deployment", "conversion"},
     {"__init__"},
 ]
 TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio"}, {"callbacks"}, {"run"}, {"__main__"}]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, Published, Taming, TamingGumbel
 from vqkit import Tokenizer, convert
+from vqkit.command_line.main import main
 from vqkit.conversion import (
     DiffusersVQModel,
     Family,
@@ -280,6 +281,16 @@ def test_a_non_commercial_license_has_to_be_accepted(terms, accepted, tmp_path) 
     with pytest.raises(ValueError, match=f"forbids commercial use; if you keep to it, give accept_license='{terms}'"):
         convert(file, tmp_path / "converted", license=terms, accept_license=accepted)
     assert not (tmp_path / "converted").exists()
+
+
+def test_the_command_converts_and_says_whose_weights_they_are(tmp_path, capsys) -> None:
+    file = written(state_of(Taming), tmp_path)
+    words = ["convert", "--license", "cc-by-nc-4.0", str(file), str(tmp_path / "converted")]
+    assert main(words) == 2 and "give accept_license='cc-by-nc-4.0'" in capsys.readouterr().err
+    assert main([*words, "--accept-license", "cc-by-nc-4.0"]) == 0
+    told = f"family {TamingVQGAN.name}, file last.ckpt, license cc-by-nc-4.0 -> {tmp_path / 'converted'}\n"
+    assert capsys.readouterr().out == told
+    assert isinstance(Tokenizer.from_pretrained(tmp_path / "converted"), Tokenizer)
 
 
 def test_a_provenance_that_is_no_text_is_refused(tmp_path) -> None:

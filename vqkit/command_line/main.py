@@ -1,4 +1,4 @@
-"""The four commands: their arguments, and what each does."""
+"""The commands: their arguments, and what each does."""
 
 import argparse
 import os
@@ -16,6 +16,7 @@ from vqkit.bitstream.container import MAGIC, inspect
 from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file
 from vqkit.command_line.medium import Coded, Medium, first_levels
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
+from vqkit.conversion.converting import convert
 from vqkit.media.channels import DOWNMIXES
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.audio import AudioTokenizer
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"examples:{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(required=True, metavar="encode | decode | info | rate")
+    commands = top.add_subparsers(required=True, metavar="encode | decode | info | rate | convert")
     one = commands.add_parser("encode", help="pictures or sound to files of indices (.vqk)")
     one.set_defaults(command=encode)
     _add_model(one)
@@ -94,6 +95,12 @@ def parser() -> argparse.ArgumentParser:
     _add_model(one)
     _add_encoding(one)
     one.add_argument("source", type=Path, help="a file, or a folder")
+    one = commands.add_parser("convert", help="published weights to a saved tokenizer")
+    one.set_defaults(command=convert_weights)
+    one.add_argument("--license", help="of the weights; the default is that of their model card or family")
+    one.add_argument("--accept-license", metavar="LICENSE", help="once more, where it forbids commercial use")
+    one.add_argument("source", type=Path, help="a file of weights, or a folder of diffusers")
+    one.add_argument("target", type=Path, help="the folder of the tokenizer")
     return top
 
 
@@ -153,6 +160,16 @@ def encode(arguments: argparse.Namespace) -> int:
     taken = f": {total(rates).summary(medium.unit)}" if rates else ""
     sys.stdout.write(f"{run.summary()} -> {escaped(str(arguments.target))}{taken}\n")
     return run.status
+
+
+def convert_weights(arguments: argparse.Namespace) -> int:
+    """Published weights to a saved tokenizer."""
+    tokenizer = convert(
+        arguments.source, arguments.target, license=arguments.license, accept_license=arguments.accept_license
+    )
+    told = ", ".join(f"{name} {text}" for name, text in (tokenizer.provenance or {}).items())
+    sys.stdout.write(f"{escaped(told)} -> {escaped(str(arguments.target))}\n")
+    return 0
 
 
 def is_done(job: Job, codec: TokenCodec) -> bool:

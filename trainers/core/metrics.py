@@ -27,11 +27,12 @@ class TokenizerMetrics(ABC):
 
     Args:
         codebook_sizes: K of each level, or of the single codebook; empty where latents are continuous.
+        books: the codebook of each level; see `CodebookUsage`.
     """
 
-    def __init__(self, codebook_sizes: int | Sequence[int]) -> None:
+    def __init__(self, codebook_sizes: int | Sequence[int], *, books: Sequence[int] | None = None) -> None:
         self.codebook_sizes = [codebook_sizes] if isinstance(codebook_sizes, int) else list(codebook_sizes)
-        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+        self.usage = CodebookUsage(self.codebook_sizes, books=books) if countable(self.codebook_sizes) else None
         self.divergence = torch.zeros(2, dtype=torch.float64)  # nats, and vectors
         self.coded_bytes = torch.zeros(1, dtype=torch.int64)
 
@@ -90,7 +91,7 @@ class TokenizerMetrics(ABC):
 
         Returns:
             codebook_usage, perplexity, entropy (bits per code), normalized_entropy, gini, dead_codes, top_code and
-            top_percent, each but dead_codes the mean over levels; nothing if the codes cannot be counted, which more
+            top_percent, each but dead_codes the mean over codebooks; nothing if the codes cannot be counted, which more
             than 2^28 cannot.
         """
         if self.usage is None:

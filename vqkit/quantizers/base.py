@@ -4,6 +4,7 @@ Users call `forward`, `encode` and `decode`. Subclasses write `quantize` for vec
 composites call on their members.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -285,6 +286,22 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     def level_sizes(self) -> tuple[int, ...]:
         """How many codes each level chooses from; levels are the last axis of `by_level`."""
         return self.codebook_sizes
+
+    @property
+    def level_books(self) -> tuple[int, ...]:
+        """Which codebook each of `level_sizes` chooses from, by number: equal where levels share one."""
+        return tuple(range(len(self.level_sizes)))
+
+    @property
+    def book_sizes(self) -> tuple[int, ...]:
+        """The size of each codebook that levels choose from, those that they share once."""
+        pairs = list(zip(self.level_books, self.level_sizes, strict=True))
+        return tuple(max(size for other, size in pairs if other == book) for book in dict.fromkeys(self.level_books))
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits of a token with all its levels, before entropy coding; the mean, where those of a sample differ."""
+        return sum(map(math.log2, self.codebook_sizes))
 
     @property
     def level_strides(self) -> tuple[int, ...]:

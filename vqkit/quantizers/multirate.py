@@ -119,6 +119,12 @@ class MultiRateQuantizer(DepthDropout):
         return tuple(size for stage in self.stages for size in stage.codebook_sizes)
 
     @property
+    def bits_per_token(self) -> float:
+        """The mean over the indices of a step; see `BaseQuantizer`."""
+        pairs = zip(self._per_step, self.stages, strict=True)
+        return sum(count * stage.bits_per_token for count, stage in pairs) / sum(self._per_step)
+
+    @property
     def level_strides(self) -> tuple[int, ...]:
         """Frames for one index of each of `level_sizes`."""
         return tuple(stride for stride in self.strides for _ in range(self.num_codebooks))

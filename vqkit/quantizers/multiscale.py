@@ -165,6 +165,18 @@ class MultiScaleQuantizer(SampleDropout):
             return self.prefixes
         return tuple(size for stage in self.calls for size in stage.codebook_sizes)
 
+    @property
+    def level_books(self) -> tuple[int, ...]:
+        """A codebook for all scales, or one for each, times the levels of a stage; see `BaseQuantizer`."""
+        return tuple(range(len(self.stages) * self.num_codebooks)) * (len(self.grids) // len(self.stages))
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean over the cells of all scales; see `BaseQuantizer`."""
+        cells = [math.prod(grid) for grid in self.grids for _ in range(self.num_codebooks)]
+        pairs = zip(cells, self.level_sizes, strict=True)
+        return sum(count * math.log2(size) for count, size in pairs) / self.ends[-1]
+
     # ------------------------------------------------------------------ the chain
 
     def quantize(self, latents: Tensor, valid: Tensor) -> QuantizedScales:

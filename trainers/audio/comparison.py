@@ -22,6 +22,7 @@ from trainers.data.files import named
 from vqkit import AudioTokenizer
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.bitstream.container import FINGERPRINT_BYTES
+from vqkit.bitstream.order import code_order
 
 TITLES = {
     "vqkit": "vqkit (this run)",
@@ -128,12 +129,13 @@ def compare(
     waves = [utterance.wave for utterance in utterances]
     comparison, metrics = _measure_codec(tokenizer, waves, measures)
     rate, sizes = tokenizer.sample_rate, metrics.codebook_sizes
-    token_codec = TokenCodec(tuple(sizes), fingerprint=bytes(FINGERPRINT_BYTES))
     for name, kind in (("mdct_kmeans", MDCTKMeans), ("mdct_split_kmeans", SplitMDCTKMeans)):
         baseline = kind(training, sizes, hop_length=tokenizer.downsampling_factor, num_frames=kmeans_frames)
         indices = [baseline.encode(wave) for wave in waves]
         copies = [baseline.decode(codes, length=len(wave)) for codes, wave in zip(indices, waves, strict=True)]
         _add(comparison, name, Coded(copies, comparison.figures["kbps"], None, baseline.protocol), rate, measures)
+        orders = [code_order(codes) for codes in baseline.codebooks]
+        token_codec = TokenCodec(sizes, fingerprint=bytes(FINGERPRINT_BYTES), orders=orders)
         bits = 8 * sum(len(token_codec.pack(codes[None]).content) for codes in indices)
         row = comparison.baselines[name]
         assert isinstance(row, dict)

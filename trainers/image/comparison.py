@@ -21,6 +21,7 @@ from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.bitstream.container import FINGERPRINT_BYTES
+from vqkit.bitstream.order import code_order
 from vqkit.media.pictures import read
 from vqkit.tokens.names import unescaped
 
@@ -108,7 +109,8 @@ def compare(
     baseline = PatchKMeans(training, codebook_size, patch_size=patch_size, num_patches=kmeans_patches)
     indices = [baseline.encode(original) for original in originals]
     images = [baseline.decode(tokens) for tokens in indices]
-    codec = TokenCodec((codebook_size,), fingerprint=bytes(FINGERPRINT_BYTES))
+    orders = (code_order(baseline.codes),)
+    codec = TokenCodec((codebook_size,), fingerprint=bytes(FINGERPRINT_BYTES), orders=orders)
     figures = _measured(codebook_size, originals, images, indices, codec).compute()
     comparison.reconstructions["patch_kmeans"] = images
     comparison.baselines["patch_kmeans"] = {name: figures[name] for name in KEPT} | {"protocol": baseline.protocol}

@@ -25,7 +25,7 @@ ROWS = [
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"deployment", "surgery", "command_line"},
+    {"deployment", "surgery", "conversion", "command_line"},
     {"__init__", "__main__"},
 ]
 TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio"}, {"callbacks"}, {"run"}, {"__main__"}]

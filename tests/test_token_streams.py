@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from vqkit import (
     FSQ,
     PackedTokens,
+    ResidualQuantizer,
     TokenShards,
     TokenShardWriter,
     TokenStream,
@@ -271,7 +272,24 @@ def test_packed_sequences_are_the_samples_in_a_row(recordings, length, seed):
         assert documents[0] == 0 and torch.equal(documents[1:] - documents[:-1] == 1, steps[1:] == 0)
 
 
-def test_packed_sequences_that_cannot_be_are_refused(recordings, tmp_path):
+def test_levels_in_slots_are_packed_and_what_is_left_out_is_refused(tmp_path):
+    levels = ResidualQuantizer(lambda: FSQ([5, 5]), num_stages=2)
+    samples = [codes(1, length, 2, first=length) for length in (5, 2)]
+    samples.append(torch.full((1, 4, 2), -1))
+    with TokenShardWriter(tmp_path, levels) as writer:
+        for name, sample in zip("abc", samples, strict=True):
+            writer.add(sample, [name])
+    vocabulary = layouts.Vocabulary.by_level([25, 25])
+    made = {length: layouts.delay(length, [0, 1]) for length in (5, 2, 4)}
+    packed = PackedTokens(TokenShards(tmp_path), lambda shape: made[shape[0]], vocabulary, length=9, seed=None)
+    wanted = torch.cat([made[sample.shape[1]].pack(sample, vocabulary)[0] for sample in samples[:2]])
+    assert torch.equal(packed[0]["tokens"], wanted) and wanted.shape == (6 + 3, 2)
+    assert "labels" not in packed[0] and packed[0]["documents"].tolist() == [0] * 6 + [1] * 3
+    with pytest.raises(ValueError, match=r"indices holds -1 .*pack samples without what is left out"):
+        packed[1]
+
+
+def test_packed_sequences_that_cannot_be_are_refused(recordings):
     for options, message in [
         ({"length": 0}, "length=0: expected at least 1"),
         ({"vocabulary": layouts.Vocabulary.flat([25], special=["bos", "eos"])}, 'expected "pad" among them'),

@@ -12,6 +12,7 @@ from vqkit.coarse import agglomerative_labels as agglomerative_labels
 from vqkit.coarse import balanced_labels as balanced_labels
 from vqkit.coarse import kmeans_labels as kmeans_labels
 from vqkit.coarse import nested_labels as nested_labels
+from vqkit.conversion import convert as convert
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqkit.bitstream import CODERS, Coder, Context
 from vqkit.bitstream.coders import Counts, FixedWidth, Lzma, MixedRadix
+from vqkit.bitstream.mixing import ContextMixing
 from vqkit.bitstream.varints import read_varint, write_varint
 
 SIZES = [2, 3, 255, 256, 257, 1000, 16384, 2**18, 2**20]
@@ -54,7 +55,7 @@ def test_bits_of_the_static_coders(size: int) -> None:
 
 def test_numbers_of_coders_are_for_good() -> None:
     """They stand in files."""
-    assert [(FixedWidth.number, MixedRadix.number, Lzma.number, Counts.number)] == [(0, 1, 2, 3)]
+    assert [coder.number for coder in (FixedWidth, MixedRadix, Lzma, Counts, ContextMixing)] == [0, 1, 2, 3, 4]
     assert len({coder.number for coder in CODERS.values()}) == len(CODERS)
 
 

@@ -4,9 +4,9 @@ from vqkit.bitstream.codec import Missing as Missing
 from vqkit.bitstream.codec import Packed as Packed
 from vqkit.bitstream.codec import TokenCodec as TokenCodec
 from vqkit.bitstream.codec import Unpacked as Unpacked
+from vqkit.bitstream.coder import Coder as Coder
+from vqkit.bitstream.coder import Context as Context
 from vqkit.bitstream.coders import CODERS as CODERS
-from vqkit.bitstream.coders import Coder as Coder
-from vqkit.bitstream.coders import Context as Context
 from vqkit.bitstream.concealment import CodebookMean as CodebookMean
 from vqkit.bitstream.concealment import NearestNeighbour as NearestNeighbour
 from vqkit.bitstream.container import Header as Header

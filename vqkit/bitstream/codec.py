@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vqkit.bitstream.coders import CODERS, Coder, Context, little_endian
+from vqkit.bitstream.coder import Coder, Context
+from vqkit.bitstream.coders import CODERS, little_endian
 from vqkit.bitstream.container import (
     FINGERPRINT_BYTES,
     MOST_AXES,
@@ -22,6 +23,7 @@ from vqkit.bitstream.container import (
     write_header,
 )
 from vqkit.bitstream.fingerprint import fingerprint, quantizer_of
+from vqkit.bitstream.order import code_order
 from vqkit.indices import check_indices
 
 PACKET_CELLS = 2**16
@@ -293,6 +295,14 @@ class _QuantizerCodec(TokenCodec):
         self.quantizer = quantizer_of(module)
         self.quantizer.check_has_codes("TokenCodec")
         super().__init__(self.quantizer.level_sizes, fingerprint=fingerprint(module))
+        self._found: dict[int, Tensor | None] = {}
+
+    def order(self, level: int) -> Tensor | None:
+        """That of the stored codes, found when it is first asked for."""
+        if level not in self._found:
+            table = self.quantizer.level_tables()[level]
+            self._found[level] = None if table is None else code_order(table)
+        return self._found[level]
 
     def split(self, indices: Tensor) -> list[Tensor]:
         return self.quantizer.to_grids(indices)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from vqkit.bitstream.coders import LARGEST_SIZE
+from vqkit.bitstream.coder import LARGEST_SIZE
 from vqkit.bitstream.varints import read_varint, write_varint
 
 MAGIC = b"VQK"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqkit.bitstream import plain_mixing
-from vqkit.bitstream.coders import Coder, Context
+from vqkit.bitstream.coder import Coder, Context
 from vqkit.bitstream.plain_mixing import Plan
 from vqkit.kernels import native
 
@@ -39,11 +39,11 @@ class ContextMixing(Coder):
     Everything is learned while it codes, in integers, from the packet alone. Where the native kernels are built they do
     it (`python -m vqkit.kernels.native`); elsewhere Python, with the same bytes. A packet takes at most 32 MiB.
 
-    Source: context mixing of binary decisions, Mahoney 2005 (PAQ6-8, "Adaptive weighing of context models for lossless
-        data compression", Florida Tech CS-2005-16): logistic mixing, histories with learned probabilities, the carryless
-        arithmetic coder.
+    Source: context mixing of binary decisions, Mahoney 2005 ("Adaptive weighing of context models for lossless data
+        compression", Florida Tech CS-2005-16), and his later PAQ: logistic mixing, histories with learned
+        probabilities, the carryless arithmetic coder.
     Differs: decisions follow a tree of code vectors; weights are chosen by the agreement of neighbours; no match model,
-        no final correction of probabilities, which brought less than 0.2% here.
+        and no final correction of probabilities, which brought less than 0.2% here.
     """
 
     number: ClassVar[int] = 4
@@ -90,7 +90,7 @@ def _plan(shape: tuple[int, ...], context: Context) -> Plan:
 
 
 def _same_place(shape: Sequence[int], context: Context) -> Tensor:
-    """The indices of the last two coarser levels at the place of each cell, (cells, 2) int64; -1 where there are none."""
+    """Indices of the last two coarser levels at the place of each cell, (cells, 2) int64; -1 where there are none."""
     places = torch.full((*shape, 2), -1, dtype=torch.int64)
     for number, (grid, _) in enumerate(reversed(context.coarser[-2:])):
         if grid.ndim == len(shape) and grid.numel():

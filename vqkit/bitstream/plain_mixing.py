@@ -5,6 +5,7 @@ Every constant and every rounding is in the format of the files: a change needs 
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from operator import mul
 from typing import NamedTuple
 
 LIMIT = 2047
@@ -28,8 +29,8 @@ class Plan(NamedTuple):
         size: K, codes to choose from.
         shape: of the packet: time, rows, columns.
         neighbours: steps to cells that came before, over the three axes; at most four.
-        contexts: of each the sources, numbers of neighbours or 4 and 5 for the coarser levels, and how many bits of each
-            count.
+        contexts: of each the sources, numbers of neighbours or 4 and 5 for the coarser levels, and how many bits of
+            each neighbour count.
     """
 
     size: int
@@ -130,8 +131,8 @@ class _Model:
         self.agreements = [2**21] * (width * _AGREEMENTS)
         self.agreements_seen = [0] * len(self.agreements)
         self.first_weights = [49152 // count] * (2 * count) + [6554, 0]
-        self.weights: dict[tuple[int, int], list[int]] = {}
-        self.weights_seen: dict[tuple[int, int], int] = {}
+        self.weights: dict[int, list[int]] = {}
+        self.weights_seen: dict[int, int] = {}
 
     def enter(self, ranks: Sequence[int], cell: int) -> None:
         """Go to a cell, of which all before are known."""
@@ -139,7 +140,7 @@ class _Model:
         column, row, step = cell % columns, cell // columns % rows, cell // columns // rows
         around: list[int] = []
         for back, up, left in self.plan.neighbours:
-            inside = step + back >= 0 and 0 <= row + up and 0 <= column + left < columns
+            inside = step + back >= 0 and row + up >= 0 and 0 <= column + left < columns
             around.append(ranks[cell + (back * rows + up) * columns + left] if inside else -1)
         nearest = next((rank for rank in around if rank >= 0), -1)
         around = [rank if rank >= 0 else nearest for rank in around] + [-1] * (_NEIGHBOURS - len(around))
@@ -179,27 +180,24 @@ class _Model:
         agreed = _STRETCH[self.agreements[self.place] >> 10]
         self.chosen = chosen
         self.inputs = [*from_histories, *from_slots, agreed, 256]
-        self.sets = (0, self.place), (1, node if depth < _NODE_DEPTH else (1 << _NODE_DEPTH) + depth)
+        self.sets = self.place, -(node if depth < _NODE_DEPTH else (1 << _NODE_DEPTH) + depth)
         self.mixed = []
-        for key in self.sets:
-            weights = self.weights.get(key)
-            if weights is None:
-                weights = self.weights[key] = list(self.first_weights)
-                self.weights_seen[key] = 0
-            total = sum(map(int.__mul__, weights, self.inputs)) >> 16
+        for number in self.sets:
+            total = sum(map(mul, self.weights.get(number, self.first_weights), self.inputs)) >> 16
             self.mixed.append(min(max(total, -LIMIT), LIMIT))
         return _SQUASH[(self.mixed[0] + self.mixed[1] >> 1) + LIMIT]
 
     def learn(self, bit: int) -> None:
         """Take note of the decision that `predict` was asked for."""
-        for key, logit in zip(self.sets, self.mixed, strict=True):
-            seen = self.weights_seen[key]
+        for number, logit in zip(self.sets, self.mixed, strict=True):
+            seen = self.weights_seen.get(number, 0)
             step = ((bit << 16) - _SQUASH[logit + LIMIT]) * _STEPS_OF_WEIGHTS[seen] >> 10
-            self.weights_seen[key] = min(seen + 1, 255)
-            self.weights[key] = [
-                min(max(weight + (value * step + 2048 >> 12), -_LARGEST_WEIGHT), _LARGEST_WEIGHT)
-                for weight, value in zip(self.weights[key], self.inputs, strict=True)
-            ]
+            self.weights_seen[number] = min(seen + 1, 255)
+            weights = self.weights.get(number, self.first_weights)
+            moved = [weight + (value * step + 2048 >> 12) for weight, value in zip(weights, self.inputs, strict=True)]
+            if max(moved) > _LARGEST_WEIGHT or min(moved) < -_LARGEST_WEIGHT:
+                moved = [min(max(weight, -_LARGEST_WEIGHT), _LARGEST_WEIGHT) for weight in moved]
+            self.weights[number] = moved
         target = 2**22 - 1 if bit else 0
         seen = self.agreements_seen[self.place]
         self.agreements[self.place] += (target - self.agreements[self.place]) * _STEPS_OF_AGREEMENTS[seen] >> 16

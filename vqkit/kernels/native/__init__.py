@@ -91,5 +91,14 @@ def mixing_encode(ranks: Tensor, coarser: Tensor, plan: Sequence[int]) -> Tensor
 
 
 def mixing_decode(data: Tensor, coarser: Tensor, plan: Sequence[int]) -> Tensor:
-    """`vqkit.bitstream.plain_mixing.decode`, where there are `variants`: (cells + 1,) int64, the last how many bytes."""
+    """`vqkit.bitstream.plain_mixing.decode`, where there are `variants`.
+
+    Args:
+        data: (bytes,) uint8.
+        coarser: (cells, 2) int64.
+        plan: its `numbers()`.
+
+    Returns:
+        (cells + 1,) int64: the ranks, and how many bytes they can take at most.
+    """
     return torch.ops.vqkit_native.mixing_decode(data.contiguous(), coarser.contiguous(), torch.tensor(plan))

@@ -15,6 +15,7 @@ from vqkit import (
     MultiScaleQuantizer,
     Quantizer,
     ResidualQuantizer,
+    Tokenizer,
     without_quantization,
 )
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -275,8 +276,11 @@ def test_parts_that_differ_are_refused():
     with pytest.raises(ValueError, match="sample_rate=0"):
         AudioTokenizer(encoder, quantizer, ConvDecoder1d(**SIZES), sample_rate=0)
     scales = MultiScaleQuantizer(partial(Quantizer, "vq", dim=8, codebook_size=4), [1, 2], axes=1, channel_dim=1)
-    with pytest.raises(ValueError, match="MultiScaleQuantizer has no index for each frame"):
+    with pytest.raises(ValueError, match=r"MultiScaleQuantizer has no index .* Tokenizer, for clips"):
         AudioTokenizer(encoder, scales, ConvDecoder1d(**SIZES), sample_rate=8000)
+    clips = Tokenizer(encoder, scales, ConvDecoder1d(**SIZES)).eval()
+    clip = torch.zeros(2, 1, 2 * encoder.downsampling_factor)
+    assert clips.decode(clips.encode(clip)).shape == clip.shape
 
 
 def test_any_modules_are_taken_by_what_they_say_of_themselves():

@@ -74,7 +74,7 @@ def export_onnx(
     Args:
         module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
         example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
-            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 may stay 1 (but for the batch).
+            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch).
         path: of the file; one that is there is replaced. Its folder must exist.
         dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
             the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What
@@ -97,8 +97,9 @@ def export_onnx(
     source, result = module.names
     if dynamic and len(example) == 1:
         example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
-    sizes = {axis: torch.export.Dim.AUTO if axis else torch.export.Dim.DYNAMIC for axis in range(example.ndim)}
-    shapes = (sizes,) if dynamic else None
+    kinds = torch.export.Dim
+    sizes = {axis: kinds.STATIC if size == 1 else kinds.AUTO for axis, size in enumerate(example.shape)}
+    shapes = (sizes | {0: kinds.DYNAMIC},) if dynamic else None
     with torch.no_grad(), warnings.catch_warnings():
         # torch 2.11 uses what it deprecates itself.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)

@@ -68,7 +68,7 @@ class AudioTokenizer(Tokenizer):
             raise ValueError(
                 f"quantizer={type(quantizer).__name__} has no index for each frame: sound has any length, and frames "
                 "are encoded as they come; use a quantizer of single vectors, ResidualQuantizer, or MultiRateQuantizer "
-                "for levels of different rates"
+                "for levels of different rates; or Tokenizer, for clips of one length that are encoded whole"
             )
         self.sample_rate = sample_rate
         front, back = properties_of(encoder), properties_of(decoder)

@@ -1,4 +1,4 @@
-"""Compare a trained run with k-means of raw patches, JPEG and WebP on a folder of photographs that it never saw.
+"""Compare a trained run with k-means of raw patches, JPEG, WebP and AVIF on a folder of photographs that it never saw.
 
     python scripts/compare.py runs/photos --training data/photos/train --evaluation data/photos/validation
 

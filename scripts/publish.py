@@ -27,12 +27,15 @@ import draw_parts
 import yaml
 from PIL import Image
 
+import trainers.audio.comparison
+import trainers.image.comparison
 import trainers.run.table
 from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quantizers", "regressions", "results")))
+GUIDES = ("quantizers", "regressions", "results", "surgery")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
 LOGGED_OF_CODECS = ["train/loss", "validation/stoi", "validation/mel_distance", "validation/si_sdr", *LOGGED[-2:]]
@@ -94,21 +97,47 @@ def table(name: str) -> str:
 
 def images_table(record: dict) -> str:
     """Of an image tokenizer beside its baselines."""
-    rows = {"vqkit": record, "k-means of raw patches": record["baselines"]["patch_kmeans"]}
-    rows |= {"JPEG": record["baselines"]["jpeg"], "WebP": record["baselines"]["webp"]}
-    lines = ["| | PSNR | SSIM | bits per pixel | usage | perplexity |", "|---|---:|---:|---:|---:|---:|"]
-    for title, row in rows.items():
-        use = f"{row['codebook_usage']:.1%} | {row['perplexity']:.0f}" if "perplexity" in row else "- | -"
-        lines.append(f"| {title} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['bpp']:.3f} | {use} |")
+    titles = trainers.image.comparison.TITLES
+    rows = {"vqkit": record} | {titles[name]: row for name, row in record["baselines"].items()}
+    columns = {
+        "PSNR": ("psnr", "{:.2f} dB"),
+        "SSIM": ("ssim", "{:.3f}"),
+        "bits per pixel": ("bpp", "{:.3f}"),
+        "zero-order": ("entropy_bpp", "{:.3f}"),
+        "coded": ("coded_bpp", "{:.3f}"),
+        "usage": ("codebook_usage", "{:.1%}"),
+        "perplexity": ("perplexity", "{:.0f}"),
+    }
+    lines, absent = titled_rows(rows, columns)
     training = record["training"]
     capped = ", stopped by the time limit" if training["capped"] else ""
     caption = (
         f"{record['images']:.0f} photographs that it never saw ({record['protocol']['split']}), "
         f"{record['protocol']['preprocessing']}; trained for {training['steps']} steps"
         f"{duration(training)}{capped}, {training['precision']}, seed 0; "
-        f"{training['circumstances']}."
+        f"{training['circumstances']}." + absent
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
+def titled_rows(rows: dict[str, dict | str], columns: dict[str, tuple[str, str]]) -> tuple[list[str], str]:
+    """The lines of a table, and in words which rows have no figures.
+
+    Args:
+        rows: figures by title, or why there are none.
+        columns: figure and form of each by title; those of which no row has the figure are left out.
+    """
+    there = {title: row for title, row in rows.items() if isinstance(row, dict)}
+    kept = {
+        title: (figure, form)
+        for title, (figure, form) in columns.items()
+        if any(figure in row for row in there.values())
+    }
+    lines = [f"| | {' | '.join(kept)} |", "|---|" + "---:|" * len(kept)]
+    for title, row in there.items():
+        cells = [form.format(row[figure]) if figure in row else "-" for figure, form in kept.values()]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines, "".join(f" {title} {row}." for title, row in rows.items() if isinstance(row, str))
 
 
 def duration(training: dict) -> str:
@@ -116,38 +145,27 @@ def duration(training: dict) -> str:
     return f" in {training['seconds'] / 60:.1f} minutes" if training["seconds"] else ""
 
 
-CODECS = {
+CODECS = trainers.audio.comparison.TITLES | {
     "mdct_kmeans": "k-means of MDCT frames (residual)",
     "mdct_split_kmeans": "k-means of MDCT bands (split)",
-    "opus": "Opus",
-    "codec2": "Codec2",
-    "speex": "Speex",
 }
 
 
 def codec_table(record: dict) -> str:
     """Of a codec beside its baselines."""
-    lines = [
-        "| | STOI | PESQ-WB | mel distance | SI-SDR | word errors | kbit/s | usage |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    rows = {"vqkit": record}
-    rows |= {CODECS[name]: row for name, row in record["baselines"].items()}
-    absent = []
-    for title, row in rows.items():
-        if isinstance(row, str):
-            absent.append(f"{title} {row}")
-            continue
-        forms = {
-            "stoi": "{:.3f}",
-            "pesq": "{:.2f}",
-            "mel_distance": "{:.3f}",
-            "si_sdr": "{:.2f} dB",
-            "wer": "{:.0%}",
-        }
-        cells = [form.format(row[figure]) if figure in row else "-" for figure, form in forms.items()]
-        cells += [f"{row['kbps']:.2f}", f"{row['codebook_usage']:.1%}" if "codebook_usage" in row else "-"]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    rows = {"vqkit": record} | {CODECS[name]: row for name, row in record["baselines"].items()}
+    columns = {
+        "STOI": ("stoi", "{:.3f}"),
+        "PESQ-WB": ("pesq", "{:.2f}"),
+        "mel distance": ("mel_distance", "{:.3f}"),
+        "SI-SDR": ("si_sdr", "{:.2f} dB"),
+        "word errors": ("wer", "{:.0%}"),
+        "kbit/s": ("kbps", "{:.2f}"),
+        "zero-order": ("entropy_kbps", "{:.2f}"),
+        "coded": ("coded_kbps", "{:.2f}"),
+        "usage": ("codebook_usage", "{:.1%}"),
+    }
+    lines, absent = titled_rows(rows, columns)
     training, usage = record["training"], record.get("usage_per_level", [])
     capped = ", stopped by the time limit" if training["capped"] else ""
     levels = f" Usage of the levels, coarse first: {', '.join(f'{share:.0%}' for share in usage)}." if usage else ""
@@ -156,7 +174,7 @@ def codec_table(record: dict) -> str:
         f"{heard} ({record['protocol']['split']}); "
         f"trained for {training['steps']} steps{duration(training)}{capped}, "
         f"{training['precision']}, seed 0; {training['circumstances']}. Opus is counted without its container."
-        f"{levels}" + "".join(f" {sentence}." for sentence in absent)
+        f"{levels}{absent}"
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
@@ -276,10 +294,42 @@ def quickstarts() -> str:
     lines = ["| | vqkit | k-means at the same bits |", "|---|---:|---:|"]
     lines += [f"| {title} | {form.format(a[key])} | {form.format(b[key])} |" for title, a, b, key, form in shown]
     trained = [f"{record['training']['steps']} steps{duration(record['training'])}" for record in (images, speech)]
+    coded = f" ({images['coded_bpp']:.3f} coded)" if "coded_bpp" in images else ""
+    coded_speech = f" ({speech['coded_kbps']:.2f} coded)" if "coded_kbps" in speech else ""
     caption = (
-        f"{images['images']:.0f} photographs at {images['bpp']:.3f} bits per pixel and {speech['utterances']} "
-        f"utterances at {speech['kbps']:.0f} kbit/s, none of them seen in training ({' and '.join(trained)}; "
+        f"{images['images']:.0f} photographs at {images['bpp']:.3f} bits per pixel{coded} and {speech['utterances']} "
+        f"utterances at {speech['kbps']:.0f} kbit/s{coded_speech}, none of them seen in training "
+        f"({' and '.join(trained)}; "
         f"{images['training']['circumstances'].partition('; ')[0]})."
+    )
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
+def ladder() -> str:
+    """One tokenizer cut to smaller codebooks, beside the same without training and image files of the same bytes."""
+    record = json.loads((RESULTS / "ladder.json").read_text())
+    rows = record["rows"]
+    lines = [
+        "| codes | bits per pixel: nominal | zero-order | coded | PSNR, trained on | SSIM "
+        "| cut at once: coded | PSNR | JPEG | WebP |",
+        "|---:|" + 9 * "---:|",
+    ]
+    for row, cut, jpeg, webp in zip(*(rows[name] for name in ("trained", "cut", "jpeg", "webp")), strict=True):
+        lines.append(
+            f"| {row['codes']:,} | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} | {row['coded_bpp']:.3f} | "
+            f"{row['psnr']:.2f} dB | {row['ssim']:.3f} | {cut['coded_bpp']:.3f} | {cut['psnr']:.2f} dB | "
+            f"{jpeg['psnr']:.2f} dB | {webp['psnr']:.2f} dB |"
+        )
+    for row in rows["scratch"]:
+        lines.append(
+            f"| {row['codes']:,}, from the start, {row['steps']:,} steps | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} "
+            f"| {row['coded_bpp']:.3f} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | - | - | - | - |"
+        )
+    facts, steps = record["protocol"], [row["steps"] for row in rows["trained"]]
+    caption = (
+        f"{facts['images']} photographs that it never saw ({facts['split']}), {facts['preprocessing']}; coded: "
+        f"{facts['coded_bpp']}. JPEG and WebP at the quality nearest to the coded rate. {steps[0]:,} steps for the "
+        f"base, {steps[1] - steps[0]:,} behind each cut, {steps[-1]:,} up to the last; one run, {record['processor']}."
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
@@ -296,6 +346,7 @@ WRITERS = {
     "photos-tuned": partial(objectives, TUNED),
     "photos-detail": detail,
     "photos-adaptation": adaptation,
+    "ladder": ladder,
 }
 """Tables that are not those of one record."""
 

@@ -3,8 +3,8 @@
     python scripts/quickstart.py  # about three minutes on two CPU cores
 
 It runs `python -m trainers fit --config configs/image/quickstart.yaml`, then compares the tokenizer with k-means of raw
-patches at the same bits per pixel and with JPEG and WebP at the nearest rate, whatever the outcome, and leaves
-everything in `runs/quickstart/`.
+patches at the same bits per pixel and with JPEG, WebP and AVIF at the nearest rate and at that of the coded tokens,
+whatever the outcome, and leaves everything in `runs/quickstart/`.
 """
 
 from compare import measured

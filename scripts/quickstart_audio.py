@@ -3,8 +3,8 @@
     python scripts/quickstart_audio.py  # about three minutes of training on two CPU cores, then one of measuring
 
 It runs `python -m trainers fit --config configs/audio/quickstart.yaml`, then compares the codec with k-means of MDCT
-frames at the same bitrate and with Opus (and Codec2 and Speex, where they are installed) at the nearest, whatever the
-outcome, and leaves everything in `runs/quickstart-audio/`.
+frames at the same bitrate and with Opus (and Codec2 and Speex, where they are installed) at the nearest and at that of
+the coded tokens, whatever the outcome, and leaves everything in `runs/quickstart-audio/`.
 """
 
 import os

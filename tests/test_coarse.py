@@ -32,6 +32,13 @@ def test_written_out() -> None:
     assert UNEVEN.fine_mask(torch.tensor([0, 1, -1])).long().tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("ask", [UNEVEN.mask, UNEVEN.fine_mask])
+@pytest.mark.parametrize(("coarse", "said"), [([0, 3], "coarse lie in 0 ... 3: expected"), ([0.0], "coarse has dtype")])
+def test_masks_of_groups_that_do_not_exist_are_refused(ask, coarse: list[float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ask(torch.tensor(coarse))
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
 @settings(max_examples=50, deadline=None)
 def test_decode_undoes_encode_and_entropies_add_up(labels: list[int], data) -> None:

@@ -15,6 +15,9 @@ SHAPES: list[dict[str, Any]] = [
     {"channel_multipliers": (1, 2), "attention_factors": (1, 2)},
     {"channel_multipliers": (1, 1, 2), "patch_size": 2, "attention_factors": (8,)},
     {"channel_multipliers": (1,), "patch_size": 4, "linear_path": True},
+    {"channel_multipliers": (1, 2), "attention_heads": 1, "middle_attention": True, "latent_kernel_size": 3},
+    {"channel_multipliers": (1,), "attention_factors": (1,), "middle_attention": False, "attention_heads": 2},
+    {"channel_multipliers": (1, 1), "latent_kernel_size": 1, "latent_channels": 9, "linear_path": True},
     {"channel_multipliers": (2, 1), "patch_size": 3, "linear_path": True, "num_res_blocks": 2, "dropout": 0.1},
 ]
 
@@ -91,6 +94,10 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ({"channel_multipliers": (1, 0)}, r"channel_multipliers=\(1, 0\)"),
         ({"attention_factors": (16,)}, r"16 is no factor of a level \[1, 2, 4\]"),
         ({"dim": 0}, "dim=0: expected a positive number"),
+        ({"attention_factors": (1,), "attention_heads": 3}, "attention_heads=3: expected a divisor of the width 8"),
+        ({"latent_kernel_size": 2}, "latent_kernel_size=2: expected an odd number"),
+        ({"latent_channels": 9}, "latent_channels=9: latent_kernel_size=None has no convolution from these to dim=6"),
+        ({"latent_kernel_size": 1, "latent_channels": 0}, "latent_channels=0: expected a positive number"),
         ({"patch_size": 0}, "patch_size=0: expected a positive number"),
         ({"num_res_blocks": 0}, "num_res_blocks=0: expected a positive number"),
     ],

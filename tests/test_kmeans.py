@@ -1,9 +1,13 @@
 """K-means: seeding, rounds, and the samples that break a careless one."""
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
+from vqkit.functional import unit
 from vqkit.kmeans import KMeans, _means, _seed_centers, kmeans
 
 
@@ -160,3 +164,48 @@ def test_dtypes(dtype: torch.dtype, expected: torch.dtype) -> None:
 def test_wrong_arguments_are_named(samples: Tensor, arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kmeans(samples, **{"num_clusters": 2, **arguments})
+
+
+def test_weights_are_repetitions() -> None:
+    """A sample of weight 3 moves the means as three of it do."""
+    samples, _ = blobs(6, 20, 4, scale=2.0)
+    times = torch.arange(len(samples)) % 4 + 1
+    ours = kmeans(samples, 9, centers=samples[::14][:9], weights=times.double())
+    plain = kmeans(samples.repeat_interleave(times, 0), 9, centers=samples[::14][:9])
+    torch.testing.assert_close(ours.centers, plain.centers)
+    assert ours.counts.sum() == len(samples)
+
+
+@pytest.mark.parametrize("constrain", [None, unit], ids=["plane", "sphere"])
+def test_the_weighted_sum_never_grows(constrain: Callable[[Tensor], Tensor] | None) -> None:
+    samples = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    samples = samples if constrain is None else constrain(samples)
+    weights = torch.rand(500, generator=torch.Generator().manual_seed(1)).double() ** 4 + 1e-3
+    sums = []
+    for iterations in range(12):
+        centers = kmeans(samples, 30, iterations=iterations, weights=weights, constrain=constrain).centers
+        sums.append((torch.cdist(samples.double(), centers.double()).amin(1).square() @ weights).item())
+        assert constrain is None or torch.allclose(centers.norm(dim=1), torch.ones(30))
+    # Centers are rounded to float32, at most half of its epsilon of a length of about 1 to either side.
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(sums)) and sums[-1] < 0.9 * sums[0]
+
+
+def test_seeding_draws_by_weight() -> None:
+    """The first center is a sample with the probability of its weight; the share of 500 draws is within four sigma."""
+    samples, weights = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1.0, 2.0, 7.0])
+    first = torch.cat([kmeans(samples, 1, iterations=0, seed=seed, weights=weights).centers[0] for seed in range(500)])
+    for value, share in enumerate(weights / weights.sum()):
+        assert abs((first == value).double().mean() - share) < 4 * (share * (1 - share) / 500) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": torch.ones(3)}, r"weights has shape \(3,\), expected \(4,\)"),
+        ({"weights": torch.tensor([1.0, 0, 1, 1])}, "finite and positive"),
+        ({"centers": torch.zeros(2, 3)}, r"centers has shape \(2, 3\), expected \(2, 2\)"),
+    ],
+)
+def test_refused_weights_and_centers(arguments: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kmeans(torch.randn(4, 2), 2, **arguments)

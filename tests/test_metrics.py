@@ -67,6 +67,20 @@ def test_levels_are_counted_apart(sizes):
     assert report["normalized_entropy_per_level"][1] == pytest.approx(1)
 
 
+def test_levels_that_share_a_codebook_are_one_in_its_figures():
+    """VAR's scales: what all of them chose is counted, and a code is dead that none chose."""
+    indices = torch.stack([torch.arange(60) % 3, 2 + torch.arange(60) // 7 % 3, torch.arange(60) % 2], dim=-1)
+    usage = CodebookUsage((3, 8, 3), books=(0, 0, 1))
+    usage.update(indices)
+    report, shared, own = usage.compute(), reference(indices[:, :2], 8), reference(indices[:, 2], 3)
+    for name, figure in shared.items():
+        total = figure + own[name]
+        assert report[name] == pytest.approx(total if name in ("dead", "tokens") else total / 2, rel=1e-12)
+    assert report["dead"] == 4 and report["dead_per_level"] == [0, 5, 1]
+    with pytest.raises(ValueError, match=r"books=\(0, 1\): expected one number for each of 3 levels"):
+        CodebookUsage((3, 8, 3), books=(0, 1))
+
+
 def test_each_level_has_its_own_range():
     usage = CodebookUsage((3, 5))
     usage.update(torch.tensor([[2, 4], [-1, -1]]))

@@ -115,17 +115,20 @@ def test_what_counts_indices_tells_the_scales_apart() -> None:
     x = torch.randn(3, DIM, 4, 4)
     own = [partial(stage, codebook_size=size) for size in (2, 4, 8)]
     grouped = partial(GroupedQuantizer, partial(stage, dim=2, codebook_size=8), 2)
-    for quantizer, sizes in (
-        (images(level_sizes=[1, 4, 16]), (1, 4, 16)),
-        (MultiScaleQuantizer(own, [1, 2, 4], channel_dim=1), (2, 4, 8)),
-        (MultiScaleQuantizer(grouped, [1, 2, 4], channel_dim=1), (8,) * 6),
+    for quantizer, sizes, books, bits in (
+        (images(level_sizes=[1, 4, 16]), (1, 4, 16), (16,), (0 * 1 + 2 * 4 + 4 * 16) / 21),
+        (MultiScaleQuantizer(own, [1, 2, 4], channel_dim=1), (2, 4, 8), (2, 4, 8), (1 * 1 + 2 * 4 + 3 * 16) / 21),
+        (MultiScaleQuantizer(grouped, [1, 2, 4], channel_dim=1), (8,) * 6, (8, 8), 6),
     ):
-        assert quantizer.level_sizes == sizes
+        assert (quantizer.level_sizes, quantizer.book_sizes) == (sizes, books)
+        assert quantizer.bits_per_token == pytest.approx(bits, rel=1e-12)
         levels = quantizer.by_level(quantizer.encode(x))
-        usage = CodebookUsage(sizes)
+        usage = CodebookUsage(sizes, books=quantizer.level_books)
         usage.update(levels)
         per_scale = len(sizes) // 3
-        assert usage.compute()["tokens_per_level"] == [3.0] * per_scale + [12.0] * per_scale + [48.0] * per_scale
+        report = usage.compute()
+        assert 0 <= report["dead"] < sum(books)
+        assert report["tokens_per_level"] == [3.0] * per_scale + [12.0] * per_scale + [48.0] * per_scale
 
 
 def test_shards_hold_the_tokens_of_all_scales(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_examples import load_example
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from trainers.run.cli import main
+from vqkit.command_line.main import main as command_line
+from vqkit.command_line.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -55,11 +56,14 @@ SMALL = {
 def test_there_is_something_to_run() -> None:
     assert python("README.md") and any(command.startswith("make") for command in SHELL)
     trained = [shlex.split(command)[3] for command in SHELL if command.startswith("python -m trainers")]
-    coded = [shlex.split(command)[2] for command in SHELL if command.startswith("python examples/codec.py")]
+    coded = [shlex.split(command)[3] for command in SHELL if command.startswith("python -m vqkit")]
     assert set(trained) == {"fit", "test", "predict", "export"} and coded == ["encode", "decode"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quantizers.md", "docs/layouts.md"])
+RUN = ["README.md", *(f"docs/{name}.md" for name in ("quantizers", "layouts", "bitstream", "surgery"))]
+
+
+@pytest.mark.parametrize("document", RUN)
 def test_python(document: str) -> None:
     names: dict[str, object] = {}
     for block in python(document):
@@ -92,16 +96,21 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
                 extra += ["--trainer.max_steps", "3"]
             monkeypatch.setattr("sys.argv", ["trainers", *words[3:], "--runs", str(tmp_path), *extra])
             main()
-        elif command.startswith("python examples/codec.py"):
-            files = [
-                str(tmp_path / word) if word.endswith((".flac", ".wav", ".safetensors")) else word for word in words
-            ]
-            monkeypatch.setattr("sys.argv", files[1:])
-            load_example("codec").main()
+        elif command.startswith("python -m vqkit"):
+            files = [str(tmp_path / word) if word.endswith((".flac", ".wav", ".vqk")) else word for word in words[3:]]
+            assert command_line(files) == 0
     assert (tmp_path / "mine/metrics.json").is_file() and list((tmp_path / "mine/tokens").glob("*.safetensors"))
     assert (tmp_path / "exported/model.safetensors").is_file()
     assert "resuming from" in capfd.readouterr().out
     assert (tmp_path / "again.wav").stat().st_size > 32_000
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/audio.md", "docs/command_line.md"])
+def test_commands_are_those_of_the_library(document: str) -> None:
+    found = re.findall(r"^python -m vqkit (.*)$", (ROOT / document).read_text(), re.MULTILINE)
+    assert found
+    for words in found:
+        parser().parse_args(shlex.split(words))
 
 
 def test_tables_are_those_of_the_records() -> None:

@@ -37,7 +37,9 @@ from vqkit import (
     IncompatibleParts,
     IndexBackpropagation,
     LBGSplitting,
+    NestedLengths,
     Orthogonality,
+    PrefixQuantizer,
     ProbabilisticAnchor,
     ProjectedCodebook,
     PublishedDisentanglement,
@@ -242,6 +244,10 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ResidualQuantizer(lambda: FSQ([5, 5], dim=4), 2, estimator=RotationTrick()),
         "the stages project into a code space ... a RotationTrick over the sum",
     ),
+    "an estimator over stages with a mask token": (
+        lambda: ResidualQuantizer(lambda: PrefixQuantizer(vq, mask_token=True), 2),
+        "a mask token learns ... a StraightThrough over the sum ... pass estimator=None",
+    ),
     "an estimator over stages that train their codes": (
         lambda: ResidualQuantizer(lambda: vq(estimator=TrainsCodes()), 2),
         "trains their codebooks through the decoder ... a StraightThrough over the sum ... pass estimator=None",
@@ -393,6 +399,8 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "num_stages": (lambda: ResidualQuantizer(vq, 0), "num_stages=0 ... at least 1"),
     "dropout": (lambda: ResidualQuantizer(vq, 2, dropout=1.5), "dropout=1.5 ... [0, 1]"),
     "a class of lengths": (lambda: ResidualQuantizer(vq, 2, lengths=UniformLengths), "lengths= ... UniformLengths()"),
+    "half a length": (lambda: UniformLengths(1.5), "least=1.5 ... whole number"),
+    "no probabilities": (lambda: NestedLengths([]), "probabilities=[] ... at least one"),
     "a class of reduction": (
         lambda: GroupedQuantizer(vq, 2, reduction=SumOverMembers),
         "reduction= ... SumOverMembers()",

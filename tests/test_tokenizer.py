@@ -233,6 +233,7 @@ def test_values_of_another_range_are_warned_of_once_and_others_never(name: str, 
             tokenizer.initialize([data]) if call == "initialize" else getattr(tokenizer, call)(data)
     messages = [str(warning.message) for warning in caught if "expects" in str(warning.message)]
     assert len(messages) == warned
+    assert all(warning.filename == __file__ for warning in caught)
     assert not messages or f"expects [{value_range[0]}, {value_range[1]}]" in messages[0]
 
 

@@ -12,6 +12,7 @@ from vqkit.coarse import agglomerative_labels as agglomerative_labels
 from vqkit.coarse import balanced_labels as balanced_labels
 from vqkit.coarse import kmeans_labels as kmeans_labels
 from vqkit.coarse import nested_labels as nested_labels
+from vqkit.conversion import convert as convert
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode
@@ -121,6 +122,10 @@ from vqkit.tokenizers.tiling import Tiles as Tiles
 from vqkit.tokenizers.tokenizer import Tokenizer as Tokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput as TokenizerOutput
 from vqkit.tokens.codebook_hash import codebook_hash as codebook_hash
+from vqkit.tokens.collate import pad_tokens as pad_tokens
 from vqkit.tokens.reader import TokenShards as TokenShards
+from vqkit.tokens.sequences import PackedTokens as PackedTokens
+from vqkit.tokens.sequences import TokenWindows as TokenWindows
+from vqkit.tokens.stream import TokenStream as TokenStream
 from vqkit.tokens.writer import TokenShardWriter as TokenShardWriter
 from vqkit.version import __version__ as __version__

@@ -103,11 +103,17 @@ class CoarseLabels:
         return indices
 
     def mask(self, coarse: Tensor) -> Tensor:
-        """(..., K) bool: which codes have the labels (...); none where it is -1."""
+        """(..., K) bool: which codes have the labels (...); none where it is -1. Raises as `fine_mask`."""
+        check_indices(coarse, [len(self.counts)], level_axis=False, name="coarse")
         return self.labels == coarse[..., None]
 
     def fine_mask(self, coarse: Tensor) -> Tensor:
-        """(..., largest group) bool: which ranks the groups (...) have; none where it is -1."""
+        """(..., largest group) bool: which ranks the groups (...) have; none where it is -1.
+
+        Raises:
+            ValueError: no integers, or a group that there is not.
+        """
+        check_indices(coarse, [len(self.counts)], level_axis=False, name="coarse")
         return (self.members >= 0)[coarse.long()] & (coarse >= 0)[..., None]
 
     def coarse_logits(self, logits: Tensor) -> Tensor:

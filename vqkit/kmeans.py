@@ -1,5 +1,6 @@
 """K-means: the start of a codebook, and the baseline that a learned one has to beat."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,16 @@ class KMeans(NamedTuple):
 
 
 @torch.no_grad()
-def kmeans(samples: Tensor, num_clusters: int, *, iterations: int = 10, seed: int = 0) -> KMeans:
+def kmeans(
+    samples: Tensor,
+    num_clusters: int,
+    *,
+    iterations: int = 10,
+    seed: int = 0,
+    weights: Tensor | None = None,
+    centers: Tensor | None = None,
+    constrain: Callable[[Tensor], Tensor] | None = None,
+) -> KMeans:
     """K-means++ seeding, then Lloyd's rounds.
 
     No two centers are equal, whatever the samples: where there are fewer distinct samples than clusters, the rest are
@@ -39,6 +49,10 @@ def kmeans(samples: Tensor, num_clusters: int, *, iterations: int = 10, seed: in
         num_clusters: K, at least 1.
         iterations: most Lloyd rounds, at least 0; it stops earlier when no sample changes its center.
         seed: of the draws.
+        weights: (M,) positive, how often each sample counts; None counts each once.
+        centers: (K, D) to begin with, instead of the seeding.
+        constrain: what is made of the means in each round, (K, D) to (K, D), such as `vqkit.functional.unit` for
+            samples on the unit sphere; None leaves them.
 
     Returns:
         `KMeans(centers (K, D), counts (K,))`; centers are float32, float64 for float64 samples.
@@ -53,22 +67,25 @@ def kmeans(samples: Tensor, num_clusters: int, *, iterations: int = 10, seed: in
         rejection sampling from the distribution of sequential k-means++ (but for a rejected sample, which has no
         second chance in the same pass).
     """
-    _check(samples, num_clusters, iterations)
+    _check(samples, num_clusters, iterations, weights, centers)
     samples = samples.detach().to(torch.promote_types(samples.dtype, torch.float32))
     if not torch.isfinite(samples).all():
         raise ValueError("samples holds NaN or infinity, expected finite values; drop such rows before clustering.")
     generator = torch.Generator().manual_seed(seed)
-    centers = _distinct(_seed_centers(samples, num_clusters, seed), samples, generator)
+    weights = None if weights is None else weights.detach().to(widest_dtype(samples.device))
+    centers = _seed_centers(samples, num_clusters, seed, weights) if centers is None else centers.to(samples.dtype)
+    centers = _distinct(centers, samples, generator)
     indices, previous = nearest(samples, centers).indices, None
     for _ in range(iterations):
         if previous is not None and torch.equal(indices, previous):
             break
-        centers = _distinct(_means(samples, indices, centers), samples, generator)
+        means = _means(samples, indices, centers, weights)
+        centers = _distinct(means if constrain is None else constrain(means), samples, generator)
         previous, indices = indices, nearest(samples, centers).indices
     return KMeans(centers, torch.bincount(indices, minlength=num_clusters))
 
 
-def _check(samples: Tensor, num_clusters: int, iterations: int) -> None:
+def _check(samples: Tensor, num_clusters: int, iterations: int, weights: Tensor | None, centers: Tensor | None) -> None:
     if samples.ndim != 2 or not samples.is_floating_point() or samples.numel() == 0:
         raise ValueError(
             f"samples has shape {tuple(samples.shape)} and dtype {samples.dtype}, expected (M, D) floating point with "
@@ -78,26 +95,39 @@ def _check(samples: Tensor, num_clusters: int, iterations: int) -> None:
         raise ValueError(f"num_clusters is {num_clusters}, expected at least 1; it is the codebook size.")
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}, expected at least 0; 0 returns the seeding alone.")
+    if weights is not None and (weights.shape != samples.shape[:1] or not ((weights > 0) & weights.isfinite()).all()):
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)}, expected ({len(samples)},), finite and positive; leave samples "
+            "of weight 0 out."
+        )
+    if centers is not None and centers.shape != (num_clusters, samples.shape[1]):
+        raise ValueError(
+            f"centers has shape {tuple(centers.shape)}, expected ({num_clusters}, {samples.shape[1]}): num_clusters "
+            "rows as long as those of samples."
+        )
 
 
-def _seed_centers(samples: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """(K, D) samples, each drawn in proportion to its squared distance from those before; repeats when all are used."""
+def _seed_centers(samples: Tensor, num_clusters: int, seed: int, weights: Tensor | None = None) -> Tensor:
+    """(K, D) samples, each drawn in proportion to its squared distance from those before, times its weight; repeats
+    when all are used.
+    """
     positions = torch.arange(len(samples), device=samples.device)
-    weights = torch.ones_like(positions, dtype=widest_dtype(samples.device))
+    squared = torch.ones_like(positions, dtype=widest_dtype(samples.device))
     centers, step = samples[:0], 0
     while len(centers) < num_clusters:
-        wanted = min(max(1, len(centers)), num_clusters - len(centers), _DRAWS, int((weights > 0).sum()))
+        wanted = min(max(1, len(centers)), num_clusters - len(centers), _DRAWS, int((squared > 0).sum()))
         if wanted == 0:  # every sample is a center: what is missing repeats samples
             missing = torch.arange(num_clusters - len(centers), device=samples.device)
             return torch.cat([centers, samples[missing % len(samples)]])
-        # the smallest of exponential variables with rates `weights`, in order: draws without replacement, as many as
+        # the smallest of exponential variables with these rates, in order: draws without replacement, as many as
         # wanted (`torch.multinomial` stops at 2^24 categories)
-        keys = -torch.log1p(-counter_random(positions, seed=seed, step=2 * step)) / weights
+        rates = squared if weights is None else squared * weights
+        keys = -torch.log1p(-counter_random(positions, seed=seed, step=2 * step)) / rates
         drawn = torch.topk(keys, wanted, largest=False).indices
         chance = counter_random(positions[:wanted], seed=seed, step=2 * step + 1)
-        accepted = _accepted(samples[drawn], chance * weights[drawn])
+        accepted = _accepted(samples[drawn], chance * squared[drawn])
         distances = widened(_squared_distances(samples, accepted, nearest(samples, accepted).indices))
-        weights = torch.minimum(weights, distances) if step else distances
+        squared = torch.minimum(squared, distances) if step else distances
         centers, step = torch.cat([centers, accepted]), step + 1
     return centers
 
@@ -121,14 +151,15 @@ def _squared_distances(samples: Tensor, centers: Tensor, indices: Tensor) -> Ten
     return torch.cat([(chunk - centers[index]).square().sum(1) for chunk, index in parts])
 
 
-def _means(samples: Tensor, indices: Tensor, centers: Tensor) -> Tensor:
-    """Mean of each cluster (K, D), summed in the widest dtype; empty ones move to the samples farthest away."""
-    counts, sums, _ = segment_stats(samples, indices, len(centers), dtype=widest_dtype(samples.device))
-    means = (sums / counts.clamp(min=1)[:, None]).to(centers.dtype)
+def _means(samples: Tensor, indices: Tensor, centers: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of each cluster (K, D), summed in the widest dtype; empty ones move to the samples that cost the most."""
+    counts, sums, _ = segment_stats(samples, indices, len(centers), weights=weights, dtype=widest_dtype(samples.device))
+    means = (sums / torch.where(counts > 0, counts, 1)[:, None]).to(centers.dtype)
     empty = torch.nonzero(counts == 0).squeeze(1)[: len(samples)]
     means = torch.where(counts[:, None] > 0, means, centers)
     if len(empty):
-        distances, farthest = torch.topk(_squared_distances(samples, means, indices), len(empty))
+        distances = _squared_distances(samples, means, indices)
+        distances, farthest = torch.topk(distances if weights is None else distances * weights, len(empty))
         means[empty] = torch.where(distances[:, None] > 0, samples[farthest], means[empty])
     return means
 

@@ -1,7 +1,7 @@
 """How a codebook is used over a whole set of data: a streaming histogram and the figures read from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +43,23 @@ class CodebookUsage(nn.Module):
         codebook_size: K, at least 1; or one for each level, as `quantizer.codebook_sizes` lists them.
         num_codebooks: levels L of a composite quantizer; with L > 1 the last axis of the indices holds the levels. None
             means as many as sizes are listed, 1 for a single number.
+        books: the number of the codebook that each level chooses from, as `quantizer.level_books` lists them; None
+            means one for each level.
 
     Raises:
-        ValueError: a size is not positive, the sizes are not one for each level, or more than 2^28 codes would be
+        ValueError: a size is not positive, sizes or books are not one for each level, or more than 2^28 codes would be
             counted.
     """
 
     counts: Tensor
 
-    def __init__(self, codebook_size: int | Sequence[int], *, num_codebooks: int | None = None) -> None:
+    def __init__(
+        self,
+        codebook_size: int | Sequence[int],
+        *,
+        num_codebooks: int | None = None,
+        books: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         sizes = (codebook_size,) * (num_codebooks or 1) if isinstance(codebook_size, int) else tuple(codebook_size)
         if not sizes or min(sizes) < 1 or (num_codebooks is not None and num_codebooks < 1):
@@ -66,6 +74,9 @@ class CodebookUsage(nn.Module):
                 f"codebook_size={codebook_size}, num_codebooks={len(sizes)}: a histogram of more than "
                 f"{LARGEST_HISTOGRAM} codes does not fit the memory; count the levels of each dimension instead"
             )
+        self.books = tuple(range(len(sizes)) if books is None else books)
+        if len(self.books) != len(sizes):
+            raise ValueError(f"books={books}: expected one number for each of {len(sizes)} levels, or None")
         self.codebook_sizes = sizes
         self.num_codebooks = len(sizes)
         self.register_buffer("counts", torch.zeros(len(sizes), max(sizes), dtype=torch.int64), persistent=False)
@@ -108,9 +119,9 @@ class CodebookUsage(nn.Module):
         """Describe the histogram of all ranks. Every rank must call it, also one that saw nothing.
 
         Returns:
-            The figures below. With several levels each is the mean over the levels (`dead` and `tokens`: the sum), and
-            `<name>_per_level` lists them, coarse first. K is that of each level. A level without a token has usage 0,
-            perplexity 0 and `dead` K.
+            The figures below. With several levels each is the mean over the codebooks (`dead` and `tokens`: the sum),
+            and `<name>_per_level` lists those of the levels, coarse first. A codebook that several levels share counts
+            once, with what all of them chose. A level without a token has usage 0, perplexity 0 and `dead` K.
 
             usage: share of the codes used at least once, in [0, 1].
             perplexity: 2 ** entropy, in [1, K].
@@ -127,13 +138,26 @@ class CodebookUsage(nn.Module):
         levels = [_describe(level[:size]) for level, size in zip(counts, self.codebook_sizes, strict=True)]
         if self.num_codebooks == 1:
             return dict(levels[0])
+        books = [_describe(book) for book in self.by_book(counts, torch.sum)]
         report: dict[str, float | list[float]] = {}
-        for name in levels[0]:
-            values = [level[name] for level in levels]
-            total = sum(values)
-            report[name] = total if name in ("dead", "tokens") else total / len(values)
-            report[f"{name}_per_level"] = values
+        for name in FIGURES:
+            total = sum(book[name] for book in books)
+            report[name] = total if name in ("dead", "tokens") else total / len(books)
+            report[f"{name}_per_level"] = [level[name] for level in levels]
         return report
+
+    def by_book(self, cells: Tensor, join: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+        """A tensor for each codebook, as long as it is.
+
+        Args:
+            cells: (L, K) numbers of each level's codes, such as `total_counts()`.
+            join: of the levels that share a codebook, over their axis: `torch.sum`, `torch.amax`.
+        """
+        levels: dict[int, list[int]] = {}
+        for level, book in enumerate(self.books):
+            levels.setdefault(book, []).append(level)
+        sizes = [max(self.codebook_sizes[level] for level in own) for own in levels.values()]
+        return [join(cells[own], 0)[:size] for own, size in zip(levels.values(), sizes, strict=True)]
 
     def total_counts(self) -> Tensor:
         """(L, K) int64 counts of all ranks; K is the largest, and what lies beyond a level's own size is 0. Every rank

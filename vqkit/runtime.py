@@ -1,8 +1,13 @@
 """How torch runs the code around a call, and what kind of tensor it is given."""
 
+import contextlib
+import os
+import sys
+import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -46,6 +51,18 @@ def inside_autograd_function() -> bool:
 def transformed() -> bool:
     """Whether a transform of `torch.func` (grad, vmap, jvp, ...) is at work. Always False while tracing."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the library: the first outside of it and of torch, whose decorators and
+    `Module.__call__` lie in between.
+    """
+    packages = (str(Path(module).parent) + os.sep for module in (__file__, torch.__file__))
+    inside = (*packages, contextlib.__file__)
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def uncompiled(function: Function) -> Function:

@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.contract.cases import CASES, DIM, Case, draws_in_training, every_case, pointwise, trains_codebook
+from tests.contract.cases import (
+    CASES,
+    DIM,
+    SLOW,
+    Case,
+    draws_in_training,
+    each,
+    every_case,
+    pointwise,
+    trains_codebook,
+)
 from tests.contract.worlds import world  # noqa: F401  # a fixture
 from vqkit import (
     FSQ,
@@ -70,6 +80,26 @@ def test_decode_of_encode_is_the_eval_output_bit_for_bit(case: Case) -> None:
     assert torch.equal(quantizer.decode(indices).to(x.dtype), output.quantized)
     with torch.no_grad():
         assert torch.equal(quantizer(x).quantized, output.quantized)
+
+
+LEVELLED = {name: case for name, case in CASES.items() if case.build().level_axis}
+
+
+@each(LEVELLED, {}, *(LEVELLED.keys() - SLOW))
+def test_a_prefix_of_the_levels_decodes_as_if_the_others_were_left_out(case: Case) -> None:
+    quantizer = initialized(case).eval()
+    indices = quantizer.encode(case.example())
+    for levels in range(1, quantizer.num_codebooks + 1):
+        left_out = indices.clone()
+        left_out[..., levels:] = -1
+        assert torch.equal(quantizer.decode(indices[..., :levels]), quantizer.decode(left_out))
+
+
+@every_case
+def test_initialize_computes_in_full_precision_under_autocast(case: Case) -> None:
+    plain = initialized(case)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_state(state_of(plain), state_of(initialized(case)))
 
 
 @every_case

@@ -119,3 +119,24 @@ def test_underused_codes_are_those_of_the_running_usage_and_dead_ones_those_of_a
     assert quantizer.health()["underused"] == 12 / 16 and usage.compute()["dead"] == 12
     usage.update(torch.arange(16))
     assert quantizer.health()["underused"] == 12 / 16 and usage.compute()["dead"] == 0
+
+
+vq = partial(build, "vq")
+
+
+@pytest.mark.parametrize(
+    ("made", "member"),
+    [
+        (vq, ""),
+        (partial(ResidualQuantizer, vq, 2), "(stage 1)"),
+        (partial(GroupedQuantizer, vq, 2), "(group 1)"),
+        (partial(GroupedQuantizer, partial(ResidualQuantizer, vq, 2), 2), "(stage 1) (group 1)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*the codes spread")
+def test_warnings_of_initialize_are_of_the_line_that_called_it(made, member: str) -> None:
+    quantizer = made()
+    with pytest.warns(UserWarning, match="initialize got") as caught:
+        quantizer.initialize([torch.randn(3, quantizer.dim)])
+    assert {warning.filename for warning in caught} == {__file__}
+    assert any(str(warning.message).endswith(member) for warning in caught)

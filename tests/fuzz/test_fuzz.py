@@ -9,7 +9,9 @@ import os
 import random
 import subprocess
 import warnings
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +24,12 @@ from tests.fuzz import child
 from tests.fuzz.child import MEMORY_BYTES, Case, findings
 from tests.fuzz.mutations import damaged, mutated, mutated_json, mutated_safetensors
 from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer, Tokenizer, TokenShards, TokenShardWriter
+from vqkit.bitstream import CODERS, NearestNeighbour, Packed, TokenCodec
+from vqkit.bitstream.container import Packet, write_header
+from vqkit.bitstream.varints import write_varint
 from vqkit.methods.cascaded import CascadedCodebook
 from vqkit.methods.vqgan_lc import FeatureCodebook
+from vqkit.saving.files import named
 
 MUTATIONS = {
     "configuration": 4000,
@@ -31,6 +37,8 @@ MUTATIONS = {
     "vectors": 5000,
     "shards": 2500,
     "manifests": 2500,
+    "indices": 2000,
+    "packets": 2000,
     "checkpoints": 1000,
     "pictures": 5000,
     "sound": 5000,
@@ -117,6 +125,43 @@ def tokens(seed: int, folder: Path, *, pattern: str, mutate: Callable[[bytes, ra
         reopen().close()
 
 
+def indices(seed: int, folder: Path, *, reworded: bool) -> None:
+    """A file of indices with damage; `reworded`, under checksums that are right, as somebody with intent writes it."""
+    rng = random.Random(seed)
+    sizes = rng.choice([[16], [1, 300], [2**20, 2, 1000], [2**36], [2**63]])
+    shape = rng.choice([(1, 40), (2, 5, 6), (1, 3, 4, 5), (7,)])
+    codec = TokenCodec(sizes, fingerprint=bytes(16))
+    grids = [torch.randint(-(rng.random() < 0.2), min(size, 2**62), shape) for size in sizes]
+    made = codec.pack(codec.join(grids), coder=rng.choice(["auto", *CODERS]), packet_cells=rng.choice([8, 2**16]))
+    path = folder / "indices.vqk"
+    path.write_bytes(with_checksums(made, rng) if reworded else damaged(made.content, rng))
+    with named(path):
+        for partial_too in (False, True):
+            conceal = NearestNeighbour() if partial_too else None
+            found = codec.unpack(path.read_bytes(), partial=partial_too, conceal=conceal).indices
+            for grid, size in zip(codec.split(found), sizes, strict=False):
+                check_range(grid, (size,)) if grid.numel() else None
+
+
+def with_checksums(made: Packed, rng: random.Random) -> bytes:
+    """A file whose packets, or whose header, are others, under checksums that fit them."""
+    header, content = made.header, made.content
+    if rng.random() < 0.5 and header.packets:
+        number = rng.randrange(len(header.packets))
+        start, stop = header.offsets()[number : number + 2]
+        other = damaged(content[start:stop], rng)
+        packets = list(header.packets)
+        coder = packets[number].coder if rng.random() < 0.7 else rng.randrange(8)
+        packets[number] = Packet(coder, len(other), zlib.crc32(other))
+        content = content[:start] + other + content[stop:]
+        return write_header(replace(header, packets=tuple(packets))) + content[header.start :]
+    body = content[20 : header.start - 4]
+    size = len(write_varint(len(body) - 1))
+    body = damaged(body[size:], rng)
+    head = content[:20] + write_varint(len(body)) + body
+    return head + zlib.crc32(head).to_bytes(4, "little") + content[header.start :]
+
+
 def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:
     from trainers.core.checkpoints import read_checkpoint
 
@@ -133,7 +178,8 @@ def checkpoint(seed: int, folder: Path, *, original: bytes) -> None:
 def picture(seed: int, folder: Path) -> None:
     from PIL import Image
 
-    from trainers.image.files import MAX_PIXELS, ImageFile, inspect, read
+    from trainers.image.files import ImageFile, inspect
+    from vqkit.media.pictures import MAX_PIXELS, read
 
     rng = random.Random(seed)
     pixels = numpy.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=numpy.uint8)
@@ -202,6 +248,8 @@ def test_damaged_files(kind: str, factor: int, tmp_path: Path, original: bytes) 
         "vectors": vectors,
         "shards": partial(tokens, pattern="*.safetensors", mutate=mutated_safetensors),
         "manifests": partial(tokens, pattern="*.json", mutate=mutated_json),
+        "indices": partial(indices, reworded=False),
+        "packets": partial(indices, reworded=True),
         "checkpoints": partial(checkpoint, original=original),
         "pictures": picture,
         "sound": recording,

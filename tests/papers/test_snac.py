@@ -188,6 +188,7 @@ def test_stages_may_have_levels_and_codebooks_of_their_own() -> None:
     indices = quantizer.encode(frames(2, 4).detach().mT)
     assert indices.shape == (2, 6, 2) and quantizer.codebook_sizes == (16, 16)
     assert quantizer.level_sizes == (8, 8, 16, 16) and quantizer.level_strides == (2, 2, 1, 1)
+    assert quantizer.bits_per_token == (1 * (3 + 3) + 2 * (4 + 4)) / 3
     assert quantizer.interleave(indices).shape == (2, 2, 3, 2)
     assert torch.equal(quantizer.deinterleave(quantizer.interleave(indices)), indices)
     assert quantizer.by_level(indices).shape == (2, 6, 4)

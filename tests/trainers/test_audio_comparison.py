@@ -13,12 +13,15 @@ from PIL import Image
 from trainers.audio.comparison import Comparison, Utterance, compare, draw, load_utterances, table, verdict
 from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.container import Sound
 
 EVALUATION = Path(__file__).resolve().parents[2] / "assets/audio/eval"
 RATE = 16000
 
 
 def codec(channels: int = 1, *, strides: Sequence[int] = ()) -> AudioTokenizer:
+    torch.manual_seed(0)
     sizes = {"dim": 8, "channels": 8, "strides": (4,), "patch_size": 40, "dilations": (1,), "linear_path": True}
     stage = partial(Quantizer, "ema", dim=8, codebook_size=16)
     chain = partial(MultiRateQuantizer, stage, strides) if strides else partial(ResidualQuantizer, stage, 2)
@@ -43,7 +46,16 @@ def test_baselines_have_the_rate_of_the_codec_and_the_same_measures(comparison):
     for name in ("mdct_kmeans", "mdct_split_kmeans"):
         assert comparison.baselines[name]["kbps"] == comparison.figures["kbps"]
     rows = {name: row for name, row in comparison.baselines.items() if not isinstance(row, str)}
-    assert {"mdct_kmeans", "mdct_split_kmeans", "opus"} <= rows.keys()
+    assert {"mdct_kmeans", "mdct_split_kmeans", "opus", "opus_coded"} <= rows.keys()
+    files = [
+        TokenCodec.of(codec()).pack(codec().encode(part.wave[None, None]), extent=Sound(len(part.wave), RATE))
+        for part in spoken()
+    ]
+    seconds = sum(len(part.wave) for part in spoken()) / RATE
+    assert comparison.figures["coded_kbps"] == pytest.approx(
+        8 * sum(len(file.content) for file in files) / seconds / 1000
+    )
+    assert rows["mdct_kmeans"]["coded_kbps"] > 0
     for row in rows.values():
         assert {"si_sdr", "stoi", "mel_distance", "kbps", "protocol"} <= row.keys()
         assert row["si_sdr"] < 30 and row["mel_distance"] > 0.1, "what was decoded, not the original"

@@ -17,9 +17,9 @@ from tests.trainers.test_folder_data import names, stream
 from trainers.audio import files
 from trainers.audio.data import AudioFolderData
 from trainers.audio.samples import AudioStore, TrainingSegments
-from trainers.data.channels import as_floats, level_db
 from trainers.data.manifests import read_manifest
 from vqkit import distributed
+from vqkit.media.channels import as_floats, level_db
 from vqkit.tokenizers.resampling import resample
 from vqkit.tokens.names import escaped
 

@@ -458,7 +458,7 @@ def test_an_utterance_counts_in_its_own_length():
     sounds, seen = Sounds(4).sounds[:2], []
     task = make_audio_task()
     task.tokenizer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
-    task.metrics = task.new_metrics("test")
+    task.on_test_epoch_start()
     batch = {"audio": sounds, "lengths": [320, 170], "name": ["a", "b"]}
     task.test_step(batch, 0)
     assert [wave.shape for wave in seen] == [(1, 1, 320), (1, 1, 170)]

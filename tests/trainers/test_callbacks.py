@@ -55,6 +55,7 @@ def test_age_counts_batches_since_a_code_was_used():
             self.tokenizer.quantizer = torch.nn.Module()
             self.tokenizer.quantizer.codebook_size = 4
             self.tokenizer.quantizer.level_sizes = (4,)
+            self.tokenizer.quantizer.level_books = (0,)
             self.tokenizer.quantizer.by_level = lambda indices: indices
 
     class Steps:
@@ -72,9 +73,11 @@ def test_age_counts_batches_since_a_code_was_used():
     assert (resumed.batches - resumed.last_used).tolist() == [[3, 0, 0, 4]]
 
 
-def test_levels_of_other_sizes_have_no_codes_beyond_their_own():
+@pytest.mark.parametrize(("books", "never"), [((0, 1), 0), ((0, 0), 0), ((0, 1), 3), ((0, 0), 3)])
+def test_levels_of_other_sizes_have_no_codes_beyond_their_own(books, never):
+    """Nor is a code of a shared codebook dead that some level uses: of level 1 code 0 may never be chosen."""
     logged = {}
-    quantizer = SimpleNamespace(level_sizes=(2, 5), by_level=lambda indices: indices, health=dict)
+    quantizer = SimpleNamespace(level_sizes=(2, 5), level_books=books, by_level=lambda indices: indices, health=dict)
     module = SimpleNamespace(
         tokenizer=SimpleNamespace(quantizer=quantizer), device=torch.device("cpu"), log=lambda *_, **__: None
     )
@@ -82,12 +85,16 @@ def test_levels_of_other_sizes_have_no_codes_beyond_their_own():
     trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger])
     report = CodebookReport(every_n_steps=2)
     report.on_train_start(trainer, module)
-    for step, code in enumerate((torch.tensor([[0, 4], [1, 3], [0, 2]]), torch.tensor([[1, 1], [0, 4], [-1, 0]])), 1):
+    for step, code in enumerate(
+        (torch.tensor([[0, 4], [1, 3], [0, 2]]), torch.tensor([[1, 1], [0, 4], [-1, never]])), 1
+    ):
         trainer.global_step = step
         report.on_train_batch_end(trainer, module, {"indices": code}, None, 0)
-    assert logged["codebook/dead_codes"] == 0
-    assert (logged["codebook/dead_age_mean"], logged["codebook/dead_age_max"]) == (0, 1)
-    assert (logged["codebook/usage_level_0"], logged["codebook/usage_level_1"]) == (1, 1)
+    dead = never != 0 and books == (0, 1)
+    assert logged["codebook/dead_codes"] == dead
+    ages = logged["codebook/dead_age_mean"], logged["codebook/dead_age_max"]
+    assert ages == ((2, 2) if dead else (0, 1))
+    assert (logged["codebook/usage_level_0"], logged["codebook/usage_level_1"]) == (1, 1 if never == 0 else 0.8)
     histogram = usage_histogram([torch.tensor([1, 1]), torch.tensor([0, 1, 1, 1, 2])]).histogram
     assert sum(histogram) == 7
     assert histogram[0] == 1

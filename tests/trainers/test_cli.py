@@ -57,6 +57,7 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     assert metrics["protocol"]["measures"]["lite"]["weights"] == "random numbers"
     assert len(metrics["protocol"]["files_sha256"]) == 64
     assert metrics["bpp"] == pytest.approx(5 / 16)
+    assert metrics["coded_bpp"] > 0 and "headers" in metrics["protocol"]["coded_bpp"]
     assert metrics["tokens_per_image"] == 16
     assert 0 < metrics["codebook_usage"] <= 1
     assert metrics["protocol"]["ms_ssim"].startswith("not measured")
@@ -121,6 +122,7 @@ def test_fit_test_and_predict_sound(cli, tmp_path):
     assert code == 0, errors
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["kbps"] == pytest.approx(2.4)
+    assert metrics["coded_kbps"] > 0 and "headers" in metrics["protocol"]["coded_kbps"]
     assert len(metrics["usage_per_level"]) == 6
     assert metrics["protocol"]["checkpoint"].endswith(".ckpt")
     code, output, errors = cli("predict", **alone)
@@ -251,6 +253,10 @@ MISTAKES = [
     ({"quantizer": "simqv"}, "did you mean 'simvq'?"),
     ({"config": "configs/quantizers/simvq.yaml"}, "write --quantizer simvq for it now"),
     ({"config": "configs/residual/single.yaml"}, "write --config configs/quantizers/single.yaml for it now"),
+    (
+        {"data": "trainers.audio.AudioFolderData", "data.downmix": "trainers.data.channels.LoudestChannel"},
+        "is called trainers.audio.LoudestChannel now",
+    ),
     ({"data": "trainers.data.images.ImageFolderData"}, "is called trainers.image.ImageFolderData now"),
     (
         {"trainer.callbacks": "trainers.callbacks.LinearSchedule"},

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from tests.trainers.tiny import make_tokenizer
-from trainers.image.baselines import PatchKMeans, draw_patches, image_files
+from trainers.image.baselines import OPTIONS, PatchKMeans, draw_patches, image_files
 from trainers.image.comparison import compare, draw, load_photographs, table
+from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.container import Picture
 
 
 def photograph(seed: int, height: int = 64, width: int = 80) -> torch.Tensor:
@@ -52,7 +54,7 @@ def test_more_codes_and_more_rounds_do_not_make_it_worse() -> None:
     assert error(16, 20) < error(16, 0)
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "AVIF"])
 def test_the_quality_is_the_one_nearest_to_the_rate(file_format: str) -> None:
     images = [photograph(seed, 128, 160) for seed in range(2)]
     decoded, rate, quality = image_files(images, 1.2, file_format)
@@ -61,9 +63,8 @@ def test_the_quality_is_the_one_nearest_to_the_rate(file_format: str) -> None:
         rates = []
         for image in images:
             buffer = io.BytesIO()
-            options = {"optimize": True} if file_format == "JPEG" else {"method": 6}
             picture = Image.fromarray(image.permute(1, 2, 0).byte().numpy())
-            picture.save(buffer, format=file_format, quality=setting, **options)
+            picture.save(buffer, format=file_format, quality=setting, **OPTIONS[file_format])
             rates.append(8 * len(buffer.getvalue()) / (128 * 160))
         return sum(rates) / 2
 
@@ -76,7 +77,18 @@ def test_a_whole_comparison(tmp_path) -> None:
     tokenizer = make_tokenizer().eval()
     originals = [photograph(seed) for seed in range(4)]
     comparison = compare(tokenizer, originals, [photograph(9)], kmeans_patches=800)
-    assert set(comparison.baselines) == {"patch_kmeans", "jpeg", "webp"}
+    formats = {"jpeg": "bpp", "jpeg_coded": "coded_bpp", "webp": "bpp", "webp_coded": "coded_bpp"}
+    assert {"patch_kmeans", "avif", "avif_coded", *formats} == set(comparison.baselines)
+    for name, wanted in formats.items():
+        decoded, rate, _ = image_files(originals, comparison.figures[wanted], name.partition("_")[0].upper())
+        assert comparison.baselines[name]["bpp"] == rate
+        assert all(map(torch.equal, comparison.reconstructions[name], decoded))
+    files = [
+        TokenCodec.of(tokenizer).pack(tokenizer.encode(image[None] / 127.5 - 1), extent=Picture(64, 80))
+        for image in originals
+    ]
+    assert comparison.figures["coded_bpp"] == 8 * sum(len(file.content) for file in files) / (4 * 64 * 80)
+    assert comparison.baselines["patch_kmeans"]["coded_bpp"] > 0
     assert comparison.baselines["patch_kmeans"]["bpp"] == comparison.figures["bpp"] == 4 / 16
     assert int(comparison.counts.sum()) == 4 * (64 // 4) * (80 // 4)
     json.dumps({"figures": comparison.figures, "baselines": comparison.baselines})
@@ -85,7 +97,7 @@ def test_a_whole_comparison(tmp_path) -> None:
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 300
     lines = table(comparison.figures, comparison.baselines).splitlines()
-    assert len(lines) == 5 and f"{comparison.figures['psnr']:.2f} dB" in lines[1]
+    assert len(lines) == 9 and f"{comparison.figures['psnr']:.2f} dB" in lines[1]
 
 
 def test_photographs_are_cropped_to_a_multiple_and_an_empty_folder_is_refused(tmp_path) -> None:

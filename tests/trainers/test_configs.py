@@ -19,15 +19,15 @@ QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/qui
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
 OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
 OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
-SINGLE, SNAC = OF_SOUND = CONFIGS["quantizers/single"], CONFIGS["quantizers/snac"]
-OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path not in OF_SOUND}
+OF_SOUND = {name: CONFIGS[f"quantizers/{name}"] for name in ("single", "snac", "split", "dualcodec")}
+OVERLAYS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path.stem not in OF_SOUND}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
 RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word in ("simvq", "fsq")}
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
-RUNS |= {"snac": ([QUICKSTARTS["audio"], SNAC], {})}
-RUNS |= {"single lfq": ([QUICKSTARTS["audio"], SINGLE], {"quantizer": "lfq"})}
+RUNS |= {name: ([QUICKSTARTS["audio"], path], {}) for name, path in OF_SOUND.items()}
+RUNS |= {"single lfq": ([QUICKSTARTS["audio"], OF_SOUND["single"]], {"quantizer": "lfq"})}
 USUAL = [name for name in RUNS if name.startswith("image/")]
 USUAL += [
     "audio/quickstart",
@@ -58,6 +58,7 @@ SHRUNK = {
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
+    "level_sizes": lambda old: [2, 3, 4, 5, 8, 12, 16],
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
     "pretraining_steps": lambda _: 1,
     "start_step": lambda _: 1,
@@ -108,7 +109,7 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     ("config", "overlay"),
     [
         *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
-        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND),
+        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND.values()),
     ],
     ids=lambda path: path.stem,
 )
@@ -122,10 +123,14 @@ def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, mo
 
 
 def dim_of(arguments):
-    """The size of the channel axis; stages share it, and groups add up to it."""
+    """The size of the channel axis; stages share it, and groups and the branches of two encoders add up to it."""
+    if "dim" in arguments or "bits" in arguments:
+        return arguments["dim"] or arguments["bits"]
+    if "branch" in arguments:
+        return sum(dim_of(branch["init_args"]) for branch in arguments["branch"])
     if "group" in arguments:
         return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
-    return dim_of(arguments["stage"]["init_args"]) if "stage" in arguments else arguments["dim"] or arguments["bits"]
+    return dim_of(arguments["stage" if "stage" in arguments else "quantizer"]["init_args"])
 
 
 def printed(configs, roots, monkeypatch, capsys):

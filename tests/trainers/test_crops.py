@@ -36,7 +36,8 @@ from trainers.image import (
     RandomCrop,
     RandomScaleCrop,
 )
-from trainers.image.files import crop_side, read
+from trainers.image.files import crop_side
+from vqkit.media.pictures import read
 
 PILLOW = {
     InterpolationMode.BILINEAR: BilinearFilter(),

@@ -23,10 +23,11 @@ from torch import Tensor
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from trainers.audio import AudioFolderData
-from trainers.data.files import NOT_PLAIN, split
+from trainers.data.files import split
 from trainers.data.folder import FolderData
 from trainers.image import ImageFolderData
 from trainers.image.files import ImageFile
+from vqkit.media.files import NOT_PLAIN
 from vqkit.tokens.names import unescaped
 
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure, StructuralSimilarityIndexMeasure
 
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.image.metrics import ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import MultiScaleQuantizer, Quantizer
 from vqkit.saving.files import write_json
+
+pytestmark = LIGHTNING_REMARKS
 
 
 def pictures(count, size, *, noise, seed=0):
@@ -107,6 +110,20 @@ def test_rate_of_levels_of_other_sizes():
     assert figures["bpp"] == pytest.approx((32 * 6 + 31 * 3) / 512)
     assert figures["tokens_per_image"] == 31.5
     assert metrics.per_level()["usage_per_level"] == [0.5, 1 / 8]
+
+
+def test_scales_that_share_a_codebook_are_one_in_the_test_report(tmp_path):
+    task, data = make_image_task(), Images(8)
+    size = task.tokenizer.encode(data.images).shape[-1]
+    quantizer = MultiScaleQuantizer(
+        partial(Quantizer, "vq", dim=8, codebook_size=64), [1, 2, size], num_phis=0, losses=[], channel_dim=1
+    )
+    task = make_image_task(make_tokenizer(quantizer))
+    make_trainer(default_root_dir=tmp_path).test(task, data, verbose=False)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    used = len(task.tokenizer.encode(data.images).unique())
+    assert record["dead_codes"] == 64 - used and record["codebook_usage"] == used / 64
+    assert len(record["dead_per_level"]) == 3 and "any of its scales" in record["protocol"]["codebook_usage"]
 
 
 def test_protocol_names_what_makes_figures_comparable():

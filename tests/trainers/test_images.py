@@ -13,6 +13,7 @@ from PIL import Image
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_folder_data import IMAGES, names, stream
 from trainers.image import files
+from vqkit.media import pictures
 
 
 def photo(path: Path, *, size=(64, 48), mode="RGB", seed=0, **options) -> Path:
@@ -54,7 +55,7 @@ def test_every_kind_of_image_is_read_as_rgb(tmp_path):
 
 
 def pixels(path: Path, shorter_side: int = 1000) -> numpy.ndarray:
-    return files.read(path, shorter_side=shorter_side)
+    return pictures.read(path, shorter_side=shorter_side)
 
 
 # ---- what the numbers mean
@@ -110,7 +111,7 @@ GREY_FILES = {
 @pytest.mark.parametrize("name", GREY_FILES)
 def test_all_levels_of_grey_are_read_whatever_the_type(name, tmp_path):
     write, white = GREY_FILES[name]
-    read = files.read(write(tmp_path / ("a.png" if "TIFF" not in name else "a.tif")), shorter_side=99, white=white)
+    read = pictures.read(write(tmp_path / ("a.png" if "TIFF" not in name else "a.tif")), shorter_side=99, white=white)
     assert numpy.abs(read - GREYS[..., None].astype(int)).max() <= 1 and len(numpy.unique(read)) >= 255
 
 
@@ -146,7 +147,7 @@ def test_numbers_without_a_known_meaning_are_left_out_with_the_reason(name, tmp_
     write(tmp_path / ("a.fits" if name == "FITS" else "a.tif" if name != "beyond white" else "a.png"))
     (path,) = tmp_path.iterdir()
     with pytest.raises(ValueError, match=message):
-        files.read(path, shorter_side=99, white=white)
+        pictures.read(path, shorter_side=99, white=white)
     found = files.scan(tmp_path, min_size=1, white=white)
     assert len(found.files) + len(found.skipped) == 1  # either the header tells, or reading the numbers does
 
@@ -215,7 +216,7 @@ def test_larger_images_than_max_pixels_are_left_out_with_the_name_of_the_setting
         skipped = IMAGES.make(tmp_path, max_pixels=limit).find(tmp_path).skipped
         assert bool(skipped) == left_out
     with pytest.raises(ValueError, match="more than max_pixels=5000 pixels: raise it"):
-        files.read(tmp_path / "large.png", shorter_side=9, max_pixels=5000)
+        pictures.read(tmp_path / "large.png", shorter_side=9, max_pixels=5000)
 
 
 def test_an_image_that_was_replaced_since_the_scan_is_not_used(tmp_path):
@@ -262,7 +263,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
         8: upright.transpose(1, 0, 2)[:, ::-1],
     }[orientation]
     exif = Image.Exif()
-    exif[files.ORIENTATION_TAG] = orientation
+    exif[pictures.ORIENTATION_TAG] = orientation
     Image.fromarray(numpy.ascontiguousarray(stored)).save(tmp_path / f"a.{suffix}", exif=exif)
     assert numpy.array_equal(pixels(tmp_path / f"a.{suffix}"), upright)
     found = files.scan(tmp_path, min_size=1).files[0]

@@ -11,6 +11,8 @@ from torch import Tensor
 from trainers.audio import metrics as audio
 from trainers.core.metrics import TokenizerMetrics
 from trainers.image import metrics as image
+from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.container import Picture, Sound
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ each = pytest.mark.parametrize("kind", [IMAGES, RECORDINGS], ids=lambda kind: ki
 def measure_on_rank(rank: int, kind: Kind) -> dict[str, float]:
     metrics = kind.make()
     for seed in ([0, 1], [2])[rank]:
-        metrics.update(*kind.batch(1, seed))
+        add(metrics, kind.batch(1, seed))
     return metrics.compute()
+
+
+def add(metrics: TokenizerMetrics, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    metrics.update(*batch)
+    metrics.add_coded(TokenCodec([64], fingerprint=bytes(16)), batch[0], batch[2])
 
 
 def measure_images_on_rank(rank: int) -> dict[str, float]:
@@ -74,7 +81,7 @@ def measure_recordings_on_rank(rank: int) -> dict[str, float]:
 def test_ranks_give_the_figures_of_one_process(kind, on_rank, rank_pair):
     metrics = kind.make()
     for seed in range(3):
-        metrics.update(*kind.batch(1, seed))
+        add(metrics, kind.batch(1, seed))
     for figures in rank_pair(on_rank):
         assert figures == pytest.approx(metrics.compute(), rel=1e-6)
 
@@ -123,3 +130,18 @@ def test_use_of_the_codebooks_is_that_of_the_whole_set(kind):
     assert figures["codebook_usage"] == pytest.approx((count / 64 + 1 / 8) / 2)
     assert figures["perplexity"] == pytest.approx((count + 1) / 2) and figures["dead_codes"] == 64 - count + 7
     assert figures[kind.counted] == 2 and not {"usage", "dead", "tokens"} & figures.keys()
+
+
+@each
+def test_what_was_coded_is_counted_file_by_file(kind):
+    originals, copies, indices = kind.batch()
+    metrics, codec = kind.make(), TokenCodec([64], fingerprint=bytes(16))
+    metrics.update(originals, copies, indices)
+    assert not {"coded_bpp", "coded_kbps"} & metrics.compute().keys()
+    metrics.add_coded(codec, originals, indices)
+    extent, rate, amount = {
+        "images": (Picture(32, 32), "coded_bpp", 2 * 32 * 32),
+        "utterances": (Sound(4000, 16000), "coded_kbps", 2 * 4000 / 16),
+    }[kind.counted]
+    files = [codec.pack(sample[None], extent=extent).content for sample in indices]
+    assert metrics.compute()[rate] == pytest.approx(8 * sum(map(len, files)) / amount)

@@ -14,9 +14,9 @@ from tests.trainers.test_image_measures import SINGULAR, make_measure
 from tests.trainers.tiny import LIGHTNING_REMARKS, Started, make_image_task, make_trainer
 from trainers.callbacks import Reconstructions, TokenWriter
 from trainers.image import BicubicFilter, CentreCrop, NativeCrop, NativePadding
-from trainers.image.files import read
 from trainers.image.metrics import psnr, to_uint8_grid
 from vqkit import Tiles, TokenShards
+from vqkit.media.pictures import read
 
 pytestmark = LIGHTNING_REMARKS
 

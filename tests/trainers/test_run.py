@@ -25,6 +25,7 @@ from trainers.run.origin import Origin
 from trainers.run.run import Run
 from vqkit import Quantizer, RotationTrick, Tokenizer, TokenShards, codebook_hash
 from vqkit.saving.files import NotWritten
+from vqkit.surgery import shrink, with_quantizer
 
 
 @pytest.fixture(scope="module")
@@ -426,6 +427,25 @@ def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
     }
     config = yaml.safe_load((new / "config.yaml").read_text())
     assert (config["init_from"], config["init_parts"], config["init_hash"]) == (str(run), None, sha)
+
+
+def test_a_run_goes_on_with_a_codebook_that_was_cut(cli, run, tmp_path):
+    """At the new size, with the encoder at rest and the codes that surgery left, and its checkpoint resumes."""
+    trained = Tokenizer.from_pretrained(run / "tokenizer")
+    surgery = shrink(trained.quantizer, 5)
+    with_quantizer(trained, surgery.quantizer).save_pretrained(tmp_path / "cut")
+    options = {"model.tokenizer.quantizer.codebook_size": 5, "model.freeze": "[encoder,quantizer]"}
+    code, output, errors = cli("fit", **options, **{"name": "new", "init_from": tmp_path / "cut"})
+    assert code == 0 and "initializing the quantizer" not in output, errors
+    code, _, errors = cli("fit", **options, **{"name": "new", "ckpt_path": "last", "trainer.max_steps": 4})
+    assert code == 0, errors
+    went_on = Tokenizer.from_pretrained(tmp_path / "new/tokenizer")
+    assert torch.equal(went_on.quantizer.codebook(), surgery.quantizer.codebook())
+    assert loaded(tmp_path / "new/checkpoints/last.ckpt")["global_step"] == 4
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before, after = trained.eval().encode(images), went_on.eval().encode(images)
+    assert after.max() < 5 and torch.equal(went_on.encoder(images), trained.encoder(images))
+    assert torch.equal(after, surgery.quantizer.encode(trained.encoder(images))) and before.shape == after.shape
 
 
 @pytest.mark.slow

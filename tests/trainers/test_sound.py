@@ -10,7 +10,7 @@ import soundfile
 from tests.trainers.recordings import tones
 from trainers.audio import AudioFolderData, LoudestChannel, OneChannel
 from trainers.audio.files import AudioFile, inspect, read
-from trainers.data.sound import header, pieces
+from vqkit.media.sound import header, pieces
 
 RATE = 16000
 FRAMES = 3 * RATE

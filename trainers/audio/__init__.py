@@ -12,7 +12,7 @@ from trainers.audio.objectives.waveform import NegativeSISDR as NegativeSISDR
 from trainers.audio.objectives.waveform import WaveformL1 as WaveformL1
 from trainers.audio.objectives.waveform import WaveformL2 as WaveformL2
 from trainers.audio.task import AudioTokenizerTask as AudioTokenizerTask
-from trainers.data.channels import ChannelMean as ChannelMean
-from trainers.data.channels import Downmix as Downmix
-from trainers.data.channels import LoudestChannel as LoudestChannel
-from trainers.data.channels import OneChannel as OneChannel
+from vqkit.media.channels import ChannelMean as ChannelMean
+from vqkit.media.channels import Downmix as Downmix
+from vqkit.media.channels import LoudestChannel as LoudestChannel
+from vqkit.media.channels import OneChannel as OneChannel

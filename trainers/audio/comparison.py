@@ -20,6 +20,8 @@ from trainers.core import comparison as shared
 from trainers.core.comparison import Baseline, Column, Comparison
 from trainers.data.files import named
 from vqkit import AudioTokenizer
+from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.container import FINGERPRINT_BYTES
 
 TITLES = {
     "vqkit": "vqkit (this run)",
@@ -28,6 +30,9 @@ TITLES = {
     "opus": "Opus",
     "codec2": "Codec2",
     "speex": "Speex",
+    "opus_coded": "Opus, at coded bytes",
+    "codec2_coded": "Codec2, at coded bytes",
+    "speex_coded": "Speex, at coded bytes",
 }
 """Rows of the table, in order."""
 
@@ -38,6 +43,8 @@ COLUMNS = (
     Column("SI-SDR", 10, "{:.2f} dB", ("si_sdr",)),
     Column("WER", 7, "{:.0%}", ("wer",)),
     Column("kbit/s", 8, "{:.2f}", ("kbps",)),
+    Column("zero-order", 12, "{:.2f}", ("entropy_kbps",)),
+    Column("coded", 8, "{:.2f}", ("coded_kbps",)),
     Column("usage", 8, "{:.1%}", ("codebook_usage",)),
 )
 
@@ -95,7 +102,10 @@ def compare(
     kmeans_frames: int = 40_000,
     transcriber: Transcriber | None = None,
 ) -> Comparison:
-    """Measure a codec, k-means of MDCT frames at the same rate, and Opus, Codec2 and Speex at the nearest.
+    """Measure a codec, k-means of MDCT frames at the same rate, and Opus, Codec2 and Speex.
+
+    These come at the rate nearest to the nominal one of the codec, and at that nearest to its coded one, what files of
+    its tokens take.
 
     Args:
         tokenizer: of one channel.
@@ -118,14 +128,20 @@ def compare(
     waves = [utterance.wave for utterance in utterances]
     comparison, metrics = _measure_codec(tokenizer, waves, measures)
     rate, sizes = tokenizer.sample_rate, metrics.codebook_sizes
+    token_codec = TokenCodec(tuple(sizes), fingerprint=bytes(FINGERPRINT_BYTES))
     for name, kind in (("mdct_kmeans", MDCTKMeans), ("mdct_split_kmeans", SplitMDCTKMeans)):
         baseline = kind(training, sizes, hop_length=tokenizer.downsampling_factor, num_frames=kmeans_frames)
-        copies = [baseline.decode(baseline.encode(wave), length=len(wave)) for wave in waves]
+        indices = [baseline.encode(wave) for wave in waves]
+        copies = [baseline.decode(codes, length=len(wave)) for codes, wave in zip(indices, waves, strict=True)]
         _add(comparison, name, Coded(copies, comparison.figures["kbps"], None, baseline.protocol), rate, measures)
-    coded: dict[str, Coded | str] = {"opus": opus(waves, rate, comparison.figures["kbps"])}
-    coded |= speech_codecs(waves, rate, comparison.figures["kbps"])
-    for name, result in coded.items():
-        _add(comparison, name, result, rate, measures)
+        bits = 8 * sum(len(token_codec.pack(codes[None]).content) for codes in indices)
+        row = comparison.baselines[name]
+        assert isinstance(row, dict)
+        row["coded_kbps"] = bits / comparison.figures["seconds"] / 1000
+    for ending, wanted in (("", comparison.figures["kbps"]), ("_coded", comparison.figures["coded_kbps"])):
+        found = {"opus": opus(waves, rate, wanted), **speech_codecs(waves, rate, wanted)}
+        for name, result in found.items():
+            _add(comparison, name + ending, result, rate, measures)
     if transcriber is not None:
         _add_word_errors(comparison, transcriber, utterances, rate)
     return comparison
@@ -138,11 +154,12 @@ def _measure_codec(
     """From the codes alone, as the reader of a token file would reconstruct."""
     sizes = tokenizer.quantizer.level_sizes
     metrics = AudioMetrics(sizes, sample_rate=tokenizer.sample_rate, frame_rate=tokenizer.frame_rate, measures=measures)
-    copies = []
+    copies, codec = [], TokenCodec.of(tokenizer)
     for wave in waves:
         indices = tokenizer.encode(wave[None, None])
         copy = tokenizer.decode(indices, length=len(wave))
         metrics.update(wave[None, None], copy, indices)
+        metrics.add_coded(codec, wave[None, None], indices)
         copies.append(copy[0, 0].clamp(-1, 1))
     counts = metrics.usage.total_counts() if metrics.usage is not None else torch.zeros(len(sizes), 1)
     reconstructions = {"original": list(waves), "vqkit": copies}
@@ -192,7 +209,8 @@ def draw(comparison: Comparison, folder: Path, *, sample_rate: int, rows: int = 
     folder.mkdir(parents=True, exist_ok=True)
     total = len(comparison.reconstructions["original"])
     chosen = sorted({number * total // rows for number in range(min(rows, total))})
-    columns, captions = comparison.grid(TITLES, chosen, partial(_stoi, sample_rate))
+    titles = {name: title for name, title in TITLES.items() if not name.endswith("_coded")}
+    columns, captions = comparison.grid(titles, chosen, partial(_stoi, sample_rate))
     spectrogram_figure(columns, captions, folder / "reconstructions.png", sample_rate=sample_rate)
     used = comparison.figures.get("codebook_usage", 0.0)
     title = f"recordings it never saw: {used:.0%} of the codes used"

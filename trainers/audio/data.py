@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from trainers.audio.files import AudioFile, scan
 from trainers.audio.samples import AudioStore, TrainingSegments, WholeRecordings
-from trainers.data.channels import ChannelMean, Downmix
 from trainers.data.files import Folder
 from trainers.data.folder import FolderData
 from trainers.data.manifests import SIDES, read_manifest
+from vqkit.media.channels import ChannelMean, Downmix
 from vqkit.tokens.names import unescaped
 
 

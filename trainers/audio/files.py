@@ -18,8 +18,9 @@ import soundfile
 import soxr
 from torch import Tensor
 
-from trainers.data.files import Folder, Found, content_hash, found_under, inspected, open_plain
-from trainers.data.sound import (
+from trainers.data.files import Folder, content_hash, inspected
+from vqkit.media.files import Found, found_under, open_plain
+from vqkit.media.sound import (
     SNDFILE_SUFFIXES,
     TORCHCODEC_SUFFIXES,
     header,
@@ -67,7 +68,7 @@ class AudioFile:
 def scan(root: Path, *, channels: int, min_seconds: float, files: Sequence[Path] | None = None) -> Folder[AudioFile]:
     """Finds the recordings under a folder by reading the header and the ends of every file with a sound's suffix.
 
-    Nothing is decoded where the header can be believed (see `trainers.data.sound`), so a file that is damaged in the
+    Nothing is decoded where the header can be believed (see `vqkit.media.sound`), so a file that is damaged in the
     middle, or holds numbers that are not finite, is found only when it is read. See `found_under`.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainers.audio.measures import ESTOI, SISDR, STOI, Measure, MelDistance, STFTDistance
 from trainers.audio.perceptual import DNSMOS, NarrowbandPESQ, ViSQOL, WidebandPESQ
 from trainers.core.metrics import TokenizerMetrics, versions
+from vqkit.bitstream.container import Sound
 from vqkit.distributed import all_reduce_sum
 
 MEASURES: dict[str, type[Measure]] = {
@@ -29,6 +30,9 @@ PROTOCOL = {
     "entropy_kbps": "frame rate * sum over levels of the order-0 entropy of the codes of this very set / 1000",
     "codebook_usage": "share of the codes used at least once by the whole set, mean over levels; perplexity 2^entropy "
     "of the whole set, mean over levels",
+}
+CODED_PROTOCOL = {
+    "coded_kbps": "bits of files of indices (vqkit.bitstream), one for each utterance, with headers / seconds / 1000"
 }
 PACKAGES = (
     "torch",
@@ -129,13 +133,18 @@ class AudioMetrics(TokenizerMetrics):
                 rows.append([mean, float(bool(values))])
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
 
+    def extent(self, originals: Tensor) -> Sound:
+        """See `TokenizerMetrics`."""
+        return Sound(originals.shape[-1], self.sample_rate)
+
     def compute(self) -> dict[str, float]:
         """The figures of all ranks; every rank must call it.
 
         Returns:
             The figures of the measures (si_sdr in dB, stoi, ...); for those that left utterances out, how many, as
             `<measure>_left_out`, and no figure if it was all of them. kbps, seconds, utterances, not_finite
-            (reconstructions with NaN or infinity), and entropy_kbps and `usage_figures` if the codes can be counted.
+            (reconstructions with NaN or infinity), coded_kbps if files were added, and entropy_kbps and
+            `usage_figures` if the codes can be counted.
 
         Raises:
             ValueError: no utterance was seen on any rank.
@@ -143,6 +152,7 @@ class AudioMetrics(TokenizerMetrics):
         sums = all_reduce_sum(self.sums.clone()).tolist()
         utterances, seconds, broken = all_reduce_sum(self.counts.clone()).tolist()
         usage, entropies = self.usage_figures()
+        coded_bits = self.coded_bits()
         if not utterances:
             raise ValueError("no utterances were measured: the split is empty")
         figures: dict[str, float] = {}
@@ -155,6 +165,7 @@ class AudioMetrics(TokenizerMetrics):
                 figures[f"{measure.name}_left_out"] = int(utterances - counted)
         bits = [math.log2(size) for size in self.codebook_sizes]
         figures |= {"kbps": self._kbps(bits), "seconds": seconds, "utterances": int(utterances)}
+        figures |= {"coded_kbps": coded_bits / seconds / 1000} if coded_bits else {}
         figures["not_finite"] = int(broken)
         return figures | ({"entropy_kbps": self._kbps(entropies)} | usage if usage else {})
 
@@ -185,7 +196,7 @@ def protocol(
         measures: as given to `AudioMetrics`.
         circumstances: facts that only the caller knows (split, checkpoint, precision).
     """
-    record: dict[str, Any] = dict(PROTOCOL)
+    record: dict[str, Any] = PROTOCOL | (CODED_PROTOCOL if "coded_kbps" in figures else {})
     for measure in _chosen(measures, sample_rate):
         record[measure.name] = f"not measured: {measure.obstacle}" if measure.obstacle else measure.protocol
         left_out = figures.get(f"{measure.name}_left_out")

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from trainers.audio.files import MARGIN_SECONDS, AudioFile, read, resampled, within_full_scale
-from trainers.data.channels import (
+from trainers.data.files import FileStore, named
+from trainers.data.samples import EvaluationSamples, TrainingSamples
+from vqkit.media.channels import (
     ChannelMean,
     Downmix,
     as_floats,
@@ -22,8 +24,6 @@ from trainers.data.channels import (
     lost_in_mixture,
     with_channels,
 )
-from trainers.data.files import FileStore, named
-from trainers.data.samples import EvaluationSamples, TrainingSamples
 
 ATTEMPTS = 8  # draws of a segment before the loudest of them is taken
 

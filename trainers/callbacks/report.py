@@ -60,7 +60,7 @@ class CodebookReport(Callback):
             if quantizer.level_sizes:
                 pl_module.print("more codes than can be counted (2^28): their usage is not reported")
             return
-        self.usage = CodebookUsage(quantizer.level_sizes).to(pl_module.device)
+        self.usage = CodebookUsage(quantizer.level_sizes, books=quantizer.level_books).to(pl_module.device)
         if self.last_used is None or self.last_used.shape != self.usage.counts.shape:
             self.last_used = torch.zeros_like(self.usage.counts)
         self.last_used = self.last_used.to(pl_module.device)
@@ -95,9 +95,9 @@ class CodebookReport(Callback):
 
     def _describe_usage(self, usage: CodebookUsage, last_used: Tensor) -> tuple[dict[str, float], wandb.Histogram]:
         figures = usage.compute()
-        levels = _levels(usage, usage.total_counts())
-        counts = torch.cat(levels)
-        age = self.batches - torch.cat(_levels(usage, _max_over_ranks(last_used)))
+        books = usage.by_book(usage.total_counts(), torch.sum)
+        counts = torch.cat(books)
+        age = self.batches - torch.cat(usage.by_book(_max_over_ranks(last_used), torch.amax))
         report: dict[str, float] = {}
         report["codebook/dead_age_mean"] = age[counts == 0].cpu().double().mean().nan_to_num().item()
         report["codebook/dead_age_max"] = age.max().item()
@@ -106,7 +106,7 @@ class CodebookReport(Callback):
                 report |= {f"codebook/{LOGGED[source]}": values} if source in LOGGED else {}
             elif source in ("usage_per_level", "perplexity_per_level"):
                 report |= {f"codebook/{source[:-10]}_level_{level}": value for level, value in enumerate(values)}
-        return report, usage_histogram(levels)
+        return report, usage_histogram(books)
 
     def state_dict(self) -> dict[str, Any]:
         """The age of codes survives a resume."""
@@ -121,11 +121,6 @@ class CodebookReport(Callback):
         self.last_used = state_dict["last_used"]
 
 
-def _levels(usage: CodebookUsage, cells: Tensor) -> list[Tensor]:
-    """(L, K) with the largest K -> one tensor for each level, as long as its codebook."""
-    return [level[:size] for level, size in zip(cells, usage.codebook_sizes, strict=True)]
-
-
 def _log(trainer: Trainer, report: dict[str, float], histogram: wandb.Histogram | None) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(report, step=trainer.global_step)
@@ -134,14 +129,14 @@ def _log(trainer: Trainer, report: dict[str, float], histogram: wandb.Histogram 
             logger.experiment.log({"codebook/usage_histogram": histogram} | step)
 
 
-def usage_histogram(levels: Iterable[Tensor]) -> wandb.Histogram:
+def usage_histogram(books: Iterable[Tensor]) -> wandb.Histogram:
     """How many codes are used how often: relative to uniform use, in 32 logarithmic bins from 1/100 to 100.
 
     Args:
-        levels: the counts (K,) of each level, int64. Codes below the first bin, the unused ones above all, are counted
-            in it; so is the top in the last.
+        books: the counts (K,) of each codebook, int64. Codes below the first bin, the unused ones above all, are
+            counted in it; so is the top in the last.
     """
-    shares = [counts.cpu().double() / counts.sum().cpu().clamp(min=1) for counts in levels]
+    shares = [counts.cpu().double() / counts.sum().cpu().clamp(min=1) for counts in books]
     relative = torch.cat([share * len(share) for share in shares])
     edges = numpy.logspace(-2, 2, 33)
     values, edges = numpy.histogram(relative.clamp(edges[0], edges[-1]).numpy(), bins=edges)

@@ -263,9 +263,10 @@ def _tags(task: TokenizerTask) -> list[str]:
 
 def _sizes(task: TokenizerTask) -> dict[str, Any]:
     parts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in task.parts().items()}
-    sizes = task.tokenizer.quantizer.codebook_sizes
+    quantizer = task.tokenizer.quantizer
     rate = {"kbps": task.tokenizer.kbps} if isinstance(task.tokenizer, AudioTokenizer) else {}
-    codes = {"codes": list(sizes), "bits_per_token": sum(map(math.log2, sizes))} if sizes else {}
+    sizes = quantizer.book_sizes
+    codes = {"codes": list(sizes), "bits_per_token": quantizer.bits_per_token} if sizes else {}
     return {"parameters": {**parts, "total": sum(parts.values())}, **codes, **rate}
 
 

@@ -1,14 +1,11 @@
 """Checkpoints of runs: read whole and without code, how far they have come, and the tokenizer that is in them."""
 
 import os
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
@@ -19,6 +16,7 @@ from vqkit.saving.annotations import fits
 from vqkit.saving.config import from_config, to_config, weights_follow
 from vqkit.saving.files import NotWritten, named, write_json
 from vqkit.saving.migration import computed_formerly, to_current_version
+from vqkit.saving.pickles import read_pickle
 from vqkit.saving.pretrained import FORMAT_VERSION
 from vqkit.saving.sizes import check_finite
 from vqkit.tokens.names import escaped
@@ -48,18 +46,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: a byte is not what was written, the file is no checkpoint of a run, would run code, or holds weights
             that are not finite; the message names the file and the entry.
     """
-    with named(path), path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("is no checkpoint, or ends too early: take another one of the run")
-        with zipfile.ZipFile(file) as archive:
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            broken = packed[0] if packed else archive.testzip()
-        if broken:
-            raise ValueError(f"entry {broken!r} is damaged: take another checkpoint of the run")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:  # whose text advises to load it nevertheless
-            raise ValueError("holds more than tensors and plain values, which only code could make") from error
+    checkpoint = read_pickle(path)
+    with named(path):
         if not isinstance(checkpoint, dict):
             raise ValueError(f"holds a {type(checkpoint).__name__}: expected the dictionary of a checkpoint")
         for name, kind in _ENTRIES.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from trainers.core.checkpoints import source_of
 from trainers.core.metrics import TokenizerMetrics
 from vqkit import Tokenizer
+from vqkit.bitstream.codec import TokenCodec
 from vqkit.saving.files import write_json
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -110,10 +111,12 @@ class EvaluatedTask(LightningModule, ABC):
     def on_test_epoch_start(self) -> None:
         """Start to measure."""
         self.metrics = self.new_metrics("test").to(self.device)
+        quantizer = self.tokenizer.quantizer
+        self.token_codec = TokenCodec.of(quantizer) if quantizer.codebook_sizes else None
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Reconstruct and measure a batch; returns samples, names, and figures in batches of samples of one size."""
-        return self._measure(batch)
+        return self._measure(batch, self.token_codec)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of the whole set, and write `metrics.json` with their protocol into the run folder."""
@@ -145,7 +148,7 @@ class EvaluatedTask(LightningModule, ABC):
             "extents": batch.get("extent"),
         }
 
-    def _measure(self, batch: Any) -> dict[str, Any]:
+    def _measure(self, batch: Any, codec: TokenCodec | None = None) -> dict[str, Any]:
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
         figures: list[dict[str, Tensor]] = []
@@ -156,6 +159,8 @@ class EvaluatedTask(LightningModule, ABC):
                 indices = self.tokenizer.quantizer.by_level(output.quantizer.indices)
                 figures.append(self.metrics.update(inputs, output.reconstruction, indices, **facts))
                 self.metrics.add_divergence(output.quantizer)
+                if codec is not None:
+                    self.metrics.add_coded(codec, inputs, output.quantizer.indices)
             originals += inputs
             reconstructions += output.reconstruction
         names = batch.get("name", [""] * len(originals))

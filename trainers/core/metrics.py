@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from vqkit import CodebookUsage, QuantizerOutput
+from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.container import Extent
+from vqkit.distributed import all_reduce_sum
 from vqkit.metrics import countable
 from vqkit.precision import widest_dtype
 
@@ -24,12 +27,14 @@ class TokenizerMetrics(ABC):
 
     Args:
         codebook_sizes: K of each level, or of the single codebook; empty where latents are continuous.
+        books: the codebook of each level; see `CodebookUsage`.
     """
 
-    def __init__(self, codebook_sizes: int | Sequence[int]) -> None:
+    def __init__(self, codebook_sizes: int | Sequence[int], *, books: Sequence[int] | None = None) -> None:
         self.codebook_sizes = [codebook_sizes] if isinstance(codebook_sizes, int) else list(codebook_sizes)
-        self.usage = CodebookUsage(self.codebook_sizes) if countable(self.codebook_sizes) else None
+        self.usage = CodebookUsage(self.codebook_sizes, books=books) if countable(self.codebook_sizes) else None
         self.divergence = torch.zeros(2, dtype=torch.float64)  # nats, and vectors
+        self.coded_bytes = torch.zeros(1, dtype=torch.int64)
 
     @abstractmethod
     def update(self, originals: Tensor, reconstructions: Tensor, indices: Tensor) -> dict[str, Tensor]:
@@ -41,6 +46,26 @@ class TokenizerMetrics(ABC):
         if "kl" in output.losses and not self.codebook_sizes:
             vectors = output.indices.shape[:-1].numel() - output.nonfinite
             self.divergence += torch.stack([output.losses["kl"] * vectors, vectors]).to(self.divergence)
+
+    @abstractmethod
+    def extent(self, originals: Tensor) -> Extent:
+        """What a file of indices says of one of these originals."""
+
+    @torch.no_grad()
+    def add_coded(self, codec: TokenCodec, originals: Tensor, indices: Tensor) -> None:
+        """Add what a batch takes as files of indices, one for each sample.
+
+        Args:
+            codec: of the quantizer.
+            originals: as for `update`.
+            indices: (B, ...) as `encode` returns them.
+        """
+        extent = self.extent(originals)
+        self.coded_bytes += sum(len(codec.pack(sample[None], extent=extent).content) for sample in indices.cpu())
+
+    def coded_bits(self) -> float:
+        """Bits of all these files; 0 where none was added. Every rank must call it."""
+        return 8 * float(all_reduce_sum(self.coded_bytes.clone()))
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
@@ -66,7 +91,7 @@ class TokenizerMetrics(ABC):
 
         Returns:
             codebook_usage, perplexity, entropy (bits per code), normalized_entropy, gini, dead_codes, top_code and
-            top_percent, each but dead_codes the mean over levels; nothing if the codes cannot be counted, which more
+            top_percent, each but dead_codes the mean over codebooks; nothing if the codes cannot be counted, which more
             than 2^28 cannot.
         """
         if self.usage is None:

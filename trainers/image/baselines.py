@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -13,9 +13,14 @@ from torch import Tensor
 from vqkit.kernels import nearest
 from vqkit.kmeans import kmeans
 
-FileFormat = Literal["JPEG", "WEBP"]
-FILE_FORMATS: tuple[FileFormat, ...] = ("JPEG", "WEBP")
-QUALITIES = {"JPEG": range(1, 96), "WEBP": range(0, 101)}
+FileFormat = Literal["JPEG", "WEBP", "AVIF"]
+FILE_FORMATS: tuple[FileFormat, ...] = ("JPEG", "WEBP", "AVIF")
+QUALITIES = {"JPEG": range(1, 96), "WEBP": range(0, 101), "AVIF": range(0, 101)}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"optimize": True},
+    "WEBP": {"method": 6},
+    "AVIF": {"speed": 6, "max_threads": 1},
+}
 
 
 class PatchKMeans:
@@ -110,8 +115,7 @@ def image_files(
 def _encode(image: Tensor, file_format: str, quality: int) -> bytes:
     picture = Image.fromarray(image.permute(1, 2, 0).byte().numpy())
     buffer = io.BytesIO()
-    options = {"optimize": True} if file_format == "JPEG" else {"method": 6}
-    picture.save(buffer, format=file_format, quality=quality, **options)
+    picture.save(buffer, format=file_format, quality=quality, **OPTIONS[file_format])
     return buffer.getvalue()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trainers.core import comparison as shared
@@ -13,11 +14,14 @@ from trainers.data.files import named
 from trainers.image.baselines import FILE_FORMATS, PatchKMeans, image_files
 from trainers.image.crops import channels_first
 from trainers.image.figures import codebook_figure, reconstruction_figure
-from trainers.image.files import read, scan
+from trainers.image.files import scan
 from trainers.image.fixed_crops import NativeCrop
 from trainers.image.metrics import ImageMetrics, psnr, to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
+from vqkit.bitstream.codec import TokenCodec
+from vqkit.bitstream.container import FINGERPRINT_BYTES
+from vqkit.media.pictures import read
 from vqkit.tokens.names import unescaped
 
 TITLES = {
@@ -25,6 +29,10 @@ TITLES = {
     "patch_kmeans": "k-means of raw patches",
     "jpeg": "JPEG",
     "webp": "WebP",
+    "avif": "AVIF",
+    "jpeg_coded": "JPEG, at coded bytes",
+    "webp_coded": "WebP, at coded bytes",
+    "avif_coded": "AVIF, at coded bytes",
 }
 """Rows of the table, in order."""
 
@@ -32,10 +40,12 @@ COLUMNS = (
     Column("PSNR", 9, "{:.2f} dB", ("psnr",)),
     Column("SSIM", 8, "{:.3f}", ("ssim",)),
     Column("bits/pixel", 12, "{:.3f}", ("bpp",)),
+    Column("zero-order", 12, "{:.3f}", ("entropy_bpp",)),
+    Column("coded", 8, "{:.3f}", ("coded_bpp",)),
     Column("usage", 8, "{:.1%}", ("codebook_usage",)),
     Column("perplexity", 12, "{:.0f}", ("perplexity",)),
 )
-KEPT = ("psnr", "ssim", "bpp", "codebook_usage", "perplexity")
+KEPT = ("psnr", "ssim", "bpp", "entropy_bpp", "coded_bpp", "codebook_usage", "perplexity")
 PREPROCESSING = "native size, cropped at right and bottom to a multiple of the downsampling factor"
 
 
@@ -61,9 +71,10 @@ def load_photographs(folder: Path, multiple: int) -> list[Tensor]:
 def compare(
     tokenizer: Tokenizer, originals: Sequence[Tensor], training: Sequence[Tensor], *, kmeans_patches: int = 204_800
 ) -> Comparison:
-    """Measure a tokenizer, k-means of raw patches at the same bits per pixel, and JPEG and WebP at the nearest rate.
+    """Measure a tokenizer, k-means of raw patches at the same bits per pixel, and JPEG, WebP and AVIF.
 
-    Photographs are reconstructed from their tokens alone, as the reader of a token file would.
+    These come at the rate nearest to the nominal one of the tokenizer, and at that nearest to its coded one, what files
+    of its tokens take. Photographs are reconstructed from their tokens alone, as the reader of such a file would.
 
     Args:
         tokenizer: with a single codebook and an index for each patch.
@@ -89,7 +100,7 @@ def compare(
     codebook_size = tokenizer.quantizer.codebook_size
     indices = [tokenizer.encode(_normalized(original))[0] for original in originals]
     images = [to_uint8_grid(tokenizer.decode(tokens[None]))[0] for tokens in indices]
-    metrics = _measured(codebook_size, originals, images, indices)
+    metrics = _measured(codebook_size, originals, images, indices, TokenCodec.of(tokenizer))
     counts = torch.stack([torch.bincount(torch.cat([t.flatten() for t in indices]), minlength=codebook_size)])
     reconstructions = {"original": list(originals), "vqkit": images}
     comparison = Comparison(metrics.compute(), metrics.per_level(), counts, reconstructions)
@@ -97,19 +108,26 @@ def compare(
     baseline = PatchKMeans(training, codebook_size, patch_size=patch_size, num_patches=kmeans_patches)
     indices = [baseline.encode(original) for original in originals]
     images = [baseline.decode(tokens) for tokens in indices]
-    figures = _measured(codebook_size, originals, images, indices).compute()
+    codec = TokenCodec((codebook_size,), fingerprint=bytes(FINGERPRINT_BYTES))
+    figures = _measured(codebook_size, originals, images, indices, codec).compute()
     comparison.reconstructions["patch_kmeans"] = images
     comparison.baselines["patch_kmeans"] = {name: figures[name] for name in KEPT} | {"protocol": baseline.protocol}
-    for file_format in FILE_FORMATS:
-        images, rate, quality = image_files(originals, comparison.figures["bpp"], file_format)
-        figures = _measured(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
-        comparison.reconstructions[file_format.lower()] = images
-        comparison.baselines[file_format.lower()] = {
-            "psnr": figures["psnr"],
-            "ssim": figures["ssim"],
-            "bpp": rate,
-            "protocol": f"Pillow, quality {quality}, whole files, one quality for all",
-        }
+    Image.init()
+    for ending, wanted in (("", "bpp"), ("_coded", "coded_bpp")):
+        for file_format in FILE_FORMATS:
+            name = file_format.lower() + ending
+            if file_format not in Image.SAVE:
+                comparison.baselines[name] = f"not measured: this Pillow has no {file_format}"
+                continue
+            images, rate, quality = image_files(originals, comparison.figures[wanted], file_format)
+            figures = _measured(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
+            comparison.reconstructions[name] = images
+            comparison.baselines[name] = {
+                "psnr": figures["psnr"],
+                "ssim": figures["ssim"],
+                "bpp": rate,
+                "protocol": f"Pillow, quality {quality}, whole files, one quality for all",
+            }
     return comparison
 
 
@@ -133,9 +151,15 @@ def _normalized(image: Tensor) -> Tensor:
 
 
 def _measured(
-    codebook_size: int, originals: Sequence[Tensor], images: Sequence[Tensor], indices: Sequence[Tensor]
+    codebook_size: int,
+    originals: Sequence[Tensor],
+    images: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    codec: TokenCodec | None = None,
 ) -> ImageMetrics:
     metrics = ImageMetrics(codebook_size)
     for original, image, tokens in zip(originals, images, indices, strict=True):
         metrics.update(_normalized(original), _normalized(image), tokens[None])
+        if codec is not None:
+            metrics.add_coded(codec, original[None], tokens[None])
     return metrics

@@ -15,10 +15,11 @@ from torch import Tensor
 from trainers.data.files import Folder, in_threads
 from trainers.data.folder import FolderData
 from trainers.image.crops import Crop, RandomScaleCrop, check_scale
-from trainers.image.files import MAX_PIXELS, ImageFile, class_names, greatest_found, groups, labelled, scan
+from trainers.image.files import ImageFile, class_names, groups, labelled, scan
 from trainers.image.fixed_crops import DEFAULT_EVALUATION, FixedCrop, NativeCrop
 from trainers.image.samples import FixedCrops, ImageStore, TrainingCrops
 from vqkit import Tiles
+from vqkit.media.pictures import MAX_PIXELS, greatest_found
 from vqkit.tokens.names import escaped
 
 SAMPLED = 16  # images with more than 8 bits of which the values are looked at, to warn

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import (
 
 from trainers.core.metrics import TokenizerMetrics, versions
 from trainers.image.measures.measure import ImageMeasure
+from vqkit.bitstream.container import Picture
 from vqkit.distributed import all_reduce_sum
 
 MS_SSIM_SMALLEST = 161
@@ -32,6 +33,12 @@ CODES_PROTOCOL = {
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
     "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
 }
+SHARED_CODES_PROTOCOL = {
+    "codebook_usage": "share of the codes of a codebook that any of its scales used at least once in the whole set; "
+    "perplexity 2^entropy of what all of them chose",
+}
+"""Of figures where levels share a codebook."""
+CODED_PROTOCOL = {"coded_bpp": "bits of files of indices (vqkit.bitstream), one for each image, with headers / pixels"}
 CONTINUOUS_PROTOCOL = {
     "kl": "KL(posterior || N(0, 1)) in nats, summed over dimensions, mean over the latent vectors of the set",
     "kl_bpp": "the same in bits, summed over latent vectors / pixels; decoded is the posterior's mean, without noise",
@@ -67,11 +74,18 @@ class ImageMetrics(TokenizerMetrics):
     Args:
         codebook_sizes: K of each level, or of the single codebook; with several the last axis of the indices is levels.
             Empty where latents are continuous.
+        books: the codebook of each level; see `CodebookUsage`.
         measures: by frozen networks; they start anew.
     """
 
-    def __init__(self, codebook_sizes: int | Sequence[int], *, measures: Sequence[ImageMeasure] = ()) -> None:
-        super().__init__(codebook_sizes)
+    def __init__(
+        self,
+        codebook_sizes: int | Sequence[int],
+        *,
+        books: Sequence[int] | None = None,
+        measures: Sequence[ImageMeasure] = (),
+    ) -> None:
+        super().__init__(codebook_sizes, books=books)
         self.measures = measures
         for measure in measures:
             measure.reset(torch.device("cpu"))
@@ -129,13 +143,18 @@ class ImageMetrics(TokenizerMetrics):
             self.tokens += (indices.reshape(-1, len(self.codebook_sizes)) >= 0).sum(0).to(self.tokens)
         return figures
 
+    def extent(self, originals: Tensor) -> Picture:
+        """See `TokenizerMetrics`."""
+        return Picture(originals.shape[-2], originals.shape[-1])
+
     def compute(self) -> dict[str, float]:
         """The figures of all ranks; every rank must call it.
 
         Returns:
             psnr (dB), ssim, ms_ssim (only if every image was large enough), those of the measures, images, not_finite
-            (reconstructions with NaN or infinity), bpp, tokens_per_image, and entropy_bpp and `usage_figures` if the
-            codes can be counted; without codes kl (nats per latent vector) and kl_bpp (bits per pixel).
+            (reconstructions with NaN or infinity), bpp, tokens_per_image, coded_bpp if files were added, and
+            entropy_bpp and `usage_figures` if the codes can be counted; without codes kl (nats per latent vector) and
+            kl_bpp (bits per pixel).
 
         Raises:
             ValueError: no image was seen on any rank.
@@ -143,6 +162,7 @@ class ImageMetrics(TokenizerMetrics):
         psnr_sum, ssim_sum, ms_ssim_sum, images, large, pixels, broken = all_reduce_sum(self.sums.clone()).tolist()
         tokens, (nats, vectors) = all_reduce_sum(self.tokens).tolist(), all_reduce_sum(self.divergence).tolist()
         usage, entropies = self.usage_figures()
+        coded_bits = self.coded_bits()
         if not images:
             raise ValueError("no images were measured: the split is empty")
         figures = {"psnr": psnr_sum / images, "ssim": ssim_sum / images}
@@ -155,11 +175,12 @@ class ImageMetrics(TokenizerMetrics):
             figures |= {"bpp": bits / pixels, "tokens_per_image": sum(tokens) / images}
         elif vectors:
             figures |= {"kl": nats / vectors, "kl_bpp": nats / math.log(2) / pixels}
+        figures |= {"coded_bpp": coded_bits / pixels} if coded_bits else {}
         figures |= {"images": int(images), "not_finite": int(broken)}
         if not usage:
             return figures
-        coded = sum(count * entropy for count, entropy in zip(tokens, entropies, strict=True))
-        return figures | {"entropy_bpp": coded / pixels} | usage
+        bits = sum(count * entropy for count, entropy in zip(tokens, entropies, strict=True))
+        return figures | {"entropy_bpp": bits / pixels} | usage
 
 
 def protocol(
@@ -178,6 +199,7 @@ def protocol(
         circumstances: facts that only the caller knows (split, resize and crop, checkpoint, precision).
     """
     record: dict[str, Any] = PROTOCOL | (CODES_PROTOCOL if "bpp" in figures else CONTINUOUS_PROTOCOL)
+    record |= CODED_PROTOCOL if "coded_bpp" in figures else {}
     if "ms_ssim" not in figures:
         record["ms_ssim"] = f"not measured: needs at least {MS_SSIM_SMALLEST} pixels on the shorter side of every image"
     if measures:

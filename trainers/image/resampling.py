@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from trainers.image.files import reduced_size
+from vqkit.media.pictures import reduced_size
 
 
 class ShownWithArguments:

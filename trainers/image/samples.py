@@ -10,7 +10,8 @@ from torchvision.transforms.v2 import functional
 from trainers.data.files import FileStore
 from trainers.data.samples import EvaluationSamples, TrainingSamples
 from trainers.image.crops import Crop, channels_first
-from trainers.image.files import ImageFile, read, reduced_size
+from trainers.image.files import ImageFile
+from vqkit.media.pictures import read, reduced_size
 
 
 class ImageStore(FileStore[ImageFile]):
@@ -21,7 +22,7 @@ class ImageStore(FileStore[ImageFile]):
         files: Its image files.
         crop: What is done to them.
         resolution: Side of its squares, in pixels.
-        white: As for `trainers.image.files.read`, like `max_pixels`.
+        white: As for `vqkit.media.pictures.read`, like `max_pixels`.
         max_pixels: See there.
     """
 

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from trainers.core.task import TokenizerTask
 from trainers.image.fixed_crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
-from trainers.image.metrics import BY_PIXELS, ImageMetrics, protocol, psnr, to_uint8_grid
+from trainers.image.metrics import BY_PIXELS, SHARED_CODES_PROTOCOL, ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import Tiles, Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.parts.compatibility import check_names
@@ -115,12 +115,15 @@ class ImageTokenizerTask(TokenizerTask):
 
     def new_metrics(self, split: str) -> ImageMetrics:
         """The image metrics, and the measures of the split."""
-        return ImageMetrics(self.tokenizer.quantizer.level_sizes, measures=self.measures[split])
+        quantizer = self.tokenizer.quantizer
+        return ImageMetrics(quantizer.level_sizes, books=quantizer.level_books, measures=self.measures[split])
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        facts = dict(circumstances)
+        quantizer = self.tokenizer.quantizer
+        shared = len(quantizer.book_sizes) < len(quantizer.level_sizes)
+        facts = circumstances | (SHARED_CODES_PROTOCOL if shared else {})
         for key, name in (("preprocessing", "preprocessing"), ("files_sha256", "evaluation_hash")):
             # A data module of one's own need not have it.
             facts[key] = getattr(data, name)() if hasattr(data, name) else f"unknown: the data module has no {name}()"

@@ -29,8 +29,8 @@ def announcement(command: str, task: TokenizerTask, data: LightningDataModule, r
     listed = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
     if command == TrainerFn.PREDICTING:
         tokenizer.quantizer.check_has_codes("predict")
-    levels = tokenizer.quantizer.codebook_sizes
-    codes = f"{codes_in_words(levels)} codes" if levels else f"{tokenizer.quantizer.dim} continuous channels"
+    books = tokenizer.quantizer.book_sizes
+    codes = f"{codes_in_words(books)} codes" if books else f"{tokenizer.quantizer.dim} continuous channels"
     if isinstance(tokenizer, AudioTokenizer):
         codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
     frozen = f"; frozen: {', '.join(task.frozen)}" if task.frozen else ""
@@ -46,6 +46,6 @@ def announcement(command: str, task: TokenizerTask, data: LightningDataModule, r
 
 
 def codes_in_words(sizes: Sequence[int]) -> str:
-    """The sizes of the codebooks, level by level, those that repeat in one: 4096 + 3 x 1024."""
+    """The sizes of the codebooks, in the order of the levels, those that repeat in one: 4096 + 3 x 1024."""
     counted = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
     return " + ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in counted)

@@ -17,6 +17,7 @@ _CORE = {
 
 MOVED_MODULES = {
     "trainers.data.audio": "trainers.audio",
+    "trainers.data.channels": "trainers.audio",
     "trainers.data.images": "trainers.image",
     "trainers.discriminators": "trainers.audio",
     "trainers.objectives": "trainers.audio",

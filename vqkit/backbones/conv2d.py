@@ -3,9 +3,9 @@
 Source: Esser, Rombach, Ommer 2021 (arXiv:2012.09841), appendix, table 7: residual blocks of group norm, swish and 3x3
 convolution; strided convolution downwards, nearest neighbour and convolution upwards; attention at coarse maps.
 Differs: attention is listed by downsampling factor, not by the size of a map, so that one model takes images of any
-size, and has heads of up to 64 channels (published: one head); residual branches start at zero, and so does attention,
-which makes a deep model start as a shallow one; two additions, `patch_size` and `linear_path`, make small models quick
-to train.
+size, and has heads of up to 64 channels (published: `attention_heads=1`); residual branches start at zero, and so does
+attention, which makes a deep model start as a shallow one; two additions, `patch_size` and `linear_path`, make small
+models quick to train. `vqkit.convert` builds the models whose weights are published (`docs/weights.md`).
 """
 
 import itertools
@@ -36,12 +36,17 @@ class ConvEncoder2d(Configured, nn.Module):
         channel_multipliers: width of each level relative to `channels`; between two levels the map is halved.
         num_res_blocks: residual blocks per level; two more follow after the last level.
         attention_factors: downsampling factors, counted from the image, at which each residual block is followed by
-            self-attention (what others list as attention resolutions). If the last level's is listed, it also stands
-            between the two last blocks.
+            self-attention (what others list as attention resolutions).
+        attention_heads: of each self-attention; None: as many as heads of up to 64 channels need. 1 as published.
+        middle_attention: whether self-attention stands between the two last blocks; None: if the last level's factor is
+            listed. True in taming-transformers, whatever is listed.
         patch_size: p; the image is first rearranged to p x p patches of C p^2 channels. 1 is the published model.
         linear_path: add a linear projection of each f x f patch to the latents and start the convolutions at zero.
             Training then starts from a truncated cosine transform of the patches, which is close to their principal
             components, instead of from noise. Give the decoder the same.
+        latent_kernel_size: odd size of one more convolution, behind all others: `quant_conv` of the published models,
+            1, or 3 in VAR. None: there is none.
+        latent_channels: channels between it and the others; None: `dim`.
         norm_groups: groups of each group norm; must divide the width of every level.
         norm_eps: added to each variance: 1e-6 as in the released models; tokenizers of vqkit 0.1 had 1e-5, which moves
             the latents of a nearly uniform image by up to a hundredth.
@@ -72,6 +77,10 @@ class ConvEncoder2d(Configured, nn.Module):
         channel_multipliers: Sequence[int] = (1, 2, 4),
         num_res_blocks: int = 2,
         attention_factors: Sequence[int] = (),
+        attention_heads: int | None = None,
+        middle_attention: bool | None = None,
+        latent_kernel_size: int | None = None,
+        latent_channels: int | None = None,
         patch_size: int = 1,
         linear_path: bool = False,
         norm_groups: int = 32,
@@ -81,7 +90,9 @@ class ConvEncoder2d(Configured, nn.Module):
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
         norm = _norms(norm_groups, norm_eps)
+        attention = partial(Attention2d, norm=norm, heads=attention_heads)
         check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
+        inner = _latent_channels(dim, latent_channels, latent_kernel_size)
         self.in_channels = in_channels
         self.dim = dim
         self.downsampling_factor = factors[-1]
@@ -97,9 +108,12 @@ class ConvEncoder2d(Configured, nn.Module):
                 layers.append(ResidualBlock2d(width, next_width, norm=norm, dropout=dropout))
                 width = next_width
                 if factor in attention_factors:
-                    layers.append(Attention2d(width, norm=norm))
-        layers += _middle(width, factors[-1] in attention_factors, norm, dropout)
-        layers += [norm(width), nn.SiLU(), nn.Conv2d(width, dim, 3, padding=1)]
+                    layers.append(attention(width))
+        in_middle = factors[-1] in attention_factors if middle_attention is None else middle_attention
+        layers += _middle(width, attention if in_middle else None, norm, dropout)
+        layers += [norm(width), nn.SiLU(), nn.Conv2d(width, inner, 3, padding=1)]
+        if latent_kernel_size is not None:
+            layers.append(nn.Conv2d(inner, dim, latent_kernel_size, padding=latent_kernel_size // 2))
         self.layers = nn.Sequential(*layers)
         self.linear = None
         if linear_path:
@@ -133,6 +147,7 @@ class ConvDecoder2d(Configured, nn.Module):
     Args:
         out_channels: C.
         num_res_blocks: one less than the residual blocks per level, as in the published model; two more come first.
+        latent_kernel_size: of a convolution in front of all others, `post_quant_conv` of the published models.
 
     Raises:
         ValueError: if a size is not positive or does not fit.
@@ -149,6 +164,10 @@ class ConvDecoder2d(Configured, nn.Module):
         channel_multipliers: Sequence[int] = (1, 2, 4),
         num_res_blocks: int = 2,
         attention_factors: Sequence[int] = (),
+        attention_heads: int | None = None,
+        middle_attention: bool | None = None,
+        latent_kernel_size: int | None = None,
+        latent_channels: int | None = None,
         patch_size: int = 1,
         linear_path: bool = False,
         norm_groups: int = 32,
@@ -158,19 +177,25 @@ class ConvDecoder2d(Configured, nn.Module):
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
         norm = _norms(norm_groups, norm_eps)
+        attention = partial(Attention2d, norm=norm, heads=attention_heads)
         check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
+        inner = _latent_channels(dim, latent_channels, latent_kernel_size)
         self.out_channels = out_channels
         self.dim = dim
         self.downsampling_factor = factors[-1]
         width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
-        layers += _middle(width, factors[-1] in attention_factors, norm, dropout)
+        layers: list[nn.Module] = []
+        if latent_kernel_size is not None:
+            layers.append(nn.Conv2d(dim, inner, latent_kernel_size, padding=latent_kernel_size // 2))
+        layers.append(nn.Conv2d(inner, width, 3, padding=1))
+        in_middle = factors[-1] in attention_factors if middle_attention is None else middle_attention
+        layers += _middle(width, attention if in_middle else None, norm, dropout)
         for level in reversed(range(len(widths))):
             for _ in range(num_res_blocks + 1):
                 layers.append(ResidualBlock2d(width, widths[level], norm=norm, dropout=dropout))
                 width = widths[level]
                 if factors[level] in attention_factors:
-                    layers.append(Attention2d(width, norm=norm))
+                    layers.append(attention(width))
             if level > 0:
                 layers.append(Upsample2d(width))
         output = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
@@ -226,13 +251,18 @@ class Attention2d(nn.Module):
     """x + self-attention over all positions of the map; time and not memory grows with (H W)^2.
 
     Args:
-        channels: width; split into heads of the largest size up to 64 that divides both it and 64.
+        channels: width.
         norm: builds a group norm for a width.
+        heads: among which it is split; None: heads of the largest size up to 64 that divides both it and 64.
     """
 
-    def __init__(self, channels: int, *, norm: Norm) -> None:
+    def __init__(self, channels: int, *, norm: Norm, heads: int | None = None) -> None:
         super().__init__()
-        self.num_heads = channels // math.gcd(channels, 64)
+        if heads is not None and (heads < 1 or channels % heads):
+            raise ValueError(
+                f"attention_heads={heads}: expected a divisor of the width {channels} of a level, such as 1"
+            )
+        self.num_heads = channels // math.gcd(channels, 64) if heads is None else heads
         self.norm = norm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.output = nn.Conv2d(channels, channels, 1)
@@ -326,11 +356,28 @@ def _norms(groups: int, eps: float) -> Norm:
     return partial(nn.GroupNorm, groups, eps=eps)
 
 
-def _middle(width: int, attention: bool, norm: Norm, dropout: float) -> list[nn.Module]:
+def _middle(width: int, attention: Callable[[int], nn.Module] | None, norm: Norm, dropout: float) -> list[nn.Module]:
     blocks: list[nn.Module] = [ResidualBlock2d(width, width, norm=norm, dropout=dropout) for _ in range(2)]
-    if attention:
-        blocks.insert(1, Attention2d(width, norm=norm))
+    if attention is not None:
+        blocks.insert(1, attention(width))
     return blocks
+
+
+def _latent_channels(dim: int, latent_channels: int | None, kernel_size: int | None) -> int:
+    """Channels on the inner side of the convolution next to the quantizer."""
+    if latent_channels is None:
+        latent_channels = dim
+    elif kernel_size is None:
+        raise ValueError(
+            f"latent_channels={latent_channels}: latent_kernel_size=None has no convolution from these to dim={dim}; "
+            "set it to 1"
+        )
+    check_positive(latent_channels=latent_channels)
+    if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
+        raise ValueError(
+            f"latent_kernel_size={kernel_size}: expected an odd number, 1 or 3, or None for no convolution"
+        )
+    return latent_channels
 
 
 def _zero(layer: nn.Module) -> None:

@@ -52,6 +52,7 @@ class CascadedCodebook(Codebook):
 
     rows = "frozen"
     cascaded = True
+    per_code = ("vectors", "index_vectors")
 
     index_vectors: Tensor
 

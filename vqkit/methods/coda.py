@@ -55,6 +55,7 @@ class AttentionCodebook(Codebook):
 
     rows = "derived"
     attention = True
+    per_code = ("base",)
 
     base: Tensor
 
@@ -126,6 +127,7 @@ class AttentionTable(FrozenCodebook):
     """
 
     attention = True
+    per_code = ("vectors", "keys")
 
     keys: Tensor
     query_weight: Tensor

@@ -5,6 +5,7 @@ Source: Chang et al. 2025, "Scalable Training for Vector-Quantized Networks with
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -140,6 +141,8 @@ class BridgedCodebook(ProjectedCodebook):
     Raises:
         ValueError: an argument is out of its range, or K is not a multiple of patch_size^2.
     """
+
+    per_code: ClassVar[tuple[str, ...]] = ()
 
     projector: Bridge
 

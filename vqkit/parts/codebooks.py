@@ -1,5 +1,6 @@
 """Codebooks: the code vectors, and all other state of a quantizer."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.functional import matching_map
 from vqkit.kmeans import kmeans
-from vqkit.precision import FullPrecisionModule
+from vqkit.precision import FullPrecisionModule, widened
 from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured
 
@@ -38,6 +39,8 @@ class Codebook(Configured, FullPrecisionModule):
             weights (`bake` stores them), "frozen" where they stay.
         cascaded: whether one table is searched and another is read.
         attention: whether keys stand in a space of their own, where they are compared with `queries` of the vectors.
+        per_code: names of the tensors that hold a row for each code, of which `with_rows` makes others; none where a
+            code is what it is by its place among the others.
 
     Args:
         codebook_size: K, at least 1.
@@ -56,6 +59,7 @@ class Codebook(Configured, FullPrecisionModule):
     rows: ClassVar[Literal["writable", "derived", "frozen"]] = "writable"
     cascaded: ClassVar[bool] = False
     attention: ClassVar[bool] = False
+    per_code: ClassVar[tuple[str, ...]] = ("vectors",)
 
     vectors: Tensor
     usage: Tensor
@@ -180,6 +184,42 @@ class Codebook(Configured, FullPrecisionModule):
     # ------------------------------------------------------------------ rewriting
 
     @torch.no_grad()
+    def with_rows(
+        self, source: Tensor, carried: Callable[[Tensor], Tensor], vectors: Tensor | None = None
+    ) -> "Codebook":
+        """A codebook of other rows, of the same class and with the same settings and counters.
+
+        Args:
+            source: (K',) which row each new one is a copy of.
+            carried: from what is counted for each code, (K, ...), to what is counted for each new one, (K', ...).
+            vectors: (K', D) code vectors instead of those of `source`.
+
+        Raises:
+            ValueError: the codes are not rows that can be taken one by one.
+        """
+        if not self.per_code:
+            raise ValueError(
+                f"{type(self).__name__} makes each code of all others, by their places: bake the quantizer, which "
+                "stores them as a table, and cut that"
+            )
+        other = copy.deepcopy(self)
+        other.codebook_size = len(source)
+        other.record(codebook_size=len(source))
+        for name in self.per_code:
+            rows = getattr(self, name)
+            setattr(other, name, nn.Parameter(rows[source]) if isinstance(rows, nn.Parameter) else rows[source])
+        for name in ("usage", "pending_counts", "pending_sums"):
+            setattr(other, name, carried(getattr(self, name)))
+        other.rewritten = self.rewritten[source]
+        if vectors is not None:
+            other.write(vectors)
+        return other
+
+    def write(self, vectors: Tensor) -> None:
+        """Make `vectors` (K, D) the code vectors; for `with_rows`."""
+        self.vectors.copy_(vectors)
+
+    @torch.no_grad()
     def overwrite(self, indices: Tensor, vectors: Tensor, *, share: Tensor, usage: Tensor) -> None:
         """Rewrite rows, in full or in part.
 
@@ -295,6 +335,7 @@ class ProjectedCodebook(Codebook):
     """
 
     rows = "derived"
+    per_code: ClassVar[tuple[str, ...]] = ("base",)
 
     base: Tensor
     projector: nn.Module
@@ -317,6 +358,23 @@ class ProjectedCodebook(Codebook):
         """Set the map so that the codes have the mean and covariance of `samples` (M, D); see `Codebook`."""
         self.match_samples(samples, seed)
         self.assume_uniform_usage(vectors_per_step)
+
+    def write(self, vectors: Tensor) -> None:
+        """Change the base by as little as makes `vectors` (K, D) the codes; see `Codebook`.
+
+        Raises:
+            ValueError: no base makes the map give them.
+        """
+        if isinstance(self.projector, nn.Linear):
+            change = widened(vectors - self())
+            self.base.add_((change @ torch.linalg.pinv(widened(self.projector.weight)).mT).to(self.base.dtype))
+            error = (self() - vectors).norm()
+            if error <= 1e-3 * change.norm() + 1e-5 * vectors.norm():
+                return
+        raise ValueError(
+            f"{type(self).__name__}: its map gives no code vectors like these; bake the quantizer, which stores the "
+            "codes as a table, and cut that"
+        )
 
     def match_samples(self, samples: Tensor, seed: int) -> None:
         """Set the map for `initialize`.
@@ -354,6 +412,7 @@ class CascadedTable(FrozenCodebook):
     """
 
     cascaded = True
+    per_code = ("vectors", "index_vectors")
 
     index_vectors: Tensor
 

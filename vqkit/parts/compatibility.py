@@ -31,12 +31,14 @@ class Member(Protocol):
         codebook: its own; None where it stores none.
         estimator: its own; None where it has none.
         has_projection: whether trainable maps lead into its code space.
+        has_mask_token: whether a trained vector stands where an index is -1.
     """
 
     dim: int
     codebook: Codebook | None
     estimator: Estimator | None
     has_projection: bool
+    has_mask_token: bool
 
 
 # ---------------------------------------------------------------------- the parts of one quantizer
@@ -270,6 +272,11 @@ def _nothing_is_cut_off_by_an_estimator_over_the_sum(
         yield (
             f"the stages project into a code space, and a {name} over the sum would cut these projections off from the "
             "decoder: pass estimator=None, so that each stage keeps its own estimator, or leave codebook_dim out"
+        )
+    if any(quantizer.has_mask_token for quantizer in quantizers) and not estimator.trains_codebook:
+        yield (
+            f"a mask token learns from the decoder alone, and a {name} over the sum would cut it off: pass "
+            "estimator=None, or mask_token=False"
         )
     if any(own.trains_codebook for own in _estimators(quantizers)) and not estimator.trains_codebook:
         yield (

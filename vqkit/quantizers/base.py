@@ -4,7 +4,7 @@ Users call `forward`, `encode` and `decode`. Subclasses write `quantize` for vec
 composites call on their members.
 """
 
-import warnings
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -29,6 +29,7 @@ from vqkit.runtime import (
     recomputing,
     transformed,
     uncompiled,
+    warn_caller,
 )
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
@@ -66,6 +67,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
     """How many positions of a sequence are encoded together; None where only whole samples are."""
     has_projection: bool = False
     """Whether trainable maps stand between the input and the code space."""
+    has_mask_token: bool = False
+    """Whether a trained vector stands where an index is -1."""
     moments: int = 1
     """Numbers that the input holds for each of the `dim` channels: 2 where means are followed by log-variances."""
 
@@ -134,7 +137,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         """Vectors of `indices`, in the layout of `forward`.
 
         Args:
-            indices: integers, (B, *S) or (B, *S, levels); -1 decodes to 0.
+            indices: integers, (B, *S) or (B, *S, levels); -1 decodes to 0. Levels may be all or the first ones, and
+                those behind them count as -1.
 
         Returns:
             float32 (float64 once the module was moved to it).
@@ -284,6 +288,22 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         return self.codebook_sizes
 
     @property
+    def level_books(self) -> tuple[int, ...]:
+        """Which codebook each of `level_sizes` chooses from, by number: equal where levels share one."""
+        return tuple(range(len(self.level_sizes)))
+
+    @property
+    def book_sizes(self) -> tuple[int, ...]:
+        """The size of each codebook that levels choose from, those that they share once."""
+        pairs = list(zip(self.level_books, self.level_sizes, strict=True))
+        return tuple(max(size for other, size in pairs if other == book) for book in dict.fromkeys(self.level_books))
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits of a token with all its levels, before entropy coding; the mean, where those of a sample differ."""
+        return sum(map(math.log2, self.codebook_sizes))
+
+    @property
     def level_strides(self) -> tuple[int, ...]:
         """Positions of a sequence for one index of each of `level_sizes`."""
         return (1,) * len(self.level_sizes)
@@ -304,6 +324,22 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             indices: (B, ...) as `encode` returns them.
         """
         return indices
+
+    def to_grids(self, indices: Tensor) -> list[Tensor]:
+        """The indices of each of `level_sizes` on a grid of its own: (B, ...) as `encode` returns them, of all levels
+        or of the first ones -> (B, *grid), coarse first.
+        """
+        return list(indices.unbind(-1)) if self.level_axis else [indices]
+
+    def from_grids(self, grids: Sequence[Tensor]) -> Tensor:
+        """What `to_grids` was given."""
+        return torch.stack(list(grids), dim=-1) if self.level_axis else grids[0]
+
+    def level_tables(self) -> list[Tensor | None]:
+        """Of each of `level_sizes` the stored codes, (K, D) in the code space; None where they are computed, since
+        another machine rounds in another way.
+        """
+        return [None] * len(self.level_sizes)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -366,7 +402,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         """Warn of something once for each quantizer and `kind`, with its name in front."""
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(f"{type(self).__name__}: {message}", stacklevel=3)
+            warn_caller(f"{type(self).__name__}: {message}")
 
 
 class VectorQuantizer(BaseQuantizer):

@@ -84,6 +84,10 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
+    def level_tables(self) -> list[Tensor | None]:
+        """Those of the members; see `BaseQuantizer`."""
+        return [table for member in self.members for table in member.level_tables()]
+
     def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
         """How much was quantized, if a reduction here or in a member reads choices; see `BaseQuantizer`."""
         inner = (module for module in self.modules() if isinstance(module, CompositeQuantizer))
@@ -284,6 +288,13 @@ def shares_of(quantized: Quantized, wholes: Sequence[Tensor]) -> list[Tensor]:
     """
     pairs = zip(quantized.members, wholes, strict=True)
     return [quantized.valid.sum() * (made.valid.sum().to(made.vectors) / whole.clamp(min=1)) for made, whole in pairs]
+
+
+def join_stages(grids: Sequence[Tensor], levels: int, *, level_axis: bool) -> list[Tensor]:
+    """Grids of each level, `levels` for each stage, to those of each stage: (B, *grid), or (B, *grid, levels)."""
+    if not level_axis:
+        return list(grids)
+    return [torch.stack(list(grids[first : first + levels]), dim=-1) for first in range(0, len(grids), levels)]
 
 
 def build_members(

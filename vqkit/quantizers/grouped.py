@@ -31,9 +31,9 @@ class GroupedQuantizer(CompositeQuantizer):
     FQGAN's factorized quantization is groups with `codebook_dim=8, normalize=True` and `losses=[Disentanglement()]`.
     The adapter of each branch belongs to the encoder, whose output channels are the branches' one after another.
 
-    Unlike residual stages, a part of the groups decodes to nothing useful: `decode` wants all of them, and
-    `NestedGroupedQuantizer` is trained for less. An index of -1
-    leaves the channels of its group at 0.
+    The channels of a group that a prefix of the levels does not reach, or whose index is -1, decode to 0: what is
+    there of the others is exact, but a decoder makes something of it only where it was trained for less than all
+    groups, as by a `NestedGroupedQuantizer`.
 
     Args:
         group: builds one group, and is called `num_groups` times so that no two share a codebook; or a list of one
@@ -117,14 +117,10 @@ class GroupedQuantizer(CompositeQuantizer):
         return self.join_levels(parts, valid.shape)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """The groups' vectors side by side: (..., num_codebooks) int64 -> (..., dim)."""
-        if indices.shape[-1] != self.num_codebooks:
-            raise ValueError(
-                f"indices has shape {tuple(indices.shape)}: its last axis holds {self.num_codebooks} indices, one for "
-                "each codebook of the groups; put -1 where a group shall give zeros"
-            )
-        parts = zip(self.groups, self.split_levels(indices), strict=True)
-        return torch.cat([group.lookup(levels) for group, levels in parts], dim=-1)
+        """The groups' vectors side by side: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
+        parts = zip(self.groups, self.split_levels(indices), strict=False)
+        found = torch.cat([group.lookup(levels) for group, levels in parts], dim=-1)
+        return nn.functional.pad(found, (0, self.dim - found.shape[-1]))
 
     def chosen_vectors(self, quantized: Quantized) -> Tensor:
         """What the groups chose, side by side; see `BaseQuantizer`."""
@@ -160,7 +156,7 @@ class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
     """Groups of which in training a sample may use the first n alone, so that these say most and decode without others.
 
     Groups that are left out have index -1, no loss and no statistics, and the decoder gets 0 in their channels. Outside
-    of training all are used, and `decode` takes the first levels alone.
+    of training all are used.
 
     Args:
         group: see `GroupedQuantizer`.
@@ -197,7 +193,3 @@ class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
         depths = self.sample_depths(self.number_forward(latents), valid.shape[0])
         numbers = range(len(self.groups))
         return [valid if depths is None else used(valid, depths, number) for number in numbers]
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """The groups' vectors side by side, for any prefix of the levels; 0 for groups that are not there."""
-        return super().lookup(nn.functional.pad(indices, (0, self.num_codebooks - indices.shape[-1]), value=-1))

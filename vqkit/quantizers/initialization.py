@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqkit import distributed
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.runtime import warn_caller
 from vqkit.sharding import refuse_sharded
 
 INITIALIZE_FIRST = "what it writes would be lost: call it before fully_shard"
@@ -71,7 +72,7 @@ def named_in_warnings(member: str) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        warnings.warn(f"{warning.message} ({member})", warning.category, stacklevel=4)
+        warn_caller(f"{warning.message} ({member})", warning.category)
 
 
 def _share(samples: int) -> int:

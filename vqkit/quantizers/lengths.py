@@ -42,8 +42,8 @@ class UniformLengths(PrefixLengths):
     """
 
     def __init__(self, least: int = 1) -> None:
-        if least < 1:
-            raise ValueError(f"least={least}: expected the shortest length, at least 1")
+        if least < 1 or least != int(least):
+            raise ValueError(f"least={least}: expected the shortest length, a whole number of at least 1")
         self.least = least
 
     def __call__(self, uniform: Tensor, whole: int) -> Tensor:
@@ -110,8 +110,11 @@ class NestedLengths(PrefixLengths):
     """
 
     def __init__(self, probabilities: Sequence[float] = (0.0, 0.2, 0.3, 0.4)) -> None:
-        if list(probabilities) != sorted(probabilities) or not all(0 <= chance <= 1 for chance in probabilities):
-            raise ValueError(f"probabilities={probabilities}: expected numbers in [0, 1], none below the one before")
+        ordered = list(probabilities) == sorted(probabilities)
+        if not probabilities or not ordered or not all(0 <= chance <= 1 for chance in probabilities):
+            raise ValueError(
+                f"probabilities={probabilities}: expected numbers in [0, 1], none below the one before, at least one"
+            )
         self.probabilities = probabilities
 
     def __call__(self, uniform: Tensor, whole: int) -> Tensor:

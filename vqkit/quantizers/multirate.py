@@ -10,7 +10,7 @@ from vqkit import distributed
 from vqkit.indices import check_indices
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, shares_of, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, join_stages, shares_of, used
 from vqkit.quantizers.initialization import collect_maps, enough_samples, named_in_warnings
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.pyramid import where_any
@@ -117,6 +117,12 @@ class MultiRateQuantizer(DepthDropout):
     def level_sizes(self) -> tuple[int, ...]:
         """The size of each level's codebook, or of each of its codebooks; see `by_level`."""
         return tuple(size for stage in self.stages for size in stage.codebook_sizes)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean over the indices of a step; see `BaseQuantizer`."""
+        pairs = zip(self._per_step, self.stages, strict=True)
+        return sum(count * stage.bits_per_token for count, stage in pairs) / sum(self._per_step)
 
     @property
     def level_strides(self) -> tuple[int, ...]:
@@ -245,6 +251,15 @@ class MultiRateQuantizer(DepthDropout):
     def join_levels(self, indices: Iterable[Tensor], shape: Sequence[int] = ()) -> Tensor:
         """What `split_levels` gave, in a row again: (B, T / stride[, levels]) of each level -> (B, L[, levels])."""
         return torch.cat(list(indices), dim=1)
+
+    def to_grids(self, indices: Tensor) -> list[Tensor]:
+        """(B, L[, levels]) -> (B, T / stride) of each of `level_sizes`; see `BaseQuantizer`."""
+        parts = self.split_levels(indices)
+        return [grid for part in parts for grid in (part.unbind(-1) if self.level_axis else (part,))]
+
+    def from_grids(self, grids: Sequence[Tensor]) -> Tensor:
+        """What `to_grids` was given, of all levels; see `BaseQuantizer`."""
+        return self.join_levels(join_stages(grids, self.num_codebooks, level_axis=self.level_axis))
 
     def interleave(self, indices: Tensor) -> Tensor:
         """In the order of time: (B, L[, levels]) -> (B, steps, n[, levels]), the n indices of a step coarse first."""

@@ -16,7 +16,7 @@ from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.binary import BinaryQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members, shares_of, used
+from vqkit.quantizers.composite import SampleDropout, build_members, join_stages, shares_of, used
 from vqkit.quantizers.flips import BitFlips
 from vqkit.quantizers.initialization import collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
@@ -164,6 +164,18 @@ class MultiScaleQuantizer(SampleDropout):
         if self.prefixes is not None:
             return self.prefixes
         return tuple(size for stage in self.calls for size in stage.codebook_sizes)
+
+    @property
+    def level_books(self) -> tuple[int, ...]:
+        """A codebook for all scales, or one for each, times the levels of a stage; see `BaseQuantizer`."""
+        return tuple(range(len(self.stages) * self.num_codebooks)) * (len(self.grids) // len(self.stages))
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean over the cells of all scales; see `BaseQuantizer`."""
+        cells = [math.prod(grid) for grid in self.grids for _ in range(self.num_codebooks)]
+        pairs = zip(cells, self.level_sizes, strict=True)
+        return sum(count * math.log2(size) for count, size in pairs) / self.ends[-1]
 
     # ------------------------------------------------------------------ the chain
 
@@ -351,6 +363,19 @@ class MultiScaleQuantizer(SampleDropout):
     def by_level(self, indices: Tensor) -> Tensor:
         """(B, n[, levels]) -> (B, n, scales * levels), -1 in the columns of other scales; see `BaseQuantizer`."""
         return self.pyramid.apart(indices if self.level_axis else indices.unsqueeze(-1))
+
+    def to_grids(self, indices: Tensor) -> list[Tensor]:
+        """(B, n[, levels]) of whole scales -> (B, *grid) of each of `level_sizes`; see `BaseQuantizer`."""
+        return [grid for part in self._parts(indices) for grid in (part.unbind(-1) if self.level_axis else (part,))]
+
+    def from_grids(self, grids: Sequence[Tensor]) -> Tensor:
+        """What `to_grids` was given; see `BaseQuantizer`."""
+        return self.pyramid.join(join_stages(grids, self.num_codebooks, level_axis=self.level_axis))
+
+    def level_tables(self) -> list[Tensor | None]:
+        """Those of the stage of each scale; see `BaseQuantizer`."""
+        tables = [table for stage in self.calls for table in stage.level_tables()]
+        return [None if table is None else table[:size] for table, size in zip(tables, self.level_sizes, strict=True)]
 
     def _parts(self, indices: Tensor) -> list[Tensor]:
         return self.pyramid.split(indices, level_axis=self.level_axis)

@@ -61,6 +61,7 @@ class PrefixQuantizer(SampleDropout):
         super().__init__([tokens], tokens.dim, dropout=dropout, lengths=lengths, seed=seed, **named)
         self.quantizer = tokens
         self.level_axis = self.quantizer.level_axis
+        self.has_mask_token = mask_token
         self.mask_token = nn.Parameter(torch.empty(self.dim, dtype=torch.float32)) if mask_token else None
         if self.mask_token is not None:
             nn.init.trunc_normal_(self.mask_token, std=0.02)

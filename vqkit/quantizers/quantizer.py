@@ -203,6 +203,10 @@ class Quantizer(VectorQuantizer):
         plain &= not (self.has_projection or self.normalize or self.codebook.cascaded or self.codebook.attention)
         return self.search.metric if plain else None
 
+    def level_tables(self) -> list[Tensor | None]:
+        """The codebook, where it is stored; see `BaseQuantizer`."""
+        return [None if self.codebook.rows == "derived" else self.codebook().detach()]
+
     def nearest_codes(self) -> Tensor:
         """The codes (K, dim)."""
         return self.code_vectors()

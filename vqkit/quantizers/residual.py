@@ -15,7 +15,7 @@ from vqkit.quantizers.initialization import collect_vectors, enough_samples, nam
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverMembers, Reduction
-from vqkit.runtime import known
+from vqkit.runtime import autocast_disabled, known
 
 
 class ResidualQuantizer(DepthDropout):
@@ -159,7 +159,8 @@ class ResidualQuantizer(DepthDropout):
             samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
             with named_in_warnings(f"stage {number}"):
                 stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
-            rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
+            with autocast_disabled(rows.device):
+                rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
     def extra_repr(self) -> str:
         """Chain and layout, and how `encode` searches the stages."""

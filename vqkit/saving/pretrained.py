@@ -32,6 +32,7 @@ _SHOWN = 8
 """Most folders that a message lists, those with the most similar names."""
 MARK = "saved_together"
 """Entry of both files, equal in what was saved together; files of others have none."""
+PROVENANCE = "provenance"
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
 
@@ -41,7 +42,13 @@ class Pretrained(Configured):
 
     A saved module is a directory with `config.json` (format, version, class and constructor arguments) and
     `model.safetensors` (the whole `state_dict`). Derive as `class Model(Pretrained, nn.Module)`.
+
+    Attributes:
+        provenance: whose weights a model holds or started from, and their license, in words: saved with it. None where
+            nobody said so.
     """
+
+    provenance: Mapping[str, str] | None = None
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a directory.
@@ -59,6 +66,8 @@ class Pretrained(Configured):
         """
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
         tensors = _writable_state(self)
+        if self.provenance is not None:
+            config[PROVENANCE] = dict(self.provenance)
         config[MARK] = _mark(config, tensors)
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         sharded = isinstance(self, nn.Module) and is_sharded(self)
@@ -130,6 +139,8 @@ class Pretrained(Configured):
             check_finite(state, module)
             _match_dtypes(module, state)
             module.load_state_dict(state)
+        if PROVENANCE in config:
+            module.provenance = config[PROVENANCE]
         return module.to(map_location).eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Add vqkit model") -> str:
@@ -215,6 +226,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     with named(path):
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
+        told = config.get(PROVENANCE, {})
+        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+            raise ValueError(f"has {PROVENANCE}={told!r}: expected names and texts")
         version = config.get("format_version")
         if isinstance(version, int) and 1 <= version < FORMAT_VERSION:
             return dict(to_current_version(config, version))

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from vqkit import runtime
 from vqkit.backbones.protocol import properties_of
 from vqkit.quantizers.base import BaseQuantizer, QuantizerOutput
 from vqkit.quantizers.initialization import INITIALIZE_FIRST
-from vqkit.runtime import check_plain
+from vqkit.runtime import check_plain, warn_caller
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import as_forward, refuse_sharded
 
@@ -207,11 +206,10 @@ class Tokenizer(Pretrained, nn.Module):
         self._unlooked -= 1
         if self._lies_elsewhere(lowest, highest, least, greatest):
             self._unlooked = 0
-            warnings.warn(
+            warn_caller(
                 f"data has values from {lowest:.4g} to {highest:.4g}, and this {type(self).__name__} expects "
                 f"[{least:g}, {greatest:g}]: indices of other data than it was trained for are worse; convert them "
-                f"({self._conversions})",
-                stacklevel=3,
+                f"({self._conversions})"
             )
 
     @property

@@ -135,6 +135,7 @@ class Shard:
     def __init__(self, path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> None:
         self.path = path
         self._sizes = manifest["codebook_sizes"]
+        self._mapped: dict[str, Tensor] = {}
         with named(path):
             self._file = safe_open(path, framework="pt")
             slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
@@ -167,6 +168,7 @@ class Shard:
             sizes = [ends[-1] if ends else 0, *(manifest["shape"] or ())[free:]]
             if len(shape) != len(sizes) or any(size not in (None, own) for own, size in zip(shape, sizes, strict=True)):
                 raise ValueError(f"'indices' has shape {shape}: expected {sizes}, as the manifest says")
+            self._shape = tuple(shape)
 
     def _read_labels(self, metadata: dict[str, str], classes: int) -> list[int] | None:
         """The numbers of the samples' classes, checked."""
@@ -186,6 +188,10 @@ class Shard:
             raise ValueError(f"{name!r} is no list of {' x '.join(map(str, shape))} int64 of at least 0")
         return counts
 
+    def sample_shape(self, row: int) -> tuple[int, ...]:
+        """The shape of a sample's indices."""
+        return self._shape[1:] if self._ends is None else (*self._lengths[row], *self._shape[1:])
+
     def sample(self, row: int) -> Tensor:
         """The indices of a sample, (*shape) int64, -1 where masked."""
         if self._ends is None:
@@ -200,6 +206,12 @@ class Shard:
             ValueError: some are out of the range that the manifest gives.
         """
         with named(self.path):
-            indices = self._file.get_slice("indices")[rows].to(torch.int64)
+            indices = self._tensor("indices")[rows].to(torch.int64)
             check_indices(indices, self._sizes, level_axis=len(self._sizes) > 1)
-            return indices.masked_fill(self._file.get_slice("masked")[rows], -1) if self._masked else indices
+            return indices.masked_fill(self._tensor("masked")[rows], -1) if self._masked else indices
+
+    def _tensor(self, name: str) -> Tensor:
+        """A tensor of the file, which stays there until some of it is read (memory-mapped)."""
+        if name not in self._mapped:
+            self._mapped[name] = self._file.get_tensor(name)
+        return self._mapped[name]

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.utils.data import Dataset
 
+from vqkit.tokens.codebook_hash import codebook_hash
 from vqkit.tokens.manifests import IDENTITY, Shard, joined_shape, read_manifests
 
 
@@ -16,13 +18,14 @@ class TokenShards(Dataset[dict[str, Any]]):
     A sample is a dict: `"indices"`, (*shape) int64, -1 where masked; `"name"`, as the writer was given it; where there
     are classes `"label"`, the number of its class; for pictures in their own sizes `"extent"`, (2,) int64, height and
     width in pixels of the part of the decoded picture that is picture, from its upper left corner. Sequences and such
-    pictures come in their own size: join them with a collate function that pads or packs.
+    pictures come in their own size, which `pad_tokens` joins.
 
-        >>> shards = TokenShards("runs/mine/tokens")
-        >>> loader = torch.utils.data.DataLoader(shards, batch_size=64, shuffle=True)
+        >>> shards = TokenShards("runs/mine/tokens", expected=tokenizer.quantizer)
+        >>> loader = torch.utils.data.DataLoader(shards, batch_size=64, shuffle=True, collate_fn=pad_tokens)
 
     Args:
         directory: what `TokenShardWriter` filled.
+        expected: the quantizer that is going to decode the tokens, or its `codebook_hash`; None takes any tokens.
 
     Attributes:
         codebook_size: K, the largest where levels differ.
@@ -36,10 +39,11 @@ class TokenShards(Dataset[dict[str, Any]]):
 
     Raises:
         ValueError: there is no manifest, its format is not known, manifests disagree, a shard is missing or not what
-            its manifest says, or a name appears twice. Reading a sample whose indices are out of range raises it too.
+            its manifest says, a name appears twice, or another codebook than `expected` wrote them. Reading a sample
+            whose indices are out of range raises it too.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, expected: nn.Module | str | None = None) -> None:
         self.directory = Path(directory)
         manifests = read_manifests(self.directory)
         if not manifests:
@@ -48,6 +52,13 @@ class TokenShards(Dataset[dict[str, Any]]):
                 "`python -m trainers predict` filled"
             )
         first = next(iter(manifests.values()))
+        wanted = codebook_hash(expected) if isinstance(expected, nn.Module) else expected
+        if wanted not in (None, first["codebook_hash"]):
+            raise ValueError(
+                f"{self.directory} holds tokens of codebook_hash={first['codebook_hash']!r}, expected={wanted!r}: "
+                "another codebook decodes them to something else; give the quantizer that wrote them, or write them "
+                "again"
+            )
         version = max(manifest["format_version"] for manifest in manifests.values())
         self._shards = [(manifest, entry) for manifest in manifests.values() for entry in manifest["shards"]]
         shape: list[int | None] | None = None
@@ -106,11 +117,23 @@ class TokenShards(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def _place(self, index: int) -> tuple[Shard, int]:
         number, row = self._places[index]
         if number not in self._open:
             self._open[number] = self._shard(number)
-        shard = self._open[number]
+        return self._open[number], row
+
+    def sample_shape(self, index: int) -> tuple[int, ...]:
+        """The shape of a sample's indices, of which it reads none.
+
+        Args:
+            index: of the sample.
+        """
+        shard, row = self._place(index)
+        return shard.sample_shape(row)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shard, row = self._place(index)
         sample: dict[str, Any] = {"indices": shard.sample(row), "name": self.names[index]}
         if shard.labels is not None:
             sample["label"] = shard.labels[row]

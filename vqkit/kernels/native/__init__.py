@@ -74,3 +74,31 @@ def search_levels(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor
     """
     rows, *tables = [tensor[None].to(torch.float32).contiguous() for tensor in (x, *codebooks)]
     return torch.ops.vqkit_native.search(rows, tables, None, _METRICS.index(metric), 1, "")[0]
+
+
+def mixing_encode(ranks: Tensor, coarser: Tensor, plan: Sequence[int]) -> Tensor:
+    """`vqkit.bitstream.plain_mixing.encode`, where there are `variants`.
+
+    Args:
+        ranks: (cells,) int64.
+        coarser: (cells, 2) int64.
+        plan: its `numbers()`.
+
+    Returns:
+        (bytes,) uint8.
+    """
+    return torch.ops.vqkit_native.mixing_encode(ranks.contiguous(), coarser.contiguous(), torch.tensor(plan))
+
+
+def mixing_decode(data: Tensor, coarser: Tensor, plan: Sequence[int]) -> Tensor:
+    """`vqkit.bitstream.plain_mixing.decode`, where there are `variants`.
+
+    Args:
+        data: (bytes,) uint8.
+        coarser: (cells, 2) int64.
+        plan: its `numbers()`.
+
+    Returns:
+        (cells + 1,) int64: the ranks, and how many bytes they can take at most.
+    """
+    return torch.ops.vqkit_native.mixing_decode(data.contiguous(), coarser.contiguous(), torch.tensor(plan))

@@ -31,7 +31,7 @@ def library_path() -> Path:
 def sources() -> dict[str, list[str]]:
     """Name of each source for this machine -> its own flags."""
     headers = [f"-isystem{path}" for path in _cpp_extension().include_paths()]
-    own: dict[str, list[str]] = {"search_portable.cpp": [], "operator.cpp": [*STABLE_ABI, *headers]}
+    own: dict[str, list[str]] = {"search_portable.cpp": [], "mixing.cpp": [], "operator.cpp": [*STABLE_ABI, *headers]}
     return own | (INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else {})
 
 

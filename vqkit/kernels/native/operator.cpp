@@ -1,4 +1,5 @@
-// The operator vqkit_native::search: checks, the choice of a variant, and one parallel region. Stable ABI of PyTorch 2.10.
+// The operators of vqkit_native: checks, the choice of a variant of the search, and its one parallel region; the coder of
+// indices. Stable ABI of PyTorch 2.10.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "mixing.h"
 #include "search.h"
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -156,14 +158,51 @@ Tensor search(
   return indices;
 }
 
+MixingPlan mixing_plan(const Tensor& plan, const Tensor& coarser) {
+  check(plan, "plan", 1, ScalarType::Long);
+  check(coarser, "coarser", 2, ScalarType::Long);
+  MixingPlan read(static_cast<const int64_t*>(plan.const_data_ptr()), plan.size(0));
+  STD_TORCH_CHECK(read.valid, "plan is none: expected Plan.numbers()");
+  STD_TORCH_CHECK(coarser.size(0) == read.cells() && coarser.size(1) == 2, "coarser and plan do not match");
+  return read;
+}
+
+// ranks (cells) int64, coarser (cells, 2) int64, plan (n) int64 -> (bytes) uint8.
+Tensor mixing_encode(Tensor ranks, Tensor coarser, Tensor plan) {
+  const MixingPlan read = mixing_plan(plan, coarser);
+  check(ranks, "ranks", 1, ScalarType::Long);
+  STD_TORCH_CHECK(ranks.size(0) == read.cells(), "ranks and plan do not match");
+  const std::vector<uint8_t> written = vqkit::mixing_encode(
+      static_cast<const int64_t*>(ranks.const_data_ptr()), static_cast<const int64_t*>(coarser.const_data_ptr()), read);
+  Tensor data = torch::stable::empty({static_cast<int64_t>(written.size())}, ScalarType::Byte);
+  std::copy(written.begin(), written.end(), static_cast<uint8_t*>(data.mutable_data_ptr()));
+  return data;
+}
+
+// data (bytes) uint8, coarser, plan -> (cells + 1) int64: the ranks, and how many bytes they can take at most.
+Tensor mixing_decode(Tensor data, Tensor coarser, Tensor plan) {
+  const MixingPlan read = mixing_plan(plan, coarser);
+  check(data, "data", 1, ScalarType::Byte);
+  Tensor found = torch::stable::empty({read.cells() + 1}, ScalarType::Long);
+  int64_t* ranks = static_cast<int64_t*>(found.mutable_data_ptr());
+  ranks[read.cells()] = vqkit::mixing_decode(
+      static_cast<const uint8_t*>(data.const_data_ptr()), data.size(0),
+      static_cast<const int64_t*>(coarser.const_data_ptr()), read, ranks);
+  return found;
+}
+
 STABLE_TORCH_LIBRARY(vqkit_native, library) {
   library.def("search(Tensor x, Tensor[] codes, Tensor? valid, int metric, int k, str variant) -> Tensor");
   library.def("variants() -> str");
+  library.def("mixing_encode(Tensor ranks, Tensor coarser, Tensor plan) -> Tensor");
+  library.def("mixing_decode(Tensor data, Tensor coarser, Tensor plan) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vqkit_native, CompositeExplicitAutograd, library) {
   library.impl("search", TORCH_BOX(&search));
   library.impl("variants", TORCH_BOX(&variants));
+  library.impl("mixing_encode", TORCH_BOX(&mixing_encode));
+  library.impl("mixing_decode", TORCH_BOX(&mixing_decode));
 }
 
 }  // namespace

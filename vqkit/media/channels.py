@@ -67,6 +67,15 @@ class LoudestChannel(Downmix):
         return samples[:, number : number + 1]
 
 
+DOWNMIXES: dict[str, Downmix | None] = {
+    "mean": ChannelMean(),
+    "left": OneChannel(0),
+    "right": OneChannel(1),
+    "loudest": None,
+}
+"""How several channels become one, by the words of a command; None looks for the loudest of the whole recording."""
+
+
 def with_channels(samples: numpy.ndarray, channels: int, downmix: Downmix) -> numpy.ndarray:
     """(frames, own channels) to (frames, channels): the mixture for one, copies of one for several."""
     if samples.shape[1] == channels:

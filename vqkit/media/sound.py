@@ -1,4 +1,4 @@
-"""What is in a sound file, for trainers and examples: soundfile alone, torchcodec where it is needed.
+"""What is in a sound file: soundfile alone, torchcodec where it is needed.
 
 A header is believed where libsndfile compares it with the size of the file (WAV, AIFF, AU, CAF, W64), where the last
 page says it (Ogg), and where the last sample can be read and no more follows (FLAC). An MP3 is believed if its "Xing"
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy
 import soundfile
 
-from trainers.data.files import open_plain
+from vqkit.media.files import open_plain
 from vqkit.tokens.names import escaped
 
 if TYPE_CHECKING:

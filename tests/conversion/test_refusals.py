@@ -1,0 +1,290 @@
+"""Weights that are not those of a family, files that are hostile, and licenses."""
+
+import io
+import os
+import zipfile
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, Published, Taming, TamingGumbel
+from vqkit import Tokenizer, convert
+from vqkit.conversion import (
+    DiffusersVQModel,
+    Family,
+    LlamaGenVQ,
+    SeedVokenIBQ,
+    TamingGumbelVQGAN,
+    TamingVQGAN,
+    VARAutoencoder,
+)
+from vqkit.saving.pickles import Unused
+
+FAMILIES: list[tuple[type[Published], Family]] = [
+    (Taming, TamingVQGAN()),
+    (TamingGumbel, TamingGumbelVQGAN()),
+    (IBQ, SeedVokenIBQ()),
+    (LlamaGen, LlamaGenVQ()),
+    (VAR, VARAutoencoder((1, 2, 4, 8))),
+    (DiffusersVQ, DiffusersVQModel()),
+]
+
+
+@cache
+def filled(cls: type[Published]) -> Published:
+    model = cls()
+    model(torch.zeros(1, 3, 16, 16))
+    return model
+
+
+def state_of(cls: type[Published]) -> dict[str, torch.Tensor]:
+    return dict(filled(cls).state)
+
+
+def written(content: Any, folder: Path, name: str = "last.ckpt") -> Path:
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def without(name: str) -> Any:
+    return lambda state: state.pop(name)
+
+
+@pytest.mark.parametrize(("cls", "family"), FAMILIES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("encoder.conv_in.bias"), r"entry 'encoder.conv_in.bias' is missing: expected shape \(32,\)"),
+        (without("quant_conv.weight"), "entry 'quant_conv.weight' is missing: expected a tensor of 4 axes"),
+        (
+            lambda state: state.update({"encoder.more": torch.zeros(2)}),
+            r"entry 'encoder.more' of shape \(2,\) is unexpected",
+        ),
+        (
+            lambda state: state.update({"decoder.conv_in.weight": torch.zeros(64, 7, 3, 3)}),
+            r"entry 'decoder.conv_in.weight' has shape \(64, 7, 3, 3\): expected \(64, 6, 3, 3\)",
+        ),
+        (
+            lambda state: state.update({"encoder.conv_in.weight": torch.zeros(32)}),
+            r"entry 'encoder.conv_in.weight' has shape \(32,\): expected 4 axes",
+        ),
+        (
+            lambda state: state.update({"decoder.conv_out.bias": torch.zeros(3, dtype=torch.int64)}),
+            "entry 'decoder.conv_out.bias' holds torch.int64: expected floating point",
+        ),
+    ],
+)
+def test_entries_that_are_not_those_of_the_family_are_named(cls, family, change, message, tmp_path) -> None:
+    state = state_of(cls)
+    change(state)
+    file = written(state, tmp_path)
+    with pytest.raises(ValueError, match=f"last.ckpt: does not hold the weights of a {family.name}: {message}"):
+        convert(file, tmp_path / "converted", family=family)
+    assert not (tmp_path / "converted").exists()
+
+
+def test_an_average_that_is_missing_is_named(tmp_path) -> None:
+    state = filled(IBQ).checkpoint()
+    del state["model_ema.quant_convbias"]
+    with pytest.raises(ValueError, match=r"'model_ema\.quant_convbias' is missing: expected the average"):
+        convert(written(state, tmp_path), tmp_path / "converted")
+
+
+def test_more_faults_than_a_message_holds_are_counted(tmp_path) -> None:
+    state = state_of(Taming)
+    for part in ("norm1", "conv1", "norm2"):
+        for kind in ("weight", "bias"):
+            del state[f"decoder.up.0.block.1.{part}.{kind}"]
+    with pytest.raises(ValueError, match="; and 2 more"):
+        convert(written(state, tmp_path), tmp_path / "converted")
+
+
+def test_weights_of_no_known_family_are_refused(tmp_path) -> None:
+    file = written({"layer.weight": torch.zeros(2)}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"is of no known family: it holds 'layer.weight'; expected an entry of VQModel"
+    ):
+        convert(file, tmp_path / "converted")
+
+
+def test_scales_of_another_number_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="counts 4 scales: expected 10"):
+        convert(written(state_of(VAR), tmp_path), tmp_path / "converted")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"norm_type": "spatial"}', "norm_type='spatial': expected 'group'"),
+        ('{"norm_num_groups": "32"}', "norm_num_groups='32': expected a number"),
+    ],
+)
+def test_settings_that_weights_do_not_show_are_read_from_the_config(config, message, tmp_path) -> None:
+    file = written(state_of(DiffusersVQ), tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        convert(file, tmp_path / "converted")
+
+
+# ---------------------------------------------------------------------- files
+
+
+def old_checkpoint(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """As trainers of 2021 wrote it: callbacks by class, and the weights of the loss."""
+    return {"epoch": 3, "callbacks": {Unused: {"best": 1.0}}, "state_dict": state | {"loss.logvar": torch.zeros(())}}
+
+
+def renamed(file: Path, name: str) -> None:
+    """Call the stand-in by the name of a class that is not installed."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    module, _, cls = name.rpartition(".")
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content.replace(b"cvqkit.saving.pickles\nUnused\n", f"c{module}\n{cls}\n".encode()))
+
+
+def test_an_old_checkpoint_is_read_and_its_loss_left_out(tmp_path) -> None:
+    file = written(old_checkpoint(state_of(Taming)), tmp_path)
+    renamed(file, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+    assert isinstance(convert(file, tmp_path / "converted"), Tokenizer)
+    renamed_again = written(old_checkpoint(state_of(Taming)), tmp_path)
+    renamed(renamed_again, "somewhere.else.Callback")
+    with pytest.raises(ValueError, match=r"which only code could make: somewhere\.else\.Callback"):
+        convert(renamed_again, tmp_path / "converted")
+
+
+@pytest.mark.parametrize("holders", [("ema", "model"), ("model", "optimizer"), ("state_dict",)])
+def test_averaged_weights_come_before_others(holders, tmp_path) -> None:
+    state = state_of(LlamaGen)
+    content = {name: {key: value + place for key, value in state.items()} for place, name in enumerate(holders)}
+    tokenizer = convert(written(content, tmp_path), tmp_path / "converted")
+    assert torch.equal(tokenizer.quantizer.codebook.vectors, state["quantize.embedding.weight"])
+
+
+class Attack:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def packed(content: Any) -> bytes:
+    """The archive of `torch.save` with its entries compressed."""
+    plain, small = io.BytesIO(), io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as other:
+        for entry in archive.infolist():
+            other.writestr(entry.filename, archive.read(entry))
+    return small.getvalue()
+
+
+def nested(depth: int) -> list:
+    """A list whose leaves are 2^depth, in a few bytes for each level."""
+    leaf: list = []
+    for _ in range(depth):
+        leaf = [leaf, leaf]
+    return leaf
+
+
+HOSTILE = {
+    "code": (lambda folder: {"state_dict": Attack(folder / "ran")}, "which only code could make: (posix|nt).mkdir"),
+    "a billion numbers of one": (
+        lambda folder: {"encoder.conv_in.weight": torch.zeros(1).expand(2**30)},
+        "declares more numbers than it has bytes, 'encoder.conv_in.weight' alone 1073741824",
+    ),
+    "numbers without memory": (
+        lambda folder: {"encoder.conv_in.weight": torch.zeros(2**40, device="meta")},
+        "'encoder.conv_in.weight' is torch.strided on meta: expected plain numbers",
+    ),
+    "sparse": (lambda folder: {"a": torch.zeros(2**20).to_sparse()}, "'a' is torch.sparse_coo on cpu"),
+    "not finite": (lambda folder: {"a": torch.full((2,), torch.nan)}, "entry 'a' holds NaN or infinity in 2 of 2"),
+    "nested": (lambda folder: nested(60), "holds a list: expected a state dict"),
+    "an object among weights": (lambda folder: {"a": torch.zeros(1), "b": nested(60)}, "entry 'b' is a list"),
+    "nothing": (lambda folder: {}, "holds a dict: expected a state dict"),
+    "many entries": (lambda folder: dict.fromkeys(map(str, range(20000)), torch.zeros(1)), "has 20000 entries"),
+    "a level of a billion": (
+        lambda folder: OrderedDict(state_of(Taming) | {"quant_conv.weight": torch.zeros(2**21, 1, 1, 1)}),
+        "encoder.dim=2097152 and quantizer.dim=5",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.filterwarnings("ignore:.*Sparse")
+def test_hostile_files_are_refused(kind, tmp_path) -> None:
+    make, message = HOSTILE[kind]
+    file = written(make(tmp_path), tmp_path)
+    with pytest.raises(ValueError, match=f"last.ckpt.*({message})"):
+        convert(file, tmp_path / "converted")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (packed({"a": torch.zeros(2**20)}), "entry '.*' is damaged"),
+        (b"\x80\x02}q\x00.", "is no checkpoint, or ends too early"),
+        (b"", "is no checkpoint, or ends too early"),
+    ],
+)
+def test_other_archives_are_refused(content, message, tmp_path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"last.ckpt: {message}"):
+        convert(tmp_path / "last.ckpt", tmp_path / "converted")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match="expected a file of weights, or a folder with one of diffusion_pytorch"
+    ):
+        convert(tmp_path, tmp_path / "converted")
+
+
+# ---------------------------------------------------------------------- licenses
+
+
+@pytest.mark.parametrize(
+    ("card", "arguments", "expected"),
+    [
+        (None, {}, "mit"),
+        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# Model\n", {}, "apache-2.0"),
+        ("# Model\nlicense: wrong\n", {}, "mit"),
+        ("---\nlicense: apache-2.0\n---\n", {"license": "openrail++"}, "openrail++"),
+        ("---\nlicense: cc-by-nc-4.0\n---\n", {"accept_license": "cc-by-nc-4.0"}, "cc-by-nc-4.0"),
+    ],
+)
+def test_the_license_is_that_of_the_card_or_of_the_family(card, arguments, expected, tmp_path) -> None:
+    save_file(state_of(Taming), tmp_path / "weights.safetensors")
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    convert(tmp_path / "weights.safetensors", tmp_path / "converted", **arguments)
+    loaded = Tokenizer.from_pretrained(tmp_path / "converted")
+    assert loaded.provenance == {
+        "family": TamingVQGAN.name,
+        "file": "weights.safetensors",
+        "license": expected,
+    }
+
+
+@pytest.mark.parametrize("terms", ["cc-by-nc-4.0", "CC-BY-NC-SA-4.0", "non-commercial", "research-only"])
+@pytest.mark.parametrize("accepted", [None, "mit"])
+def test_a_non_commercial_license_has_to_be_accepted(terms, accepted, tmp_path) -> None:
+    file = written(state_of(Taming), tmp_path)
+    with pytest.raises(ValueError, match=f"forbids commercial use; if you keep to it, give accept_license='{terms}'"):
+        convert(file, tmp_path / "converted", license=terms, accept_license=accepted)
+    assert not (tmp_path / "converted").exists()
+
+
+def test_a_provenance_that_is_no_text_is_refused(tmp_path) -> None:
+    convert(written(state_of(Taming), tmp_path), tmp_path / "converted")
+    config = tmp_path / "converted/config.json"
+    config.write_text(config.read_text().replace('"license": "mit"', '"license": 1'))
+    with pytest.raises(ValueError, match=r"config.json: has provenance=.*: expected names and texts"):
+        Tokenizer.from_pretrained(tmp_path / "converted")

@@ -1,0 +1,114 @@
+"""Pictures of any size as files of indices, large ones tile by tile."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from vqkit.backbones.protocol import properties_of
+from vqkit.bitstream.container import Picture
+from vqkit.command_line.medium import Coded, Medium
+from vqkit.media import pictures
+from vqkit.tokenizers.tiling import Tiles
+from vqkit.tokenizers.tokenizer import Tokenizer
+
+TILE_SIZE, OVERLAP = 2048, 128
+
+
+class Pictures(Medium[numpy.ndarray]):
+    """RGB pictures, filled up at right and bottom with their last pixels to multiples of the downsampling factor.
+
+    Args:
+        tokenizer: of pictures.
+        batch_size: see `Medium`.
+        tile_size: side of the tiles of larger pictures, in pixels; None: about 2048. Where patches have no indices of
+            their own, all pictures are encoded whole.
+        overlap: of tiles, see `vqkit.Tiles`; None: about 128.
+        white: see `vqkit.media.pictures.read`.
+
+    Raises:
+        ValueError: the tokenizer takes no RGB pictures, or values without a range, or tiles of other sizes.
+    """
+
+    ending = ".png"
+    unit = "bits/pixel"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        tile_size: int | None = None,
+        overlap: int | None = None,
+        white: float | None = None,
+    ) -> None:
+        super().__init__(tokenizer, batch_size=batch_size)
+        channels = getattr(tokenizer.encoder, "in_channels", 3)
+        if channels != 3 or tokenizer.value_range is None:
+            raise ValueError(
+                f"this tokenizer takes {channels} channels in value_range={tokenizer.value_range}: expected 3, red, "
+                "green and blue, in a range"
+            )
+        self.least, self.greatest = tokenizer.value_range
+        self.white = white
+        factor = properties_of(tokenizer.encoder).downsampling_factor
+        self.factor = factor or 1
+        self.tiles: Tiles | None = None
+        if factor and tokenizer.quantizer.index_per_position:
+            size, kept = (-(-pixels // factor) * factor for pixels in (TILE_SIZE, OVERLAP))
+            self.tiles = Tiles(tile_size or size, overlap=kept if overlap is None else overlap)
+            self.tiles.factor(tokenizer)
+
+    @property
+    def suffixes(self) -> Collection[str]:
+        """See `Medium`."""
+        return pictures.suffixes()
+
+    def load(self, path: Path) -> numpy.ndarray:
+        """(height, width, 3) uint8."""
+        return pictures.read(path, shorter_side=None, white=self.white)
+
+    def alike(self, loaded: numpy.ndarray) -> tuple[int, ...]:
+        """The size that is encoded."""
+        return tuple(side + -side % self.factor for side in loaded.shape[:2])
+
+    @torch.no_grad()
+    def encode(self, batch: Sequence[numpy.ndarray]) -> list[Coded]:
+        """See `Medium`."""
+        height, width = self.alike(batch[0])
+        images = torch.stack(
+            [
+                torch.from_numpy(
+                    numpy.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
+                )
+                for image in batch
+            ]
+        )
+        data = images.movedim(-1, 1).to(self.device, torch.float32) / 255 * (self.greatest - self.least) + self.least
+        indices = self.tokenizer.encode(data) if self.tiles is None else self.tiles.encode(self.tokenizer, data)
+        extents = [Picture(image.shape[0], image.shape[1]) for image in batch]
+        return [Coded(one[None].cpu(), extent) for one, extent in zip(indices, extents, strict=True)]
+
+    def check_writable(self, target: Path) -> None:
+        """See `Medium`."""
+        pictures.check_writable(target)
+
+    @torch.no_grad()
+    def write(self, batch: Sequence[Coded], targets: Sequence[Path]) -> Iterator[Path]:
+        """See `Medium`."""
+        indices = torch.cat([coded.indices for coded in batch]).to(self.device)
+        images = self.tokenizer.decode(indices) if self.tiles is None else self.tiles.decode(self.tokenizer, indices)
+        height, width = images.shape[-2:]
+        for image, coded, target in zip(images, batch, targets, strict=True):
+            extent = coded.extent
+            if not isinstance(extent, Picture) or not (0 < extent.height <= height and 0 < extent.width <= width):
+                raise ValueError(f"says that it holds {extent}, and its indices stand for {width} x {height} pixels")
+            pictures.write(target, self._pixels(image)[: extent.height, : extent.width])
+            yield target
+
+    def _pixels(self, image: Tensor) -> numpy.ndarray:
+        """(3, H, W) in the tokenizer's range to (H, W, 3) uint8; clipped, never wrapped."""
+        share = (image.float() - self.least) / (self.greatest - self.least)
+        return (share.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()

@@ -1,0 +1,81 @@
+"""From a file of published weights to a folder that `from_pretrained` opens."""
+
+import os
+import re
+from pathlib import Path
+
+from vqkit.conversion.diffusers_vq import DiffusersVQModel
+from vqkit.conversion.family import Family
+from vqkit.conversion.ibq import SeedVokenIBQ
+from vqkit.conversion.llamagen import LlamaGenVQ
+from vqkit.conversion.source import Source, read_source
+from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
+from vqkit.conversion.var import VARAutoencoder
+from vqkit.tokenizers.tokenizer import Tokenizer
+
+FAMILIES: tuple[type[Family], ...] = (
+    DiffusersVQModel,
+    LlamaGenVQ,
+    VARAutoencoder,
+    SeedVokenIBQ,
+    TamingGumbelVQGAN,
+    TamingVQGAN,
+)
+"""The first whose telltale is there: key trees of later ones are parts of those before them."""
+
+UNKNOWN = "unknown"
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    family: Family | None = None,
+    license: str | None = None,
+    accept_license: str | None = None,
+) -> Tokenizer:
+    """Read published weights, check them, and save the tokenizer that computes the same.
+
+    Nothing of the file is run (`docs/security.md`), and every entry is accounted for. The license is written to
+    `config.json`, under `provenance`, and is kept where the tokenizer is saved again.
+
+    Args:
+        source: a file of weights, `.safetensors` or of `torch.save`, or a folder of diffusers.
+        destination: the folder to write; see `save_pretrained`.
+        family: whose weights they are; None finds it out by the names of the entries.
+        license: of the weights; None takes that of the model card (`README.md`) beside them, else the family's.
+        accept_license: the license once more, needed where it forbids commercial use.
+
+    Returns:
+        The tokenizer, in eval mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or hostile, is of no known family, its entries are not those of the family, or
+            its license has to be accepted; nothing is written then.
+    """
+    found = read_source(Path(source))
+    family = _family_of(found) if family is None else family
+    terms = license or found.license or family.license or UNKNOWN
+    if _is_non_commercial(terms) and accept_license != terms:
+        raise ValueError(
+            f"{found.file}: its license {terms!r} forbids commercial use; if you keep to it, give "
+            f"accept_license={terms!r}"
+        )
+    tokenizer = family.read(found).eval()
+    tokenizer.provenance = {"family": family.name, "file": found.file.name, "license": terms}
+    tokenizer.save_pretrained(destination)
+    return tokenizer
+
+
+def _family_of(source: Source) -> Family:
+    for family in FAMILIES:
+        if family.telltale in source:
+            return family()
+    known = "; ".join(f"{family.name} ({family.telltale})" for family in FAMILIES)
+    shown = ", ".join(map(repr, sorted(source.state)[:4]))
+    raise ValueError(f"{source.file} is of no known family: it holds {shown}; expected an entry of {known}")
+
+
+def _is_non_commercial(terms: str) -> bool:
+    return re.search(r"\bnc\b|non-?commercial|research", terms, flags=re.IGNORECASE) is not None

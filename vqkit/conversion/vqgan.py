@@ -1,0 +1,242 @@
+"""Encoder and decoder of the VQGAN family, under whatever names they are published.
+
+Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of them compute what `ConvEncoder2d` and
+`ConvDecoder2d` do, with one head, norms of epsilon 1e-6, and a convolution on each side of the quantizer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import Any, ClassVar
+
+from torch import nn
+
+from vqkit.backbones.conv2d import (
+    Attention2d,
+    ConvDecoder2d,
+    ConvEncoder2d,
+    Downsample2d,
+    ResidualBlock2d,
+    Upsample2d,
+)
+from vqkit.conversion.family import Entry, Family
+from vqkit.conversion.source import Source
+from vqkit.parts.losses import CodebookLoss, Commitment
+from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.quantizer import Quantizer
+from vqkit.tokenizers.tokenizer import Tokenizer
+
+NORM_GROUPS = 32
+TABLE = "quantize.embedding.weight"
+"""The codes, (K, D)."""
+
+
+@dataclass(frozen=True)
+class AttentionNames:
+    """Names of the parts of a self-attention.
+
+    Attributes:
+        norm: the group norm.
+        projections: to queries, keys and values, in this order; or one of all three.
+        output: the last projection.
+        axes: of their weights: 4 for 1x1 convolutions, 2 for linear layers.
+    """
+
+    norm: str = "norm"
+    projections: tuple[str, ...] = ("q", "k", "v")
+    output: str = "proj_out"
+    axes: int = 4
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Names of the layers of an encoder or a decoder, and of what is in them.
+
+    {level} counts from the image, {place} in the order in which levels are run, and {block} within a level.
+
+    Attributes:
+        residual: a residual block.
+        attention: the self-attention behind a block.
+        resample: the convolution between a level and the next one that is run.
+        middle: the two blocks at the coarsest map, and the self-attention between them.
+        first: the convolution that is run first.
+        norm: the last norm.
+        last: the convolution behind it.
+        latent: the convolution next to the quantizer.
+        shortcut: the 1x1 convolution of a block that changes the width.
+    """
+
+    residual: str
+    attention: str
+    resample: str
+    middle: tuple[str, str, str]
+    first: str
+    norm: str
+    last: str
+    latent: str
+    shortcut: str = "nin_shortcut"
+
+    def sizes(self, source: Source) -> dict[str, Any]:
+        """Arguments of the backbone with these layers, `num_res_blocks` as they are counted.
+
+        Raises:
+            ValueError: an entry that says a size is missing, or widths have no common channels.
+        """
+        levels = _number(lambda n: source.has_below(self._residual(n, n, 0)))
+        places = range(levels) if "{level}" in self.residual else reversed(range(levels))
+        widths = [source.shape(f"{self._residual(n, n, 0)}.conv1.weight", 4)[0] for n in places]
+        if not widths:
+            raise ValueError(f"there is no entry below {self._residual(0, 0, 0)!r}: expected the first residual block")
+        channels = widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
+        outer, inner, kernel_size, _ = source.shape(f"{self.latent}.weight", 4)
+        return {
+            "dim": outer,
+            "latent_channels": inner,
+            "latent_kernel_size": kernel_size,
+            "channels": channels,
+            "channel_multipliers": [width // channels for width in widths],
+            "num_res_blocks": _number(lambda n: source.has_below(self._residual(0, 0, n))),
+            "attention_factors": [
+                2**n
+                for n in range(levels)
+                if source.has_below(self.attention.format(level=n, place=levels - 1 - n, block=0))
+            ],
+            "middle_attention": source.has_below(self.middle[1]),
+            "attention_heads": 1,
+        }
+
+    def _residual(self, level: int, place: int, block: int) -> str:
+        return self.residual.format(level=level, place=place, block=block)
+
+    def level(self, level: int, place: int, blocks: int, *, attends: bool) -> Iterator[str]:
+        """The blocks of a level in the order of execution."""
+        for block in range(blocks):
+            yield self._residual(level, place, block)
+            if attends:
+                yield self.attention.format(level=level, place=place, block=block)
+
+    def between(self, level: int, place: int) -> str:
+        """What follows a level that is not the last."""
+        return self.resample.format(level=level, place=place)
+
+
+class VQGANFamily(Family):
+    """A published VQGAN; subclasses name its layers and, if it has another one, build its quantizer.
+
+    Class attributes:
+        encoder, decoder: names of their layers.
+        attentions: names of the parts of a self-attention: the first whose projections are in the file.
+    """
+
+    encoder: ClassVar[LayerNames]
+    decoder: ClassVar[LayerNames]
+    attentions: ClassVar[Sequence[AttentionNames]] = (AttentionNames(),)
+
+    def build_quantizer(self, source: Source) -> BaseQuantizer:
+        """The quantizer of latents with `channel_dim` 1: the nearest code, with the losses of taming-transformers.
+
+        These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
+        """
+        size, dim = source.shape(TABLE, 2)
+        losses = [Commitment(1.0), CodebookLoss(0.25)]
+        return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+
+    def quantizer_entries(self, source: Source, quantizer: BaseQuantizer) -> Iterator[Entry]:
+        """What its weights are taken from."""
+        yield Entry("quantizer.codebook.vectors", {TABLE: (quantizer.codebook_size, quantizer.dim)})
+
+    def norm_groups(self, source: Source) -> int:
+        """Groups of each norm, of which weights say nothing."""
+        return NORM_GROUPS
+
+    def build(self, source: Source) -> Tokenizer:
+        """See `Family`."""
+        groups = self.norm_groups(source)
+        inward, outward = (names.sizes(source) for names in (self.encoder, self.decoder))
+        outward |= {"dim": outward["latent_channels"], "latent_channels": outward["dim"]}  # it leads outwards
+        outward["num_res_blocks"] -= 1
+        in_channels = source.shape(f"{self.encoder.first}.weight", 4)[1]
+        out_channels = source.shape(f"{self.decoder.last}.weight", 4)[0]
+        return Tokenizer(
+            ConvEncoder2d(in_channels=in_channels, norm_groups=groups, **inward),
+            self.build_quantizer(source),
+            ConvDecoder2d(out_channels=out_channels, norm_groups=groups, **outward),
+        )
+
+    def entries(self, source: Source, tokenizer: Tokenizer) -> Iterator[Entry]:
+        """See `Family`."""
+        attention = self._attention(source)
+        for part, names, order in (
+            ("encoder", self.encoder, self._encoder_order),
+            ("decoder", self.decoder, self._decoder_order),
+        ):
+            module: Any = tokenizer.get_submodule(part)
+            layers = {name: layer for name, layer in module.layers.named_children() if list(layer.parameters())}
+            for (name, layer), theirs in zip(layers.items(), order(module.recorded_arguments()), strict=True):
+                yield from _entries(f"{part}.layers.{name}", layer, theirs, names.shortcut, attention)
+        yield from self.quantizer_entries(source, tokenizer.quantizer)
+
+    def _attention(self, source: Source) -> AttentionNames:
+        for attention in self.attentions:
+            if any(name.endswith(f".{attention.projections[0]}.weight") for name in source.state):
+                return attention
+        return self.attentions[0]
+
+    def _encoder_order(self, sizes: dict[str, Any]) -> Iterator[str]:
+        names, levels = self.encoder, len(sizes["channel_multipliers"])
+        yield names.first
+        for level in range(levels):
+            attends = 2**level in sizes["attention_factors"]
+            yield from names.level(level, level, sizes["num_res_blocks"], attends=attends)
+            if level < levels - 1:
+                yield names.between(level, level)
+        yield from _middle(names, sizes)
+        yield from (names.norm, names.last)
+        if sizes["latent_kernel_size"] is not None:
+            yield names.latent
+
+    def _decoder_order(self, sizes: dict[str, Any]) -> Iterator[str]:
+        names, levels = self.decoder, len(sizes["channel_multipliers"])
+        if sizes["latent_kernel_size"] is not None:
+            yield names.latent
+        yield names.first
+        yield from _middle(names, sizes)
+        for place, level in enumerate(reversed(range(levels))):
+            attends = 2**level in sizes["attention_factors"]
+            yield from names.level(level, place, sizes["num_res_blocks"] + 1, attends=attends)
+            if level > 0:
+                yield names.between(level, place)
+        yield from (names.norm, names.last)
+
+
+def _number(is_there: Callable[[int], bool]) -> int:
+    return sum(1 for _ in takewhile(is_there, count()))
+
+
+def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:
+    first, attention, second = names.middle
+    yield from (first, attention, second) if sizes["middle_attention"] else (first, second)
+
+
+def _entries(target: str, layer: nn.Module, name: str, shortcut: str, attention: AttentionNames) -> Iterator[Entry]:
+    """The entries of one layer, from those below `name`."""
+    parts = {"": ""}
+    if isinstance(layer, ResidualBlock2d):
+        parts = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
+        parts["skip."] = f"{shortcut}."
+    elif isinstance(layer, Attention2d):
+        parts = {"norm.": f"{attention.norm}.", "output.": f"{attention.output}."}
+        parts["query_key_value."] = ""  # of several names
+    elif isinstance(layer, Downsample2d | Upsample2d):
+        parts = {"convolution.": ""}
+    for ours, parameter in layer.named_parameters():
+        part, kind = next(part for part in parts if ours.startswith(part)), ours.rpartition(".")[2]
+        shape = tuple(parameter.shape)
+        sources = [f"{name}.{parts[part]}{kind}"]
+        if part == "query_key_value.":
+            sources = [f"{name}.{projection}.{kind}" for projection in attention.projections]
+            shape = (shape[0] // len(sources), *shape[1:])
+        if part in ("query_key_value.", "output."):
+            shape = shape[: attention.axes]
+        yield Entry(f"{target}.{ours}", dict.fromkeys(sources, shape))

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from vqkit import (
     Estimator,
     GroupedQuantizer,
     MeanOverChoices,
+    MultiRateQuantizer,
     NestedLengths,
     Quantizer,
     QuantizerOutput,
@@ -487,3 +489,19 @@ def test_what_a_member_held_is_free_once_its_losses_are_known(composite: type) -
     quantizer = composite(lambda: Quantizer("ema", dim=4, codebook_size=8, losses=[loss]), 3)
     output = quantizer(torch.randn(5, quantizer.dim, requires_grad=True))
     assert alive == [0, 0, 0] and output.loss.requires_grad
+
+
+@pytest.mark.parametrize("composite", [ResidualQuantizer, partial(MultiRateQuantizer, strides=[4, 2, 1])])
+def test_a_stage_keeps_what_it_was_given_and_no_vectors_that_the_sum_has(composite: Callable) -> None:
+    """Of a stage (N, D) once, for its losses: not the codes, nor what its estimator would have made of them."""
+    stages = {"num_stages": 3} if composite is ResidualQuantizer else {}
+    quantizer = composite(lambda: Quantizer("ema", dim=64, codebook_size=8), **stages)
+    latents, codes = torch.randn(2, 32, 64), 8 * 64 * 4  # bytes of a codebook
+    made = quantizer.quantize(latents.requires_grad_(), torch.ones(2, 32, dtype=torch.bool))
+    for member in made.members:
+        held = [member.vectors, *vars(member.selection).values()]
+        storages = [part.untyped_storage() for part in held if isinstance(part, Tensor) and part.is_floating_point()]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes() > codes}
+        assert sum(sizes.values()) <= latents.untyped_storage().nbytes()
+    chosen = quantizer.lookup(made.indices)
+    assert torch.equal(quantizer.chosen_vectors(made), chosen) and torch.equal(made.vectors, chosen)

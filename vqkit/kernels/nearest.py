@@ -112,7 +112,8 @@ def nearest(
     Source: the exact search of the VQ assignment, van den Oord et al. 2017, arXiv:1711.00937, eq. 1.
     """
     check_rows_and_codes(x, codes, metric)
-    _check_options(x, codes, k, valid, precision)
+    if not (k == 1 <= codes.shape[-2] and valid is None and precision is None):
+        _check_options(x, codes, k, valid, precision)
     x, codes = x.detach(), codes.detach()
     grouped = codes.ndim == 3
     rows = x.reshape(codes.shape[0] if grouped else 1, -1 if x.numel() else _rows_per_group(x, grouped), x.shape[-1])

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqkit import distributed
 from vqkit.kernels import Metric, nearest, search_path
@@ -94,6 +94,12 @@ class Selection:
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     queries: Tensor | None = None
     keys: Tensor | None = None
+
+    def with_selected(self) -> "Selection":
+        """The same with the codes looked up, where a composite let `selected` go; any code where not valid."""
+        if self.codes is None:
+            return self
+        return replace(self, selected=nn.functional.embedding(self.indices.clamp(min=0), self.codes))
 
     def compared(self) -> tuple[Tensor, Tensor]:
         """The vectors and the codes that the choice compared: queries and keys, or z and the codes."""

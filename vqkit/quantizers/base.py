@@ -481,17 +481,22 @@ class VectorQuantizer(BaseQuantizer):
         """Those of the losses; see `BaseQuantizer`."""
         assert quantized.selection is not None  # or `source` would be None
         found = [loss for loss in self.losses if isinstance(loss, SummedLoss) and loss.training]
-        return {loss.name: loss.sums(quantized.selection) for loss in found}
+        selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
+        return {loss.name: loss.sums(selection) for loss in found}
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses with their weights; see `BaseQuantizer`."""
         losses: dict[str, Tensor] = {}
-        if quantized.selection is None or quantized.estimated is None:
+        selection, estimated = quantized.selection, quantized.estimated
+        if selection is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
+        if estimated is None:  # an estimator over the sum takes the place of this one's
+            selection = selection.with_selected()
+            estimated = selection.selected
         total: Tensor | None = None
         for loss in self.losses:
-            losses[loss.name] = value = loss(quantized.selection, quantized.estimated)
+            losses[loss.name] = value = loss(selection, estimated)
             total = loss.weight * value if total is None else total + loss.weight * value
         if total is None or self.has_projection:  # no loss reaches the way out of the code space
             nothing = connected_zero(quantized.vectors)
@@ -515,7 +520,8 @@ class VectorQuantizer(BaseQuantizer):
         """The chosen codes, projected out; see `BaseQuantizer`."""
         if quantized.selection is None:
             return quantized.vectors
-        vectors = self.project_out(quantized.selection.selected).reshape(quantized.vectors.shape)
+        selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
+        vectors = self.project_out(selection.selected).reshape(quantized.vectors.shape)
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
 
 

@@ -148,10 +148,10 @@ class MultiRateQuantizer(DepthDropout):
             if number:  # a level that diverged must not take the finer ones along
                 residual = latents - (total if estimator is None else total.detach())
                 counts = counts & residual.isfinite().all(-1)
-            members.append(stage.quantize(*self._shrink(number, residual, counts)))
+            made = stage.quantize(*self._shrink(number, residual, counts))
             trains_codes = estimator is not None and estimator.trains_codebook
-            vectors = stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors
-            total = total + self._enlarge(number, vectors)
+            total = total + self._enlarge(number, stage.chosen_vectors(made) if trains_codes else made.vectors)
+            members.append(made if estimator is None else made.without_vectors())
         if estimator is not None:
             total = self.estimate_sum(estimator, latents, total, valid, step)
         return Quantized(

@@ -103,9 +103,10 @@ class ResidualQuantizer(DepthDropout):
                 if not known(partial(_all_finite, residual), residual.device):
                     counts = counts & residual.isfinite().all(-1)
                     residual = torch.where(counts.unsqueeze(-1), residual, 0)
-            members.append(stage.quantize(residual, counts))
+            made = stage.quantize(residual, counts)
             trains_codes = estimator is not None and estimator.trains_codebook
-            total = total + (stage.chosen_vectors(members[-1]) if trains_codes else members[-1].vectors)
+            total = total + (stage.chosen_vectors(made) if trains_codes else made.vectors)
+            members.append(made if estimator is None else made.without_vectors())
         vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(vectors, indices, valid, members=members, source=self)

@@ -6,7 +6,8 @@
 The base is a run of `configs/image/ladder.yaml`. Each step halves the codebook by `vqkit.surgery.shrink`, weighted by
 how often the training photographs choose each code, and trains the rest on with the encoder frozen, by
 `python -m trainers fit --init_from`. Beside it stand the base cut at once and not trained on, tokenizers trained from
-the start (`--scratch`), and JPEG and WebP at the same bytes. `docs/results/ladder.json` and `ladder.png` are written.
+the start (`--scratch`), and JPEG, WebP and AVIF at the same bytes. It writes `docs/results/ladder.json` and
+`ladder.png`.
 """
 
 import argparse
@@ -42,7 +43,7 @@ KEPT = ("psnr", "ssim", "bpp", "entropy_bpp", "codebook_usage")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="run folder of configs/image/ladder.yaml")
-    parser.add_argument("--steps", type=int, default=400, help="training steps behind each cut")
+    parser.add_argument("--steps", type=int, default=600, help="training steps behind each cut")
     parser.add_argument("--scratch", type=Path, nargs="*", default=[], help="runs of smaller codebooks from the start")
     parser.add_argument("--measure", action="store_true", help="measure the runs that are there")
     arguments = parser.parse_args()
@@ -146,7 +147,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """The rate-distortion lines."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    styles = {"trained": "o-", "cut": "o:", "scratch": "s", "jpeg": "^--", "webp": "v--"}
+    styles = {"trained": "o-", "cut": "o:", "scratch": "s", "jpeg": "^--", "webp": "v--", "avif": "d--"}
     titles = {"trained": "cut, decoder trained on", "cut": "cut at once, not trained on", "scratch": "from the start"}
     for name, style in styles.items():
         rows = record["rows"][name]

@@ -311,25 +311,25 @@ def ladder() -> str:
     rows = record["rows"]
     lines = [
         "| codes | bits per pixel: nominal | zero-order | coded | PSNR, trained on | SSIM "
-        "| cut at once: coded | PSNR | JPEG | WebP |",
-        "|---:|" + 9 * "---:|",
+        "| cut at once: coded | PSNR | JPEG | WebP | AVIF |",
+        "|---:|" + 10 * "---:|",
     ]
-    for row, cut, jpeg, webp in zip(*(rows[name] for name in ("trained", "cut", "jpeg", "webp")), strict=True):
+    for row, cut, *files in zip(*(rows[name] for name in ("trained", "cut", "jpeg", "webp", "avif")), strict=True):
+        beside = " | ".join(f"{file['psnr']:.2f} dB" for file in files)
         lines.append(
             f"| {row['codes']:,} | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} | {row['coded_bpp']:.3f} | "
-            f"{row['psnr']:.2f} dB | {row['ssim']:.3f} | {cut['coded_bpp']:.3f} | {cut['psnr']:.2f} dB | "
-            f"{jpeg['psnr']:.2f} dB | {webp['psnr']:.2f} dB |"
+            f"{row['psnr']:.2f} dB | {row['ssim']:.3f} | {cut['coded_bpp']:.3f} | {cut['psnr']:.2f} dB | {beside} |"
         )
     for row in rows["scratch"]:
         lines.append(
             f"| {row['codes']:,}, from the start, {row['steps']:,} steps | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} "
-            f"| {row['coded_bpp']:.3f} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | - | - | - | - |"
+            f"| {row['coded_bpp']:.3f} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | - | - | - | - | - |"
         )
     facts, steps = record["protocol"], [row["steps"] for row in rows["trained"]]
     caption = (
         f"{facts['images']} photographs that it never saw ({facts['split']}), {facts['preprocessing']}; coded: "
-        f"{facts['coded_bpp']}. JPEG and WebP at the quality nearest to the coded rate. {steps[0]:,} steps for the "
-        f"base, {steps[1] - steps[0]:,} behind each cut, {steps[-1]:,} up to the last; one run, {record['processor']}."
+        f"{facts['coded_bpp']}. JPEG, WebP and AVIF at the quality nearest to the coded rate. {steps[0]:,} steps for "
+        f"the base, {steps[1] - steps[0]:,} behind each cut, {steps[-1]:,} in all; one run, {record['processor']}."
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 

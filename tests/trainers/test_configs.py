@@ -20,8 +20,9 @@ WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in Q
 OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
 OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
 OF_SOUND = {name: CONFIGS[f"quantizers/{name}"] for name in ("single", "snac", "split", "dualcodec")}
-OF_QUANTIZERS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/")}
-OVERLAYS = {name: path for name, path in OF_QUANTIZERS.items() if path.stem not in OF_SOUND}
+OVERLAYS = {
+    name: path for name, path in CONFIGS.items() if name.startswith("quantizers/") and path.stem not in OF_SOUND
+}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}

@@ -250,10 +250,10 @@ class _Decoder:
     """What `_Encoder` wrote."""
 
     def __init__(self, data: bytes) -> None:
-        self.low, self.high, self.data, self.position = 0, 2**32 - 1, _and_zeros(data), 4
+        self.low, self.high, self.rest, self.position = 0, 2**32 - 1, _and_zeros(data), 4
         self.number = 0
         for _ in range(4):
-            self.number = self.number << 8 | next(self.data)
+            self.number = self.number << 8 | next(self.rest)
 
     def pop(self, probability: int) -> int:
         """The next decision."""
@@ -262,7 +262,7 @@ class _Decoder:
         self.low, self.high = (self.low, middle) if bit else (middle + 1, self.high)
         while (self.low ^ self.high) >> 24 == 0:
             self.low, self.high = self.low << 8 & 0xFFFFFFFF, self.high << 8 & 0xFFFFFFFF | 255
-            self.number = self.number << 8 & 0xFFFFFFFF | next(self.data)
+            self.number = self.number << 8 & 0xFFFFFFFF | next(self.rest)
             self.position += 1
         return bit
 

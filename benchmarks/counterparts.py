@@ -1,5 +1,6 @@
 """Each quantizer of vqkit and its counterpart in vector-quantize-pytorch, built equal, and a step of either."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.arguments import Shape
@@ -16,6 +18,8 @@ from vqkit import (
     CodebookLoss,
     Commitment,
     GroupedQuantizer,
+    Loss,
+    MultiScaleQuantizer,
     Quantizer,
     QuantizerOutput,
     ResidualQuantizer,
@@ -30,19 +34,31 @@ except ModuleNotFoundError as error:
     peer = None
 
 PEER_NAME = "vector-quantize-pytorch"
+PEER = "VQP"  # in the tables
 STAGES = 4
 GROUPS = 8
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+PHI_OF_SCALE = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 FSQ_LEVELS = ([4, 4], [4, 4, 4], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method on both sides. `theirs` is given ours, to take over its codes and weights."""
+    """A method on both sides. `theirs` is given ours, to take over its codes and weights; `other` is its name, and
+    `shapes` are those of this row alone, where it is not measured at those of its table.
+    """
 
-    ours: Callable[[Shape], BaseQuantizer]
-    theirs: Callable[[Shape, BaseQuantizer], nn.Module]
+    ours: Callable[[Shape], nn.Module]
+    theirs: Callable[[Shape, nn.Module], nn.Module]
     state_of_ours: str
     state_of_theirs: str
+    other: str = PEER
+    shapes: Sequence[Shape] = ()
+
+    @property
+    def sides(self) -> range:
+        """Of what can be built: both, or ours alone."""
+        return range(1 if self.other == PEER and peer is None else 2)
 
 
 def _codes(shape: Shape, stage: int = 0) -> Tensor:
@@ -122,6 +138,77 @@ class TheirGroups(nn.Module):
         return quantized, indices.squeeze(-1).movedim(0, -1), losses
 
 
+class OfMaps(nn.Module):
+    """Our scales, given the vectors of maps (B, D, S, S) as (1, N, D): both sides see the same numbers so."""
+
+    def __init__(self, quantizer: MultiScaleQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors, indices (B, L) and the loss."""
+        output = self.quantizer(_maps(x))
+        return output.quantized.reshape(x.shape), output.indices, output.loss
+
+
+class PlainScales(nn.Module):
+    """VAR's scales as a plain loop (Tian et al. 2024, arXiv:2404.02905, algorithm 1), with an N x K matrix a scale.
+
+    With `decay` the codes are not trained but moved by the statistics of all scales, as `EMACodebook` says.
+    """
+
+    def __init__(self, shape: Shape, ours: OfMaps, decay: float | None = None) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(ours.quantizer.stages[0].codebook.vectors.detach().clone(), decay is None)
+        self.phis = copy.deepcopy(ours.quantizer.phi.convolutions) if ours.quantizer.phi else None
+        self.decay = decay
+        self.register_buffer("counts", torch.ones(shape.codes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors, indices (B, L) and the loss."""
+        f = _maps(x)
+        total, rest, losses, chosen, given = torch.zeros_like(f), f.detach(), [], [], []
+        for number, size in enumerate(SCALES):
+            grid = F.interpolate(rest, size=(size, size), mode="area") if size < SCALES[-1] else rest
+            rows = grid.movedim(1, -1).flatten(0, -2)
+            products = torch.addmm(self.codes.detach().square().sum(1), rows, self.codes.detach().T, alpha=-2)
+            indices = products.argmin(1)
+            added = F.embedding(indices, self.codes).unflatten(0, (len(f), size, size)).movedim(-1, 1)
+            if size < SCALES[-1]:
+                added = F.interpolate(added, size=f.shape[2:], mode="bicubic")
+            if self.phis is not None:
+                added = 0.5 * added + 0.5 * self.phis[PHI_OF_SCALE[number]](added)
+            total, rest = total + added, rest - added.detach()
+            losses.append(F.mse_loss(total.detach(), f))
+            if self.decay is None:
+                losses.append(F.mse_loss(total, f.detach()))
+            chosen.append(indices)
+            given.append(rows)
+        if self.decay is not None:
+            self._move(torch.cat(chosen), torch.cat(given))
+        indices = torch.cat([part.view(len(f), -1) for part in chosen], dim=1)
+        return (f + (total - f).detach()).view(x.shape), indices, sum(losses) / len(SCALES)
+
+    @torch.no_grad()
+    def _move(self, chosen: Tensor, given: Tensor) -> None:
+        counts = chosen.bincount(minlength=len(self.codes)).to(given)
+        sums = torch.zeros_like(self.codes).index_add_(0, chosen, given)
+        self.counts.lerp_(counts, 1 - self.decay)
+        shift = (sums - counts.unsqueeze(1) * self.codes) / self.counts.unsqueeze(1)
+        self.codes += (1 - self.decay) * shift
+
+
+def _maps(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1], SCALES[-1], SCALES[-1])
+
+
+def _scales(shape: Shape, build: Callable[[Shape], Quantizer], losses: Sequence[Loss], num_phis: int) -> OfMaps:
+    if shape.vectors % SCALES[-1] ** 2:
+        raise ValueError(f"N={shape.vectors} is not a number of maps of {SCALES[-1]} x {SCALES[-1]} vectors")
+    stage = partial(build, shape)
+    return OfMaps(MultiScaleQuantizer(stage, SCALES, num_phis=num_phis, losses=losses, channel_dim=1))
+
+
 @torch.no_grad()
 def _take_codes(module: nn.Module, codes: Tensor) -> nn.Module:
     module._codebook.embed.copy_(codes[None])
@@ -187,7 +274,7 @@ COMPARISONS: dict[str, Comparison] = {
 
 
 def _composites() -> dict[str, Comparison]:
-    """Residual chains of 8 and 32 stages, and groups, of either method."""
+    """Residual chains of 8 and 32 stages, groups, and VAR's scales, of either method."""
     made = {}
     for name, build, options in (("ema", _ema, EMA), ("vq", _gradient_vq, GRADIENT)):
         said = ", ".join(f"{option}={value}" for option, value in options.items())
@@ -204,18 +291,36 @@ def _composites() -> dict[str, Comparison]:
             f"`GroupedQuantizer` of {GROUPS} groups as {name}",
             f"`GroupedResidualVQ(groups={GROUPS}, num_quantizers=1, {said})`",
         )
+    said = f"`MultiScaleQuantizer` of {SCALES[-1]} x {SCALES[-1]} maps as"
+    loop = "its equations in torch, `PlainScales` of `benchmarks/counterparts.py`"
+    for name, build, losses, phis, decay in (
+        ("ema", _ema, [Commitment(1.0)], 0, 0.99),
+        ("vq", _gradient_vq, [Commitment(1.0), CodebookLoss(1.0)], 4, None),
+    ):
+        made[f"{len(SCALES)} scales of {name}"] = Comparison(
+            partial(_scales, build=build, losses=losses, num_phis=phis),
+            partial(PlainScales, decay=decay),
+            f"{said} {name}, {phis} phis",
+            loop,
+            other="loop",
+            shapes=(Shape(4096, 4096, 32),),
+        )
     return made
 
 
 COMPOSITES = _composites()
 
 
+def comparison(method: str) -> Comparison:
+    """Of either table."""
+    return (COMPARISONS | COMPOSITES)[method]
+
+
 def build(method: str, side: int, shape: Shape, device: str) -> nn.Module:
     """A module in training mode; side 0 is ours, 1 is theirs."""
     torch.manual_seed(0)
-    comparison = (COMPARISONS | COMPOSITES)[method]
-    module = comparison.ours(shape)
-    return (comparison.theirs(shape, module) if side else module).to(device).train()
+    module = comparison(method).ours(shape)
+    return (comparison(method).theirs(shape, module) if side else module).to(device).train()
 
 
 def tensors(shape: Shape, device: str) -> tuple[Tensor, Tensor]:
@@ -239,6 +344,6 @@ def step(module: nn.Module, x: Tensor, upstream: Tensor) -> Tensor:
 
 def warm_up(modules: Sequence[nn.Module], shape: Shape, device: str) -> None:
     """A step of few vectors, for what libraries set up at first use; leaves full-size memory untouched."""
-    x, upstream = tensors(shape._replace(vectors=min(shape.vectors, 64)), device)
+    x, upstream = tensors(shape._replace(vectors=min(shape.vectors, SCALES[-1] ** 2)), device)
     for module in modules:
         step(module, x, upstream)

@@ -3,7 +3,7 @@
     python benchmarks/quantizer_step.py                            # writes benchmarks/results/quantizer_step.md
     python benchmarks/quantizer_step.py --methods vq ema --rounds 15
 
-`composites.py` does the same for residual and grouped quantizers.
+`composites.py` does the same for quantizers made of quantizers.
 Both sides get the same tensors and the same codes, in one process, and take turns; `benchmarks/README.md` says what the
 columns mean. The other library is the extra `bench`; without it, our side alone is measured.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks import counterparts, paired
 from benchmarks.arguments import Shape, parse_positive, parse_shape
-from benchmarks.counterparts import COMPARISONS, COMPOSITES, PEER_NAME, build, step, tensors, warm_up
+from benchmarks.counterparts import COMPARISONS, PEER, PEER_NAME, build, comparison, step, tensors, warm_up
 from benchmarks.machine import circumstances, number, table_row, version, write
 from benchmarks.memory import MIB, Memory, in_own_process, observe, return_freed_memory
 
@@ -80,9 +80,10 @@ def time_rounds(
     method: str, shape: Shape, device: str, rounds: int, seconds: float
 ) -> tuple[list[list[float]], float | None]:
     """Seconds of each side in each round, and the share of equal indices in the first; at least one round."""
-    warm_up([build(method, side, shape, device) for side in _sides()], shape, device)
+    numbers = comparison(method).sides
+    warm_up([build(method, side, shape, device) for side in numbers], shape, device)
     x, upstream = tensors(shape, device)
-    sides = [Side(build(method, side, shape, device), x, upstream) for side in _sides()]
+    sides = [Side(build(method, side, shape, device), x, upstream) for side in numbers]
     measures = {str(position): side.measure for position, side in enumerate(sides)}
     taken: list[list[float]] = [[] for _ in sides]
     agreement = None
@@ -98,10 +99,6 @@ def time_rounds(
     return taken, agreement
 
 
-def _sides() -> range:
-    return range(2 if counterparts.peer else 1)
-
-
 def measure_memory(method: str, side: int, shape: Shape, device: str, threads: int) -> Memory:
     """Memory of the first full-size step; to be called in a process of its own."""
     torch.set_num_threads(threads)
@@ -114,14 +111,15 @@ def measure_memory(method: str, side: int, shape: Shape, device: str, threads: i
 
 def compare(method: str, shape: Shape, options: argparse.Namespace) -> Result:
     """One row."""
-    memory = [in_own_process(measure_memory, method, side, shape, options.device, options.threads) for side in _sides()]
+    sides = comparison(method).sides
+    memory = [in_own_process(measure_memory, method, side, shape, options.device, options.threads) for side in sides]
     taken, agreement = time_rounds(method, shape, options.device, options.rounds, options.seconds)
     return Result(
         method=method,
         shape=shape,
-        seconds=(statistics.median(taken[0]), statistics.median(taken[1]) if counterparts.peer else None),
-        speedup=paired.ratio(taken[1], taken[0]) if counterparts.peer else None,
-        memory=(memory[0], memory[1] if counterparts.peer else None),
+        seconds=(statistics.median(taken[0]), statistics.median(taken[1]) if len(sides) == 2 else None),
+        speedup=paired.ratio(taken[1], taken[0]) if len(sides) == 2 else None,
+        memory=(memory[0], memory[1] if len(sides) == 2 else None),
         agreement=agreement,
         rounds=len(taken[0]),
     )
@@ -130,13 +128,13 @@ def compare(method: str, shape: Shape, options: argparse.Namespace) -> Result:
 def report(table: Table, results: Sequence[Result], options: argparse.Namespace, load: float) -> str:
     """The whole Markdown file."""
     parts = [f"# {table.title} beside {PEER_NAME}\n", *_circumstances(table, options, load)]
-    for shape, rows in itertools.groupby(results, key=lambda result: result.shape):
+    for (shape, other), rows in itertools.groupby(results, key=lambda row: (row.shape, comparison(row.method).other)):
         pair_matrix = shape.vectors * shape.codes * 4 / MIB
         parts += [
             f"\n## N = {shape.vectors}, K = {shape.codes}, D = {shape.dim}\n",
             f"A float32 N x K matrix has {pair_matrix:.4g} MiB.\n",
-            "| method | vqkit ms | VQP ms | times faster | vqkit MiB | VQP MiB | share of VQP | largest vqkit MiB "
-            "| largest VQP MiB | same codes | rounds |",
+            f"| method | vqkit ms | {other} ms | times faster | vqkit MiB | {other} MiB | share of {other} "
+            f"| largest vqkit MiB | largest {other} MiB | same codes | rounds |",
             "|---|" + "---:|" * 10,
             *map(_row, rows),
         ]
@@ -167,11 +165,12 @@ def _circumstances(table: Table, options: argparse.Namespace, load: float) -> li
     methods = " ".join(map(shlex.quote, options.methods))
     command = (
         f"python benchmarks/{table.script}.py --device {options.device} --threads {options.threads} "
-        f"--rounds {options.rounds} --seconds {options.seconds:g} --methods {methods} "
-        f"--shapes {' '.join(map(str, options.shapes))}"
+        f"--rounds {options.rounds} --seconds {options.seconds:g} --methods {methods}"
     )
+    if options.shapes:
+        command += f" --shapes {' '.join(map(str, options.shapes))}"
     theirs = version(PEER_NAME) if counterparts.peer else "not installed"
-    return circumstances(command, options.device, options.threads, load, [f"{PEER_NAME} (VQP) {theirs}"])
+    return circumstances(command, options.device, options.threads, load, [f"{PEER_NAME} ({PEER}) {theirs}"])
 
 
 def _targets(table: Table, results: Sequence[Result]) -> list[str]:
@@ -201,10 +200,10 @@ def _targets(table: Table, results: Sequence[Result]) -> list[str]:
 
 
 def _states(options: argparse.Namespace) -> list[str]:
-    lines = ["| method | vqkit | VQP |", "|---|---|---|"]
+    lines = ["| method | vqkit | the other |", "|---|---|---|"]
     for method in options.methods:
-        comparison = (COMPARISONS | COMPOSITES)[method]
-        lines.append(f"| {method} | {comparison.state_of_ours} | {comparison.state_of_theirs} |")
+        sides = comparison(method)
+        lines.append(f"| {method} | {sides.state_of_ours} | {sides.state_of_theirs} |")
     return lines
 
 
@@ -223,9 +222,7 @@ SINGLE = Table(
 
 def _parser(table: Table) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=table.script, description=f"{table.title} beside {PEER_NAME}.")
-    parser.add_argument(
-        "--shapes", nargs="+", type=partial(parse_shape, least_dim=2), default=list(table.shapes), metavar="N,K,D"
-    )
+    parser.add_argument("--shapes", nargs="+", type=partial(parse_shape, least_dim=2), metavar="N,K,D")
     parser.add_argument("--methods", nargs="+", choices=table.methods, default=table.methods)
     parser.add_argument("--rounds", type=parse_positive, default=9, help="at most; default: %(default)s")
     parser.add_argument(
@@ -238,6 +235,17 @@ def _parser(table: Table) -> argparse.ArgumentParser:
     return parser
 
 
+def _rows(table: Table, options: argparse.Namespace) -> list[tuple[Shape, str]]:
+    """Each method at the shapes that were asked for, or at its own, or at those of the table; equal shapes together."""
+    pairs = [
+        (shape, method)
+        for method in options.methods
+        for shape in options.shapes or comparison(method).shapes or table.shapes
+    ]
+    order = list(dict.fromkeys((shape, comparison(method).other) for shape, method in pairs))
+    return sorted(pairs, key=lambda pair: order.index((pair[0], comparison(pair[1]).other)))
+
+
 def main(arguments: Sequence[str] | None = None, table: Table = SINGLE) -> None:
     """Measure everything that was asked for, and write the table."""
     options = _parser(table).parse_args(arguments)
@@ -247,7 +255,7 @@ def main(arguments: Sequence[str] | None = None, table: Table = SINGLE) -> None:
     torch.set_num_threads(options.threads)
     results = []
     try:
-        for shape, method in itertools.product(options.shapes, options.methods):
+        for shape, method in _rows(table, options):
             results.append(compare(method, shape, options))
             print(f"{tuple(shape)} {_row(results[-1])}", flush=True)
     finally:

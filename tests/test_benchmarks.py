@@ -1,5 +1,6 @@
 """benchmarks/quantizer_step.py at tiny sizes: the form of its table, its honesty about memory, and its errors."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from benchmarks import composites, counterparts, memory, quantizer_step
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--shapes", "64,16,4", "--rounds", "1", "--threads", "1"]
+SHORT = [method for method in counterparts.COMPOSITES if not method.startswith("32 stages")]  # these part by rounding
 needs_peer = pytest.mark.skipif(counterparts.peer is None, reason="needs the extra `bench`")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -58,7 +60,30 @@ def test_table_of_composites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = output.read_text()
     _, row = table(text)
     assert row[0] == "8 groups of ema" and "100.00%" in row
-    assert "benchmarks/composites.py --device cpu" in text and "--methods '8 groups of ema'" in text
+    assert "benchmarks/composites.py --device cpu" in text and "--methods '8 groups of ema' --shapes 64,16,8" in text
+
+
+@linux
+def test_scales_are_measured_at_sizes_of_their_own_and_without_the_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizer_step, "in_own_process", lambda *arguments: memory.Memory(2**22, 2**9))
+    monkeypatch.setattr(counterparts, "peer", None)
+    small = (counterparts.Shape(256, 16, 4),)
+    for method in ("10 scales of ema", "10 scales of vq"):
+        changed = dataclasses.replace(counterparts.COMPOSITES[method], shapes=small)
+        monkeypatch.setitem(counterparts.COMPOSITES, method, changed)
+    output = tmp_path / "table.md"
+    table_of_small = dataclasses.replace(composites.TABLE, shapes=[counterparts.Shape(64, 16, 8)])
+    methods = ["10 scales of ema", "8 groups of ema", "10 scales of vq"]
+    rounds = ["--rounds", "1", "--threads", "1"]
+    quantizer_step.main([*rounds, "--methods", *methods, "--output", str(output)], table_of_small)
+    scales, _, groups = output.read_text().partition("## N = 64, K = 16, D = 8")
+    header, *rows = table(scales)
+    assert [row[0] for row in rows] == ["10 scales of ema", "10 scales of vq"] and "loop ms" in header
+    assert all(row[header.index("same codes")] == "100.00%" for row in rows)
+    header, row = table(groups)
+    assert row[header.index("VQP ms")] == "-"
 
 
 @linux
@@ -76,9 +101,9 @@ def test_without_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture, monkeyp
 
 
 @needs_peer
-@pytest.mark.parametrize("method", [*counterparts.COMPARISONS, "8 stages of vq", "8 groups of ema", "8 groups of vq"])
+@pytest.mark.parametrize("method", [*counterparts.COMPARISONS, *SHORT])
 def test_both_sides_start_equal(method: str) -> None:
-    shape = counterparts.Shape(64, 16, 8)
+    shape = counterparts.Shape(256, 16, 8)
     x, upstream = counterparts.tensors(shape, "cpu")
     indices, gradients = [], []
     for side in (0, 1):

@@ -32,7 +32,7 @@ def test_a_training_forward(engine: str) -> None:
 
 
 def test_a_further_residual_stage(engine: str) -> None:
-    assert len(trace_calls.further_stage()) <= {"compiled": 36, "torch": 44}[engine]
+    assert len(trace_calls.further_stage()) <= {"compiled": 39, "torch": 47}[engine]
 
 
 def test_encode(engine: str) -> None:

@@ -14,6 +14,8 @@ from vqkit import (
     NSVQ,
     CodebookUsage,
     Commitment,
+    DiVeQ,
+    DoubleQuantization,
     Estimator,
     GroupedQuantizer,
     MeanOverChoices,
@@ -505,3 +507,34 @@ def test_a_stage_keeps_what_it_was_given_and_no_vectors_that_the_sum_has(composi
         assert sum(sizes.values()) <= latents.untyped_storage().nbytes()
     chosen = quantizer.lookup(made.indices)
     assert torch.equal(quantizer.chosen_vectors(made), chosen) and torch.equal(made.vectors, chosen)
+
+
+@pytest.mark.parametrize("method", ["vq", "ema"])
+def test_a_code_that_diverged_stays_out_of_the_loss_where_nothing_chose_it(method: str) -> None:
+    """Also where a vector is masked, whose index -1 stands for no code."""
+    quantizer = ResidualQuantizer(lambda: Quantizer(method, dim=4, codebook_size=8, maintenance=[]), 3)
+    for stage in quantizer.stages:
+        with torch.no_grad():
+            stage.codebook.vectors[0] = torch.nan
+    latents = torch.randn(2, 6, 4, requires_grad=True)
+    output = quantizer(latents, torch.arange(6).expand(2, 6) < 4)
+    output.loss.backward()
+    assert (output.indices != 0).all() and output.loss.isfinite() and latents.grad.isfinite().all()
+
+
+def test_a_loss_that_reads_what_the_stage_passes_on_gets_it_under_an_estimator_over_the_sum() -> None:
+    """The gradient of double quantization goes through the soft choice of the stage's estimator, to all codes."""
+    losses = [DoubleQuantization()]
+    quantizer = ResidualQuantizer(
+        lambda: Quantizer("ibq", dim=4, codebook_size=8, losses=losses),
+        1,
+        estimator=DiVeQ(),
+        reduction=SumOverMembers(),
+    )
+    latents = torch.randn(5, 4)
+    (stage,) = quantizer.stages
+    quantizer(latents).loss.backward()
+    found, stage.codebook.vectors.grad = stage.codebook.vectors.grad, None
+    stage(latents).loss.backward()
+    assert (found.abs().sum(1) > 0).all()
+    torch.testing.assert_close(found, stage.codebook.vectors.grad)

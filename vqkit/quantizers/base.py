@@ -7,6 +7,7 @@ composites call on their members.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -241,6 +242,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         estimator made of it.
         """
         return self.lookup(quantized.indices)
+
+    def without_vectors(self, quantized: Quantized) -> Quantized:
+        """What losses and statistics need of `quantized` when an estimator over a sum has taken its vectors."""
+        return quantized
 
     def step(self) -> None:
         """Fold the statistics that were gathered since the last step into the codebook (an optimizer boundary)."""
@@ -491,7 +496,7 @@ class VectorQuantizer(BaseQuantizer):
         if selection is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
-        if estimated is None:  # an estimator over the sum takes the place of this one's
+        if estimated is None:  # nor does any of the losses read it: see `without_vectors`
             selection = selection.with_selected()
             estimated = selection.selected
         total: Tensor | None = None
@@ -523,6 +528,18 @@ class VectorQuantizer(BaseQuantizer):
         selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
         vectors = self.project_out(selection.selected).reshape(quantized.vectors.shape)
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
+
+    def without_vectors(self, quantized: Quantized) -> Quantized:
+        """What it was given and which codes it chose, unless a loss reads more; a chain then holds one (N, D) for each
+        stage, where it would hold three. See `BaseQuantizer`.
+        """
+        selection = quantized.selection
+        if selection is None or not all(loss.fits_sums for loss in self.losses):
+            return quantized
+        if selection.codes is not None:
+            selection = replace(selection, selected=selection.selected.new_empty(0))  # until `with_selected`
+        nothing = quantized.vectors.new_zeros(()).expand_as(quantized.vectors)
+        return replace(quantized, vectors=nothing, estimated=None, selection=selection)
 
 
 def share(quantized: Quantized, learning: bool) -> None:

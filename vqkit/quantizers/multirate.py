@@ -151,7 +151,7 @@ class MultiRateQuantizer(DepthDropout):
             made = stage.quantize(*self._shrink(number, residual, counts))
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + self._enlarge(number, stage.chosen_vectors(made) if trains_codes else made.vectors)
-            members.append(made if estimator is None else made.without_vectors())
+            members.append(made if estimator is None else stage.without_vectors(made))
         if estimator is not None:
             total = self.estimate_sum(estimator, latents, total, valid, step)
         return Quantized(

@@ -239,7 +239,7 @@ class MultiScaleQuantizer(SampleDropout):
                 counts = counts & residual.isfinite().all(-1)
             made = self._choose(number, *self.pyramid.shrink(number, residual, counts))
             chosen = made.vectors if self.passes_through else stage.chosen_vectors(made)
-            vectors, made = (made.vectors, made) if own else (chosen, made.without_vectors())
+            vectors, made = (made.vectors, made) if own else (chosen, stage.without_vectors(made))
             if flips is not None and (flips.num_scales is None or number < flips.num_scales):
                 assert isinstance(stage, BinaryQuantizer)  # or they were refused
                 draw = step * len(self.grids) + number

@@ -1,6 +1,6 @@
 """Results of quantizers: for users, and between a quantizer and the composite that it belongs to."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,7 +48,7 @@ class Quantized:
         selection: what was chosen for each of the N = B * prod(S) vectors; None of a composite, which has members, and
             without quantization.
         estimated: (N, D) what the estimator made of the selection, in the code space; None where `selection` is, and
-            `without_vectors`.
+            where a composite has let the vectors go.
         source: the quantizer that made it, unless nothing is to be added up for it over ranks.
         sums: of a composite, name -> what its `sums` gave, added up over ranks already.
         members: of a composite, what each member made, until `penalize` is done with it. Statistics count what is here.
@@ -62,15 +62,3 @@ class Quantized:
     source: "BaseQuantizer | None" = None
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: list["Quantized"] = field(default_factory=list)
-
-    def without_vectors(self) -> "Quantized":
-        """What losses and statistics need of a member when an estimator over the sum has taken its vectors: what it was
-        given and which codes it chose. A chain then holds one (N, D) for each stage, where it would hold three.
-        """
-        selection = self.selection
-        if selection is None:
-            return self
-        if selection.codes is not None:
-            selection = replace(selection, selected=selection.selected.new_empty(0))  # until `with_selected`
-        nothing = self.vectors.new_zeros(()).expand_as(self.vectors)
-        return replace(self, vectors=nothing, estimated=None, selection=selection)

@@ -106,7 +106,7 @@ class ResidualQuantizer(DepthDropout):
             made = stage.quantize(residual, counts)
             trains_codes = estimator is not None and estimator.trains_codebook
             total = total + (stage.chosen_vectors(made) if trains_codes else made.vectors)
-            members.append(made if estimator is None else made.without_vectors())
+            members.append(made if estimator is None else stage.without_vectors(made))
         vectors = total if estimator is None else self.estimate_sum(estimator, latents, total, valid, step)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(vectors, indices, valid, members=members, source=self)

@@ -236,12 +236,12 @@ def test_hostile_headers() -> None:
 
 def test_shapes_of_another_quantizer_are_refused() -> None:
     """Each level is in order by itself, and together they are none of its indices."""
-    rates = MultiRateQuantizer(stage, [2, 1])
-    residual = ResidualQuantizer(stage, 2)
-    for quantizer in (rates, residual):
+    for name in ("multi_rate", "residual", "multi_scale"):
+        quantizer = CASES[name].build().eval()
         codec = TokenCodec.of(quantizer)
-        packed = codec.pack(quantizer.encode(torch.randn(1, 8, 4)), coder="fixed width")
-        levels = (replace(packed.header.levels[0], shape=(7,)), packed.header.levels[1])
+        packed = codec.pack(quantizer.encode(CASES[name].example()), coder="fixed width")
+        first, *others = packed.header.levels
+        levels = (replace(first, shape=(7,)), *others)
         hostile = replace(packed.header, levels=levels)
         with pytest.raises(ValueError, match="which this quantizer does not have"):
             codec.unpack(write_header(hostile) + packed.content[packed.header.start :], partial=True)
@@ -272,6 +272,7 @@ def test_a_packet_that_reads_as_something_else_is_found() -> None:
         (lambda head: head.__setitem__(3, 2), "has format version 2: expected 1"),
         (lambda head: head.__setitem__(4, 99), "was written by another tokenizer"),
         (lambda head: head.__setitem__(25, 9), "has an extent of kind 9"),
+        (lambda head: head.__setitem__(31, 32), "has a level 0 of kind 32"),
         (lambda head: head.extend(b"x"), "cut off or damaged"),
     ],
 )

@@ -293,6 +293,8 @@ def test_wrong_arguments() -> None:
         (torch.zeros(1, 4, 2), "expected integers"),
         (torch.zeros(2, dtype=torch.int64), r"expected \(B, ...\)"),
         (indices_of(*[1] * 17, 2), "15 axes at most"),
+        (torch.tensor(3), r"has no axes: expected \(B, ...\)"),
+        ([[1, 2]], "expected a torch.Tensor"),
     ]:
         with pytest.raises(ValueError, match=message):
             codec.pack(wrong)
@@ -301,17 +303,35 @@ def test_wrong_arguments() -> None:
     for extent in (Picture(-1, 2), Sound(2**63, 8000), Picture(1.5, 2)):  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"extent has \w+=\S+: expected a whole number"):
             codec.pack(indices_of(1, 4, 2, size=8), extent=extent)
-    with pytest.raises(ValueError, match="packet_cells=0"):
-        codec.pack(indices_of(1, 4, 2, size=8), packet_cells=0)
+    for packet_cells in (0, 2**63, 8.0):
+        with pytest.raises(ValueError, match=f"packet_cells={packet_cells}: expected a whole number"):
+            codec.pack(indices_of(1, 4, 2, size=8), packet_cells=packet_cells)
     with pytest.raises(ValueError, match="module is a Linear: expected a quantizer"):
         TokenCodec.of(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="GaussianBottleneck"):
         TokenCodec.of(GaussianBottleneck(4))
     with pytest.raises(ValueError, match=r"has levels of \[16, 8\] codes: expected \[16, 9\]"):
         TokenCodec([16, 9], fingerprint=KEY).unpack(codec.pack(indices_of(1, 4, 2, size=8)).content)
-    for sizes, key, orders in [([], KEY, None), ([0], KEY, None), ([16], b"", None), ([16], KEY, [])]:
+    twice, short, wrong_type = torch.zeros(16, dtype=torch.int64), torch.arange(9), torch.arange(16.0)
+    for sizes, key, orders in [
+        *[([], KEY, None), ([0], KEY, None), ([16.0], KEY, None), ([16], b"", None), ([16], KEY, [])],
+        *(([16], KEY, [order]) for order in (twice, short, wrong_type)),
+    ]:
         with pytest.raises(ValueError, match="expected"):
             TokenCodec(sizes, fingerprint=key, orders=orders)
+    damaged = codec.pack(indices_of(1, 4, 2, size=8)).content[:-1]
+    for filled, message in [(torch.zeros(3).long(), r"gave \(3,\)"), (torch.ones(4), "expected integers")]:
+        with pytest.raises(ValueError, match=message):
+            codec.unpack(damaged, partial=True, conceal=lambda *_, filled=filled: filled)
+
+
+def test_another_default_device() -> None:
+    codec, indices = TokenCodec.of(stage()), indices_of(2, 30)
+    with torch.device("meta"):
+        assert torch.equal(codec.unpack(codec.pack(indices).content).indices, indices)
+        content = codec.pack(indices, coder="fixed width").content[:-1]
+        found = codec.unpack(content, partial=True, conceal=NearestNeighbour()).indices
+    assert torch.equal(found[0], indices[0])
 
 
 # ------------------------------------------------------------------ whose indices they are

@@ -62,8 +62,8 @@ class ContextMixing(Coder):
         plan, coarser = _plan(shape, context), _same_place(shape, context)
         if native.variants():
             written = torch.tensor(list(data), dtype=torch.uint8)
-            *_, read = (found := native.mixing_decode(written, coarser, plan.numbers()))
-            ranks, read = found[:-1], int(read)
+            found = native.mixing_decode(written, coarser, plan.numbers())
+            ranks, read = found[:-1], int(found[-1])
         else:
             listed, read = plain_mixing.decode(data, coarser.tolist(), plan)
             ranks = torch.tensor(listed, dtype=torch.int64)

@@ -1,6 +1,7 @@
 """Any quantizer's indices as a file and back; damaged and hostile files."""
 
 import hashlib
+import math
 import random
 import struct
 import zlib
@@ -208,6 +209,7 @@ def test_concealment() -> None:
 def test_the_mean_of_a_quantizer() -> None:
     codes = [CodebookMean.of(quantizer).codes for quantizer in (ResidualQuantizer(stage, 2), stage())]
     assert [len(levels) for levels in codes] == [2, 1]
+    assert CodebookMean([torch.tensor([[math.nan], [0.0], [2.0], [3.0], [math.inf]])]).codes == [2]  # nearest to 5/3
     with pytest.raises(ValueError, match="level 0, whose codes are not stored"):
         CodebookMean.of(Quantizer("simvq", dim=4, codebook_size=16))
 
@@ -293,6 +295,7 @@ def test_wrong_arguments() -> None:
         (torch.zeros(1, 4, 2), "expected integers"),
         (torch.zeros(2, dtype=torch.int64), r"expected \(B, ...\)"),
         (indices_of(*[1] * 17, 2), "15 axes at most"),
+        (indices_of(1, 4, 2).to(torch.uint16), r"give indices.long\(\)"),
         (torch.tensor(3), r"has no axes: expected \(B, ...\)"),
         ([[1, 2]], "expected a torch.Tensor"),
     ]:

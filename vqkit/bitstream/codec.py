@@ -120,6 +120,8 @@ class TokenCodec:
         >>> packed = codec.pack(tokenizer.encode(images), extent=Picture(height, width))
         >>> codec.unpack(packed.content).indices
 
+    A codec knows its quantizer as it was when the codec was made: after more training, make another.
+
     Args:
         sizes: K of each level, coarse first, 1 ... 2^63 each.
         fingerprint: 16 bytes of the quantizer that gives the indices; files with other ones are refused.

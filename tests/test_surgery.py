@@ -356,12 +356,16 @@ def test_statistics_that_are_pending_follow() -> None:
 
 def test_merging_and_transplanting() -> None:
     one, two = trained("ema", 16), trained("vq", 8)
-    surgery = merge([one, two])
+    surgery, second = merge([one, two])
     assert torch.equal(surgery.quantizer.codebook(), torch.cat([one.codebook(), two.codebook()]).detach())
     x = latents(3)
-    for part, code_map in zip((one, two), surgery.maps, strict=True):
+    for part, own in zip((one, two), (surgery, second), strict=True):
         indices = part.encode(x)
-        assert torch.equal(surgery.quantizer.decode(code_map(indices)), part.decode(indices))
+        assert torch.equal(own.quantizer.decode(own.remap(indices)), part.decode(indices))
+        assert own.quantizer is surgery.quantizer and own.codebook_hash == codebook_hash(part)
+        # Of another quantizer's codes, each stands for the nearest.
+        apart = torch.cdist(surgery.quantizer.codebook().double(), part.codebook().double())
+        assert torch.equal(own.maps[0].source, apart.argmin(1))
     assert type(surgery.quantizer.codebook) is type(one.codebook)
     assert error(surgery.quantizer, surgery.quantizer.encode(x), x) <= error(one, one.encode(x), x)
     other = transplant(one, two.codebook().detach())
@@ -434,6 +438,10 @@ def test_maps_of_counts_and_rows() -> None:
     assert divided.average(rows[:2]).tolist() == [[1], [2], [2], [2]]
     with pytest.raises(ValueError, match="4"):
         merged(torch.tensor([4]))
+    # The source of new code 2 became code 0, which stands for another: nobody is left with nothing.
+    beside = CodeMap(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 0]))
+    assert beside.count(torch.tensor([3.0, 5, 1])).tolist() == [4, 1, 4]
+    assert carry_head(torch.ones(3, 2), None, beside)[1].exp().tolist() == pytest.approx([1, 1, 1])
 
 
 @pytest.mark.parametrize("make_optimizer", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9, lr=0.01)])

@@ -234,7 +234,7 @@ def split(quantizer: Quantizer, codes: Tensor | Sequence[int], *, step: float = 
 
 
 @torch.no_grad()
-def merge(quantizers: Sequence[Quantizer]) -> Surgery:
+def merge(quantizers: Sequence[Quantizer]) -> tuple[Surgery, ...]:
     """All codes of several quantizers in one, the first one's first; its settings are kept.
 
     Args:
@@ -242,7 +242,8 @@ def merge(quantizers: Sequence[Quantizer]) -> Surgery:
             which would be others.
 
     Returns:
-        A `Surgery` with a map for each of them: an offset.
+        A `Surgery` for each of them, all with the same new quantizer; its map is an offset. A code that comes from
+        another quantizer stands for the nearest one.
 
     Raises:
         ValueError: they do not have one code space.
@@ -261,20 +262,21 @@ def merge(quantizers: Sequence[Quantizer]) -> Surgery:
     first = quantizers[0].codebook
     vectors = torch.cat([part.codebook().detach().to(tables[0].points) for part in quantizers])
     usage = torch.cat([table.usage.to(tables[0].usage) for table in tables])
-    source = torch.arange(len(vectors), device=vectors.device)
-    source = torch.where(source < first.codebook_size, source, 0)
-    maps, start = [], 0
-    for table in tables:
-        codes = torch.arange(len(table.usage), device=vectors.device)
-        maps.append(CodeMap(start + codes, torch.zeros_like(source).scatter_(0, start + codes, codes)))
-        start += len(codes)
+    points = torch.cat([table.points.to(tables[0].points) for table in tables])
+    maps: list[CodeMap] = []
+    for own in points.split([len(table.points) for table in tables]):
+        codes = torch.arange(len(own), device=points.device)
+        new = codes + sum(len(code_map.new) for code_map in maps)
+        maps.append(CodeMap(new, nearest(points, own).indices.index_copy(0, new, codes)))
     # What is pending belongs to the single quantizers, of which each has its own.
-    merged = first.with_rows(source, lambda counts: counts.new_zeros(len(vectors), *counts.shape[1:]), vectors)
+    merged = first.with_rows(maps[0].source, lambda counts: counts.new_zeros(len(vectors), *counts.shape[1:]), vectors)
     merged.usage.copy_(usage)
     whole = with_codebook(quantizers[0], merged)
     after = Table(whole, None, "merge")
-    reports = tuple(table.report(code_map, after) for table, code_map in zip(tables, maps, strict=True))
-    return Surgery(whole, tuple(maps), reports, codebook_hash(quantizers[0]))
+    return tuple(
+        Surgery(whole, (code_map,), (table.report(code_map, after),), codebook_hash(table.quantizer))
+        for table, code_map in zip(tables, maps, strict=True)
+    )
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def shrink(
         which cuts the codebook of one VQGAN by k-means and tunes the model for each rate.
     Differs: there each code counts alike; what is frozen while it is tuned is not said in what we read.
     """
-    if isinstance(quantizer, ResidualQuantizer):
+    if any(isinstance(part, ResidualQuantizer) for part in quantizer.modules()):  # groups may hold some
         raise ValueError(
             "shrink got a ResidualQuantizer: other codes of a stage leave other residuals to the next one; "
             "shrink_from_latents cuts the stages one after the other"
@@ -79,6 +79,8 @@ def shrink(
     def operation(part: Quantizer, level: int) -> Cut:
         table = Table(part, usage_of(usage, level, quantizer), "shrink")
         size = _smaller(size_of(codebook_size, level, quantizer), table, "shrink")
+        if restarts < 1:
+            raise ValueError(f"restarts={restarts}: expected at least 1 seeding")
         return table.cut_to(_cluster(table, size, restarts, iterations, seed))
 
     return operate(quantizer, "shrink", operation)
@@ -161,7 +163,13 @@ def prune(
                 f"few never chose may be needed by others; count {ENOUGH_COUNTS} for each code or more",
                 stacklevel=4,
             )
-        source = torch.nonzero(keep(table.usage)).squeeze(1)
+        kept = keep(table.usage)
+        if kept.shape != table.usage.shape or kept.dtype != torch.bool:
+            raise ValueError(
+                f"keep gave {tuple(kept.shape)} {kept.dtype}: expected ({len(table.usage)},) bool, True for each code "
+                "that stays"
+            )
+        source = torch.nonzero(kept).squeeze(1)
         if not len(source):
             raise ValueError("keep leaves no code: expected (K,) bool with some True; lower the least count")
         new = nearest(table.points, table.points[source]).indices

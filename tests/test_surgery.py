@@ -460,6 +460,14 @@ def test_maps_of_counts_and_rows() -> None:
     assert carry_head(torch.ones(3, 2), None, beside)[1].exp().tolist() == pytest.approx([1, 1, 1])
 
 
+@pytest.mark.parametrize("call", [partial(shrink, codebook_size=8), partial(grow, codebook_size=40)])
+def test_autocast_changes_nothing(call: Callable[..., Surgery]) -> None:
+    quantizer = trained("simvq")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = call(quantizer)
+    assert torch.equal(inside.quantizer.codebook(), call(quantizer).quantizer.codebook())
+
+
 def test_what_does_not_train_stays_so() -> None:
     quantizer = trained("vq").requires_grad_(False)
     assert not shrink(quantizer, 8).quantizer.codebook.vectors.requires_grad

@@ -368,9 +368,10 @@ class ProjectedCodebook(Codebook):
             ValueError: no base makes the map give them.
         """
         if isinstance(self.projector, nn.Linear):
-            change = widened(vectors - self())
-            self.base.add_((change @ torch.linalg.pinv(widened(self.projector.weight)).mT).to(self.base.dtype))
-            error = (self() - vectors).norm()
+            with autocast_disabled(vectors.device):
+                change = widened(vectors - self())
+                self.base.add_((change @ torch.linalg.pinv(widened(self.projector.weight)).mT).to(self.base.dtype))
+                error = (self() - vectors).norm()
             if error <= 1e-3 * change.norm() + 1e-5 * vectors.norm():
                 return
         raise ValueError(

@@ -268,7 +268,7 @@ def merge(quantizers: Sequence[Quantizer]) -> tuple[Surgery, ...]:
         )
     tables = [Table(part, None, "merge") for part in quantizers]
     first = quantizers[0].codebook
-    vectors = torch.cat([part.codebook().detach().to(tables[0].points) for part in quantizers])
+    vectors = torch.cat([table.codes.to(tables[0].codes) for table in tables])
     usage = torch.cat([table.usage.to(tables[0].usage) for table in tables])
     points = torch.cat([table.points.to(tables[0].points) for table in tables])
     maps: list[CodeMap] = []
@@ -391,7 +391,7 @@ def _split(table: Table, parents: Tensor, step: float, seed: int) -> Cut:
     """New codes beside their parents (M,), behind the old ones."""
     if not step > 0:
         raise ValueError(f"step={step}: expected a fraction of the codes' spread, above 0, such as {STEP}")
-    codes = table.quantizer.codebook().detach()
+    codes = table.codes
     numbers = torch.arange(len(codes), device=codes.device)
     # `kmeans` counts copies apart alike: where all codes are one, a fraction of their length.
     length = step * torch.maximum(spread(codes), 1e-3 * codes.square().mean().sqrt())

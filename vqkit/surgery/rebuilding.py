@@ -20,6 +20,7 @@ from vqkit.quantizers.fsq import FSQ
 from vqkit.quantizers.grouped import GroupedQuantizer
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer
+from vqkit.runtime import autocast_disabled
 from vqkit.sharding import refuse_sharded
 from vqkit.surgery.maps import CodeMap
 from vqkit.surgery.results import LevelReport, Surgery
@@ -135,7 +136,8 @@ class Table:
             )
         self.quantizer = quantizer
         self.spherical = quantizer.normalize or quantizer.search.metric == "cosine"
-        codes = codebook().detach()
+        with autocast_disabled(codebook.usage.device):
+            self.codes = codes = codebook().detach()
         self.lengths = codes.norm(dim=1)
         self.points = unit(codes) if self.spherical else codes
         usage = codebook.usage if usage is None else usage

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, Published, Taming, TamingGumbel
+from tests.trainers.tiny import make_tokenizer
 from vqkit import Tokenizer, convert
 from vqkit.command_line.main import main
 from vqkit.conversion import (
@@ -297,5 +298,10 @@ def test_a_provenance_that_is_no_text_is_refused(tmp_path) -> None:
     convert(written(state_of(Taming), tmp_path), tmp_path / "converted")
     config = tmp_path / "converted/config.json"
     config.write_text(config.read_text().replace('"license": "mit"', '"license": 1'))
-    with pytest.raises(ValueError, match=r"config.json: has provenance=.*: expected names and texts"):
+    with pytest.raises(ValueError, match=r"config.json: provenance=.*: expected names and texts"):
         Tokenizer.from_pretrained(tmp_path / "converted")
+    tokenizer = make_tokenizer()
+    tokenizer.provenance = {"year": 2024}
+    with pytest.raises(ValueError, match="provenance={'year': 2024}: expected names and texts"):
+        tokenizer.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -67,7 +67,7 @@ class Pretrained(Configured):
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
         tensors = _writable_state(self)
         if self.provenance is not None:
-            config[PROVENANCE] = dict(self.provenance)
+            config[PROVENANCE] = _checked_provenance(self.provenance)
         config[MARK] = _mark(config, tensors)
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         sharded = isinstance(self, nn.Module) and is_sharded(self)
@@ -226,9 +226,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     with named(path):
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
-        told = config.get(PROVENANCE, {})
-        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
-            raise ValueError(f"has {PROVENANCE}={told!r}: expected names and texts")
+        _checked_provenance(config.get(PROVENANCE, {}))
         version = config.get("format_version")
         if isinstance(version, int) and 1 <= version < FORMAT_VERSION:
             return dict(to_current_version(config, version))
@@ -238,6 +236,12 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f" reads versions 1 to {FORMAT_VERSION}: update vqkit, or save the model again with a matching version"
             )
     return config
+
+
+def _checked_provenance(told: Any) -> dict[str, str]:
+    if not isinstance(told, Mapping) or not all(isinstance(text, str) for item in told.items() for text in item):
+        raise ValueError(f"{PROVENANCE}={told!r}: expected names and texts")
+    return dict(told)
 
 
 def _class_paths(value: Any) -> Iterator[Any]:

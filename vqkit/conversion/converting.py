@@ -78,4 +78,5 @@ def _family_of(source: Source) -> Family:
 
 
 def _is_non_commercial(terms: str) -> bool:
-    return re.search(r"\bnc\b|non-?commercial|research", terms, flags=re.IGNORECASE) is not None
+    meant = r"(?<![a-z])nc(?![a-z])|non[-_ ]?commercial|research|academic"
+    return re.search(meant, terms, flags=re.IGNORECASE) is not None

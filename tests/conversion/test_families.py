@@ -12,7 +12,15 @@ from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make
 from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
-from vqkit.conversion import DiffusersVQModel, Family, LlamaGenVQ, TamingGumbelVQGAN, TamingVQGAN, VARAutoencoder
+from vqkit.conversion import (
+    DiffusersVQModel,
+    Family,
+    LlamaGenVQ,
+    SeedVokenIBQ,
+    TamingGumbelVQGAN,
+    TamingVQGAN,
+    VARAutoencoder,
+)
 from vqkit.conversion.source import Source
 
 pytestmark = LIGHTNING_REMARKS
@@ -25,7 +33,7 @@ KINDS: dict[str, tuple[type[Published], dict, Family | None]] = {
     "taming": (Taming, {}, None),
     "taming with attention in the middle alone": (Taming, {"attention_levels": ()}, None),
     "taming gumbel": (TamingGumbel, {"attention_levels": (0, 1)}, None),
-    "ibq": (IBQ, {}, None),
+    "ibq": (IBQ, {"num_res_blocks": 1}, SeedVokenIBQ()),
     "llamagen": (LlamaGen, {}, None),
     "var": (VAR, {}, VARAutoencoder(SCALES)),
     "diffusers": (DiffusersVQ, {"multipliers": (1, 1, 3), "attention_levels": (2,), "num_res_blocks": 2}, None),

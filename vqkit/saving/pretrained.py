@@ -164,6 +164,18 @@ class Pretrained(Configured):
             return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder for a model that holds something else.
+
+    Raises:
+        ValueError: it is a file, or neither missing nor empty nor written by `save_pretrained`.
+    """
+    config = folder / CONFIG_NAME
+    is_ours = config.is_file() and read_json(config).get("format") == FORMAT
+    if folder.exists() and not is_ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else than a saved tokenizer: give a new folder")
+
+
 def _writable_state(module: Any) -> dict[str, Tensor]:
     """The state as tensors that safetensors takes: contiguous, on the CPU, and without memory in common."""
     state: dict[str, Tensor] = {}

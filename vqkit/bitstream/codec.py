@@ -274,7 +274,7 @@ class TokenCodec:
             indices = self.join(grids)
             if [tuple(grid.shape) for grid in self.split(indices)] == shapes:
                 return indices
-        except (RuntimeError, ValueError):  # what other shapes lead torch and quantizers to
+        except (IndexError, RuntimeError, ValueError):  # what other shapes lead torch and quantizers to
             pass
         raise ValueError(f"has levels of shapes {shapes}, which this quantizer does not have")
 

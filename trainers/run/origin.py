@@ -144,7 +144,7 @@ class Origin:
 
     def _read(
         self, tokenizer: Tokenizer
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None, Mapping[str, str] | None]:
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None, dict[str, str] | None]:
         """The weights, what `described` said of the tokenizer, and its provenance."""
         if self.checkpoint is None:
             known = {type(module).__module__ for module in tokenizer.modules()}

@@ -69,7 +69,10 @@ def convert(
             f"accept_license={terms!r}"
         )
     tokenizer = family.read(found).eval()
+    left_out = [start for start in family.unused if any(name.startswith(start) for name in found.state)]
     tokenizer.provenance = {"family": family.name, "file": found.file.name, "license": terms}
+    if left_out:
+        tokenizer.provenance |= {"left_out": ", ".join(left_out)}
     tokenizer.save_pretrained(destination)
     return tokenizer
 

@@ -48,7 +48,7 @@ class Pretrained(Configured):
             nobody said so.
     """
 
-    provenance: Mapping[str, str] | None = None
+    provenance: dict[str, str] | None = None
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a directory.

@@ -11,6 +11,7 @@ the start (`--scratch`), and JPEG, WebP and AVIF at the same bytes. It writes `d
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -62,10 +63,10 @@ def climb_down(base: Path, steps: int) -> None:
         start, name = base.parent / f"{base.name}_{size}_cut", f"{base.name}_{size}"
         cut(before, size, photographs).save_pretrained(start)
         options = {
-            "--config": CONFIG,
-            "--runs": base.parent,
+            "--config": CONFIG.relative_to(ROOT),
+            "--runs": os.path.relpath(base.parent, ROOT),  # where `run` runs it
             "--name": name,
-            "--init_from": start,
+            "--init_from": os.path.relpath(start, ROOT),
             "--model.freeze": "[encoder]",
             "--model.tokenizer.quantizer.codebook_size": size,
             "--data.root": FOLDERS[0].relative_to(ROOT),

@@ -315,7 +315,7 @@ def ladder() -> str:
         "|---:|" + 10 * "---:|",
     ]
     for row, cut, *files in zip(*(rows[name] for name in ("trained", "cut", "jpeg", "webp", "avif")), strict=True):
-        beside = " | ".join(f"{file['psnr']:.2f} dB" for file in files)
+        beside = " | ".join(f"{file['psnr']:.2f} dB, {file['coded_bpp']:.3f}" for file in files)
         lines.append(
             f"| {row['codes']:,} | {row['bpp']:.4f} | {row['entropy_bpp']:.3f} | {row['coded_bpp']:.3f} | "
             f"{row['psnr']:.2f} dB | {row['ssim']:.3f} | {cut['coded_bpp']:.3f} | {cut['psnr']:.2f} dB | {beside} |"
@@ -328,7 +328,8 @@ def ladder() -> str:
     facts, steps = record["protocol"], [row["steps"] for row in rows["trained"]]
     caption = (
         f"{facts['images']} photographs that it never saw ({facts['split']}), {facts['preprocessing']}; coded: "
-        f"{facts['coded_bpp']}. JPEG, WebP and AVIF at the quality nearest to the coded rate. {steps[0]:,} steps for "
+        f"{facts['coded_bpp']}. JPEG, WebP and AVIF at the quality whose rate, which stands behind the "
+        f"PSNR, is nearest to the coded one. {steps[0]:,} steps for "
         f"the base, {steps[1] - steps[0]:,} behind each cut, {steps[-1]:,} in all; one run, {record['processor']}."
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])

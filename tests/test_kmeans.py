@@ -204,6 +204,7 @@ def test_seeding_draws_by_weight() -> None:
         ({"weights": torch.ones(3)}, r"weights has shape \(3,\), expected \(4,\)"),
         ({"weights": torch.tensor([1.0, 0, 1, 1])}, "finite and positive"),
         ({"centers": torch.zeros(2, 3)}, r"centers has shape \(2, 3\), expected \(2, 2\)"),
+        ({"centers": torch.full((2, 2), torch.nan)}, "centers holds NaN"),
     ],
 )
 def test_refused_weights_and_centers(arguments: dict[str, Tensor], message: str) -> None:

@@ -356,12 +356,16 @@ def test_statistics_that_are_pending_follow() -> None:
 
 def test_merging_and_transplanting() -> None:
     one, two = trained("ema", 16), trained("vq", 8)
-    surgery = merge([one, two])
+    surgery, second = merge([one, two])
     assert torch.equal(surgery.quantizer.codebook(), torch.cat([one.codebook(), two.codebook()]).detach())
     x = latents(3)
-    for part, code_map in zip((one, two), surgery.maps, strict=True):
+    for part, own in zip((one, two), (surgery, second), strict=True):
         indices = part.encode(x)
-        assert torch.equal(surgery.quantizer.decode(code_map(indices)), part.decode(indices))
+        assert torch.equal(own.quantizer.decode(own.remap(indices)), part.decode(indices))
+        assert own.quantizer is surgery.quantizer and own.codebook_hash == codebook_hash(part)
+        # Of another quantizer's codes, each stands for the nearest.
+        apart = torch.cdist(surgery.quantizer.codebook().double(), part.codebook().double())
+        assert torch.equal(own.maps[0].source, apart.argmin(1))
     assert type(surgery.quantizer.codebook) is type(one.codebook)
     assert error(surgery.quantizer, surgery.quantizer.encode(x), x) <= error(one, one.encode(x), x)
     other = transplant(one, two.codebook().detach())
@@ -375,6 +379,7 @@ class FixedSize(Quantizer):
         super().__init__("ema", dim=DIM, codebook_size=CODES)
 
 
+OF_FOUR = CodeMap(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1]))
 REFUSED = {
     "fixed size": (lambda: shrink(FixedSize(), 8), "FixedSize, whose constructor takes no codebook_size"),
     "fsq": (lambda: shrink(FSQ([8, 5, 5]), 10), "fewer `levels`"),
@@ -390,6 +395,21 @@ REFUSED = {
         "operate on the quantizers inside",
     ),
     "split of stages": (lambda: split(residual(), [0]), "expected a Quantizer, one codebook"),
+    "residual groups": (lambda: shrink(GroupedQuantizer(residual, 2), 10), "shrink_from_latents"),
+    "seedings": (lambda: shrink(trained(), 8, restarts=0), "restarts=0: expected at least 1"),
+    "usage of one level": (
+        lambda: shrink(GroupedQuantizer(partial(trained, codebook_size=16), 2), 8, usage=torch.arange(16.0)),
+        r"usage has shape \(16,\): expected counts of each of the 2 levels",
+    ),
+    "kept indices": (
+        lambda: prune(trained(), torch.full((CODES,), 99.0), keep=lambda counts: counts.topk(4).indices),
+        r"keep gave \(4,\) torch.int64: expected \(32,\) bool",
+    ),
+    "usage of rows": (
+        lambda: carry_embedding(torch.ones(4, 2), OF_FOUR, usage=torch.ones(3)),
+        r"usage has shape \(3,\): expected \(4,\)",
+    ),
+    "bias": (lambda: carry_head(torch.ones(4, 2), torch.ones(3), OF_FOUR), r"bias has shape \(3,\): expected \(4,\)"),
     "too many": (lambda: shrink(trained(), 33), "expected 1 ... 32; `grow`"),
     "too few": (lambda: grow(trained(), 31), "use shrink"),
     "usage": (lambda: shrink(trained(), 8, usage=torch.ones(31)), r"usage has shape \(31,\): expected \(32,\)"),
@@ -434,6 +454,39 @@ def test_maps_of_counts_and_rows() -> None:
     assert divided.average(rows[:2]).tolist() == [[1], [2], [2], [2]]
     with pytest.raises(ValueError, match="4"):
         merged(torch.tensor([4]))
+    # The source of new code 2 became code 0, which stands for another: nobody is left with nothing.
+    beside = CodeMap(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 0]))
+    assert beside.count(torch.tensor([3.0, 5, 1])).tolist() == [4, 1, 4]
+    assert carry_head(torch.ones(3, 2), None, beside)[1].exp().tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("call", [partial(shrink, codebook_size=8), partial(grow, codebook_size=40)])
+def test_autocast_changes_nothing(call: Callable[..., Surgery]) -> None:
+    quantizer = trained("simvq")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = call(quantizer)
+    assert torch.equal(inside.quantizer.codebook(), call(quantizer).quantizer.codebook())
+
+
+def test_what_does_not_train_stays_so() -> None:
+    quantizer = trained("vq").requires_grad_(False)
+    assert not shrink(quantizer, 8).quantizer.codebook.vectors.requires_grad
+
+
+def test_moments_of_a_whole_row_follow() -> None:
+    """Adafactor keeps a number for each row and one for each column."""
+    quantizer = trained("vq")
+    optimizer = torch.optim.Adafactor(quantizer.parameters())
+    quantizer(latents()).loss.backward()
+    optimizer.step()
+    before = optimizer.state[quantizer.codebook.vectors]["row_var"].clone()
+    surgery = reorder(quantizer, usage_order)
+    carry_optimizer(optimizer, quantizer, surgery)
+    assert torch.equal(optimizer.state[surgery.quantizer.codebook.vectors]["row_var"], before[surgery.maps[0].source])
+    cut = shrink(surgery.quantizer, 8)
+    carry_optimizer(optimizer, surgery.quantizer, cut)
+    cut.quantizer(latents()).loss.backward()
+    optimizer.step()
 
 
 @pytest.mark.parametrize("make_optimizer", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9, lr=0.01)])
@@ -509,6 +562,21 @@ def test_shards_follow(make: Callable[[], BaseQuantizer], tmp_path: Path) -> Non
     assert [shards[n]["label"] for n in range(6)] == [0, 1, 0, 1, 0, 1]
     with pytest.raises(ValueError, match="that of the quantizer that was cut"):
         carry_shards(tmp_path / "new", tmp_path / "third", surgery)
+
+
+def carry_on_rank(rank: int, directory: Path, surgery: Surgery) -> None:
+    carry_shards(directory / "old", directory / "new", surgery)
+
+
+def test_ranks_share_the_shards_out(tmp_path: Path, rank_pair) -> None:
+    quantizer = trained()
+    surgery = reorder(quantizer, usage_order)
+    with TokenShardWriter(tmp_path / "old", quantizer) as writer:
+        writer.add(torch.arange(5)[:, None], list("abcde"))
+    rank_pair(carry_on_rank, tmp_path, surgery)
+    shards = TokenShards(tmp_path / "new")
+    assert torch.equal(torch.cat([sample["indices"] for sample in shards]), surgery.maps[0](torch.arange(5)))
+    assert shards.names == list("abcde")
 
 
 def test_shards_of_pictures_keep_their_extents(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ def check_indices(indices: Tensor, codebook_sizes: Sequence[int], *, level_axis:
     check_plain(name, indices)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise ValueError(f"{name} has dtype {indices.dtype}: expected integers, as encode returns them")
+    if indices.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        raise ValueError(f"{name} has dtype {indices.dtype}, which torch calculates little with: give {name}.long()")
     if level_axis and not (indices.ndim and 1 <= indices.shape[-1] <= len(codebook_sizes)):
         raise ValueError(
             f"{name} has shape {tuple(indices.shape)}: its last axis holds 1 to {len(codebook_sizes)} levels, coarse "

@@ -105,6 +105,8 @@ def _check(samples: Tensor, num_clusters: int, iterations: int, weights: Tensor 
             f"centers has shape {tuple(centers.shape)}, expected ({num_clusters}, {samples.shape[1]}): num_clusters "
             "rows as long as those of samples."
         )
+    if centers is not None and not centers.isfinite().all():
+        raise ValueError("centers holds NaN or infinity, expected finite values.")
 
 
 def _seed_centers(samples: Tensor, num_clusters: int, seed: int, weights: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Any quantizer's indices as a file and back; damaged and hostile files."""
 
 import hashlib
+import math
 import random
 import struct
 import zlib
@@ -21,9 +22,12 @@ from vqkit import (
     LFQ,
     AudioTokenizer,
     BaseQuantizer,
+    BridgedCodebook,
     Codebook,
     GaussianBottleneck,
+    LinearResizing,
     MultiRateQuantizer,
+    MultiScaleQuantizer,
     Quantizer,
     ResidualQuantizer,
     Tokenizer,
@@ -46,7 +50,7 @@ FORMAT_1 = Path(__file__).parents[1] / "saving/format_1"
 KEY = bytes(range(16))
 HASHES = {"fixed width": "1a5919a44b41f3f8", "mixed radix": "ce9ddf0dba97a553", "counts": "a593076d9e37d0fc"}
 """Of LZMA, whose encoder is the system's, a file is below."""
-stage = partial(Quantizer, "vq", dim=4, codebook_size=16)
+stage = partial(Quantizer, dim=4, codebook_size=16)
 
 
 def indices_of(*shape: int, size: int = 16, low: int = 0) -> Tensor:
@@ -205,6 +209,7 @@ def test_concealment() -> None:
 def test_the_mean_of_a_quantizer() -> None:
     codes = [CodebookMean.of(quantizer).codes for quantizer in (ResidualQuantizer(stage, 2), stage())]
     assert [len(levels) for levels in codes] == [2, 1]
+    assert CodebookMean([torch.tensor([[math.nan], [0.0], [2.0], [3.0], [math.inf]])]).codes == [2]  # nearest to 5/3
     with pytest.raises(ValueError, match="level 0, whose codes are not stored"):
         CodebookMean.of(Quantizer("simvq", dim=4, codebook_size=16))
 
@@ -236,12 +241,12 @@ def test_hostile_headers() -> None:
 
 def test_shapes_of_another_quantizer_are_refused() -> None:
     """Each level is in order by itself, and together they are none of its indices."""
-    rates = MultiRateQuantizer(stage, [2, 1])
-    residual = ResidualQuantizer(stage, 2)
-    for quantizer in (rates, residual):
+    for name in ("multi_rate", "residual", "multi_scale"):
+        quantizer = CASES[name].build().eval()
         codec = TokenCodec.of(quantizer)
-        packed = codec.pack(quantizer.encode(torch.randn(1, 8, 4)), coder="fixed width")
-        levels = (replace(packed.header.levels[0], shape=(7,)), packed.header.levels[1])
+        packed = codec.pack(quantizer.encode(CASES[name].example()), coder="fixed width")
+        first, *others = packed.header.levels
+        levels = (replace(first, shape=(7,)), *others)
         hostile = replace(packed.header, levels=levels)
         with pytest.raises(ValueError, match="which this quantizer does not have"):
             codec.unpack(write_header(hostile) + packed.content[packed.header.start :], partial=True)
@@ -272,6 +277,7 @@ def test_a_packet_that_reads_as_something_else_is_found() -> None:
         (lambda head: head.__setitem__(3, 2), "has format version 2: expected 1"),
         (lambda head: head.__setitem__(4, 99), "was written by another tokenizer"),
         (lambda head: head.__setitem__(25, 9), "has an extent of kind 9"),
+        (lambda head: head.__setitem__(31, 32), "has a level 0 of kind 32"),
         (lambda head: head.extend(b"x"), "cut off or damaged"),
     ],
 )
@@ -289,6 +295,9 @@ def test_wrong_arguments() -> None:
         (torch.zeros(1, 4, 2), "expected integers"),
         (torch.zeros(2, dtype=torch.int64), r"expected \(B, ...\)"),
         (indices_of(*[1] * 17, 2), "15 axes at most"),
+        (indices_of(1, 4, 2).to(torch.uint16), r"give indices.long\(\)"),
+        (torch.tensor(3), r"has no axes: expected \(B, ...\)"),
+        ([[1, 2]], "expected a torch.Tensor"),
     ]:
         with pytest.raises(ValueError, match=message):
             codec.pack(wrong)
@@ -297,17 +306,35 @@ def test_wrong_arguments() -> None:
     for extent in (Picture(-1, 2), Sound(2**63, 8000), Picture(1.5, 2)):  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"extent has \w+=\S+: expected a whole number"):
             codec.pack(indices_of(1, 4, 2, size=8), extent=extent)
-    with pytest.raises(ValueError, match="packet_cells=0"):
-        codec.pack(indices_of(1, 4, 2, size=8), packet_cells=0)
+    for packet_cells in (0, 2**63, 8.0):
+        with pytest.raises(ValueError, match=f"packet_cells={packet_cells}: expected a whole number"):
+            codec.pack(indices_of(1, 4, 2, size=8), packet_cells=packet_cells)
     with pytest.raises(ValueError, match="module is a Linear: expected a quantizer"):
         TokenCodec.of(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="GaussianBottleneck"):
         TokenCodec.of(GaussianBottleneck(4))
     with pytest.raises(ValueError, match=r"has levels of \[16, 8\] codes: expected \[16, 9\]"):
         TokenCodec([16, 9], fingerprint=KEY).unpack(codec.pack(indices_of(1, 4, 2, size=8)).content)
-    for sizes, key, orders in [([], KEY, None), ([0], KEY, None), ([16], b"", None), ([16], KEY, [])]:
+    twice, short, wrong_type = torch.zeros(16, dtype=torch.int64), torch.arange(9), torch.arange(16.0)
+    for sizes, key, orders in [
+        *[([], KEY, None), ([0], KEY, None), ([16.0], KEY, None), ([16], b"", None), ([16], KEY, [])],
+        *(([16], KEY, [order]) for order in (twice, short, wrong_type)),
+    ]:
         with pytest.raises(ValueError, match="expected"):
             TokenCodec(sizes, fingerprint=key, orders=orders)
+    damaged = codec.pack(indices_of(1, 4, 2, size=8)).content[:-1]
+    for filled, message in [(torch.zeros(3).long(), r"gave \(3,\)"), (torch.ones(4), "expected integers")]:
+        with pytest.raises(ValueError, match=message):
+            codec.unpack(damaged, partial=True, conceal=lambda *_, filled=filled: filled)
+
+
+def test_another_default_device() -> None:
+    codec, indices = TokenCodec.of(stage()), indices_of(2, 30)
+    with torch.device("meta"):
+        assert torch.equal(codec.unpack(codec.pack(indices).content).indices, indices)
+        content = codec.pack(indices, coder="fixed width").content[:-1]
+        found = codec.unpack(content, partial=True, conceal=NearestNeighbour()).indices
+    assert torch.equal(found[0], indices[0])
 
 
 # ------------------------------------------------------------------ whose indices they are
@@ -320,6 +347,33 @@ def test_fingerprints_differ_by_what_an_index_means() -> None:
     others = [seeded(0), seeded(1), FSQ([4, 4]), FSQ([2, 8]), LFQ(4), BSQ(4), ResidualQuantizer(stage, 1)]
     others += [MultiRateQuantizer(stage, [2, 1]), MultiRateQuantizer(stage, [4, 1])]
     assert len({fingerprint(other) for other in others}) == len(others)
+
+
+scales = partial(MultiScaleQuantizer, stage, [1, 2, 4], channel_dim=1)
+bridged = partial(stage, "fvq", codebook_size=64)  # four patches, so that there is something to attend to
+
+
+@pytest.mark.parametrize(
+    ("build", "other", "shape"),
+    [
+        (stage, partial(stage, normalize=True), (1, 9, 4)),
+        (scales, partial(scales, up=LinearResizing()), (1, 4, 4, 4)),
+        (scales, partial(scales, phi_ratio=0.25), (1, 4, 4, 4)),
+        (bridged, partial(bridged, codebook=partial(BridgedCodebook, heads=2)), (1, 9, 4)),
+        (bridged, partial(bridged, codebook=partial(BridgedCodebook, tanh_gelu=False)), (1, 9, 4)),
+    ],
+)
+def test_fingerprints_differ_by_arguments_that_decode(
+    build: Callable[[], BaseQuantizer], other: Callable[[], BaseQuantizer], shape: tuple[int, ...]
+) -> None:
+    one, two = build().eval(), other().eval()
+    torch.manual_seed(0)
+    for parameter in one.parameters():  # FVQ's bridge starts at zero
+        torch.nn.init.normal_(parameter)
+    two.load_state_dict(one.state_dict())
+    indices = one.encode(torch.randn(shape))
+    assert not torch.equal(one.decode(indices), two.decode(indices))
+    assert fingerprint(one) != fingerprint(two)
 
 
 @pytest.mark.parametrize("name", few(["residual", "bsq_wide", "fsq", "simvq", "audio", "cross_scale"], "fsq", "simvq"))

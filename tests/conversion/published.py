@@ -157,8 +157,11 @@ class Published:
         return f"{side}.norm_out"
 
 
+@dataclass
 class Taming(Published):
     """The plain one."""
+
+    num_res_blocks: int = 2
 
 
 class TamingGumbel(Published):
@@ -172,8 +175,11 @@ class TamingGumbel(Published):
         return self.read(self.codes("quantize.embed.weight", latents), logits.argmax(1))
 
 
+@dataclass
 class IBQ(Published):
     """The largest dot product; averaged weights count, under names without dots."""
+
+    num_res_blocks: int = 4
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         middle = F.normalize(latents.mean((0, 2, 3)), dim=0)

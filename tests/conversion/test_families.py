@@ -8,10 +8,19 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, OldDiffusersVQ, Published, Taming, TamingGumbel
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
+from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
-from vqkit.conversion import DiffusersVQModel, Family, LlamaGenVQ, TamingGumbelVQGAN, TamingVQGAN, VARAutoencoder
+from vqkit.conversion import (
+    DiffusersVQModel,
+    Family,
+    LlamaGenVQ,
+    SeedVokenIBQ,
+    TamingGumbelVQGAN,
+    TamingVQGAN,
+    VARAutoencoder,
+)
 from vqkit.conversion.source import Source
 
 pytestmark = LIGHTNING_REMARKS
@@ -24,7 +33,7 @@ KINDS: dict[str, tuple[type[Published], dict, Family | None]] = {
     "taming": (Taming, {}, None),
     "taming with attention in the middle alone": (Taming, {"attention_levels": ()}, None),
     "taming gumbel": (TamingGumbel, {"attention_levels": (0, 1)}, None),
-    "ibq": (IBQ, {}, None),
+    "ibq": (IBQ, {"num_res_blocks": 1}, SeedVokenIBQ()),
     "llamagen": (LlamaGen, {}, None),
     "var": (VAR, {}, VARAutoencoder(SCALES)),
     "diffusers": (DiffusersVQ, {"multipliers": (1, 1, 3), "attention_levels": (2,), "num_res_blocks": 2}, None),
@@ -110,13 +119,33 @@ def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_pat
     assert tokenizer.decode(tokenizer.encode(pictures())).shape == pictures().shape
     task = make_image_task(Tokenizer.from_pretrained(tmp_path / "converted"), learning_rate=1e-3)
     Origin.of(str(tmp_path / "converted")).load(task)
-    make_trainer(max_steps=20).fit(task, datamodule=Images(4))
+    trainer = make_trainer(max_steps=20)
+    trainer.fit(task, datamodule=Images(4))
     task.tokenizer.eval().save_pretrained(tmp_path / "tuned")
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    started, resumed = (make_image_task(Tokenizer.from_pretrained(tmp_path / "tuned")) for _ in range(2))
+    for other in (started, resumed):
+        other.tokenizer.provenance = None
+    Origin.of(str(tmp_path / "last.ckpt")).load(started)
+    make_trainer(max_steps=21).fit(resumed, datamodule=Images(4), ckpt_path=tmp_path / "last.ckpt")
+    for other in (started, resumed):
+        assert other.tokenizer.provenance == tokenizer.provenance
     tuned = Tokenizer.from_pretrained(tmp_path / "tuned")
     noise = 1 / 3  # the variance of the pictures, of which nothing can be learned but their mean
     before, after = ((model(pictures()).reconstruction - pictures()).square().mean() for model in (tokenizer, tuned))
     assert after - noise < (before - noise) / 2
     assert tuned.provenance == tokenizer.provenance and tuned.provenance["license"] == "mit"
+
+
+def test_a_run_keeps_whose_weights_it_started_from(tmp_path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.provenance = {"family": "somebody's", "license": "cc-by-nc-4.0"}
+    tokenizer.save_pretrained(tmp_path)
+    task = make_image_task()
+    Origin.of(str(tmp_path)).load(task)
+    checkpoint = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    assert saved_tokenizer(checkpoint).provenance == tokenizer.provenance
 
 
 def test_the_guide_runs(tmp_path, monkeypatch) -> None:

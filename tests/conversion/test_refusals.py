@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, Published, Taming, TamingGumbel
+from tests.trainers.tiny import make_tokenizer
 from vqkit import Tokenizer, convert
 from vqkit.command_line.main import main
 from vqkit.conversion import (
@@ -24,6 +26,7 @@ from vqkit.conversion import (
     TamingVQGAN,
     VARAutoencoder,
 )
+from vqkit.conversion.source import Source, read_source
 from vqkit.saving.pickles import Unused
 
 FAMILIES: list[tuple[type[Published], Family]] = [
@@ -37,8 +40,8 @@ FAMILIES: list[tuple[type[Published], Family]] = [
 
 
 @cache
-def filled(cls: type[Published]) -> Published:
-    model = cls()
+def filled(cls: type[Published], **options: Any) -> Published:
+    model = cls(**options)
     model(torch.zeros(1, 3, 16, 16))
     return model
 
@@ -56,11 +59,20 @@ def without(name: str) -> Any:
     return lambda state: state.pop(name)
 
 
+MISSING = (without("encoder.conv_in.bias"), r"entry 'encoder.conv_in.bias' is missing: expected shape \(32,\)")
+
+
 @pytest.mark.parametrize(("cls", "family"), FAMILIES)
+def test_an_entry_that_is_missing_is_named(cls, family, tmp_path) -> None:
+    refuses(cls, family, *MISSING, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "family"), [pytest.param(*pair, marks=pytest.mark.slow) for pair in FAMILIES[1:]] + FAMILIES[:1]
+)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("encoder.conv_in.bias"), r"entry 'encoder.conv_in.bias' is missing: expected shape \(32,\)"),
         (without("quant_conv.weight"), "entry 'quant_conv.weight' is missing: expected a tensor of 4 axes"),
         (
             lambda state: state.update({"encoder.more": torch.zeros(2)}),
@@ -81,10 +93,14 @@ def without(name: str) -> Any:
     ],
 )
 def test_entries_that_are_not_those_of_the_family_are_named(cls, family, change, message, tmp_path) -> None:
+    refuses(cls, family, change, message, tmp_path)
+
+
+def refuses(cls: type[Published], family: Family, change: Any, message: str, tmp_path: Path) -> None:
     state = state_of(cls)
     change(state)
     file = written(state, tmp_path)
-    with pytest.raises(ValueError, match=f"last.ckpt: does not hold the weights of a {family.name}: {message}"):
+    with pytest.raises(ValueError, match=f"last.ckpt: does not hold the weights of {family.name}: {message}"):
         convert(file, tmp_path / "converted", family=family)
     assert not (tmp_path / "converted").exists()
 
@@ -94,6 +110,56 @@ def test_an_average_that_is_missing_is_named(tmp_path) -> None:
     del state["model_ema.quant_convbias"]
     with pytest.raises(ValueError, match=r"'model_ema\.quant_convbias' is missing: expected the average"):
         convert(written(state, tmp_path), tmp_path / "converted")
+
+
+def test_an_average_of_nothing_is_named(tmp_path) -> None:
+    state = filled(IBQ).checkpoint() | {"model_ema.lossdiscriminator": torch.zeros(1), "model_ema.more": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"entry 'model_ema\.more' is unexpected"):
+        convert(written(state, tmp_path), tmp_path / "converted")
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks"),
+    [
+        (lambda: state_of(IBQ), 4),
+        (lambda: filled(IBQ, num_res_blocks=2).checkpoint(), 2),
+        (lambda: filled(Taming, num_res_blocks=1).checkpoint(), 1),
+    ],
+)
+def test_names_that_two_families_share_are_not_guessed(make, blocks, tmp_path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{blocks} residual blocks .* family= .* TamingVQGAN\(\) .* SeedVokenIBQ\(\)"
+    ):
+        convert(written(make(), tmp_path), tmp_path / "converted")
+
+
+def test_a_family_is_an_instance(tmp_path) -> None:
+    with pytest.raises(TypeError, match=r"expected a family of vqkit.conversion, such as LlamaGenVQ\(\)"):
+        convert(tmp_path / "none", tmp_path / "converted", family=TamingVQGAN)
+
+
+def test_levels_of_another_number_in_the_decoder_are_refused(tmp_path) -> None:
+    state = {name: value for name, value in state_of(Taming).items() if not name.startswith("decoder.up.1.")}
+    with pytest.raises(ValueError, match="its encoder has 2 levels and its decoder 1: expected as many"):
+        convert(written(state, tmp_path), tmp_path / "converted")
+
+
+def test_numbers_that_are_too_large_for_float32_are_refused(tmp_path) -> None:
+    state = state_of(Taming) | {"encoder.conv_in.bias": torch.full((32,), 1e300, dtype=torch.float64)}
+    with pytest.raises(ValueError, match=r"last.ckpt: entry 'encoder.layers.1.bias' holds NaN or infinity in 32 of 32"):
+        convert(written(state, tmp_path), tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize("destination", ["folder", "folder/model.safetensors"])
+def test_what_is_there_is_not_overwritten(destination, tmp_path) -> None:
+    file = tmp_path / "folder/model.safetensors"
+    file.parent.mkdir()
+    save_file(state_of(Taming), file)
+    content = file.read_bytes()
+    with pytest.raises(ValueError, match="holds something else than a saved tokenizer: give a new folder"):
+        convert(file, tmp_path / destination)
+    assert [path.name for path in file.parent.iterdir()] == ["model.safetensors"] and file.read_bytes() == content
 
 
 def test_more_faults_than_a_message_holds_are_counted(tmp_path) -> None:
@@ -153,19 +219,25 @@ def renamed(file: Path, name: str) -> None:
 def test_an_old_checkpoint_is_read_and_its_loss_left_out(tmp_path) -> None:
     file = written(old_checkpoint(state_of(Taming)), tmp_path)
     renamed(file, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
-    assert isinstance(convert(file, tmp_path / "converted"), Tokenizer)
+    told = convert(file, tmp_path / "converted").provenance
+    assert told is not None and told["left_out"] == "loss."
     renamed_again = written(old_checkpoint(state_of(Taming)), tmp_path)
     renamed(renamed_again, "somewhere.else.Callback")
     with pytest.raises(ValueError, match=r"which only code could make: somewhere\.else\.Callback"):
         convert(renamed_again, tmp_path / "converted")
 
 
+def test_a_checkpoint_with_the_arguments_of_its_trainer_is_read(tmp_path) -> None:
+    content = {"model": state_of(LlamaGen), "steps": 3, "args": Namespace(ema=False)}
+    assert read_source(written(content, tmp_path)).state.keys() == content["model"].keys()
+
+
 @pytest.mark.parametrize("holders", [("ema", "model"), ("model", "optimizer"), ("state_dict",)])
 def test_averaged_weights_come_before_others(holders, tmp_path) -> None:
     state = state_of(LlamaGen)
     content = {name: {key: value + place for key, value in state.items()} for place, name in enumerate(holders)}
-    tokenizer = convert(written(content, tmp_path), tmp_path / "converted")
-    assert torch.equal(tokenizer.quantizer.codebook.vectors, state["quantize.embedding.weight"])
+    found = read_source(written(content, tmp_path))
+    assert found.state.keys() == state.keys() and all(torch.equal(found.state[key], state[key]) for key in state)
 
 
 class Attack:
@@ -241,6 +313,23 @@ def test_other_archives_are_refused(content, message, tmp_path) -> None:
         convert(tmp_path / "last.ckpt", tmp_path / "converted")
 
 
+class Counted(dict):
+    """Counts how often all names are looked at."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_levels_are_counted_in_one_pass_over_the_names(tmp_path) -> None:
+    state = Counted({f"encoder.down.{level}.block.0.conv1.weight": torch.zeros(32, 1, 1, 1) for level in range(40)})
+    state["quant_conv.weight"] = torch.zeros(2, 2, 1, 1)
+    sizes = TamingVQGAN.encoder.sizes(Source(tmp_path, state, {}, None))
+    assert sizes["channel_multipliers"] == [1] * 40 and state.passes == 1
+
+
 def test_a_folder_without_weights_is_refused(tmp_path) -> None:
     with pytest.raises(
         FileNotFoundError, match="expected a file of weights, or a folder with one of diffusion_pytorch"
@@ -255,9 +344,6 @@ def test_a_folder_without_weights_is_refused(tmp_path) -> None:
     ("card", "arguments", "expected"),
     [
         (None, {}, "mit"),
-        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# Model\n", {}, "apache-2.0"),
-        ("# Model\nlicense: wrong\n", {}, "mit"),
-        ("---\nlicense: apache-2.0\n---\n", {"license": "openrail++"}, "openrail++"),
         ("---\nlicense: cc-by-nc-4.0\n---\n", {"accept_license": "cc-by-nc-4.0"}, "cc-by-nc-4.0"),
     ],
 )
@@ -274,8 +360,39 @@ def test_the_license_is_that_of_the_card_or_of_the_family(card, arguments, expec
     }
 
 
-@pytest.mark.parametrize("terms", ["cc-by-nc-4.0", "CC-BY-NC-SA-4.0", "non-commercial", "research-only"])
-@pytest.mark.parametrize("accepted", [None, "mit"])
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: apache-2.0 # all of it\ntags: [a]\n---\n# Model\n", "apache-2.0"),
+        ("# Model\nlicense: wrong\n", None),
+        ("---\nlicense:\n---\n", None),
+        ("\ufeff---\nlicense: 'cc-by-nc-4.0'\n---\n", "cc-by-nc-4.0"),
+        ("---\nlicense:\n- mit\n- cc-by-nc-4.0\ntags:\n- a\n---\n", "mit cc-by-nc-4.0"),
+        ("---\nlicense: [cc-by-nc-4.0]\n---\n", "cc-by-nc-4.0"),
+        ('---\nlicense: "CC BY-NC 4.0"\n---\n', "CC BY-NC 4.0"),
+        ("---\nlicense: other\nlicense_name: somebodys-non-commercial\n---\n", "somebodys-non-commercial"),
+        ("---\nlicense: other\n---\n", "other"),
+    ],
+)
+def test_the_license_of_a_card_is_read_in_all_its_forms(card, expected, tmp_path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert read_source(tmp_path / "weights.safetensors").license == expected
+
+
+@pytest.mark.parametrize(
+    ("terms", "accepted"),
+    [
+        ("cc-by-nc-4.0", None),
+        ("CC-BY-NC-SA-4.0", "mit"),
+        ("CC_BY_NC", None),
+        ("mit cc-by-nc-4.0", "mit"),
+        ("non-commercial", None),
+        ("Non Commercial", None),
+        ("research-only", None),
+        ("academic use only", None),
+    ],
+)
 def test_a_non_commercial_license_has_to_be_accepted(terms, accepted, tmp_path) -> None:
     file = written(state_of(Taming), tmp_path)
     with pytest.raises(ValueError, match=f"forbids commercial use; if you keep to it, give accept_license='{terms}'"):
@@ -297,5 +414,10 @@ def test_a_provenance_that_is_no_text_is_refused(tmp_path) -> None:
     convert(written(state_of(Taming), tmp_path), tmp_path / "converted")
     config = tmp_path / "converted/config.json"
     config.write_text(config.read_text().replace('"license": "mit"', '"license": 1'))
-    with pytest.raises(ValueError, match=r"config.json: has provenance=.*: expected names and texts"):
+    with pytest.raises(ValueError, match=r"config.json: provenance=.*: expected names and texts"):
         Tokenizer.from_pretrained(tmp_path / "converted")
+    tokenizer = make_tokenizer()
+    tokenizer.provenance = {"year": 2024}
+    with pytest.raises(ValueError, match=r"provenance=.*2024.*: expected names and texts"):
+        tokenizer.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -17,7 +17,7 @@ from vqkit.saving.config import from_config, to_config, weights_follow
 from vqkit.saving.files import NotWritten, named, write_json
 from vqkit.saving.migration import computed_formerly, to_current_version
 from vqkit.saving.pickles import read_pickle
-from vqkit.saving.pretrained import FORMAT_VERSION
+from vqkit.saving.pretrained import FORMAT_VERSION, PROVENANCE
 from vqkit.saving.sizes import check_finite
 from vqkit.tokens.names import escaped
 
@@ -123,6 +123,7 @@ def saved_tokenizer(checkpoint: Mapping[str, Any], *, allow: Sequence[str] = ("v
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"describes a {type(tokenizer).__name__}: expected a Tokenizer")
     tokenizer.load_state_dict(tokenizer_state(checkpoint))
+    tokenizer.provenance = checkpoint.get(PROVENANCE)
     return tokenizer
 
 

@@ -34,6 +34,7 @@ from trainers.core.parts import freeze_parts, rest_parts
 from trainers.core.schedules import AT_LEAST_0, Cosine, Schedule, ScheduledNumbers
 from vqkit import Quantizer, Tokenizer, without_quantization
 from vqkit.parts.compatibility import check_names
+from vqkit.saving.pretrained import PROVENANCE
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
 DEFAULT_FINAL_RATIO = 0.05
@@ -384,6 +385,7 @@ class TokenizerTask(EvaluatedTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the tokenizer is, whose run it is, and the random state, so that a resumed run draws the same."""
         checkpoint["tokenizer"] = described(self.tokenizer)
+        checkpoint[PROVENANCE] = self.tokenizer.provenance and dict(self.tokenizer.provenance)
         checkpoint["run"] = self.run_id
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         checkpoint["quantizer_initialized_at"] = self.quantizer_initialized_at
@@ -392,6 +394,7 @@ class TokenizerTask(EvaluatedTask):
         """Refuse another tokenizer's; note the random state of a run that is resumed, set when training starts."""
         check_same_tokenizer(checkpoint.get("tokenizer"), self.tokenizer, self.trainer.ckpt_path)
         super().on_load_checkpoint(checkpoint)
+        self.tokenizer.provenance = checkpoint.get(PROVENANCE, self.tokenizer.provenance)
         averages = any(isinstance(callback, WeightAveraging) for callback in getattr(self.trainer, "callbacks", []))
         if self.trainer.state.fn == "fit" and not averages and "current_model_state" in checkpoint:
             # Training without the average goes on from the weights that the optimizer's moments belong to.

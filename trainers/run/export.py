@@ -18,9 +18,9 @@ from trainers.core.checkpoints import (
 from trainers.run.folders import CONFIG, RUNS, find_checkpoint, find_run, folder_of, identity
 from vqkit import Tokenizer
 from vqkit.saving.config import weights_follow
-from vqkit.saving.files import named, read_json
+from vqkit.saving.files import named
 from vqkit.saving.migration import to_current_version
-from vqkit.saving.pretrained import CONFIG_NAME, FORMAT
+from vqkit.saving.pretrained import check_replaceable
 
 
 def export(arguments: Sequence[str]) -> list[str]:
@@ -64,8 +64,7 @@ def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
     Raises:
         ValueError: the checkpoint is damaged or does not fit the configuration, or the folder holds something else.
     """
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_ours(folder / CONFIG_NAME))):
-        raise ValueError(f"{folder} holds something else than a saved tokenizer: give a new folder")
+    check_replaceable(folder)
     config = _tokenizer_config((folder_of(checkpoint) or run) / CONFIG)
     content = read_checkpoint(checkpoint)
     with named(checkpoint):
@@ -82,10 +81,6 @@ def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
         f"{folder}: {checkpoint}, step {progress.step} of run {run_id}",
         f"from vqkit import {name}; tokenizer = {name}.from_pretrained({str(folder)!r})",
     ]
-
-
-def _is_ours(config: Path) -> bool:
-    return config.is_file() and read_json(config).get("format") == FORMAT
 
 
 def _tokenizer_config(path: Path) -> Any:

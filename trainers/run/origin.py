@@ -23,7 +23,7 @@ from trainers.run.folders import find_checkpoint, find_run, folder_of, identity
 from vqkit import Tokenizer
 from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import computed_formerly
-from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
+from vqkit.saving.pretrained import CONFIG_NAME, PROVENANCE, WEIGHTS_NAME
 
 TRAINING_ONLY = ("losses", "maintenance", "estimator")
 """Arguments of quantizers that a new run may change: how codes are trained, not what they mean."""
@@ -98,7 +98,7 @@ class Origin:
         tokenizer = task.tokenizer
         names = [name for name, _ in tokenizer.named_children()] if self.parts is None else self.parts
         beside, names = [name for name in names if name in BESIDE], [name for name in names if name not in BESIDE]
-        state, saved = self._read(tokenizer)
+        state, saved, provenance = self._read(tokenizer)
         asked = described(tokenizer)
         for name, part in named_parts(tokenizer, names, argument="init_parts").items():
             if saved is not None and asked is not None and name in asked["init_args"]:
@@ -116,6 +116,7 @@ class Origin:
                 where = "this configuration" if own else self.file
                 raise ValueError(f"init_parts={list(self.parts or ())}: {where} has no {name}; leave them out")
             self._fill(name, own, task.get_submodule(BESIDE[name]), trains=trains)
+        tokenizer.provenance = provenance or tokenizer.provenance
         initialized = self.checkpoint is None or Progress.of(self.checkpoint).initialized
         if trains and initialized and any(name.partition(".")[0] == "quantizer" for name in names):
             task.keep_quantizer(f"{self.file} has it initialized")
@@ -141,18 +142,20 @@ class Origin:
         parts = "all parts" if self.parts is None else ", ".join(self.parts)
         return f"{parts} of {self.file}{step}, SHA-256 {self.hash}"
 
-    def _read(self, tokenizer: Tokenizer) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
-        """The weights, and what `described` said of the tokenizer."""
+    def _read(
+        self, tokenizer: Tokenizer
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None, dict[str, str] | None]:
+        """The weights, what `described` said of the tokenizer, and its provenance."""
         if self.checkpoint is None:
             known = {type(module).__module__ for module in tokenizer.modules()}
             loaded = Tokenizer.from_pretrained(self.file.parent, allow=("vqkit", *sorted(known)))
-            return loaded.state_dict(), described(loaded)
+            return loaded.state_dict(), described(loaded), loaded.provenance
         saved, state = self.checkpoint.get("tokenizer"), tokenizer_state(self.checkpoint)
         if saved is None:  # version 0.1
             asked = described(tokenizer)
-            return state, None if asked is None else computed_formerly(asked)
+            return state, None if asked is None else computed_formerly(asked), None
         with named(self.file):
-            return state, migrated(saved)
+            return state, migrated(saved), self.checkpoint.get(PROVENANCE)
 
 
 def _under(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

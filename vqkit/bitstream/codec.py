@@ -2,7 +2,8 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +26,7 @@ from vqkit.bitstream.container import (
 from vqkit.bitstream.fingerprint import fingerprint, quantizer_of
 from vqkit.bitstream.order import code_order
 from vqkit.indices import check_indices
+from vqkit.runtime import check_plain
 
 PACKET_CELLS = 2**16
 """About how many indices a packet holds at most: what a damaged byte costs."""
@@ -104,6 +106,13 @@ class Unpacked:
     missing: tuple[Missing, ...]
 
 
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Where tensors are made, whatever `torch.set_default_device` says."""
+    with torch.device("cpu"):
+        yield
+
+
 class TokenCodec:
     """Packs the indices of one quantizer into files, and reads these files.
 
@@ -111,24 +120,29 @@ class TokenCodec:
         >>> packed = codec.pack(tokenizer.encode(images), extent=Picture(height, width))
         >>> codec.unpack(packed.content).indices
 
+    A codec knows its quantizer as it was when the codec was made: after more training, make another.
+
     Args:
         sizes: K of each level, coarse first, 1 ... 2^63 each.
         fingerprint: 16 bytes of the quantizer that gives the indices; files with other ones are refused.
         orders: of each level the rank of each code, where neighbours are alike, (K,) int64, or None.
 
     Raises:
-        ValueError: a size or the fingerprint is not so.
+        ValueError: a size, the fingerprint or an order is not so.
     """
 
     def __init__(
         self, sizes: Sequence[int], *, fingerprint: bytes, orders: Sequence[Tensor | None] | None = None
     ) -> None:
-        if not sizes or not all(1 <= size <= 2**63 for size in sizes):
+        if not sizes or not all(isinstance(size, int) and 1 <= size <= 2**63 for size in sizes):
             raise ValueError(f"sizes={list(sizes)}: expected the codes of each level, 1 ... 2^63")
         if len(fingerprint) != FINGERPRINT_BYTES:
             raise ValueError(f"fingerprint has {len(fingerprint)} bytes: expected {FINGERPRINT_BYTES}")
         if orders is not None and len(orders) != len(sizes):
             raise ValueError(f"orders has {len(orders)} entries: expected one for each of {len(sizes)} sizes")
+        for level, (size, order) in enumerate(zip(sizes, orders or (), strict=False)):
+            if order is not None and not _is_permutation(order, size):
+                raise ValueError(f"orders has no ranks at level {level}: expected each of 0 ... {size - 1} once, int64")
         self.sizes = tuple(sizes)
         self.fingerprint = fingerprint
         self.orders = tuple(orders) if orders is not None else (None,) * len(sizes)
@@ -154,6 +168,7 @@ class TokenCodec:
         """What `split` was given, of all levels or of the first ones."""
         return torch.stack(list(grids), -1) if len(self.sizes) > 1 else grids[0]
 
+    @_on_the_cpu()
     def pack(
         self,
         indices: Tensor,
@@ -174,6 +189,9 @@ class TokenCodec:
         Raises:
             ValueError: `indices` are none of this quantizer, or the coder is not known or does not take them.
         """
+        check_plain("indices", indices)
+        if not indices.ndim:
+            raise ValueError("indices has no axes: expected (B, ...)")
         grids = self.split(indices)
         if not 1 <= len(grids) <= len(self.sizes):
             raise ValueError(f"indices has {len(grids)} levels: expected 1 ... {len(self.sizes)}")
@@ -183,8 +201,8 @@ class TokenCodec:
                 raise ValueError(
                     f"indices has shape {tuple(indices.shape)}: expected (B, ...), {MOST_AXES} axes at most"
                 )
-        if packet_cells < 1:
-            raise ValueError(f"packet_cells={packet_cells}: expected at least 1")
+        if not isinstance(packet_cells, int) or not 1 <= packet_cells < 2**63:
+            raise ValueError(f"packet_cells={packet_cells}: expected a whole number, at least 1")
         coders = _coders_named(coder)
         vectors = grids[0].ndim < 2
         samples = [(grid.reshape(1, -1) if vectors else grid).to("cpu", torch.int64) for grid in grids]
@@ -215,6 +233,7 @@ class TokenCodec:
             zero_order_bits=sum(_entropy_bits(grid) for grid in samples),
         )
 
+    @_on_the_cpu()
     def unpack(
         self,
         data: bytes,
@@ -274,7 +293,7 @@ class TokenCodec:
             indices = self.join(grids)
             if [tuple(grid.shape) for grid in self.split(indices)] == shapes:
                 return indices
-        except (RuntimeError, ValueError):  # what other shapes lead torch and quantizers to
+        except (IndexError, RuntimeError, ValueError):  # what other shapes lead torch and quantizers to
             pass
         raise ValueError(f"has levels of shapes {shapes}, which this quantizer does not have")
 
@@ -283,8 +302,10 @@ class TokenCodec:
         if conceal is not None and bool(lost.any()):
             for sample in lost.flatten(1).any(1).nonzero().flatten().tolist():
                 filled = conceal(values[sample], lost[sample], number)
+                if filled.shape != lost.shape[1:]:
+                    raise ValueError(f"conceal gave {tuple(filled.shape)}: expected {tuple(lost.shape[1:])}, the grid")
+                check_indices(filled, [self.sizes[number]], level_axis=False, name="conceal's indices")
                 values[sample] = torch.where(lost[sample], filled, values[sample])
-            check_indices(values, [self.sizes[number]], level_axis=False)
         return values
 
 
@@ -417,6 +438,12 @@ def _shortest(coders: Sequence[Coder], values: Tensor, context: Context) -> tupl
             "give coder='auto'"
         )
     return min(made, key=lambda pair: len(pair[1]))
+
+
+def _is_permutation(order: Tensor, size: int) -> bool:
+    if order.dtype != torch.int64 or order.shape != (size,):
+        return False
+    return torch.equal(order.sort()[0], torch.arange(size, device=order.device))
 
 
 def _plane_of(values: Tensor, plane: Plane) -> Tensor:

@@ -1,5 +1,6 @@
 """What takes the place of indices that a damaged file does not give."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ class CodebookMean:
     """Of each level the code that is nearest to the mean of its codebook, whatever is around.
 
     Args:
-        tables: code vectors (K, D) of each level.
+        tables: code vectors (K, D) of each level; what is not finite does not count.
 
     Raises:
         ValueError: there is none of a level.
@@ -49,7 +50,9 @@ class CodebookMean:
                     "with NearestNeighbour()"
                 )
             vectors = table.detach().double()
-            self.codes.append(int((vectors - vectors.mean(0)).square().sum(-1).argmin()))
+            finite = vectors.isfinite().all(-1)
+            far = (vectors - vectors[finite].mean(0)).square().sum(-1)
+            self.codes.append(int(far.masked_fill(~finite, math.inf).argmin()))
 
     @classmethod
     def of(cls, module: nn.Module) -> "CodebookMean":

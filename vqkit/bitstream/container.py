@@ -265,9 +265,10 @@ def _read_body(data: bytes, first: int) -> Header:
     levels: list[Level] = []
     for _ in range(number()):
         flags = byte()
-        if flags & ~(MOST_AXES | _MASKED | _AS_BEFORE) or bool(flags & _AS_BEFORE) == bool(flags & MOST_AXES):
+        again = bool(flags & _AS_BEFORE)
+        if flags & ~(MOST_AXES | _MASKED | _AS_BEFORE) or again == bool(flags & MOST_AXES) or again > len(levels):
             raise ValueError(f"has a level {len(levels)} of kind {flags}, which is not known")
-        if flags & _AS_BEFORE and levels:
+        if again:
             level_size, shape = levels[-1].size, levels[-1].shape
         else:
             level_size, shape = number() + 1, tuple(number() for _ in range(flags & MOST_AXES))

@@ -31,7 +31,8 @@ def quantizer_of(module: nn.Module) -> "BaseQuantizer":
 def fingerprint(module: nn.Module) -> bytes:
     """A hash of what decodes indices: two quantizers have the same one where an index means the same.
 
-    In it are of every quantizer inside the class, and the codes and strides of its levels; and its state but for
+    In it are of every quantizer inside the class, and the codes and strides of its levels; of every module inside the
+    arguments that change what it decodes and are in no state, as its `decoding` gives them; and its state but for
     statistics of the training, floating point numbers as little-endian float32. So it is the same after `.double()`,
     after `.bfloat16()`, which leaves quantizers as they are, and after `bake` where no codes are computed. Arguments
     that matter to training alone are not in it: a newer vqkit, with more of them, reads the files of an older one.
@@ -48,6 +49,8 @@ def fingerprint(module: nn.Module) -> bytes:
         if hasattr(part, "level_sizes"):
             levels = tuple(part.level_sizes), tuple(part.level_strides)
             digest.update(f"{name} {own_class(type(part)).__name__} {levels}\n".encode())
+        if decoding := getattr(part, "decoding", ""):
+            digest.update(f"{name} {decoding}\n".encode())
     state = _meaning(quantizer)
     _add(digest, state, torch.float32)
     if quantizer is not module and not any(value.is_floating_point() for value in state.values()):

@@ -37,7 +37,8 @@ class ContextMixing(Coder):
     weights, chosen by which neighbours still agree with the path, and by the node, mixes their logits.
 
     Everything is learned while it codes, in integers, from the packet alone. Where the native kernels are built they do
-    it (`python -m vqkit.kernels.native`); elsewhere Python, with the same bytes. A packet takes at most 32 MiB.
+    it (`python -m vqkit.kernels.native`); elsewhere Python, with the same bytes. A packet takes at most 32 MiB, in
+    Python a gigabyte.
 
     Source: context mixing of binary decisions, Mahoney 2005 ("Adaptive weighing of context models for lossless data
         compression", Florida Tech CS-2005-16), and his later PAQ: logistic mixing, histories with learned
@@ -62,8 +63,8 @@ class ContextMixing(Coder):
         plan, coarser = _plan(shape, context), _same_place(shape, context)
         if native.variants():
             written = torch.tensor(list(data), dtype=torch.uint8)
-            *_, read = (found := native.mixing_decode(written, coarser, plan.numbers()))
-            ranks, read = found[:-1], int(read)
+            found = native.mixing_decode(written, coarser, plan.numbers())
+            ranks, read = found[:-1], int(found[-1])
         else:
             listed, read = plain_mixing.decode(data, coarser.tolist(), plan)
             ranks = torch.tensor(listed, dtype=torch.int64)

@@ -11,6 +11,7 @@ from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder
+from vqkit.saving.pretrained import check_replaceable
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -51,9 +52,14 @@ def convert(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or hostile, is of no known family, its entries are not those of the family, or
-            its license has to be accepted; nothing is written then.
+        ValueError: the file is damaged or hostile, is of no known family or of several, its entries are not those of
+            the family, its license has to be accepted, or the destination holds something else than a saved model;
+            nothing is written then.
+        TypeError: `family` is not a family, such as `LlamaGenVQ()`.
     """
+    if family is not None and not isinstance(family, Family):
+        raise TypeError(f"family={family!r}: expected a family of vqkit.conversion, such as LlamaGenVQ()")
+    check_replaceable(Path(destination))
     found = read_source(Path(source))
     family = _family_of(found) if family is None else family
     terms = license or found.license or family.license or UNKNOWN
@@ -63,14 +69,17 @@ def convert(
             f"accept_license={terms!r}"
         )
     tokenizer = family.read(found).eval()
+    left_out = [start for start in family.unused if any(name.startswith(start) for name in found.state)]
     tokenizer.provenance = {"family": family.name, "file": found.file.name, "license": terms}
+    if left_out:
+        tokenizer.provenance |= {"left_out": ", ".join(left_out)}
     tokenizer.save_pretrained(destination)
     return tokenizer
 
 
 def _family_of(source: Source) -> Family:
     for family in FAMILIES:
-        if family.telltale in source:
+        if family.recognizes(source):
             return family()
     known = "; ".join(f"{family.name} ({family.telltale})" for family in FAMILIES)
     shown = ", ".join(map(repr, sorted(source.state)[:4]))
@@ -78,4 +87,5 @@ def _family_of(source: Source) -> Family:
 
 
 def _is_non_commercial(terms: str) -> bool:
-    return re.search(r"\bnc\b|non-?commercial|research", terms, flags=re.IGNORECASE) is not None
+    meant = r"(?<![a-z])nc(?![a-z])|non[-_ ]?commercial|research|academic"
+    return re.search(meant, terms, flags=re.IGNORECASE) is not None

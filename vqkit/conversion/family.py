@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqkit.conversion.source import Source
 from vqkit.saving.files import named
-from vqkit.saving.sizes import FLOATING, Bounded
+from vqkit.saving.sizes import FLOATING, Bounded, check_finite
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 SHOWN = 4
@@ -50,6 +50,15 @@ class Family(ABC):
     unused: ClassVar[tuple[str, ...]] = ()
     license: ClassVar[str | None] = None
 
+    @classmethod
+    def recognizes(cls, source: Source) -> bool:
+        """Whether the names of the entries are those of this family.
+
+        Raises:
+            ValueError: another family has them too, and nothing in the file says which one is meant.
+        """
+        return cls.telltale in source
+
     @abstractmethod
     def build(self, source: Source) -> Tokenizer:
         """A tokenizer of the sizes that the shapes say, with weights of its own.
@@ -80,11 +89,12 @@ class Family(ABC):
                 entries = list(self.entries(source, planned))
                 self._check(source, entries)
             except ValueError as error:
-                raise ValueError(f"does not hold the weights of a {self.name}: {error}") from error
+                raise ValueError(f"does not hold the weights of {self.name}: {error}") from error
             tokenizer = self.build(source)
-        state = tokenizer.state_dict()
-        for target, sources, combine in entries:
-            state[target] = combine(*(source.state[name].float() for name in sources)).reshape(state[target].shape)
+            state = tokenizer.state_dict()
+            for target, sources, combine in entries:
+                state[target] = combine(*(source.state[name].float() for name in sources)).reshape(state[target].shape)
+            check_finite({entry.target: state[entry.target] for entry in entries})  # float64 may not fit
         tokenizer.load_state_dict(state)
         return tokenizer
 

@@ -11,14 +11,15 @@ from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.quantizer import Quantizer
 
 AVERAGES = "model_ema."
+AVERAGES_OF_LOSS = f"{AVERAGES}loss"
 COUNTERS = (f"{AVERAGES}decay", f"{AVERAGES}num_updates")
 
 
 class SeedVokenIBQ(TamingVQGAN):
     """IBQ of SEED-Voken: the key tree of taming-transformers, and codes that are chosen by dot product.
 
-    The averaged weights are taken, which have names without dots. A file without averages is that of a `TamingVQGAN` by
-    its names: give `family=SeedVokenIBQ()`.
+    The averaged weights are taken, which have names without dots. A file without averages is not recognized: give
+    `family=SeedVokenIBQ()`.
 
     Source: Shi et al. 2024 (https://arxiv.org/abs/2412.02692) and its released code.
     """
@@ -26,12 +27,13 @@ class SeedVokenIBQ(TamingVQGAN):
     name = "IBQ of SEED-Voken"
     telltale = COUNTERS[0]
     license = "apache-2.0"
+    published_blocks = 4
 
     def weights(self, source: Source) -> Source:
         """See `Family`.
 
         Raises:
-            ValueError: there are averages, and not of all weights.
+            ValueError: there are averages, and not of all weights, or of others.
         """
         averages = {name for name in source.state if name.startswith(AVERAGES)} - {*COUNTERS}
         if not averages:
@@ -44,6 +46,10 @@ class SeedVokenIBQ(TamingVQGAN):
             if average not in averages:
                 raise ValueError(f"entry {average!r} is missing: expected the average of {name!r}")
             state[name] = source.state[average]
+            averages.remove(average)
+        others = sorted(name for name in averages if not name.startswith(AVERAGES_OF_LOSS))
+        if others:
+            raise ValueError(f"entry {others[0]!r} is unexpected: there is no entry that it is the average of")
         return replace(source, state=state)
 
     def build_quantizer(self, source: Source) -> BaseQuantizer:

@@ -1,8 +1,10 @@
 """Published weights as files: what is read of them, and what is refused."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model
 """In a folder of diffusers, the first that is there."""
 HOLDERS = ("ema", "model", "state_dict")
 """Entries of a training checkpoint that hold a state dict, averaged weights first."""
-UNUSED = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-"""Classes that checkpoints of old trainers name beside their weights."""
+UNUSED = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
+"""Classes that checkpoints name beside their weights: of old Lightning, and of LlamaGen's trainer."""
 MODEL_CARD = "README.md"
 
 
@@ -43,9 +45,14 @@ class Source:
     def __contains__(self, name: object) -> bool:
         return name in self.state
 
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self.state)
+
     def has_below(self, path: str) -> bool:
         """Whether the layer of this name has an entry."""
-        return any(name.startswith(f"{path}.") for name in self.state)
+        place = bisect_left(self._sorted, f"{path}.")
+        return place < len(self._sorted) and self._sorted[place].startswith(f"{path}.")
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
         """The shape of an entry that says how large the model is.
@@ -73,9 +80,13 @@ def read_source(path: Path) -> Source:
             numbers than bytes, or numbers that are not finite.
     """
     file = _file_of(path)
-    content: Any = None
+    content: Any
+    if file.suffix == ".safetensors":
+        with named(file):
+            content = load_file(file)
+    else:
+        content = read_pickle(file, unused=UNUSED)
     with named(file):
-        content = load_file(file) if file.suffix == ".safetensors" else read_pickle(file, unused=UNUSED)
         state = dict(_tensors(content))
         if sum(value.nbytes for value in state.values()) > file.stat().st_size:
             largest = max(state, key=lambda name: state[name].nbytes)
@@ -116,9 +127,11 @@ def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _license_of(card: Path) -> str | None:
-    """The `license` in the head of a model card."""
+    """The `license` in the head of a model card, of which hubs have one, a list, or "other" with its name beside it."""
     if not card.is_file():
         return None
-    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
-    line = re.search(r"^license: *['\"]?([\w.+-]+)", head[1], flags=re.MULTILINE) if head else None
-    return line[1] if line else None
+    head = re.match(r"\s*---\n(.*?)\n---", card.read_text(encoding="utf-8-sig", errors="replace"), flags=re.DOTALL)
+    said = re.findall(r"^(license|license_name) *:(.*(?:\n *- .*)*)", head[1] if head else "", flags=re.MULTILINE)
+    words = {key: " ".join(re.findall(r"[+.-]*\w[\w.+-]*", text.partition(" #")[0])) for key, text in said}
+    terms = words.get("license")
+    return words.get("license_name") or terms if terms == "other" else terms or None

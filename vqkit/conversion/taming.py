@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ DECODER = LayerNames(
 class TamingVQGAN(VQGANFamily):
     """VQGAN of taming-transformers.
 
+    Class attributes:
+        published_blocks: residual blocks of a level in all that the authors published. Others have the same names for
+            codes that are chosen in another way, so a file with another number is not recognized. None: any.
+
     Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841) and its released code.
     """
 
@@ -47,6 +52,21 @@ class TamingVQGAN(VQGANFamily):
     license = "mit"
     encoder = ENCODER
     decoder = DECODER
+    published_blocks: ClassVar[int | None] = 2
+
+    @classmethod
+    def recognizes(cls, source: Source) -> bool:
+        """See `Family`."""
+        if not super().recognizes(source):
+            return False
+        found = cls.encoder.num_res_blocks(source)
+        if cls.published_blocks not in (None, found):
+            raise ValueError(
+                f"{source.file} has names that several families share, and {found} residual blocks in a level: those "
+                f"of {cls.name} have {cls.published_blocks}. Say by family= of vqkit.convert how codes are chosen: "
+                "TamingVQGAN() for the nearest one, SeedVokenIBQ() for the largest dot product"
+            )
+        return True
 
 
 class TamingGumbelVQGAN(TamingVQGAN):
@@ -63,6 +83,7 @@ class TamingGumbelVQGAN(TamingVQGAN):
 
     name = "VQGAN of taming-transformers with Gumbel-softmax"
     telltale = "quantize.proj.weight"
+    published_blocks = None
 
     def build_quantizer(self, source: Source) -> BaseQuantizer:
         """See `VQGANFamily`."""

@@ -96,7 +96,7 @@ class LayerNames:
             "latent_kernel_size": kernel_size,
             "channels": channels,
             "channel_multipliers": [width // channels for width in widths],
-            "num_res_blocks": _number(lambda n: source.has_below(self._residual(0, 0, n))),
+            "num_res_blocks": self.num_res_blocks(source),
             "attention_factors": [
                 2**n
                 for n in range(levels)
@@ -105,6 +105,10 @@ class LayerNames:
             "middle_attention": source.has_below(self.middle[1]),
             "attention_heads": 1,
         }
+
+    def num_res_blocks(self, source: Source) -> int:
+        """Residual blocks in the first level."""
+        return _number(lambda n: source.has_below(self._residual(0, 0, n)))
 
     def _residual(self, level: int, place: int, block: int) -> str:
         return self.residual.format(level=level, place=place, block=block)
@@ -156,6 +160,9 @@ class VQGANFamily(Family):
         inward, outward = (names.sizes(source) for names in (self.encoder, self.decoder))
         outward |= {"dim": outward["latent_channels"], "latent_channels": outward["dim"]}  # it leads outwards
         outward["num_res_blocks"] -= 1
+        levels = [len(sizes["channel_multipliers"]) for sizes in (inward, outward)]
+        if levels[0] != levels[1]:
+            raise ValueError(f"its encoder has {levels[0]} levels and its decoder {levels[1]}: expected as many")
         in_channels = source.shape(f"{self.encoder.first}.weight", 4)[1]
         out_channels = source.shape(f"{self.decoder.last}.weight", 4)[0]
         return Tokenizer(

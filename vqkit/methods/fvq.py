@@ -176,6 +176,11 @@ class BridgedCodebook(ProjectedCodebook):
         self.tanh_gelu = tanh_gelu
         super().__init__(codebook_size, dim, usage_decay=usage_decay, seed=seed)
 
+    @property
+    def decoding(self) -> str:
+        """See `Quantizer`."""
+        return f"heads={self.heads} tanh_gelu={self.tanh_gelu}"
+
     def build_vectors(self, generator: torch.Generator) -> None:
         """The base and the bridge; see `Codebook`."""
         grid = _grid(self.codebook_size, self.patch_size)

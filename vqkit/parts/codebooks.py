@@ -207,7 +207,9 @@ class Codebook(Configured, FullPrecisionModule):
         other.record(codebook_size=len(source))
         for name in self.per_code:
             rows = getattr(self, name)
-            setattr(other, name, nn.Parameter(rows[source]) if isinstance(rows, nn.Parameter) else rows[source])
+            taken = rows[source]
+            trains = isinstance(rows, nn.Parameter)
+            setattr(other, name, nn.Parameter(taken, requires_grad=rows.requires_grad) if trains else taken)
         for name in ("usage", "pending_counts", "pending_sums"):
             setattr(other, name, carried(getattr(self, name)))
         other.rewritten = self.rewritten[source]
@@ -366,9 +368,10 @@ class ProjectedCodebook(Codebook):
             ValueError: no base makes the map give them.
         """
         if isinstance(self.projector, nn.Linear):
-            change = widened(vectors - self())
-            self.base.add_((change @ torch.linalg.pinv(widened(self.projector.weight)).mT).to(self.base.dtype))
-            error = (self() - vectors).norm()
+            with autocast_disabled(vectors.device):
+                change = widened(vectors - self())
+                self.base.add_((change @ torch.linalg.pinv(widened(self.projector.weight)).mT).to(self.base.dtype))
+                error = (self() - vectors).norm()
             if error <= 1e-3 * change.norm() + 1e-5 * vectors.norm():
                 return
         raise ValueError(

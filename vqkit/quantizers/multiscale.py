@@ -372,6 +372,11 @@ class MultiScaleQuantizer(SampleDropout):
         """What `to_grids` was given; see `BaseQuantizer`."""
         return self.pyramid.join(join_stages(grids, self.num_codebooks, level_axis=self.level_axis))
 
+    @property
+    def decoding(self) -> str:
+        """See `Quantizer`."""
+        return f"up={self.pyramid.up} phi_ratio={self.phi and self.phi.ratio}"
+
     def level_tables(self) -> list[Tensor | None]:
         """Those of the stage of each scale; see `BaseQuantizer`."""
         tables = [table for stage in self.calls for table in stage.level_tables()]

@@ -203,6 +203,11 @@ class Quantizer(VectorQuantizer):
         plain &= not (self.has_projection or self.normalize or self.codebook.cascaded or self.codebook.attention)
         return self.search.metric if plain else None
 
+    @property
+    def decoding(self) -> str:
+        """What decides about vectors and is in no state, for `vqkit.bitstream.fingerprint`."""
+        return "normalize" if self.normalize else ""
+
     def level_tables(self) -> list[Tensor | None]:
         """The codebook, where it is stored; see `BaseQuantizer`."""
         return [None if self.codebook.rows == "derived" else self.codebook().detach()]

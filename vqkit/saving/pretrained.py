@@ -48,7 +48,7 @@ class Pretrained(Configured):
             nobody said so.
     """
 
-    provenance: Mapping[str, str] | None = None
+    provenance: dict[str, str] | None = None
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a directory.
@@ -67,7 +67,7 @@ class Pretrained(Configured):
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "vqkit_version": __version__, **to_config(self)}
         tensors = _writable_state(self)
         if self.provenance is not None:
-            config[PROVENANCE] = dict(self.provenance)
+            config[PROVENANCE] = _checked_provenance(self.provenance)
         config[MARK] = _mark(config, tensors)
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         sharded = isinstance(self, nn.Module) and is_sharded(self)
@@ -164,6 +164,18 @@ class Pretrained(Configured):
             return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder for a model that holds something else.
+
+    Raises:
+        ValueError: it is a file, or neither missing nor empty nor written by `save_pretrained`.
+    """
+    config = folder / CONFIG_NAME
+    is_ours = config.is_file() and read_json(config).get("format") == FORMAT
+    if folder.exists() and not is_ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else than a saved tokenizer: give a new folder")
+
+
 def _writable_state(module: Any) -> dict[str, Tensor]:
     """The state as tensors that safetensors takes: contiguous, on the CPU, and without memory in common."""
     state: dict[str, Tensor] = {}
@@ -226,9 +238,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     with named(path):
         if config.get("format") != FORMAT:
             raise ValueError(f"was not written by save_pretrained: its 'format' is not {FORMAT!r}")
-        told = config.get(PROVENANCE, {})
-        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
-            raise ValueError(f"has {PROVENANCE}={told!r}: expected names and texts")
+        _checked_provenance(config.get(PROVENANCE, {}))
         version = config.get("format_version")
         if isinstance(version, int) and 1 <= version < FORMAT_VERSION:
             return dict(to_current_version(config, version))
@@ -238,6 +248,12 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f" reads versions 1 to {FORMAT_VERSION}: update vqkit, or save the model again with a matching version"
             )
     return config
+
+
+def _checked_provenance(told: Any) -> dict[str, str]:
+    if not isinstance(told, Mapping) or not all(isinstance(text, str) for item in told.items() for text in item):
+        raise ValueError(f"{PROVENANCE}={told!r}: expected names and texts")
+    return dict(told)
 
 
 def _class_paths(value: Any) -> Iterator[Any]:

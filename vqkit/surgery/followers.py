@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vqkit import distributed
 from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.quantizer import Quantizer
@@ -60,7 +61,7 @@ def carry_optimizer(optimizer: Optimizer, before: BaseQuantizer, surgery: Surger
         for group in optimizer.param_groups:
             group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
         for key, value in (state := optimizer.state.pop(old, {})).items():
-            if id(old) in rows and isinstance(value, Tensor) and value.shape == old.shape:
+            if id(old) in rows and isinstance(value, Tensor) and value.shape[:1] == old.shape[:1]:  # or one for a row
                 code_map, usage = rows[id(old)]
                 state[key] = code_map.average(value, usage)
         if state:
@@ -71,6 +72,8 @@ def carry_shards(
     directory: str | os.PathLike[str], target: str | os.PathLike[str], surgery: Surgery, *, tokenizer: str = ""
 ) -> None:
     """Write token shards again with the indices of the new quantizer, without the data that they were made of.
+
+    Ranks share the samples out among them.
 
     Args:
         directory: of shards that the old quantizer wrote.
@@ -90,13 +93,13 @@ def carry_shards(
     manifest = next(iter(read_manifests(shards.directory).values()))
     said = {"data_hash": manifest["data_hash"], "class_names": shards.class_names, "tokenizer": tokenizer}
     with TokenShardWriter(target, surgery.quantizer, **said) as writer:
-        for number, name in enumerate(shards.names):
-            if name in writer.done:
+        for number in range(distributed.rank(), len(shards), distributed.world_size()):
+            if shards.names[number] in writer.done:
                 continue
             sample = shards[number]
             labels = [sample["label"]] if "label" in sample else None
             extents = sample["extent"][None] if "extent" in sample else None
-            writer.add(surgery.remap(sample["indices"][None]), [name], labels=labels, extents=extents)
+            writer.add(surgery.remap(sample["indices"][None]), [sample["name"]], labels=labels, extents=extents)
 
 
 def carry_embedding(weight: Tensor, code_map: CodeMap, *, usage: Tensor | None = None, first: int = 0) -> Tensor:
@@ -112,9 +115,11 @@ def carry_embedding(weight: Tensor, code_map: CodeMap, *, usage: Tensor | None =
         (V - K + K', D)
 
     Raises:
-        ValueError: `weight` has too few rows.
+        ValueError: `weight` has too few rows, or `usage` is not that of the old codes.
     """
     size = len(code_map.new)
+    if usage is not None and usage.shape != (size,):
+        raise ValueError(f"usage has shape {tuple(usage.shape)}: expected ({size},), a count for each old code")
     if not 0 <= first <= len(weight) - size:
         raise ValueError(f"weight has {len(weight)} rows: expected {first} + {size} at least, first and the codes")
     before, rows, behind = weight.detach().split([first, size, len(weight) - first - size])
@@ -143,7 +148,12 @@ def carry_head(
 
     Returns:
         weight (V - K + K', D) and bias (V - K + K',)
+
+    Raises:
+        ValueError: as for `carry_embedding`, or `bias` is not as long as `weight`.
     """
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}: expected ({len(weight)},), one for each row of weight")
     new_weight = carry_embedding(weight, code_map, usage=usage, first=first)
     old = widened(weight.new_zeros(len(weight)) if bias is None else bias.detach())
     before, own, behind = old.split([first, len(code_map.new), len(old) - first - len(code_map.new)])

@@ -37,13 +37,14 @@ class CodeMap:
     def count(self, counts: Tensor) -> Tensor:
         """Counts or sums of the new codes, which add up to those of the old ones, (K, ...) to (K', ...).
 
-        A new code has those of all old codes that became it. New codes with one `source` share alike.
+        A new code has those of all old codes that became it. One that no old code became shares alike with the code
+        that its `source` became.
         """
-        shape = (-1, *[1] * (counts.ndim - 1))
         moved = counts.new_zeros(len(self.source), *counts.shape[1:]).index_add_(0, self.new, counts)
-        families = torch.zeros_like(counts).index_add_(0, self.source, moved)
-        sizes = torch.bincount(self.source, minlength=len(self.new)).to(counts.dtype)
-        return families[self.source] / sizes[self.source].reshape(shape)
+        codes = torch.arange(len(self.source), device=self.new.device)
+        shared = torch.where(torch.isin(codes, self.new), codes, self.new[self.source])
+        sharers = torch.bincount(shared, minlength=len(codes)).to(counts.dtype)
+        return moved[shared] / sharers[shared].reshape(-1, *[1] * (counts.ndim - 1))
 
     def average(self, rows: Tensor, usage: Tensor | None = None) -> Tensor:
         """Rows of the new codes: means over the old codes that became them, (K, ...) to (K', ...).

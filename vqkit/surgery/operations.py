@@ -70,7 +70,7 @@ def shrink(
         which cuts the codebook of one VQGAN by k-means and tunes the model for each rate.
     Differs: there each code counts alike; what is frozen while it is tuned is not said in what we read.
     """
-    if isinstance(quantizer, ResidualQuantizer):
+    if any(isinstance(part, ResidualQuantizer) for part in quantizer.modules()):  # groups may hold some
         raise ValueError(
             "shrink got a ResidualQuantizer: other codes of a stage leave other residuals to the next one; "
             "shrink_from_latents cuts the stages one after the other"
@@ -79,6 +79,8 @@ def shrink(
     def operation(part: Quantizer, level: int) -> Cut:
         table = Table(part, usage_of(usage, level, quantizer), "shrink")
         size = _smaller(size_of(codebook_size, level, quantizer), table, "shrink")
+        if restarts < 1:
+            raise ValueError(f"restarts={restarts}: expected at least 1 seeding")
         return table.cut_to(_cluster(table, size, restarts, iterations, seed))
 
     return operate(quantizer, "shrink", operation)
@@ -161,7 +163,13 @@ def prune(
                 f"few never chose may be needed by others; count {ENOUGH_COUNTS} for each code or more",
                 stacklevel=4,
             )
-        source = torch.nonzero(keep(table.usage)).squeeze(1)
+        kept = keep(table.usage)
+        if kept.shape != table.usage.shape or kept.dtype != torch.bool:
+            raise ValueError(
+                f"keep gave {tuple(kept.shape)} {kept.dtype}: expected ({len(table.usage)},) bool, True for each code "
+                "that stays"
+            )
+        source = torch.nonzero(kept).squeeze(1)
         if not len(source):
             raise ValueError("keep leaves no code: expected (K,) bool with some True; lower the least count")
         new = nearest(table.points, table.points[source]).indices
@@ -234,7 +242,7 @@ def split(quantizer: Quantizer, codes: Tensor | Sequence[int], *, step: float = 
 
 
 @torch.no_grad()
-def merge(quantizers: Sequence[Quantizer]) -> Surgery:
+def merge(quantizers: Sequence[Quantizer]) -> tuple[Surgery, ...]:
     """All codes of several quantizers in one, the first one's first; its settings are kept.
 
     Args:
@@ -242,7 +250,8 @@ def merge(quantizers: Sequence[Quantizer]) -> Surgery:
             which would be others.
 
     Returns:
-        A `Surgery` with a map for each of them: an offset.
+        A `Surgery` for each of them, all with the same new quantizer; its map is an offset. A code that comes from
+        another quantizer stands for the nearest one.
 
     Raises:
         ValueError: they do not have one code space.
@@ -259,22 +268,23 @@ def merge(quantizers: Sequence[Quantizer]) -> Surgery:
         )
     tables = [Table(part, None, "merge") for part in quantizers]
     first = quantizers[0].codebook
-    vectors = torch.cat([part.codebook().detach().to(tables[0].points) for part in quantizers])
+    vectors = torch.cat([table.codes.to(tables[0].codes) for table in tables])
     usage = torch.cat([table.usage.to(tables[0].usage) for table in tables])
-    source = torch.arange(len(vectors), device=vectors.device)
-    source = torch.where(source < first.codebook_size, source, 0)
-    maps, start = [], 0
-    for table in tables:
-        codes = torch.arange(len(table.usage), device=vectors.device)
-        maps.append(CodeMap(start + codes, torch.zeros_like(source).scatter_(0, start + codes, codes)))
-        start += len(codes)
+    points = torch.cat([table.points.to(tables[0].points) for table in tables])
+    maps: list[CodeMap] = []
+    for own in points.split([len(table.points) for table in tables]):
+        codes = torch.arange(len(own), device=points.device)
+        new = codes + sum(len(code_map.new) for code_map in maps)
+        maps.append(CodeMap(new, nearest(points, own).indices.index_copy(0, new, codes)))
     # What is pending belongs to the single quantizers, of which each has its own.
-    merged = first.with_rows(source, lambda counts: counts.new_zeros(len(vectors), *counts.shape[1:]), vectors)
+    merged = first.with_rows(maps[0].source, lambda counts: counts.new_zeros(len(vectors), *counts.shape[1:]), vectors)
     merged.usage.copy_(usage)
     whole = with_codebook(quantizers[0], merged)
     after = Table(whole, None, "merge")
-    reports = tuple(table.report(code_map, after) for table, code_map in zip(tables, maps, strict=True))
-    return Surgery(whole, tuple(maps), reports, codebook_hash(quantizers[0]))
+    return tuple(
+        Surgery(whole, (code_map,), (table.report(code_map, after),), codebook_hash(table.quantizer))
+        for table, code_map in zip(tables, maps, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -381,7 +391,7 @@ def _split(table: Table, parents: Tensor, step: float, seed: int) -> Cut:
     """New codes beside their parents (M,), behind the old ones."""
     if not step > 0:
         raise ValueError(f"step={step}: expected a fraction of the codes' spread, above 0, such as {STEP}")
-    codes = table.quantizer.codebook().detach()
+    codes = table.codes
     numbers = torch.arange(len(codes), device=codes.device)
     # `kmeans` counts copies apart alike: where all codes are one, a fraction of their length.
     length = step * torch.maximum(spread(codes), 1e-3 * codes.square().mean().sqrt())

@@ -20,6 +20,7 @@ from vqkit.quantizers.fsq import FSQ
 from vqkit.quantizers.grouped import GroupedQuantizer
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.residual import ResidualQuantizer
+from vqkit.runtime import autocast_disabled
 from vqkit.sharding import refuse_sharded
 from vqkit.surgery.maps import CodeMap
 from vqkit.surgery.results import LevelReport, Surgery
@@ -52,7 +53,6 @@ def operate(quantizer: BaseQuantizer, call: str, operation: Callable[[Quantizer,
     Raises:
         ValueError: the quantizer has no codes that could be cut.
     """
-    refuse_sharded(quantizer, call, "save_pretrained it, and cut what from_pretrained gives")
     cuts: list[Cut] = []
 
     def each(part: BaseQuantizer) -> BaseQuantizer:
@@ -88,6 +88,7 @@ def with_members(composite: CompositeQuantizer, members: Sequence[BaseQuantizer]
 
 def refuse_unfit(quantizer: BaseQuantizer, call: str) -> None:
     """Raise ValueError, with what can be done instead, for a quantizer that is not cut by its codes."""
+    refuse_sharded(quantizer, call, "save_pretrained it, and cut what from_pretrained gives")
     if isinstance(quantizer, Quantizer | GroupedQuantizer | ResidualQuantizer):
         sized = "codebook_size" if isinstance(quantizer, Quantizer) else quantizer.member_name
         if sized not in quantizer.recorded_arguments():
@@ -135,7 +136,8 @@ class Table:
             )
         self.quantizer = quantizer
         self.spherical = quantizer.normalize or quantizer.search.metric == "cosine"
-        codes = codebook().detach()
+        with autocast_disabled(codebook.usage.device):
+            self.codes = codes = codebook().detach()
         self.lengths = codes.norm(dim=1)
         self.points = unit(codes) if self.spherical else codes
         usage = codebook.usage if usage is None else usage
@@ -220,8 +222,13 @@ def usage_of(usage: Usage, level: int, quantizer: BaseQuantizer, name: str = "us
     Raises:
         ValueError: there are not some for each level.
     """
-    if usage is None or (isinstance(usage, Tensor) and usage.ndim == 1):
+    if usage is None or (isinstance(usage, Tensor) and usage.ndim == 1 and quantizer.num_codebooks == 1):
         return usage
+    if isinstance(usage, Tensor) and usage.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(usage.shape)}: expected counts of each of the {quantizer.num_codebooks} levels, "
+            "a list of (K,) or (L, K)"
+        )
     counts = _one_each(name, usage, quantizer)[level]
     return counts[: quantizer.codebook_sizes[level]] if isinstance(usage, Tensor) else counts
 

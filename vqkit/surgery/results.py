@@ -45,9 +45,9 @@ class Surgery:
 
     Attributes:
         quantizer: of the same class as the old one, which stays as it was; it shares no memory with it.
-        maps: one for each level; of `merge`, one for each quantizer that was merged.
-        reports: one for each map.
-        codebook_hash: of the old quantizer, as its token shards have it; of `merge`, of the first.
+        maps: one for each level.
+        reports: one for each level.
+        codebook_hash: of the old quantizer, as its token shards have it.
     """
 
     quantizer: BaseQuantizer

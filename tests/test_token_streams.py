@@ -1,8 +1,10 @@
 """Token shards on their way to a training loop: streams, windows, packed sequences, and joining."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +140,8 @@ def test_state_of_another_run_is_refused():
         ({"samples": 9}, "state has samples=9, this stream has samples=8"),
         ({"seed": None}, "state has seed=None, this stream has seed=0"),
         ({"consumed": 8}, "expected epoch >= 0 and 0 <= consumed < 8"),
+        ({"consumed": 1.5}, "expected epoch >= 0 and 0 <= consumed < 8"),
+        ({"epoch": "1"}, "expected epoch >= 0 and 0 <= consumed < 8"),
         ({"other": 1}, r'expected batch\["state"\]'),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -174,10 +178,30 @@ def test_ranks_are_those_of_the_process_group(rank_pair):
 def test_a_stream_older_than_the_process_group_is_refused(monkeypatch):
     early = TokenStream(numbered(4), batch_size=2)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(
-        RuntimeError, match=r"made for 1 processes, and there are 2: make it after .*init_process_group"
-    ):
-        iter(early)
+    message = r"made for 1 processes, and there are 2: make it after .*init_process_group"
+    workers = DataLoader(early, batch_size=None, num_workers=1)  # forked: it sees the group, too
+    for use in (lambda: iter(early), lambda: early.set_epoch(0), lambda: list(workers)):
+        with pytest.raises(RuntimeError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loader_that_keeps_positions_of_workers_goes_on(monkeypatch, workers):
+    """As the StatefulDataLoader of torchdata does: it sets the state of an iterator which began anew, in epoch 0."""
+    stream, other = (TokenStream(numbered(40), batch_size=4) for _ in range(2))
+    stream.set_epoch(1)
+    for worker in range(workers):
+        place = SimpleNamespace(id=worker, num_workers=workers)
+        monkeypatch.setattr("vqkit.tokens.stream.get_worker_info", lambda place=place: place)
+        batches = iter(stream)
+        next(batches)
+        state = json.loads(json.dumps(batches.state_dict()))
+        again = iter(other)
+        again.load_state_dict(state)
+        rest = list(batches)
+        assert rest and numbers(again) == numbers(rest)
+        with pytest.raises(ValueError, match="the loader's state has joint=4, here joint=3"):
+            iter(TokenStream(numbered(40), batch_size=3)).load_state_dict(state)
 
 
 # ---- joining
@@ -285,7 +309,7 @@ def test_levels_in_slots_are_packed_and_what_is_left_out_is_refused(tmp_path):
     wanted = torch.cat([made[sample.shape[1]].pack(sample, vocabulary)[0] for sample in samples[:2]])
     assert torch.equal(packed[0]["tokens"], wanted) and wanted.shape == (6 + 3, 2)
     assert "labels" not in packed[0] and packed[0]["documents"].tolist() == [0] * 6 + [1] * 3
-    with pytest.raises(ValueError, match=r"indices holds -1 .*pack samples without what is left out"):
+    with pytest.raises(ValueError, match=r"'c' cannot be packed: indices holds -1 .* without what is left out"):
         packed[1]
 
 
@@ -312,3 +336,16 @@ def test_tokens_of_another_codebook_are_refused(recordings):
     for expected in (FSQ([5, 4]), other):
         with pytest.raises(ValueError, match=f"holds tokens of codebook_hash='{own}', expected='{other}'"):
             TokenShards(Path(recordings.directory), expected=expected)
+
+
+def test_a_folder_that_was_written_again_is_refused(recordings):
+    """Names, order and quantizer were read when the data set was made; another process may have written since."""
+    stale, path = TokenShards(recordings.directory), sorted(recordings.directory.glob("*.safetensors"))[0]
+    content, seen = path.read_bytes(), path.stat().st_mtime_ns
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(seen, seen + 1))
+    for use in (lambda: stale[0], lambda: TokenWindows(stale, (2,)), lambda: stale.sample_shape(0)):
+        with pytest.raises(ValueError, match=f"{path.name} was written again since .* make TokenShards again"):
+            use()
+    assert len(TokenShards(recordings.directory)[0]["indices"]) == LENGTHS[0]

@@ -39,8 +39,8 @@ class TokenShards(Dataset[dict[str, Any]]):
 
     Raises:
         ValueError: there is no manifest, its format is not known, manifests disagree, a shard is missing or not what
-            its manifest says, a name appears twice, or another codebook than `expected` wrote them. Reading a sample
-            whose indices are out of range raises it too.
+            its manifest says, a name appears twice, or another codebook than `expected` wrote them. Reading raises it
+            too, where indices are out of range, or where a shard was written again since the data set was made.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, expected: nn.Module | str | None = None) -> None:
@@ -81,8 +81,10 @@ class TokenShards(Dataset[dict[str, Any]]):
         self.tokenizer: str = first["tokenizer"]
         self.shape: tuple[int | None, ...] = tuple(shape or ())
         places: dict[str, tuple[int, int]] = {}
+        self._found: list[tuple[int, int]] = []
         for number in range(len(self._shards)):
             shard = self._shard(number)
+            self._found.append(_version(shard.path))
             for row, name in enumerate(shard.names):
                 if name in places:
                     raise ValueError(
@@ -120,7 +122,13 @@ class TokenShards(Dataset[dict[str, Any]]):
     def _place(self, index: int) -> tuple[Shard, int]:
         number, row = self._places[index]
         if number not in self._open:
-            self._open[number] = self._shard(number)
+            shard = self._shard(number)
+            if _version(shard.path) != self._found[number]:
+                raise ValueError(
+                    f"{shard.path} was written again since this data set was made: its samples may be others, of "
+                    "another codebook; make TokenShards again"
+                )
+            self._open[number] = shard
         return self._open[number], row
 
     def sample_shape(self, index: int) -> tuple[int, ...]:
@@ -143,3 +151,9 @@ class TokenShards(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files stay in the process that opened them
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns, which tell a file from another one of its name."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

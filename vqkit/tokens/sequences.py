@@ -139,7 +139,10 @@ class PackedTokens(Dataset[dict[str, Any]]):
     def _part(self, number: int, first: int, document: int) -> dict[str, Tensor]:
         """What a sample, the `number`-th in order, has of the sequence that begins at `first`."""
         sample = self.shards[self._order[number]]
-        tokens = self._layouts[tuple(sample["indices"].shape)].pack(sample["indices"][None], self.vocabulary)[0]
+        try:
+            tokens = self._layouts[tuple(sample["indices"].shape)].pack(sample["indices"][None], self.vocabulary)[0]
+        except ValueError as error:
+            raise ValueError(f"{sample['name']!r} cannot be packed: {error}") from error
         begin = self._ends[number] - len(tokens)
         steps = torch.arange(max(first - begin, 0), min(first + self.length - begin, len(tokens)))
         part = {"tokens": tokens[steps], "documents": torch.full_like(steps, document), "steps": steps}

@@ -56,10 +56,11 @@ class TokenStream(IterableDataset[dict[str, Any]]):
 
     Raises:
         ValueError: a number is out of range, there are no samples, or `drop_last` leaves none.
-        RuntimeError: the process group was created later than the stream, on iterating it.
+        RuntimeError: the process group was created later than the stream, on iterating it or in `set_epoch`.
 
     Differs: torch's `DistributedSampler` repeats up to `world_size - 1` samples, as this does, but has no position; the
-    `StatefulDataLoader` of torchdata keeps the position in the loader, for one number of ranks and workers.
+    `StatefulDataLoader` of torchdata keeps the position in the loader, for one number of ranks and workers. It takes a
+    stream too: its own state has the epoch, and replaces what `load_state_dict` has set.
     """
 
     def __init__(
@@ -100,13 +101,14 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         return int(self._start[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch; the one that `load_state_dict` has set goes on where it was.
+        """Begin an epoch; the one that `load_state_dict` has set goes on where it was, as it does without this call.
 
         Args:
             epoch: at least 0.
         """
         if epoch < 0:
             raise ValueError(f"epoch={epoch}: expected at least 0")
+        self._check_group()
         if epoch != self.epoch:
             self._start.copy_(torch.tensor([epoch, 0]))
 
@@ -128,7 +130,8 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                     f"state has {key}={state[key]}, this stream has {key}={value}: its order is another one; give it "
                     "the data set and the seed of the run that goes on, or begin anew without its state"
                 )
-        if not (state["epoch"] >= 0 and 0 <= state["consumed"] < len(self.samples)):
+        numbers = all(isinstance(state[key], int) for key in ("epoch", "consumed"))
+        if not (numbers and state["epoch"] >= 0 and 0 <= state["consumed"] < len(self.samples)):
             raise ValueError(f"state is {dict(state)}: expected epoch >= 0 and 0 <= consumed < {len(self.samples)}")
         self._start.copy_(torch.tensor([state["epoch"], state["consumed"]]))
 
@@ -140,32 +143,73 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         left = len(self.samples) - consumed
         return left // self._joint if self.drop_last else -(-left // self._joint)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        if worker is None and self._follows_group and distributed.world_size() != self.world_size:
+    def _check_group(self) -> None:
+        found = distributed.world_size()
+        lost = found == 1 and get_worker_info() is not None  # a worker that was spawned has no process group
+        if self._follows_group and found != self.world_size and not lost:
             raise RuntimeError(
-                f"this stream was made for {self.world_size} processes, and there are {distributed.world_size()}: make "
-                "it after torch.distributed.init_process_group, or give it rank and world_size"
+                f"this stream was made for {self.world_size} processes, and there are {found}: make it after "
+                "torch.distributed.init_process_group, or give it rank and world_size"
             )
-        epoch, consumed = self._start.tolist()
-        return self._batches(epoch, consumed, *((0, 1) if worker is None else (worker.id, worker.num_workers)))
 
-    def _batches(self, epoch: int, consumed: int, worker: int, workers: int) -> Iterator[dict[str, Any]]:
-        order = shuffled(len(self.samples), seed=self.seed, epoch=epoch)
-        total = self._batches_after(consumed)
-        for number in range(worker, total, workers):
-            first = consumed + number * self._joint
-            end = min(first + self._joint, len(order))
-            batch = self.collate([self.samples[index] for index in self._share(order, first, end).tolist()])
-            over = number == total - 1
-            state = {"epoch": epoch + over, "consumed": 0 if over else end, "samples": len(order), "seed": self.seed}
-            yield batch | {"state": state}
+    def __iter__(self) -> "_Batches":
+        self._check_group()
+        return _Batches(self, *self._start.tolist())
+
+    def _batch(self, order: Tensor, epoch: int, consumed: int, number: int) -> dict[str, Any]:
+        """The `number`-th batch of this rank after those samples of the epoch."""
+        first = consumed + number * self._joint
+        end = min(first + self._joint, len(order))
+        batch = self.collate([self.samples[index] for index in self._share(order, first, end).tolist()])
+        over = number == self._batches_after(consumed) - 1
+        state = {"epoch": epoch + over, "consumed": 0 if over else end, "samples": len(order), "seed": self.seed}
+        return batch | {"state": state}
 
     def _share(self, order: Tensor, first: int, end: int) -> Tensor:
         """What this rank takes of a batch of all ranks."""
         size = -(-(end - first) // self.world_size)
         places = first + self.rank * size + torch.arange(size)
         return order[torch.where(places < end, places, places - end) % len(order)]
+
+
+class _Batches(Iterator[dict[str, Any]]):
+    """What is left of an epoch for one worker; torchdata reads and sets its position."""
+
+    def __init__(self, stream: TokenStream, epoch: int, consumed: int) -> None:
+        worker = get_worker_info()
+        self._stream = stream
+        self._number, self._step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        self._begin(epoch, consumed)
+
+    def _begin(self, epoch: int, consumed: int) -> None:
+        self._epoch, self._consumed = epoch, consumed
+        self._order = shuffled(len(self._stream.samples), seed=self._stream.seed, epoch=epoch)
+
+    def __next__(self) -> dict[str, Any]:
+        if self._number >= self._stream._batches_after(self._consumed):
+            raise StopIteration
+        batch = self._stream._batch(self._order, self._epoch, self._consumed, self._number)
+        self._number += self._step
+        return batch
+
+    def _identity(self) -> dict[str, Any]:
+        stream = self._stream
+        return {"samples": len(stream.samples), "seed": stream.seed, "joint": stream._joint, "workers": self._step}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this worker is."""
+        return {"epoch": self._epoch, "consumed": self._consumed, "number": self._number, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on there."""
+        for key, value in self._identity().items():
+            if state[key] != value:
+                raise ValueError(
+                    f"the loader's state has {key}={state[key]}, here {key}={value}: expected the data set, seed, "
+                    'sizes and workers of the run that goes on; batch["state"] is good for others'
+                )
+        self._number = state["number"]
+        self._begin(state["epoch"], state["consumed"])
 
 
 def shuffled(count: int, *, seed: int | None, epoch: int) -> Tensor:

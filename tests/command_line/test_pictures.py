@@ -235,7 +235,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(saved, tmp_path, caps
     assert run("encode", "--tokenizer", folder, source, coded) == 1
     assert files_of(coded) == ["a.vqk", "z.vqk"]
     out, said = capsys.readouterr()
-    assert out.startswith("2 of 3 files, 3 could not be used -> ")
+    assert out.startswith("2 of 5 files, 3 could not be used -> ")
     for line in (
         f"{source / 'pipe.png'}: not a plain file",
         f"{source / 'a.png'}: would become a.vqk, as a.bmp: rename one",

@@ -145,7 +145,7 @@ def encode(arguments: argparse.Namespace) -> int:
     medium, codec = _loaded(arguments, run)
     jobs = planned(arguments.source, arguments.target, medium.suffixes, ENDING, run.failed)
     waiting = [job for job in jobs if arguments.overwrite or not is_done(job, codec)]
-    run.total, run.left_out = len(jobs), len(jobs) - len(waiting)
+    run.total, run.left_out = len(jobs) + len(run.failures), len(jobs) - len(waiting)
     rates: list[Rate] = []
 
     def work(batch: list[Job], files: list[Any]) -> Iterator[Job]:
@@ -201,7 +201,7 @@ def decode(arguments: argparse.Namespace) -> int:
     for job in jobs[:1]:
         medium.check_writable(job.target)
     waiting = [job for job in jobs if arguments.overwrite or not job.target.exists()]
-    run.total, run.left_out = len(jobs), len(jobs) - len(waiting)
+    run.total, run.left_out = len(jobs) + len(run.failures), len(jobs) - len(waiting)
     conceal = CONCEALMENTS[arguments.conceal](medium.tokenizer) if arguments.conceal else None
 
     def load(path: Path) -> Coded:
@@ -247,7 +247,7 @@ def rate(arguments: argparse.Namespace) -> int:
     files, skipped = found(arguments.source, medium.suffixes)
     for name, reason in skipped.items():
         run.failed(name, reason)
-    run.total = len(files)
+    run.total = len(files) + len(run.failures)
     rates: list[Rate] = []
     sys.stdout.write(f"{FIGURES}  rates in {medium.unit}\n")
 

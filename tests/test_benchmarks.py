@@ -137,6 +137,7 @@ def leave(code: int) -> None:
     raise SystemExit(code)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_named() -> None:
     with pytest.raises(RuntimeError, match="ended with exit code 3"):
         memory.in_own_process(leave, 3)

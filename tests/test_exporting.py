@@ -90,6 +90,7 @@ def test_codes_of_eager(name: str, tmp_path: Path) -> None:
         assert torch.equal(encode(x), quantizer.encode(x))
 
 
+@pytest.mark.slow
 def test_a_zero_code_of_a_search_by_angle_is_one_among_others(tmp_path: Path) -> None:
     quantizer = QUANTIZERS["cosine"]().eval()
     x = torch.randn(2, 30, 8)
@@ -137,6 +138,7 @@ def tokenizer() -> tuple[Tokenizer, Tensor]:
     return tokenizer.eval(), images
 
 
+@pytest.mark.slow
 def test_a_tokenizer_encodes_any_number_and_size_of_images_even_if_the_example_was_one(
     tokenizer, tmp_path: Path
 ) -> None:
@@ -218,6 +220,7 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
         export_onnx(Encode(quantizer), torch.randn(2, 8), tmp_path / "a.onnx")
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "encode.onnx"
     path.write_text("before")

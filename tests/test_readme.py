@@ -76,6 +76,7 @@ def test_make_knows_its_commands(command: str) -> None:
     assert planned.returncode == 0, planned.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*initialize got")
 def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
     pictures, sounds = tmp_path / "pictures", tmp_path / "sounds"

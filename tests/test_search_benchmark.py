@@ -128,6 +128,7 @@ def memory_of(names: list[str], shape: Shape) -> list[int | None]:
     return [search.measure_memory(name, shape, "cpu", 1, 0) for name in names]
 
 
+@pytest.mark.slow
 @linux
 def test_memory_sees_an_n_by_k_matrix() -> None:
     shape = Shape(2048, 2048, 8)

@@ -247,6 +247,7 @@ def cut_on_rank(rank: int, quantizer: ResidualQuantizer) -> list[Tensor]:
     return [stage.codebook() for stage in surgery.quantizer.stages]
 
 
+@pytest.mark.slow
 def test_ranks_cut_to_the_codes_of_one_process(rank_pair) -> None:
     quantizer = residual()
     first, second = rank_pair(cut_on_rank, quantizer)

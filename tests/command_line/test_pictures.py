@@ -379,6 +379,7 @@ def test_rates_are_those_of_the_files(saved, tmp_path, capsys):
     assert numpy.allclose(totals, sums[:3] / sums[3], rtol=0, atol=5.01e-5)
 
 
+@pytest.mark.slow
 def test_info_needs_neither_tokenizer_nor_readers(saved, tmp_path, capsys):
     folder, tokenizer = saved
     assert run("encode", "--tokenizer", folder, picture(tmp_path / "a.png"), tmp_path / "a.vqk") == 0

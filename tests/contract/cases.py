@@ -288,6 +288,12 @@ SLOW = {
     "multi_rate_own",
     "snac",
     "residuals_of_products",
+    "dualcodec",
+    "multi_scale_ema",
+    "nested_groups",
+    "residual_projected",
+    "residual_unequal",
+    "fqgan",
 }
 """Others stand for what these have in common with them."""
 

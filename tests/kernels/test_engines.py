@@ -56,6 +56,7 @@ def test_unverified_kernels_are_not_taken_in_silence(unverified: None, launched:
     assert str(path) in repr(Search())
 
 
+@pytest.mark.slow
 def test_the_switch_takes_them_after_a_check(
     unverified: None, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

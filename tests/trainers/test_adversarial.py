@@ -397,6 +397,7 @@ def train(rank: int, balanced: bool, ranks: int) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in training.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True], ids=["summed", "balanced"])
 def test_two_processes_train_like_one_with_the_joined_batch(rank_pair, balanced: bool) -> None:
     first, second = rank_pair(train, balanced, 2)

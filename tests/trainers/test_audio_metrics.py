@@ -77,6 +77,7 @@ def test_pesq_is_that_of_pesq_at_its_own_rate(speech):
     assert narrow != pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_mel_distance_is_that_of_dac(speech):
     """Its definition written with librosa: two resolutions, log10 of squared mel magnitudes plus the magnitudes."""
     librosa = pytest.importorskip("librosa")

@@ -352,6 +352,20 @@ def test_an_interruption_leaves_whole_files(saved, tmp_path, monkeypatch, capsys
     assert files_of(coded) == ["a.vqk", "b.vqk", "c.vqk"] and len(calls) == 4
 
 
+@pytest.mark.parametrize(
+    ("shape", "held"), [((2, 4, 4), "2 samples"), ((0, 4, 4), "0 samples"), ((5,), "single vectors")]
+)
+def test_files_of_other_than_one_picture_are_refused(saved, tmp_path, capsys, shape, held):
+    """Two files of two samples in one batch: the second became the other sample of the first."""
+    folder, tokenizer = saved
+    (tmp_path / "coded").mkdir()
+    for name in "ab":
+        packed = TokenCodec.of(tokenizer).pack(torch.zeros(shape, dtype=torch.int64), extent=Picture(16, 16))
+        (tmp_path / f"coded/{name}.vqk").write_bytes(packed.content)
+    assert run("decode", "--tokenizer", folder, "--batch-size", 2, tmp_path / "coded", tmp_path / "again") == 1
+    assert capsys.readouterr().err.count(f"holds {held}, expected one") == 2 and not (tmp_path / "again").exists()
+
+
 def test_rates_are_those_of_the_files(saved, tmp_path, capsys):
     folder, tokenizer = saved
     source, coded = tmp_path / "photos", tmp_path / "coded"

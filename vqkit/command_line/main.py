@@ -205,7 +205,11 @@ def decode(arguments: argparse.Namespace) -> int:
     conceal = CONCEALMENTS[arguments.conceal](medium.tokenizer) if arguments.conceal else None
 
     def load(path: Path) -> Coded:
-        unpacked = codec.unpack(read_file(path), partial=arguments.partial or conceal is not None, conceal=conceal)
+        data = read_file(path)
+        unpacked = codec.unpack(data, partial=arguments.partial or conceal is not None, conceal=conceal)
+        if (batch := inspect(data).batch) != 1:
+            held = "single vectors" if batch is None else f"{batch} samples"
+            raise ValueError(f"holds {held}, expected one: decode it with vqkit.TokenCodec")
         if unpacked.extent is None:
             raise ValueError("does not say how large the original was: decode it with vqkit.TokenCodec")
         if unpacked.missing:

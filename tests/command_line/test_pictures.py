@@ -218,6 +218,9 @@ def test_what_another_tokenizer_made_is_neither_replaced_nor_decoded(saved, othe
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'a.vqk'}: ") and not (tmp_path / "b.png").exists()
     assert (tmp_path / "a.vqk").read_bytes() == before
     assert run("encode", "--tokenizer", folder, "--overwrite", source, tmp_path / "a.vqk") == 0
+    (tmp_path / "d.vqk").write_bytes(before[:40])
+    assert run("encode", "--tokenizer", folder, source, tmp_path / "d.vqk") == 2
+    assert f"{tmp_path / 'd.vqk'} was made by another tokenizer" in capsys.readouterr().err
     (tmp_path / "c.vqk").write_text("my own notes")
     assert run("encode", "--tokenizer", folder, source, tmp_path / "c.vqk") == 2
     assert "is there and holds no indices" in capsys.readouterr().err

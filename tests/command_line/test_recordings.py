@@ -60,8 +60,8 @@ def clip(path, seconds, rate=8000, channels=1):
     return path
 
 
-def indices_of(path, codec):
-    return TokenCodec.of(codec).unpack(path.read_bytes()).indices
+def indices_of(path, codec, **options):
+    return TokenCodec.of(codec).unpack(path.read_bytes(), **options).indices
 
 
 def first_levels(codec, indices, count):
@@ -201,6 +201,31 @@ def test_a_file_that_says_another_length_is_refused(folders, tmp_path, capsys):
         (tmp_path / "a.vqk").write_bytes(TokenCodec.of(codec).pack(indices, extent=extent).content)
         assert run("decode", "--tokenizer", folder, tmp_path / "a.vqk", tmp_path / "a.wav") == 1
         assert said in capsys.readouterr().err and not (tmp_path / "a.wav").exists()
+
+
+def test_long_silence_is_shown_left_out_and_decoded(folders, tmp_path, monkeypatch, capsys):
+    """Many indices in few bytes: what this command writes, it has to read."""
+    folder, codec = folders["causal"]
+    monkeypatch.setattr("vqkit.bitstream.container.FREE_CELLS", 100)
+    soundfile.write(tmp_path / "a.wav", numpy.zeros(200_000), 8000)
+    words = ("--tokenizer", folder)
+    assert main(["encode", *map(str, words), str(tmp_path / "a.wav"), str(tmp_path / "a.vqk")]) == 0
+    assert run("encode", *words, tmp_path / "a.wav", tmp_path / "a.vqk") == 0
+    assert "1 were there already" in capsys.readouterr().out
+    assert run("info", tmp_path / "a.vqk") == 0
+    assert run("decode", *words, tmp_path / "a.vqk", tmp_path / "b.wav") == 1
+    cells = indices_of(tmp_path / "a.vqk", codec, most_cells=10**6).numel()
+    assert f"give most_cells={cells}" in capsys.readouterr().err
+    assert run("decode", *words, "--most-cells", cells, tmp_path / "a.vqk", tmp_path / "b.wav") == 0
+    assert soundfile.info(tmp_path / "b.wav").frames == 200_000
+
+
+def test_info_of_sound_at_no_rate(tmp_path, capsys):
+    codec = TokenCodec((4,), fingerprint=bytes(16))
+    packed = codec.pack(torch.zeros(1, 3, dtype=torch.int64), extent=Sound(10, 0))
+    (tmp_path / "a.vqk").write_bytes(packed.content)
+    assert run("info", tmp_path / "a.vqk") == 0
+    assert "0.000 s at 0 Hz" in capsys.readouterr().out
 
 
 def test_an_mp3_of_variable_bit_rate_is_encoded_whole(folders, tmp_path):

@@ -13,6 +13,9 @@ from vqkit.bitstream.varints import read_varint, write_varint
 MAGIC = b"VQK"
 VERSION = 1
 FINGERPRINT_BYTES = 16
+FINGERPRINT = slice(len(MAGIC) + 1, len(MAGIC) + 1 + FINGERPRINT_BYTES)
+"""Its place in a file."""
+
 FREE_CELLS = 2**22
 """Indices that a file may hold whatever its size; beyond these, eight for each of its bytes."""
 
@@ -221,8 +224,7 @@ def inspect(data: bytes, *, most_cells: int | None = None) -> Header:
         raise ValueError(f"begins with {data[:4]!r}: expected {MAGIC!r}, a file of indices that vqkit wrote")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
         raise ValueError(f"has format version {data[len(MAGIC)]}: expected {VERSION}; read it with a newer vqkit")
-    first = len(MAGIC) + 1 + FINGERPRINT_BYTES
-    size, first = read_varint(data, first)
+    size, first = read_varint(data, FINGERPRINT.stop)
     end = first + size
     if len(data) < end + 4 or zlib.crc32(data[:end]) != struct.unpack("<I", data[end : end + 4])[0]:
         raise ValueError(f"has a header that is cut off or damaged: its checksum is not that of its {end} bytes")
@@ -254,7 +256,6 @@ def _read_body(data: bytes, first: int) -> Header:
     def checksum() -> int:
         return int.from_bytes(bytes(byte() for _ in range(4)), "little")
 
-    fingerprint = data[len(MAGIC) + 1 : len(MAGIC) + 1 + FINGERPRINT_BYTES]
     of_all = checksum()
     kind = number()
     if kind > len(_EXTENTS):
@@ -273,7 +274,7 @@ def _read_body(data: bytes, first: int) -> Header:
         else:
             level_size, shape = number() + 1, tuple(number() for _ in range(flags & MOST_AXES))
         levels.append(Level(level_size, shape, bool(flags & _MASKED)))
-    header = Header(fingerprint, extent, batch - 1 if batch else None, tuple(levels), packet_cells)
+    header = Header(data[FINGERPRINT], extent, batch - 1 if batch else None, tuple(levels), packet_cells)
     packets = []
     for _ in header.places():
         coder, check = byte(), checksum()

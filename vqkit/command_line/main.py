@@ -12,7 +12,7 @@ import torch
 from vqkit.bitstream.codec import Concealment, TokenCodec
 from vqkit.bitstream.coders import CODERS
 from vqkit.bitstream.concealment import CodebookMean, NearestNeighbour
-from vqkit.bitstream.container import MAGIC, inspect
+from vqkit.bitstream.container import FINGERPRINT, MAGIC, inspect
 from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file
 from vqkit.command_line.medium import Coded, Medium, first_levels
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--levels", type=int, help="decode the first levels only, where there are several")
     one.add_argument("--partial", action="store_true", help="decode what is whole of damaged files")
     one.add_argument("--conceal", choices=CONCEALMENTS, help="the same, and fill what is missing")
+    one.add_argument(
+        "--most-cells", type=_positive, help="indices that a file may hold; see the message that asks for it"
+    )
     one = commands.add_parser("info", help="what files of indices hold; needs no tokenizer")
     one.set_defaults(command=info)
     one.add_argument("source", type=Path, help="a file of indices, or a folder of them")
@@ -183,12 +186,12 @@ def is_done(job: Job, codec: TokenCodec) -> bool:
     name, data = escaped(str(job.target)), read_file(job.target)
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"{name} is there and holds no indices: give another target, or --overwrite")
+    if not codec.fingerprint.startswith(data[FINGERPRINT]):  # also where the header is damaged
+        raise ValueError(f"{name} was made by another tokenizer: give another target, or --overwrite")
     try:
-        header = inspect(data)
+        header = inspect(data, most_cells=sys.maxsize)
     except ValueError:
         return False
-    if header.fingerprint != codec.fingerprint:
-        raise ValueError(f"{name} was made by another tokenizer: give another target, or --overwrite")
     return is_whole(data, header) and job.target.stat().st_mtime >= job.source.stat().st_mtime
 
 
@@ -206,8 +209,13 @@ def decode(arguments: argparse.Namespace) -> int:
 
     def load(path: Path) -> Coded:
         data = read_file(path)
-        unpacked = codec.unpack(data, partial=arguments.partial or conceal is not None, conceal=conceal)
-        if (batch := inspect(data).batch) != 1:
+        unpacked = codec.unpack(
+            data,
+            partial=arguments.partial or conceal is not None,
+            conceal=conceal,
+            most_cells=arguments.most_cells,
+        )
+        if (batch := inspect(data, most_cells=sys.maxsize).batch) != 1:
             held = "single vectors" if batch is None else f"{batch} samples"
             raise ValueError(f"holds {held}, expected one: decode it with vqkit.TokenCodec")
         if unpacked.extent is None:

@@ -1,6 +1,7 @@
 """What files of indices take and hold, in lines for people."""
 
 import math
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def amount(extent: Extent) -> float:
     """Pixels, or milliseconds: what bits are divided by for the rate in `unit`."""
     if isinstance(extent, Picture):
         return extent.height * extent.width
-    return 1000 * extent.samples / extent.sample_rate
+    return 1000 * extent.samples / extent.sample_rate if extent.sample_rate else 0.0
 
 
 def unit(extent: Extent) -> str:
@@ -109,13 +110,13 @@ def description(data: bytes) -> tuple[list[str], bool]:
     Raises:
         ValueError: it is no such file, or its header is damaged.
     """
-    header = inspect(data)
+    header = inspect(data, most_cells=sys.maxsize)  # of which none is read
     names = {coder.number: name for name, coder in CODERS.items()}
     extent, bits = header.extent, nominal_bits(header)
     if isinstance(extent, Picture):
         lines = [f"original    {extent.width} x {extent.height} pixels"]
     elif isinstance(extent, Sound):
-        lines = [f"original    {extent.samples / extent.sample_rate:.3f} s at {extent.sample_rate} Hz"]
+        lines = [f"original    {amount(extent) / 1000:.3f} s at {extent.sample_rate} Hz"]
     else:
         lines = ["original    unknown"]
     lines.append(f"tokenizer   {header.fingerprint.hex()}")

@@ -278,8 +278,17 @@ def test_commands_that_cannot_be_done(saved, tmp_path, capsys):
         assert caught.value.code == 2 and f"argument {option[0]}: " in capsys.readouterr().err
     run("encode", "--tokenizer", folder, source, tmp_path / "coded")
     for words, reason in (
-        (("--ending", "xyz", tmp_path / "coded", tmp_path / "x"), "a.xyz: expected a format that Pillow writes"),
-        ((tmp_path / "coded/a.vqk", tmp_path / "b.mp3"), "b.mp3: expected a format that Pillow writes, such as b.png"),
+        *(
+            (
+                ("--ending", ending, tmp_path / "coded", tmp_path / "x"),
+                f"a.{ending}: expected a format that Pillow writes",
+            )
+            for ending in ("xyz", "ico", "icns", "pdf", "xbm", "hdf")
+        ),
+        (
+            (tmp_path / "coded/a.vqk", tmp_path / "b.mp3"),
+            "b.mp3: expected a format that Pillow writes in colour and in any size, such as b.png",
+        ),
     ):
         assert run("decode", "--tokenizer", folder, *words) == 2
         assert reason in capsys.readouterr().err

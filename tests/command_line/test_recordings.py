@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from contextlib import nullcontext
 from functools import partial
 
 import numpy
@@ -16,6 +17,7 @@ from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.bitstream.container import Sound, inspect
 from vqkit.command_line.main import main
+from vqkit.media.recordings import write_pieces
 
 SPEECH = sorted((ROOT / "assets/audio/eval").glob("*.flac"))[0]
 
@@ -188,6 +190,40 @@ def test_what_cannot_be_encoded_is_named_in_a_line_and_leaves_nothing(folders, t
     assert told["nan.wav"] in capsys.readouterr().err and not (tmp_path / "a.vqk").exists()
     assert run("decode", "--tokenizer", folders["causal"][0], coded / "speech.vqk", tmp_path / "a.m4a") == 2
     assert "a.m4a: expected a format that libsndfile writes, such as a.wav" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["raw", "xi", "sd2"])
+def test_formats_that_lose_the_sample_rate_are_refused(folders, tmp_path, monkeypatch, capsys, ending):
+    folder, codec = folders["causal"]
+    packed = TokenCodec.of(codec).pack(torch.zeros(1, 10, 2, dtype=torch.int64), extent=Sound(200, 8000))
+    (tmp_path / "a.vqk").write_bytes(packed.content)
+    target = tmp_path / f"a.{ending}"
+    monkeypatch.chdir(tmp_path)  # where SD2 has its other file
+    assert run("decode", "--tokenizer", folder, tmp_path / "a.vqk", target) in (1, 2)
+    assert f"{target}: " in capsys.readouterr().err and sorted(tmp_path.iterdir()) == [tmp_path / "a.vqk"]
+
+
+@pytest.mark.parametrize(("ending", "refused"), [("wav", True), ("aiff", True), ("w64", False), ("flac", False)])
+def test_sound_of_more_bytes_than_a_format_counts(tmp_path, monkeypatch, ending, refused):
+    """libsndfile writes it, and a header that ends sooner."""
+    monkeypatch.setattr("vqkit.media.recordings.MOST_BYTES", 4000)
+    noise = torch.rand(1, 1, 8000, generator=torch.Generator().manual_seed(0))
+    target = tmp_path / f"a.{ending}"
+    with pytest.raises(ValueError, match="more than 4 GiB") if refused else nullcontext():
+        write_pieces(target, noise.split(1000, dim=-1), sample_rate=8000, channels=1)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name] * (not refused)
+
+
+def test_names_are_shown_on_a_line(folders, tmp_path, capsys):
+    source = tmp_path / "sounds"
+    source.mkdir()
+    (source / "\x1b[31mbad\n.wav").write_text("none")
+    clip(source / "a.wav", 0.5)
+    wave = soundfile.read(source / "a.wav")[0]
+    soundfile.write(source / "\x1b[31mlost\n.wav", numpy.stack([wave, -wave], axis=1), 8000)
+    assert run("encode", "--tokenizer", folders["causal"][0], source, tmp_path / "coded") == 1
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and len(said.splitlines()) == 2 and said.count(r"\x1b[31m") == 2
 
 
 def test_a_file_that_says_another_length_is_refused(folders, tmp_path, capsys):

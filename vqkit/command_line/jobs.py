@@ -210,7 +210,12 @@ class Batches(Generic[Loaded]):
     def _failed(self, job: Job, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in EVERYWHERE:
             raise error
-        self.run.failed(job.name, " ".join(str(error).split()))
+        self.run.failed(job.name, reason(job.source, error))
+
+
+def reason(path: Path, error: Exception) -> str:
+    """An error as a line, without the name of the file, which may hold anything."""
+    return " ".join(str(error).removeprefix(f"{path}: ").split())
 
 
 def read_file(path: Path) -> bytes:

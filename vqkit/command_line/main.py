@@ -13,7 +13,7 @@ from vqkit.bitstream.codec import Concealment, TokenCodec
 from vqkit.bitstream.coders import CODERS
 from vqkit.bitstream.concealment import CodebookMean, NearestNeighbour
 from vqkit.bitstream.container import FINGERPRINT, MAGIC, inspect
-from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file
+from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file, reason
 from vqkit.command_line.medium import Coded, Medium, first_levels
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
 from vqkit.conversion.converting import convert
@@ -244,7 +244,7 @@ def info(arguments: argparse.Namespace) -> int:
         try:
             lines, whole = description(read_file(path))
         except (ValueError, OSError) as error:
-            run.failed(name, str(error))
+            run.failed(name, reason(path, error))
             continue
         sys.stdout.write("\n  ".join([name, *lines]) + "\n")
         if not whole:
@@ -257,8 +257,8 @@ def rate(arguments: argparse.Namespace) -> int:
     run = Run()
     medium, codec = _loaded(arguments, run)
     files, skipped = found(arguments.source, medium.suffixes)
-    for name, reason in skipped.items():
-        run.failed(name, reason)
+    for name, why in skipped.items():
+        run.failed(name, why)
     run.total = len(files) + len(run.failures)
     rates: list[Rate] = []
     sys.stdout.write(f"{FIGURES}  rates in {medium.unit}\n")

@@ -44,7 +44,7 @@ class Recordings(Medium[Recording]):
         codec = self.tokenizer
         recording = Recording(path, sample_rate=codec.sample_rate, channels=codec.channels, downmix=self.downmix)
         if recording.lost is not None:
-            self.say(f"warning: {path}: {recording.lost}; try --downmix loudest")
+            self.say(f"warning: {recording.name}: {recording.lost}; try --downmix loudest")
         return recording
 
     def alike(self, loaded: Recording) -> Path:

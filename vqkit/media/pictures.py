@@ -14,6 +14,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vqkit.media.files import EDGE_BYTES, open_plain
 from vqkit.saving.files import write_whole
+from vqkit.tokens.names import escaped
 
 MAX_PIXELS = 2 * 89478485  # beyond which Pillow takes a picture for an attack
 BITS_TAG, PHOTOMETRIC_TAG, EXTRA_TAG, SAMPLE_FORMAT_TAG = 258, 262, 338, 339  # of TIFF
@@ -222,10 +223,20 @@ def to_bytes(image: Image.Image, white: float) -> numpy.ndarray:
 
 
 def check_writable(target: Path) -> None:
-    """Refuse a name of which the ending is no format that Pillow writes."""
+    """Refuse a name of which the ending is no format that Pillow writes, and reads as a colour picture of that size."""
     Image.init()
-    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"{target}: expected a format that Pillow writes, such as {target.stem}.png")
+    probe, data = Image.new("RGB", (300, 200)), io.BytesIO()  # icons are at most 256 pixels wide, or square
+    try:
+        probe.save(data, format=Image.registered_extensions()[target.suffix.lower()])
+        with Image.open(data) as image:
+            kept = image.size == probe.size
+    except (KeyError, OSError, ValueError):
+        kept = False
+    if not kept:
+        raise ValueError(
+            f"{escaped(str(target))}: expected a format that Pillow writes in colour and in any size, such as "
+            f"{escaped(target.stem)}.png"
+        )
 
 
 def write(path: Path, pixels: numpy.ndarray) -> None:

@@ -13,8 +13,13 @@ from torch import Tensor
 from vqkit.media.channels import ChannelMean, Downmix, OneChannel, channel_powers, lost_in_mixture, with_channels
 from vqkit.media.sound import SoundHeader, header, pieces
 from vqkit.saving.files import whole
+from vqkit.tokens.names import escaped
 
 BLOCK_SECONDS = 10
+LONG_FORMATS = {"CAF", "FLAC", "MP3", "OGG", "RF64", "W64"}  # others count their bytes in 32 bits at most
+MOST_BYTES = 2**32 - 1
+LEFT_OUT_FORMATS = {"RAW", "SD2"}
+"""Of libsndfile: without a header, and with one in another file, "._" in the current folder, on which readers crash."""
 
 
 class Recording:
@@ -27,6 +32,7 @@ class Recording:
         downmix: How several channels become one; None takes the loudest of the whole recording.
 
     Attributes:
+        name: The file, for people.
         header: What the file holds.
         lost: In words, where most of the sound is not in the mixture; else None.
 
@@ -35,18 +41,19 @@ class Recording:
     """
 
     def __init__(self, path: Path, *, sample_rate: int, channels: int, downmix: Downmix | None) -> None:
+        self.path, self.sample_rate, self.channels = path, sample_rate, channels
+        self.name = escaped(str(path))
         if path.is_dir() or not path.exists():
             raise ValueError(
-                f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a recording"
+                f"{self.name}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a recording"
             )
-        self.path, self.sample_rate, self.channels = path, sample_rate, channels
         self.lost: str | None = None
         try:
             self.header: SoundHeader = header(path)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; expected a recording, such as a WAV or FLAC file") from error
+            raise ValueError(f"{self.name}: {error}; expected a recording, such as a WAV or FLAC file") from error
         if self.header.channels != channels and 1 not in (self.header.channels, channels):
-            raise ValueError(f"{path}: {self.header.channels} channels, which cannot be made {channels}")
+            raise ValueError(f"{self.name}: {self.header.channels} channels, which cannot be made {channels}")
         self.downmix = self._chosen(downmix) if self.header.channels > channels else ChannelMean()
 
     def _chosen(self, downmix: Downmix | None) -> Downmix:
@@ -65,7 +72,7 @@ class Recording:
         try:
             yield from pieces(self.path, self.header, max(1, round(seconds * self.header.sample_rate)))
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}; mend it, or cut it there") from error
+            raise ValueError(f"{self.name}: {error}; mend it, or cut it there") from error
 
     def pieces(self, seconds: float = BLOCK_SECONDS) -> Iterator[Tensor]:
         """(1, C, samples) float32 at the wanted sample rate, of the wanted channels.
@@ -85,14 +92,16 @@ class Recording:
                 yield torch.from_numpy(numpy.ascontiguousarray(mixed.T))[None]
         if not found:
             raise ValueError(
-                f"{self.path}: {self.header.frames} samples at {old} Hz, too short for {new} Hz; expected a longer one"
+                f"{self.name}: {self.header.frames} samples at {old} Hz, too short for {new} Hz; expected a longer one"
             )
 
 
 def check_writable(target: Path) -> None:
     """Refuse a name of which the ending is no format that libsndfile writes."""
-    if target.suffix[1:].upper() not in soundfile.available_formats():
-        raise ValueError(f"{target}: expected a format that libsndfile writes, such as {target.stem}.wav")
+    if target.suffix[1:].upper() not in soundfile.available_formats().keys() - LEFT_OUT_FORMATS:
+        raise ValueError(
+            f"{escaped(str(target))}: expected a format that libsndfile writes, such as {escaped(target.stem)}.wav"
+        )
 
 
 def write_pieces(
@@ -106,6 +115,9 @@ def write_pieces(
         sample_rate: In Hz.
         channels: C.
         samples: To be cut to; None keeps all.
+
+    Raises:
+        ValueError: The format has no room for so much, or not for this sample rate or number of channels.
     """
     left = samples
     with whole(target) as partial, Place(partial, target) as place:
@@ -115,7 +127,15 @@ def write_pieces(
                 left = None if left is None else left - kept.shape[-1]
                 file.write(kept[0].clamp(-1, 1).T.numpy())
                 place.check()
+                if file.format not in LONG_FORMATS and place.tell() > MOST_BYTES:
+                    raise ValueError(f"{escaped(str(target))}: more than 4 GiB, which {file.format} has no room to say")
         place.check()
+        written = soundfile.info(str(partial))
+        if (written.samplerate, written.channels) != (sample_rate, channels):
+            raise ValueError(
+                f"{escaped(str(target))}: {written.format} keeps {written.samplerate} Hz and {written.channels} "
+                f"channels, not {sample_rate} and {channels}: give another format, such as {escaped(target.stem)}.wav"
+            )
 
 
 class Place(io.FileIO):

@@ -49,6 +49,8 @@ def positive(text: str) -> float:
 def stream(arguments: argparse.Namespace) -> None:
     """A recording through encoder and decoder as it arrives, and how long that took."""
     check_writable(arguments.target)
+    if arguments.target.exists() and arguments.target.samefile(arguments.source):
+        raise ValueError(f"{arguments.target}: source and target are one file; give another target")
     codec = AudioTokenizer.from_pretrained(arguments.tokenizer)
     source = Recording(
         arguments.source,

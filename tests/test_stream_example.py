@@ -42,6 +42,7 @@ def test_what_cannot_be_streamed_ends_in_a_line_and_leaves_nothing(saved, tmp_pa
     source = clip(tmp_path / "speech.wav", 0.1)
     for words, reason in (
         ((tmp_path / "nowhere.wav", tmp_path / "a.wav"), "there is no such file; expected a recording"),
+        ((source, source), "source and target are one file"),
         ((source, tmp_path / "a.m4a"), "expected a format that libsndfile writes"),
         ((source, tmp_path / "a.wav", "--levels", 3), "--levels 3: expected 1 to 2"),
     ):

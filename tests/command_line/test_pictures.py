@@ -378,6 +378,62 @@ def test_files_of_other_than_one_picture_are_refused(saved, tmp_path, capsys, sh
     assert capsys.readouterr().err.count(f"holds {held}, expected one") == 2 and not (tmp_path / "again").exists()
 
 
+@pytest.mark.parametrize("words", [("rate",), ("encode", "--overwrite")])
+def test_an_interruption_promises_no_more_than_is_so(saved, tmp_path, monkeypatch, capsys, words):
+    def interrupted(self, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tokenizer, "encode", interrupted)
+    targets = () if words == ("rate",) else (tmp_path / "a.vqk",)
+    assert run(*words, "--tokenizer", saved[0], picture(tmp_path / "a.png"), *targets) == 130
+    said = capsys.readouterr().err
+    assert "interrupted" in said and "goes on" not in said
+
+
+def test_a_limit_of_pixels_is_an_option(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vqkit.media.pictures.MAX_PIXELS", 100)
+    words = ("rate", "--tokenizer", saved[0], picture(tmp_path / "a.png"))
+    assert run(*words) == 1
+    assert "more than max_pixels=100 pixels: raise it where you trust the file" in capsys.readouterr().err
+    assert run(*words, "--max-pixels", 1000) == 0
+
+
+def test_pictures_of_values_that_are_not_numbers_are_refused(saved, tmp_path, monkeypatch, capsys):
+    """They were grey."""
+    folder, _ = saved
+    assert run("encode", "--tokenizer", folder, picture(tmp_path / "a.png"), tmp_path / "a.vqk") == 0
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, indices: torch.full((1, 3, 20, 24), math.nan))
+    assert run("decode", "--tokenizer", folder, tmp_path / "a.vqk", tmp_path / "b.png") == 1
+    assert "values that are not numbers" in capsys.readouterr().err and not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.slow
+def test_info_works_where_the_readers_are_not_installed(saved, tmp_path):
+    """`numpy` is of the extra too."""
+    assert run("encode", "--tokenizer", saved[0], picture(tmp_path / "a.png"), tmp_path / "a.vqk") == 0
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('numpy', 'PIL', 'soundfile', 'soxr')));"
+        "from vqkit.command_line.main import main; print(main(sys.argv[1:]))"
+    )
+    for words, status, said in (
+        (["info", "a.vqk"], "0", "23 x 18 pixels"),
+        (
+            ["rate", "--tokenizer", str(saved[0]), "a.png"],
+            "2",
+            "error: needs the package numpy: pip install 'vqkit[media]'",
+        ),
+    ):
+        found = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+        )
+        assert found.stdout.split()[-1] == status and said in found.stdout + found.stderr
+
+
 def test_rates_are_those_of_the_files(saved, tmp_path, capsys):
     folder, tokenizer = saved
     source, coded = tmp_path / "photos", tmp_path / "coded"

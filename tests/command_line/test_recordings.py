@@ -16,7 +16,9 @@ from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.bitstream.container import Sound, inspect
+from vqkit.command_line import main as main_module
 from vqkit.command_line.main import main
+from vqkit.media.channels import DOWNMIXES
 from vqkit.media.recordings import write_pieces
 
 SPEECH = sorted((ROOT / "assets/audio/eval").glob("*.flac"))[0]
@@ -212,6 +214,19 @@ def test_sound_of_more_bytes_than_a_format_counts(tmp_path, monkeypatch, ending,
     with pytest.raises(ValueError, match="more than 4 GiB") if refused else nullcontext():
         write_pieces(target, noise.split(1000, dim=-1), sample_rate=8000, channels=1)
     assert [path.name for path in tmp_path.iterdir()] == [target.name] * (not refused)
+
+
+def test_sound_of_values_that_are_not_numbers_is_refused(folders, tmp_path, monkeypatch, capsys):
+    folder, codec = folders["causal"]
+    packed = TokenCodec.of(codec).pack(torch.zeros(1, 10, 2, dtype=torch.int64), extent=Sound(200, 8000))
+    (tmp_path / "a.vqk").write_bytes(packed.content)
+    monkeypatch.setattr(AudioTokenizer, "decode_blocks", lambda self, blocks: [torch.full((1, 1, 200), torch.nan)])
+    assert run("decode", "--tokenizer", folder, tmp_path / "a.vqk", tmp_path / "b.wav") == 1
+    assert "values that are not numbers" in capsys.readouterr().err and not (tmp_path / "b.wav").exists()
+
+
+def test_words_of_the_command_are_those_of_the_readers():
+    assert tuple(DOWNMIXES) == main_module.DOWNMIXES
 
 
 def test_names_are_shown_on_a_line(folders, tmp_path, capsys):

@@ -17,7 +17,6 @@ from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, r
 from vqkit.command_line.medium import Coded, Medium, first_levels
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
 from vqkit.conversion.converting import convert
-from vqkit.media.channels import DOWNMIXES
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -28,6 +27,9 @@ CONCEALMENTS: dict[str, Callable[[Tokenizer], Concealment]] = {
     "mean": CodebookMean.of,
 }
 """What fills the gaps of damaged files, by the words of the command."""
+
+DOWNMIXES = ("mean", "left", "right", "loudest")
+"""Words of `vqkit.media.channels.DOWNMIXES`, which needs numpy; `info` and `convert` do not."""
 
 SHOWN = 3
 """Packets that are missing of which a line says where."""
@@ -53,7 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: what was written is whole, and the same command goes on from there\n")
+        goes_on = arguments.command in (encode, decode) and not arguments.overwrite
+        rest = ", and the same command goes on from there" if goes_on else ""
+        sys.stderr.write(f"\ninterrupted: what was written is whole{rest}\n")
         return 130
     except BrokenPipeError:  # whoever read the lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,6 +123,7 @@ def _add_model(one: argparse.ArgumentParser) -> None:
 def _add_encoding(one: argparse.ArgumentParser) -> None:
     one.add_argument("--coder", choices=("auto", *CODERS), default="auto", help="auto: the one that is shortest")
     one.add_argument("--white", type=float, help="what is white in pictures of more than 8 bits")
+    one.add_argument("--max-pixels", type=_positive, help="of a picture; the default is what Pillow takes for safe")
     one.add_argument("--downmix", choices=DOWNMIXES, default="mean", help="how several channels become one")
 
 
@@ -295,5 +300,6 @@ def _loaded(arguments: argparse.Namespace, run: Run) -> tuple[Medium[Any], Token
             tile_size=arguments.tile_size,
             overlap=arguments.overlap,
             white=getattr(arguments, "white", None),
+            max_pixels=getattr(arguments, "max_pixels", None),
         )
     return medium, TokenCodec.of(tokenizer)

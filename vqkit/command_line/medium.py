@@ -15,6 +15,8 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 
 Loaded = TypeVar("Loaded")
 
+NOT_NUMBERS = "its indices are decoded to values that are not numbers: look at the weights of the tokenizer"
+
 
 @dataclass(frozen=True, eq=False)
 class Coded:
@@ -75,7 +77,8 @@ class Medium(ABC, Generic[Loaded]):
         """Decode indices of one shape, and write each file whole; gives its target back.
 
         Raises:
-            ValueError: the indices stand for another size than the file says, or for another medium.
+            ValueError: the indices stand for another size than the file says, or for another medium, or for values that
+                are not numbers.
         """
 
 

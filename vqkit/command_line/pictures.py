@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqkit.backbones.protocol import properties_of
 from vqkit.bitstream.container import Picture
-from vqkit.command_line.medium import Coded, Medium
+from vqkit.command_line.medium import NOT_NUMBERS, Coded, Medium
 from vqkit.media import pictures
 from vqkit.tokenizers.tiling import Tiles
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ class Pictures(Medium[numpy.ndarray]):
             their own, all pictures are encoded whole.
         overlap: of tiles, see `vqkit.Tiles`; None: about 128.
         white: see `vqkit.media.pictures.read`.
+        max_pixels: see there.
 
     Raises:
         ValueError: the tokenizer takes no RGB pictures, or values without a range, or tiles of other sizes.
@@ -43,6 +44,7 @@ class Pictures(Medium[numpy.ndarray]):
         tile_size: int | None = None,
         overlap: int | None = None,
         white: float | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__(tokenizer, batch_size=batch_size)
         channels = getattr(tokenizer.encoder, "in_channels", 3)
@@ -52,7 +54,7 @@ class Pictures(Medium[numpy.ndarray]):
                 "green and blue, in a range"
             )
         self.least, self.greatest = tokenizer.value_range
-        self.white = white
+        self.white, self.max_pixels = white, max_pixels or pictures.MAX_PIXELS
         factor = properties_of(tokenizer.encoder).downsampling_factor
         self.factor = factor or 1
         self.tiles: Tiles | None = None
@@ -68,7 +70,7 @@ class Pictures(Medium[numpy.ndarray]):
 
     def load(self, path: Path) -> numpy.ndarray:
         """(height, width, 3) uint8."""
-        return pictures.read(path, shorter_side=None, white=self.white)
+        return pictures.read(path, shorter_side=None, white=self.white, max_pixels=self.max_pixels)
 
     def alike(self, loaded: numpy.ndarray) -> tuple[int, ...]:
         """The size that is encoded."""
@@ -105,10 +107,12 @@ class Pictures(Medium[numpy.ndarray]):
             extent = coded.extent
             if not isinstance(extent, Picture) or not (0 < extent.height <= height and 0 < extent.width <= width):
                 raise ValueError(f"says that it holds {extent}, and its indices stand for {width} x {height} pixels")
+            if image.isnan().any():
+                raise ValueError(NOT_NUMBERS)
             pictures.write(target, self._pixels(image)[: extent.height, : extent.width])
             yield target
 
     def _pixels(self, image: Tensor) -> numpy.ndarray:
         """(3, H, W) in the tokenizer's range to (H, W, 3) uint8; clipped, never wrapped."""
         share = (image.float() - self.least) / (self.greatest - self.least)
-        return (share.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
+        return (share.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()

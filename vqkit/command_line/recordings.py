@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqkit.bitstream.container import Sound
-from vqkit.command_line.medium import Coded, Medium
+from vqkit.command_line.medium import NOT_NUMBERS, Coded, Medium
 from vqkit.media.channels import DOWNMIXES
 from vqkit.media.recordings import Recording, check_writable, write_pieces
 from vqkit.media.sound import SNDFILE_SUFFIXES, TORCHCODEC_SUFFIXES
@@ -89,9 +89,16 @@ class Recordings(Medium[Recording]):
                 sound = codec.decode_blocks(map(quantizer.deinterleave, rows.split(FRAMES_PER_PIECE, dim=1)))
             write_pieces(
                 target,
-                (piece.float().cpu() for piece in sound),
+                map(_numbers, sound),
                 sample_rate=codec.sample_rate,
                 channels=codec.channels,
                 samples=extent.samples,
             )
             yield target
+
+
+def _numbers(piece: Tensor) -> Tensor:
+    """A piece of sound in float32 on the CPU, checked."""
+    if piece.isnan().any():
+        raise ValueError(NOT_NUMBERS)
+    return piece.float().cpu()

@@ -222,9 +222,9 @@ def decode(arguments: argparse.Namespace) -> int:
         )
         if (batch := inspect(data, most_cells=sys.maxsize).batch) != 1:
             held = "single vectors" if batch is None else f"{batch} samples"
-            raise ValueError(f"holds {held}, expected one: decode it with vqkit.TokenCodec")
+            raise ValueError(f"holds {held}, expected one: decode it with vqkit.bitstream.TokenCodec")
         if unpacked.extent is None:
-            raise ValueError("does not say how large the original was: decode it with vqkit.TokenCodec")
+            raise ValueError("does not say how large the original was: decode it with vqkit.bitstream.TokenCodec")
         if unpacked.missing:
             lost = "; ".join(map(str, unpacked.missing[:SHOWN])) + "; ..." * (len(unpacked.missing) > SHOWN)
             run.say(f"{escaped(str(path))}: decoded without {len(unpacked.missing)} of its packets: {lost}")

@@ -171,6 +171,7 @@ def count_on_rank(rank):
     return usage.compute(), usage.compute()  # A second look must not count twice.
 
 
+@pytest.mark.slow
 def test_ranks_are_summed_once(rank_pair):
     expected = pytest.approx(reference(skewed((50,), 12), 12))
     for first, second in rank_pair(count_on_rank):

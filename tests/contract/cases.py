@@ -294,6 +294,11 @@ SLOW = {
     "residual_projected",
     "residual_unequal",
     "fqgan",
+    "mimi",
+    "residual_nsvq",
+    "more_losses",
+    "cvq_random",
+    "cvq_probabilistic",
 }
 """Others stand for what these have in common with them."""
 

@@ -64,6 +64,7 @@ def test_equals_the_loop(
     assert launches.listed <= 1 or depth == 1
 
 
+@pytest.mark.slow
 def test_long_rows_are_multiplied_in_chunks(
     gpu_path: torch.device, launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_pairs_of_equal_codes_are_decided_at_once(gpu_path: torch.device, launch
     assert launches.listed <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 def test_more_equal_codes_are_listed(gpu_path: torch.device, launches: Launches, metric: str) -> None:
     x, books = problem(rows=6, depth=4, sizes=(8, 17))
@@ -109,17 +111,20 @@ def test_symmetric_grids_have_ties(gpu_path: torch.device) -> None:
     check(gpu_path, x, [grid.flip(0), 0.5 * grid])
 
 
+@pytest.mark.slow
 def test_codes_far_from_the_origin(gpu_path: torch.device, launches: Launches) -> None:
     x, books = problem()
     check(gpu_path, x + 1000, [books[0] + 1000, *books[1:]])
     assert launches.listed <= 1
 
 
+@pytest.mark.slow
 def test_tiny_numbers(gpu_path: torch.device) -> None:
     x, books = problem(rows=3, sizes=(8, 8))
     check(gpu_path, 1e-20 * x, [1e-20 * book for book in books])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|All-NaN) .*:RuntimeWarning")  # the interpreter's arithmetic
 @pytest.mark.parametrize("metric", few(METRICS, "euclidean"))
 def test_rows_and_codes_that_are_not_finite_or_huge(gpu_path: torch.device, metric: str) -> None:
@@ -146,6 +151,7 @@ def test_a_code_that_products_would_overflow_with(gpu_path: torch.device, metric
     check(gpu_path, x, books, metric)
 
 
+@pytest.mark.slow
 def test_codebooks_without_a_finite_code(gpu_path: torch.device) -> None:
     x, books = problem(rows=3)
     books[1][:] = torch.nan
@@ -179,6 +185,7 @@ def test_no_rows(gpu_path: torch.device) -> None:
     assert residual_nearest(x.to(gpu_path), [book.to(gpu_path) for book in books]).indices.shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_each_other(gpu_path: torch.device) -> None:
     x, books = problem(rows=18, sizes=(20, 20))
     x, books = x.to(gpu_path), [book.to(gpu_path) for book in books]

@@ -53,6 +53,7 @@ def test_index_backpropagation_with_tensor_memory(monkeypatch: pytest.MonkeyPatc
     test_equals_the_plain_form((20, 20, 40), 0.5, "index_backpropagation", several_parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("offset", few([0.0, 10.0, 1000.0], 1000.0))
 def test_temperature_one_hundredth(offset: float, metric: str, several_parts: torch.device) -> None:

@@ -8,6 +8,8 @@ from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.family import Family
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ
+from vqkit.conversion.open_magvit2 import OpenMAGVIT2
+from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder
@@ -18,6 +20,8 @@ FAMILIES: tuple[type[Family], ...] = (
     DiffusersVQModel,
     LlamaGenVQ,
     VARAutoencoder,
+    OpenMAGVIT2,
+    SimVQImage,
     SeedVokenIBQ,
     TamingGumbelVQGAN,
     TamingVQGAN,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqkit.backbones.sizes import check_positive
+from vqkit.backbones.sizes import check_images, check_latents, check_positive, widths_of_levels
 from vqkit.precision import widest_dtype
 from vqkit.saving.config import Configured
 
@@ -89,7 +89,7 @@ class ConvEncoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
-        norm = _norms(norm_groups, norm_eps)
+        norm = group_norms(norm_groups, norm_eps)
         attention = partial(Attention2d, norm=norm, heads=attention_heads)
         check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
@@ -123,17 +123,7 @@ class ConvEncoder2d(Configured, nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images has shape {tuple(images.shape)}: expected (B, {self.in_channels}, H, W); for one image add a"
-                " batch axis with images[None], for another number of channels set in_channels"
-            )
-        height, width = images.shape[-2:]
-        if height % self.downsampling_factor or width % self.downsampling_factor:
-            raise ValueError(
-                f"images of {height} x {width} pixels cannot be divided by the downsampling factor"
-                f" {self.downsampling_factor}: crop or pad both sides to a multiple of it"
-            )
+        check_images(images, self.in_channels, self.downsampling_factor)
         latents = self.layers(images)
         return latents if self.linear is None else latents + self.linear(images)
 
@@ -176,7 +166,7 @@ class ConvDecoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
-        norm = _norms(norm_groups, norm_eps)
+        norm = group_norms(norm_groups, norm_eps)
         attention = partial(Attention2d, norm=norm, heads=attention_heads)
         check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
@@ -210,8 +200,7 @@ class ConvDecoder2d(Configured, nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images (B, C, f h, f w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
-        if latents.ndim != 4 or latents.shape[1] != self.dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}: expected (B, {self.dim}, h, w)")
+        check_latents(latents, self.dim)
         images = self.layers(latents)
         return images if self.linear is None else images + self.linear(latents)
 
@@ -226,21 +215,26 @@ class ResidualBlock2d(nn.Module):
         out_channels: width after.
         norm: builds a group norm for a width.
         dropout: probability before the second convolution.
+        bias: whether the convolutions have one.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float = 0.0, bias: bool = True
+    ) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             norm(in_channels),
             nn.SiLU(),
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias),
             norm(out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
         )
         _zero(self.branch[-1])
-        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
@@ -350,7 +344,16 @@ def _dct(size: int) -> Tensor:
     return (rows / rows.norm(dim=1, keepdim=True)).float()
 
 
-def _norms(groups: int, eps: float) -> Norm:
+def group_norms(groups: int, eps: float) -> Norm:
+    """Group norms of so many groups, for any number of channels.
+
+    Args:
+        groups: must divide the channels.
+        eps: added to each variance.
+
+    Raises:
+        ValueError: `eps` is not positive.
+    """
     if not 0 < eps < math.inf:
         raise ValueError(f"norm_eps={eps}: expected a positive number, 1e-6 in the released models")
     return partial(nn.GroupNorm, groups, eps=eps)
@@ -389,18 +392,8 @@ def _levels(
     channels: int, multipliers: Sequence[int], patch_size: int, attention_factors: Sequence[int], norm_groups: int
 ) -> tuple[list[int], list[int]]:
     """Width and downsampling factor of each level, image first."""
-    check_positive(channels=channels, patch_size=patch_size, norm_groups=norm_groups)
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(
-            f"channel_multipliers={multipliers!r}: expected a positive number per level, such as (1, 2, 4)"
-        )
-    widths = [channels * multiplier for multiplier in multipliers]
-    for width in widths:
-        if width % norm_groups:
-            raise ValueError(
-                f"norm_groups={norm_groups} does not divide the width {width} of a level: choose channels={channels} as"
-                " a multiple of it, or fewer groups"
-            )
+    check_positive(patch_size=patch_size)
+    widths = widths_of_levels(channels, multipliers, norm_groups)
     factors = [patch_size * 2**level for level in range(len(multipliers))]
     for factor in attention_factors:
         if factor not in factors:

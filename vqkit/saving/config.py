@@ -33,6 +33,7 @@ BUILDABLE = (
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
+    "vqkit.backbones.maskgit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

@@ -14,8 +14,16 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vqkit.backbones.conv2d import Norm, ResidualBlock2d, Upsample2d, group_norms
-from vqkit.backbones.sizes import check_images, check_latents, check_positive, widths_of_levels
+from vqkit.backbones.layers2d import (
+    Norm,
+    ResidualBlock2d,
+    Upsample2d,
+    check_images,
+    check_latents,
+    group_norms,
+    level_widths,
+)
+from vqkit.backbones.sizes import check_positive
 from vqkit.saving.config import Configured
 
 
@@ -63,7 +71,7 @@ class MaskGITEncoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
-        widths = widths_of_levels(channels, channel_multipliers, norm_groups)
+        widths = level_widths(channels, channel_multipliers, norm_groups)
         norm = group_norms(norm_groups, norm_eps)
         self.in_channels = in_channels
         self.dim = dim
@@ -115,7 +123,7 @@ class MaskGITDecoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
-        widths = widths_of_levels(channels, channel_multipliers, norm_groups)
+        widths = level_widths(channels, channel_multipliers, norm_groups)
         norm = group_norms(norm_groups, norm_eps)
         self.out_channels = out_channels
         self.dim = dim

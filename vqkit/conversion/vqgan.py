@@ -12,14 +12,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vqkit.backbones.conv2d import (
-    Attention2d,
-    ConvDecoder2d,
-    ConvEncoder2d,
-    Downsample2d,
-    ResidualBlock2d,
-    Upsample2d,
-)
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.backbones.layers2d import Attention2d, Downsample2d, ResidualBlock2d, Upsample2d
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.parts.losses import CodebookLoss, Commitment

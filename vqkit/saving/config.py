@@ -34,6 +34,8 @@ BUILDABLE = (
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
     "vqkit.backbones.maskgit",
+    "vqkit.backbones.positions",
+    "vqkit.backbones.vit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

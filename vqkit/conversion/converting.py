@@ -8,6 +8,7 @@ from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.family import Family
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ
+from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder
@@ -19,6 +20,7 @@ FAMILIES: tuple[type[Family], ...] = (
     LlamaGenVQ,
     VARAutoencoder,
     SeedVokenIBQ,
+    MaskGITVQGAN,
     TamingGumbelVQGAN,
     TamingVQGAN,
 )

@@ -5,7 +5,7 @@ Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of th
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, ClassVar
@@ -77,7 +77,7 @@ class LayerNames:
         Raises:
             ValueError: an entry that says a size is missing, or widths have no common channels.
         """
-        levels = _number(lambda n: source.has_below(self._residual(n, n, 0)))
+        levels = number_of(lambda n: source.has_below(self._residual(n, n, 0)))
         places = range(levels) if "{level}" in self.residual else reversed(range(levels))
         widths = [source.shape(f"{self._residual(n, n, 0)}.conv1.weight", 4)[0] for n in places]
         if not widths:
@@ -102,7 +102,7 @@ class LayerNames:
 
     def num_res_blocks(self, source: Source) -> int:
         """Residual blocks in the first level."""
-        return _number(lambda n: source.has_below(self._residual(0, 0, n)))
+        return number_of(lambda n: source.has_below(self._residual(0, 0, n)))
 
     def _residual(self, level: int, place: int, block: int) -> str:
         return self.residual.format(level=level, place=place, block=block)
@@ -132,13 +132,8 @@ class VQGANFamily(Family):
     attentions: ClassVar[Sequence[AttentionNames]] = (AttentionNames(),)
 
     def build_quantizer(self, source: Source) -> BaseQuantizer:
-        """The quantizer of latents with `channel_dim` 1: the nearest code, with the losses of taming-transformers.
-
-        These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
-        """
-        size, dim = source.shape(TABLE, 2)
-        losses = [Commitment(1.0), CodebookLoss(0.25)]
-        return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+        """The quantizer of latents with `channel_dim` 1: the nearest code."""
+        return nearest_code(source)
 
     def quantizer_entries(self, source: Source, quantizer: BaseQuantizer) -> Iterator[Entry]:
         """What its weights are taken from."""
@@ -173,9 +168,8 @@ class VQGANFamily(Family):
             ("decoder", self.decoder, self._decoder_order),
         ):
             module: Any = tokenizer.get_submodule(part)
-            layers = {name: layer for name, layer in module.layers.named_children() if list(layer.parameters())}
-            for (name, layer), theirs in zip(layers.items(), order(module.recorded_arguments()), strict=True):
-                yield from _entries(f"{part}.layers.{name}", layer, theirs, names.shortcut, attention)
+            theirs = order(module.recorded_arguments())
+            yield from layers_entries(f"{part}.layers", module.layers, theirs, names.shortcut, attention)
         yield from self.quantizer_entries(source, tokenizer.quantizer)
 
     def _attention(self, source: Source) -> AttentionNames:
@@ -211,13 +205,45 @@ class VQGANFamily(Family):
         yield from (names.norm, names.last)
 
 
-def _number(is_there: Callable[[int], bool]) -> int:
+def number_of(is_there: Callable[[int], bool]) -> int:
+    """How many are there, counted from 0 to the first that is not."""
     return sum(1 for _ in takewhile(is_there, count()))
 
 
 def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:
     first, attention, second = names.middle
     yield from (first, attention, second) if sizes["middle_attention"] else (first, second)
+
+
+def nearest_code(source: Source) -> Quantizer:
+    """The quantizer of the codes `TABLE`, with the losses of taming-transformers.
+
+    These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
+    """
+    size, dim = source.shape(TABLE, 2)
+    losses = [Commitment(1.0), CodebookLoss(0.25)]
+    return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+
+
+def layers_entries(
+    target: str,
+    layers: nn.Module,
+    names: Iterable[str],
+    shortcut: str = "nin_shortcut",
+    attention: AttentionNames = AttentionNames(),
+) -> Iterator[Entry]:
+    """The entries of a sequence of layers.
+
+    Args:
+        target: name of the sequence in the state.
+        layers: the sequence; layers without parameters are passed over.
+        names: what each of the others is called, in the order of execution.
+        shortcut: see `LayerNames`.
+        attention: names of the parts of a self-attention.
+    """
+    ours = ((name, layer) for name, layer in layers.named_children() if list(layer.parameters()))
+    for (name, layer), theirs in zip(ours, names, strict=True):
+        yield from _entries(f"{target}.{name}", layer, theirs, shortcut, attention)
 
 
 def _entries(target: str, layer: nn.Module, name: str, shortcut: str, attention: AttentionNames) -> Iterator[Entry]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conversion.magvit2 import OpenMAGVIT2Model, SimVQModel
+from tests.conversion.maskgit import MaskGIT
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, OldDiffusersVQ, Published, Taming, TamingGumbel
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core.checkpoints import saved_tokenizer
@@ -17,6 +18,7 @@ from vqkit.conversion import (
     DiffusersVQModel,
     Family,
     LlamaGenVQ,
+    MaskGITVQGAN,
     OpenMAGVIT2,
     SeedVokenIBQ,
     SimVQImage,
@@ -39,6 +41,7 @@ KINDS: dict[str, tuple[type[Published], dict, Family | None]] = {
     "ibq": (IBQ, {"num_res_blocks": 1}, SeedVokenIBQ()),
     "llamagen": (LlamaGen, {}, None),
     "var": (VAR, {}, VARAutoencoder(SCALES)),
+    "maskgit": (MaskGIT, {}, None),
     "diffusers": (DiffusersVQ, {"multipliers": (1, 1, 3), "attention_levels": (2,), "num_res_blocks": 2}, None),
     "diffusers without attention": (DiffusersVQ, {"attention_levels": (), "middle_attention": False}, None),
     "old diffusers": (OldDiffusersVQ, {}, None),
@@ -105,6 +108,7 @@ FULL: list[tuple[type[Published], dict, Family]] = [
        OpenMAGVIT2()) for dim, multipliers in ((18, (1, 1, 2, 2, 4)), (18, (1, 2, 2, 4)), (14, (1, 1, 2, 2, 4)))),
     *((SimVQModel, {"dim": 128, "multipliers": (1, 2, 2, 4), "codebook_size": size}, SimVQImage())
       for size in (1024, 262144)),
+    (MaskGIT, {"codebook_size": 1024}, MaskGITVQGAN()),
 ]  # fmt: skip
 
 
@@ -128,7 +132,17 @@ def test_models_of_the_published_sizes_have_an_entry_for_each_weight(cls, option
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
-    ["taming", "taming gumbel", "ibq", "llamagen", "var", "diffusers without attention", "open magvit2", "simvq"],
+    [
+        "taming",
+        "taming gumbel",
+        "ibq",
+        "llamagen",
+        "var",
+        "maskgit",
+        "diffusers without attention",
+        "open magvit2",
+        "simvq",
+    ],
 )
 def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_path) -> None:
     file, family = saved(kind, tmp_path)

@@ -5,6 +5,7 @@ from vqkit.conversion.diffusers_vq import DiffusersVQModel as DiffusersVQModel
 from vqkit.conversion.family import Family as Family
 from vqkit.conversion.ibq import SeedVokenIBQ as SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ as LlamaGenVQ
+from vqkit.conversion.maskgit import MaskGITVQGAN as MaskGITVQGAN
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2 as OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage as SimVQImage
 from vqkit.conversion.taming import TamingGumbelVQGAN as TamingGumbelVQGAN

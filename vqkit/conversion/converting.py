@@ -8,6 +8,7 @@ from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.family import Family
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ
+from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.source import Source, read_source
@@ -23,6 +24,7 @@ FAMILIES: tuple[type[Family], ...] = (
     OpenMAGVIT2,
     SimVQImage,
     SeedVokenIBQ,
+    MaskGITVQGAN,
     TamingGumbelVQGAN,
     TamingVQGAN,
 )

@@ -5,7 +5,7 @@ Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of th
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, ClassVar
@@ -134,13 +134,8 @@ class VQGANFamily(Family):
     attentions: ClassVar[Sequence[AttentionNames]] = (AttentionNames(),)
 
     def build_quantizer(self, source: Source) -> BaseQuantizer:
-        """The quantizer of latents with `channel_dim` 1: the nearest code, with the losses of taming-transformers.
-
-        These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
-        """
-        size, dim = source.shape(TABLE, 2)
-        losses = [Commitment(1.0), CodebookLoss(0.25)]
-        return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+        """The quantizer of latents with `channel_dim` 1: the nearest code."""
+        return nearest_code(source)
 
     def quantizer_entries(self, source: Source, quantizer: BaseQuantizer) -> Iterator[Entry]:
         """What its weights are taken from."""
@@ -175,9 +170,8 @@ class VQGANFamily(Family):
             ("decoder", self.decoder, self._decoder_order),
         ):
             module: Any = tokenizer.get_submodule(part)
-            layers = {name: layer for name, layer in module.layers.named_children() if list(layer.parameters())}
-            for (name, layer), theirs in zip(layers.items(), order(module.recorded_arguments()), strict=True):
-                yield from _entries(f"{part}.layers.{name}", layer, theirs, names.shortcut, attention)
+            theirs = order(module.recorded_arguments())
+            yield from layers_entries(f"{part}.layers", module.layers, theirs, names.shortcut, attention)
         yield from self.quantizer_entries(source, tokenizer.quantizer)
 
     def _attention(self, source: Source) -> AttentionNames:
@@ -214,7 +208,7 @@ class VQGANFamily(Family):
 
 
 def number_of(is_there: Callable[[int], bool]) -> int:
-    """How many numbers from 0 on are there without a gap."""
+    """How many are there, counted from 0 to the first that is not."""
     return sum(1 for _ in takewhile(is_there, count()))
 
 
@@ -226,6 +220,37 @@ def common_channels(widths: Sequence[int]) -> int:
 def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:
     first, attention, second = names.middle
     yield from (first, attention, second) if sizes["middle_attention"] else (first, second)
+
+
+def nearest_code(source: Source) -> Quantizer:
+    """The quantizer of the codes `TABLE`, with the losses of taming-transformers.
+
+    These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
+    """
+    size, dim = source.shape(TABLE, 2)
+    losses = [Commitment(1.0), CodebookLoss(0.25)]
+    return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+
+
+def layers_entries(
+    target: str,
+    layers: nn.Module,
+    names: Iterable[str],
+    shortcut: str = "nin_shortcut",
+    attention: AttentionNames = AttentionNames(),
+) -> Iterator[Entry]:
+    """The entries of a sequence of layers.
+
+    Args:
+        target: name of the sequence in the state.
+        layers: the sequence; layers without parameters are passed over.
+        names: what each of the others is called, in the order of execution.
+        shortcut: see `LayerNames`.
+        attention: names of the parts of a self-attention.
+    """
+    ours = ((name, layer) for name, layer in layers.named_children() if list(layer.parameters()))
+    for (name, layer), theirs in zip(ours, names, strict=True):
+        yield from _entries(f"{target}.{name}", layer, theirs, shortcut, attention)
 
 
 def _entries(target: str, layer: nn.Module, name: str, shortcut: str, attention: AttentionNames) -> Iterator[Entry]:

@@ -34,6 +34,9 @@ BUILDABLE = (
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
     "vqkit.backbones.magvit2",
+    "vqkit.backbones.maskgit",
+    "vqkit.backbones.positions",
+    "vqkit.backbones.vit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.family import Family
+from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
@@ -19,6 +20,7 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 
 FAMILIES: tuple[type[Family], ...] = (
     DiffusersVQModel,
+    FQGAN,
     LlamaGenVQ,
     VARAutoencoder,
     OpenMAGVIT2,

@@ -31,6 +31,7 @@ BUILDABLE = (
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
     "vqkit.backbones.esc",
+    "vqkit.backbones.factorized",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
     "vqkit.backbones.magvit2",

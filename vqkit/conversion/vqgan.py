@@ -28,6 +28,8 @@ from vqkit.quantizers.quantizer import Quantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 NORM_GROUPS = 32
+ENTRIES_IN_BLOCK = 8
+"""Of a residual block, at least: two norms and two convolutions, each with its bias."""
 TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
 
@@ -163,6 +165,12 @@ class VQGANFamily(Family):
         levels = [len(sizes["channel_multipliers"]) for sizes in (inward, outward)]
         if levels[0] != levels[1]:
             raise ValueError(f"its encoder has {levels[0]} levels and its decoder {levels[1]}: expected as many")
+        blocks = sum(levels[0] * sizes["num_res_blocks"] for sizes in (inward, outward))
+        if ENTRIES_IN_BLOCK * blocks > len(source.state):  # else names without their layers make a large model
+            raise ValueError(
+                f"its names are those of {levels[0]} levels and {blocks} residual blocks: expected fewer for "
+                f"{len(source.state)} entries, {ENTRIES_IN_BLOCK} in each block"
+            )
         in_channels = source.shape(f"{self.encoder.first}.weight", 4)[1]
         out_channels = source.shape(f"{self.decoder.last}.weight", 4)[0]
         return Tokenizer(

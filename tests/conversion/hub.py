@@ -1,8 +1,9 @@
 """A stand-in for huggingface_hub: repositories in memory, and a cache in the form of its client's."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 MAIN = "c0ffee" * 6 + "0123"
 """A commit."""
@@ -20,8 +21,8 @@ class Hub:
         self.cache = cache
         self.repositories = repositories
         self.commits = {"main": MAIN}
+        self.lock = Lock()
         self.calls: list[tuple[str, str | None, tuple[str, ...]]] = []
-        self.before_return: Callable[[], object] = lambda: None
 
     def snapshot_download(self, repo_id: str, *, revision: str | None, allow_patterns: Sequence[str]) -> str:
         self.calls.append((repo_id, revision, tuple(allow_patterns)))
@@ -34,13 +35,13 @@ class Hub:
         for path, content in self.repositories[repo_id].items():
             if any(fnmatch.fnmatch(path, pattern) for pattern in allow_patterns):
                 blob = home / "blobs" / f"{hash(content):x}"
-                blob.parent.mkdir(exist_ok=True)
-                blob.write_bytes(content)
                 link = folder / path
                 link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.is_symlink():
-                    link.symlink_to(blob)
-        self.before_return()
+                with self.lock:
+                    if not link.is_symlink():
+                        blob.parent.mkdir(exist_ok=True)
+                        blob.write_bytes(content)
+                        link.symlink_to(blob)
         return str(folder)
 
     def home(self, repo_id: str) -> Path:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.conversion.maskgit import MaskGIT
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, OldDiffusersVQ, Published, Taming, TamingGumbel
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core.checkpoints import saved_tokenizer
@@ -16,6 +17,7 @@ from vqkit.conversion import (
     DiffusersVQModel,
     Family,
     LlamaGenVQ,
+    MaskGITVQGAN,
     SeedVokenIBQ,
     TamingGumbelVQGAN,
     TamingVQGAN,
@@ -36,6 +38,7 @@ KINDS: dict[str, tuple[type[Published], dict, Family | None]] = {
     "ibq": (IBQ, {"num_res_blocks": 1}, SeedVokenIBQ()),
     "llamagen": (LlamaGen, {}, None),
     "var": (VAR, {}, VARAutoencoder(SCALES)),
+    "maskgit": (MaskGIT, {}, None),
     "diffusers": (DiffusersVQ, {"multipliers": (1, 1, 3), "attention_levels": (2,), "num_res_blocks": 2}, None),
     "diffusers without attention": (DiffusersVQ, {"attention_levels": (), "middle_attention": False}, None),
     "old diffusers": (OldDiffusersVQ, {}, None),
@@ -90,6 +93,7 @@ FULL: list[tuple[type[Published], dict, Family]] = [
                    "middle_attention": False, "dim": 64, "latent_channels": 64}, DiffusersVQModel()),
     (VAR, {"codebook_size": 4096, "channels": 160, "dim": 32, "latent_channels": 32,
            "scales": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)}, VARAutoencoder()),
+    (MaskGIT, {"codebook_size": 1024}, MaskGITVQGAN()),
 ]  # fmt: skip
 
 
@@ -111,7 +115,9 @@ def test_models_of_the_published_sizes_have_an_entry_for_each_weight(cls, option
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["taming", "taming gumbel", "ibq", "llamagen", "var", "diffusers without attention"])
+@pytest.mark.parametrize(
+    "kind", ["taming", "taming gumbel", "ibq", "llamagen", "var", "maskgit", "diffusers without attention"]
+)
 def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_path) -> None:
     file, family = saved(kind, tmp_path)
     convert(file, tmp_path / "converted", family=family, license="mit")

@@ -6,6 +6,7 @@ from vqkit.conversion.diffusers_vq import DiffusersVQModel as DiffusersVQModel
 from vqkit.conversion.family import Family as Family
 from vqkit.conversion.ibq import SeedVokenIBQ as SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ as LlamaGenVQ
+from vqkit.conversion.maskgit import MaskGITVQGAN as MaskGITVQGAN
 from vqkit.conversion.taming import TamingGumbelVQGAN as TamingGumbelVQGAN
 from vqkit.conversion.taming import TamingVQGAN as TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder as VARAutoencoder

@@ -8,6 +8,7 @@ from vqkit.conversion.family import Family
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import UNKNOWN, check_accepted
 from vqkit.conversion.llamagen import LlamaGenVQ
+from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.published import Fetched, published
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
@@ -20,6 +21,7 @@ FAMILIES: tuple[type[Family], ...] = (
     LlamaGenVQ,
     VARAutoencoder,
     SeedVokenIBQ,
+    MaskGITVQGAN,
     TamingGumbelVQGAN,
     TamingVQGAN,
 )

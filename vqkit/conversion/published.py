@@ -15,6 +15,7 @@ from vqkit.conversion.family import Family
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import MODEL_CARD, check_accepted, is_non_commercial, license_of
 from vqkit.conversion.llamagen import LlamaGenVQ
+from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.var import VARAutoencoder
 from vqkit.saving.hub import snapshot
 from vqkit.saving.pretrained import CONFIG_NAME
@@ -110,6 +111,8 @@ def _rows() -> Iterator[PublishedWeights]:
         yield PublishedWeights(repository, file, SeedVokenIBQ(), "apache-2.0", voken)
     var = "github.com/FoundationVision/VAR, README"
     yield PublishedWeights("FoundationVision/var", "vae_ch160v4096z32.pth", VARAutoencoder(), "mit", var)
+    titok, file = "github.com/bytedance/1d-tokenizer, README_TiTok.md", "maskgit-vqgan-imagenet-f16-256.bin"
+    yield PublishedWeights("fun-research/TiTok", file, MaskGITVQGAN(), "apache-2.0", titok)
     for repository, ending, license in (
         ("amused/amused-256", "safetensors", "openrail++"),
         ("amused/amused-512", "safetensors", "openrail++"),

@@ -5,21 +5,15 @@ Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of th
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, ClassVar
 
 from torch import nn
 
-from vqkit.backbones.conv2d import (
-    Attention2d,
-    ConvDecoder2d,
-    ConvEncoder2d,
-    Downsample2d,
-    ResidualBlock2d,
-    Upsample2d,
-)
+from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.backbones.layers2d import Attention2d, Downsample2d, ResidualBlock2d, Upsample2d
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.parts.losses import CodebookLoss, Commitment
@@ -28,8 +22,8 @@ from vqkit.quantizers.quantizer import Quantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 NORM_GROUPS = 32
-ENTRIES_IN_BLOCK = 8
-"""Of a residual block, at least: two norms and two convolutions, each with its bias."""
+ENTRIES_IN_BLOCK = 6
+"""Of a residual block, at least: two norms with their shifts, and two convolutions."""
 TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
 
@@ -85,7 +79,7 @@ class LayerNames:
         Raises:
             ValueError: an entry that says a size is missing, or widths have no common channels.
         """
-        levels = _number(lambda n: source.has_below(self._residual(n, n, 0)))
+        levels = number_of(lambda n: source.has_below(self._residual(n, n, 0)))
         places = range(levels) if "{level}" in self.residual else reversed(range(levels))
         widths = [source.shape(f"{self._residual(n, n, 0)}.conv1.weight", 4)[0] for n in places]
         if not widths:
@@ -110,7 +104,7 @@ class LayerNames:
 
     def num_res_blocks(self, source: Source) -> int:
         """Residual blocks in the first level."""
-        return _number(lambda n: source.has_below(self._residual(0, 0, n)))
+        return number_of(lambda n: source.has_below(self._residual(0, 0, n)))
 
     def _residual(self, level: int, place: int, block: int) -> str:
         return self.residual.format(level=level, place=place, block=block)
@@ -140,13 +134,8 @@ class VQGANFamily(Family):
     attentions: ClassVar[Sequence[AttentionNames]] = (AttentionNames(),)
 
     def build_quantizer(self, source: Source) -> BaseQuantizer:
-        """The quantizer of latents with `channel_dim` 1: the nearest code, with the losses of taming-transformers.
-
-        These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
-        """
-        size, dim = source.shape(TABLE, 2)
-        losses = [Commitment(1.0), CodebookLoss(0.25)]
-        return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+        """The quantizer of latents with `channel_dim` 1: the nearest code."""
+        return nearest_code(source)
 
     def quantizer_entries(self, source: Source, quantizer: BaseQuantizer) -> Iterator[Entry]:
         """What its weights are taken from."""
@@ -165,12 +154,7 @@ class VQGANFamily(Family):
         levels = [len(sizes["channel_multipliers"]) for sizes in (inward, outward)]
         if levels[0] != levels[1]:
             raise ValueError(f"its encoder has {levels[0]} levels and its decoder {levels[1]}: expected as many")
-        blocks = sum(levels[0] * sizes["num_res_blocks"] for sizes in (inward, outward))
-        if ENTRIES_IN_BLOCK * blocks > len(source.state):  # else names without their layers make a large model
-            raise ValueError(
-                f"its names are those of {levels[0]} levels and {blocks} residual blocks: expected fewer for "
-                f"{len(source.state)} entries, {ENTRIES_IN_BLOCK} in each block"
-            )
+        check_blocks(source, inward, outward)
         in_channels = source.shape(f"{self.encoder.first}.weight", 4)[1]
         out_channels = source.shape(f"{self.decoder.last}.weight", 4)[0]
         return Tokenizer(
@@ -187,9 +171,8 @@ class VQGANFamily(Family):
             ("decoder", self.decoder, self._decoder_order),
         ):
             module: Any = tokenizer.get_submodule(part)
-            layers = {name: layer for name, layer in module.layers.named_children() if list(layer.parameters())}
-            for (name, layer), theirs in zip(layers.items(), order(module.recorded_arguments()), strict=True):
-                yield from _entries(f"{part}.layers.{name}", layer, theirs, names.shortcut, attention)
+            theirs = order(module.recorded_arguments())
+            yield from layers_entries(f"{part}.layers", module.layers, theirs, names.shortcut, attention)
         yield from self.quantizer_entries(source, tokenizer.quantizer)
 
     def _attention(self, source: Source) -> AttentionNames:
@@ -225,13 +208,63 @@ class VQGANFamily(Family):
         yield from (names.norm, names.last)
 
 
-def _number(is_there: Callable[[int], bool]) -> int:
+def number_of(is_there: Callable[[int], bool]) -> int:
+    """How many are there, counted from 0 to the first that is not."""
     return sum(1 for _ in takewhile(is_there, count()))
+
+
+def check_blocks(source: Source, *sides: Mapping[str, Any]) -> None:
+    """Refuse names of more residual blocks than there are entries for, before a model is built of them.
+
+    Args:
+        source: the weights.
+        sides: of encoder and decoder, `channel_multipliers` and `num_res_blocks`.
+
+    Raises:
+        ValueError: there are more.
+    """
+    blocks = sum(len(sizes["channel_multipliers"]) * sizes["num_res_blocks"] for sizes in sides)
+    if ENTRIES_IN_BLOCK * blocks > len(source.state):
+        raise ValueError(
+            f"its names are those of {blocks} residual blocks: expected at most one for {ENTRIES_IN_BLOCK} of its "
+            f"{len(source.state)} entries"
+        )
 
 
 def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:
     first, attention, second = names.middle
     yield from (first, attention, second) if sizes["middle_attention"] else (first, second)
+
+
+def nearest_code(source: Source) -> Quantizer:
+    """The quantizer of the codes `TABLE`, with the losses of taming-transformers.
+
+    These have beta on the codebook: mse(z, sg e) + 0.25 mse(sg z, e).
+    """
+    size, dim = source.shape(TABLE, 2)
+    losses = [Commitment(1.0), CodebookLoss(0.25)]
+    return Quantizer("vq", dim=dim, codebook_size=size, channel_dim=1, losses=losses)
+
+
+def layers_entries(
+    target: str,
+    layers: nn.Module,
+    names: Iterable[str],
+    shortcut: str = "nin_shortcut",
+    attention: AttentionNames = AttentionNames(),
+) -> Iterator[Entry]:
+    """The entries of a sequence of layers.
+
+    Args:
+        target: name of the sequence in the state.
+        layers: the sequence; layers without parameters are passed over.
+        names: what each of the others is called, in the order of execution.
+        shortcut: see `LayerNames`.
+        attention: names of the parts of a self-attention.
+    """
+    ours = ((name, layer) for name, layer in layers.named_children() if list(layer.parameters()))
+    for (name, layer), theirs in zip(ours, names, strict=True):
+        yield from _entries(f"{target}.{name}", layer, theirs, shortcut, attention)
 
 
 def _entries(target: str, layer: nn.Module, name: str, shortcut: str, attention: AttentionNames) -> Iterator[Entry]:

@@ -33,6 +33,9 @@ BUILDABLE = (
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
+    "vqkit.backbones.maskgit",
+    "vqkit.backbones.positions",
+    "vqkit.backbones.vit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

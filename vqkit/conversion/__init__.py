@@ -1,5 +1,6 @@
 """Published weights as tokenizers: one file for each family says its key tree, shapes and the mapping."""
 
+from vqkit.conversion.cache import converted as converted
 from vqkit.conversion.converting import convert as convert
 from vqkit.conversion.diffusers_vq import DiffusersVQModel as DiffusersVQModel
 from vqkit.conversion.family import Family as Family

@@ -33,6 +33,7 @@ BUILDABLE = (
     "vqkit.backbones.esc",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
+    "vqkit.backbones.latent_tokens",
     "vqkit.backbones.maskgit",
     "vqkit.backbones.positions",
     "vqkit.backbones.vit",

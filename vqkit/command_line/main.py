@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(command=convert_weights)
     one.add_argument("--license", help="of the weights; the default is that of their model card or family")
     one.add_argument("--accept-license", metavar="LICENSE", help="once more, where it forbids commercial use")
-    one.add_argument("source", type=Path, help="a file of weights, or a folder of diffusers")
+    one.add_argument("source", type=Path, help="a file of weights, or a folder of diffusers or of huggingface_hub")
     one.add_argument("target", type=Path, help="the folder of the tokenizer")
     return top
 

@@ -8,4 +8,6 @@ from vqkit.conversion.llamagen import LlamaGenVQ as LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN as MaskGITVQGAN
 from vqkit.conversion.taming import TamingGumbelVQGAN as TamingGumbelVQGAN
 from vqkit.conversion.taming import TamingVQGAN as TamingVQGAN
+from vqkit.conversion.titok import TATiTok as TATiTok
+from vqkit.conversion.titok import TiTok as TiTok
 from vqkit.conversion.var import VARAutoencoder as VARAutoencoder

@@ -11,12 +11,15 @@ from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
+from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
 from vqkit.saving.pretrained import check_replaceable
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 FAMILIES: tuple[type[Family], ...] = (
     DiffusersVQModel,
+    TATiTok,
+    TiTok,
     LlamaGenVQ,
     VARAutoencoder,
     SeedVokenIBQ,
@@ -43,7 +46,7 @@ def convert(
     `config.json`, under `provenance`, and is kept where the tokenizer is saved again.
 
     Args:
-        source: a file of weights, `.safetensors` or of `torch.save`, or a folder of diffusers.
+        source: a file of weights, `.safetensors` or of `torch.save`, or a folder of diffusers or of huggingface_hub.
         destination: the folder to write; see `save_pretrained`.
         family: whose weights they are; None finds it out by the names of the entries.
         license: of the weights; None takes that of the model card (`README.md`) beside them, else the family's.

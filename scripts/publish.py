@@ -265,7 +265,7 @@ def adaptation(*, folder: Path = RESULTS) -> str:
     steps = [str(record["protocol"]["step"]) for record in records]
     protocol = records[0]["protocol"]
     resolution = protocol["preprocessing"]["resolution"]
-    caption = f"{records[0]['images']} squares of 128 pixels, reduced to {resolution}; {protocol['precision']}, seed 0."
+    caption = f"{records[0]['images']} squares, reduced to {resolution} pixels; {protocol['precision']}, seed 0."
     lines = [*side_by_side(files, ADAPTED), f"| steps of its own | {' | '.join(steps)} |"]
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 

@@ -31,8 +31,13 @@ BUILDABLE = (
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
     "vqkit.backbones.esc",
+    "vqkit.backbones.factorized",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
+    "vqkit.backbones.magvit2",
+    "vqkit.backbones.maskgit",
+    "vqkit.backbones.positions",
+    "vqkit.backbones.vit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

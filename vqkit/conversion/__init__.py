@@ -7,6 +7,8 @@ from vqkit.conversion.fqgan import FQGAN as FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ as SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ as LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN as MaskGITVQGAN
+from vqkit.conversion.open_magvit2 import OpenMAGVIT2 as OpenMAGVIT2
+from vqkit.conversion.simvq import SimVQImage as SimVQImage
 from vqkit.conversion.taming import TamingGumbelVQGAN as TamingGumbelVQGAN
 from vqkit.conversion.taming import TamingVQGAN as TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder as VARAutoencoder

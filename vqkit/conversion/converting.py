@@ -10,6 +10,8 @@ from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.open_magvit2 import OpenMAGVIT2
+from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder
@@ -21,6 +23,8 @@ FAMILIES: tuple[type[Family], ...] = (
     FQGAN,
     LlamaGenVQ,
     VARAutoencoder,
+    OpenMAGVIT2,
+    SimVQImage,
     SeedVokenIBQ,
     MaskGITVQGAN,
     TamingGumbelVQGAN,

@@ -24,6 +24,8 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 NORM_GROUPS = 32
 TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
+RESIDUAL_PARTS = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
+"""Names of what is in the branch of a residual block, ours and theirs."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class LayerNames:
         widths = [source.shape(f"{self._residual(n, n, 0)}.conv1.weight", 4)[0] for n in places]
         if not widths:
             raise ValueError(f"there is no entry below {self._residual(0, 0, 0)!r}: expected the first residual block")
-        channels = widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
+        channels = common_channels(widths)
         outer, inner, kernel_size, _ = source.shape(f"{self.latent}.weight", 4)
         return {
             "dim": outer,
@@ -222,6 +224,11 @@ def number_of(is_there: Callable[[int], bool]) -> int:
     return sum(1 for _ in takewhile(is_there, count()))
 
 
+def common_channels(widths: Sequence[int]) -> int:
+    """Of which all widths are multiples: the first, where it can be."""
+    return widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
+
+
 def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:
     first, attention, second = names.middle
     yield from (first, attention, second) if sizes["middle_attention"] else (first, second)
@@ -262,8 +269,7 @@ def _entries(target: str, layer: nn.Module, name: str, shortcut: str, attention:
     """The entries of one layer, from those below `name`."""
     parts = {"": ""}
     if isinstance(layer, ResidualBlock2d):
-        parts = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
-        parts["skip."] = f"{shortcut}."
+        parts = RESIDUAL_PARTS | {"skip.": f"{shortcut}."}
     elif isinstance(layer, Attention2d):
         parts = {"norm.": f"{attention.norm}.", "output.": f"{attention.output}."}
         parts["query_key_value."] = ""  # of several names

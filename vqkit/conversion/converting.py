@@ -5,11 +5,14 @@ from pathlib import Path
 
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.family import Family
+from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import UNKNOWN, check_accepted
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.published import Fetched, published
+from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.var import VARAutoencoder
@@ -18,8 +21,11 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 
 FAMILIES: tuple[type[Family], ...] = (
     DiffusersVQModel,
+    FQGAN,
     LlamaGenVQ,
     VARAutoencoder,
+    OpenMAGVIT2,
+    SimVQImage,
     SeedVokenIBQ,
     MaskGITVQGAN,
     TamingGumbelVQGAN,

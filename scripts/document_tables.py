@@ -104,6 +104,25 @@ def training_steps() -> str:
     return "\n".join(lines)
 
 
+def recipes() -> str:
+    """One row for each recipe of a published tokenizer, then what differs in ours, an item each."""
+    import recipes as configurations  # it needs the trainers, the other tables do not
+
+    lines = ["| recipe | source | bits of an image | parameters in millions | published |", "|---|---|---:|---:|---|"]
+    differences = []
+    for name, recipe in configurations.recipes().items():
+        link, numbers = f"[`{name}`](../configs/image/{name}.yaml)", recipe.parameters()
+        judges = numbers.pop("discriminators", 0)
+        parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
+        size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
+        side = recipe.config["data"]["init_args"]["resolution"]
+        bits = f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
+        source, published, differs = (_linked(_cell(recipe.head[section])) for section in configurations.SECTIONS)
+        lines.append(f"| {link} | {source} | {bits} | {size} | {published} |")
+        differences.append(f"- {link}: {_sentence(differs)}")
+    return "\n".join([*lines, "", wrapped(differences)])
+
+
 def _first_paragraph(docstring: str) -> str:
     return _linked(_cell(docstring.partition("\n\n")[0]))
 

@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
 GUIDES = ("quantizers", "regressions", "results", "surgery")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
+RECIPES = ROOT / "docs/recipes.md"
+"""Its table builds each recipe; a slow test compares it."""
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LOGGED = ["train/loss", "train/psnr", "validation/psnr", "validation/ssim", "codebook/usage", "codebook/perplexity"]
 LOGGED_OF_CODECS = ["train/loss", "validation/stoi", "validation/mel_distance", "validation/si_sdr", *LOGGED[-2:]]
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="*", help="run folders")
     for run in parser.parse_args().runs:
         publish(run)
-    for document in DOCUMENTS:
+    for document in (*DOCUMENTS, RECIPES):
         write_whole(document, rendered(document.read_text()).encode())
     write_whole(draw_parts.PICTURE, draw_parts.picture().encode())
 
@@ -263,7 +265,7 @@ def adaptation(*, folder: Path = RESULTS) -> str:
     steps = [str(record["protocol"]["step"]) for record in records]
     protocol = records[0]["protocol"]
     resolution = protocol["preprocessing"]["resolution"]
-    caption = f"{records[0]['images']} squares of 128 pixels, reduced to {resolution}; {protocol['precision']}, seed 0."
+    caption = f"{records[0]['images']} squares, reduced to {resolution} pixels; {protocol['precision']}, seed 0."
     lines = [*side_by_side(files, ADAPTED), f"| steps of its own | {' | '.join(steps)} |"]
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
@@ -342,6 +344,7 @@ WRITERS = {
     "incompatible-parts": document_tables.incompatible_parts,
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
+    "recipes": document_tables.recipes,
     "quickstarts": quickstarts,
     "photos-objectives": partial(objectives, OBJECTIVES),
     "photos-tuned": partial(objectives, TUNED),

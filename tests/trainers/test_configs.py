@@ -14,14 +14,28 @@ from trainers.run.bases import read_config
 from trainers.run.cli import main
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import recipes  # noqa: E402
+
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
-WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
-OF_16_CHANNELS = {"image/vae", "image/coda", "image/scales"}
-OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_16_CHANNELS}  # overlays have 32
+GIVEN = {"image/decoder_finetune", "image/discriminator_warmup"}
+"""Of the tokenizer of other weights; `test_given.py` runs them."""
+WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS and name not in GIVEN}
+RECIPES = {f"image/{name}" for name in recipes.recipes()}
+OF_OTHER_CHANNELS = {"image/vae", "image/coda", "image/scales", *RECIPES}
+OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_OTHER_CHANNELS}  # overlays have 32
 OF_SOUND = {name: CONFIGS[f"quantizers/{name}"] for name in ("single", "snac", "split", "dualcodec")}
 OF_QUANTIZERS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/")}
 OVERLAYS = {name: path for name, path in OF_QUANTIZERS.items() if path.stem not in OF_SOUND}
+PAIRS = {
+    f"{config.stem} {overlay.stem}": (config, overlay)
+    for config, overlay in [
+        *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
+        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND.values()),
+    ]
+}
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
@@ -29,7 +43,7 @@ RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
 RUNS |= {name: ([QUICKSTARTS["audio"], path], {}) for name, path in OF_SOUND.items()}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], OF_SOUND["single"]], {"quantizer": "lfq"})}
-USUAL = [name for name in RUNS if name.startswith("image/")]
+USUAL = [name for name in RUNS if name.startswith("image/") and name not in RECIPES]
 USUAL += [
     "audio/quickstart",
     "audio/mimi_24khz",
@@ -58,6 +72,8 @@ SHRUNK = {
     "num_res_blocks": lambda _: 1,
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
+    "adapter_depth": lambda _: 1,
+    "image_size": lambda _: 32,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "level_sizes": lambda old: [2, 3, 4, 5, 8, 12, 16],
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
@@ -80,8 +96,14 @@ def shrunk(config, channels):
         return [shrunk(item, channels) for item in config]
     if not isinstance(config, dict):
         return config
+    if config.get("class_path", "").endswith("BlurResidualDiscriminator"):
+        return config | {"init_args": {"resolution": 32, "channel_base": 64}}
     if config.get("class_path", "").endswith("Discriminator"):
         return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
+    if config.get("class_path") == "trainers.image.TorchvisionNetwork":
+        return config | {"init_args": {"name": "squeezenet1_0", "weights": "trainers.image.RandomWeights"}}
+    if config.get("class_path") == "trainers.image.VGG16LPIPS":  # building it takes longer than the rest
+        return {"class_path": "trainers.image.AlexNetSTLPIPS"}
     small = {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value, channels) for key, value in config.items()}
     if isinstance(small.get("channels"), int):  # ESC's list decides the sizes of its codebooks
         small["channels"] = channels
@@ -99,22 +121,17 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     words = []
     for path in configs:
         small = tmp_path / f"{path.parent.name}_{path.name}"
-        small.write_text(yaml.safe_dump(shrunk(read_config(path), channels=32 if kind == "image" else 4)))
+        config = shrunk(read_config(path), channels=32 if kind == "image" else 4)
+        small.write_text(yaml.safe_dump(recipes.without_files(config, tmp_path)))
         words.append(f"--config={small}")
     words += [f"--{key}={value}" for key, value in options.items()]
     monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
     main()
 
 
-@pytest.mark.parametrize(
-    ("config", "overlay"),
-    [
-        *itertools.product([path for name, path in OVERLAID.items() if "image" in name], OVERLAYS.values()),
-        *itertools.product([QUICKSTARTS["audio"]], OF_SOUND.values()),
-    ],
-    ids=lambda path: path.stem,
-)
-def test_overlay_swaps_the_quantizer_and_nothing_else(config, overlay, roots, monkeypatch, capsys):
+@pytest.mark.parametrize("pair", few(PAIRS, *(name for name in PAIRS if "quickstart" in name or "residual" in name)))
+def test_overlay_swaps_the_quantizer_and_nothing_else(pair, roots, monkeypatch, capsys):
+    config, overlay = pair
     plain, swapped = (printed(configs, roots, monkeypatch, capsys) for configs in ([config], [config, overlay]))
     parts, swapped_parts = (made["model"]["init_args"]["tokenizer"]["init_args"] for made in (plain, swapped))
     old, new = parts.pop("quantizer")["init_args"], swapped_parts.pop("quantizer")["init_args"]

@@ -15,7 +15,7 @@ from trainers.core import (
     LeCAM,
     UnclippedHinge,
 )
-from trainers.image import Color, Cutout, DiffAugment, PatchGAN, Translation
+from trainers.image import Color, Cutout, DiffAugment, GaussianBlur, PatchGAN, Translation
 
 
 class Patches(Discriminator):
@@ -275,3 +275,40 @@ def test_two_processes_draw_as_one(rank_pair) -> None:
 def test_bad_arguments_are_refused(act, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         act()
+
+
+@pytest.mark.parametrize("sigma", [0.4, 1.0, 2.5])
+def test_blur_is_a_gaussian_over_reflected_borders(sigma: float) -> None:
+    pair = torch.rand(2, 2, 3, 9, 12, dtype=torch.float64)
+    reach = int(numpy.ceil(3 * sigma))
+    weights = numpy.exp(-(numpy.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    padded = numpy.pad(pair.numpy(), ((0, 0), (0, 0), (0, 0), (reach, reach), (reach, reach)), "reflect")
+    expected = numpy.zeros(pair.shape)
+    for i, row in enumerate(weights):
+        for j, column in enumerate(weights):
+            expected += row * column * padded[..., i : i + 9, j : j + 12]
+    found = torch.stack(GaussianBlur(sigma)(*pair))
+    # The weights are made in float32: each of the two passes errs by its relative rounding of a few 2^-24.
+    torch.testing.assert_close(found.numpy(), expected, rtol=2**-20, atol=0)
+
+
+def test_what_a_blur_takes_away_is_not_judged() -> None:
+    """A checkerboard has the highest frequency: behind a blur by two pixels nothing of it reaches the discriminator."""
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
+    reconstruction = torch.full((1, 1, 16, 16), 0.25).requires_grad_()
+    judge = adversary(augmentation=GaussianBlur(2.0))
+    output = judge(torch.zeros(1, 1, 16, 16), reconstruction)
+    (gradient,) = torch.autograd.grad(output.generator["adversarial"], reconstruction)
+    assert gradient.abs().sum() > 0.1
+    assert (gradient * board).sum().abs() < 1e-3 * gradient.abs().sum()
+
+
+def test_a_blur_of_nothing_changes_nothing_and_bad_ones_are_refused() -> None:
+    pair = torch.rand(2, 1, 3, 8, 8).unbind()
+    assert all(found is given for found, given in zip(GaussianBlur(0.0)(*pair), pair, strict=True))
+    for sigma in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"sigma={sigma}: expected a number of pixels"):
+            GaussianBlur(sigma)
+    with pytest.raises(ValueError, match="sides of more than 9 pixels"):
+        GaussianBlur(3.0)(*pair)

@@ -15,7 +15,7 @@ from vqkit.runtime import autocast_disabled
 
 
 class Augmentation(nn.Module, ABC):
-    """A random change of originals and reconstructions, differentiable, before discriminators see them."""
+    """A change of originals and reconstructions, differentiable, before discriminators see them."""
 
     @abstractmethod
     def forward(self, reference: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from trainers.image.data import ImageFolderData as ImageFolderData
 from trainers.image.discriminators.augmentation import Color as Color
 from trainers.image.discriminators.augmentation import Cutout as Cutout
 from trainers.image.discriminators.augmentation import DiffAugment as DiffAugment
+from trainers.image.discriminators.augmentation import GaussianBlur as GaussianBlur
 from trainers.image.discriminators.augmentation import Transformation as Transformation
 from trainers.image.discriminators.augmentation import Translation as Translation
 from trainers.image.discriminators.blur_patchgan import BlurPatchGAN as BlurPatchGAN

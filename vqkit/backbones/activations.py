@@ -1,4 +1,4 @@
-"""Activations of audio codecs, as factories: each is built with the number of channels that it acts on."""
+"""Activations as factories: each is built with the number of channels that it acts on."""
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +52,25 @@ class ELU(Configured, nn.Module):
         return F.elu(x)
 
 
+class GELU(Configured, nn.Module):
+    """The Gaussian error linear unit, exact; the activation of transformers.
+
+    Args:
+        channels: C; not needed, taken since every activation is.
+
+    Source: Hendrycks, Gimpel 2016 (arXiv:1606.08415).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        return F.gelu(x)
+
+
 class Tanh(Configured, nn.Module):
-    """The hyperbolic tangent, which DAC puts after its decoder.
+    """The hyperbolic tangent: behind the decoder of DAC, in the blocks of some ViT-VQGANs.
 
     Args:
         channels: C; not needed, taken since every activation is.

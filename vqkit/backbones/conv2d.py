@@ -14,16 +14,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from vqkit.backbones.layers2d import (
+    Attention2d,
+    Downsample2d,
+    Norm,
+    ResidualBlock2d,
+    Upsample2d,
+    check_images,
+    check_latents,
+    group_norms,
+    level_widths,
+    zero,
+)
 from vqkit.backbones.sizes import check_positive
 from vqkit.precision import widest_dtype
 from vqkit.saving.config import Configured
-
-Norm = Callable[[int], nn.Module]
-"""Builds a norm for a number of channels."""
 
 
 class ConvEncoder2d(Configured, nn.Module):
@@ -88,29 +95,25 @@ class ConvEncoder2d(Configured, nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
-        norm = _norms(norm_groups, norm_eps)
-        attention = partial(Attention2d, norm=norm, heads=attention_heads)
-        check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
+        widths = level_widths(channels, channel_multipliers, norm_groups)
+        norm = group_norms(norm_groups, norm_eps)
+        check_positive(in_channels=in_channels, dim=dim)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
         self.in_channels = in_channels
         self.dim = dim
-        self.downsampling_factor = factors[-1]
-        layers: list[nn.Module] = [
-            nn.PixelUnshuffle(patch_size),
-            nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1),
-        ]
-        width = widths[0]
-        for level, (next_width, factor) in enumerate(zip(widths, factors, strict=True)):
-            if level > 0:
-                layers.append(Downsample2d(width))
-            for _ in range(num_res_blocks):
-                layers.append(ResidualBlock2d(width, next_width, norm=norm, dropout=dropout))
-                width = next_width
-                if factor in attention_factors:
-                    layers.append(attention(width))
-        in_middle = factors[-1] in attention_factors if middle_attention is None else middle_attention
-        layers += _middle(width, attention if in_middle else None, norm, dropout)
+        self.downsampling_factor = patch_size * 2 ** (len(widths) - 1)
+        layers = encoder_trunk(
+            in_channels,
+            widths,
+            num_res_blocks=num_res_blocks,
+            attention_factors=attention_factors,
+            attention_heads=attention_heads,
+            middle_attention=middle_attention,
+            patch_size=patch_size,
+            norm=norm,
+            dropout=dropout,
+        )
+        width = widths[-1]
         layers += [norm(width), nn.SiLU(), nn.Conv2d(width, inner, 3, padding=1)]
         if latent_kernel_size is not None:
             layers.append(nn.Conv2d(inner, dim, latent_kernel_size, padding=latent_kernel_size // 2))
@@ -119,21 +122,11 @@ class ConvEncoder2d(Configured, nn.Module):
         if linear_path:
             factor = self.downsampling_factor
             self.linear = _linear_path(nn.Conv2d(in_channels, dim, factor, stride=factor))
-            _zero(layers[-1])
+            zero(layers[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images has shape {tuple(images.shape)}: expected (B, {self.in_channels}, H, W); for one image add a"
-                " batch axis with images[None], for another number of channels set in_channels"
-            )
-        height, width = images.shape[-2:]
-        if height % self.downsampling_factor or width % self.downsampling_factor:
-            raise ValueError(
-                f"images of {height} x {width} pixels cannot be divided by the downsampling factor"
-                f" {self.downsampling_factor}: crop or pad both sides to a multiple of it"
-            )
+        check_images(images, self.in_channels, self.downsampling_factor)
         latents = self.layers(images)
         return latents if self.linear is None else latents + self.linear(images)
 
@@ -175,8 +168,9 @@ class ConvDecoder2d(Configured, nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        widths, factors = _levels(channels, channel_multipliers, patch_size, attention_factors, norm_groups)
-        norm = _norms(norm_groups, norm_eps)
+        widths = level_widths(channels, channel_multipliers, norm_groups)
+        factors = _factors(len(widths), patch_size, attention_factors)
+        norm = group_norms(norm_groups, norm_eps)
         attention = partial(Attention2d, norm=norm, heads=attention_heads)
         check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
@@ -206,107 +200,61 @@ class ConvDecoder2d(Configured, nn.Module):
         if linear_path:
             factor = self.downsampling_factor
             self.linear = _linear_path(nn.ConvTranspose2d(dim, out_channels, factor, stride=factor))
-            _zero(output)
+            zero(output)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images (B, C, f h, f w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
-        if latents.ndim != 4 or latents.shape[1] != self.dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}: expected (B, {self.dim}, h, w)")
+        check_latents(latents, self.dim)
         images = self.layers(latents)
         return images if self.linear is None else images + self.linear(latents)
 
 
-class ResidualBlock2d(nn.Module):
-    """x + convolution(dropout(swish(norm(convolution(swish(norm(x))))))).
-
-    Where the widths differ, a 1x1 convolution takes x to the new one.
-
-    Args:
-        in_channels: width before.
-        out_channels: width after.
-        norm: builds a group norm for a width.
-        dropout: probability before the second convolution.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, dropout: float) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
-            norm(in_channels),
-            nn.SiLU(),
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            norm(out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        )
-        _zero(self.branch[-1])
-        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
-        return self.skip(x) + self.branch(x)
-
-
-class Attention2d(nn.Module):
-    """x + self-attention over all positions of the map; time and not memory grows with (H W)^2.
+def encoder_trunk(
+    in_channels: int,
+    widths: Sequence[int],
+    *,
+    num_res_blocks: int,
+    attention_factors: Sequence[int],
+    attention_heads: int | None,
+    middle_attention: bool | None,
+    patch_size: int,
+    norm: Norm,
+    dropout: float,
+) -> list[nn.Module]:
+    """Layers from images (B, in_channels, H, W) to features (B, widths[-1], H / f, W / f), without the last norm.
 
     Args:
-        channels: width.
-        norm: builds a group norm for a width.
-        heads: among which it is split; None: heads of the largest size up to 64 that divides both it and 64.
+        in_channels: of the images.
+        widths: of the levels, that of the image first.
+        num_res_blocks: see `ConvEncoder2d`, as all that follow.
+        attention_factors: which levels attend.
+        attention_heads: of each attention.
+        middle_attention: between the last two blocks.
+        patch_size: of the image.
+        norm: builds a norm for a width.
+        dropout: in residual blocks.
+
+    Raises:
+        ValueError: a size is not positive, or a factor is not that of a level.
     """
-
-    def __init__(self, channels: int, *, norm: Norm, heads: int | None = None) -> None:
-        super().__init__()
-        if heads is not None and (heads < 1 or channels % heads):
-            raise ValueError(
-                f"attention_heads={heads}: expected a divisor of the width {channels} of a level, such as 1"
-            )
-        self.num_heads = channels // math.gcd(channels, 64) if heads is None else heads
-        self.norm = norm(channels)
-        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
-        self.output = nn.Conv2d(channels, channels, 1)
-        _zero(self.output)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same."""
-        height, width = x.shape[-2:]
-        maps = self.query_key_value(self.norm(x))
-        query, key, value = rearrange(maps, "b (three n c) h w -> three b n (h w) c", three=3, n=self.num_heads)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return x + self.output(rearrange(attended, "b n (h w) c -> b (n c) h w", h=height, w=width))
-
-
-class Downsample2d(nn.Module):
-    """Halves the map by a 3x3 convolution of stride 2, padded at the right and the bottom only, as published.
-
-    Args:
-        channels: width.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to (B, channels, H / 2, W / 2)."""
-        return self.convolution(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample2d(nn.Module):
-    """Doubles the map by repetition and a 3x3 convolution.
-
-    Args:
-        channels: width.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to (B, channels, 2 H, 2 W)."""
-        return self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
+    check_positive(num_res_blocks=num_res_blocks)
+    factors = _factors(len(widths), patch_size, attention_factors)
+    attention = partial(Attention2d, norm=norm, heads=attention_heads)
+    layers: list[nn.Module] = [
+        nn.PixelUnshuffle(patch_size),
+        nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1),
+    ]
+    width = widths[0]
+    for level, (next_width, factor) in enumerate(zip(widths, factors, strict=True)):
+        if level > 0:
+            layers.append(Downsample2d(width))
+        for _ in range(num_res_blocks):
+            layers.append(ResidualBlock2d(width, next_width, norm=norm, dropout=dropout))
+            width = next_width
+            if factor in attention_factors:
+                layers.append(attention(width))
+    in_middle = factors[-1] in attention_factors if middle_attention is None else middle_attention
+    return layers + _middle(width, attention if in_middle else None, norm, dropout)
 
 
 def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:
@@ -350,12 +298,6 @@ def _dct(size: int) -> Tensor:
     return (rows / rows.norm(dim=1, keepdim=True)).float()
 
 
-def _norms(groups: int, eps: float) -> Norm:
-    if not 0 < eps < math.inf:
-        raise ValueError(f"norm_eps={eps}: expected a positive number, 1e-6 in the released models")
-    return partial(nn.GroupNorm, groups, eps=eps)
-
-
 def _middle(width: int, attention: Callable[[int], nn.Module] | None, norm: Norm, dropout: float) -> list[nn.Module]:
     blocks: list[nn.Module] = [ResidualBlock2d(width, width, norm=norm, dropout=dropout) for _ in range(2)]
     if attention is not None:
@@ -380,29 +322,11 @@ def _latent_channels(dim: int, latent_channels: int | None, kernel_size: int | N
     return latent_channels
 
 
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-
-
-def _levels(
-    channels: int, multipliers: Sequence[int], patch_size: int, attention_factors: Sequence[int], norm_groups: int
-) -> tuple[list[int], list[int]]:
-    """Width and downsampling factor of each level, image first."""
-    check_positive(channels=channels, patch_size=patch_size, norm_groups=norm_groups)
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(
-            f"channel_multipliers={multipliers!r}: expected a positive number per level, such as (1, 2, 4)"
-        )
-    widths = [channels * multiplier for multiplier in multipliers]
-    for width in widths:
-        if width % norm_groups:
-            raise ValueError(
-                f"norm_groups={norm_groups} does not divide the width {width} of a level: choose channels={channels} as"
-                " a multiple of it, or fewer groups"
-            )
-    factors = [patch_size * 2**level for level in range(len(multipliers))]
+def _factors(levels: int, patch_size: int, attention_factors: Sequence[int]) -> list[int]:
+    """Downsampling factor of each level, image first."""
+    check_positive(patch_size=patch_size)
+    factors = [patch_size * 2**level for level in range(levels)]
     for factor in attention_factors:
         if factor not in factors:
             raise ValueError(f"attention_factors={attention_factors!r}: {factor} is no factor of a level {factors}")
-    return widths, factors
+    return factors

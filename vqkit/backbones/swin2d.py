@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqkit.backbones.transformer import TransformerBlock
+
 
 class WindowedBlocks2d(nn.Sequential):
     """`depth` blocks in turn on the windows of a grid and on those of the grid shifted by half a window.
+
+    They take (B, H, W, channels) to the same.
 
     Args:
         channels: width.
@@ -25,38 +29,14 @@ class WindowedBlocks2d(nn.Sequential):
         shifts = (0 if number % 2 == 0 else window_size // 2 for number in range(depth))
         super().__init__(
             *(
-                WindowedBlock2d(
-                    channels, num_heads=num_heads, window_size=window_size, shift=shift, mlp_ratio=mlp_ratio
+                TransformerBlock(
+                    channels,
+                    WindowAttention2d(channels, num_heads=num_heads, window_size=window_size, shift=shift),
+                    mlp_ratio=mlp_ratio,
                 )
                 for shift in shifts
             )
         )
-
-
-class WindowedBlock2d(nn.Module):
-    """x + attention(norm(x)), and to that its own mlp(norm(...)): (B, H, W, channels) to the same.
-
-    Args:
-        channels: width.
-        num_heads: must divide it.
-        window_size: side of a window.
-        shift: how far the grid of windows is moved along both axes, from 0 to window_size - 1.
-        mlp_ratio: width of the hidden layer relative to `channels`.
-    """
-
-    def __init__(self, channels: int, *, num_heads: int, window_size: int, shift: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(channels * mlp_ratio)
-        self.attention_norm = nn.LayerNorm(channels)
-        self.attention = WindowAttention2d(channels, num_heads=num_heads, window_size=window_size, shift=shift)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, channels) to the same."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(x)
 
 
 class WindowAttention2d(nn.Module):

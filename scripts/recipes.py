@@ -1,0 +1,200 @@
+"""Recipes: configurations of published image tokenizers, which say at their heads whose they are and what differs.
+
+    python scripts/recipes.py              # parameters by part, and bits, of each
+    python scripts/recipes.py --step NAME  # one training step at full size, batch 1; prints its peak memory in MiB
+
+The head of such a file is a comment: what it is, then `Source:`, `Published:` (the figure that the source states, with
+its protocol, or "not stated") and `Differs:`, each at the beginning of a line. `docs/recipes.md` has their table.
+"""
+
+import argparse
+import math
+import re
+import resource
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import yaml
+from first_run import ROOT, run
+from jsonargparse import ArgumentParser
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from trainers.core.discriminator import Discriminator
+from trainers.run.bases import read_config
+from vqkit import Tokenizer
+from vqkit.parts.codebooks import Codebook
+from vqkit.saving.config import weights_follow
+
+FOLDER = ROOT / "configs/image"
+SECTIONS = ("Source", "Published", "Differs")
+CODE_VECTORS = ("vectors", "base")
+"""Buffers of codebooks whose code vectors are no parameters: averages, and those that are frozen."""
+WEIGHTS = {
+    "trainers.image.VGG16LPIPS": "backbone",
+    "trainers.image.TorchvisionNetwork": "weights",
+    "trainers.image.TimmNetwork": "weights",
+    "trainers.image.DINOv2Small": "weights",
+}
+"""Argument that says where weights come from, of what would download or read some."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration of a published tokenizer.
+
+    Attributes:
+        path: of the file.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """By which it is known."""
+        return self.path.stem
+
+    @cached_property
+    def head(self) -> dict[str, str]:
+        """What the comment at the beginning of the file says, by section; what it is stands under ""."""
+        lines = []
+        for line in self.path.read_text().splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.removeprefix("#").strip())
+        sections = {"": ""}
+        section = ""
+        for line in lines:
+            if found := re.match(rf"({'|'.join(SECTIONS)}): ", line):
+                section, line = found[1], line[found.end() :]
+            sections[section] = f"{sections.get(section, '')} {line}".strip()
+        return sections
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration, laid over its base."""
+        return read_config(self.path)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, on the meta device."""
+        built = _built(Tokenizer, self.config["model"]["init_args"]["tokenizer"])
+        assert isinstance(built, Tokenizer)
+        return built
+
+    @cached_property
+    def discriminators(self) -> nn.ModuleList:
+        """Those of the adversary, on the meta device."""
+        adversary = self.config["model"]["init_args"].get("adversary") or {"init_args": {"discriminators": []}}
+        return nn.ModuleList(_built(list[Discriminator], adversary["init_args"]["discriminators"]))
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers that training moves or keeps, by part: those of code vectors too where they are buffers.
+
+        Frozen networks that a discriminator looks through are not counted.
+        """
+        counts = {name: _number(part) for name, part in self.tokenizer.named_children()}
+        if len(self.discriminators):
+            counts["discriminators"] = _number(self.discriminators)
+        return counts
+
+    def bits(self) -> float:
+        """Of the tokens of an image of the size that the recipe trains with."""
+        side = self.config["data"]["init_args"]["resolution"]
+        with torch.no_grad():
+            indices = self.tokenizer.eval().encode(torch.empty(1, 3, side, side, device="meta"))
+        sizes = self.tokenizer.quantizer.level_sizes
+        return indices.numel() * sum(map(math.log2, sizes)) / len(sizes)
+
+
+def recipes() -> dict[str, Recipe]:
+    """All of them by name: the configurations whose heads say what is published."""
+    found = (Recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
+    return {recipe.name: recipe for recipe in found if "Published" in recipe.head}
+
+
+def without_files(config: Any, folder: Path) -> Any:
+    """A configuration that needs no weights and no features of others: random ones take their place.
+
+    Args:
+        config: of any nesting; left as it is.
+        folder: for files of features at random, of the sizes that the configuration says.
+    """
+    if isinstance(config, list):
+        return [without_files(item, folder) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    made = {key: without_files(value, folder) for key, value in config.items()}
+    if argument := WEIGHTS.get(made.get("class_path", "")):
+        made["init_args"] = {**made.get("init_args", {}), argument: "trainers.image.RandomWeights"}
+    codebook = (made.get("init_args") or {}).get("codebook")
+    if isinstance(codebook, Mapping) and "base_path" in codebook.get("init_args", {}):
+        path = folder / "features.safetensors"
+        sizes = made["init_args"]["codebook_size"], codebook["init_args"]["base_dim"]
+        save_file({"vectors": torch.randn(*sizes)}, path)
+        codebook["init_args"]["base_path"] = str(path)
+    return made
+
+
+def step(recipe: Recipe) -> float:
+    """Take one training step at full size, with a batch of one, in 32 bits; the peak memory of that process in MiB.
+
+    The adversary takes part in it, whenever it would start; frozen networks have random weights.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = without_files(recipe.config, folder)
+        task, data = config["model"]["init_args"], config["data"]["init_args"]
+        task["initialization_samples"] = 256
+        task.pop("pretraining_steps", None)
+        if task.get("adversary"):
+            task["adversary"]["init_args"]["start_step"] = 0
+        data |= {"root": str(folder / "pictures"), "validation_root": None, "batch_size": 1, "num_workers": 0}
+        config["trainer"] = {"fast_dev_run": 1, "accelerator": "cpu"}
+        (folder / "pictures").mkdir()
+        for number in range(2):
+            pixels = numpy.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
+            Image.fromarray(pixels).resize((512, 512)).save(folder / f"pictures/{number}.png")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "trainers", "fit", "--config", str(folder / "config.yaml"), "--runs", name]
+        if status := run(command):
+            sys.exit(f"{recipe.name}: the step ended with status {status}; what it said stands above")
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def _built(annotation: Any, config: Any) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=annotation)
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"), weights_follow():
+        return parser.instantiate(parser.parse_object({"part": without_files(config, Path(folder))})).part
+
+
+def _number(part: nn.Module) -> int:
+    parameters = sum(parameter.numel() for parameter in part.parameters())
+    codebooks = [module for module in part.modules() if isinstance(module, Codebook)]
+    kept = [buffer for book in codebooks for name, buffer in book.named_buffers() if name in CODE_VECTORS]
+    return parameters + sum(buffer.numel() for buffer in kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", choices=recipes(), metavar="NAME", help="take a step with this one")
+    arguments = parser.parse_args()
+    if arguments.step:
+        print(f"{step(recipes()[arguments.step]):.0f} MiB")
+        return
+    for recipe in recipes().values():
+        parts = ", ".join(f"{part} {number:,}" for part, number in recipe.parameters().items())
+        print(f"{recipe.name}: {parts}; {recipe.bits():g} bits")
+
+
+if __name__ == "__main__":
+    main()

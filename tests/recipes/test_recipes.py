@@ -1,0 +1,66 @@
+"""Recipes of published tokenizers: what their heads say, their sizes, and one step of each at full size."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import publish  # noqa: E402
+import recipes  # noqa: E402
+
+from tests.recipes.counts import collected  # noqa: E402
+
+RECIPES = recipes.recipes()
+BYTES_PER_PARAMETER = 20
+"""Weights, gradients, two moments and averaged weights, in float32."""
+ACTIVATIONS = 6 * 2**30
+"""Bytes that a step of one image of 256 pixels is allowed for before it is tried."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_head_says_whose_it_is_what_is_published_and_what_differs(recipe) -> None:
+    assert list(recipe.head) == ["", *recipes.SECTIONS] and all(recipe.head.values())
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}\b", recipe.head["Source"]), "a paper"
+    assert re.search(r"rFID \d|not stated", recipe.head["Published"]), "a figure, or that there is none"
+    assert recipe.config["name"] == recipe.name
+
+
+@pytest.mark.slow
+def test_every_recipe_is_counted() -> None:
+    assert collected("COUNTS").keys() == RECIPES.keys() and collected("STATED").keys() <= RECIPES.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_parts_have_the_parameters_of_the_published_model(name) -> None:
+    found, stated = RECIPES[name].parameters(), collected("STATED").get(name)
+    assert found == collected("COUNTS")[name]
+    tokenizer = sum(number for part, number in found.items() if part != "discriminators")
+    assert stated is None or round(tokenizer / 1e6) == stated
+
+
+@pytest.mark.slow
+def test_the_table_is_that_of_the_configurations() -> None:
+    text = publish.RECIPES.read_text()
+    assert "<!-- table recipes -->" in text and publish.rendered(text) == text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_step_at_full_size(name, record_property) -> None:
+    needed = BYTES_PER_PARAMETER * sum(RECIPES[name].parameters().values()) + ACTIVATIONS
+    free = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    if free < needed:
+        pytest.skip(f"{free / 2**30:.1f} GiB are free: a step is given {needed / 2**30:.1f} GiB")
+    command = [sys.executable, str(ROOT / "scripts/recipes.py"), "--step", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    peak = re.search(r"^(\d+) MiB$", done.stdout, re.MULTILINE)[1]
+    record_property("peak_mib", int(peak))
+    print(f"{name}: {peak} MiB at the most, a batch of one in float32")
+    assert int(peak) * 2**20 > 4 * sum(RECIPES[name].parameters().values()), "the weights alone"

@@ -5,7 +5,7 @@ Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of th
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, ClassVar
@@ -22,6 +22,8 @@ from vqkit.quantizers.quantizer import Quantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 NORM_GROUPS = 32
+ENTRIES_IN_BLOCK = 6
+"""Of a residual block, at least: two norms with their shifts, and two convolutions."""
 TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
 RESIDUAL_PARTS = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
@@ -154,6 +156,7 @@ class VQGANFamily(Family):
         levels = [len(sizes["channel_multipliers"]) for sizes in (inward, outward)]
         if levels[0] != levels[1]:
             raise ValueError(f"its encoder has {levels[0]} levels and its decoder {levels[1]}: expected as many")
+        check_blocks(source, inward, outward)
         in_channels = source.shape(f"{self.encoder.first}.weight", 4)[1]
         out_channels = source.shape(f"{self.decoder.last}.weight", 4)[0]
         return Tokenizer(
@@ -227,6 +230,24 @@ def number_of(is_there: Callable[[int], bool]) -> int:
 def common_channels(widths: Sequence[int]) -> int:
     """Of which all widths are multiples: the first, where it can be."""
     return widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
+
+
+def check_blocks(source: Source, *sides: Mapping[str, Any]) -> None:
+    """Refuse names of more residual blocks than there are entries for, before a model is built of them.
+
+    Args:
+        source: the weights.
+        sides: of encoder and decoder, `channel_multipliers` and `num_res_blocks`.
+
+    Raises:
+        ValueError: there are more.
+    """
+    blocks = sum(len(sizes["channel_multipliers"]) * sizes["num_res_blocks"] for sizes in sides)
+    if ENTRIES_IN_BLOCK * blocks > len(source.state):
+        raise ValueError(
+            f"its names are those of {blocks} residual blocks: expected at most one for {ENTRIES_IN_BLOCK} of its "
+            f"{len(source.state)} entries"
+        )
 
 
 def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:

@@ -35,6 +35,7 @@ BUILDABLE = (
     "vqkit.backbones.gaussian",
     "vqkit.backbones.maskgit",
     "vqkit.backbones.positions",
+    "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",

@@ -44,11 +44,6 @@ from trainers.image.networks.resizing import BilinearResize as BilinearResize
 from trainers.image.networks.resizing import TensorFlowResize as TensorFlowResize
 from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet as ShiftTolerantAlexNet
 from trainers.image.networks.shift_tolerant import ShiftTolerantVGG16 as ShiftTolerantVGG16
-from trainers.image.networks.weights import HubWeights as HubWeights
-from trainers.image.networks.weights import PackagedWeights as PackagedWeights
-from trainers.image.networks.weights import RandomWeights as RandomWeights
-from trainers.image.networks.weights import Weights as Weights
-from trainers.image.networks.weights import WeightsFile as WeightsFile
 from trainers.image.objectives.features import FeatureDistance as FeatureDistance
 from trainers.image.objectives.features import GramDistance as GramDistance
 from trainers.image.objectives.lpips import LPIPS as LPIPS
@@ -67,3 +62,8 @@ from trainers.image.resampling import FastBicubicFilter as FastBicubicFilter
 from trainers.image.resampling import LanczosFilter as LanczosFilter
 from trainers.image.resampling import ResizeFilter as ResizeFilter
 from trainers.image.task import ImageTokenizerTask as ImageTokenizerTask
+from vqkit.saving.weights import HubWeights as HubWeights
+from vqkit.saving.weights import PackagedWeights as PackagedWeights
+from vqkit.saving.weights import RandomWeights as RandomWeights
+from vqkit.saving.weights import Weights as Weights
+from vqkit.saving.weights import WeightsFile as WeightsFile

@@ -13,6 +13,7 @@ from tests.contract.cases import CASES, Case
 from tests.contract.test_contract import initialized
 from tests.few import few
 from tests.test_audio_tokenizer import RATES, make_codec
+from tests.test_conv2d import shake
 from vqkit import (
     BSQ,
     FSQ,
@@ -29,6 +30,7 @@ from vqkit import (
     export_onnx,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.backbones.magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
 from vqkit.deployment.onnx import _nearest, _residual_nearest
 from vqkit.kernels import nearest, residual_nearest
 
@@ -150,11 +152,13 @@ def test_a_tokenizer_encodes_any_number_and_size_of_images_even_if_the_example_w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["image", "audio", "rates"])
+@pytest.mark.parametrize("kind", ["image", "magvit2", "audio", "rates"])
 def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    if kind == "image":
-        sizes = {"dim": 8, "channels": 8, "channel_multipliers": (1, 1), "norm_groups": 4}
-        tokenizer = Tokenizer(ConvEncoder2d(**sizes), Quantizer("vq", channel_dim=1, **SIZES), ConvDecoder2d(**sizes))
+    if kind in ("image", "magvit2"):
+        sizes = {"dim": 8, "channels": 8, "channel_multipliers": (1, 1), "norm_groups": 4, "num_res_blocks": 2}
+        encoder, decoder = {"image": (ConvEncoder2d, ConvDecoder2d), "magvit2": (MAGVIT2Encoder, MAGVIT2Decoder)}[kind]
+        tokenizer = Tokenizer(encoder(**sizes), Quantizer("vq", channel_dim=1, **SIZES), decoder(**sizes))
+        shake(tokenizer.decoder)
         shapes = (2, 3, 16, 24), (1, 3, 32, 8), (3, 3, 8, 64)
     else:
         tokenizer = make_codec(levels=RATES if kind == "rates" else 3)

@@ -189,9 +189,14 @@ class IBQ(Published):
         return self.read(codes, torch.einsum("bdhw,kd->bhwk", latents, codes).argmax(-1))
 
     def checkpoint(self) -> dict[str, Tensor]:
-        averages = {f"model_ema.{name.replace('.', '')}": value for name, value in self.state.items()}
-        counters = {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3, dtype=torch.int32)}
-        return {name: torch.zeros_like(value) for name, value in self.state.items()} | averages | counters
+        return with_averages(self.state)
+
+
+def with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averages of SEED-Voken beside weights of the last step, which are zeros here."""
+    averages = {f"model_ema.{name.replace('.', '')}": value for name, value in state.items()}
+    counters = {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3, dtype=torch.int32)}
+    return {name: torch.zeros_like(value) for name, value in state.items()} | averages | counters
 
 
 class LlamaGen(Published):

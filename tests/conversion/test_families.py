@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.conversion.fqgan import FQGANDual, FQGANTriple
+from tests.conversion.magvit2 import OpenMAGVIT2Model, SimVQModel
 from tests.conversion.maskgit import MaskGIT
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, OldDiffusersVQ, Published, Taming, TamingGumbel
 from tests.conversion.titok import TATiTok
@@ -15,11 +17,14 @@ from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
 from vqkit.conversion import (
+    FQGAN,
     DiffusersVQModel,
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
+    OpenMAGVIT2,
     SeedVokenIBQ,
+    SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
     VARAutoencoder,
@@ -40,9 +45,14 @@ KINDS: dict[str, tuple[type[Published], dict, Family | None]] = {
     "llamagen": (LlamaGen, {}, None),
     "var": (VAR, {}, VARAutoencoder(SCALES)),
     "maskgit": (MaskGIT, {}, None),
+    "fqgan": (FQGANDual, {}, None),
+    "fqgan triple": (FQGANTriple, {}, None),
     "diffusers": (DiffusersVQ, {"multipliers": (1, 1, 3), "attention_levels": (2,), "num_res_blocks": 2}, None),
     "diffusers without attention": (DiffusersVQ, {"attention_levels": (), "middle_attention": False}, None),
     "old diffusers": (OldDiffusersVQ, {}, None),
+    "open magvit2": (OpenMAGVIT2Model, {}, None),
+    "open magvit2 of four levels": (OpenMAGVIT2Model, {"multipliers": (1, 2, 2, 4), "num_middle_blocks": 1}, None),
+    "simvq": (SimVQModel, {"num_res_blocks": 2}, None),
 }
 
 
@@ -63,18 +73,24 @@ def saved(kind: str, folder: Path) -> tuple[Path, Family | None]:
     return file, family
 
 
-FURTHER = ("taming with attention in the middle alone", "diffusers", "old diffusers")
+FURTHER = (
+    "taming with attention in the middle alone",
+    "fqgan triple",
+    "diffusers",
+    "old diffusers",
+    "open magvit2 of four levels",
+)
 """Variants of trees that the others show."""
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in FURTHER)) for kind in KINDS])
 def test_latents_codes_and_pictures_are_those_of_the_equations(kind, tmp_path) -> None:
     model, family = published(kind)
-    x = pictures() if kind != "diffusers" else pictures(32)
+    x = pictures(16 if len(model.multipliers) == 2 else 32)
     latents, indices, reconstruction = model(x)
     assert len(indices.unique()) >= 8
     torch.save(model.checkpoint(), tmp_path / "weights.pt")
-    tokenizer = convert(tmp_path / "weights.pt", tmp_path / "converted", family=family)
+    tokenizer = convert(tmp_path / "weights.pt", tmp_path / "converted", family=family, license="mit")
     assert tokenizer.provenance == Tokenizer.from_pretrained(tmp_path / "converted").provenance
     tokenizer = Tokenizer.from_pretrained(tmp_path / "converted").double()
     x = x.double()
@@ -94,7 +110,14 @@ FULL: list[tuple[type[Published], dict, Family]] = [
                    "middle_attention": False, "dim": 64, "latent_channels": 64}, DiffusersVQModel()),
     (VAR, {"codebook_size": 4096, "channels": 160, "dim": 32, "latent_channels": 32,
            "scales": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)}, VARAutoencoder()),
+    *((OpenMAGVIT2Model, {"dim": dim, "multipliers": multipliers, "num_res_blocks": 4, "num_middle_blocks": 4},
+       OpenMAGVIT2()) for dim, multipliers in ((18, (1, 1, 2, 2, 4)), (18, (1, 2, 2, 4)), (14, (1, 1, 2, 2, 4)))),
+    *((SimVQModel, {"dim": 128, "multipliers": (1, 2, 2, 4), "codebook_size": size}, SimVQImage())
+      for size in (1024, 262144)),
     (MaskGIT, {"codebook_size": 1024}, MaskGITVQGAN()),
+    (FQGANDual, {"codebook_size": 16384, "dim": 8, "adapter_depth": 6}, FQGAN()),
+    (FQGANTriple, {"codebook_size": 16384, "dim": 8, "adapter_depth": 6, "multipliers": (1, 2, 2, 4),
+                   "attention_levels": (3,)}, FQGAN()),
 ]  # fmt: skip
 
 
@@ -117,7 +140,8 @@ def test_models_of_the_published_sizes_have_an_entry_for_each_weight(cls, option
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["taming", "taming gumbel", "ibq", "llamagen", "var", "maskgit", "diffusers without attention"]
+    "kind",
+    [kind for kind in KINDS if kind not in FURTHER],
 )
 def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_path) -> None:
     file, family = saved(kind, tmp_path)

@@ -70,6 +70,7 @@ SHRUNK = {
     "num_res_blocks": lambda _: 1,
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
+    "adapter_depth": lambda _: 1,
     "image_size": lambda _: 32,
     "min_size": lambda _: 1,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
@@ -94,8 +95,12 @@ def shrunk(config, channels):
         return [shrunk(item, channels) for item in config]
     if not isinstance(config, dict):
         return config
+    if config.get("class_path", "").endswith("BlurResidualDiscriminator"):
+        return config | {"init_args": {"resolution": 32, "channel_base": 64}}
     if config.get("class_path", "").endswith("Discriminator"):
         return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
+    if config.get("class_path") == "trainers.image.TorchvisionNetwork":
+        return config | {"init_args": {"name": "squeezenet1_0", "weights": "trainers.image.RandomWeights"}}
     if config.get("class_path") == "trainers.image.VGG16LPIPS":  # building it takes longer than the rest
         return {"class_path": "trainers.image.AlexNetSTLPIPS"}
     small = {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value, channels) for key, value in config.items()}

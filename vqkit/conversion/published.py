@@ -16,9 +16,10 @@ from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import MODEL_CARD, check_accepted, is_non_commercial, license_of
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.titok import TiTok
 from vqkit.conversion.var import VARAutoencoder
 from vqkit.saving.hub import snapshot
-from vqkit.saving.pretrained import CONFIG_NAME
+from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ def _rows() -> Iterator[PublishedWeights]:
     yield PublishedWeights("FoundationVision/var", "vae_ch160v4096z32.pth", VARAutoencoder(), "mit", var)
     titok, file = "github.com/bytedance/1d-tokenizer, README_TiTok.md", "maskgit-vqgan-imagenet-f16-256.bin"
     yield PublishedWeights("fun-research/TiTok", file, MaskGITVQGAN(), "apache-2.0", titok)
+    yield PublishedWeights("fun-research/TiTok", "tokenizer_titok_l32.bin", TiTok(), "apache-2.0", titok)
+    for size in ("b64", "bl64_vq8k", "sl256_vq8k"):
+        repository = f"yucornetto/tokenizer_titok_{size}_imagenet"
+        source = f"huggingface.co/{repository}, its list of files"
+        yield PublishedWeights(repository, WEIGHTS_NAME, TiTok(), "apache-2.0", source)
     for repository, ending, license in (
         ("amused/amused-256", "safetensors", "openrail++"),
         ("amused/amused-512", "safetensors", "openrail++"),

@@ -21,7 +21,7 @@ from vqkit.command_line.main import main
 from vqkit.command_line.weights import family_named
 from vqkit.conversion import Family, VARAutoencoder, cache
 from vqkit.conversion.converting import FAMILIES
-from vqkit.conversion.published import PUBLISHED, PublishedWeights
+from vqkit.conversion.published import PUBLISHED, PublishedWeights, find
 from vqkit.saving import pretrained
 from vqkit.version import __version__
 
@@ -264,6 +264,12 @@ def test_each_name_is_there_once_and_in_the_guide() -> None:
         assert re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights.repository)
         words = (f"`{weights.repository}`", f"`{weights.path}`", f"`{type(weights.family).__name__}`")
         assert "| " + " | ".join((*words, weights.license, weights.source)) + " |" in guide
+
+
+def test_names_that_the_guide_says_to_type_are_known() -> None:
+    rows = (ROOT / "docs/weights.md").read_text().partition("| by a name |")[2].partition("\n\n")[0].splitlines()[2:]
+    names = [name.split()[0] for row in rows for name in re.findall("`(.*?)`", row.split("|")[-2])]
+    assert len(names) >= 12 and all(find(name) for name in names)
 
 
 def test_families_are_named_as_in_python() -> None:

@@ -98,6 +98,8 @@ def test_what_is_there_is_a_path(tmp_path, monkeypatch) -> None:
     file.parent.mkdir(parents=True)
     file.write_bytes(WEIGHTS[LlamaGen])
     assert "published" not in (convert(NAME, "converted").provenance or {})
+    with pytest.raises(ValueError, match=f"{NAME} is a file in {tmp_path}: convert it"):
+        Tokenizer.from_pretrained(NAME)
     file.unlink()
     with pytest.raises(ImportError, match=rf'{NAME} is no file in {tmp_path}, .* pip install "vqkit\[hub\]"'):
         convert(NAME, "other")
@@ -161,12 +163,13 @@ def test_without_a_card_the_license_is_that_of_the_table(hub) -> None:
 # ---------------------------------------------------------------------- strangers
 
 
-def test_a_link_out_of_the_cache_is_refused(hub, tmp_path) -> None:
-    (tmp_path / "elsewhere.pt").write_bytes(WEIGHTS[LlamaGen])
+@pytest.mark.parametrize("name", ["vq_ds16_c2i.pt", "config.json"])
+def test_a_link_out_of_the_cache_is_refused(name, hub, tmp_path) -> None:
+    (tmp_path / "elsewhere").write_bytes(WEIGHTS[LlamaGen])
     folder = hub.home(REPOSITORY) / "snapshots" / MAIN
     folder.mkdir(parents=True)
-    (folder / "vq_ds16_c2i.pt").symlink_to(tmp_path / "elsewhere.pt")
-    with pytest.raises(ValueError, match=rf"leads to {tmp_path}/elsewhere\.pt, out of the cache: delete "):
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} leads to {tmp_path}/elsewhere, out of the cache: delete "):
         Tokenizer.from_pretrained(NAME)
 
 

@@ -286,6 +286,8 @@ def test_families_are_named_as_in_python() -> None:
         ("LlamaGenVQ(__import__('os'))", "cannot be made: malformed node .*; LlamaGenVQ takes no arguments"),
         ("LlamaGenVQ(", "cannot be made: "),
         ("LlamaGenVQ().read", "cannot be made: "),
+        ("TATiTok([[0.0]])", "text is a list: expected a tensor of floating point"),
+        ("TATiTok([[0.0]])", "text is a list: expected a tensor of floating point"),
     ):
         with pytest.raises(ValueError, match=message):
             family_named(text)

@@ -34,6 +34,7 @@ BUILDABLE = (
     "vqkit.backbones.factorized",
     "vqkit.backbones.frame_transformer",
     "vqkit.backbones.gaussian",
+    "vqkit.backbones.latent_tokens",
     "vqkit.backbones.magvit2",
     "vqkit.backbones.maskgit",
     "vqkit.backbones.positions",

@@ -54,6 +54,7 @@ from trainers.image.objectives.lpips import AlexNetSTLPIPS as AlexNetSTLPIPS
 from trainers.image.objectives.pixels import L1 as L1
 from trainers.image.objectives.pixels import L2 as L2
 from trainers.image.objectives.pixels import LogitLaplace as LogitLaplace
+from trainers.image.objectives.prediction import FeaturePrediction as FeaturePrediction
 from trainers.image.objectives.variance import LearnedVariance as LearnedVariance
 from trainers.image.resampling import BicubicFilter as BicubicFilter
 from trainers.image.resampling import BilinearFilter as BilinearFilter

@@ -272,12 +272,11 @@ def test_compiles_in_one_graph_and_exports() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
-def test_onnx(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bsq", "tanh"])
+def test_onnx(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    options = options | {"dim": 6}
-    tokenizer = tokenizer_of(**options)
+    tokenizer = tokenizer_of(**SHAPES[name])
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     export_onnx(Encode(tokenizer), images, tmp_path / "encode.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "encode.onnx", providers=["CPUExecutionProvider"])

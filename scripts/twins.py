@@ -109,7 +109,9 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.names or list(TWINS)
     if arguments.list:
-        print(*(f"{name}: {'there' if TWINS[name].key() in cells() else 'not trained yet'}" for name in names), sep="\n")
+        print(
+            *(f"{name}: {'there' if TWINS[name].key() in cells() else 'not trained yet'}" for name in names), sep="\n"
+        )
         return
     for name in names:
         if arguments.steps is not None:

@@ -75,6 +75,7 @@ SHRUNK = {
     "adapter_depth": lambda _: 1,
     "image_size": lambda _: 32,
     "grid_size": lambda _: [2, 2],
+    "min_size": lambda _: 1,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "level_sizes": lambda old: [2, 3, 4, 5, 8, 12, 16],
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with

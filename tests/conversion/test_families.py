@@ -11,6 +11,7 @@ from tests.conversion.fqgan import FQGANDual, FQGANTriple
 from tests.conversion.magvit2 import OpenMAGVIT2Model, SimVQModel
 from tests.conversion.maskgit import MaskGIT
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, OldDiffusersVQ, Published, Taming, TamingGumbel
+from tests.conversion.titok import TATiTok
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
@@ -28,7 +29,10 @@ from vqkit.conversion import (
     TamingVQGAN,
     VARAutoencoder,
 )
+from vqkit.conversion.converting import FAMILIES, family_of
 from vqkit.conversion.source import Source
+from vqkit.conversion.titok import TATiTok as TATiTokFamily
+from vqkit.conversion.titok import TiTok
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -167,6 +171,17 @@ def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_pat
     assert tuned.provenance == tokenizer.provenance and tuned.provenance["license"] == "mit"
 
 
+@pytest.mark.slow
+def test_the_round_is_made_with_every_family() -> None:
+    found = set()
+    for kind in KINDS:
+        model, family = published(kind)
+        model(pictures())
+        found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
+    of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    assert {type(family) for family in found} | of_their_own == {*FAMILIES}
+
+
 def test_a_run_keeps_whose_weights_it_started_from(tmp_path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.provenance = {"family": "somebody's", "license": "cc-by-nc-4.0"}
@@ -181,12 +196,16 @@ def test_a_run_keeps_whose_weights_it_started_from(tmp_path) -> None:
 def test_the_guide_runs(tmp_path, monkeypatch) -> None:
     guide = (Path(__file__).parents[2] / "docs/weights.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     monkeypatch.chdir(tmp_path)
     for kind, file in (("llamagen", "vq_ds16_c2i.pt"), ("taming", "model.safetensors")):
         model, _ = published(kind)
         model(pictures())
         (save_file if file.endswith("safetensors") else torch.save)(model.state, file)
+    model = TATiTok(text_tokens=77, text_dim=768)
+    model(pictures())
+    Path("tokenizer_tatitok_bl64_vq").mkdir()
+    save_file(model.state, "tokenizer_tatitok_bl64_vq/model.safetensors")
     names = {"images": pictures()}
     for block in blocks:
         exec(compile(block, "docs/weights.md", "exec"), names)

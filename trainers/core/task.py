@@ -17,7 +17,7 @@ from trainers.core.balancer import Balancer, LossBalancer
 from trainers.core.checkpoints import check_same_tokenizer, described, source_of
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
-from trainers.core.objective import Objective
+from trainers.core.objective import LatentObjective, Objective, Term
 from trainers.core.optimization import (
     DISCRIMINATORS,
     OBJECTIVES,
@@ -60,8 +60,9 @@ class TokenizerTask(EvaluatedTask):
 
     Args:
         tokenizer: encoder, quantizer and decoder.
-        objectives: distances of reconstructions from inputs, each with its weight; names differ. Parameters that they
-            have, such as a variance, are trained with the tokenizer, without weight decay, and clipped with it.
+        objectives: distances of reconstructions from inputs, each with its weight, and penalties on what is decoded
+            (`LatentObjective`); names differ. Parameters that they have, such as a variance, are trained with the
+            tokenizer, without weight decay, and clipped with it.
         adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
             `adversary.start_step` they do not run; until then, and at steps at which they do not learn, their
             parameters stay as they are to the last bit.
@@ -105,7 +106,7 @@ class TokenizerTask(EvaluatedTask):
         self,
         tokenizer: Tokenizer,
         *,
-        objectives: list[Objective],
+        objectives: list[Term],
         adversary: Adversary | None = None,
         balancer: Balancer | None = None,
         learning_rate: float = 3e-4,
@@ -186,10 +187,18 @@ class TokenizerTask(EvaluatedTask):
             )
         self.keeps_quantizer = True
 
+    @property
+    def head_start(self) -> bool:
+        """Whether this optimizer step is one in which the discriminators learn alone."""
+        return self.adversary is not None and self.adversary.learns_alone(self.global_step)
+
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all modules; frozen parts stay in eval mode."""
+        """Set the mode of all modules; frozen parts, and all while discriminators learn alone, stay in eval mode."""
         super().train(mode)
-        rest_parts(self.tokenizer, self.frozen, training=mode)
+        self._rests = self.head_start
+        rest_parts(
+            self.tokenizer, [*dict(self.tokenizer.named_children())] if self._rests else self.frozen, training=mode
+        )
         return self
 
     def setup(self, stage: str) -> None:
@@ -212,6 +221,9 @@ class TokenizerTask(EvaluatedTask):
             output = self.reconstruct(inputs)
         total, terms = self.reconstruction_loss(inputs, output.reconstruction)
         loss = output.quantizer.loss + total
+        for objective in self.latent_terms:
+            terms[objective.name] = objective(inputs, output.quantizer.quantized)
+            loss = loss + objective.weight * terms[objective.name]
         terms |= {f"quantizer/{name}": term for name, term in output.quantizer.losses.items()}
         self.log_dict({f"train/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()})
         return {
@@ -252,8 +264,13 @@ class TokenizerTask(EvaluatedTask):
 
     @property
     def terms(self) -> list[Objective]:
-        """The objectives, as what they are: a `ModuleList` only says that they are modules."""
+        """The objectives of reconstructions, as what they are: a `ModuleList` only says that they are modules."""
         return [objective for objective in self.objectives if isinstance(objective, Objective)]
+
+    @property
+    def latent_terms(self) -> list[LatentObjective]:
+        """The objectives of quantized vectors."""
+        return [objective for objective in self.objectives if isinstance(objective, LatentObjective)]
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:
@@ -276,8 +293,9 @@ class TokenizerTask(EvaluatedTask):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
+        rests = self.head_start  # before the step is counted
         super().optimizer_step(*args, **kwargs)
-        if "quantizer" not in self.frozen:
+        if "quantizer" not in self.frozen and not rests:
             self.tokenizer.quantizer.step()
         if self.adversary is not None:
             self.adversary.fold()
@@ -291,8 +309,12 @@ class TokenizerTask(EvaluatedTask):
             self.log_dict({f"gradient_norm/{name}": norm for name, norm in self.gradient_norms().items()})
 
     def idle_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters that take no part in this step: codebooks in pre-training, discriminators that do not learn."""
-        if self.pretraining:
+        """Parameters that take no part in this step: codebooks in pre-training, discriminators that do not learn, and
+        all others in their head start.
+        """
+        if self.head_start:
+            yield from itertools.chain(self.tokenizer.parameters(), self.objectives.parameters())
+        elif self.pretraining:
             yield from codebook_parameters(self.tokenizer)
         if self.adversary is not None and not self.adversary.learns(self.global_step):
             yield from self.adversary.parameters()
@@ -435,7 +457,9 @@ class TokenizerTask(EvaluatedTask):
                 self._initialize_quantizer()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set what follows a schedule; initialize the quantizer when pre-training is over."""
+        """Set what follows a schedule; end a head start; initialize the quantizer when pre-training is over."""
+        if self._rests != self.head_start:
+            self.train()
         for name, numbers in self.scheduled.items():
             self.log(f"schedule/{name}", numbers.set(self.trainer.global_step, last=self._total_steps))
         if self.quantizer_initialized_at is None and self.trainer.global_step >= self.pretraining_steps:
@@ -461,8 +485,8 @@ def task_of(module: LightningModule) -> TokenizerTask:
     return cast(TokenizerTask, module)
 
 
-def _check_objectives(objectives: list[Objective]) -> None:
+def _check_objectives(objectives: Sequence[Term]) -> None:
     check_names(objective.name for objective in objectives)
-    weights = {objective.name: objective.weight for objective in objectives}
+    weights = {objective.name: objective.weight for objective in objectives if isinstance(objective, Objective)}
     if not any(weights.values()):
         raise ValueError(f"weights of objectives {weights}: expected one of them above 0")

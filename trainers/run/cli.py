@@ -33,9 +33,11 @@ from trainers.core.checkpoints import check_same_tokenizer, source_of
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
 from trainers.run.announcement import announcement
+from trainers.run.arrangements import ARRANGEMENTS
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
 from trainers.run.folders import RUNS
+from trainers.run.given import with_given_tokenizer
 from trainers.run.migration import renamed_overlay
 from trainers.run.record import INIT, SaveRunConfig, as_recorded, settle
 from trainers.run.run import Run
@@ -90,9 +92,10 @@ class TokenizerCLI(LightningCLI):
             type=str | None,
             default=None,
             help="What takes the place of each quantizer, with its dim, number of codes and layout: "
-            f"{', '.join(WORDS)}.",
+            f"{', '.join(WORDS)}; or a composite in the place of the whole, with its dim and layout: "
+            f"{', '.join(name for name in ARRANGEMENTS if name not in WORDS)}.",
         )
-        where = "run folder (RUN, RUN:best), .ckpt file or saved tokenizer"
+        where = "run folder (RUN, RUN:best), .ckpt file, saved tokenizer or name of published weights"
         for name, kind, what in (
             ("init_from", str | None, f"Trained weights that a new fit starts from, at step 0: {where}."),
             (
@@ -131,7 +134,19 @@ class TokenizerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(self._with_suggestion(explain(str(error)))) from error
+        self._take_tokenizer(parser)
         self._swap_quantizers(parser)
+
+    def _take_tokenizer(self, parser: LightningArgumentParser) -> None:
+        asked = self.config.as_dict()
+        command = asked[asked["subcommand"]]
+        try:
+            model = with_given_tokenizer(asked["subcommand"], command)
+            if model is not None:
+                command["model"] = model
+                self.config = parser.parse_object(asked)
+        except (ArgumentError, ValueError, OSError, ImportError) as error:
+            raise UserError(explain(str(error))) from error
 
     def _swap_quantizers(self, parser: LightningArgumentParser) -> None:
         asked = self.config.as_dict()
@@ -167,7 +182,7 @@ class TokenizerCLI(LightningCLI):
             parser = self._parser(self.subcommand)
             fitting = self.subcommand == TrainerFn.FITTING
             self.changes = settle(self.config[self.subcommand], self.run, parser) if fitting else []
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise UserError(str(error)) from error
         self.save_config_kwargs = {**self.save_config_kwargs, "run": self.run}
 

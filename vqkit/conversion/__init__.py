@@ -12,4 +12,6 @@ from vqkit.conversion.open_magvit2 import OpenMAGVIT2 as OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage as SimVQImage
 from vqkit.conversion.taming import TamingGumbelVQGAN as TamingGumbelVQGAN
 from vqkit.conversion.taming import TamingVQGAN as TamingVQGAN
+from vqkit.conversion.titok import TATiTok as TATiTok
+from vqkit.conversion.titok import TiTok as TiTok
 from vqkit.conversion.var import VARAutoencoder as VARAutoencoder

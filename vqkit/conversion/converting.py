@@ -15,6 +15,7 @@ from vqkit.conversion.published import Fetched, published
 from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
+from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
 from vqkit.saving.pretrained import check_replaceable
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -22,6 +23,8 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 FAMILIES: tuple[type[Family], ...] = (
     DiffusersVQModel,
     FQGAN,
+    TATiTok,
+    TiTok,
     LlamaGenVQ,
     VARAutoencoder,
     OpenMAGVIT2,
@@ -48,9 +51,10 @@ def convert(
     license are written to `config.json`, under `provenance`, and kept where the tokenizer is saved again.
 
     Args:
-        source: a file of weights, `.safetensors` or of `torch.save`, or a folder of diffusers; where there is none, a
-            name of published weights on the hub, such as "FoundationVision/LlamaGen/vq_ds16_c2i.pt"
-            (`docs/weights.md`), which are fetched into the cache of huggingface_hub.
+        source: a file of weights, `.safetensors` or of `torch.save`, or a folder of diffusers or of huggingface_hub;
+            where there is none, a name of published weights on the hub, such as
+            "FoundationVision/LlamaGen/vq_ds16_c2i.pt" (`docs/weights.md`), which are fetched into the cache of
+            huggingface_hub.
         destination: the folder to write; see `save_pretrained`.
         family: whose weights they are; None finds it out by the names of the entries.
         license: of the weights; None takes that of the model card (`README.md`) beside them, else the family's. Of

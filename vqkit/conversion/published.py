@@ -4,7 +4,6 @@ In the table is what the authors' own documentation, or the hub's listing of the
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,13 +11,17 @@ from typing import NamedTuple
 
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.family import Family
+from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import MODEL_CARD, check_accepted, is_non_commercial, license_of
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.open_magvit2 import OpenMAGVIT2
+from vqkit.conversion.simvq import SimVQImage
+from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
 from vqkit.saving.hub import snapshot
-from vqkit.saving.pretrained import CONFIG_NAME
+from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)
@@ -97,33 +100,86 @@ class Fetched(NamedTuple):
     home: Path
 
 
-def _rows() -> Iterator[PublishedWeights]:
-    llamagen, voken = "github.com/FoundationVision/LlamaGen, README", "github.com/TencentARC/SEED-Voken, docs/IBQ.md"
-    for file in ("vq_ds16_c2i.pt", "vq_ds8_c2i.pt"):
-        yield PublishedWeights("FoundationVision/LlamaGen", file, LlamaGenVQ(), "mit", llamagen)
-    toklip = "github.com/TencentARC/TokLIP, README"
-    yield PublishedWeights("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", LlamaGenVQ(), "mit", toklip)
-    for size in ("1024", "8192", "16384", "262144"):
-        repository, file = f"TencentARC/IBQ-Tokenizer-{size}", f"imagenet256_{size}.ckpt"
-        yield PublishedWeights(repository, file, SeedVokenIBQ(), "apache-2.0", voken)
-    for size in ("16384", "262144"):
-        repository, file = f"TencentARC/IBQ-Tokenizer-{size}-Pretrain", f"IBQ_pretrain_{size}.ckpt"
-        yield PublishedWeights(repository, file, SeedVokenIBQ(), "apache-2.0", voken)
-    var = "github.com/FoundationVision/VAR, README"
-    yield PublishedWeights("FoundationVision/var", "vae_ch160v4096z32.pth", VARAutoencoder(), "mit", var)
-    titok, file = "github.com/bytedance/1d-tokenizer, README_TiTok.md", "maskgit-vqgan-imagenet-f16-256.bin"
-    yield PublishedWeights("fun-research/TiTok", file, MaskGITVQGAN(), "apache-2.0", titok)
-    for repository, ending, license in (
-        ("amused/amused-256", "safetensors", "openrail++"),
-        ("amused/amused-512", "safetensors", "openrail++"),
-        ("MeissonFlow/Meissonic", "safetensors", "apache-2.0"),
-        ("CompVis/ldm-celebahq-256", "bin", "apache-2.0"),
-    ):
-        file, source = f"vqvae/diffusion_pytorch_model.{ending}", f"huggingface.co/{repository}, its list of files"
-        yield PublishedWeights(repository, file, DiffusersVQModel(), license, source)
+LLAMAGEN = "github.com/FoundationVision/LlamaGen, README"
+FQGAN_FILES = "github.com/showlab/FQGAN, README"
+IBQ = "github.com/TencentARC/SEED-Voken, docs/IBQ.md"
+MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
+TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
+LISTED = "huggingface.co/{}, its list of files"
 
+_TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
+    ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", LlamaGenVQ(), "mit", LLAMAGEN),
+    ("FoundationVision/LlamaGen", "vq_ds8_c2i.pt", LlamaGenVQ(), "mit", LLAMAGEN),
+    ("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", LlamaGenVQ(), "mit", "github.com/TencentARC/TokLIP, README"),
+    *(
+        (f"TencentARC/IBQ-Tokenizer-{size}", f"imagenet256_{size}.ckpt", SeedVokenIBQ(), "apache-2.0", IBQ)
+        for size in (1024, 8192, 16384, 262144)
+    ),
+    *(
+        (f"TencentARC/IBQ-Tokenizer-{size}-Pretrain", f"IBQ_pretrain_{size}.ckpt", SeedVokenIBQ(), "apache-2.0", IBQ)
+        for size in (16384, 262144)
+    ),
+    *(
+        (f"TencentARC/Open-MAGVIT2-Tokenizer-{name}", file, OpenMAGVIT2(), "apache-2.0", MAGVIT2)
+        for name, file in (
+            ("256-resolution", "imagenet_256_L.ckpt"),
+            ("128-resolution", "imagenet_128_L.ckpt"),
+            ("16384-Pretrain", "pretrain256_16384.ckpt"),
+            ("262144-Pretrain", "pretrain256_262144.ckpt"),
+        )
+    ),
+    *(
+        ("youngsheen/SimVQ", f"vq_log/{name}/epoch=49-step=250250.ckpt", SimVQImage(), "mit", source)
+        for name, source in (
+            ("simvq_262k", "github.com/youngsheen/SimVQ, README"),
+            ("simvq_1k", LISTED.format("youngsheen/SimVQ")),
+        )
+    ),
+    (
+        "FoundationVision/var",
+        "vae_ch160v4096z32.pth",
+        VARAutoencoder(),
+        "mit",
+        "github.com/FoundationVision/VAR, README",
+    ),
+    *(
+        ("ZechenBai/FQGAN", f"fqgan_{name}.pt", FQGAN(), "cc-by-nc-4.0", FQGAN_FILES)
+        for name in ("dual_ds16", "triple_ds16", "dual_ds8", "triple_ds8")
+    ),
+    (
+        "fun-research/TiTok",
+        "maskgit-vqgan-imagenet-f16-256.bin",
+        MaskGITVQGAN(),
+        "apache-2.0",
+        TITOK.format("TiTok"),
+    ),
+    ("fun-research/TiTok", "tokenizer_titok_l32.bin", TiTok(), "apache-2.0", TITOK.format("TiTok")),
+    *(
+        (f"yucornetto/tokenizer_titok_{name}_imagenet", WEIGHTS_NAME, TiTok(), "apache-2.0", TITOK.format("TiTok"))
+        for name in ("l32", "b64", "s128", "bl64_vq8k", "bl128_vq8k", "sl256_vq8k")
+    ),
+    *(
+        (f"turkeyju/tokenizer_tatitok_{name}_vq", WEIGHTS_NAME, TATiTok(), "apache-2.0", TITOK.format("TA-TiTok"))
+        for name in ("bl32", "bl64", "bl128")
+    ),
+    *(
+        (
+            repository,
+            f"vqvae/diffusion_pytorch_model.{ending}",
+            DiffusersVQModel(),
+            license,
+            LISTED.format(repository),
+        )
+        for repository, ending, license in (
+            ("amused/amused-256", "safetensors", "openrail++"),
+            ("amused/amused-512", "safetensors", "openrail++"),
+            ("MeissonFlow/Meissonic", "safetensors", "apache-2.0"),
+            ("CompVis/ldm-celebahq-256", "bin", "apache-2.0"),
+        )
+    ),
+)
 
-PUBLISHED: tuple[PublishedWeights, ...] = tuple(_rows())
+PUBLISHED = tuple(PublishedWeights(*row) for row in _TABLE)
 """In the order of `docs/weights.md`."""
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from vqkit.conversion.licenses import MODEL_CARD, license_of
 from vqkit.saving.files import named, read_json
 from vqkit.saving.pickles import read_pickle
-from vqkit.saving.pretrained import CONFIG_NAME, MOST_ENTRIES
+from vqkit.saving.pretrained import CONFIG_NAME, MOST_ENTRIES, WEIGHTS_NAME
 from vqkit.saving.sizes import FLOATING, check_finite
 
-WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""In a folder of diffusers, the first that is there."""
+WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", WEIGHTS_NAME)
+"""In a folder of diffusers, or of the package huggingface_hub; the first that is there."""
 HOLDERS = ("ema", "model", "state_dict")
 """Entries of a training checkpoint that hold a state dict, averaged weights first."""
 UNUSED = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
@@ -96,7 +96,8 @@ def read_source(path: Path) -> Source:
     """Weights in a file, with what lies beside it.
 
     Args:
-        path: a `.safetensors` file, a file of `torch.save` of any other name, or a folder of diffusers.
+        path: a `.safetensors` file, a file of `torch.save` of any other name, or a folder of diffusers or of
+            huggingface_hub.
 
     Raises:
         FileNotFoundError: there is nothing.

@@ -33,3 +33,10 @@ def bridge(dim: int, patch: int, *, width: int, blocks: int) -> int:
     """FVQ's: patches of a table of codes to tokens, blocks of a transformer whose norms have no weights, and back."""
     block = linear(width, 3 * width) + linear(width, width) + linear(width, 2 * width) + linear(2 * width, width)
     return linear(patch**2 * dim, width) + blocks * block + linear(width, patch**2 * dim)
+
+
+def blur_patchgan(channels: int = 128) -> int:
+    """1d-tokenizer's `NLayerDiscriminator`: three stages of a convolution, a blur and a group norm; a head of two."""
+    widths = [channels, channels, 2 * channels, 4 * channels]
+    stages = sum(convolution(before, after, 3) + norm(after) for before, after in itertools.pairwise(widths))
+    return convolution(3, channels, 5) + stages + convolution(widths[-1], widths[-1], 1) + convolution(widths[-1], 1, 5)

@@ -496,12 +496,13 @@ class VectorQuantizer(BaseQuantizer):
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses with their weights; see `BaseQuantizer`."""
         losses: dict[str, Tensor] = {}
-        if quantized.selection is None:
+        selection, estimated = quantized.selection, quantized.estimated
+        if selection is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
-        selection = quantized.chosen
-        # Where it was let go, no loss reads it: see `without_vectors`.
-        estimated = selection.selected if quantized.estimated is None else quantized.estimated
+        if estimated is None:  # nor does any of the losses read it: see `without_vectors`
+            selection = selection.with_selected()
+            estimated = selection.selected
         total: Tensor | None = None
         for loss in self.losses:
             losses[loss.name] = value = loss(selection, estimated)

@@ -119,12 +119,11 @@ def main() -> None:
     for name in names:
         if arguments.steps is not None:
             print(json.dumps(cell(name, arguments.runs, steps=arguments.steps), indent=1))
-        elif arguments.measure:
-            if name in trained():
-                keep(name, trained()[name] | measured(arguments.runs / name, validation_root(name)))
-        elif name not in trained():
-            made = cell(name, arguments.runs, circumstances=arguments.circumstances)
-            keep(name, made)
+        elif TWINS[name].key() in cells():
+            if arguments.measure or name not in trained():
+                keep(name, cells()[TWINS[name].key()] | measured(arguments.runs / name, validation_root(name)))
+        elif not arguments.measure:
+            keep(name, cell(name, arguments.runs, circumstances=arguments.circumstances))
     if arguments.steps is None:
         draw(trained(), PICTURE)
 
@@ -141,8 +140,9 @@ def keep(name: str, made: dict[str, Any]) -> None:
 
 
 def trained() -> dict[str, dict[str, Any]]:
-    """The cells of `TWINS` that are there, the best PSNR first."""
-    found = {name: cells()[twin.key()] for name, twin in TWINS.items() if twin.key() in cells()}
+    """The cells of `TWINS` that are there, measured as it is done now, the best PSNR first."""
+    found = {name: cells().get(twin.key()) for name, twin in TWINS.items()}
+    found = {name: row for name, row in found.items() if row and row["protocol"]["preprocessing"] == PREPROCESSING}
     return dict(sorted(found.items(), key=lambda item: -item[1]["psnr"]))
 
 

@@ -17,7 +17,7 @@ import twins  # noqa: E402
 
 def row(name: str, psnr: float, **facts: object) -> dict:
     figures = {"ssim": 0.5, "st_alex_lpips": 0.3, "bpp": 0.15625, "coded_bpp": 0.08, "codebook_usage": 1.0}
-    described = {"split": "set", "preprocessing": "none"}
+    described = {"split": "set", "preprocessing": twins.PREPROCESSING}
     made = {"name": name, "psnr": psnr, "perplexity": 500.0, "steps": 900, "precision": "32-true", "machine": "this"}
     return figures | made | {"protocol": described} | facts
 
@@ -60,6 +60,15 @@ def test_only_what_is_not_there_is_trained(record, monkeypatch) -> None:
     assert twins.PICTURE.is_file()
 
 
+def test_what_was_measured_as_it_is_no_more_is_measured_again_and_not_trained(record, monkeypatch) -> None:
+    record(row("fsq", 24.0, protocol={"split": "set", "preprocessing": "whole"}), row("simvq", 25.0))
+    monkeypatch.setattr(twins, "cell", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(twins, "measured", lambda run, _: row(run.name, 26.0))
+    monkeypatch.setattr(sys, "argv", ["twins.py", "fsq", "simvq"])
+    twins.main()
+    assert {name: found["psnr"] for name, found in twins.trained().items()} == {"fsq": 26.0, "simvq": 25.0}
+
+
 def test_the_table_ranks_and_names_what_is_not_trained(record) -> None:
     record(row("fsq", 24.0), row("vq", 25.0))
     lines = twins.table().splitlines()
@@ -69,7 +78,7 @@ def test_the_table_ranks_and_names_what_is_not_trained(record) -> None:
 
 
 def test_rows_that_were_measured_in_another_way_are_refused(record) -> None:
-    record(row("fsq", 24.0), row("vq", 25.0, protocol={"split": "other", "preprocessing": "none"}))
+    record(row("fsq", 24.0), row("vq", 25.0, protocol={"split": "other", "preprocessing": twins.PREPROCESSING}))
     with pytest.raises(ValueError, match="measure again with --measure"):
         twins.table()
 

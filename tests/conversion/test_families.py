@@ -7,14 +7,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.conversion.fqgan import FQGANDual, FQGANTriple
 from tests.conversion.magvit2 import OpenMAGVIT2Model, SimVQModel
 from tests.conversion.maskgit import MaskGIT
 from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, OldDiffusersVQ, Published, Taming, TamingGumbel
+from tests.conversion.titok import TATiTok
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
 from vqkit.conversion import (
+    FQGAN,
     DiffusersVQModel,
     Family,
     LlamaGenVQ,
@@ -42,6 +45,8 @@ KINDS: dict[str, tuple[type[Published], dict, Family | None]] = {
     "llamagen": (LlamaGen, {}, None),
     "var": (VAR, {}, VARAutoencoder(SCALES)),
     "maskgit": (MaskGIT, {}, None),
+    "fqgan": (FQGANDual, {}, None),
+    "fqgan triple": (FQGANTriple, {}, None),
     "diffusers": (DiffusersVQ, {"multipliers": (1, 1, 3), "attention_levels": (2,), "num_res_blocks": 2}, None),
     "diffusers without attention": (DiffusersVQ, {"attention_levels": (), "middle_attention": False}, None),
     "old diffusers": (OldDiffusersVQ, {}, None),
@@ -70,6 +75,7 @@ def saved(kind: str, folder: Path) -> tuple[Path, Family | None]:
 
 FURTHER = (
     "taming with attention in the middle alone",
+    "fqgan triple",
     "diffusers",
     "old diffusers",
     "open magvit2 of four levels",
@@ -84,7 +90,7 @@ def test_latents_codes_and_pictures_are_those_of_the_equations(kind, tmp_path) -
     latents, indices, reconstruction = model(x)
     assert len(indices.unique()) >= 8
     torch.save(model.checkpoint(), tmp_path / "weights.pt")
-    tokenizer = convert(tmp_path / "weights.pt", tmp_path / "converted", family=family)
+    tokenizer = convert(tmp_path / "weights.pt", tmp_path / "converted", family=family, license="mit")
     assert tokenizer.provenance == Tokenizer.from_pretrained(tmp_path / "converted").provenance
     tokenizer = Tokenizer.from_pretrained(tmp_path / "converted").double()
     x = x.double()
@@ -109,6 +115,9 @@ FULL: list[tuple[type[Published], dict, Family]] = [
     *((SimVQModel, {"dim": 128, "multipliers": (1, 2, 2, 4), "codebook_size": size}, SimVQImage())
       for size in (1024, 262144)),
     (MaskGIT, {"codebook_size": 1024}, MaskGITVQGAN()),
+    (FQGANDual, {"codebook_size": 16384, "dim": 8, "adapter_depth": 6}, FQGAN()),
+    (FQGANTriple, {"codebook_size": 16384, "dim": 8, "adapter_depth": 6, "multipliers": (1, 2, 2, 4),
+                   "attention_levels": (3,)}, FQGAN()),
 ]  # fmt: skip
 
 
@@ -132,17 +141,7 @@ def test_models_of_the_published_sizes_have_an_entry_for_each_weight(cls, option
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
-    [
-        "taming",
-        "taming gumbel",
-        "ibq",
-        "llamagen",
-        "var",
-        "maskgit",
-        "diffusers without attention",
-        "open magvit2",
-        "simvq",
-    ],
+    [kind for kind in KINDS if kind not in FURTHER],
 )
 def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_path) -> None:
     file, family = saved(kind, tmp_path)
@@ -183,12 +182,16 @@ def test_a_run_keeps_whose_weights_it_started_from(tmp_path) -> None:
 def test_the_guide_runs(tmp_path, monkeypatch) -> None:
     guide = (Path(__file__).parents[2] / "docs/weights.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     monkeypatch.chdir(tmp_path)
     for kind, file in (("llamagen", "vq_ds16_c2i.pt"), ("taming", "model.safetensors")):
         model, _ = published(kind)
         model(pictures())
         (save_file if file.endswith("safetensors") else torch.save)(model.state, file)
+    model = TATiTok(text_tokens=77, text_dim=768)
+    model(pictures())
+    Path("tokenizer_tatitok_bl64_vq").mkdir()
+    save_file(model.state, "tokenizer_tatitok_bl64_vq/model.safetensors")
     names = {"images": pictures()}
     for block in blocks:
         exec(compile(block, "docs/weights.md", "exec"), names)

@@ -282,6 +282,24 @@ HOSTILE = {
     "an object among weights": (lambda folder: {"a": torch.zeros(1), "b": nested(60)}, "entry 'b' is a list"),
     "nothing": (lambda folder: {}, "holds a dict: expected a state dict"),
     "many entries": (lambda folder: dict.fromkeys(map(str, range(20000)), torch.zeros(1)), "has 20000 entries"),
+    "names of many blocks": (
+        lambda folder: (
+            state_of(Taming) | {f"decoder.up.0.block.{n}.conv1.weight": torch.zeros(32, 32, 1, 1) for n in range(8000)}
+        ),
+        "names are those of 16002 residual blocks: expected at most one for 6 of its 8",
+    ),
+    "names of many levels": (
+        lambda folder: (
+            state_of(Taming)
+            | {f"encoder.down.{n}.block.0.conv1.weight": torch.zeros(64, 32, 1, 1) for n in range(7000)}
+            | {f"decoder.up.{n}.block.0.conv1.weight": torch.zeros(64, 32, 1, 1) for n in range(7000)}
+        ),
+        "names are those of 28000 residual blocks",
+    ),
+    "eight bits": (
+        lambda folder: {"a": torch.zeros(4).to(torch.float8_e4m3fn)},
+        "entry 'a' holds torch.float8_e4m3fn: expected numbers of 16 bits or more",
+    ),
     "a level of a billion": (
         lambda folder: OrderedDict(state_of(Taming) | {"quant_conv.weight": torch.zeros(2**21, 1, 1, 1)}),
         "encoder.dim=2097152 and quantizer.dim=5",

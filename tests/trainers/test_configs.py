@@ -20,7 +20,9 @@ import recipes  # noqa: E402
 
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
-WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS}
+GIVEN = {"image/decoder_finetune", "image/discriminator_warmup"}
+"""Of the tokenizer of other weights; `test_given.py` runs them."""
+WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS and name not in GIVEN}
 RECIPES = {f"image/{name}" for name in recipes.recipes()}
 OF_OTHER_CHANNELS = {"image/vae", "image/coda", "image/scales", *RECIPES}
 OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_OTHER_CHANNELS}  # overlays have 32
@@ -70,6 +72,8 @@ SHRUNK = {
     "num_res_blocks": lambda _: 1,
     "num_stages": lambda old: min(old, 3),
     "depth": lambda _: 1,
+    "adapter_depth": lambda _: 1,
+    "image_size": lambda _: 32,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "level_sizes": lambda old: [2, 3, 4, 5, 8, 12, 16],
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
@@ -92,8 +96,12 @@ def shrunk(config, channels):
         return [shrunk(item, channels) for item in config]
     if not isinstance(config, dict):
         return config
+    if config.get("class_path", "").endswith("BlurResidualDiscriminator"):
+        return config | {"init_args": {"resolution": 32, "channel_base": 64}}
     if config.get("class_path", "").endswith("Discriminator"):
         return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
+    if config.get("class_path") == "trainers.image.TorchvisionNetwork":
+        return config | {"init_args": {"name": "squeezenet1_0", "weights": "trainers.image.RandomWeights"}}
     if config.get("class_path") == "trainers.image.VGG16LPIPS":  # building it takes longer than the rest
         return {"class_path": "trainers.image.AlexNetSTLPIPS"}
     small = {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value, channels) for key, value in config.items()}

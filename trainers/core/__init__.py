@@ -16,6 +16,7 @@ from trainers.core.balancer import Balancer as Balancer
 from trainers.core.balancer import LossBalancer as LossBalancer
 from trainers.core.discriminator import Discriminator as Discriminator
 from trainers.core.discriminator import DiscriminatorOutput as DiscriminatorOutput
+from trainers.core.given import GivenTokenizer as GivenTokenizer
 from trainers.core.objective import Objective as Objective
 from trainers.core.regularization import R1 as R1
 from trainers.core.regularization import Augmentation as Augmentation

@@ -197,8 +197,11 @@ class Adversary(FullPrecisionModule):
         feature_matching: weight of the feature matching term, at least 0; at 0 it is not computed.
         start_step: optimizer step from which the adversary takes part; only stored, the training task goes by it and
             calls `idle` before.
-        ramp_steps: optimizer steps from `start_step` on in which both weights grow linearly to their full value,
-            while the discriminators learn at once; 0 for none.
+        head_start_steps: optimizer steps from `start_step` on in which discriminators learn alone, while the codec and
+            what objectives train stay as they are, to the last bit: for a trained codec that comes without
+            discriminators, whose first gradients would undo what it has learned; 0 for none.
+        ramp_steps: optimizer steps behind these in which both weights grow linearly to their full value, while the
+            discriminators learn at once; 0 for none.
         every_n_steps: discriminators learn at each n-th optimizer step, the one whose number, counted from 1, is a
             multiple of n; at the others the codec gets its terms from them as they are, for the cost of one pass.
         augmentation: what is done to originals and reconstructions before they are judged; None for nothing.
@@ -228,6 +231,7 @@ class Adversary(FullPrecisionModule):
         weight: float = 1.0,
         feature_matching: float = 2.0,
         start_step: int = 0,
+        head_start_steps: int = 0,
         ramp_steps: int = 0,
         every_n_steps: int = 1,
         augmentation: Augmentation | None = None,
@@ -243,7 +247,8 @@ class Adversary(FullPrecisionModule):
         for name, value in numbers.items():
             if not value >= 0:
                 raise ValueError(f"{name}={value}: expected a number of at least 0")
-        for name, steps in {"start_step": start_step, "ramp_steps": ramp_steps}.items():
+        counts = {"start_step": start_step, "head_start_steps": head_start_steps, "ramp_steps": ramp_steps}
+        for name, steps in counts.items():
             if steps < 0:
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
         if every_n_steps < 1:
@@ -259,6 +264,7 @@ class Adversary(FullPrecisionModule):
         self.weight = weight
         self.feature_matching = feature_matching
         self.start_step = start_step
+        self.head_start_steps = head_start_steps
         self.ramp_steps = ramp_steps
         self.every_n_steps = every_n_steps
         self.augmentation = augmentation
@@ -271,6 +277,10 @@ class Adversary(FullPrecisionModule):
         """Whether the adversary takes part at an optimizer step, counted from 0."""
         return step >= self.start_step
 
+    def learns_alone(self, step: int) -> bool:
+        """Whether nothing but the discriminators learns at an optimizer step, counted from 0."""
+        return 0 <= step - self.start_step < self.head_start_steps
+
     def learns(self, step: int) -> bool:
         """Whether the discriminators learn at an optimizer step, counted from 0."""
         return self.active(step) and (step + 1) % self.every_n_steps == 0
@@ -279,10 +289,10 @@ class Adversary(FullPrecisionModule):
         """Weights of the generator's terms at an optimizer step, counted from 0.
 
         Returns:
-            "adversarial" and "feature_matching": 0 before `start_step`, then rising linearly, in full from
-            `start_step + ramp_steps` on.
+            "adversarial" and "feature_matching": 0 before the head start is over, then rising linearly, in full
+            `ramp_steps` later.
         """
-        ramp = (step - self.start_step + 1) / (self.ramp_steps + 1)
+        ramp = (step - self.start_step - self.head_start_steps + 1) / (self.ramp_steps + 1)
         share = min(1.0, max(0.0, ramp))
         return {ADVERSARIAL: share * self.weight, "feature_matching": share * self.feature_matching}
 

@@ -186,10 +186,18 @@ class TokenizerTask(EvaluatedTask):
             )
         self.keeps_quantizer = True
 
+    @property
+    def head_start(self) -> bool:
+        """Whether this optimizer step is one in which the discriminators learn alone."""
+        return self.adversary is not None and self.adversary.learns_alone(self.global_step)
+
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all modules; frozen parts stay in eval mode."""
+        """Set the mode of all modules; frozen parts, and all while discriminators learn alone, stay in eval mode."""
         super().train(mode)
-        rest_parts(self.tokenizer, self.frozen, training=mode)
+        self._rests = self.head_start
+        rest_parts(
+            self.tokenizer, [*dict(self.tokenizer.named_children())] if self._rests else self.frozen, training=mode
+        )
         return self
 
     def setup(self, stage: str) -> None:
@@ -276,8 +284,9 @@ class TokenizerTask(EvaluatedTask):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then fold the codebook statistics of all the batches that led here."""
+        rests = self.head_start  # before the step is counted
         super().optimizer_step(*args, **kwargs)
-        if "quantizer" not in self.frozen:
+        if "quantizer" not in self.frozen and not rests:
             self.tokenizer.quantizer.step()
         if self.adversary is not None:
             self.adversary.fold()
@@ -291,8 +300,12 @@ class TokenizerTask(EvaluatedTask):
             self.log_dict({f"gradient_norm/{name}": norm for name, norm in self.gradient_norms().items()})
 
     def idle_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters that take no part in this step: codebooks in pre-training, discriminators that do not learn."""
-        if self.pretraining:
+        """Parameters that take no part in this step: codebooks in pre-training, discriminators that do not learn, and
+        all others in their head start.
+        """
+        if self.head_start:
+            yield from itertools.chain(self.tokenizer.parameters(), self.objectives.parameters())
+        elif self.pretraining:
             yield from codebook_parameters(self.tokenizer)
         if self.adversary is not None and not self.adversary.learns(self.global_step):
             yield from self.adversary.parameters()
@@ -435,7 +448,9 @@ class TokenizerTask(EvaluatedTask):
                 self._initialize_quantizer()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set what follows a schedule; initialize the quantizer when pre-training is over."""
+        """Set what follows a schedule; end a head start; initialize the quantizer when pre-training is over."""
+        if self._rests != self.head_start:
+            self.train()
         for name, numbers in self.scheduled.items():
             self.log(f"schedule/{name}", numbers.set(self.trainer.global_step, last=self._total_steps))
         if self.quantizer_initialized_at is None and self.trainer.global_step >= self.pretraining_steps:

@@ -72,9 +72,17 @@ class ImageTokenizerTask(TokenizerTask):
 
     def _check_patches(self, data: Any) -> None:
         """Pictures and tiles of any size must be whole patches of the encoder, where it says how large these are."""
-        factor = properties_of(self.tokenizer.encoder).downsampling_factor
+        own = properties_of(self.tokenizer.encoder)
+        factor, size = own.downsampling_factor, own.image_size
+        if size is not None and getattr(data, "resolution", size) != size:
+            raise ValueError(f"data.resolution={data.resolution}: the encoder takes {size} x {size} pixels alone")
         for name in ("evaluation_crop", "prediction_crop"):
             crop = getattr(data, name, None)
+            if size is not None and not getattr(crop, "square", True):
+                raise ValueError(
+                    f"data.{name}={crop!r}: the encoder takes {size} x {size} pixels alone, so expected a crop of one "
+                    "size, such as trainers.image.CentreCrop"
+                )
             if factor is not None and isinstance(crop, NativeCrop) and crop.multiple % factor:
                 raise ValueError(f"data.{name}={crop!r}: expected a multiple of the encoder's factor, {factor}")
         if getattr(data, "tiles", None) is not None:
@@ -103,13 +111,17 @@ class ImageTokenizerTask(TokenizerTask):
         return super().encode(inputs) if tiles is None else tiles.encode(self.tokenizer, inputs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The common step, and the PSNR of the batch where it is logged."""
+        """The common step, and what else is logged of the batch."""
         step = super().training_step(batch, batch_idx)
         if self.logs_this_step:
             with torch.no_grad():
-                ratio = psnr(to_uint8_grid(step["inputs"]), to_uint8_grid(step["reconstruction"])).mean()
-            self.log("train/psnr", ratio)
+                figures = self.training_figures(step["inputs"], step["reconstruction"])
+            self.log_dict({f"train/{name}": figure for name, figure in figures.items()})
         return step
+
+    def training_figures(self, inputs: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """What is logged of a training batch beside the terms: its PSNR."""
+        return {"psnr": psnr(to_uint8_grid(inputs), to_uint8_grid(reconstruction)).mean()}
 
     # ------------------------------------------------------------------ measuring
 

@@ -34,7 +34,9 @@ def announcement(command: str, task: TokenizerTask, data: LightningDataModule, r
     if isinstance(tokenizer, AudioTokenizer):
         codes += f" at {tokenizer.frame_rate:.4g} frames a second, {tokenizer.kbps:.3g} kbit/s"
     frozen = f"; frozen: {', '.join(task.frozen)}" if task.frozen else ""
-    yield f"{command} in {run.folder}: {listed} parameters, {codes}{frozen}"
+    head_start = task.adversary.head_start_steps if task.adversary and command == TrainerFn.FITTING else 0
+    alone = f"; discriminators learn alone for {head_start} steps" if head_start else ""
+    yield f"{command} in {run.folder}: {listed} parameters, {codes}{frozen}{alone}"
     describe = "describe_prediction" if command == TrainerFn.PREDICTING else "describe"
     if hasattr(data, describe):  # a data module of one's own need not have it
         yield getattr(data, describe)()

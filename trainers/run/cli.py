@@ -36,6 +36,7 @@ from trainers.run.announcement import announcement
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
 from trainers.run.folders import RUNS
+from trainers.run.given import with_given_tokenizer
 from trainers.run.migration import renamed_overlay
 from trainers.run.record import INIT, SaveRunConfig, as_recorded, settle
 from trainers.run.run import Run
@@ -92,7 +93,7 @@ class TokenizerCLI(LightningCLI):
             help="What takes the place of each quantizer, with its dim, number of codes and layout: "
             f"{', '.join(WORDS)}.",
         )
-        where = "run folder (RUN, RUN:best), .ckpt file or saved tokenizer"
+        where = "run folder (RUN, RUN:best), .ckpt file, saved tokenizer or name of published weights"
         for name, kind, what in (
             ("init_from", str | None, f"Trained weights that a new fit starts from, at step 0: {where}."),
             (
@@ -131,7 +132,19 @@ class TokenizerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(self._with_suggestion(explain(str(error)))) from error
+        self._take_tokenizer(parser)
         self._swap_quantizers(parser)
+
+    def _take_tokenizer(self, parser: LightningArgumentParser) -> None:
+        asked = self.config.as_dict()
+        command = asked[asked["subcommand"]]
+        try:
+            model = with_given_tokenizer(asked["subcommand"], command)
+            if model is not None:
+                command["model"] = model
+                self.config = parser.parse_object(asked)
+        except (ArgumentError, ValueError, OSError, ImportError) as error:
+            raise UserError(explain(str(error))) from error
 
     def _swap_quantizers(self, parser: LightningArgumentParser) -> None:
         asked = self.config.as_dict()
@@ -167,7 +180,7 @@ class TokenizerCLI(LightningCLI):
             parser = self._parser(self.subcommand)
             fitting = self.subcommand == TrainerFn.FITTING
             self.changes = settle(self.config[self.subcommand], self.run, parser) if fitting else []
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise UserError(str(error)) from error
         self.save_config_kwargs = {**self.save_config_kwargs, "run": self.run}
 

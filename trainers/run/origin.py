@@ -21,6 +21,8 @@ from trainers.core.parts import named_parts
 from trainers.core.task import TokenizerTask
 from trainers.run.folders import find_checkpoint, find_run, folder_of, identity
 from vqkit import Tokenizer
+from vqkit.conversion import converted
+from vqkit.saving.config import to_config
 from vqkit.saving.files import named, read_json
 from vqkit.saving.migration import computed_formerly
 from vqkit.saving.pretrained import CONFIG_NAME, PROVENANCE, WEIGHTS_NAME
@@ -58,7 +60,8 @@ class Origin:
         """Find the file, and read what it says of itself.
 
         Args:
-            asked: run folder (its `last.ckpt`), `RUN:best`, file of a checkpoint, or folder of `save_pretrained`.
+            asked: run folder (its `last.ckpt`), `RUN:best`, file of a checkpoint, folder of `save_pretrained`, or name
+                of published weights on the hub, which are converted into its cache.
             parts: see `Origin`.
             expected_hash: SHA-256 that the file must have; None takes any.
 
@@ -84,6 +87,20 @@ class Origin:
         home = folder_of(file)
         run = progress.run or (identity(home) if home else None)
         return cls(file, found, parts, run, progress.step, checkpoint)
+
+    def description(self) -> dict[str, Any]:
+        """What the tokenizer in the file is made of, as `to_config` writes it.
+
+        Raises:
+            ValueError: the file is refused, or does not say it.
+        """
+        if self.checkpoint is None:
+            return to_config(Tokenizer.from_pretrained(self.file.parent))  # sizes are compared with the weights there
+        with named(self.file):
+            if self.checkpoint.get("tokenizer") is None:
+                raise ValueError("does not say what its tokenizer is made of: write it into the configuration")
+            found = migrated(self.checkpoint["tokenizer"])
+        return {name: found[name] for name in ("class_path", "init_args")}
 
     def load(self, task: TokenizerTask, *, trains: bool = True) -> None:
         """Give the weights to a new task, which does not initialize a quantizer that is among them.
@@ -162,6 +179,19 @@ def _under(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{path}."): value for key, value in state.items() if key.startswith(f"{path}.")}
 
 
+def saved_folder(asked: str) -> Path | None:
+    """The folder of a saved tokenizer, or of published weights by their name (`docs/weights.md`); None for all else.
+
+    Raises:
+        FileNotFoundError: the hub cannot be reached.
+        ValueError: the weights of this name are refused.
+    """
+    folder = Path(asked).expanduser()
+    if not folder.exists():
+        return converted(asked)
+    return folder if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file() else None
+
+
 def _find(asked: str) -> Path:
     run, _, word = asked.rpartition(":")
     if run and word in ("last", "best"):
@@ -171,11 +201,12 @@ def _find(asked: str) -> Path:
         return path
     if (path / "checkpoints").is_dir():
         return find_checkpoint(path, "last", argument="init_from")
-    if (path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file():
-        return path / WEIGHTS_NAME
+    if (saved := saved_folder(str(path))) is not None:
+        return saved / WEIGHTS_NAME
     raise FileNotFoundError(
-        f"init_from={asked!r}: expected the folder of a run (runs/mine, or runs/mine:best), a .ckpt file, or a folder "
-        f"of save_pretrained with {CONFIG_NAME} and {WEIGHTS_NAME}"
+        f"init_from={asked!r}: expected the folder of a run (runs/mine, or runs/mine:best), a .ckpt file, a folder "
+        f"of save_pretrained with {CONFIG_NAME} and {WEIGHTS_NAME}, or a name of published weights (docs/weights.md); "
+        "files of others become such a folder by python -m vqkit convert"
     )
 
 

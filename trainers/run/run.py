@@ -12,9 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from trainers.core.checkpoints import Progress, read_checkpoint
 from trainers.run.folders import CONFIG, RECORD, find_checkpoint, folder_of, identity
-from trainers.run.origin import Origin
+from trainers.run.origin import Origin, saved_folder
 from vqkit.saving.files import named, read_json, write_json
-from vqkit.saving.pretrained import WEIGHTS_NAME
 from vqkit.version import __version__
 
 OUTPUTS = ("checkpoints", "tokenizer", "tokens", "metrics.json")
@@ -85,8 +84,8 @@ class Run:
             runs: folder of the run folders.
             name: of the run.
             project: of W&B.
-            ckpt_path: `last`, `best` or a file; for all but fit also the folder of a saved tokenizer. None is new
-                weights for fit, and the last ones for all else.
+            ckpt_path: `last`, `best` or a file; for all but fit also the folder of a saved tokenizer, or a name of
+                published weights. None is new weights for fit, and the last ones for all else.
             init_from: what a fit of new weights starts from; see `Origin.of`.
             init_parts: that are taken from it; None for all of the tokenizer.
             init_hash: SHA-256 that its file must have; None takes any.
@@ -101,8 +100,8 @@ class Run:
         folder = Path(runs) / name
         fitting = command == TrainerFn.FITTING
         checkpoint = progress = weights_run = origin = None
-        if not fitting and ckpt_path is not None and (Path(ckpt_path) / WEIGHTS_NAME).is_file():
-            origin = Origin.of(ckpt_path)
+        if not fitting and ckpt_path is not None and (saved := saved_folder(ckpt_path)):
+            origin = Origin.of(str(saved))
             weights_run = origin.run
         elif ckpt_path is not None or not fitting:
             checkpoint = find_checkpoint(folder, ckpt_path or "last")

@@ -96,29 +96,24 @@ class ConvEncoder2d(Configured, nn.Module):
     ) -> None:
         super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
-        factors = _factors(len(widths), patch_size, attention_factors)
         norm = group_norms(norm_groups, norm_eps)
-        attention = partial(Attention2d, norm=norm, heads=attention_heads)
-        check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
+        check_positive(in_channels=in_channels, dim=dim)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
         self.in_channels = in_channels
         self.dim = dim
-        self.downsampling_factor = factors[-1]
-        layers: list[nn.Module] = [
-            nn.PixelUnshuffle(patch_size),
-            nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1),
-        ]
-        width = widths[0]
-        for level, (next_width, factor) in enumerate(zip(widths, factors, strict=True)):
-            if level > 0:
-                layers.append(Downsample2d(width))
-            for _ in range(num_res_blocks):
-                layers.append(ResidualBlock2d(width, next_width, norm=norm, dropout=dropout))
-                width = next_width
-                if factor in attention_factors:
-                    layers.append(attention(width))
-        in_middle = factors[-1] in attention_factors if middle_attention is None else middle_attention
-        layers += _middle(width, attention if in_middle else None, norm, dropout)
+        self.downsampling_factor = patch_size * 2 ** (len(widths) - 1)
+        layers = encoder_trunk(
+            in_channels,
+            widths,
+            num_res_blocks=num_res_blocks,
+            attention_factors=attention_factors,
+            attention_heads=attention_heads,
+            middle_attention=middle_attention,
+            patch_size=patch_size,
+            norm=norm,
+            dropout=dropout,
+        )
+        width = widths[-1]
         layers += [norm(width), nn.SiLU(), nn.Conv2d(width, inner, 3, padding=1)]
         if latent_kernel_size is not None:
             layers.append(nn.Conv2d(inner, dim, latent_kernel_size, padding=latent_kernel_size // 2))
@@ -212,6 +207,54 @@ class ConvDecoder2d(Configured, nn.Module):
         check_latents(latents, self.dim)
         images = self.layers(latents)
         return images if self.linear is None else images + self.linear(latents)
+
+
+def encoder_trunk(
+    in_channels: int,
+    widths: Sequence[int],
+    *,
+    num_res_blocks: int,
+    attention_factors: Sequence[int],
+    attention_heads: int | None,
+    middle_attention: bool | None,
+    patch_size: int,
+    norm: Norm,
+    dropout: float,
+) -> list[nn.Module]:
+    """Layers from images (B, in_channels, H, W) to features (B, widths[-1], H / f, W / f), without the last norm.
+
+    Args:
+        in_channels: of the images.
+        widths: of the levels, that of the image first.
+        num_res_blocks: see `ConvEncoder2d`, as all that follow.
+        attention_factors: which levels attend.
+        attention_heads: of each attention.
+        middle_attention: between the last two blocks.
+        patch_size: of the image.
+        norm: builds a norm for a width.
+        dropout: in residual blocks.
+
+    Raises:
+        ValueError: a size is not positive, or a factor is not that of a level.
+    """
+    check_positive(num_res_blocks=num_res_blocks)
+    factors = _factors(len(widths), patch_size, attention_factors)
+    attention = partial(Attention2d, norm=norm, heads=attention_heads)
+    layers: list[nn.Module] = [
+        nn.PixelUnshuffle(patch_size),
+        nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1),
+    ]
+    width = widths[0]
+    for level, (next_width, factor) in enumerate(zip(widths, factors, strict=True)):
+        if level > 0:
+            layers.append(Downsample2d(width))
+        for _ in range(num_res_blocks):
+            layers.append(ResidualBlock2d(width, next_width, norm=norm, dropout=dropout))
+            width = next_width
+            if factor in attention_factors:
+                layers.append(attention(width))
+    in_middle = factors[-1] in attention_factors if middle_attention is None else middle_attention
+    return layers + _middle(width, attention if in_middle else None, norm, dropout)
 
 
 def cosine_basis(dim: int, channels: int, patch_size: int) -> Tensor:

@@ -19,6 +19,8 @@ class BackboneProperties:
         in_channels: C of what an encoder takes.
         out_channels: C of what a decoder gives; None: that of the encoder.
         downsampling_factor: samples for each frame.
+        image_size: side of the square images that an encoder takes and of which all tokens see all; None: not told, or
+            any size that can be divided into patches.
         causal: whether nothing depends on what comes later; None: not told, and not taken to be so.
         context: inputs before and after its own on which an output depends, in samples for an encoder and in frames
             for a decoder; None: without bound.
@@ -33,6 +35,7 @@ class BackboneProperties:
     in_channels: int = 1
     out_channels: int | None = None
     downsampling_factor: int | None = None
+    image_size: int | None = None
     causal: bool | None = None
     context: tuple[int, int] | None = None
     output_layer: str | None = None

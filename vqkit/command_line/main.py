@@ -16,7 +16,8 @@ from vqkit.bitstream.container import FINGERPRINT, MAGIC, inspect
 from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file, reason
 from vqkit.command_line.medium import Coded, Medium, first_levels
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
-from vqkit.conversion.converting import convert
+from vqkit.command_line.weights import are_weights, family_named, weights_description
+from vqkit.conversion import Family, convert
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -39,6 +40,7 @@ EXAMPLES = """
   python -m vqkit decode --tokenizer runs/mine/tokenizer coded again
   python -m vqkit info coded/sea.vqk
   python -m vqkit rate --tokenizer runs/mine/tokenizer photos
+  python -m vqkit convert vq_ds16_c2i.pt llamagen16
 """
 
 
@@ -94,9 +96,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--most-cells", type=_positive, help="indices that a file may hold; see the message that asks for it"
     )
-    one = commands.add_parser("info", help="what files of indices hold; needs no tokenizer")
+    one = commands.add_parser("info", help="what files of indices, published weights or tokenizers hold")
     one.set_defaults(command=info)
-    one.add_argument("source", type=Path, help="a file of indices, or a folder of them")
+    _add_family(one)
+    one.add_argument("source", type=Path, help="a file of indices, a folder of them, weights, or a saved tokenizer")
     one = commands.add_parser("rate", help="bits that files would take, nominal, zero-order and coded")
     one.set_defaults(command=rate)
     _add_model(one)
@@ -104,11 +107,21 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("source", type=Path, help="a file, or a folder")
     one = commands.add_parser("convert", help="published weights to a saved tokenizer")
     one.set_defaults(command=convert_weights)
+    _add_family(one)
     one.add_argument("--license", help="of the weights; the default is that of their model card or family")
     one.add_argument("--accept-license", metavar="LICENSE", help="once more, where it forbids commercial use")
-    one.add_argument("source", type=Path, help="a file of weights, or a folder of diffusers")
+    one.add_argument(
+        "source", help="a file of weights, a folder of diffusers or of the hub, or a name of docs/weights.md"
+    )
     one.add_argument("target", type=Path, help="the folder of the tokenizer")
     return top
+
+
+def _add_family(one: argparse.ArgumentParser) -> None:
+    what = (
+        "whose weights they are, as in Python: LlamaGenVQ, 'VARAutoencoder(scales=[1, 2, 4])'; default: by their names"
+    )
+    one.add_argument("--family", type=_family, help=what)
 
 
 def _add_model(one: argparse.ArgumentParser) -> None:
@@ -139,6 +152,13 @@ def _device(text: str) -> str:
     except (RuntimeError, AssertionError) as error:  # as PyTorch refuses what it does not know, and was built without
         raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from error
     return text
+
+
+def _family(text: str) -> Family:
+    try:
+        return family_named(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _positive(text: str) -> int:
@@ -173,7 +193,11 @@ def encode(arguments: argparse.Namespace) -> int:
 def convert_weights(arguments: argparse.Namespace) -> int:
     """Published weights to a saved tokenizer."""
     tokenizer = convert(
-        arguments.source, arguments.target, license=arguments.license, accept_license=arguments.accept_license
+        arguments.source,
+        arguments.target,
+        family=arguments.family,
+        license=arguments.license,
+        accept_license=arguments.accept_license,
     )
     told = ", ".join(f"{name} {text}" for name, text in (tokenizer.provenance or {}).items())
     sys.stdout.write(f"{escaped(told)} -> {escaped(str(arguments.target))}\n")
@@ -241,8 +265,12 @@ def decode(arguments: argparse.Namespace) -> int:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """What files of indices hold."""
+    """What files of indices hold, or published weights, or a saved tokenizer."""
     run = Run()
+    if are_weights(arguments.source):
+        lines = weights_description(arguments.source, arguments.family)
+        sys.stdout.write("\n  ".join([escaped(str(arguments.source)), *map(escaped, lines)]) + "\n")
+        return run.status
     files, run.failures = found(arguments.source, {ENDING})
     for path in files:
         name = escaped(str(path))

@@ -20,11 +20,13 @@ TILE_SIZE, OVERLAP = 2048, 128
 class Pictures(Medium[numpy.ndarray]):
     """RGB pictures, filled up at right and bottom with their last pixels to multiples of the downsampling factor.
 
+    Where the encoder takes one size alone, pictures of other sizes are refused.
+
     Args:
         tokenizer: of pictures.
         batch_size: see `Medium`.
         tile_size: side of the tiles of larger pictures, in pixels; None: about 2048. Where patches have no indices of
-            their own, all pictures are encoded whole.
+            their own, or the encoder takes one size alone, all pictures are encoded whole.
         overlap: of tiles, see `vqkit.Tiles`; None: about 128.
         white: see `vqkit.media.pictures.read`.
         max_pixels: see there.
@@ -55,10 +57,11 @@ class Pictures(Medium[numpy.ndarray]):
             )
         self.least, self.greatest = tokenizer.value_range
         self.white, self.max_pixels = white, max_pixels or pictures.MAX_PIXELS
-        factor = properties_of(tokenizer.encoder).downsampling_factor
+        own = properties_of(tokenizer.encoder)
+        factor, self.image_size = own.downsampling_factor, own.image_size
         self.factor = factor or 1
         self.tiles: Tiles | None = None
-        if factor and tokenizer.quantizer.index_per_position:
+        if self.image_size is None and factor and tokenizer.quantizer.index_per_position:
             size, kept = (-(-pixels // factor) * factor for pixels in (TILE_SIZE, OVERLAP))
             self.tiles = Tiles(tile_size or size, overlap=kept if overlap is None else overlap)
             self.tiles.factor(tokenizer)
@@ -70,7 +73,14 @@ class Pictures(Medium[numpy.ndarray]):
 
     def load(self, path: Path) -> numpy.ndarray:
         """(height, width, 3) uint8."""
-        return pictures.read(path, shorter_side=None, white=self.white, max_pixels=self.max_pixels)
+        image = pictures.read(path, shorter_side=None, white=self.white, max_pixels=self.max_pixels)
+        size = self.image_size
+        if size is not None and image.shape[:2] != (size, size):
+            raise ValueError(
+                f"has {image.shape[1]} x {image.shape[0]} pixels: this tokenizer takes pictures of {size} x {size} "
+                "alone; crop or resize it"
+            )
+        return image
 
     def alike(self, loaded: numpy.ndarray) -> tuple[int, ...]:
         """The size that is encoded."""

@@ -75,11 +75,17 @@ class Family(ABC):
         """The source with the weights that count under their plain names."""
         return source
 
-    def read(self, source: Source) -> Tokenizer:
-        """The tokenizer with the published weights, in float32.
+    def left_out(self, source: Source) -> list[str]:
+        """The starts of names that are in the source and not needed."""
+        return [start for start in self.unused if any(name.startswith(start) for name in source.state)]
+
+    def plan(self, source: Source) -> tuple[Source, Tokenizer, list[Entry]]:
+        """The weights that count, the tokenizer on the meta device, and what each of its entries is taken from.
+
+        No memory is taken for weights, and none of their values is read.
 
         Raises:
-            ValueError: entries are missing, unexpected, or of other shapes; the message names them and the family.
+            ValueError: see `read`.
         """
         with named(source.file):
             try:
@@ -90,6 +96,16 @@ class Family(ABC):
                 self._check(source, entries)
             except ValueError as error:
                 raise ValueError(f"does not hold the weights of {self.name}: {error}") from error
+        return source, planned, entries
+
+    def read(self, source: Source) -> Tokenizer:
+        """The tokenizer with the published weights, in float32.
+
+        Raises:
+            ValueError: entries are missing, unexpected, or of other shapes; the message names them and the family.
+        """
+        source, _, entries = self.plan(source)
+        with named(source.file):
             tokenizer = self.build(source)
             state = tokenizer.state_dict()
             for target, sources, combine in entries:

@@ -13,7 +13,7 @@ from vqkit.backbones.layers2d import ResidualBlock2d
 from vqkit.backbones.magvit2 import AdaptiveGroupNorm2d, MAGVIT2Decoder, MAGVIT2Encoder, SubpixelUpsample2d
 from vqkit.conversion.family import Entry, Family, joined
 from vqkit.conversion.source import Source
-from vqkit.conversion.vqgan import RESIDUAL_PARTS, common_channels, number_of
+from vqkit.conversion.vqgan import RESIDUAL_PARTS, check_blocks, common_channels, number_of
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
@@ -40,13 +40,15 @@ class MAGVIT2Family(Family):
 
     def build(self, source: Source) -> Tokenizer:
         """See `Family`."""
+        inward, outward = _sizes("encoder.down", source), _sizes("decoder.up", source)
+        check_blocks(source, inward, outward)
         return Tokenizer(
-            MAGVIT2Encoder(in_channels=source.shape("encoder.conv_in.weight", 4)[1], **_sizes("encoder.down", source)),
+            MAGVIT2Encoder(in_channels=source.shape("encoder.conv_in.weight", 4)[1], **inward),
             self.build_quantizer(source),
             MAGVIT2Decoder(
                 out_channels=source.shape("decoder.conv_out.weight", 4)[0],
                 adaptive_norm=source.has_below("decoder.adaptive"),
-                **_sizes("decoder.up", source),
+                **outward,
             ),
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
-from vqkit.conversion.vqgan import TABLE, layers_entries, nearest_code, number_of
+from vqkit.conversion.vqgan import TABLE, check_blocks, layers_entries, nearest_code, number_of
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 
@@ -29,6 +29,7 @@ class MaskGITVQGAN(Family):
         quantizer = nearest_code(source)
         in_channels = source.shape("encoder.conv_in.weight", 4)[1]
         levels = levels_of(source, "encoder.down")
+        check_blocks(source, levels)
         return Tokenizer(
             MaskGITEncoder2d(in_channels=in_channels, dim=quantizer.dim, **levels),
             quantizer,
@@ -69,7 +70,9 @@ def levels_of(source: Source, name: str) -> dict[str, Any]:
 def build_decoder(source: Source, dim: int, name: str = "decoder") -> MaskGITDecoder2d:
     """A decoder of the sizes that the shapes below `name` say, for latents of `dim` channels."""
     out_channels = source.shape(f"{name}.conv_out.weight", 4)[0]
-    return MaskGITDecoder2d(out_channels=out_channels, dim=dim, **levels_of(source, f"{name}.up"))
+    levels = levels_of(source, f"{name}.up")
+    check_blocks(source, levels)
+    return MaskGITDecoder2d(out_channels=out_channels, dim=dim, **levels)
 
 
 def decoder_entries(decoder: MaskGITDecoder2d, target: str = "decoder", name: str = "decoder") -> Iterator[Entry]:

@@ -1,6 +1,5 @@
 """Published weights as files: what is read of them, and what is refused."""
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,18 +11,42 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vqkit.conversion.licenses import MODEL_CARD, license_of
 from vqkit.saving.files import named, read_json
 from vqkit.saving.pickles import read_pickle
-from vqkit.saving.pretrained import CONFIG_NAME, MOST_ENTRIES
-from vqkit.saving.sizes import check_finite
+from vqkit.saving.pretrained import CONFIG_NAME, MOST_ENTRIES, WEIGHTS_NAME
+from vqkit.saving.sizes import FLOATING, check_finite
 
-WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""In a folder of diffusers, the first that is there."""
+WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", WEIGHTS_NAME)
+"""In a folder of diffusers, or of the package huggingface_hub; the first that is there."""
 HOLDERS = ("ema", "model", "state_dict")
 """Entries of a training checkpoint that hold a state dict, averaged weights first."""
 UNUSED = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
 """Classes that checkpoints name beside their weights: of old Lightning, and of LlamaGen's trainer."""
-MODEL_CARD = "README.md"
+
+
+class ConfigFile(Mapping[str, Any]):
+    """The content of a JSON file, read when it is first asked for; {} where there is none.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return read_json(self.path) if self.path.is_file() else {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._content[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
 
 
 @dataclass(frozen=True)
@@ -33,7 +56,8 @@ class Source:
     Attributes:
         file: where they are.
         state: name -> tensor on the CPU.
-        config: content of a `config.json` beside them; {} without one.
+        config: content of a `config.json` beside them, which is read once a family asks for it: repositories have files
+            of this name for other ends, and not all are JSON.
         license: of the model card beside them, in its words; None without one.
     """
 
@@ -72,7 +96,8 @@ def read_source(path: Path) -> Source:
     """Weights in a file, with what lies beside it.
 
     Args:
-        path: a `.safetensors` file, a file of `torch.save` of any other name, or a folder of diffusers.
+        path: a `.safetensors` file, a file of `torch.save` of any other name, or a folder of diffusers or of
+            huggingface_hub.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -95,8 +120,7 @@ def read_source(path: Path) -> Source:
                 "that holds its tensors"
             )
         check_finite(state)
-    config = file.parent / CONFIG_NAME
-    return Source(file, state, read_json(config) if config.is_file() else {}, _license_of(file.parent / MODEL_CARD))
+    return Source(file, state, ConfigFile(file.parent / CONFIG_NAME), license_of(file.parent / MODEL_CARD))
 
 
 def _file_of(path: Path) -> Path:
@@ -123,15 +147,9 @@ def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
             raise ValueError(f"entry {name!r} is a {type(value).__name__}: expected a state dict, names and tensors")
         if value.device.type != "cpu" or value.layout is not torch.strided or value.is_quantized:
             raise ValueError(f"entry {name!r} is {value.layout} on {value.device}: expected plain numbers")
+        if value.is_floating_point() and value.dtype not in FLOATING:
+            raise ValueError(
+                f"entry {name!r} holds {value.dtype}: expected numbers of 16 bits or more; take the weights that these "
+                "were rounded from"
+            )
         yield name, value.detach()
-
-
-def _license_of(card: Path) -> str | None:
-    """The `license` in the head of a model card, of which hubs have one, a list, or "other" with its name beside it."""
-    if not card.is_file():
-        return None
-    head = re.match(r"\s*---\n(.*?)\n---", card.read_text(encoding="utf-8-sig", errors="replace"), flags=re.DOTALL)
-    said = re.findall(r"^(license|license_name) *:(.*(?:\n *- .*)*)", head[1] if head else "", flags=re.MULTILINE)
-    words = {key: " ".join(re.findall(r"[+.-]*\w[\w.+-]*", text.partition(" #")[0])) for key, text in said}
-    terms = words.get("license")
-    return words.get("license_name") or terms if terms == "other" else terms or None

@@ -5,7 +5,7 @@ Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of th
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, ClassVar
@@ -22,6 +22,8 @@ from vqkit.quantizers.quantizer import Quantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 NORM_GROUPS = 32
+ENTRIES_IN_BLOCK = 6
+"""Of a residual block, at least: two norms with their shifts, and two convolutions."""
 TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
 RESIDUAL_PARTS = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
@@ -154,33 +156,43 @@ class VQGANFamily(Family):
         levels = [len(sizes["channel_multipliers"]) for sizes in (inward, outward)]
         if levels[0] != levels[1]:
             raise ValueError(f"its encoder has {levels[0]} levels and its decoder {levels[1]}: expected as many")
+        check_blocks(source, inward, outward)
         in_channels = source.shape(f"{self.encoder.first}.weight", 4)[1]
         out_channels = source.shape(f"{self.decoder.last}.weight", 4)[0]
         return Tokenizer(
-            ConvEncoder2d(in_channels=in_channels, norm_groups=groups, **inward),
+            self.build_encoder(source, in_channels=in_channels, norm_groups=groups, **inward),
             self.build_quantizer(source),
             ConvDecoder2d(out_channels=out_channels, norm_groups=groups, **outward),
         )
 
     def entries(self, source: Source, tokenizer: Tokenizer) -> Iterator[Entry]:
         """See `Family`."""
-        attention = self._attention(source)
-        for part, names, order in (
-            ("encoder", self.encoder, self._encoder_order),
-            ("decoder", self.decoder, self._decoder_order),
-        ):
-            module: Any = tokenizer.get_submodule(part)
-            theirs = order(module.recorded_arguments())
-            yield from layers_entries(f"{part}.layers", module.layers, theirs, names.shortcut, attention)
+        yield from self.encoder_entries(source, tokenizer.encoder)
+        decoder: Any = tokenizer.decoder
+        order = self._decoder_order(decoder.recorded_arguments())
+        shortcut, attention = self.decoder.shortcut, self.attention_names(source)
+        yield from layers_entries("decoder.layers", decoder.layers, order, shortcut, attention)
         yield from self.quantizer_entries(source, tokenizer.quantizer)
 
-    def _attention(self, source: Source) -> AttentionNames:
+    def build_encoder(self, source: Source, **sizes: Any) -> nn.Module:
+        """An encoder of the sizes that `LayerNames` found."""
+        return ConvEncoder2d(**sizes)
+
+    def encoder_entries(self, source: Source, encoder: Any) -> Iterator[Entry]:
+        """What its weights are taken from."""
+        order = self._encoder_order(encoder.recorded_arguments())
+        shortcut, attention = self.encoder.shortcut, self.attention_names(source)
+        yield from layers_entries("encoder.layers", encoder.layers, order, shortcut, attention)
+
+    def attention_names(self, source: Source) -> AttentionNames:
+        """Names of the parts of its self-attentions."""
         for attention in self.attentions:
             if any(name.endswith(f".{attention.projections[0]}.weight") for name in source.state):
                 return attention
         return self.attentions[0]
 
-    def _encoder_order(self, sizes: dict[str, Any]) -> Iterator[str]:
+    def trunk_order(self, sizes: dict[str, Any]) -> Iterator[str]:
+        """Names of the layers of an encoder of these sizes as they are run, up to the last norm."""
         names, levels = self.encoder, len(sizes["channel_multipliers"])
         yield names.first
         for level in range(levels):
@@ -189,9 +201,12 @@ class VQGANFamily(Family):
             if level < levels - 1:
                 yield names.between(level, level)
         yield from _middle(names, sizes)
-        yield from (names.norm, names.last)
+
+    def _encoder_order(self, sizes: dict[str, Any]) -> Iterator[str]:
+        yield from self.trunk_order(sizes)
+        yield from (self.encoder.norm, self.encoder.last)
         if sizes["latent_kernel_size"] is not None:
-            yield names.latent
+            yield self.encoder.latent
 
     def _decoder_order(self, sizes: dict[str, Any]) -> Iterator[str]:
         names, levels = self.decoder, len(sizes["channel_multipliers"])
@@ -215,6 +230,24 @@ def number_of(is_there: Callable[[int], bool]) -> int:
 def common_channels(widths: Sequence[int]) -> int:
     """Of which all widths are multiples: the first, where it can be."""
     return widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
+
+
+def check_blocks(source: Source, *sides: Mapping[str, Any]) -> None:
+    """Refuse names of more residual blocks than there are entries for, before a model is built of them.
+
+    Args:
+        source: the weights.
+        sides: of encoder and decoder, `channel_multipliers` and `num_res_blocks`.
+
+    Raises:
+        ValueError: there are more.
+    """
+    blocks = sum(len(sizes["channel_multipliers"]) * sizes["num_res_blocks"] for sizes in sides)
+    if ENTRIES_IN_BLOCK * blocks > len(source.state):
+        raise ValueError(
+            f"its names are those of {blocks} residual blocks: expected at most one for {ENTRIES_IN_BLOCK} of its "
+            f"{len(source.state)} entries"
+        )
 
 
 def _middle(names: LayerNames, sizes: dict[str, Any]) -> Iterator[str]:

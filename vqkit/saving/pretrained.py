@@ -5,11 +5,10 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from vqkit.saving.config import Configured, from_config, is_own, resolve_class, to_config, weights_follow
 from vqkit.saving.files import named, read_json, write_together
+from vqkit.saving.hub import import_hub, snapshot
 from vqkit.saving.migration import to_current_version
 from vqkit.saving.sizes import Bounded, check_entries, check_finite
 from vqkit.sharding import gathered, is_sharded
@@ -35,6 +35,11 @@ MARK = "saved_together"
 PROVENANCE = "provenance"
 MOST_ENTRIES = 2**14
 """In a weights file: torch takes time with the square of their number to load them."""
+
+LOCATORS: list[Callable[[str, str | None], Path | None]] = []
+"""Where to look for a name that is no directory before the hub: (name, revision) -> the folder of a saved module, or
+None. `vqkit.conversion` has the names of published weights.
+"""
 
 
 class Pretrained(Configured):
@@ -96,8 +101,9 @@ class Pretrained(Configured):
         those of the weights, before memory is taken.
 
         Args:
-            directory_or_hub_id: a directory, or a Hugging Face hub id `"user/name"` if neither this directory nor
-                `user` exists, or a `revision` is given.
+            directory_or_hub_id: a directory, a name of published weights (`docs/weights.md`), which are converted into
+                the hub's cache, or a Hugging Face hub id `"user/name"` if neither this directory nor `user` exists, or
+                a `revision` is given.
             map_location: the device that the module is moved to.
             allow: packages whose classes the configuration may name; add your own package for parts that you wrote.
             revision: branch, tag or commit on the hub; None means its default branch.
@@ -157,7 +163,7 @@ class Pretrained(Configured):
         Raises:
             ImportError: if huggingface_hub is not installed.
         """
-        hub = _import_hub("push_to_hub")
+        hub = import_hub("push_to_hub")
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             hub.create_repo(repo_id, private=private, exist_ok=True)
@@ -286,6 +292,9 @@ def _locate(directory_or_hub_id: str | os.PathLike[str], revision: str | None) -
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for hub ids, and {name!r} is a directory: leave it out.")
         return folder
+    for locate in LOCATORS:
+        if (found := locate(name, revision)) is not None:
+            return found
     is_hub_id = isinstance(directory_or_hub_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
     if not is_hub_id or (folder.parent.is_dir() and revision is None):
         parent = next(found for found in folder.absolute().parents if found.is_dir())
@@ -295,20 +304,5 @@ def _locate(directory_or_hub_id: str | os.PathLike[str], revision: str | None) -
             f"{name!r} is neither an existing directory nor a hub id of the form 'user/name': the folders in {parent} "
             f"are {', '.join(names)}" + (f"; for the hub's {name!r} give revision='main'" if is_hub_id else "")
         )
-    hub = _import_hub(f"{name!r} is not a directory, and looking for it on the hub")
-    try:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
-    except (OSError, ValueError) as error:  # what huggingface_hub raises where it finds none or reaches no server
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"{name!r} is not a directory in {Path.cwd()}, and the hub gave no such model: {type(error).__name__}: "
-            f"{reason}"
-        ) from error
-
-
-def _import_hub(purpose: str) -> ModuleType:
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{purpose} needs huggingface_hub: pip install "vqkit[hub]"') from error
-    return huggingface_hub
+    asked = f"{name!r} is not a directory in {Path.cwd()}"
+    return snapshot(name, [CONFIG_NAME, WEIGHTS_NAME], revision=revision, asked=asked)

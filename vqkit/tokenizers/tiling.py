@@ -44,10 +44,17 @@ class Tiles:
         """Pixels on a side of what a token stands for, with which the tiles must agree.
 
         Raises:
-            ValueError: the encoder does not say it, `size` or `overlap` is no multiple of it, or patches have no
-                indices of their own.
+            ValueError: the encoder does not say it, takes one size alone, `size` or `overlap` is no multiple of it, or
+                patches have no indices of their own.
         """
-        factor = properties_of(tokenizer.encoder).downsampling_factor
+        own = properties_of(tokenizer.encoder)
+        factor = own.downsampling_factor
+        if own.image_size is not None:
+            raise ValueError(
+                f"encoder={type(tokenizer.encoder).__name__} takes pictures of {own.image_size} x {own.image_size} "
+                "pixels, and its tokens are no grid of patches that tiles could be joined by: encode each picture as a "
+                "whole, cropped or resized to that size"
+            )
         if factor is None:
             raise ValueError(
                 f"encoder={type(tokenizer.encoder).__name__} has no downsampling_factor, by which tokens are joined: "

@@ -14,13 +14,13 @@ WIDE: dict[str, Any] = {"dim": 256, "latent_channels": 256}
 
 
 def counted(cls: type[Published], *counters: str, **sizes: Any) -> dict[str, int]:
-    """Parameters of a published model by part, without those entries that count the use of codes."""
+    """Parameters of a published model by part, without the entries whose names start with one of `counters`."""
     model = cls(**F16 | sizes, device="meta")
     model(torch.empty(1, 3, 256, 256, device="meta"))
     parts = dict.fromkeys(("encoder", "quantizer", "decoder"), 0)
     for name, tensor in model.state.items():
-        if name not in counters:
-            parts[OWNERS[name.partition(".")[0]]] += tensor.numel()
+        if not name.startswith(counters):
+            parts[next(part for start, part in OWNERS.items() if name.startswith(start))] += tensor.numel()
     return parts | {"discriminators": patchgan()}
 
 

@@ -1,0 +1,202 @@
+"""Small twins of the methods: one network, one data set, equal steps and equal bits; a table that ranks them.
+
+    python scripts/twins.py                  # train and measure what is not there yet, first to last
+    python scripts/twins.py simvq fsq        # these
+    python scripts/twins.py vq --try 200     # so many steps, printed and not kept
+    python scripts/twins.py --list           # what there is
+
+Each is trained by `python -m trainers fit --config configs/image/twins.yaml --quantizer METHOD`, or with an overlay of
+`configs/twins/`, and measured on photographs that it never saw. `docs/results/twins.json` keeps the figures of each by a
+hash of its settings: what is there is not trained again, and what was trained under other settings is no twin.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from first_run import ROOT, processor, run
+from matplotlib.figure import Figure
+from torchvision.transforms.functional import center_crop
+
+from trainers.core.figures import write_figure
+from trainers.image import AlexNetSTLPIPS, PerceptualMeasure
+from trainers.image.comparison import load_photographs
+from trainers.image.metrics import ImageMetrics, protocol
+from trainers.run.bases import read_config
+from vqkit import Tokenizer
+from vqkit.backbones.protocol import properties_of
+from vqkit.bitstream import TokenCodec
+from vqkit.saving.files import write_json
+
+CONFIG = ROOT / "configs/image/twins.yaml"
+RECORD = ROOT / "docs/results/twins.json"
+PICTURE = ROOT / "docs/results/twins.png"
+SIDE = 512
+PREPROCESSING = f"native size, the middle of each, at most {SIDE} pixels in height and width"
+KEPT = ("psnr", "ssim", "st_alex_lpips", "bpp", "entropy_bpp", "coded_bpp", "codebook_usage", "perplexity")
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One of the cells.
+
+    Attributes:
+        title: in the table.
+        word: for `--quantizer`; None where an overlay says it all.
+        overlay: name of a file in `configs/twins/`.
+    """
+
+    title: str
+    word: str | None = None
+    overlay: str | None = None
+
+    def options(self) -> list[str]:
+        """Of the trainer's command, from the root of the checkout."""
+        files = [CONFIG, *([ROOT / f"configs/twins/{self.overlay}.yaml"] if self.overlay else [])]
+        words = [word for file in files for word in ("--config", str(file.relative_to(ROOT)))]
+        return words + (["--quantizer", self.word] if self.word else [])
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is trained, beside the code."""
+        files = [Path(word) for word in self.options() if word.endswith(".yaml")]
+        return {"configs": [read_config(ROOT / file) for file in files], "quantizer": self.word}
+
+    def key(self) -> str:
+        """A hash of the settings."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+TWINS = {
+    "vq": Twin("VQ, trained by gradient", "vq"),
+    "ema": Twin("VQ, moving averages and restarts", "ema"),
+    "simvq": Twin("SimVQ", "simvq"),
+    "fsq": Twin("FSQ", "fsq"),
+    "ibq": Twin("IBQ", "ibq"),
+    "cvq": Twin("CVQ", "cvq"),
+    "fvq": Twin("FVQ", "fvq"),
+    "lfq": Twin("LFQ", "lfq"),
+    "bsq": Twin("BSQ", "bsq"),
+    "vqgan_lc": Twin("VQGAN-LC, centres of the first latents for features", "vqgan_lc"),
+    "rotation": Twin("moving averages, rotation trick", "rotation"),
+    "diveq": Twin("DiVeQ", "diveq"),
+    "gumbel": Twin("Gumbel-softmax", "gumbel"),
+    "factorized_groups": Twin("FQGAN's two codebooks of 32 codes", overlay="factorized"),
+    "wasserstein": Twin("Wasserstein VQ", overlay="wasserstein"),
+    "seeded": Twin("a random codebook, never trained", "seeded"),
+    "factorized": Twin("ViT-VQGAN's unit codes in 8 dimensions", "factorized"),
+    "nsvq": Twin("NSVQ", "nsvq"),
+    "reinmax": Twin("ReinMax", "reinmax"),
+    "coda": Twin("CODA's attention to a codebook", "coda"),
+}
+"""By the name of the cell, in the order in which they are trained."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*TWINS, []], metavar="METHOD", help="cells; default: all")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/twins", help="folder of the run folders")
+    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
+    parser.add_argument("--try", type=int, dest="steps", help="train so many steps, print figures and keep nothing")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    arguments = parser.parse_args()
+    names = arguments.names or list(TWINS)
+    if arguments.list:
+        print(
+            *(f"{name}: {'there' if TWINS[name].key() in cells() else 'not trained yet'}" for name in names), sep="\n"
+        )
+        return
+    for name in names:
+        if arguments.steps is not None:
+            print(json.dumps(cell(name, arguments.runs, steps=arguments.steps), indent=1))
+        elif TWINS[name].key() not in cells():
+            made = cell(name, arguments.runs, circumstances=arguments.circumstances)
+            write_json(RECORD, {"cells": cells() | {TWINS[name].key(): made}})
+    if arguments.steps is None:
+        draw(trained(), PICTURE)
+
+
+def cells() -> dict[str, Any]:
+    """What was measured, by the hash of the settings."""
+    found: dict[str, Any] = json.loads(RECORD.read_text())["cells"] if RECORD.is_file() else {}
+    return found
+
+
+def trained() -> dict[str, dict[str, Any]]:
+    """The cells of `TWINS` that are there, the best PSNR first."""
+    found = {name: cells()[twin.key()] for name, twin in TWINS.items() if twin.key() in cells()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]["psnr"]))
+
+
+def cell(name: str, runs: Path, *, steps: int | None = None, circumstances: str = "") -> dict[str, Any]:
+    """Train a twin and measure it.
+
+    Args:
+        name: of `TWINS`.
+        runs: folder of its run folder.
+        steps: in place of the configuration's.
+        circumstances: see the command.
+    """
+    task = TWINS[name].settings()["configs"][0]
+    words = ["--runs", os.path.relpath(runs, ROOT), "--name", name, "--overwrite"]
+    words += ["--trainer.max_steps", str(steps)] if steps else []
+    command = [sys.executable, "-m", "trainers", "fit", *TWINS[name].options(), *words]
+    print("$ python " + " ".join(command[1:]), flush=True)
+    start = time.monotonic()
+    if status := run(command):
+        sys.exit(f"{name}: training ended with status {status}; what it said stands above")
+    seconds = round(time.monotonic() - start)
+    tokenizer = Tokenizer.from_pretrained(runs / name / "tokenizer").eval()
+    figures = measured(tokenizer, ROOT / task["data"]["init_args"]["validation_root"])
+    facts = {"name": name, "steps": steps or task["trainer"]["max_steps"], "precision": task["trainer"]["precision"]}
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
+    made = {"seconds": seconds, "machine": ", ".join(filter(None, [threads, circumstances]))}
+    return facts | {"parameters": sum(p.numel() for p in tokenizer.parameters())} | figures | made
+
+
+@torch.no_grad()
+def measured(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Distortion, rates and the use of codes on photographs, and how these were measured."""
+    photographs = load_photographs(folder, properties_of(tokenizer.encoder).downsampling_factor or 1)
+    measures = [PerceptualMeasure(AlexNetSTLPIPS(), name="st_alex")]
+    quantizer = tokenizer.quantizer
+    metrics = ImageMetrics(quantizer.level_sizes, books=quantizer.level_books, measures=measures)
+    codec = TokenCodec.of(tokenizer)
+    for photograph in photographs:
+        size = [min(length, SIDE) for length in photograph.shape[1:]]
+        image = center_crop(photograph, size)[None] / 127.5 - 1
+        indices = tokenizer.encode(image)
+        metrics.update(image, tokenizer.decode(indices), indices)
+        metrics.add_coded(codec, image, indices)
+    found = metrics.compute()
+    split = f"{folder.relative_to(ROOT)}, {len(photographs)} photographs"
+    facts = protocol(found, measures=measures, split=split, preprocessing=PREPROCESSING, precision="32-true")
+    return {name: found[name] for name in KEPT} | {"protocol": facts}
+
+
+def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Distortion over the rate of the files, a point for each twin."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
+        for name, row in rows.items():
+            axes.plot(row["coded_bpp"], row[key], "o", markersize=4, color="C0")
+            axes.annotate(name, (row["coded_bpp"], row[key]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        axes.set(xlabel="bits per pixel, whole files", ylabel=label)
+        axes.margins(0.12)
+        axes.grid(alpha=0.3)
+    write_figure(figure, path)
+
+
+MEASURES = {"psnr": "PSNR in dB", "st_alex_lpips": "ST-LPIPS (lower is better)"}
+"""What is drawn."""
+
+
+if __name__ == "__main__":
+    main()

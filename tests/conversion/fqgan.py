@@ -1,0 +1,110 @@
+"""FQGAN as equations, under its names."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.conversion.published import LlamaGen
+
+HEADS = 8
+
+
+@dataclass
+class FQGANDual(LlamaGen):
+    """Two branches behind LlamaGen's encoder, visual and semantic; each has a transformer and a codebook."""
+
+    adapter_depth: int = 2
+    branches: ClassVar[dict[str, str]] = {"vis": "visual_head", "sem": "semantic_head"}
+    predictors: ClassVar[dict[str, int]] = {"feat_pred_head": 1024}
+    """What predicts features in training, with the width of its transformer; a tokenizer does not need it."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the branches read."""
+        widths, last = [self.channels * multiplier for multiplier in self.multipliers], len(self.multipliers) - 1
+        x = self.conv("encoder.conv_in", images, widths[0])
+        for level, width in enumerate(widths):
+            for block in range(self.num_res_blocks):
+                x = self.block(self.down_name(level, "res", block), x, width)
+                if level in self.attention_levels:
+                    x = self.attention(self.down_name(level, "attn", block), x)
+            if level < last:
+                x = self.down(self.down_name(level, "resample", 0), x)
+        return self.middle("encoder", x)
+
+    def layer_norm(self, name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return normal * self.tensor(f"{name}.weight", x.shape[-1], offset=1.0) + self.tensor(
+            f"{name}.bias", x.shape[-1]
+        )
+
+    def linear(self, name: str, x: Tensor, width: int) -> Tensor:
+        weight = self.tensor(f"{name}.weight", width, x.shape[-1], scale=x.shape[-1] ** -0.5)
+        return x @ weight.T + self.tensor(f"{name}.bias", width)
+
+    def multi_head(self, name: str, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        weight = self.tensor(f"{name}.in_proj_weight", 3 * width, width, scale=width**-0.5)
+        parts = (x @ weight.T + self.tensor(f"{name}.in_proj_bias", 3 * width)).chunk(3, dim=-1)
+        size, joined = width // HEADS, []
+        for head in range(HEADS):
+            query, key, value = (part[..., head * size : (head + 1) * size] for part in parts)
+            joined.append(torch.softmax(query @ key.mT / size**0.5, dim=-1) @ value)
+        return self.linear(f"{name}.out_proj", torch.cat(joined, dim=-1), width)
+
+    def transformer(self, name: str, x: Tensor, depth: int) -> Tensor:
+        """Of tokens (B, T, width)."""
+        x = self.layer_norm(f"{name}.ln_pre", x)
+        for n in range(depth):
+            block = f"{name}.transformer.{n}"
+            x = x + self.multi_head(f"{block}.attn", self.layer_norm(f"{block}.ln_1", x))
+            h = self.linear(f"{block}.mlp.c_fc", self.layer_norm(f"{block}.ln_2", x), 4 * x.shape[-1])
+            h = h * (1 + torch.erf(h / 2**0.5)) / 2
+            x = x + self.linear(f"{block}.mlp.c_proj", h, x.shape[-1])
+        return self.layer_norm(f"{name}.ln_post", x)
+
+    def adapter(self, name: str, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT + self.tensor(f"{name}.positional_embedding", x[0, 0].numel(), x.shape[1])
+        return self.transformer(name, tokens, self.adapter_depth).mT.reshape(x.shape)
+
+    def latents(self, images: Tensor) -> Tensor:
+        features, joined = self.features(images), []
+        for name, adapter in self.branches.items():
+            x = self.adapter(f"encoder.{adapter}.0", features)
+            x = self.swish_conv(f"encoder.norm_out_{name}", f"encoder.conv_out_{name}", x, self.latent_channels)
+            joined.append(self.conv(f"quant_conv_{name}", x, self.dim, 1))
+        return torch.cat(joined, dim=1)
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        indices, vectors = [], []
+        for name, part in zip(self.branches, latents.split(self.dim, dim=1), strict=True):
+            self.tensor(f"quantize_{name}.codebook_used", 65536)
+            codes = F.normalize(self.codes(f"quantize_{name}.embedding.weight", part), dim=1)
+            found, chosen = self.read(codes, torch.einsum("bdhw,kd->bhwk", F.normalize(part, dim=1), codes).argmax(-1))
+            indices.append(found)
+            vectors.append(chosen)
+        return torch.stack(indices, dim=-1), torch.cat(vectors, dim=1)
+
+    def predict(self, name: str, vectors: Tensor, width: int) -> Tensor:
+        """Features (B, 1 + h w, width) of a frozen network as training predicts them, that of the picture first."""
+        x = self.linear(f"{name}.upscale.0", vectors.flatten(2).mT, width).clamp(min=0)
+        x = self.linear(f"{name}.upscale.2", x, width)
+        x = torch.cat([self.tensor(f"{name}.class_embedding", 1, width).expand(len(x), -1, -1), x], dim=1)
+        x = x + self.tensor(f"{name}.positional_embedding", *x.shape[1:])
+        return self.transformer(name, x, 3)
+
+    def images(self, quantized: Tensor) -> Tensor:
+        semantic = quantized.split(self.dim, dim=1)[1:]
+        for (name, width), vectors in zip(self.predictors.items(), semantic, strict=True):
+            self.predict(name, vectors, width if self.device == "meta" else HEADS)
+        return super().images(quantized)
+
+
+class FQGANTriple(FQGANDual):
+    """Three branches: visual, and two semantic ones."""
+
+    branches = {"vis": "visual_head", "sem_mid": "semantic_head_mid", "sem_high": "semantic_head_high"}
+    predictors = {"mid_sem_feat_pred": 384, "high_sem_feat_pred": 768}

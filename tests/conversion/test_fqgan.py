@@ -1,0 +1,155 @@
+"""FQGAN's encoder, and files that are not those of its weights."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conversion.fqgan import FQGANDual, FQGANTriple
+from vqkit import convert
+from vqkit.backbones.factorized import FactorizedEncoder2d
+from vqkit.backbones.positions import InterpolatedPositions
+from vqkit.saving.config import from_config, to_config
+
+SMALL = {
+    "image_size": 8,
+    "branch_dims": (2, 3),
+    "channels": 8,
+    "norm_groups": 4,
+    "num_res_blocks": 1,
+    "channel_multipliers": (1, 2),
+    "latent_channels": 6,
+    "adapter_depth": 2,
+    "adapter_heads": 2,
+}
+
+
+def build(**options) -> FactorizedEncoder2d:
+    torch.manual_seed(0)
+    return FactorizedEncoder2d(**SMALL | options)
+
+
+def test_each_branch_gives_its_own_channels_and_trains_what_they_share() -> None:
+    encoder = build(attention_factors=(2,))
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    latents = encoder(torch.randn(2, 3, 8, 8))
+    assert latents.shape == (2, 5, 4, 4) and encoder.dim == 5 and encoder.downsampling_factor == 2
+    latents[:, :2].square().sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in encoder.layers.parameters())
+    assert all(bool(parameter.grad.any()) for parameter in encoder.branches[0].parameters())
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in encoder.branches[1].parameters())
+
+
+def test_positions_decide_which_sizes_there_are() -> None:
+    with pytest.raises(ValueError, match="a grid of 4 x 8 patches: positions were learned for 4 x 4"):
+        build()(torch.zeros(1, 3, 8, 16))
+    other = build(positions=InterpolatedPositions)
+    other.load_state_dict(build().state_dict())
+    assert other(torch.zeros(1, 3, 8, 16)).shape == (1, 5, 4, 8)
+
+
+def test_the_configuration_builds_it_again() -> None:
+    encoder = build(positions=InterpolatedPositions)
+    again = from_config(to_config(encoder))
+    again.load_state_dict(encoder.state_dict())
+    images = torch.randn(1, 3, 8, 16)
+    assert torch.equal(again(images), encoder(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"branch_dims": ()}, r"branch_dims=\(\): expected a positive number for each branch"),
+        ({"branch_dims": (8, 0)}, r"branch_dims=\(8, 0\): expected a positive number for each branch"),
+        ({"image_size": 9}, "image_size=9: expected a multiple of the factor 2"),
+        ({"adapter_depth": 0}, "adapter_depth=0: expected a positive number"),
+        ({"adapter_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
+        ({"latent_channels": 0}, "latent_channels=0: expected a positive number"),
+        ({"attention_factors": (4,)}, r"4 is no factor of a level \[1, 2\]"),
+        ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
+    ],
+)
+def test_bad_sizes_are_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+@cache
+def filled(cls: type[FQGANDual]) -> FQGANDual:
+    model = cls()
+    model(torch.zeros(1, 3, 16, 16))
+    return model
+
+
+F16 = {"multipliers": (1, 1, 2, 2, 4), "attention_levels": (4,)}
+F8 = {"multipliers": (1, 2, 2, 4), "attention_levels": (3,)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cls", "levels", "megabytes"),
+    [(FQGANDual, F16, 602), (FQGANDual, F8, 602), (FQGANTriple, F16, 638), (FQGANTriple, F8, 639)],
+)
+def test_the_published_files_are_as_large_as_these_trees(cls, levels, megabytes) -> None:
+    """Sizes as the hub lists them, of ZechenBai/FQGAN; a file has some hundred kilobytes beside its numbers."""
+    sizes = {"channels": 128, "num_res_blocks": 2, "latent_channels": 256, "dim": 8, "codebook_size": 16384}
+    model = cls(**sizes, **levels, adapter_depth=6, device="meta")
+    model(torch.empty(1, 3, 256, 256, device="meta"))
+    assert -0.7 < sum(value.nbytes for value in model.state.values()) / 1e6 - megabytes < 0.5
+
+
+def removed(name: str):
+    return lambda state: state.pop(name)
+
+
+def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
+    return lambda state: state.update({name: torch.zeros(shape, dtype=dtype)})
+
+
+HEAD = "encoder.semantic_head.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (removed(f"{HEAD}.transformer.1.attn.in_proj_bias"), r"in_proj_bias' is missing: expected shape \(192,\)"),
+        (removed(f"{HEAD}.ln_post.weight"), r"ln_post.weight' is missing: expected shape \(64,\)"),
+        (
+            removed("quantize_sem.embedding.weight"),
+            "'quantize_sem.embedding.weight' is missing: expected a tensor of 2",
+        ),
+        (removed("quant_conv_sem.weight"), "'quant_conv_sem.weight' is missing: expected a tensor of 4 axes"),
+        (removed("encoder.conv_out_vis.bias"), r"'encoder.conv_out_vis.bias' is missing: expected shape \(6,\)"),
+        (added("encoder.norm_out.weight", 64), r"'encoder.norm_out.weight' of shape \(64,\) is unexpected"),
+        (added("encoder.visual_head.0.positional_embedding", 63, 64), "its adapters have 63 positions: expected those"),
+        (added(f"{HEAD}.positional_embedding", 16, 64), r"has shape \(16, 64\): expected \(64, 64\)"),
+        (added("post_quant_conv.weight", 6, 5, 1, 1), "encoder.dim=10 and quantizer.dim=10|decoder.dim=5"),
+        (added("decoder.conv_out.bias", 3, dtype=torch.int64), "holds torch.int64: expected floating point"),
+    ],
+)
+def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
+    state: dict[str, Tensor] = dict(filled(FQGANDual).state)
+    change(state)
+    torch.save({"model": state}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=f"weights.pt: does not hold the weights of FQGAN: .*({message})"):
+        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_three_books_without_one_of_them_are_refused_by_its_name(tmp_path) -> None:
+    state = dict(filled(FQGANTriple).state)
+    del state["quantize_sem_mid.embedding.weight"]
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"entry 'quantize_sem_mid\.embedding\.weight' is missing"):
+        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+
+
+def test_its_license_has_to_be_accepted_and_predictors_are_told_as_left_out(tmp_path) -> None:
+    torch.save(filled(FQGANDual).state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"its license 'cc-by-nc-4\.0' forbids commercial use"):
+        convert(tmp_path / "weights.pt", tmp_path / "converted")
+    told = convert(tmp_path / "weights.pt", tmp_path / "converted", accept_license="cc-by-nc-4.0").provenance
+    assert told is not None and told["license"] == "cc-by-nc-4.0"
+    assert told["left_out"] == "quantize_vis.codebook_used, quantize_sem.codebook_used, feat_pred_head."

@@ -1,0 +1,221 @@
+"""Runs on the tokenizer of other weights, whatever it is made of: converted ones, a run's, those of a name."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning import Callback
+from safetensors.torch import load_file
+
+from tests.conversion.hub import MAIN, Hub
+from tests.conversion.test_families import KINDS, pictures, saved
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer
+from trainers.core import Adversary, GivenTokenizer, UnclippedHinge
+from trainers.core.checkpoints import read_checkpoint
+from trainers.image import L2, PatchGAN
+from trainers.run.cli import main
+from trainers.run.given import as_arguments
+from vqkit import Tokenizer, convert
+from vqkit.saving.config import to_config
+
+pytestmark = LIGHTNING_REMARKS
+
+DECODER = "configs/image/decoder_finetune.yaml"
+WARMUP = "configs/image/discriminator_warmup.yaml"
+SMALL = dict.fromkeys(
+    (
+        "model.tokenizer.encoder.channels",
+        "model.tokenizer.decoder.channels",
+        "model.tokenizer.quantizer.codebook_size",
+        "model.initialization_samples",
+    )
+)
+"""Arguments of the quickstart, which `cli` gives; the tokenizer is another one here."""
+OPTIONS = SMALL | {
+    "data.num_workers": 0,
+    "model.objectives": '[{"class_path": "trainers.image.L1"}]',  # LPIPS takes longer than all the rest
+    "model.learning_rate": 1e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("converted")
+    file, family = saved("taming with attention in the middle alone", folder)
+    convert(file, folder / "tokenizer", family=family, license="cc-by-nc-4.0", accept_license="cc-by-nc-4.0")
+    return folder / "tokenizer"
+
+
+def parts(folder: Path) -> dict[str, torch.Tensor]:
+    return Tokenizer.from_pretrained(folder).state_dict()
+
+
+def changed(folder: Path, other: Path) -> set[str]:
+    """The parts in which two tokenizers differ."""
+    one, two = parts(folder), parts(other)
+    assert one.keys() == two.keys()
+    return {name.partition(".")[0] for name in one if not torch.equal(one[name], two[name])}
+
+
+def test_the_decoder_of_a_converted_tokenizer_is_trained(cli, converted, tmp_path) -> None:
+    """By its configuration, which does not say what the tokenizer is; what the run records does."""
+    start = OPTIONS | {"config": DECODER, "init_from": converted}
+    code, output, errors = cli("fit", **start)
+    assert code == 0, errors
+    assert f"starting from all parts of {converted}/model.safetensors, SHA-256" in output
+    assert "; frozen: encoder, quantizer" in output and "initializing" not in output
+    assert changed(converted, tmp_path / "run/tokenizer") == {"decoder"}
+    recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["init_args"]["tokenizer"]
+    assert recorded["class_path"] == "vqkit.Tokenizer" and "GivenTokenizer" not in str(recorded)
+    provenance = Tokenizer.from_pretrained(converted).provenance
+    assert provenance["license"] == "cc-by-nc-4.0"
+    assert Tokenizer.from_pretrained(tmp_path / "run/tokenizer").provenance == provenance
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["provenance"] == provenance
+
+
+@pytest.mark.slow
+def test_a_run_of_a_converted_tokenizer_goes_on_is_measured_and_exported(cli, converted, tmp_path) -> None:
+    start = OPTIONS | {"config": DECODER, "init_from": converted}
+    code, _, errors = cli("fit", **start)
+    assert code == 0, errors
+    own = {"config": tmp_path / "run/config.yaml", "init_from": None, **dict.fromkeys(OPTIONS)}
+    for config in (start | {"init_from": None}, own):  # the same configuration, or the recorded one
+        code, output, errors = cli("test", **config)
+        assert code == 0, errors
+    code, output, errors = cli("fit", **start | {"init_from": None, "ckpt_path": "last", "trainer.max_steps": 4})
+    assert code == 0 and "  model" not in output, (output, errors)
+    provenance = Tokenizer.from_pretrained(converted).provenance
+    main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "exported")])
+    assert Tokenizer.from_pretrained(tmp_path / "exported").provenance == provenance
+    code, output, errors = cli("test", **start | {"init_from": None, "name": "judged", "ckpt_path": converted})
+    assert code == 0, errors
+    assert json.loads((tmp_path / "judged/metrics.json").read_text())["protocol"]["checkpoint"].startswith(
+        str(converted)
+    )
+
+
+def test_without_weights_the_words_say_what_to_give(cli, converted, tmp_path) -> None:
+    options = OPTIONS | {"config": DECODER}
+    for more, words in (
+        ({}, "error: model.tokenizer is that of --init_from, which is not given: name a converted tokenizer"),
+        ({"init_from": tmp_path / "none"}, "expected the folder of a run"),
+        ({"init_from": "FoundationVision/LlamaGen"}, "has several files of weights: give one of FoundationVision/"),
+        ({"init_from": tmp_path / "hostile"}, "class_path='os.system' is refused"),
+        ({"init_from": tmp_path / "last.ckpt"}, "is no checkpoint, or ends too early"),
+    ):
+        (tmp_path / "last.ckpt").write_bytes(b"")
+        (tmp_path / "hostile").mkdir(exist_ok=True)
+        config = json.loads((converted / "config.json").read_text())
+        config["init_args"]["encoder"]["class_path"] = "os.system"
+        (tmp_path / "hostile/config.json").write_text(json.dumps(config))
+        (tmp_path / "hostile/model.safetensors").write_bytes((converted / "model.safetensors").read_bytes())
+        code, _, errors = cli("fit", **options, **more)
+        assert code == 2 and words in errors, errors
+    with pytest.raises(ValueError, match=r"in Python take that itself: Tokenizer\.from_pretrained"):
+        GivenTokenizer()
+
+
+def test_a_class_of_others_is_not_looked_up() -> None:
+    with pytest.raises(ValueError, match=r"'antigravity\.X' is refused.* write the tokenizer into the configuration"):
+        as_arguments({"class_path": "vqkit.Tokenizer", "init_args": {"encoder": {"class_path": "antigravity.X"}}})
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_is_written_into_a_configuration(kind, tmp_path, cli) -> None:
+    file, family = saved(kind, tmp_path)
+    convert(file, tmp_path / "tokenizer", family=family, license="mit")
+    code, _, errors = cli(
+        "fit", **OPTIONS | {"config": DECODER, "init_from": tmp_path / "tokenizer", "trainer.max_steps": 1}
+    )
+    assert code == 0, errors
+    assert changed(tmp_path / "tokenizer", tmp_path / "run/tokenizer") == {"decoder"}
+    before, after = (Tokenizer.from_pretrained(tmp_path / name) for name in ("tokenizer", "run/tokenizer"))
+    assert torch.equal(before.encode(pictures()), after.encode(pictures()))
+    assert as_arguments(to_config(before.decoder)) == as_arguments(to_config(after.decoder))
+
+
+@pytest.mark.slow
+def test_a_name_on_the_hub_is_where_a_run_starts(cli, tmp_path, monkeypatch) -> None:
+    file, _ = saved("llamagen", tmp_path)
+    repository, content = "FoundationVision/LlamaGen", {"vq_ds16_c2i.pt": file.with_suffix(".pt")}
+    torch.save(load_file(file), content["vq_ds16_c2i.pt"])
+    hub = Hub(tmp_path / "cache", {repository: {name: path.read_bytes() for name, path in content.items()}})
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    name = f"{repository}/vq_ds16_c2i.pt"
+    code, output, errors = cli("fit", **OPTIONS | {"config": DECODER, "init_from": name})
+    assert code == 0 and f"starting from all parts of {hub.home(repository)}" in output, errors
+    provenance = Tokenizer.from_pretrained(tmp_path / "run/tokenizer").provenance
+    assert (provenance["published"], provenance["revision"], provenance["license"]) == (name, MAIN, "mit")
+    code, output, errors = cli("test", **OPTIONS | {"config": DECODER, "name": "judged", "ckpt_path": name})
+    assert code == 0, errors
+
+
+# ---------------------------------------------------------------------- a head start of the discriminators
+
+
+class States(Callback):
+    """All that a task holds, before each step."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, *_: object) -> None:
+        state = pl_module.state_dict().items()
+        self.states.append({name: value.clone() for name, value in state if torch.is_tensor(value)})
+
+    def moved(self, start: int, end: int) -> set[str]:
+        """The parts that differ between two steps."""
+        one, two = self.states[start], self.states[end]
+        return {name.partition(".")[0] for name in one if not torch.equal(one[name], two[name])}
+
+
+def test_discriminators_learn_alone_and_then_all() -> None:
+    """The rest to the last bit, with averages of codes, restarts, weight decay and moments: from step 1 to 3."""
+    adversary = Adversary(
+        [PatchGAN(num_layers=1, channels=4)],
+        loss=UnclippedHinge(),
+        weight=0.5,
+        feature_matching=0.0,
+        start_step=1,
+        head_start_steps=2,
+        ramp_steps=1,
+    )
+    assert [adversary.weights(step)["adversarial"] for step in range(6)] == [0, 0, 0, 0.25, 0.5, 0.5]
+    task = make_image_task(objectives=[L2()], adversary=adversary, learning_rate=1e-2, weight_decay=0.1, warmup_steps=0)
+    trainer = make_trainer(max_steps=6, callbacks=[States()])
+    trainer.fit(task, datamodule=Images(4))
+    (states,) = (callback for callback in trainer.callbacks if isinstance(callback, States))
+    assert states.moved(0, 1) == {"tokenizer"} and states.moved(1, 3) == {"adversary"}
+    assert states.moved(3, 4) == states.moved(4, 5) == {"adversary", "tokenizer"}
+    optimizer = trainer.optimizers[0]
+    steps = {
+        group["name"]: {int(optimizer.state[parameter]["step"]) for parameter in group["params"]}
+        for group in optimizer.param_groups
+    }
+    assert steps.pop("discriminators") == {5} and set().union(*steps.values()) == {4}
+
+
+@pytest.mark.slow
+def test_the_recipe_warms_a_discriminator_up(cli, converted, tmp_path) -> None:
+    adversary, patchgan = "model.adversary", {"num_layers": 1, "channels": 4}
+    small = {
+        "config": WARMUP,
+        "init_from": converted,
+        "data.resolution": 32,
+        f"{adversary}.discriminators": json.dumps([{"class_path": "trainers.image.PatchGAN", "init_args": patchgan}]),
+        f"{adversary}.head_start_steps": 2,
+        f"{adversary}.ramp_steps": 1,
+    }
+    code, output, errors = cli("fit", **OPTIONS | small | {"trainer.max_steps": 2})
+    assert code == 0 and "; discriminators learn alone for 2 steps\n" in output, errors
+    assert not changed(converted, tmp_path / "run/tokenizer")
+    code, output, errors = cli(
+        "fit", **OPTIONS | small | {"trainer.max_steps": 4, "ckpt_path": "last", "init_from": None}
+    )
+    assert code == 0, errors
+    assert changed(converted, tmp_path / "run/tokenizer") == {"encoder", "quantizer", "decoder"}

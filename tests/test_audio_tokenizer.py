@@ -1,5 +1,6 @@
 """The tokenizer of sound: lengths, rates, bad input, streams and blocks; on small models with random weights."""
 
+import itertools
 import sys
 import warnings
 from functools import partial
@@ -15,7 +16,6 @@ from vqkit import (
     MultiScaleQuantizer,
     Quantizer,
     ResidualQuantizer,
-    Tokenizer,
     without_quantization,
 )
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -23,6 +23,7 @@ from vqkit.tokenizers.resampling import resample
 
 HOP = 20
 RATES = [4, 2, 1]
+SCALES = [1, 2, 3, 6]
 SIZES = {"dim": 8, "channels": 4, "strides": (2, 2, 5)}
 
 
@@ -32,6 +33,8 @@ def make_codec(*, levels=3, causal=True, channels=1, **sizes):
     stage = partial(Quantizer, "ema", dim=8, codebook_size=32)
     if levels == RATES:
         quantizer = MultiRateQuantizer(stage, RATES, channel_dim=1)
+    elif levels == SCALES:
+        quantizer = MultiScaleQuantizer(stage, SCALES, axes=1, channel_dim=1)
     elif levels:
         quantizer = ResidualQuantizer(stage, levels, channel_dim=1)
     else:
@@ -115,6 +118,31 @@ def test_levels_of_several_rates_take_any_length_too(length):
         codec.decode(indices, length=10_000)
 
 
+@pytest.mark.parametrize("length", [1, 6 * HOP, 6 * HOP + 1, 1000])
+def test_scales_take_any_length_too_in_blocks_of_the_last_one(length):
+    codec = make_codec(levels=SCALES)
+    wave = noise(2, 1, length)
+    indices = codec.encode(wave)
+    blocks = -(-length // (6 * HOP))
+    assert indices.shape == (2, 12 * blocks)
+    filled = torch.cat([wave, torch.zeros(2, 1, blocks * 6 * HOP - length)], dim=-1)
+    assert torch.equal(codec.encode(filled), indices)
+    output = codec(wave)
+    assert output.reconstruction.shape == wave.shape and torch.equal(output.quantizer.indices, indices)
+    assert torch.equal(codec.decode(indices, length=length), output.reconstruction)
+    prefixes = [codec.decode(codec.quantizer.prefix(indices, n), length=length) for n in (1, 2, 3, 4)]
+    assert torch.equal(prefixes[-1], output.reconstruction)
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(prefixes))
+
+
+def test_scales_cost_what_their_indices_do():
+    codec = make_codec(levels=SCALES)
+    assert codec.level_rates == pytest.approx([400 / 6, 400 / 3, 200, 400]) and codec.frames_per_step == 6
+    six_seconds = codec.encode(noise(1, 1, 6 * 8000))
+    assert six_seconds.numel() * 5 / 6000 == pytest.approx(codec.kbps)
+    assert codec.latency == 6 * HOP / 8000
+
+
 def test_levels_of_several_rates_cost_what_their_indices_do():
     codec = make_codec(levels=RATES)
     assert codec.level_rates == (100, 200, 400) and codec.frames_per_step == 4
@@ -124,7 +152,7 @@ def test_levels_of_several_rates_cost_what_their_indices_do():
     assert codec.latency == 4 * HOP / 8000
 
 
-@pytest.mark.parametrize("levels", [0, 3, RATES], ids=str)
+@pytest.mark.parametrize("levels", [0, 3, RATES, SCALES], ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stream_gives_the_codes_of_the_whole(levels, seed):
     codec = make_codec(levels=levels)
@@ -164,7 +192,7 @@ def test_a_model_that_looks_ahead_does_not_stream():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("frames_per_block", few([1, 7, 256], 7))
-@pytest.mark.parametrize("levels", [3, RATES], ids=str)
+@pytest.mark.parametrize("levels", [3, RATES, SCALES], ids=str)
 def test_blocks_give_the_codes_of_the_whole(causal, frames_per_block, levels):
     codec = make_codec(causal=causal, levels=levels)
     wave = noise(2, 1, 1503)
@@ -275,12 +303,9 @@ def test_parts_that_differ_are_refused():
         AudioTokenizer(encoder, quantizer, ConvDecoder1d(out_channels=2, **SIZES), sample_rate=8000)
     with pytest.raises(ValueError, match="sample_rate=0"):
         AudioTokenizer(encoder, quantizer, ConvDecoder1d(**SIZES), sample_rate=0)
-    scales = MultiScaleQuantizer(partial(Quantizer, "vq", dim=8, codebook_size=4), [1, 2], axes=1, channel_dim=1)
-    with pytest.raises(ValueError, match=r"MultiScaleQuantizer has no index .* Tokenizer, for clips"):
-        AudioTokenizer(encoder, scales, ConvDecoder1d(**SIZES), sample_rate=8000)
-    clips = Tokenizer(encoder, scales, ConvDecoder1d(**SIZES)).eval()
-    clip = torch.zeros(2, 1, 2 * encoder.downsampling_factor)
-    assert clips.decode(clips.encode(clip)).shape == clip.shape
+    maps = MultiScaleQuantizer(partial(Quantizer, "vq", dim=8, codebook_size=4), [1, 2], channel_dim=1)
+    with pytest.raises(ValueError, match=r"MultiScaleQuantizer takes maps of one size.* with axes=1"):
+        AudioTokenizer(encoder, maps, ConvDecoder1d(**SIZES), sample_rate=8000)
 
 
 def test_any_modules_are_taken_by_what_they_say_of_themselves():

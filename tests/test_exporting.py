@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.contract.cases import CASES, Case
 from tests.contract.test_contract import initialized
 from tests.few import few
-from tests.test_audio_tokenizer import RATES, make_codec
+from tests.test_audio_tokenizer import RATES, SCALES, make_codec
 from tests.test_conv2d import shake
 from vqkit import (
     BSQ,
@@ -152,7 +152,7 @@ def test_a_tokenizer_encodes_any_number_and_size_of_images_even_if_the_example_w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["image", "magvit2", "audio", "rates"])
+@pytest.mark.parametrize("kind", ["image", "magvit2", "audio", "rates", "scales"])
 def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if kind in ("image", "magvit2"):
         sizes = {"dim": 8, "channels": 8, "channel_multipliers": (1, 1), "norm_groups": 4, "num_res_blocks": 2}
@@ -161,9 +161,9 @@ def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path, capf
         shake(tokenizer.decoder)
         shapes = (2, 3, 16, 24), (1, 3, 32, 8), (3, 3, 8, 64)
     else:
-        tokenizer = make_codec(levels=RATES if kind == "rates" else 3)
+        tokenizer = make_codec(levels={"audio": 3, "rates": RATES, "scales": SCALES}[kind])
         hop = tokenizer.downsampling_factor
-        shapes = (2, 1, 6 * hop), (1, 1, 9 * hop - 3), (3, 1, 2 * hop + 1)
+        shapes = (2, 1, 12 * hop), (1, 1, 19 * hop - 3), (3, 1, 2 * hop + 1)
     example, *others = (torch.rand(shape) * 2 - 1 for shape in shapes)
     tokenizer.eval()
     encode = File(Encode(tokenizer), example, tmp_path / "encode.onnx")

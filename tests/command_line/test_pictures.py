@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.trainers.tiny import BACKBONE, make_tokenizer
-from vqkit import Quantizer, ResidualQuantizer, Tokenizer
+from vqkit import MultiScaleQuantizer, Quantizer, ResidualQuantizer, Tokenizer
 from vqkit.backbones.conv2d import ConvEncoder2d
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.bitstream.container import Picture, inspect
@@ -310,16 +310,22 @@ def test_parts_of_ones_own_are_allowed_by_name(tmp_path, capsys):
     assert run("encode", "--allow", "tests", *words) == 0
 
 
-def test_first_levels(tmp_path):
-    stages = ResidualQuantizer(partial(Quantizer, "ema", dim=8, codebook_size=16), 3, channel_dim=1)
-    tokenizer = make_tokenizer(stages).eval()
+@pytest.mark.parametrize("kind", ["stages", "scales"])
+def test_first_levels(tmp_path, kind, capsys):
+    stage = partial(Quantizer, "ema", dim=8, codebook_size=16)
+    build = partial(ResidualQuantizer, stage, 3) if kind == "stages" else partial(MultiScaleQuantizer, stage, [1, 2, 4])
+    tokenizer = make_tokenizer(build(channel_dim=1)).eval()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     source = picture(tmp_path / "a.png", 16, 16)
     words = ("--tokenizer", tmp_path / "tokenizer")
     assert run("encode", *words, source, tmp_path / "a.vqk") == 0
     assert run("decode", *words, "--levels", 2, tmp_path / "a.vqk", tmp_path / "two.png") == 0
     indices = tokenizer.encode(padded(pixels_of(source)))
-    assert numpy.array_equal(pixels_of(tmp_path / "two.png"), drawn(tokenizer, indices[..., :2]))
+    first = indices[..., :2] if kind == "stages" else indices[:, :5]
+    assert numpy.array_equal(pixels_of(tmp_path / "two.png"), drawn(tokenizer, first))
+    if kind == "scales":
+        assert run("decode", *words, "--levels", 4, tmp_path / "a.vqk", tmp_path / "four.png") == 1
+        assert "--levels 4: expected 1 to 3" in capsys.readouterr().err
 
 
 def test_what_is_whole_of_a_damaged_file_is_decoded_where_that_is_asked_for(saved, tmp_path, capsys):

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from tests.few import few
-from tests.test_audio_tokenizer import RATES, SIZES, make_codec
+from tests.test_audio_tokenizer import RATES, SCALES, SIZES, make_codec
 from tests.test_examples import ROOT
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -38,6 +38,7 @@ CODECS = {
     "looks ahead": lambda: make_codec(levels=2, causal=False),
     "one codebook": lambda: make_codec(levels=0),
     "several rates": lambda: make_codec(levels=RATES),
+    "scales": lambda: make_codec(levels=SCALES),
     "stereo": lambda: make_codec(levels=2, channels=2),
 }
 
@@ -73,7 +74,7 @@ def first_levels(codec, indices, count):
     return codec.quantizer.prefix(indices, count) if indices.ndim == 2 else indices[..., :count]
 
 
-@pytest.mark.parametrize("name", few([*CODECS], "causal", "several rates"))
+@pytest.mark.parametrize("name", few([*CODECS], "causal", "several rates", "scales"))
 def test_a_file_becomes_indices_and_sound_again(folders, tmp_path, name, capsys):
     folder, codec = folders[name]
     source = clip(tmp_path / "speech.wav", 1.31, channels=codec.channels)

@@ -170,6 +170,11 @@ CASES: dict[str, Case] = {
         partial(multi_scale, partial(BSQ, 70, dim=DIM), num_phis=0, losses=[], estimator=None, flips=BitFlips()),
         spatial=True,
     ),
+    "multi_scale_sequence": Case(
+        partial(MultiScaleQuantizer, partial(stage, "ema"), [1, 3, 8], axes=1, dropout=0.5, channel_dim=1),
+        spatial=True,
+        grid=(16,),
+    ),
     "mimi": Case(
         partial(
             SplitQuantizer,
@@ -286,6 +291,7 @@ SLOW = {
     "multi_scale_bits",
     "multi_scale_coda",
     "multi_rate_own",
+    "multi_scale_sequence",
     "snac",
     "residuals_of_products",
     "dualcodec",

@@ -63,7 +63,7 @@ def test_too_few_vectors_for_the_codes_of_any_stage_are_said_with_their_number()
         stage().initialize([torch.cat([torch.randn(9, 4), nan])])
     with pytest.warns(UserWarning, match="got 9 vectors, 9 of them different") as caught:
         GroupedQuantizer(partial(stage, dim=2), 2).initialize([torch.cat([torch.randn(9, 4), nan])])
-    assert [str(warning.message)[-10:] for warning in caught] == [" (group 0)", " (group 1)"]
+    assert [str(warning.message)[-14:] for warning in caught] == [" (groups 0, 1)"]
     with pytest.warns(UserWarning, match=r"got 16 vectors, 1 of them different, for 16 codes.* \(stage 1\)") as caught:
         ResidualQuantizer(stage, 2).initialize([torch.randn(16, 4)])
     assert [str(warning.message)[-10:] for warning in caught] == [" (stage 1)"]
@@ -71,6 +71,10 @@ def test_too_few_vectors_for_the_codes_of_any_stage_are_said_with_their_number()
     with pytest.warns(UserWarning, match=r"\(group [01]\)$") as caught:
         GroupedQuantizer([inner, lambda: ResidualQuantizer(inner, 2)]).initialize([torch.randn(9, 4)])
     assert "(stage 0) (group 1)" in str(caught[1].message)
+    with pytest.warns(UserWarning, match=r"\(stages? [0-3, ]+\)$") as caught:
+        ResidualQuantizer([partial(stage, codebook_size=n) for n in (2, 3, 16, 16)]).initialize([torch.zeros(16, 4)])
+    endings = [str(warning.message).rpartition(" (")[2] for warning in caught]
+    assert endings == ["stage 0)", "stage 1)", "stages 2, 3)"]
 
 
 @every_method
@@ -129,8 +133,8 @@ vq = partial(build, "vq")
     [
         (vq, ""),
         (partial(ResidualQuantizer, vq, 2), "(stage 1)"),
-        (partial(GroupedQuantizer, vq, 2), "(group 1)"),
-        (partial(GroupedQuantizer, partial(ResidualQuantizer, vq, 2), 2), "(stage 1) (group 1)"),
+        (partial(GroupedQuantizer, vq, 2), "(groups 0, 1)"),
+        (partial(GroupedQuantizer, partial(ResidualQuantizer, vq, 2), 2), "(stage 1) (groups 0, 1)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*the codes spread")

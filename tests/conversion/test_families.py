@@ -29,7 +29,10 @@ from vqkit.conversion import (
     TamingVQGAN,
     VARAutoencoder,
 )
+from vqkit.conversion.converting import FAMILIES, family_of
 from vqkit.conversion.source import Source
+from vqkit.conversion.titok import TATiTok as TATiTokFamily
+from vqkit.conversion.titok import TiTok
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -166,6 +169,17 @@ def test_converted_weights_encode_decode_learn_and_are_saved_again(kind, tmp_pat
     before, after = ((model(pictures()).reconstruction - pictures()).square().mean() for model in (tokenizer, tuned))
     assert after - noise < (before - noise) / 2
     assert tuned.provenance == tokenizer.provenance and tuned.provenance["license"] == "mit"
+
+
+@pytest.mark.slow
+def test_the_round_is_made_with_every_family() -> None:
+    found = set()
+    for kind in KINDS:
+        model, family = published(kind)
+        model(pictures())
+        found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
+    of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 
 def test_a_run_keeps_whose_weights_it_started_from(tmp_path) -> None:

@@ -20,7 +20,15 @@ from tests.trainers.tiny import (
 from trainers.audio import MultiPeriodDiscriminator, WaveformL1
 from trainers.callbacks import BestCheckpoint, CodebookReport, Reconstructions, SaveTokenizer, WeightEMA
 from trainers.core import Adversary, Hinge, LossBalancer
-from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer, ResidualQuantizer, TokenShards, TokenShardWriter
+from vqkit import (
+    AudioTokenizer,
+    MultiRateQuantizer,
+    MultiScaleQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    TokenShards,
+    TokenShardWriter,
+)
 
 pytestmark = LIGHTNING_REMARKS
 
@@ -451,6 +459,38 @@ def test_levels_of_several_rates_are_trained_reported_measured_and_written(tmp_p
         wave = sounds[number : number + 1, :, :length]
         assert len(indices) == -(-length // 64) * 5 and torch.equal(indices[None], codec.encode(wave))
         assert codec.decode(indices[None], length=length).shape == wave.shape
+
+
+def test_scales_of_sound_are_trained_reported_measured_and_written(tmp_path):
+    """Blocks of 5 frames of 16 samples, and one codebook for all scales, which is counted once."""
+    codec = make_codec(
+        MultiScaleQuantizer(partial(Quantizer, "ema", dim=8, codebook_size=16), [1, 5], axes=1, channel_dim=1)
+    )
+    reports = CSVLogger(tmp_path, name=None, version="")
+    task = make_audio_task(codec)
+    trainer = make_trainer(
+        max_steps=4, callbacks=[CodebookReport(every_n_steps=2)], logger=reports, default_root_dir=tmp_path
+    )
+    trainer.fit(task, datamodule=Sounds(4))
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"codebook/usage", "codebook/usage_level_0", "codebook/usage_level_1"} <= {*header}
+    trainer.test(task, datamodule=Sounds(4), verbose=False)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["kbps"] == pytest.approx((200 + 1000) * 4 / 1000)
+    assert record["entropy_kbps"] <= record["kbps"] and "any of its scales" in record["protocol"]["codebook_usage"]
+    assert record["codebook_usage"] >= max(record["usage_per_level"])  # of what both scales use
+
+    sounds, lengths = Sounds(4).sounds[:3], [320, 170, 64]
+    task.eval()
+    written = task.predict_step({"audio": sounds, "lengths": lengths, "name": ["a", "b", "c"]}, 0)
+    with TokenShardWriter(tmp_path / "tokens", codec.quantizer) as writer:
+        for indices, name in zip(written["indices"], written["names"], strict=True):
+            writer.add(indices, [name])
+    read = TokenShards(tmp_path / "tokens")
+    for number, length in enumerate(lengths):
+        indices, wave = torch.as_tensor(read[number]["indices"]), sounds[number : number + 1, :, :length]
+        assert len(indices) == -(-length // 80) * 6 and torch.equal(indices[None], codec.encode(wave))
+        assert codec.decode(codec.quantizer.prefix(indices[None], 1), length=length).shape == wave.shape
 
 
 def test_an_utterance_counts_in_its_own_length():

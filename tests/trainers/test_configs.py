@@ -74,6 +74,8 @@ SHRUNK = {
     "depth": lambda _: 1,
     "adapter_depth": lambda _: 1,
     "image_size": lambda _: 32,
+    "grid_size": lambda _: [2, 2],
+    "min_size": lambda _: 1,
     "scales": lambda old: [size for size in old if 2 * size <= old[-1]],  # of pictures of half the size
     "level_sizes": lambda old: [2, 3, 4, 5, 8, 12, 16],
     "codebook_size": lambda _: 16,  # with so few data there is nothing to fill a large one with
@@ -100,8 +102,9 @@ def shrunk(config, channels):
         return config | {"init_args": {"resolution": 32, "channel_base": 64}}
     if config.get("class_path", "").endswith("Discriminator"):
         return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
-    if config.get("class_path") == "trainers.image.TorchvisionNetwork":
-        return config | {"init_args": {"name": "squeezenet1_0", "weights": "trainers.image.RandomWeights"}}
+    if config.get("class_path") in ("trainers.image.TorchvisionNetwork", "trainers.image.TimmNetwork"):
+        small = {"name": "squeezenet1_0", "weights": "trainers.image.RandomWeights"}
+        return {"class_path": "trainers.image.TorchvisionNetwork", "init_args": small}
     if config.get("class_path") == "trainers.image.VGG16LPIPS":  # building it takes longer than the rest
         return {"class_path": "trainers.image.AlexNetSTLPIPS"}
     small = {key: SHRUNK[key](value) if key in SHRUNK else shrunk(value, channels) for key, value in config.items()}

@@ -10,6 +10,7 @@ import yaml
 from lightning import Callback
 from safetensors.torch import load_file
 
+from tests.conversion import test_titok
 from tests.conversion.hub import MAIN, Hub
 from tests.conversion.test_families import KINDS, pictures, saved
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer
@@ -125,10 +126,13 @@ def test_a_class_of_others_is_not_looked_up() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *(f"titok {kind}" for kind in test_titok.KINDS)])
 def test_every_family_is_written_into_a_configuration(kind, tmp_path, cli) -> None:
-    file, family = saved(kind, tmp_path)
-    convert(file, tmp_path / "tokenizer", family=family, license="mit")
+    if kind in KINDS:
+        file, family = saved(kind, tmp_path)
+        convert(file, tmp_path / "tokenizer", family=family, license="mit")
+    else:
+        test_titok.converted(kind.removeprefix("titok "), tmp_path).save_pretrained(tmp_path / "tokenizer")
     code, _, errors = cli(
         "fit", **OPTIONS | {"config": DECODER, "init_from": tmp_path / "tokenizer", "trainer.max_steps": 1}
     )

@@ -22,7 +22,7 @@ from trainers.image import (
     StyleGAN2Discriminator,
 )
 from trainers.image.discriminators.blur import Blur, BlurPool
-from trainers.image.networks.weights import no_download
+from vqkit.saving.weights import no_download
 
 KINDS = {
     "PatchGAN batch": lambda **more: PatchGAN(num_layers=2, channels=4, **more),

@@ -38,7 +38,7 @@ from trainers.image import (
     RandomWeights,
     WeightsFile,
 )
-from trainers.image.networks.weights import read_state
+from vqkit.saving.weights import read_state
 
 pytestmark = LIGHTNING_REMARKS
 

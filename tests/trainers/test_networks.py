@@ -31,7 +31,7 @@ from trainers.image import (
     TorchvisionNetwork,
     WeightsFile,
 )
-from trainers.image.networks.weights import no_download
+from vqkit.saving.weights import no_download
 
 
 def images(*shape: int) -> Tensor:

@@ -27,10 +27,10 @@ from trainers.image import (
     RandomWeights,
     Translation,
 )
-from trainers.image.networks.weights import load_state, no_download
 from vqkit import AudioTokenizer, Quantizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
+from vqkit.saving.weights import load_state, no_download
 
 BACKBONE = {
     "dim": 8,

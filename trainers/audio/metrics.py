@@ -57,6 +57,7 @@ class AudioMetrics(TokenizerMetrics):
         codebook_sizes: K of each level, or of the single codebook.
         sample_rate: of the waveforms, in Hz.
         frame_rate: frames of codes for each second; one for each level, where they differ.
+        books: the codebook of each level; see `CodebookUsage`.
         measures: names of `MEASURES`.
 
     Attributes:
@@ -72,9 +73,10 @@ class AudioMetrics(TokenizerMetrics):
         *,
         sample_rate: int,
         frame_rate: float | Sequence[float],
+        books: Sequence[int] | None = None,
         measures: Sequence[str] = tuple(MEASURES),
     ) -> None:
-        super().__init__(codebook_sizes)
+        super().__init__(codebook_sizes, books=books)
         levels = len(self.codebook_sizes)
         rates = tuple(frame_rate) if isinstance(frame_rate, Sequence) else (frame_rate,) * levels
         if not sample_rate > 0 or not all(rate > 0 for rate in rates) or len(rates) != levels:

@@ -9,6 +9,7 @@ from torch import Tensor
 from trainers.audio.figures import write_spectrograms
 from trainers.audio.files import write_sounds
 from trainers.audio.metrics import MEASURES, QUICK, AudioMetrics, protocol
+from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from vqkit import AudioTokenizer
 
@@ -94,8 +95,10 @@ class AudioTokenizerTask(TokenizerTask):
 
     def new_metrics(self, split: str) -> AudioMetrics:
         """The measures of the split, for this tokenizer's sample rate."""
+        quantizer = self.tokenizer.quantizer
         return AudioMetrics(
-            self.tokenizer.quantizer.level_sizes,
+            quantizer.level_sizes,
+            books=quantizer.level_books,
             sample_rate=self.tokenizer.sample_rate,
             frame_rate=self.tokenizer.level_rates,
             measures=self.measures[split],
@@ -103,8 +106,11 @@ class AudioTokenizerTask(TokenizerTask):
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured."""
+        quantizer = self.tokenizer.quantizer
+        shared = len(quantizer.book_sizes) < len(quantizer.level_sizes)
+        facts = circumstances | (SHARED_CODES_PROTOCOL if shared else {})
         rate, measures = self.tokenizer.sample_rate, self.measures["test"]
-        return protocol(dict(figures), sample_rate=rate, measures=measures, **circumstances)
+        return protocol(dict(figures), sample_rate=rate, measures=measures, **facts)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

@@ -17,7 +17,9 @@ from trainers.core.balancer import LossBalancer as LossBalancer
 from trainers.core.discriminator import Discriminator as Discriminator
 from trainers.core.discriminator import DiscriminatorOutput as DiscriminatorOutput
 from trainers.core.given import GivenTokenizer as GivenTokenizer
+from trainers.core.objective import LatentObjective as LatentObjective
 from trainers.core.objective import Objective as Objective
+from trainers.core.objective import Term as Term
 from trainers.core.regularization import R1 as R1
 from trainers.core.regularization import Augmentation as Augmentation
 from trainers.core.regularization import BalancedConsistency as BalancedConsistency

@@ -18,6 +18,12 @@ from vqkit.precision import widest_dtype
 RENAMED = {"usage": "codebook_usage", "dead": "dead_codes"}
 """Figures of `vqkit.CodebookUsage` that have a longer name beside those of another kind."""
 
+SHARED_CODES_PROTOCOL = {
+    "codebook_usage": "share of the codes of a codebook that any of its scales used at least once in the whole set; "
+    "perplexity 2^entropy of what all of them chose",
+}
+"""Of figures where levels share a codebook."""
+
 
 class TokenizerMetrics(ABC):
     """Distortion, rate and codebook usage of a tokenizer on a set of files.

@@ -17,7 +17,7 @@ from trainers.core.balancer import Balancer, LossBalancer
 from trainers.core.checkpoints import check_same_tokenizer, described, source_of
 from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
-from trainers.core.objective import Objective
+from trainers.core.objective import LatentObjective, Objective, Term
 from trainers.core.optimization import (
     DISCRIMINATORS,
     OBJECTIVES,
@@ -60,8 +60,9 @@ class TokenizerTask(EvaluatedTask):
 
     Args:
         tokenizer: encoder, quantizer and decoder.
-        objectives: distances of reconstructions from inputs, each with its weight; names differ. Parameters that they
-            have, such as a variance, are trained with the tokenizer, without weight decay, and clipped with it.
+        objectives: distances of reconstructions from inputs, each with its weight, and penalties on what is decoded
+            (`LatentObjective`); names differ. Parameters that they have, such as a variance, are trained with the
+            tokenizer, without weight decay, and clipped with it.
         adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
             `adversary.start_step` they do not run; until then, and at steps at which they do not learn, their
             parameters stay as they are to the last bit.
@@ -105,7 +106,7 @@ class TokenizerTask(EvaluatedTask):
         self,
         tokenizer: Tokenizer,
         *,
-        objectives: list[Objective],
+        objectives: list[Term],
         adversary: Adversary | None = None,
         balancer: Balancer | None = None,
         learning_rate: float = 3e-4,
@@ -220,6 +221,9 @@ class TokenizerTask(EvaluatedTask):
             output = self.reconstruct(inputs)
         total, terms = self.reconstruction_loss(inputs, output.reconstruction)
         loss = output.quantizer.loss + total
+        for objective in self.latent_terms:
+            terms[objective.name] = objective(inputs, output.quantizer.quantized)
+            loss = loss + objective.weight * terms[objective.name]
         terms |= {f"quantizer/{name}": term for name, term in output.quantizer.losses.items()}
         self.log_dict({f"train/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()})
         return {
@@ -260,8 +264,13 @@ class TokenizerTask(EvaluatedTask):
 
     @property
     def terms(self) -> list[Objective]:
-        """The objectives, as what they are: a `ModuleList` only says that they are modules."""
+        """The objectives of reconstructions, as what they are: a `ModuleList` only says that they are modules."""
         return [objective for objective in self.objectives if isinstance(objective, Objective)]
+
+    @property
+    def latent_terms(self) -> list[LatentObjective]:
+        """The objectives of quantized vectors."""
+        return [objective for objective in self.objectives if isinstance(objective, LatentObjective)]
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:
@@ -476,8 +485,8 @@ def task_of(module: LightningModule) -> TokenizerTask:
     return cast(TokenizerTask, module)
 
 
-def _check_objectives(objectives: list[Objective]) -> None:
+def _check_objectives(objectives: Sequence[Term]) -> None:
     check_names(objective.name for objective in objectives)
-    weights = {objective.name: objective.weight for objective in objectives}
+    weights = {objective.name: objective.weight for objective in objectives if isinstance(objective, Objective)}
     if not any(weights.values()):
         raise ValueError(f"weights of objectives {weights}: expected one of them above 0")

@@ -33,11 +33,6 @@ CODES_PROTOCOL = {
     "entropy_bpp": "tokens * order-0 entropy of the codes of this very set / pixels, per level",
     "codebook_usage": "share of the codes used at least once by the whole set; perplexity 2^entropy of the whole set",
 }
-SHARED_CODES_PROTOCOL = {
-    "codebook_usage": "share of the codes of a codebook that any of its scales used at least once in the whole set; "
-    "perplexity 2^entropy of what all of them chose",
-}
-"""Of figures where levels share a codebook."""
 CODED_PROTOCOL = {"coded_bpp": "bits of files of indices (vqkit.bitstream), one for each image, with headers / pixels"}
 CONTINUOUS_PROTOCOL = {
     "kl": "KL(posterior || N(0, 1)) in nats, summed over dimensions, mean over the latent vectors of the set",

@@ -12,10 +12,11 @@ from torch import Tensor
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
+from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from trainers.image.fixed_crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
-from trainers.image.metrics import BY_PIXELS, SHARED_CODES_PROTOCOL, ImageMetrics, protocol, psnr, to_uint8_grid
+from trainers.image.metrics import BY_PIXELS, ImageMetrics, protocol, psnr, to_uint8_grid
 from vqkit import Tiles, Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.parts.compatibility import check_names

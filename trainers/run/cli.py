@@ -33,6 +33,7 @@ from trainers.core.checkpoints import check_same_tokenizer, source_of
 from trainers.core.task import TokenizerTask
 from trainers.run import bases
 from trainers.run.announcement import announcement
+from trainers.run.arrangements import ARRANGEMENTS
 from trainers.run.explain import explain, suggest
 from trainers.run.export import export, export_tokenizer
 from trainers.run.folders import RUNS
@@ -91,7 +92,8 @@ class TokenizerCLI(LightningCLI):
             type=str | None,
             default=None,
             help="What takes the place of each quantizer, with its dim, number of codes and layout: "
-            f"{', '.join(WORDS)}.",
+            f"{', '.join(WORDS)}; or a composite in the place of the whole, with its dim and layout: "
+            f"{', '.join(name for name in ARRANGEMENTS if name not in WORDS)}.",
         )
         where = "run folder (RUN, RUN:best), .ckpt file, saved tokenizer or name of published weights"
         for name, kind, what in (

@@ -1,11 +1,15 @@
-"""`--quantizer WORD`: each quantizer of a configuration replaced in place, with its dim, number of codes and layout."""
+"""`--quantizer WORD`: each quantizer of a configuration replaced in place, with its dim, number of codes and layout.
+
+The words of composites are those of `arrangements.py`.
+"""
 
 import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trainers.run.explain import resolve, suggest
+from trainers.run.arrangements import ARRANGEMENTS, arranged, class_of
+from trainers.run.explain import suggest
 from vqkit import (
     BSQ,
     FSQ,
@@ -77,7 +81,7 @@ def swapped(config: Any, word: str) -> tuple[Any, list[str]]:
 
     Args:
         config: mappings with `class_path` and all `init_args`, lists and values, in any nesting; left as it is.
-        word: a key of `WORDS`.
+        word: a key of `WORDS`, or one of `ARRANGEMENTS`, which takes the place of the whole quantizer.
 
     Returns:
         The configuration, and a line for each kind of swap that was made.
@@ -86,7 +90,10 @@ def swapped(config: Any, word: str) -> tuple[Any, list[str]]:
         ValueError: no such word; or there is no quantizer, or one of a class of which nothing is known.
     """
     if word not in WORDS:
-        raise ValueError(f"quantizer={word!r}: expected one of {', '.join(WORDS)}{suggest(word, WORDS)}")
+        if word in ARRANGEMENTS:
+            return arranged(config, word)
+        known = [*WORDS, *ARRANGEMENTS]
+        raise ValueError(f"quantizer={word!r}: expected one of {', '.join(dict.fromkeys(known))}{suggest(word, known)}")
     changes: list[str] = []
     made = _inside(config, WORDS[word], changes, staged=False)
     if not changes:
@@ -107,7 +114,7 @@ def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
         return [_inside(item, word, changes, staged=staged) for item in node]
     if not isinstance(node, Mapping):
         return node
-    found = _class_of(node)
+    found = class_of(node)
     if found is None or not issubclass(found, BaseQuantizer):
         return {key: _inside(value, word, changes, staged=staged) for key, value in node.items()}
     arguments = dict(node["init_args"])
@@ -115,7 +122,7 @@ def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
         chains = ResidualQuantizer, MultiRateQuantizer, MultiScaleQuantizer
         residual, name = issubclass(found, chains), found.member_name
         arguments[name] = _inside(arguments[name], word, changes, staged=staged or residual)
-        if residual and _class_of(arguments["estimator"]) is not word.over_the_sum:
+        if residual and class_of(arguments["estimator"]) is not word.over_the_sum:
             arguments["estimator"] = _path(word.over_the_sum)
             changes.append(f"residual stages with {arguments['estimator'] or 'an estimator each'}")
         unfit = {"level_sizes": not word.method, "flips": not issubclass(word.quantizer, BinaryQuantizer)}
@@ -124,7 +131,7 @@ def _inside(node: Any, word: Word, changes: list[str], *, staged: bool) -> Any:
             changes.append(f"scales without {argument}")
         return {**node, "init_args": arguments}
     estimator = None if staged and word.over_the_sum else word.estimator
-    now = (found, arguments.get("method"), _class_of(arguments.get("estimator")))
+    now = (found, arguments.get("method"), class_of(arguments.get("estimator")))
     if now == (word.quantizer, word.method, estimator):
         changes.append("")
         return node
@@ -166,8 +173,3 @@ def _codes_and_dim(found: type, node: Mapping[str, Any]) -> tuple[int, int]:
 
 def _path(found: type | None) -> str | None:
     return f"vqkit.{found.__name__}" if found else None
-
-
-def _class_of(node: Any) -> Any:
-    path = node.get("class_path") if isinstance(node, Mapping) else node
-    return resolve(path) if isinstance(path, str) else None

@@ -111,7 +111,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--license", help="of the weights; the default is that of their model card or family")
     one.add_argument("--accept-license", metavar="LICENSE", help="once more, where it forbids commercial use")
     one.add_argument(
-        "source", help="a file of weights, a folder of diffusers or of the hub, or a name of docs/weights.md"
+        "source",
+        help="a file of weights, a folder of diffusers or huggingface_hub, or a name on the hub (docs/weights.md)",
     )
     one.add_argument("target", type=Path, help="the folder of the tokenizer")
     return top

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqkit.bitstream.container import Extent
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.multirate import MultiRateQuantizer
+from vqkit.quantizers.rows import RowQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 Loaded = TypeVar("Loaded")
@@ -91,12 +91,12 @@ def first_levels(quantizer: BaseQuantizer, indices: Tensor, count: int | None) -
     if count is None:
         return indices
     most = quantizer.num_codebooks if quantizer.level_axis else 0
-    if isinstance(quantizer, MultiRateQuantizer):
-        most = len(quantizer.stages)
+    if isinstance(quantizer, RowQuantizer):
+        most = len(quantizer.cells)
     if not 1 <= count <= most:
         raise ValueError(
             f"--levels {count}: expected 1 to {most}"
             if most
             else f"--levels {count}: this tokenizer has one codebook and no levels"
         )
-    return quantizer.prefix(indices, count) if isinstance(quantizer, MultiRateQuantizer) else indices[..., :count]
+    return quantizer.prefix(indices, count) if isinstance(quantizer, RowQuantizer) else indices[..., :count]

@@ -53,7 +53,8 @@ def convert(
     Args:
         source: a file of weights, `.safetensors` or of `torch.save`, or a folder of diffusers or of huggingface_hub;
             where there is none, a name of published weights on the hub, such as
-            "FoundationVision/LlamaGen/vq_ds16_c2i.pt" (`docs/weights.md`), which are fetched into its client's cache.
+            "FoundationVision/LlamaGen/vq_ds16_c2i.pt" (`docs/weights.md`), which are fetched into the cache of
+            huggingface_hub.
         destination: the folder to write; see `save_pretrained`.
         family: whose weights they are; None finds it out by the names of the entries.
         license: of the weights; None takes that of the model card (`README.md`) beside them, else the family's. Of

@@ -102,7 +102,8 @@ class Fetched(NamedTuple):
 
 LLAMAGEN = "github.com/FoundationVision/LlamaGen, README"
 FQGAN_FILES = "github.com/showlab/FQGAN, README"
-VOKEN = "github.com/TencentARC/SEED-Voken, docs/{}.md"
+IBQ = "github.com/TencentARC/SEED-Voken, docs/IBQ.md"
+MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
 TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
 LISTED = "huggingface.co/{}, its list of files"
 
@@ -111,27 +112,15 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
     ("FoundationVision/LlamaGen", "vq_ds8_c2i.pt", LlamaGenVQ(), "mit", LLAMAGEN),
     ("peizesun/llamagen_t2i", "vq_ds16_t2i.pt", LlamaGenVQ(), "mit", "github.com/TencentARC/TokLIP, README"),
     *(
-        (
-            f"TencentARC/IBQ-Tokenizer-{size}",
-            f"imagenet256_{size}.ckpt",
-            SeedVokenIBQ(),
-            "apache-2.0",
-            VOKEN.format("IBQ"),
-        )
+        (f"TencentARC/IBQ-Tokenizer-{size}", f"imagenet256_{size}.ckpt", SeedVokenIBQ(), "apache-2.0", IBQ)
         for size in (1024, 8192, 16384, 262144)
     ),
     *(
-        (
-            f"TencentARC/IBQ-Tokenizer-{size}-Pretrain",
-            f"IBQ_pretrain_{size}.ckpt",
-            SeedVokenIBQ(),
-            "apache-2.0",
-            VOKEN.format("IBQ"),
-        )
+        (f"TencentARC/IBQ-Tokenizer-{size}-Pretrain", f"IBQ_pretrain_{size}.ckpt", SeedVokenIBQ(), "apache-2.0", IBQ)
         for size in (16384, 262144)
     ),
     *(
-        (f"TencentARC/Open-MAGVIT2-Tokenizer-{name}", file, OpenMAGVIT2(), "apache-2.0", VOKEN.format("Open-MAGVIT2"))
+        (f"TencentARC/Open-MAGVIT2-Tokenizer-{name}", file, OpenMAGVIT2(), "apache-2.0", MAGVIT2)
         for name, file in (
             ("256-resolution", "imagenet_256_L.ckpt"),
             ("128-resolution", "imagenet_128_L.ckpt"),
@@ -164,6 +153,7 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
         "apache-2.0",
         TITOK.format("TiTok"),
     ),
+    ("fun-research/TiTok", "tokenizer_titok_l32.bin", TiTok(), "apache-2.0", TITOK.format("TiTok")),
     *(
         (f"yucornetto/tokenizer_titok_{name}_imagenet", WEIGHTS_NAME, TiTok(), "apache-2.0", TITOK.format("TiTok"))
         for name in ("l32", "b64", "s128", "bl64_vq8k", "bl128_vq8k", "sl256_vq8k")

@@ -17,7 +17,7 @@ from vqkit.backbones.maskgit import MaskGITDecoder2d
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.maskgit import build_decoder, decoder_entries
 from vqkit.conversion.source import Source
-from vqkit.conversion.vqgan import TABLE, number_of
+from vqkit.conversion.vqgan import TABLE, check_blocks, number_of
 from vqkit.methods.anchors import ClosestAnchor
 from vqkit.methods.cvq import ClusterReinit
 from vqkit.parts.selection import Search
@@ -27,6 +27,8 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 
 CHANNELS_OF_A_HEAD = 64
 """In all published sizes; weights do not show it."""
+ENTRIES_IN_BLOCK = 12
+"""Of a block of a transformer: two norms and four linear maps, each with its bias."""
 LOGITS = "decoder.ffn.2.weight"
 """There in models whose decoder predicts codes."""
 TEACHERS_CODES = "pixel_quantize.embedding.weight"
@@ -62,6 +64,7 @@ class TiTok(Family):
         head, patch_size = self.build_head(source)
         encoder, decoder = _sizes(source, "encoder"), _sizes(source, "decoder")
         _, in_channels, _, side = source.shape("encoder.patch_embed.weight", 4)
+        check_blocks(source, encoder["transformer"], decoder["transformer"], entries=ENTRIES_IN_BLOCK)
         if (pixels := encoder["side"] * side) != (drawn := decoder["side"] * patch_size):
             raise ValueError(f"its encoder reads {pixels} x {pixels} pixels, its decoder draws {drawn} x {drawn}")
         common = {"dim": dim, "num_tokens": source.shape("latent_tokens", 2)[0], "image_size": pixels}

@@ -232,21 +232,28 @@ def common_channels(widths: Sequence[int]) -> int:
     return widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
 
 
-def check_blocks(source: Source, *sides: Mapping[str, Any]) -> None:
-    """Refuse names of more residual blocks than there are entries for, before a model is built of them.
+def check_blocks(source: Source, *sides: Mapping[str, Any], entries: int = ENTRIES_IN_BLOCK) -> None:
+    """Refuse names of more blocks than there are entries for, before a model is built of them.
 
     Args:
         source: the weights.
-        sides: of encoder and decoder, `channel_multipliers` and `num_res_blocks`.
+        sides: sizes of encoder and decoder: `num_res_blocks` of each of `channel_multipliers`, `num_middle_blocks`,
+            and `depth` of a transformer, as far as they have them.
+        entries: of a block, at least.
 
     Raises:
         ValueError: there are more.
     """
-    blocks = sum(len(sizes["channel_multipliers"]) * sizes["num_res_blocks"] for sizes in sides)
-    if ENTRIES_IN_BLOCK * blocks > len(source.state):
+    blocks = sum(
+        len(sizes.get("channel_multipliers", ())) * sizes.get("num_res_blocks", 0)
+        + sizes.get("num_middle_blocks", 0)
+        + sizes.get("depth", 0)
+        for sizes in sides
+    )
+    if entries * blocks > len(source.state):
         raise ValueError(
-            f"its names are those of {blocks} residual blocks: expected at most one for {ENTRIES_IN_BLOCK} of its "
-            f"{len(source.state)} entries"
+            f"its names are those of {blocks} blocks: expected at most one for {entries} of its {len(source.state)} "
+            "entries"
         )
 
 

@@ -290,13 +290,6 @@ def shares_of(quantized: Quantized, wholes: Sequence[Tensor]) -> list[Tensor]:
     return [quantized.valid.sum() * (made.valid.sum().to(made.vectors) / whole.clamp(min=1)) for made, whole in pairs]
 
 
-def join_stages(grids: Sequence[Tensor], levels: int, *, level_axis: bool) -> list[Tensor]:
-    """Grids of each level, `levels` for each stage, to those of each stage: (B, *grid), or (B, *grid, levels)."""
-    if not level_axis:
-        return list(grids)
-    return [torch.stack(list(grids[first : first + levels]), dim=-1) for first in range(0, len(grids), levels)]
-
-
 def build_members(
     build: Builder | Sequence[Builder], count: int | None, *, kind: str, owner: str
 ) -> list[BaseQuantizer]:

@@ -10,7 +10,7 @@ from vqkit.parts.compatibility import check_groups
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import CompositeQuantizer, DepthDropout, build_members, used
 from vqkit.quantizers.disentanglement import GroupLoss
-from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, enough_samples
 from vqkit.quantizers.lengths import NestedLengths, PrefixLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverMembers, Reduction
@@ -139,9 +139,10 @@ class GroupedQuantizer(CompositeQuantizer):
         """
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-        for number, (group, part) in enumerate(self._with_channels(rows)):
-            with named_in_warnings(f"group {number}"):
-                group.initialize(part.split(batch), samples=samples, seed=seed + number)
+        with MemberWarnings("group") as warned:
+            for number, (group, part) in enumerate(self._with_channels(rows)):
+                with warned.by(number):
+                    group.initialize(part.split(batch), samples=samples, seed=seed + number)
 
     def _with_channels(self, latents: Tensor) -> Iterator[tuple[BaseQuantizer, Tensor]]:
         """Each group and its channels of (..., dim)."""

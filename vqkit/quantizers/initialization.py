@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -61,18 +62,39 @@ def collect_maps(quantizer: BaseQuantizer, latents: Iterable[Tensor], samples: i
     return batches
 
 
-@contextmanager
-def named_in_warnings(member: str) -> Iterator[None]:
-    """Warnings say of which member of a composite they are.
+class MemberWarnings:
+    """Warnings say of which members of a composite they are, each once for all members that give it.
+
+        >>> with MemberWarnings("stage") as warned:
+        ...     for number, stage in enumerate(stages):
+        ...         with warned.by(number):
+        ...             stage.initialize(rows)
 
     Args:
-        member: such as `stage 3`.
+        kind: what a member is called, such as `stage`.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        warn_caller(f"{warning.message} ({member})", warning.category)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._said: dict[tuple[str, type[Warning]], list[int]] = {}
+
+    @contextmanager
+    def by(self, number: int) -> Iterator[None]:
+        """What is warned of inside is of this member."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for said in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
+            self._said.setdefault(said, []).append(number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Warn, also where an error ends it: what was warned of may be why."""
+        for (message, category), numbers in self._said.items():
+            plural = ("es" if self.kind.endswith("ch") else "s") if len(numbers) > 1 else ""
+            warn_caller(f"{message} ({self.kind}{plural} {', '.join(map(str, numbers))})", category)
 
 
 def _share(samples: int) -> int:

@@ -4,21 +4,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqkit import distributed
-from vqkit.indices import check_indices
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, join_stages, shares_of, used
-from vqkit.quantizers.initialization import collect_maps, enough_samples, named_in_warnings
+from vqkit.quantizers.composite import build_members, check_sum, shares_of, used
+from vqkit.quantizers.initialization import MemberWarnings, collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.pyramid import where_any
 from vqkit.quantizers.reduction import MeanOverMembers, Reduction
+from vqkit.quantizers.rows import RowQuantizer
 from vqkit.runtime import autocast_disabled, known
 
 
-class MultiRateQuantizer(DepthDropout):
+class MultiRateQuantizer(RowQuantizer):
     """Residual levels of which each has an index for so many frames: the means of what is left over are quantized.
 
     For each level, coarse first: the mean over each `stride` frames of what is left over is quantized, repeated for
@@ -69,10 +68,7 @@ class MultiRateQuantizer(DepthDropout):
             state.
     """
 
-    member_name = "stage"
-    index_per_position = False
     positions_per_step: int
-    stages: Sequence[BaseQuantizer]
 
     def __init__(
         self,
@@ -92,37 +88,15 @@ class MultiRateQuantizer(DepthDropout):
         count = len(strides) if callable(stage) else None
         stages = build_members(stage, count, kind="stage", owner="MultiRateQuantizer")
         check_sum(stages, estimator)
-        levels = [member.num_codebooks if member.level_axis else 0 for member in stages]
-        if len(set(levels)) > 1:
-            raise ValueError(f"stage built quantizers of {levels} levels: expected the same number, of all or of none")
-        dim = stages[0].dim
-        super().__init__(stages, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
-        self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
-        self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
+        super().__init__(stages, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
         self.estimator = estimator
         self.strides = tuple(strides)
         self.positions_per_step = math.lcm(*strides)
 
     @property
-    def members(self) -> Iterable[BaseQuantizer]:
-        """The levels, coarse first."""
-        return self.stages
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """The size of each codebook of an index; of the largest level, where they differ."""
-        return tuple(map(max, zip(*(stage.codebook_sizes for stage in self.stages), strict=True)))
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """The size of each level's codebook, or of each of its codebooks; see `by_level`."""
-        return tuple(size for stage in self.stages for size in stage.codebook_sizes)
-
-    @property
-    def bits_per_token(self) -> float:
-        """The mean over the indices of a step; see `BaseQuantizer`."""
-        pairs = zip(self._per_step, self.stages, strict=True)
-        return sum(count * stage.bits_per_token for count, stage in pairs) / sum(self._per_step)
+    def cells(self) -> tuple[int, ...]:
+        """Indices of each level in a step."""
+        return tuple(self.positions_per_step // stride for stride in self.strides)
 
     @property
     def level_strides(self) -> tuple[int, ...]:
@@ -141,7 +115,7 @@ class MultiRateQuantizer(DepthDropout):
             )
         estimator = None if self.passes_through else self.estimator
         step = self.number_forward(latents)
-        depths = self.sample_depths(step, latents.shape[0])
+        depths = self.sample_lengths(step, latents.shape[0], len(self.stages))
         total, members = torch.zeros_like(latents), []
         for number, stage in enumerate(self.stages):
             residual, counts = latents, valid if depths is None else used(valid, depths, number)
@@ -208,9 +182,9 @@ class MultiRateQuantizer(DepthDropout):
         for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True)):
             vectors = self._enlarge(number, stage.lookup(part))
             total = vectors if total is None else total + vectors
-            counted = (part >= 0).any(-1) if self.level_axis else part >= 0
-            touched = self._enlarge(number, counted)
-            covered = touched if covered is None else where_any(counted, touched, covered)
+            some = self.counted(part)
+            touched = self._enlarge(number, some)
+            covered = touched if covered is None else where_any(some, touched, covered)
         assert total is not None and covered is not None  # there is a first level
         return torch.where(covered.unsqueeze(-1), total, 0)
 
@@ -221,86 +195,35 @@ class MultiRateQuantizer(DepthDropout):
             total = total + self._enlarge(number, stage.chosen_vectors(made))
         return torch.where(quantized.valid.unsqueeze(-1), total, 0)
 
-    def decode(self, indices: Tensor) -> Tensor:
-        """Vectors of (B, L[, levels]), in the layout of `forward`; see `BaseQuantizer`.
-
-        Raises:
-            ValueError: not integers, not those of whole steps, or codes that a level does not have.
-        """
-        if len(set(self.level_sizes)) > 1:
-            check_indices(indices, self.codebook_sizes, level_axis=self.level_axis)
-            for stage, part in zip(self.stages, self.split_levels(indices), strict=True):
-                check_indices(part, stage.codebook_sizes, level_axis=self.level_axis)
-        return super().decode(indices)
-
     def split_levels(self, indices: Tensor) -> list[Tensor]:
         """Of each level its indices: (B, L[, levels]) -> (B, T / stride[, levels]), coarse first.
 
         Raises:
             ValueError: `indices` are not those of whole steps.
         """
-        width = sum(self._per_step)
+        width = sum(self.cells)
         if indices.ndim != 2 + self.level_axis or indices.shape[1] % width:
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}: expected (B, L{', levels' * self.level_axis}), L a "
                 f"multiple of {width}, the indices of {self.positions_per_step} frames; `prefix` cuts levels off"
             )
         steps = indices.shape[1] // width
-        return list(indices.split([steps * count for count in self._per_step], dim=1))
+        return list(indices.split([steps * count for count in self.cells], dim=1))
 
     def join_levels(self, indices: Iterable[Tensor], shape: Sequence[int] = ()) -> Tensor:
         """What `split_levels` gave, in a row again: (B, T / stride[, levels]) of each level -> (B, L[, levels])."""
         return torch.cat(list(indices), dim=1)
 
-    def to_grids(self, indices: Tensor) -> list[Tensor]:
-        """(B, L[, levels]) -> (B, T / stride) of each of `level_sizes`; see `BaseQuantizer`."""
-        parts = self.split_levels(indices)
-        return [grid for part in parts for grid in (part.unbind(-1) if self.level_axis else (part,))]
-
-    def from_grids(self, grids: Sequence[Tensor]) -> Tensor:
-        """What `to_grids` was given, of all levels; see `BaseQuantizer`."""
-        return self.join_levels(join_stages(grids, self.num_codebooks, level_axis=self.level_axis))
-
     def interleave(self, indices: Tensor) -> Tensor:
         """In the order of time: (B, L[, levels]) -> (B, steps, n[, levels]), the n indices of a step coarse first."""
         parts = self.split_levels(indices)
-        pairs = zip(parts, self._per_step, strict=True)
+        pairs = zip(parts, self.cells, strict=True)
         rows = [part.reshape(part.shape[0], part.shape[1] // count, count, *part.shape[2:]) for part, count in pairs]
         return torch.cat(rows, dim=2)
 
     def deinterleave(self, rows: Tensor) -> Tensor:
         """What `interleave` was given: (B, steps, n[, levels]) -> (B, L[, levels])."""
-        return self.join_levels([part.flatten(1, 2) for part in rows.split(self._per_step, dim=2)])
-
-    def prefix(self, indices: Tensor, num_levels: int) -> Tensor:
-        """Indices of the first levels alone, with -1 in the place of the finer ones, as `decode` takes them.
-
-        Args:
-            indices: (B, L[, levels]).
-            num_levels: how many to keep, 0 ... number of levels.
-        """
-        if not 0 <= num_levels <= len(self.stages):
-            raise ValueError(f"num_levels={num_levels}: expected 0 ... {len(self.stages)}, the levels to keep")
-        parts = self.split_levels(indices)
-        return self.join_levels(
-            [part if number < num_levels else torch.full_like(part, -1) for number, part in enumerate(parts)]
-        )
-
-    def by_level(self, indices: Tensor) -> Tensor:
-        """(B, L[, levels]) -> (B, L, columns), -1 in the columns of other levels; see `BaseQuantizer`."""
-        levels = self.num_codebooks
-        blank = [indices.new_full((*indices.shape[:1], 1, levels), -1)] * len(self.stages)
-        made = []
-        for number, part in enumerate(self.split_levels(indices)):
-            own = part if self.level_axis else part.unsqueeze(-1)
-            columns = [own if other == number else blank[other].expand(own.shape) for other in range(len(self.stages))]
-            made.append(torch.cat(columns, dim=-1))
-        return torch.cat(made, dim=1)
-
-    @property
-    def _per_step(self) -> list[int]:
-        """Indices of each level in a step."""
-        return [self.positions_per_step // stride for stride in self.strides]
+        return self.join_levels([part.flatten(1, 2) for part in rows.split(list(self.cells), dim=2)])
 
     # ------------------------------------------------------------------ before training
 
@@ -317,15 +240,12 @@ class MultiRateQuantizer(DepthDropout):
         least = 4 * self.codebook_size * self.strides[0] if samples is None else 0
         batches = collect_maps(self, latents, max(enough_samples(self.codebook_size, samples), least))
         totals = [torch.zeros_like(frames) for frames, _ in batches]
-        with autocast_disabled(self.latent_spread.device):
+        with MemberWarnings("stage") as warned, autocast_disabled(self.latent_spread.device):
             for number, stage in enumerate(self.stages):
                 pairs = zip(batches, totals, strict=True)
                 cells = [self._shrink(number, frames - total, valid) for (frames, valid), total in pairs]
-                rows = torch.cat([self.latent_spread.new_zeros(0, self.dim), *(means[some] for means, some in cells)])
-                batch = max(math.ceil(len(rows) / max(len(cells), 1)), 1)
-                samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-                with named_in_warnings(f"stage {number}"):
-                    stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
+                with warned.by(number):
+                    self.initialize_stage(stage, [means[some] for means, some in cells], seed + number)
                 for total, (means, some) in zip(totals, cells, strict=True):
                     total += self._enlarge(number, stage.lookup(stage.assign(means, some)))
 

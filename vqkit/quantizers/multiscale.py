@@ -8,24 +8,23 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from vqkit import distributed
-from vqkit.indices import check_indices
 from vqkit.parts.compatibility import check_scales, check_stages
 from vqkit.parts.estimators import Estimator, StraightThrough, straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, BaseQuantizer, VectorQuantizer
 from vqkit.quantizers.binary import BinaryQuantizer
-from vqkit.quantizers.composite import SampleDropout, build_members, join_stages, shares_of, used
+from vqkit.quantizers.composite import build_members, shares_of, used
 from vqkit.quantizers.flips import BitFlips
-from vqkit.quantizers.initialization import collect_maps, enough_samples
+from vqkit.quantizers.initialization import MemberWarnings, collect_maps, enough_samples
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.phi import PhiConvolutions, scale_map
 from vqkit.quantizers.pyramid import Pyramid, any_of_each
 from vqkit.quantizers.quantizer import Quantizer, spread
 from vqkit.quantizers.reduction import MeanOverMembers
 from vqkit.quantizers.resizing import AreaResizing, CubicResizing, LinearResizing, Resizing
-from vqkit.runtime import autocast_disabled, check_plain, known, uncompiled
+from vqkit.quantizers.rows import RowQuantizer
+from vqkit.runtime import autocast_disabled, known, uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ class QuantizedScales(Quantized):
     compared: Sequence[Selection] = field(default_factory=list)
 
 
-class MultiScaleQuantizer(SampleDropout):
+class MultiScaleQuantizer(RowQuantizer):
     """A map as a sum of maps that grow from one vector to full size: each is quantized on its own small grid.
 
     For each scale, coarse first: the mean of what is left over in each cell of its grid is quantized, enlarged to full
@@ -63,10 +62,21 @@ class MultiScaleQuantizer(SampleDropout):
     A cell counts where any of its positions does, and holds the mean of those. Positions that no counted cell of the
     finest scale touches decode to 0.
 
+    A sequence (B, T, dim), T a multiple of the last scale, is quantized in blocks of that size, each by itself, and its
+    indices stand block after block: `encode(x)[:, L:]` is `encode` of what follows the first block. `prefix(indices,
+    n)` has the first n scales of every block. So sound of any length has scales: `AudioTokenizer` fills it up to whole
+    blocks, and a stream waits for one.
+
+        >>> bits = functools.partial(BSQ, 14, dim=64)
+        >>> sound = {"axes": 1, "up": LinearResizing(), "num_phis": 0, "losses": [], "estimator": None}
+        >>> quantizer = MultiScaleQuantizer(bits, [1, 2, 4, 8, 16], channel_dim=1, **sound)
+        >>> quantizer.encode(latents).shape  # latents (B, 64, 48)
+        torch.Size([B, 93])
+
     Args:
         stage: builds the quantizer of all scales; or a list of one factory for each.
         scales: size of each grid, coarse first: a number for the same along all axes, or one for each axis. The last is
-            the size of the latents; maps of another size are refused.
+            the size of the latents, or of a block along one axis; maps of another size are refused.
         axes: of the latents, 1, 2 or 3, where all scales are numbers.
         up: how a grid is enlarged. A grid is made by the mean over a cell.
         num_phis: how many convolutions the scales share; None: 4, or one for each of fewer scales; 0 for none.
@@ -86,12 +96,14 @@ class MultiScaleQuantizer(SampleDropout):
     Attributes:
         grids: size of each scale along each axis.
         ends: number of vectors of all scales up to each; the last is L.
+        positions_per_step: positions of a block along one axis; None along more.
 
     Source: VAR, Tian et al. 2024 (arXiv:2404.02905), algorithms 1 and 2, with the
     scales, four phis and losses of its release; `level_sizes` VCQ (arXiv:2605.06207),
     whose codebook grows along the sequence; bits Infinity, Han et al. 2024
     (arXiv:2412.04431), sec. 3.2 and 3.4.
-    Differs: masks; any number of axes, also for `CubicResizing`; a codebook that `EMACodebook` moves by all scales.
+    Differs: masks; any number of axes, also for `CubicResizing`; blocks of sequences; a codebook that `EMACodebook`
+    moves by all scales.
     Phi learns from the codebook loss alone, as published, so that a phi without it is refused.
 
     Raises:
@@ -99,10 +111,6 @@ class MultiScaleQuantizer(SampleDropout):
         ValueError: an argument is out of its range, or stages differ in `dim`, in levels or share state.
     """
 
-    member_name = "stage"
-    index_per_position = False
-    positions_per_step = None
-    stages: Sequence[BaseQuantizer]
     losses: Sequence[Loss]
 
     def __init__(
@@ -127,88 +135,66 @@ class MultiScaleQuantizer(SampleDropout):
         losses = [Commitment(), CodebookLoss()] if losses is None else losses
         stages = _stages(stage, len(grids))
         mean = MeanOverMembers()  # over the scales
-        super().__init__(stages, stages[0].dim, channel_dim=channel_dim, reduction=mean, dropout=dropout, seed=seed)
-        self.level_axis, self.num_codebooks = stages[0].level_axis, stages[0].num_codebooks
+        super().__init__(stages, dropout=dropout, reduction=mean, channel_dim=channel_dim, seed=seed)
         self.pyramid = pyramid
         self.grids, self.ends = grids, pyramid.ends
+        self.positions_per_step = grids[-1][0] if len(grids[0]) == 1 else None
         phis = _num_phis(num_phis, phi_ratio, len(grids))
         check_stages(self.dim, [part for one in stages for part in _quantizers(one)], estimator)
         check_scales(losses, estimator, phi=phis > 0)
         _check_flips(flips, stages)
         _leave_out(stages, {loss.name for loss in losses})
         self.prefixes = _prefixes(level_sizes, stages, len(grids))
-        self.stages = nn.ModuleList(stages)  # type: ignore[assignment]  # it forgets its element type
         self.losses = nn.ModuleList(losses)  # type: ignore[assignment]
         self.estimator = estimator
         self.flips = flips
         self.phi = PhiConvolutions(self.dim, len(grids[0]), scale_map(len(grids), phis), phi_ratio) if phis else None
 
     @property
-    def members(self) -> Iterable[BaseQuantizer]:
-        """The stages: one for each scale, or a single one for all."""
-        return self.stages
-
-    @property
-    def calls(self) -> Sequence[BaseQuantizer]:
-        """The stage of each scale."""
-        return list(self.stages) * (len(self.grids) // len(self.stages))
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """The size of each codebook of a vector; of the largest scale, where they differ."""
-        return tuple(map(max, zip(*(stage.codebook_sizes for stage in self.stages), strict=True)))
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """How many codes each scale chooses from, and of a stage with levels each of these; see `by_level`."""
-        if self.prefixes is not None:
-            return self.prefixes
-        return tuple(size for stage in self.calls for size in stage.codebook_sizes)
+    def cells(self) -> tuple[int, ...]:
+        """Vectors of each scale."""
+        return tuple(map(math.prod, self.grids))
 
     @property
     def level_books(self) -> tuple[int, ...]:
         """A codebook for all scales, or one for each, times the levels of a stage; see `BaseQuantizer`."""
         return tuple(range(len(self.stages) * self.num_codebooks)) * (len(self.grids) // len(self.stages))
 
-    @property
-    def bits_per_token(self) -> float:
-        """The mean over the cells of all scales; see `BaseQuantizer`."""
-        cells = [math.prod(grid) for grid in self.grids for _ in range(self.num_codebooks)]
-        pairs = zip(cells, self.level_sizes, strict=True)
-        return sum(count * math.log2(size) for count, size in pairs) / self.ends[-1]
-
     # ------------------------------------------------------------------ the chain
 
     def quantize(self, latents: Tensor, valid: Tensor) -> QuantizedScales:
         """Quantize scale by scale; see `BaseQuantizer`."""
+        blocks, counts = self._blocks(latents), self._blocks(valid)
         step = self.number_forward(latents)
         depths = self.sample_lengths(step, len(latents), len(self.grids))
+        if depths is not None and self.positions_per_step is not None:
+            depths = depths.repeat_interleave(latents.shape[1] // self.positions_per_step)
         disturbs = self.stochastic and not self.passes_through
         shared = self.learning and not self.passes_through and len(self.stages) < len(self.grids)
         if shared:
-            self._refresh(latents, valid, depths)
-        walked = self._walk(latents, valid, depths=depths, flips=self.flips if disturbs else None, step=step)
+            self._refresh(blocks, counts, depths)
+        walked = self._walk(blocks, counts, depths=depths, flips=self.flips if disturbs else None, step=step)
         if shared:
             for quantizer in _codebook_owners(self.stages[0]):
                 z, counted = _all_vectors(quantizer, walked)
                 some = slice(None, None, WATCHED_STEP if len(z) > WATCHED_VECTORS else 1)
                 quantizer.latent_spread.copy_(spread(z[some], counted[some]))
-        total, estimator = walked[-1].total, None if self.passes_through else self.estimator
+        total, estimator = self._joined(walked[-1].total, latents), None if self.passes_through else self.estimator
         if estimator is not None:
             total = self.estimate_sum(estimator, latents, total, valid, step)
         penalized = list(self.losses) and not self.passes_through
         return QuantizedScales(
             vectors=total if known(valid.all, valid.device) else torch.where(valid.unsqueeze(-1), total, 0),
-            indices=self.pyramid.join([scale.made.indices for scale in walked]),
+            indices=self._row(walked, latents),
             valid=valid,
             members=[scale.made for scale in walked],
             source=self,
-            compared=[_against(latents, scale) for scale in walked] if penalized else [],
+            compared=[_against(blocks, scale) for scale in walked] if penalized else [],
         )
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """Without what only a loss needs; see `BaseQuantizer`."""
-        return self.pyramid.join([scale.made.indices for scale in self._walk(latents, valid)])
+        return self._row(self._walk(self._blocks(latents), self._blocks(valid)), latents)
 
     def _walk(
         self,
@@ -222,13 +208,12 @@ class MultiScaleQuantizer(SampleDropout):
         """What each scale makes of what those before it leave over.
 
         Args:
-            latents: (B, *S, dim).
+            latents: (B, *S, dim), of the last grid's size.
             valid: (B, *S) bool.
-            depths: (B,) how many scales each sample uses; None: all.
+            depths: (B,) how many scales each uses; None: all.
             flips: that disturb the sum.
             step: of their draws.
         """
-        self._check_size(latents)
         own = self.estimator is None or self.passes_through  # each stage passes on what its estimator makes
         walked: list[_Scale] = []
         total = codes = torch.zeros_like(latents)
@@ -251,12 +236,32 @@ class MultiScaleQuantizer(SampleDropout):
             walked.append(_Scale(made, total, codes, counts))
         return walked
 
-    def _check_size(self, maps: Tensor) -> None:
-        if maps.shape[1:-1] != self.grids[-1]:
+    def _blocks(self, maps: Tensor) -> Tensor:
+        """Maps of the last grid's size: (B, *S, ...) as they are, or of sequences (B, T, ...) all blocks.
+
+        Raises:
+            ValueError: they have another size.
+        """
+        size, full = self.positions_per_step, self.grids[-1]
+        if size is None and maps.shape[1 : 1 + len(full)] == full:
+            return maps
+        if size is None or maps.ndim < 2 or maps.shape[1] % size:
+            expected = f"{full}, the last of scales" if size is None else f"a multiple of ({size},), the last of scales"
             raise ValueError(
-                f"x is a map of {tuple(maps.shape[1:-1])} vectors: expected {self.grids[-1]}, the last of scales; "
-                "build another MultiScaleQuantizer for maps of another size, or resize the input"
+                f"x is a map of {tuple(maps.shape[1:-1])} vectors: expected {expected}; build another "
+                "MultiScaleQuantizer for maps of another size, or resize the input"
             )
+        return maps.reshape(maps.shape[0] * (maps.shape[1] // size), size, *maps.shape[2:])
+
+    def _joined(self, blocks: Tensor, like: Tensor) -> Tensor:
+        """What stands for each block, in a row again: (blocks, n, ...) -> (B, m, ...); `like` (B, *S, ...)."""
+        if self.positions_per_step is None:
+            return blocks
+        return blocks.unflatten(0, (like.shape[0], like.shape[1] // self.positions_per_step)).flatten(1, 2)
+
+    def _row(self, walked: Sequence["_Scale"], like: Tensor) -> Tensor:
+        """The indices (B, L[, levels]) of all scales; `like` as for `_joined`."""
+        return self._joined(self.pyramid.join([scale.made.indices for scale in walked]), like)
 
     @uncompiled  # Python numbers, on which a compiler would specialise anew at every step
     @torch.no_grad()
@@ -298,7 +303,7 @@ class MultiScaleQuantizer(SampleDropout):
 
     def given(self, quantized: Quantized) -> list[Tensor]:
         """As if a scale that quantizes all its cells were given all positions; see `CompositeQuantizer`."""
-        valid = quantized.valid
+        valid = self._blocks(quantized.valid)
         flags = valid.unsqueeze(-1).to(self.dtype)
         wholes = [self.pyramid.shrink(number, flags, valid)[1].sum() for number in range(len(self.grids))]
         return shares_of(quantized, wholes)
@@ -327,11 +332,12 @@ class MultiScaleQuantizer(SampleDropout):
     # ------------------------------------------------------------------ indices
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """The sum of whole scales from the front: (B, n[, levels]) int64, n one of `ends`, -> (B, *S, dim)."""
+        """The sum of whole scales from the front, or of whole blocks: (B, n[, levels]) int64 -> (B, *S, dim)."""
         parts = self._parts(indices)
-        counted = [self._counted(part) for part in parts]
+        counted = [self.counted(part) for part in parts]
         covered = self.pyramid.cover(counted, self.dtype)
-        return torch.where(covered.unsqueeze(-1), self._sums(parts, counted)[-1], 0)
+        vectors = torch.where(covered.unsqueeze(-1), self._sums(parts, counted)[-1], 0)
+        return self._in_order(vectors, indices)
 
     def _sums(self, parts: Sequence[Tensor], counted: Sequence[Tensor]) -> list[Tensor]:
         """The sum (B, *S, dim) after each scale."""
@@ -339,55 +345,69 @@ class MultiScaleQuantizer(SampleDropout):
         added = [self._enlarge(number, one.lookup(part), some) for number, (one, part, some) in enumerate(triples)]
         return list(accumulate(added))
 
-    def decode(self, indices: Tensor) -> Tensor:
-        """Vectors of whole scales from the front; see `BaseQuantizer`.
-
-        Args:
-            indices: (B, n[, levels]), n one of `ends`; -1 adds nothing.
+    def _parts(self, indices: Tensor) -> list[Tensor]:
+        """Of each scale (B, *grid[, levels]), of sequences of all blocks; of the first scales where there is no more.
 
         Raises:
-            ValueError: not integers, no whole scales, or codes that a scale does not have.
+            ValueError: `indices` are neither whole scales from the front nor whole blocks.
         """
-        self._check_codes(indices)
-        return super().decode(indices)
+        whole, blocks = self.ends[-1], self.positions_per_step is not None
+        if indices.ndim == 2 + self.level_axis:
+            if indices.shape[1] in self.ends:
+                return self.pyramid.split(indices)
+            if blocks and indices.shape[1] % whole == 0:
+                rows = indices.shape[0] * (indices.shape[1] // whole)
+                return self.pyramid.split(indices.reshape(rows, whole, *indices.shape[2:]))
+        raise ValueError(
+            f"indices has shape {tuple(indices.shape)}: expected (B, n{', levels' * self.level_axis}) of whole scales, "
+            f"coarse first, n one of {', '.join(map(str, self.ends))}" + f", or a multiple of {whole}" * blocks
+        )
 
-    def _check_codes(self, indices: Tensor) -> None:
-        sizes, levels = self.level_sizes, self.num_codebooks
-        if len(set(sizes)) == 1:
-            check_indices(indices, self.codebook_sizes, level_axis=self.level_axis)
-            return
-        check_plain("indices", indices)
-        for number, part in enumerate(self._parts(indices)):
-            check_indices(part, sizes[number * levels : (number + 1) * levels], level_axis=self.level_axis)
+    def _in_order(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """What stands for each block of these indices, in a row: see `_joined`."""
+        if self.positions_per_step is None or indices.shape[1] in self.ends:
+            return rows
+        return rows.unflatten(0, (indices.shape[0], indices.shape[1] // self.ends[-1])).flatten(1, 2)
 
-    def by_level(self, indices: Tensor) -> Tensor:
-        """(B, n[, levels]) -> (B, n, scales * levels), -1 in the columns of other scales; see `BaseQuantizer`."""
-        return self.pyramid.apart(indices if self.level_axis else indices.unsqueeze(-1))
+    def split_levels(self, indices: Tensor) -> list[Tensor]:
+        """Of each scale its indices: (B, n[, levels]) -> (B, *grid[, levels]), of sequences (B, blocks * grid); of the
+        first scales where `indices` holds no more.
 
-    def to_grids(self, indices: Tensor) -> list[Tensor]:
-        """(B, n[, levels]) of whole scales -> (B, *grid) of each of `level_sizes`; see `BaseQuantizer`."""
-        return [grid for part in self._parts(indices) for grid in (part.unbind(-1) if self.level_axis else (part,))]
+        Raises:
+            ValueError: `indices` are neither whole scales from the front nor whole blocks.
+        """
+        return [self._in_order(part, indices) for part in self._parts(indices)]
 
-    def from_grids(self, grids: Sequence[Tensor]) -> Tensor:
-        """What `to_grids` was given; see `BaseQuantizer`."""
-        return self.pyramid.join(join_stages(grids, self.num_codebooks, level_axis=self.level_axis))
+    def join_levels(self, indices: Iterable[Tensor], shape: Sequence[int] = ()) -> Tensor:
+        """What `split_levels` gave, in a row again: (B, *grid, ...) of each scale -> (B, n, ...)."""
+        parts = list(indices)
+        if self.positions_per_step is None:
+            return self.pyramid.join(parts)
+        blocks = parts[0].shape[1] // self.cells[0]
+        rows = [part.unflatten(1, (blocks, cells)) for part, cells in zip(parts, self.cells, strict=False)]
+        return torch.cat(rows, dim=2).flatten(1, 2)
+
+    def interleave(self, indices: Tensor) -> Tensor:
+        """In the order of time: (B, L[, levels]) -> (B, blocks, n[, levels]); maps as they are."""
+        if self.positions_per_step is None:
+            return indices
+        return indices.unflatten(1, (indices.shape[1] // self.ends[-1], self.ends[-1]))
+
+    def deinterleave(self, rows: Tensor) -> Tensor:
+        """What `interleave` was given."""
+        return rows if self.positions_per_step is None else rows.flatten(1, 2)
 
     @property
     def decoding(self) -> str:
         """See `Quantizer`."""
-        return f"up={self.pyramid.up} phi_ratio={self.phi and self.phi.ratio}"
+        said = f"up={self.pyramid.up} phi_ratio={self.phi and self.phi.ratio}"
+        # Two blocks of 1 and 2 cells have as many indices of each scale as one of 2 and 4.
+        return said if self.positions_per_step is None else f"{said} scales={self.cells}"
 
     def level_tables(self) -> list[Tensor | None]:
         """Those of the stage of each scale; see `BaseQuantizer`."""
         tables = [table for stage in self.calls for table in stage.level_tables()]
         return [None if table is None else table[:size] for table, size in zip(tables, self.level_sizes, strict=True)]
-
-    def _parts(self, indices: Tensor) -> list[Tensor]:
-        return self.pyramid.split(indices, level_axis=self.level_axis)
-
-    def _counted(self, part: Tensor) -> Tensor:
-        """Which cells of a scale have an index: (B, *grid[, levels]) -> (B, *grid)."""
-        return (part >= 0).any(-1) if self.level_axis else part >= 0
 
     # ------------------------------------------------------------------ for the generator
 
@@ -397,23 +417,23 @@ class MultiScaleQuantizer(SampleDropout):
 
         Args:
             indices: (B, n[, levels]), whole scales from the front: all of them in training, those that there are while
-                a generator samples, which reads the last of the result.
+                a generator samples, which reads the last of the result. Or whole blocks of sequences.
             resizing: how the sum is resized; `LinearResizing` is Infinity's.
 
         Returns:
             (B, m, dim): for the second scale to that after the last given, where there is one, their vectors one after
-            another, in the order of `indices`.
+            another, in the order of `indices`; of each block, where there are several.
 
         Source: VAR, Tian et al. 2024 (arXiv:2404.02905), sec. 3.2.
 
         Raises:
             ValueError: `indices` is not so.
         """
-        self._check_codes(indices)
+        self.check_codes(indices)
         with autocast_disabled(indices.device):
             parts = self._parts(indices.long())
-            sums = self._sums(parts, [self._counted(part) for part in parts])
-            return self.pyramid.resize_sums(sums, resizing)
+            sums = self._sums(parts, [self.counted(part) for part in parts])
+            return self._in_order(self.pyramid.resize_sums(sums, resizing), indices)
 
     @torch.no_grad()
     def self_corrected(
@@ -448,10 +468,9 @@ class MultiScaleQuantizer(SampleDropout):
         _check_flips(flips, self.calls)
         latents, valid, _ = self.open(x, mask)
         with autocast_disabled(x.device):
-            walked = self._walk(latents, valid, flips=flips, step=step)
-            return self.pyramid.join([scale.made.indices for scale in walked]), self.pyramid.resize_sums(
-                [scale.total for scale in walked], resizing
-            )
+            walked = self._walk(self._blocks(latents), self._blocks(valid), flips=flips, step=step)
+            inputs = self.pyramid.resize_sums([scale.total for scale in walked], resizing)
+            return self._row(walked, latents), self._joined(inputs, latents)
 
     # ------------------------------------------------------------------ before training
 
@@ -466,18 +485,20 @@ class MultiScaleQuantizer(SampleDropout):
                 least 4 per code.
             seed: the stage of scale s uses seed + s.
         """
-        batches = collect_maps(self, latents, enough_samples(self.codebook_size, samples))
-        for maps, _ in batches:
-            self._check_size(maps)
+        batches = [
+            (self._blocks(maps), self._blocks(valid))
+            for maps, valid in collect_maps(self, latents, enough_samples(self.codebook_size, samples))
+        ]
         shared = len(self.stages) < len(self.grids)
         totals = [torch.zeros_like(maps) for maps, _ in batches]
         pooled: list[list[Tensor]] = [[] for _ in batches]
-        with autocast_disabled(self.latent_spread.device):
+        with MemberWarnings("scale") as warned, autocast_disabled(self.latent_spread.device):
             for number, stage in enumerate(self.calls):
                 pairs = zip(batches, totals, strict=True)
                 cells = [self.pyramid.shrink(number, maps - total, valid) for (maps, valid), total in pairs]
                 if not shared:
-                    self._initialize(stage, [vectors[counted] for vectors, counted in cells], seed + number)
+                    with warned.by(number):
+                        self.initialize_stage(stage, [vectors[counted] for vectors, counted in cells], seed + number)
                 for rows, total, (vectors, counted) in zip(pooled, totals, cells, strict=True):
                     if shared:
                         rows.append(torch.cat([vectors, counted.unsqueeze(-1).to(vectors)], -1).flatten(1, -2))
@@ -486,13 +507,7 @@ class MultiScaleQuantizer(SampleDropout):
                     total += self._enlarge(number, vectors, counted)
             if shared:  # a sample after another, so that ranks together hold what one process would
                 joined = [torch.cat(rows, 1).flatten(0, 1) for rows in pooled]
-                self._initialize(self.stages[0], [rows[rows[:, -1] > 0, :-1] for rows in joined], seed)
-
-    def _initialize(self, stage: BaseQuantizer, batches: list[Tensor], seed: int) -> None:
-        rows = torch.cat([self.latent_spread.new_zeros(0, self.dim), *batches])
-        batch = max(math.ceil(len(rows) / max(len(batches), 1)), 1)
-        samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-        stage.initialize(rows.split(batch), samples=samples, seed=seed)
+                self.initialize_stage(self.stages[0], [rows[rows[:, -1] > 0, :-1] for rows in joined], seed)
 
     def extra_repr(self) -> str:
         """Scales and layout."""
@@ -559,15 +574,7 @@ def _stages(
         raise ValueError(
             f"stage lists {len(stage)} factories: expected one for each of {scales} scales, or one for all"
         )
-    stages = build_members(stage, 1 if callable(stage) else None, kind="stage", owner="MultiScaleQuantizer")
-    dims, levels = [one.dim for one in stages], [one.codebook_sizes if one.level_axis else () for one in stages]
-    if len(set(dims)) > 1:
-        raise ValueError(f"stage built quantizers of dim {dims}: expected one size, since scales are summed")
-    if len({len(sizes) for sizes in levels}) > 1:
-        raise ValueError(
-            f"stage built quantizers of {list(map(len, levels))} levels: expected the same number for all scales"
-        )
-    return stages
+    return build_members(stage, 1 if callable(stage) else None, kind="stage", owner="MultiScaleQuantizer")
 
 
 def _quantizers(stage: BaseQuantizer) -> list[BaseQuantizer]:

@@ -120,28 +120,11 @@ class Pyramid:
         """Of each grid (B, *grid, ...) -> (B, L, ...), one after another."""
         return torch.cat([part.flatten(1, len(self.grids[0])) for part in parts], dim=1)
 
-    def split(self, indices: Tensor, *, level_axis: bool) -> list[Tensor]:
-        """What `join` joined, of all grids or of the first ones: (B, n[, levels]) -> of each (B, *grid[, levels]).
-
-        Raises:
-            ValueError: `indices` are no whole grids.
-        """
-        if indices.ndim != 2 + level_axis or indices.shape[1] not in self.ends:
-            raise ValueError(
-                f"indices has shape {tuple(indices.shape)}: expected (B, n{', levels' * level_axis}) of whole scales, "
-                f"coarse first, n one of {', '.join(map(str, self.ends))}"
-            )
+    def split(self, indices: Tensor) -> list[Tensor]:
+        """What `join` joined, of all grids or of the first ones: (B, n, ...) -> of each (B, *grid, ...)."""
         ends = self.ends[: self.ends.index(indices.shape[1]) + 1]
         pairs = zip(pairwise((0, *ends)), self.grids, strict=False)
         return [indices[:, first:last].unflatten(1, grid) for (first, last), grid in pairs]
-
-    def apart(self, indices: Tensor) -> Tensor:
-        """(B, n, levels) -> (B, n, grids * levels): the columns of other grids hold -1."""
-        levels = indices.shape[-1]
-        made = indices.new_full((*indices.shape[:2], len(self.grids) * levels), -1)
-        for number, (first, last) in enumerate(pairwise((0, *self.ends))):
-            made[:, first:last, number * levels : (number + 1) * levels] = indices[:, first:last]
-        return made
 
 
 def any_of_each(flags: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
-from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, enough_samples
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverMembers, Reduction
@@ -155,11 +155,11 @@ class ResidualQuantizer(DepthDropout):
             seed: stage i uses seed + i.
         """
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
-        for number, stage in enumerate(self.stages):
-            samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
-            with named_in_warnings(f"stage {number}"):
-                stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
-            with autocast_disabled(rows.device):
+        samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
+        with MemberWarnings("stage") as warned, autocast_disabled(rows.device):
+            for number, stage in enumerate(self.stages):
+                with warned.by(number):
+                    stage.initialize(rows.split(batch), samples=samples, seed=seed + number)
                 rows = torch.cat([chunk - stage.lookup(stage.encode(chunk)) for chunk in rows.split(batch)])
 
     def extra_repr(self) -> str:

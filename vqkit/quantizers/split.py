@@ -10,7 +10,7 @@ from vqkit import distributed
 from vqkit.parts.compatibility import check_stages
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.composite import DepthDropout, build_members, used
-from vqkit.quantizers.initialization import collect_vectors, enough_samples, named_in_warnings
+from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, enough_samples
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverCodebooks, Reduction
 from vqkit.runtime import autocast_disabled
@@ -110,10 +110,10 @@ class BranchedQuantizer(DepthDropout):
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none
         total = torch.zeros_like(rows)
-        with autocast_disabled(rows.device):
+        with MemberWarnings("branch") as warned, autocast_disabled(rows.device):
             for number, branch in enumerate(self.branches):
                 given = self.enter(number, rows, total)
-                with named_in_warnings(f"branch {number}"):
+                with warned.by(number):
                     branch.initialize(given.split(batch), samples=samples, seed=seed + number)
                 chosen = torch.cat([branch.lookup(branch.encode(chunk)) for chunk in given.split(batch)])
                 total = total + self.leave(number, chosen)

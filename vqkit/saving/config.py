@@ -38,6 +38,7 @@ BUILDABLE = (
     "vqkit.backbones.magvit2",
     "vqkit.backbones.maskgit",
     "vqkit.backbones.positions",
+    "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",

@@ -21,8 +21,8 @@ class AudioTokenizer(Tokenizer):
     """An encoder, a quantizer and a decoder of waveforms (B, C, T) in [-1, 1].
 
     Waveforms of any length are filled with zeros to whole frames, and reconstructions cut back to it; to whole steps of
-    frames with a `MultiRateQuantizer`, as SNAC does. What several blocks or a stream give by such a one is joined with
-    `join`.
+    frames with a `MultiRateQuantizer`, as SNAC does, and with a `MultiScaleQuantizer`, whose steps are as long as its
+    last scale. What several blocks or a stream give by such a one is joined with `join`.
 
     Three ways to use a trained one, with the same codes:
 
@@ -66,9 +66,9 @@ class AudioTokenizer(Tokenizer):
             raise ValueError(f"sample_rate={sample_rate}: expected a positive whole number of Hz, such as 16000")
         if quantizer.positions_per_step is None:
             raise ValueError(
-                f"quantizer={type(quantizer).__name__} has no index for each frame: sound has any length, and frames "
-                "are encoded as they come; use a quantizer of single vectors, ResidualQuantizer, or MultiRateQuantizer "
-                "for levels of different rates; or Tokenizer, for clips of one length that are encoded whole"
+                f"quantizer={type(quantizer).__name__} takes maps of one size, and sound is a sequence of any length: "
+                "expected a quantizer of single vectors, or a composite that takes sequences, such as "
+                "ResidualQuantizer, MultiRateQuantizer, or MultiScaleQuantizer with axes=1"
             )
         self.sample_rate = sample_rate
         front, back = properties_of(encoder), properties_of(decoder)
@@ -96,13 +96,13 @@ class AudioTokenizer(Tokenizer):
 
     @property
     def frames_per_step(self) -> int:
-        """Frames that are encoded together: 1, but for a `MultiRateQuantizer`."""
+        """Frames that are encoded together: 1, but for a `MultiRateQuantizer` or `MultiScaleQuantizer`."""
         return self.quantizer.positions_per_step or 1
 
     @property
     def level_rates(self) -> tuple[float, ...]:
         """Indices of each level for each second."""
-        return tuple(self.frame_rate / stride for stride in self.quantizer.level_strides)
+        return tuple(self.frame_rate * count / self.frames_per_step for count in self.quantizer.indices_per_step)
 
     @property
     def kbps(self) -> float:
@@ -155,7 +155,7 @@ class AudioTokenizer(Tokenizer):
 
         Returns:
             int64 (B, frames), with composites (B, frames, levels); at once, frames is T / downsampling_factor rounded
-            up, T counted after resampling. With a `MultiRateQuantizer` the (B, L) of its levels, one after another.
+            up, T counted after resampling. With a `MultiRateQuantizer` or `MultiScaleQuantizer` (B, L), in its order.
 
         Raises:
             ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
@@ -169,7 +169,7 @@ class AudioTokenizer(Tokenizer):
 
         Args:
             indices: what `encode` returned, or `encode(...)[..., :n]` for the first n levels of residual stages, and
-                `quantizer.prefix(encode(...), n)` for those of a `MultiRateQuantizer`.
+                `quantizer.prefix(encode(...), n)` for those of a `MultiRateQuantizer` or `MultiScaleQuantizer`.
             length: samples to keep; None keeps whole frames.
 
         Returns:
@@ -197,7 +197,7 @@ class AudioTokenizer(Tokenizer):
         """Indices of consecutive pieces of sound, as blocks or a stream give them, in the order that `encode` has.
 
         Args:
-            pieces: at least one, (B, frames[, levels]), or as a `MultiRateQuantizer` gives them.
+            pieces: at least one, (B, frames[, levels]), or (B, L[, levels]) of whole steps.
         """
         return self.quantizer.deinterleave(torch.cat([self.quantizer.interleave(piece) for piece in pieces], dim=1))
 
@@ -279,8 +279,8 @@ class AudioTokenizer(Tokenizer):
             frames_per_block: frames that are computed at once, rounded up to whole windows of attention.
 
         Yields:
-            indices (B, frames[, levels]), or as a `MultiRateQuantizer` gives them; put together by `join`, which for
-            all others is along axis 1, they are those of the joined pieces.
+            indices (B, frames[, levels]), or (B, L[, levels]) of whole steps; put together by `join`, which for all but
+            a `MultiRateQuantizer` is along axis 1, they are those of the joined pieces.
 
         Raises:
             ValueError: the indices depend on unbounded context, `frames_per_block` is not positive, or a stream is
@@ -297,7 +297,7 @@ class AudioTokenizer(Tokenizer):
         """`decode` of indices that come in pieces, in the memory of a block and its context.
 
         Args:
-            blocks: consecutive pieces (B, frames[, levels]), or as a `MultiRateQuantizer` gives them.
+            blocks: consecutive pieces (B, frames[, levels]), or (B, L[, levels]) of whole steps.
             frames_per_block: frames that are computed at once, rounded up to whole windows of attention.
 
         Yields:

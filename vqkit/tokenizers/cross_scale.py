@@ -15,7 +15,7 @@ from vqkit.indices import check_indices
 from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer, share
 from vqkit.quantizers.composite import DepthDropout, build_members
-from vqkit.quantizers.initialization import INITIALIZE_FIRST, enough_samples, named_in_warnings
+from vqkit.quantizers.initialization import INITIALIZE_FIRST, MemberWarnings, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.quantizers.reduction import SumOverMembers
 from vqkit.runtime import autocast_disabled
@@ -325,10 +325,11 @@ class CrossScaleTokenizer(AudioTokenizer):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            for number, stream in enumerate(self.quantizer.streams):
-                left_over = (self._left_over(self.encoder(wave.to(device)), number)[0] for wave in waves)
-                with named_in_warnings(f"stream {number}"):
-                    stream.initialize(left_over, samples=samples, seed=seed + number)
+            with MemberWarnings("stream") as warned:
+                for number, stream in enumerate(self.quantizer.streams):
+                    left_over = (self._left_over(self.encoder(wave.to(device)), number)[0] for wave in waves)
+                    with warned.by(number):
+                        stream.initialize(left_over, samples=samples, seed=seed + number)
         finally:
             for module in training:
                 module.training = True

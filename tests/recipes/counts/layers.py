@@ -21,3 +21,10 @@ def patchgan(channels: int = 64) -> int:
     widths = [channels, 2 * channels, 4 * channels, 8 * channels]
     inner = sum(convolution(before, after, 4, bias=False) + norm(after) for before, after in itertools.pairwise(widths))
     return convolution(3, channels, 4) + inner + convolution(widths[-1], 1, 4)
+
+
+def blur_patchgan(channels: int = 128) -> int:
+    """1d-tokenizer's `NLayerDiscriminator`: three stages of a convolution, a blur and a group norm; a head of two."""
+    widths = [channels, channels, 2 * channels, 4 * channels]
+    stages = sum(convolution(before, after, 3) + norm(after) for before, after in itertools.pairwise(widths))
+    return convolution(3, channels, 5) + stages + convolution(widths[-1], widths[-1], 1) + convolution(widths[-1], 1, 5)

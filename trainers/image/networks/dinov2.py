@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.image.networks.libraries import hub_file
 from trainers.image.networks.network import FrozenNetwork
 from trainers.image.networks.resizing import BilinearResize
-from trainers.image.networks.weights import PackagedWeights, Weights, load_state
+from vqkit.saving.weights import PackagedWeights, Weights, hub_file, load_state
 
 CHANNELS, HEADS, BLOCKS, PATCH, SIDE = 384, 6, 12, 14, 37
 

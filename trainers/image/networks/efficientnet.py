@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainers.image.networks.network import FrozenNetwork
 from trainers.image.networks.resizing import BilinearResize
-from trainers.image.networks.weights import PackagedWeights, Weights, load_state, no_download
+from vqkit.saving.weights import PackagedWeights, Weights, load_state, no_download
 
 STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
           (6, 320, 1, 1, 3))  # fmt: skip

@@ -13,7 +13,7 @@ from torchvision.models import inception
 from trainers.image.networks.libraries import url_file
 from trainers.image.networks.network import FrozenNetwork
 from trainers.image.networks.resizing import BilinearResize, TensorFlowResize
-from trainers.image.networks.weights import HubWeights, Weights, load_state
+from vqkit.saving.weights import HubWeights, Weights, load_state
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 """The weights; torch-fidelity has the same under another name."""

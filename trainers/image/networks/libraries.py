@@ -1,6 +1,5 @@
 """Networks of torchvision and timm."""
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,8 @@ from torchvision import models
 
 from trainers.image.networks.network import FrozenNetwork
 from trainers.image.networks.resizing import BilinearResize
-from trainers.image.networks.weights import BY_PATH, HubWeights, Weights, load_state
+from vqkit.backbones.timm2d import build_timm, published_timm, timm_file
+from vqkit.saving.weights import BY_PATH, HubWeights, Weights, load_state
 
 
 class TorchvisionNetwork(FrozenNetwork):
@@ -94,7 +94,7 @@ def url_file(url: str, name: str) -> Path:
 class TimmNetwork(FrozenNetwork):
     """A network of timm, normalized as its weights are: `convnext_small.fb_in1k`, `vit_small_patch14_dinov2.lvd142m`.
 
-    Needs `pip install timm`. Files with the names of the original release are converted as timm does.
+    Needs `pip install "vqkit[perceptual]"`. Files with the names of the original release are converted as timm does.
 
     Args:
         name: of the architecture, with or without the tag of its weights.
@@ -116,54 +116,12 @@ class TimmNetwork(FrozenNetwork):
         resize: BilinearResize | None = None,
         arguments: dict[str, Any] | None = None,
     ) -> None:
-        if importlib.util.find_spec("timm") is None:
-            raise ValueError(f"name={name!r}: the package timm is not installed: pip install timm")
-        import timm
-
-        published = timm.get_pretrained_cfg(name)
-        if published is None:
-            raise ValueError(f"name={name!r}: expected a network of timm; timm.list_models('*') has their names")
+        published = published_timm(name)
         super().__init__(
-            partial(_timm, name, arguments or {}),
+            partial(build_timm, name, arguments or {}),
             weights=weights or HubWeights(),
-            download=partial(_timm_file, name),
+            download=partial(timm_file, name),
             layers=layers,
             resize=resize,
             normalization=(published.mean, published.std),
         )
-
-
-def _timm(name: str, arguments: dict[str, Any], state: dict[str, Tensor] | None) -> nn.Module:
-    import timm
-
-    if state is None:
-        return timm.create_model(name, pretrained=False, **arguments)
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments)
-
-
-def _timm_file(name: str, tag: str | None) -> Path:
-    import timm
-
-    published = timm.get_pretrained_cfg(f"{name.split('.')[0]}.{tag}" if tag else name)
-    if published is None or not published.hf_hub_id:
-        raise ValueError(f"name={name!r}, tag={tag!r}: timm has no such weights on the hub; give a file, {BY_PATH}")
-    return hub_file(published.hf_hub_id, published.hf_hub_filename or "model.safetensors")
-
-
-def hub_file(repository: str, file: str, *, revision: str | None = None) -> Path:
-    """A file of the Hugging Face hub, downloaded into its cache.
-
-    Raises:
-        ValueError: it cannot be had, or the package huggingface_hub is not installed.
-    """
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ValueError(f"weights of {repository}: the package huggingface_hub is not installed: pip install it")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"weights of {repository} were not downloaded ({error}): fetch {file} where there is a network, and give "
-            f"its path, {BY_PATH}"
-        ) from error

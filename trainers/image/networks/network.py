@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from trainers.core.evaluation import new_tensors_in_float32
 from trainers.image.networks.resizing import BilinearResize
-from trainers.image.networks.weights import Weights, read_state, sha256_of
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
 from vqkit.saving.files import named
+from vqkit.saving.weights import Weights, read_state, sha256_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of RGB in [0, 1], by which torchvision's networks normalize."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.image.networks.network import FrozenNetwork
-from trainers.image.networks.weights import PackagedWeights, Weights, load_state, no_download
+from vqkit.saving.weights import PackagedWeights, Weights, load_state, no_download
 
 SLICES = ("slice1", "slice2", "slice3", "slice4", "slice5")
 """Their ends are the layers that are compared."""

@@ -8,9 +8,9 @@ from torch import Tensor
 from trainers.image.networks.libraries import TorchvisionNetwork
 from trainers.image.networks.network import FrozenNetwork
 from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet, ShiftTolerantNetwork, ShiftTolerantVGG16
-from trainers.image.networks.weights import HubWeights, PackagedWeights, Weights, no_download, read_state, sha256_of
 from trainers.image.objectives.features import NetworkObjective, unit
 from vqkit.saving.files import named
+from vqkit.saving.weights import HubWeights, PackagedWeights, Weights, no_download, read_state, sha256_of
 
 
 class LPIPS(NetworkObjective):

@@ -1,4 +1,4 @@
-"""Where the weights of a frozen network come from."""
+"""Where the weights of a network come from that others have trained."""
 
 import hashlib
 import importlib.util
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vqkit.saving.files import named
 
-BY_PATH = "weights: {class_path: trainers.image.WeightsFile, init_args: {path: FILE}}"
+BY_PATH = "weights: {class_path: vqkit.saving.weights.WeightsFile, init_args: {path: FILE}}"
 """What to write for a file that was downloaded elsewhere."""
 
 
@@ -131,6 +131,25 @@ def no_download(tag: str | None) -> Path:
     raise ValueError(
         f"HubWeights(tag={tag!r}): there is no place to download this network from; give a file, {BY_PATH}"
     )
+
+
+def hub_file(repository: str, file: str, *, revision: str | None = None) -> Path:
+    """A file of the Hugging Face hub, downloaded into its cache.
+
+    Raises:
+        ValueError: it cannot be had, or the package huggingface_hub is not installed.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ValueError(f"weights of {repository}: the package huggingface_hub is not installed: pip install it")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"weights of {repository} were not downloaded ({error}): fetch {file} where there is a network, and give "
+            f"its path, {BY_PATH}"
+        ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

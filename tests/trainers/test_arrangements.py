@@ -1,0 +1,90 @@
+"""`--quantizer` with the name of an overlay: any composite in any configuration, in its sizes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from trainers.run.arrangements import ARRANGEMENTS, FOLDER
+from trainers.run.bases import read_config
+from trainers.run.swap import WORDS, swapped
+from vqkit import BaseQuantizer, MultiScaleQuantizer
+
+ROOT = Path(__file__).parents[2]
+NAMES = [name for name in ARRANGEMENTS if name not in WORDS]
+KINDS = {"image": (2, 32, 16, 16), "audio": (2, 64, 32)}
+parser = ArgumentParser(exit_on_error=False)
+parser.add_subclass_arguments(BaseQuantizer, "quantizer")
+
+
+def config_of(kind, quantizer=None):
+    """A model of a quickstart, with all arguments of its quantizer, or of another one."""
+    model = read_config(ROOT / f"configs/{kind}/quickstart.yaml")["model"]
+    tokenizer = model["init_args"]["tokenizer"]["init_args"]
+    tokenizer["quantizer"] = parser.parse_object({"quantizer": quantizer or tokenizer["quantizer"]}).as_dict()[
+        "quantizer"
+    ]
+    return model
+
+
+def quantizer_of(model):
+    return model["init_args"]["tokenizer"]["init_args"]["quantizer"]
+
+
+def built(node):
+    return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_composite_takes_the_sizes_of_the_configuration(name, kind):
+    model, x = config_of(kind), torch.randn(KINDS[kind])
+    made, lines = swapped(model, name)
+    quantizer, native = built(quantizer_of(made)), built(overlay(name))
+    assert quantizer.dim == x.shape[1] and quantizer.channel_dim == 1 and len(lines) <= 1
+    again = config_of(kind, quantizer_of(made))
+    assert swapped(again, name) == (again, [])
+    if (name, kind) in (("residual", "audio"), ("single", "image")):  # as it is
+        assert lines == [] and made == model
+        return
+    assert quantizer.level_sizes == native.level_sizes
+    assert lines == [
+        f"{name}: {type(native).__name__} of dim {x.shape[1]}, in place of {type(built(quantizer_of(model))).__name__}"
+    ]
+    if name == "snac" and kind == "image":
+        with pytest.raises(ValueError, match=r"expected \(B, T\) with a multiple of 4 frames"):
+            quantizer(x)
+        return
+    if isinstance(quantizer, MultiScaleQuantizer):
+        assert len(quantizer.grids[0]) == x.ndim - 2
+    output = quantizer.eval()(x)
+    assert torch.equal(quantizer.decode(output.indices), output.quantized) and quantizer.codebook_size > 1
+
+
+def overlay(name):
+    return read_config(FOLDER / f"{name}.yaml")["model.init_args.tokenizer.init_args.quantizer"]
+
+
+def test_what_is_arranged_so_keeps_its_sizes():
+    """So that a run is resumed with what its own config.yaml says."""
+    node = quantizer_of(swapped(config_of("audio"), "var")[0])
+    node["init_args"]["scales"] = [1, 4]
+    model = config_of("audio", node)
+    assert swapped(model, "var") == (model, [])
+    assert quantizer_of(swapped(model, "infinity")[0])["init_args"]["stage"]["class_path"] == "vqkit.BSQ"
+
+
+def test_what_cannot_be_arranged_is_refused():
+    model = config_of(
+        "image", {"class_path": "vqkit.Quantizer", "init_args": {"method": "vq", "dim": 30, "codebook_size": 8}}
+    )
+    with pytest.raises(
+        ValueError, match="quantizer='grouped': dim=30 is not divided as its GroupedQuantizer of dim=32 is"
+    ):
+        swapped(model, "grouped")
+    streams = read_config(ROOT / "configs/audio/esc_16khz.yaml")["model"]
+    with pytest.raises(ValueError, match="CrossScaleTokenizer takes streams of its own, and no other composite"):
+        swapped(streams, "var")
+    with pytest.raises(ValueError, match=r"expected one of vq, .* xqgan; did you mean"):
+        swapped(model, "snak")

@@ -117,6 +117,13 @@ FULL = {
     ),
 }  # fmt: skip
 
+ON_THE_HUB = {
+    "titok s-128": (83.7e6, 0.05e6),
+    "titok b-64": (819e6 / 4, 0.5e6 / 4),
+    "titok sl-256": (1.32e9 / 4, 5e6 / 4),
+}
+"""Numbers in the released files and their rounding: 83.7 M as the hub counts, 819 MB and 1.32 GB as it lists them."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
@@ -130,6 +137,9 @@ def test_models_of_the_published_sizes_have_an_entry_for_each_weight(name) -> No
     model = replace(model, state={}, **sizes)
     latents = model.latents(torch.empty(1, 3, 256, 256, dtype=torch.float64, device="meta"))
     model.images(model.quantize(latents)[1])
+    if name in ON_THE_HUB:
+        stated, rounding = ON_THE_HUB[name]
+        assert abs(sum(value.numel() for value in model.state.values()) - stated) < rounding
     source = Source(Path("none"), model.state, {}, None)
     with torch.device("meta"):
         tokenizer = family.build(source)

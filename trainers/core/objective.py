@@ -64,14 +64,22 @@ class Objective(Term, ABC):
         Returns:
             float32 scalar.
         """
+        self.check(reference, reconstruction)
+        with autocast_disabled(reconstruction.device):
+            return self.distance(self.compared(reference), self.compared(reconstruction))
+
+    def check(self, reference: Tensor, reconstruction: Tensor) -> None:
+        """Refuse what `forward` cannot compare.
+
+        Raises:
+            ValueError: the shapes differ, have other axes or a size of 0.
+        """
         shape = reference.shape
         if shape != reconstruction.shape or len(shape) != 2 + len(self.axes) or not reference.numel():
             raise ValueError(
                 f"reference has shape {tuple(shape)} and reconstruction {tuple(reconstruction.shape)}: expected the "
                 f"same (batch, channels, {', '.join(self.axes)}), none of them 0"
             )
-        with autocast_disabled(reconstruction.device):
-            return self.distance(self.compared(reference), self.compared(reconstruction))
 
     @abstractmethod
     def distance(self, reference: Tensor, reconstruction: Tensor) -> Tensor:

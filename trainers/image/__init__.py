@@ -1,5 +1,6 @@
 """Training of image tokenizers: task, data, objectives, discriminators, measures."""
 
+from trainers.image.code_prediction import CodePredictionTask as CodePredictionTask
 from trainers.image.crops import ADMRandomCrop as ADMRandomCrop
 from trainers.image.crops import Crop as Crop
 from trainers.image.crops import RandomCrop as RandomCrop
@@ -44,6 +45,7 @@ from trainers.image.networks.resizing import BilinearResize as BilinearResize
 from trainers.image.networks.resizing import TensorFlowResize as TensorFlowResize
 from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet as ShiftTolerantAlexNet
 from trainers.image.networks.shift_tolerant import ShiftTolerantVGG16 as ShiftTolerantVGG16
+from trainers.image.networks.teacher import Teacher as Teacher
 from trainers.image.objectives.features import FeatureDistance as FeatureDistance
 from trainers.image.objectives.features import GramDistance as GramDistance
 from trainers.image.objectives.lpips import LPIPS as LPIPS
@@ -55,6 +57,7 @@ from trainers.image.objectives.pixels import L1 as L1
 from trainers.image.objectives.pixels import L2 as L2
 from trainers.image.objectives.pixels import LogitLaplace as LogitLaplace
 from trainers.image.objectives.prediction import FeaturePrediction as FeaturePrediction
+from trainers.image.objectives.teacher import CodePrediction as CodePrediction
 from trainers.image.objectives.variance import LearnedVariance as LearnedVariance
 from trainers.image.resampling import BicubicFilter as BicubicFilter
 from trainers.image.resampling import BilinearFilter as BilinearFilter

@@ -153,6 +153,7 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
         "apache-2.0",
         TITOK.format("TiTok"),
     ),
+    ("fun-research/TiTok", "tokenizer_titok_l32.bin", TiTok(), "apache-2.0", TITOK.format("TiTok")),
     *(
         (f"yucornetto/tokenizer_titok_{name}_imagenet", WEIGHTS_NAME, TiTok(), "apache-2.0", TITOK.format("TiTok"))
         for name in ("l32", "b64", "s128", "bl64_vq8k", "bl128_vq8k", "sl256_vq8k")

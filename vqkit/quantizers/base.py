@@ -489,19 +489,21 @@ class VectorQuantizer(BaseQuantizer):
 
     def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
         """Those of the losses; see `BaseQuantizer`."""
+        assert quantized.selection is not None  # or `source` would be None
         found = [loss for loss in self.losses if isinstance(loss, SummedLoss) and loss.training]
-        selection = quantized.chosen
+        selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
         return {loss.name: loss.sums(selection) for loss in found}
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses with their weights; see `BaseQuantizer`."""
         losses: dict[str, Tensor] = {}
-        if quantized.selection is None:
+        selection, estimated = quantized.selection, quantized.estimated
+        if selection is None:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
-        selection = quantized.chosen
-        # Where it was let go, no loss reads it: see `without_vectors`.
-        estimated = selection.selected if quantized.estimated is None else quantized.estimated
+        if estimated is None:  # nor does any of the losses read it: see `without_vectors`
+            selection = selection.with_selected()
+            estimated = selection.selected
         total: Tensor | None = None
         for loss in self.losses:
             losses[loss.name] = value = loss(selection, estimated)
@@ -528,7 +530,8 @@ class VectorQuantizer(BaseQuantizer):
         """The chosen codes, projected out; see `BaseQuantizer`."""
         if quantized.selection is None:
             return quantized.vectors
-        vectors = self.project_out(quantized.chosen.selected).reshape(quantized.vectors.shape)
+        selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
+        vectors = self.project_out(selection.selected).reshape(quantized.vectors.shape)
         return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
 
     def without_vectors(self, quantized: Quantized) -> Quantized:

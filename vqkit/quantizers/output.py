@@ -62,9 +62,3 @@ class Quantized:
     source: "BaseQuantizer | None" = None
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: list["Quantized"] = field(default_factory=list)
-
-    @property
-    def chosen(self) -> Selection:
-        """`selection`, with the codes that a composite let go looked up."""
-        assert self.selection is not None  # or there is nothing chosen
-        return self.selection if self.estimated is not None else self.selection.with_selected()

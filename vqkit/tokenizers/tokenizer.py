@@ -49,8 +49,9 @@ class Tokenizer(Pretrained, nn.Module):
 
     Args:
         encoder: from data (B, C, ...) to latents in the quantizer's layout.
-        quantizer: its `channel_dim` is that of the latents: 1 for convolutional backbones. With `GaussianBottleneck` in
-            its place the model is a continuous autoencoder; `encode` and `decode`, which need indices, are refused.
+        quantizer: its `channel_dim` is that of the latents: 1 for convolutional backbones, -1 for latent tokens. With
+            `GaussianBottleneck` in its place the model is a continuous autoencoder; `encode` and `decode`, which need
+            indices, are refused.
         decoder: from latents to data.
         value_range: least and greatest value of the data, for which the tokenizer is trained; it is saved with it, and
             files of versions that did not save it have [-1, 1]. None takes data of any type and range.
@@ -128,7 +129,8 @@ class Tokenizer(Pretrained, nn.Module):
             data: (B, C, ...) in `value_range`, for images (B, 3, H, W).
 
         Returns:
-            int64, the latents' shape without channels: (B, h, w) for images; composites add a last axis of levels.
+            int64, the latents' shape without channels: (B, h, w) for images, (B, T) for latent tokens;
+            composites add a last axis of levels.
 
         Raises:
             ValueError: as for `forward`.
@@ -141,7 +143,8 @@ class Tokenizer(Pretrained, nn.Module):
         """Data from indices: what `encode` returned, or a generator sampled.
 
         Args:
-            indices: int64, in the shape of `encode`; -1 stands for a latent of zeros.
+            indices: int64, in the shape of `encode`, or those of the first tokens where the decoder takes prefixes; -1
+                stands for a latent of zeros.
 
         Returns:
             (B, C, ...), for images (B, 3, H, W), about in `value_range` and not clipped.

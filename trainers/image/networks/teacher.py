@@ -1,0 +1,119 @@
+"""A tokenizer whose codes others learn to predict."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from trainers.core.evaluation import new_tensors_in_float32
+from vqkit import Tokenizer
+from vqkit.backbones.protocol import properties_of
+from vqkit.precision import FullPrecisionModule
+from vqkit.runtime import autocast_disabled
+
+
+class Teacher(nn.Module):
+    """A saved tokenizer of pictures that is used and never trained.
+
+    To whatever holds it the tokenizer is no module: its weights are not in `parameters()` or `state_dict()`, hence not
+    in the optimizer, in checkpoints or in what data parallelism sends around, and `train()` does not reach it. It
+    follows to other devices, and stays in float32 where a model of 16 bits is trained, and under autocast.
+
+    Args:
+        folder: of `save_pretrained`, such as one that `python -m vqkit convert` wrote.
+
+    Attributes:
+        folder: as given.
+        codebook_size: K.
+
+    Raises:
+        ValueError: there is no such tokenizer, it takes no pictures in [-1, 1], or its codes have levels.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"teacher={folder!r}: expected the folder of a saved tokenizer; write one by python -m vqkit convert "
+                "WEIGHTS FOLDER"
+            )
+        with torch.inference_mode(False), new_tensors_in_float32(), torch.random.fork_rng(devices=[]):
+            tokenizer = Tokenizer.from_pretrained(folder).requires_grad_(False).eval()
+        quantizer = tokenizer.quantizer
+        if tokenizer.value_range not in (None, (-1.0, 1.0)) or quantizer.channel_dim != 1:
+            raise ValueError(
+                f"teacher={folder!r} has value_range={tokenizer.value_range} and latents with channel_dim="
+                f"{quantizer.channel_dim}: expected a tokenizer of pictures in [-1, 1] with a grid of codes"
+            )
+        if quantizer.level_axis or not quantizer.index_per_position or not quantizer.codebook_sizes:
+            raise ValueError(
+                f"teacher={folder!r} has codebook_sizes={quantizer.codebook_sizes}: expected one code for each patch"
+            )
+        self.codebook_size = quantizer.codebook_size
+        self._held = (_Held(tokenizer),)  # in a tuple, where nn.Module does not look for modules
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, in eval mode."""
+        return self._held[0].tokenizer
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The codes (B, h, w) int64 of images (B, C, H, W) in [-1, 1]."""
+        with autocast_disabled(images.device):
+            return self.tokenizer.encode(images)
+
+    @torch.no_grad()
+    def give(self, codes: nn.Embedding, decoder: nn.Module) -> None:
+        """Copy the code vectors and the decoder.
+
+        Args:
+            codes: an embedding of K codes, which becomes the table.
+            decoder: of the class of the teacher's, which gets its weights.
+
+        Raises:
+            ValueError: they are of other sizes, or the decoder is of another class.
+        """
+        table = self.tokenizer.quantizer.decode(torch.arange(self.codebook_size).reshape(-1, 1, 1)).flatten(1)
+        if table.shape != codes.weight.shape:
+            raise ValueError(
+                f"teacher={self.folder!r} has {len(table)} codes of {table.shape[1]} channels: expected "
+                f"{codes.num_embeddings} of {codes.embedding_dim}, those of the tokenizer's head; give it the "
+                "teacher's codebook_size, and its pixels the teacher's dim"
+            )
+        own, theirs = decoder.state_dict(), self.tokenizer.decoder.state_dict()
+        shapes, asked = ({name: tuple(value.shape) for name, value in state.items()} for state in (theirs, own))
+        faults = sorted(name for name in shapes.keys() | asked.keys() if shapes.get(name) != asked.get(name))
+        if type(decoder) is not type(self.tokenizer.decoder) or faults:
+            which = f": {faults[0]!r} is {shapes.get(faults[0])} and {asked.get(faults[0])}" if faults else ""
+            raise ValueError(
+                f"teacher={self.folder!r} has another decoder, {type(self.tokenizer.decoder).__name__}, than the "
+                f"tokenizer's head, {type(decoder).__name__}{which}; give pixels the class and the arguments that the "
+                "teacher's config.json has for its decoder"
+            )
+        codes.weight.copy_(table)
+        decoder.load_state_dict(theirs)
+
+    @property
+    def patch_size(self) -> int | None:
+        """Pixels on a side of what a code stands for, where the encoder says it."""
+        return properties_of(self.tokenizer.encoder).downsampling_factor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._held[0]._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"{self.folder!r}, codebook_size={self.codebook_size}"
+
+
+class _Held(FullPrecisionModule):
+    """The tokenizer, outside of all modules."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer

@@ -299,7 +299,7 @@ def artifacts() -> str:
     record = json.loads((RESULTS / "photos-artifacts.json").read_text())
     sets = record["sets"]
     rows = {
-        "Fréchet distance, DINOv2-S": ("frechet_distance", "{:.1f}"),
+        "Fréchet distance, DINOv2-S": ("frechet_distance", "{:z.1f}"),
         "blurred": ("frechet_distance_blurred", "{:.1f}"),
         "KID, DINOv2-S": ("kernel_distance", "{:.2f}"),
         "blurred ": ("kernel_distance_blurred", "{:.2f}"),
@@ -312,7 +312,8 @@ def artifacts() -> str:
     titles = {"originals": "originals", "photos_adversarial_late": "with PatchGAN"} | OBJECTIVES | PARTED
     lines = [f"| | {' | '.join(titles[name] for name in sets)} |", "|---|" + "---:|" * len(sets)]
     for title, (figure, form) in rows.items():
-        lines.append(f"| {title.strip()} | {' | '.join(form.format(values[figure]) for values in sets.values())} |")
+        cells = [form.format(values[figure]) if figure in values else "-" for values in sets.values()]
+        lines.append(f"| {title.strip()} | {' | '.join(cells)} |")
     for number, (low, high) in enumerate(pairwise(record["bands"])):
         shares = " | ".join(f"{values['energy'][number]:.0%}" for values in sets.values())
         lines.append(f"| energy, {low:.3g} to {high:.3g} cycles a pixel | {shares} |")

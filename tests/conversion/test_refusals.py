@@ -386,6 +386,8 @@ def test_the_license_is_that_of_the_card_or_of_the_family(card, arguments, expec
         ("---\nlicense:\n---\n", None),
         ("\ufeff---\nlicense: 'cc-by-nc-4.0'\n---\n", "cc-by-nc-4.0"),
         ("---\nlicense:\n- mit\n- cc-by-nc-4.0\ntags:\n- a\n---\n", "mit cc-by-nc-4.0"),
+        ("---\nlicense:\n- mit # code\n\n- cc-by-nc-4.0 # weights\n---\n", "mit cc-by-nc-4.0"),
+        ('---\n"license": cc-by-nc-4.0\n---\n', "cc-by-nc-4.0"),
         ("---\nlicense: [cc-by-nc-4.0]\n---\n", "cc-by-nc-4.0"),
         ('---\nlicense: "CC BY-NC 4.0"\n---\n', "CC BY-NC 4.0"),
         ("---\nlicense: other\nlicense_name: somebodys-non-commercial\n---\n", "somebodys-non-commercial"),

@@ -16,8 +16,9 @@ def license_of(card: Path) -> str | None:
     with card.open(encoding="utf-8-sig", errors="replace") as file:
         text = file.read(LONGEST_HEAD)
     head = re.match(r"\s*---\n(.*?)\n---", text, flags=re.DOTALL)
-    said = re.findall(r"^(license|license_name) *:(.*(?:\n *- .*)*)", head[1] if head else "", flags=re.MULTILINE)
-    words = {key: " ".join(re.findall(r"[+.-]*\w[\w.+-]*", text.partition(" #")[0])) for key, text in said}
+    entry = r"""^["']?(license|license_name)["']? *:(.*(?:\n+ *- .*)*)"""
+    said = re.findall(entry, head[1] if head else "", flags=re.MULTILINE)
+    words = {key: " ".join(re.findall(r"[+.-]*\w[\w.+-]*", re.sub(" #.*", "", text))) for key, text in said}
     terms = words.get("license")
     return words.get("license_name") or terms if terms == "other" else terms or None
 

@@ -138,6 +138,15 @@ def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp
     assert not (tmp_path / "converted").exists()
 
 
+def test_names_of_more_layers_than_entries_are_refused_before_they_are_built(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vqkit.conversion.fqgan.FactorizedEncoder2d", None)
+    state = dict(filled(FQGANDual).state)
+    state |= {f"encoder.visual_head.0.transformer.{n}.more": torch.zeros(1) for n in range(30)}
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="its names are those of 60 blocks: expected at most one for 12 of its "):
+        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+
+
 def test_three_books_without_one_of_them_are_refused_by_its_name(tmp_path) -> None:
     state = dict(filled(FQGANTriple).state)
     del state["quantize_sem_mid.embedding.weight"]

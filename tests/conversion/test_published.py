@@ -21,7 +21,7 @@ from vqkit.command_line.main import main
 from vqkit.command_line.weights import family_named
 from vqkit.conversion import Family, VARAutoencoder, cache
 from vqkit.conversion.converting import FAMILIES
-from vqkit.conversion.published import PUBLISHED, PublishedWeights
+from vqkit.conversion.published import PUBLISHED, PublishedWeights, find
 from vqkit.saving import pretrained
 from vqkit.version import __version__
 
@@ -98,6 +98,8 @@ def test_what_is_there_is_a_path(tmp_path, monkeypatch) -> None:
     file.parent.mkdir(parents=True)
     file.write_bytes(WEIGHTS[LlamaGen])
     assert "published" not in (convert(NAME, "converted").provenance or {})
+    with pytest.raises(ValueError, match=f"{NAME} is a file in {tmp_path}: convert it"):
+        Tokenizer.from_pretrained(NAME)
     file.unlink()
     with pytest.raises(ImportError, match=rf'{NAME} is no file in {tmp_path}, .* pip install "vqkit\[hub\]"'):
         convert(NAME, "other")
@@ -162,12 +164,13 @@ def test_without_a_card_the_license_is_that_of_the_table(hub) -> None:
 # ---------------------------------------------------------------------- strangers
 
 
-def test_a_link_out_of_the_cache_is_refused(hub, tmp_path) -> None:
-    (tmp_path / "elsewhere.pt").write_bytes(WEIGHTS[LlamaGen])
+@pytest.mark.parametrize("name", ["vq_ds16_c2i.pt", "config.json"])
+def test_a_link_out_of_the_cache_is_refused(name, hub, tmp_path) -> None:
+    (tmp_path / "elsewhere").write_bytes(WEIGHTS[LlamaGen])
     folder = hub.home(REPOSITORY) / "snapshots" / MAIN
     folder.mkdir(parents=True)
-    (folder / "vq_ds16_c2i.pt").symlink_to(tmp_path / "elsewhere.pt")
-    with pytest.raises(ValueError, match=rf"leads to {tmp_path}/elsewhere\.pt, out of the cache: delete "):
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} leads to {tmp_path}/elsewhere, out of the cache: delete "):
         Tokenizer.from_pretrained(NAME)
 
 
@@ -269,6 +272,12 @@ def test_each_name_is_there_once_and_in_the_guide() -> None:
         assert "| " + " | ".join((*words, weights.license, weights.source)) + " |" in guide
 
 
+def test_names_that_the_guide_says_to_type_are_known() -> None:
+    rows = (ROOT / "docs/weights.md").read_text().partition("| by a name |")[2].partition("\n\n")[0].splitlines()[2:]
+    names = [name.split()[0] for row in rows for name in re.findall("`(.*?)`", row.split("|")[-2])]
+    assert len(names) >= 12 and all(find(name) for name in names)
+
+
 def test_families_are_named_as_in_python() -> None:
     assert [type(family_named(family.__name__)) for family in FAMILIES] == list(FAMILIES)
     for text in ("VARAutoencoder([1, 2])", "VARAutoencoder(scales=[1, 2])", "VARAutoencoder( (1, 2) )"):
@@ -280,6 +289,8 @@ def test_families_are_named_as_in_python() -> None:
         ("LlamaGenVQ(__import__('os'))", "cannot be made: malformed node .*; LlamaGenVQ takes no arguments"),
         ("LlamaGenVQ(", "cannot be made: "),
         ("LlamaGenVQ().read", "cannot be made: "),
+        ("TATiTok([[0.0]])", "text is a list: expected a tensor of floating point"),
+        ("TATiTok([[0.0]])", "text is a list: expected a tensor of floating point"),
     ):
         with pytest.raises(ValueError, match=message):
             family_named(text)

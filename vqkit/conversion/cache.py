@@ -27,12 +27,15 @@ def converted(name: str, revision: str | None = None) -> Path | None:
 
     Raises:
         FileNotFoundError: the hub cannot be reached, and the weights are not in its cache.
-        ValueError: the weights are refused, or their license has to be accepted: `convert` them into a folder then.
+        ValueError: the weights are refused, or their license has to be accepted: `convert` them into a folder then; or
+            a file of this name is there, which is a path and no name.
         ImportError: huggingface_hub is not installed.
     """
     weights = find(name)
     if weights is None:
         return None
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file in {Path.cwd()}: convert it (vqkit.convert), and give the folder")
     fetched = weights.fetch(revision=revision)
     folder = fetched.home / FOLDER / key(fetched)
     if not is_whole(folder):

@@ -12,7 +12,7 @@ from vqkit.backbones.factorized import FactorizedEncoder2d, TransformerAdapter2d
 from vqkit.conversion.family import Entry
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.source import Source
-from vqkit.conversion.vqgan import VQGANFamily, layers_entries, number_of
+from vqkit.conversion.vqgan import VQGANFamily, check_blocks, layers_entries, number_of
 from vqkit.parts.losses import CodebookLoss, Commitment, Entropy
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.disentanglement import PublishedDisentanglement
@@ -86,11 +86,13 @@ class FQGAN(VQGANFamily):
         places = source.shape(f"{branches[0].adapter}.positional_embedding", 2)[0]
         if (side := math.isqrt(places)) ** 2 != places:
             raise ValueError(f"its adapters have {places} positions: expected those of a square")
+        depth = number_of(lambda n: source.has_below(f"{branches[0].adapter}.transformer.{n}"))
+        check_blocks(source, *({"depth": depth} for _ in branches), entries=len(BLOCK))
         del sizes["dim"], sizes["latent_kernel_size"]
         return FactorizedEncoder2d(
             branch_dims=dims,
             image_size=side * 2 ** (len(sizes["channel_multipliers"]) - 1),
-            adapter_depth=number_of(lambda n: source.has_below(f"{branches[0].adapter}.transformer.{n}")),
+            adapter_depth=depth,
             adapter_heads=ADAPTER_HEADS,
             **sizes,
         )

@@ -74,8 +74,11 @@ class PublishedWeights:
                 f"{self.repository} has no {self.path} at {folder.name}: it was there when this vqkit was written; "
                 "give a revision of that time to from_pretrained"
             )
-        if not file.resolve().is_relative_to(home.resolve()):
-            raise ValueError(f"{file} leads to {file.resolve()}, out of the cache: delete {home}, and fetch it again")
+        for found in (file, folder / beside):
+            if not found.resolve().is_relative_to(home.resolve()):
+                raise ValueError(
+                    f"{found} leads to {found.resolve()}, out of the cache: delete {home}, and fetch it again"
+                )
         return Fetched(self, file, terms, folder.name, home)
 
     def _terms(self, card: str | None) -> str:

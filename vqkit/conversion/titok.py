@@ -159,6 +159,7 @@ class TATiTok(TiTok):
             768) in what is published. Zeros will do where only tokens are wanted.
 
     Raises:
+        TypeError: `text` is no tensor of floating point.
         ValueError: in `convert` without a text, or if the decoder takes other sizes.
 
     Source: Kim et al. 2025 (https://arxiv.org/abs/2501.07730) and its released code.
@@ -168,6 +169,8 @@ class TATiTok(TiTok):
     telltale = CONTEXT_POSITIONS
 
     def __init__(self, text: Tensor | None = None) -> None:
+        if text is not None and not (isinstance(text, Tensor) and text.is_floating_point()):
+            raise TypeError(f"text is a {type(text).__name__}: expected a tensor of floating point, (tokens, channels)")
         self.text = text
 
     def build_quantizer(self, source: Source, settings: Mapping[str, Any]) -> BaseQuantizer:

@@ -1,24 +1,25 @@
 """Measure what is wrong in the reconstructions of runs, and what a blur does to their Fréchet distance and KID.
 
-    python scripts/measure_artifacts.py data/photos/tiles runs/photos_features runs/photos_adversarial \
-      --to docs/results/photos-artifacts.json
+    python scripts/measure_artifacts.py data/photos/tiles runs/photos_features_again runs/photos_adversarial_late \
+      runs/photos_adversarial_blurred --to docs/results/photos-artifacts.json
 
 Of each run: both distances on DINOv2-S, of the reconstructions and of these blurred by a Gaussian of `--sigma` pixels;
-the squares with coloured speckle; values at the ends of the range, and those that the decoder puts beyond them; and
-steps between the patches of the encoder, beside steps within them. The originals are measured alike. `DEFINITIONS`
-says what is counted.
+the squares with coloured speckle; values at the ends of the range, and those that the decoder puts beyond them; steps
+between the patches of the encoder, beside steps within them; and the energy of each band of frequencies. The originals
+are measured alike. `DEFINITIONS` says what is counted.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
 import torch
 import torch.nn.functional as F
-from exchange_detail import features, in_batches
+from exchange_detail import BANDS, energies, features, in_batches
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
@@ -40,6 +41,7 @@ DEFINITIONS = {
     "outside": "share of values that the decoder puts beyond [-1, 1], by more than half a level of 255",
     "excess": "by how many levels of 255 these are beyond, in the mean",
     "grid": "mean step between neighbouring pixels of two patches, over that within patches",
+    "energy": "of the mean over colours in each of the bands, over that of the originals",
 }
 
 
@@ -78,6 +80,7 @@ def main() -> None:
         "size": list(originals.shape[-2:]),
         "patch": patch,
         "sigma": arguments.sigma,
+        "bands": BANDS,
         "sets": sets,
         "definitions": DEFINITIONS,
         "network": network.record(),
@@ -90,7 +93,7 @@ def passed_through(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     return in_batches(lambda batch: tokenizer.decode(tokenizer.encode(batch)), images)
 
 
-def artifacts(originals: Tensor, decoded: Tensor, patch: int) -> dict[str, float]:
+def artifacts(originals: Tensor, decoded: Tensor, patch: int) -> dict[str, Any]:
     """What `DEFINITIONS` says, of what a decoder gives (B, 3, H, W) for originals in [-1, 1]."""
     levels = to_uint8_grid(decoded)
     beyond = (decoded.abs() - 1) * 127.5
@@ -103,6 +106,7 @@ def artifacts(originals: Tensor, decoded: Tensor, patch: int) -> dict[str, float
         "outside": outside.float().mean().item(),
         "excess": beyond[outside].mean().item() if outside.any() else 0.0,
         "grid": grid(levels, patch),
+        "energy": (energies(levels) / energies(to_uint8_grid(originals))).tolist(),
     }
 
 

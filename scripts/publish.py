@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import document_tables
 import draw_parts
+import twins
 import yaml
 from PIL import Image
 
@@ -62,8 +63,10 @@ def publish(run: Path) -> None:
     if figures is None:
         sys.exit(f"{run} holds neither comparison.json nor metrics.json: run scripts/compare.py first")
     # Where the run lay on the machine that trained it is nobody's matter.
-    record = re.sub(r'("checkpoint": ")[^"]*/(?=[^/"]+/checkpoints/)', r"\1runs/", figures.read_text())
+    record = re.sub(r'("checkpoint": ")[^"]*/(?=[^/"]+/(?:checkpoints|tokenizer)/)', r"\1runs/", figures.read_text())
     write_whole(RESULTS / f"{run.name}.json", record.encode())
+    if not (run / "config.yaml").is_file():
+        return  # weights between those of runs
     config = re.sub(r"^runs: .*$", "runs: runs", (run / "config.yaml").read_text(), flags=re.MULTILINE)
     write_whole(RESULTS / f"{run.name}.yaml", config.encode())
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
@@ -76,11 +79,13 @@ def publish(run: Path) -> None:
 
 
 def logged(record: dict, run: Path) -> list[str]:
-    """Which columns of a run's log are published; those of the discriminators where it had any."""
-    task = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    """Which columns of a run's log are published; those of the discriminators where they took part."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    task = config["model"]["init_args"]
     if "psnr" in record:
         objectives = [f"train/{objective['init_args']['name']}" for objective in task["objectives"]]
-        return LOGGED + objectives + DISCRIMINATED_IMAGES * bool(task["adversary"])
+        starts = task["adversary"]["init_args"]["start_step"] if task["adversary"] else config["trainer"]["max_steps"]
+        return LOGGED + objectives + DISCRIMINATED_IMAGES * (starts < config["trainer"]["max_steps"])
     return LOGGED_OF_CODECS + DISCRIMINATED * bool(task.get("adversary"))
 
 
@@ -195,6 +200,13 @@ TUNED = {
 }
 """Runs that go on from the second of them, and differ likewise."""
 
+PARTED = {
+    "photos_features_again": "L2 + features",
+    "photos_adversarial_blurred": "with PatchGAN behind a blur",
+    "photos_interpolated": "a quarter of the way to PatchGAN",
+}
+"""Runs that are one until step 4,000, and weights between two."""
+
 PERCEPTUAL = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -282,6 +294,33 @@ def detail() -> str:
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
 
+def artifacts() -> str:
+    """What scripts/measure_artifacts.py measured."""
+    record = json.loads((RESULTS / "photos-artifacts.json").read_text())
+    sets = record["sets"]
+    rows = {
+        "Fréchet distance, DINOv2-S": ("frechet_distance", "{:z.1f}"),
+        "blurred": ("frechet_distance_blurred", "{:.1f}"),
+        "KID, DINOv2-S": ("kernel_distance", "{:.2f}"),
+        "blurred ": ("kernel_distance_blurred", "{:.2f}"),
+        "steps between patches, over those within": ("grid", "{:.2f}"),
+        "squares with coloured speckle": ("speckled", "{:.1%}"),
+        "values at the ends of the range": ("saturated", "{:.2%}"),
+        "values beyond [-1, 1]": ("outside", "{:.2%}"),
+        "by how many levels of 255": ("excess", "{:.1f}"),
+    }
+    titles = {"originals": "originals", "photos_adversarial_late": "with PatchGAN"} | OBJECTIVES | PARTED
+    lines = [f"| | {' | '.join(titles[name] for name in sets)} |", "|---|" + "---:|" * len(sets)]
+    for title, (figure, form) in rows.items():
+        cells = [form.format(values[figure]) if figure in values else "-" for values in sets.values()]
+        lines.append(f"| {title.strip()} | {' | '.join(cells)} |")
+    for number, (low, high) in enumerate(pairwise(record["bands"])):
+        shares = " | ".join(f"{values['energy'][number]:.0%}" for values in sets.values())
+        lines.append(f"| energy, {low:.3g} to {high:.3g} cycles a pixel | {shares} |")
+    caption = f"{record['images']} squares; blurred by a Gaussian with a deviation of {record['sigma']:g} px."
+    return "\n".join([*lines, "", document_tables.wrapped([caption])])
+
+
 def quickstarts() -> str:
     """What both quickstarts reach, beside k-means at the same bits."""
     images, speech = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quickstart", "quickstart-audio"))
@@ -349,8 +388,11 @@ WRITERS = {
     "photos-objectives": partial(objectives, OBJECTIVES),
     "photos-tuned": partial(objectives, TUNED),
     "photos-detail": detail,
+    "photos-parted": partial(objectives, PARTED),
+    "photos-artifacts": artifacts,
     "photos-adaptation": adaptation,
     "ladder": ladder,
+    "twins": twins.table,
 }
 """Tables that are not those of one record."""
 

@@ -122,12 +122,13 @@ def recipes() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in found if "Published" in recipe.head}
 
 
-def without_files(config: Any, folder: Path) -> Any:
+def without_files(config: Any, folder: Path | None = None) -> Any:
     """A configuration that needs no weights, features and teacher of others: random ones take their place.
 
     Args:
         config: of any nesting; left as it is.
-        folder: for files of features and of a teacher at random, of the sizes that the configuration says.
+        folder: for files of features and of a teacher at random, of the sizes that the configuration says; None leaves
+            these as they are.
     """
     if isinstance(config, list):
         return [without_files(item, folder) for item in config]
@@ -136,10 +137,10 @@ def without_files(config: Any, folder: Path) -> Any:
     made = {key: without_files(value, folder) for key, value in config.items()}
     if argument := WEIGHTS.get(made.get("class_path", "")):
         made["init_args"] = {**made.get("init_args", {}), argument: "trainers.image.RandomWeights"}
-    if "teacher" in made:
+    if folder is not None and "teacher" in made:
         made["teacher"] = _teacher(made["tokenizer"]["init_args"]["decoder"]["init_args"]["head"]["init_args"], folder)
     codebook = (made.get("init_args") or {}).get("codebook")
-    if isinstance(codebook, Mapping) and "base_path" in codebook.get("init_args", {}):
+    if folder is not None and isinstance(codebook, Mapping) and "base_path" in codebook.get("init_args", {}):
         path = folder / "features.safetensors"
         sizes = made["init_args"]["codebook_size"], codebook["init_args"]["base_dim"]
         save_file({"vectors": torch.randn(*sizes)}, path)
@@ -184,8 +185,8 @@ def step(recipe: Recipe) -> float:
 def _built(annotation: Any, config: Any) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=annotation)
-    with tempfile.TemporaryDirectory() as folder, torch.device("meta"), weights_follow():
-        return parser.instantiate(parser.parse_object({"part": without_files(config, Path(folder))})).part
+    with torch.device("meta"), weights_follow():  # files of features are not read then
+        return parser.instantiate(parser.parse_object({"part": without_files(config)})).part
 
 
 def _number(part: nn.Module) -> int:

@@ -3,11 +3,12 @@
     python scripts/twins.py                  # train and measure what is not there yet, first to last
     python scripts/twins.py simvq fsq        # these
     python scripts/twins.py vq --try 200     # so many steps, printed and not kept
+    python scripts/twins.py --measure        # what there is is measured again, not trained
     python scripts/twins.py --list           # what there is
 
 Each is trained by `python -m trainers fit --config configs/image/twins.yaml --quantizer METHOD`, or with an overlay of
-`configs/twins/`, and measured on photographs that it never saw. `docs/results/twins.json` keeps the figures of each by a
-hash of its settings: what is there is not trained again, and what was trained under other settings is no twin.
+`configs/twins/`, and measured on photographs that it never saw. `docs/results/twins.json` keeps the figures of each by
+a hash of its settings: what is there is not trained again, and what was trained under other settings is no twin.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from document_tables import wrapped
 from first_run import ROOT, processor, run
 from matplotlib.figure import Figure
 from torchvision.transforms.functional import center_crop
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/twins", help="folder of the run folders")
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     parser.add_argument("--try", type=int, dest="steps", help="train so many steps, print figures and keep nothing")
+    parser.add_argument("--measure", action="store_true", help="measure the runs of cells that are there again")
     parser.add_argument("--list", action="store_true", help="say what there is")
     arguments = parser.parse_args()
     names = arguments.names or list(TWINS)
@@ -116,9 +119,11 @@ def main() -> None:
     for name in names:
         if arguments.steps is not None:
             print(json.dumps(cell(name, arguments.runs, steps=arguments.steps), indent=1))
-        elif TWINS[name].key() not in cells():
-            made = cell(name, arguments.runs, circumstances=arguments.circumstances)
-            write_json(RECORD, {"cells": cells() | {TWINS[name].key(): made}})
+        elif TWINS[name].key() in cells():
+            if arguments.measure or name not in trained():
+                keep(name, cells()[TWINS[name].key()] | measured(arguments.runs / name, validation_root(name)))
+        elif not arguments.measure:
+            keep(name, cell(name, arguments.runs, circumstances=arguments.circumstances))
     if arguments.steps is None:
         draw(trained(), PICTURE)
 
@@ -129,9 +134,15 @@ def cells() -> dict[str, Any]:
     return found
 
 
+def keep(name: str, made: dict[str, Any]) -> None:
+    """Write a cell into the record, which other processes may have written to meanwhile."""
+    write_json(RECORD, {"cells": cells() | {TWINS[name].key(): made}})
+
+
 def trained() -> dict[str, dict[str, Any]]:
-    """The cells of `TWINS` that are there, the best PSNR first."""
-    found = {name: cells()[twin.key()] for name, twin in TWINS.items() if twin.key() in cells()}
+    """The cells of `TWINS` that are there, measured as it is done now, the best PSNR first."""
+    found = {name: cells().get(twin.key()) for name, twin in TWINS.items()}
+    found = {name: row for name, row in found.items() if row and row["protocol"]["preprocessing"] == PREPROCESSING}
     return dict(sorted(found.items(), key=lambda item: -item[1]["psnr"]))
 
 
@@ -144,7 +155,7 @@ def cell(name: str, runs: Path, *, steps: int | None = None, circumstances: str 
         steps: in place of the configuration's.
         circumstances: see the command.
     """
-    task = TWINS[name].settings()["configs"][0]
+    trainer = TWINS[name].settings()["configs"][0]["trainer"]
     words = ["--runs", os.path.relpath(runs, ROOT), "--name", name, "--overwrite"]
     words += ["--trainer.max_steps", str(steps)] if steps else []
     command = [sys.executable, "-m", "trainers", "fit", *TWINS[name].options(), *words]
@@ -153,17 +164,22 @@ def cell(name: str, runs: Path, *, steps: int | None = None, circumstances: str 
     if status := run(command):
         sys.exit(f"{name}: training ended with status {status}; what it said stands above")
     seconds = round(time.monotonic() - start)
-    tokenizer = Tokenizer.from_pretrained(runs / name / "tokenizer").eval()
-    figures = measured(tokenizer, ROOT / task["data"]["init_args"]["validation_root"])
-    facts = {"name": name, "steps": steps or task["trainer"]["max_steps"], "precision": task["trainer"]["precision"]}
+    facts = {"name": name, "steps": steps or trainer["max_steps"], "precision": trainer["precision"]}
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
     made = {"seconds": seconds, "machine": ", ".join(filter(None, [threads, circumstances]))}
-    return facts | {"parameters": sum(p.numel() for p in tokenizer.parameters())} | figures | made
+    return facts | measured(runs / name, validation_root(name)) | made
+
+
+def validation_root(name: str) -> Path:
+    """Of the photographs that a twin never saw."""
+    data = TWINS[name].settings()["configs"][0]["data"]["init_args"]
+    return ROOT / data["validation_root"]
 
 
 @torch.no_grad()
-def measured(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+def measured(run_folder: Path, folder: Path) -> dict[str, Any]:
     """Distortion, rates and the use of codes on photographs, and how these were measured."""
+    tokenizer = Tokenizer.from_pretrained(run_folder / "tokenizer").eval()
     photographs = load_photographs(folder, properties_of(tokenizer.encoder).downsampling_factor or 1)
     measures = [PerceptualMeasure(AlexNetSTLPIPS(), name="st_alex")]
     quantizer = tokenizer.quantizer
@@ -179,6 +195,38 @@ def measured(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     split = f"{folder.relative_to(ROOT)}, {len(photographs)} photographs"
     facts = protocol(found, measures=measures, split=split, preprocessing=PREPROCESSING, precision="32-true")
     return {name: found[name] for name in KEPT} | {"protocol": facts}
+
+
+def table() -> str:
+    """Lines of Markdown: the twins by their PSNR, then those that are not trained yet."""
+    lines = ["| | PSNR | SSIM | ST-LPIPS | bits per pixel | coded | usage | perplexity |", "|---|" + 7 * "---:|"]
+    rows = trained()
+    for name, row in rows.items():
+        lines.append(
+            f"| {TWINS[name].title} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['st_alex_lpips']:.3f} "
+            f"| {row['bpp']:.4f} | {row['coded_bpp']:.4f} | {row['codebook_usage']:.1%} | {row['perplexity']:.0f} |"
+        )
+    lines += [f"| {twin.title} | not trained yet |" + 6 * " |" for name, twin in TWINS.items() if name not in rows]
+    if rows:
+        lines += ["", wrapped([caption(rows)])]
+    return "\n".join(lines)
+
+
+def caption(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the rows were trained and measured, where it is the same for all.
+
+    Raises:
+        ValueError: it is not: one was measured in another way.
+    """
+    facts = {(row["steps"], row["precision"], json.dumps(row["protocol"], sort_keys=True)) for row in rows.values()}
+    if len(facts) > 1:
+        raise ValueError(f"{', '.join(rows)} differ in steps, precision or protocol: measure again with --measure")
+    row = next(iter(rows.values()))
+    machines = "; ".join(sorted({row["machine"] for row in rows.values()}))
+    return (
+        f"{row['protocol']['split']}, {row['protocol']['preprocessing']}; {row['steps']} steps of 16 squares of 128 "
+        f"pixels, {row['precision']}, seed 0; {machines}; `python scripts/twins.py`."
+    )
 
 
 def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -48,6 +48,11 @@ def test_values_are_counted_behind_the_decoder_and_in_files(script: dict) -> Non
     assert found["specks"] == found["speckled"] == 0
 
 
+def test_energy_is_that_of_the_originals_where_nothing_changes(script: dict) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert script["artifacts"](images, images, 4)["energy"] == [1.0] * (len(script["BANDS"]) - 1)
+
+
 def test_equal_sets_are_at_no_distance(script: dict) -> None:
     rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     found = script["distances"](rows, rows)

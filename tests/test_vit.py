@@ -1,12 +1,14 @@
 """Vision transformers: the equations a second time, published counts, sizes, and what runs them."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from vqkit import Decode, Encode, Quantizer, Tiles, Tokenizer, export_onnx
 from vqkit.backbones.activations import GELU, Tanh
 from vqkit.backbones.positions import InterpolatedPositions, LearnedPositions, SinCosPositions
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock
@@ -220,3 +222,82 @@ def test_starting_values() -> None:
             assert layer.bias is not None
             assert not layer.bias.any()
     assert isinstance(encoder.patches, PatchEmbedding)
+
+
+def tokenizer_of(**options: Any) -> Tokenizer:
+    torch.manual_seed(0)
+    options = SMALL | options
+    parts = ViTEncoder(**options), ViTDecoder(**options)
+    shake(*parts)
+    return Tokenizer(parts[0], Quantizer("vq", dim=6, codebook_size=8, channel_dim=1), parts[1]).eval()
+
+
+def test_saved_and_opened_again(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(**SHAPES["tanh"])
+    tokenizer.save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    indices = again.encode(images)
+    assert indices.shape == (2, 4, 4)
+    assert torch.equal(indices, tokenizer.encode(images))
+    assert torch.equal(again.decode(indices), tokenizer.decode(indices))
+
+
+def test_larger_pictures_are_tiles_of_the_size_of_the_training() -> None:
+    tokenizer = tokenizer_of()
+    images = torch.rand(1, 3, 16, 32) * 2 - 1
+    with pytest.raises(ValueError, match="a grid of 4 x 8 patches: positions were learned for 4 x 4"):
+        tokenizer.encode(images)
+    tiles = Tiles(16)
+    indices = tiles.encode(tokenizer, images)
+    assert torch.equal(indices, torch.cat([tokenizer.encode(part) for part in images.split(16, -1)], -1))
+    decoded = torch.cat([tokenizer.decode(part.contiguous()) for part in indices.split(4, -1)], -1)
+    # Each tile is one batch of one on both sides; a sum of float32 may take another order on memory of other strides.
+    torch.testing.assert_close(tiles.decode(tokenizer, indices), decoded)
+    with pytest.raises(ValueError, match="a grid of 2 x 4 patches: positions were learned for 4 x 4"):
+        tiles.encode(tokenizer, images[:, :, :8])
+
+
+@pytest.mark.slow
+def test_compiles_in_one_graph_and_exports() -> None:
+    for options in (SHAPES["bsq"], SHAPES["tanh"]):
+        model = nn.Sequential(*build(**options)).float().eval()
+        shake(model)
+        images = torch.randn(2, 3, 16, 16)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(images), model(images))
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        more = torch.randn(3, 3, 16, 16)
+        torch.testing.assert_close(program.module()(more), model(more))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bsq", "tanh"])
+def test_onnx(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    tokenizer = tokenizer_of(**SHAPES[name])
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    export_onnx(Encode(tokenizer), images, tmp_path / "encode.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "encode.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    expected = tokenizer.encode(images)
+    # A latent within rounding of the border between two codes may go to the other one.
+    assert (torch.from_numpy(found) == expected).double().mean() > 0.9
+    export_onnx(Decode(tokenizer), expected, tmp_path / "decode.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "decode.onnx", providers=["CPUExecutionProvider"])
+    (decoded,) = session.run(None, {session.get_inputs()[0].name: expected.numpy()})
+    torch.testing.assert_close(torch.from_numpy(decoded), tokenizer.decode(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_and_bfloat16() -> None:
+    """Two blocks in 8 bits of mantissa: norms in between keep errors of 2^-8 from growing by more than their number."""
+    encoder, decoder = (part.float() for part in build(**SHAPES["bsq"]))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = encoder(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = encoder(images)
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - expected).norm() < 32 * 2**-8 * expected.norm()
+        assert decoder.bfloat16()(found).dtype == torch.bfloat16

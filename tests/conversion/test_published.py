@@ -152,6 +152,7 @@ def test_the_stricter_license_counts(card, expected, hub, monkeypatch) -> None:
     assert strict.fetch(accept_license=expected).license == expected
 
 
+@pytest.mark.slow
 def test_without_a_card_the_license_is_that_of_the_table(hub) -> None:
     del hub.repositories[REPOSITORY]["README.md"]
     told = Tokenizer.from_pretrained(NAME).provenance
@@ -190,6 +191,7 @@ def test_a_repository_whose_file_is_replaced_is_refused(hub) -> None:
     assert not Path("ran").exists() and not list((hub.home(REPOSITORY) / cache.FOLDER).iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -225,6 +227,7 @@ def test_two_at_once_get_the_same_folder(hub, monkeypatch) -> None:
     assert isinstance(Tokenizer.from_pretrained(first), Tokenizer)
 
 
+@pytest.mark.slow
 def test_a_conversion_that_ends_early_leaves_nothing(hub, monkeypatch) -> None:
     with monkeypatch.context() as context:
         context.setattr(Tokenizer, "save_pretrained", lambda self, folder: os.mkdir(folder) or 1 / 0)

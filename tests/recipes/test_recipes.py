@@ -31,6 +31,25 @@ def test_the_head_says_whose_it_is_what_is_published_and_what_differs(recipe) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "weights", "unit"),
+    [
+        ("vqgan_f16_16384", {"commitment": 1.0, "codebook": 0.25}, False),
+        ("vqgan_f16_1024", {"commitment": 1.0, "codebook": 0.25}, False),
+        ("llamagen_vq16", {"commitment": 0.25, "codebook": 1.0}, True),
+        ("fvq", {"commitment": 0.25, "codebook": 1.0}, False),
+        ("cvq", {"commitment": 0.25, "codebook": 1.0}, False),
+        ("vqgan_lc", {"commitment": 0.1, "codebook": 0.033}, False),
+        ("ibq_16384", {"commitment": 1.0, "codebook": 0.25, "double_quantization": 1.0, "entropy": 0.05}, False),
+    ],
+)
+def test_a_base_leaves_no_losses_behind(name, weights, unit) -> None:
+    quantizer = RECIPES[name].tokenizer.quantizer
+    assert {loss.name: loss.weight for loss in quantizer.losses} == weights
+    assert quantizer.normalize == unit
+
+
+@pytest.mark.slow
 def test_every_recipe_is_counted() -> None:
     assert collected("COUNTS").keys() == RECIPES.keys() and collected("STATED").keys() <= RECIPES.keys()
 

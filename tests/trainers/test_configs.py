@@ -38,6 +38,7 @@ PAIRS = {
 }
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
+RUNS["image/var_vae"][1].update({"data.resolution": 128, "data.min_size": 32})  # maps of half of its largest scale
 RUNS |= {name: ([QUICKSTARTS["image"], path], {}) for name, path in OVERLAYS.items()}
 RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word in ("simvq", "fsq")}
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
@@ -84,6 +85,17 @@ SHRUNK = {
 }
 """What a model is made small by, wherever it stands in a configuration."""
 
+TRANSFORMER = {
+    "class_path": "trainers.image.TimmNetwork",
+    "init_args": {
+        "name": "test_vit",
+        "weights": "trainers.image.RandomWeights",
+        "layers": ["blocks.1"],
+        "resize": {"class_path": "trainers.image.BilinearResize", "init_args": {"resolution": 160}},
+    },
+}
+"""A small network of tokens for discriminators."""
+
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
@@ -98,8 +110,15 @@ def shrunk(config, channels):
         return [shrunk(item, channels) for item in config]
     if not isinstance(config, dict):
         return config
-    if config.get("class_path", "").endswith("BlurResidualDiscriminator"):
+    if config.get("class_path", "").endswith("ProjectedDiscriminator"):  # which has the width of its network
+        return config
+    if config.get("class_path", "").endswith(("BlurResidualDiscriminator", "StyleGAN2Discriminator")):
         return config | {"init_args": {"resolution": 32, "channel_base": 64}}
+    if config.get("class_path", "").endswith("ProjectedDiscriminator"):
+        return config | {"init_args": {"network": TRANSFORMER}}
+    if config.get("class_path", "").endswith("TimmEncoder"):
+        width = {"dim": 1024, "arguments": {"img_size": 32}}  # that of the network whose place it takes
+        return config | {"init_args": {"name": "test_vit4", "weights": None, **width}}
     if config.get("class_path", "").endswith("Discriminator"):
         return config | {"init_args": config.get("init_args", {}) | {"channels": 1}}
     if config.get("class_path") in ("trainers.image.TorchvisionNetwork", "trainers.image.TimmNetwork"):
@@ -114,6 +133,7 @@ def shrunk(config, channels):
 
 
 @pytest.mark.filterwarnings("ignore:.*initialize got")
+@pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU")
 @pytest.mark.parametrize("run", few(RUNS, *USUAL))
 def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")

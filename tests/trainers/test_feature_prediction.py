@@ -10,9 +10,9 @@ from tests.conversion.fqgan import FQGANDual
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core import LossBalancer
 from trainers.image import L2, BilinearResize, FeaturePrediction, FrozenNetwork, RandomWeights
-from trainers.image.networks.weights import no_download
 from vqkit import GroupedQuantizer, Quantizer
 from vqkit.conversion.fqgan import BLOCK
+from vqkit.saving.weights import no_download
 
 pytestmark = LIGHTNING_REMARKS
 WIDTH = 16

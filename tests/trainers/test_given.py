@@ -24,6 +24,8 @@ from vqkit.saving.config import to_config
 
 pytestmark = LIGHTNING_REMARKS
 
+PHOTOGRAPHS = Path(__file__).parents[2] / "assets/images/train"
+
 DECODER = "configs/image/decoder_finetune.yaml"
 WARMUP = "configs/image/discriminator_warmup.yaml"
 SMALL = dict.fromkeys(
@@ -79,10 +81,15 @@ def test_the_decoder_of_a_converted_tokenizer_is_trained(cli, converted, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_of_a_converted_tokenizer_goes_on_is_measured_and_exported(cli, converted, tmp_path) -> None:
-    start = OPTIONS | {"config": DECODER, "init_from": converted}
+    start = OPTIONS | {"config": DECODER, "init_from": converted, "data.root": PHOTOGRAPHS}
     code, _, errors = cli("fit", **start)
     assert code == 0, errors
-    own = {"config": tmp_path / "run/config.yaml", "init_from": None, **dict.fromkeys(OPTIONS)}
+    own = {
+        "config": tmp_path / "run/config.yaml",
+        "init_from": None,
+        "data.root": PHOTOGRAPHS,
+        **dict.fromkeys(OPTIONS),
+    }
     for config in (start | {"init_from": None}, own):  # the same configuration, or the recorded one
         code, output, errors = cli("test", **config)
         assert code == 0, errors
@@ -210,6 +217,7 @@ def test_the_recipe_warms_a_discriminator_up(cli, converted, tmp_path) -> None:
     small = {
         "config": WARMUP,
         "init_from": converted,
+        "data.root": PHOTOGRAPHS,
         "data.resolution": 32,
         f"{adversary}.discriminators": json.dumps([{"class_path": "trainers.image.PatchGAN", "init_args": patchgan}]),
         f"{adversary}.head_start_steps": 2,

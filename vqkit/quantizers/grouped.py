@@ -29,7 +29,8 @@ class GroupedQuantizer(CompositeQuantizer):
         >>> GroupedQuantizer([one, two])  # 16 channels, then 4
 
     FQGAN's factorized quantization is groups with `codebook_dim=8, normalize=True` and `losses=[Disentanglement()]`.
-    The adapter of each branch belongs to the encoder, whose output channels are the branches' one after another.
+    The adapter of each branch belongs to the encoder (`vqkit.backbones.factorized.FactorizedEncoder2d`), whose output
+    channels are the branches' one after another; the groups have `dim=8` then.
 
     The channels of a group that a prefix of the levels does not reach, or whose index is -1, decode to 0: what is
     there of the others is exact, but a decoder makes something of it only where it was trained for less than all

@@ -23,6 +23,18 @@ def patchgan(channels: int = 64) -> int:
     return convolution(3, channels, 4) + inner + convolution(widths[-1], 1, 4)
 
 
+def token_heads(width: int, number: int) -> int:
+    """Heads of `DinoDisc`: two convolutions along the patches, 1 and 9, each with group norm, and one to a logit."""
+    inner = convolution(width, width, 1) + 9 * width**2 + width + 2 * norm(width)
+    return number * (inner + linear(width, 1))
+
+
+def bridge(dim: int, patch: int, *, width: int, blocks: int) -> int:
+    """FVQ's: patches of a table of codes to tokens, blocks of a transformer whose norms have no weights, and back."""
+    block = linear(width, 3 * width) + linear(width, width) + linear(width, 2 * width) + linear(2 * width, width)
+    return linear(patch**2 * dim, width) + blocks * block + linear(width, patch**2 * dim)
+
+
 def blur_patchgan(channels: int = 128) -> int:
     """1d-tokenizer's `NLayerDiscriminator`: three stages of a convolution, a blur and a group norm; a head of two."""
     widths = [channels, channels, 2 * channels, 4 * channels]

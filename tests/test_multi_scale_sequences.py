@@ -175,5 +175,8 @@ def test_what_is_no_whole_block_is_refused() -> None:
         quantizer(frames()[0])
     with pytest.raises(ValueError, match="n one of 1, 3, 8, or a multiple of 8"):
         quantizer.decode(torch.zeros(2, 9, dtype=torch.int64))
+    for width in (3, 9):  # scales of one block decode, but stand for no time of a stream
+        with pytest.raises(ValueError, match=r"\(2, \d\): expected \(B, L\), L a multiple of 8, those of a block"):
+            quantizer.interleave(torch.zeros(2, width, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"num_levels=4: expected 0 ... 3, the levels to keep"):
         quantizer.prefix(torch.zeros(2, 8, dtype=torch.int64), 4)

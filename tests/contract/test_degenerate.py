@@ -1,5 +1,6 @@
 """One code, one vector, one dimension, fewer vectors than codes, equal codes, vectors of zeros (property P6)."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests.contract.test_symmetries import tables
 from vqkit import BridgedCodebook, CodebookUsage, EMACodebook, GroupedQuantizer, Quantizer, ResidualQuantizer, bake
 from vqkit.methods import METHODS
+from vqkit.quantizers.initialization import MemberWarnings
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -75,6 +77,20 @@ def test_too_few_vectors_for_the_codes_of_any_stage_are_said_with_their_number()
         ResidualQuantizer([partial(stage, codebook_size=n) for n in (2, 3, 16, 16)]).initialize([torch.zeros(16, 4)])
     endings = [str(warning.message).rpartition(" (")[2] for warning in caught]
     assert endings == ["stage 0)", "stage 1)", "stages 2, 3)"]
+
+
+def failing(kind: str) -> None:
+    with MemberWarnings(kind) as warned:
+        for number in (1, 2):
+            with warned.by(number):
+                warnings.warn("why", UserWarning, stacklevel=1)
+                if number == 2:
+                    raise RuntimeError("it fails")
+
+
+def test_an_error_of_a_member_leaves_its_warnings() -> None:
+    with pytest.warns(UserWarning, match=r"^why \(stages 1, 2\)$"), pytest.raises(RuntimeError, match="it fails"):
+        failing("stage")
 
 
 @every_method

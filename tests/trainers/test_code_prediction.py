@@ -16,6 +16,7 @@ from tests.test_latent_tokens import PIXELS, code_head, make
 from tests.trainers import test_configs
 from tests.trainers.conftest import TINY
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
+from trainers.core.task import TokenizerTask
 from trainers.image import CodePrediction, CodePredictionTask, Teacher
 from trainers.run.bases import read_config
 from trainers.run.origin import Origin
@@ -195,6 +196,21 @@ def test_stage_2_starts_from_stage_1_with_encoder_and_codes_frozen(teacher, tmp_
     for name, value in first.tokenizer.state_dict().items():
         if value.is_floating_point():
             assert torch.equal(value, state[name]) == name.startswith(("encoder.", "quantizer.")), name
+
+
+def test_weights_of_another_teacher_are_refused(teacher, tmp_path, monkeypatch) -> None:
+    """The head of the weights takes the place of what the new teacher gave: its logits would mean other codes."""
+    make_task(tmp_path / "teacher").tokenizer.save_pretrained(tmp_path / "stage1")
+    for parameter in teacher.quantizer.parameters():
+        parameter.data = parameter.flip(0)
+    teacher.save_pretrained(tmp_path / "other")
+    task = make_task(tmp_path / "other")
+    Origin.of(str(tmp_path / "stage1")).load(task)
+    with pytest.raises(ValueError, match=r"teacher=.*other' has other code vectors than .* --init_parts"):
+        monkeypatch.setattr(TokenizerTask, "on_train_start", lambda self: None)
+        task.on_train_start()
+    for dtype in (torch.float32, torch.bfloat16):
+        task.objective.teacher.check_given(make_task(tmp_path / "other").tokenizer.decoder.head.codes.to(dtype))
 
 
 def written(name: str, folder: Path, teacher: Path, **changes) -> Path:

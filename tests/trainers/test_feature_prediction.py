@@ -69,6 +69,17 @@ def test_it_is_the_loss_of_the_release() -> None:
     torch.testing.assert_close(objective(images, quantized), expected, rtol=0, atol=1e-12)
 
 
+def test_features_are_told_apart_in_float32_under_autocast() -> None:
+    """The transformer may run in 16 bits; what it predicts is compared in 32, to a few of their roundings."""
+    objective = make_prediction()
+    images, quantized = torch.rand(6, 3, 16, 16) * 2 - 1, torch.randn(6, 8, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, predicted = objective(images, quantized), objective.predict(quantized).double()
+    units = [nn.functional.normalize(found, dim=-1) for found in (predicted, objective.features(images).double())]
+    expected = nn.functional.cross_entropy(units[0] @ units[1].T, torch.arange(6))
+    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=32 * 2**-24)
+
+
 def test_the_first_token_is_the_feature() -> None:
     objective, plain = make_prediction(make_network(Tokens())), make_prediction()
     images = torch.rand(2, 3, 16, 16)

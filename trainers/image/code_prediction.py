@@ -33,7 +33,8 @@ class CodePredictionTask(ImageTokenizerTask):
         freeze: see `TokenizerTask`, beside what the teacher gives.
 
     Raises:
-        ValueError: the decoder has no such head, there is no such teacher, or it does not fit the head.
+        ValueError: the decoder has no such head, there is no such teacher, or it does not fit the head; when training
+            starts, if weights that were loaded have the codes of another teacher.
 
     Source: Yu et al. 2024 (TiTok, arXiv:2406.07550), sec. 3.3.
     """
@@ -55,6 +56,18 @@ class CodePredictionTask(ImageTokenizerTask):
         objectives: list[Objective] = [CodePrediction(shown)]
         super().__init__(tokenizer, objectives=objectives, freeze=[*FROM_THE_TEACHER, *freeze], **arguments)
 
+    def on_train_start(self) -> None:
+        """Refuse weights, of a checkpoint or of `--init_from`, that were trained by another teacher."""
+        super().on_train_start()
+        self.objective.teacher.check_given(head_of(self.tokenizer).codes)
+
+    @property
+    def objective(self) -> CodePrediction:
+        """The only one."""
+        (objective,) = self.objectives
+        assert isinstance(objective, CodePrediction)
+        return objective
+
     def reconstruct(self, inputs: Tensor) -> TokenizerOutput:
         """The tokenizer's output; in training with logits (B, K, h, w) in the place of pictures."""
         if not self.training:
@@ -68,9 +81,7 @@ class CodePredictionTask(ImageTokenizerTask):
 
     def training_figures(self, inputs: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """See `ImageTokenizerTask`: the share of the codes that are predicted."""
-        (objective,) = self.objectives
-        assert isinstance(objective, CodePrediction)
-        return {"code_accuracy": objective.accuracy(inputs, reconstruction)}
+        return {"code_accuracy": self.objective.accuracy(inputs, reconstruction)}
 
 
 def head_of(tokenizer: Tokenizer) -> CodeHead:

@@ -83,9 +83,11 @@ class MemberWarnings:
         """What is warned of inside is of this member."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield
-        for said in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
-            self._said.setdefault(said, []).append(number)
+            try:
+                yield
+            finally:
+                for said in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
+                    self._said.setdefault(said, []).append(number)
 
     def __enter__(self) -> Self:
         return self

@@ -388,9 +388,18 @@ class MultiScaleQuantizer(RowQuantizer):
         return torch.cat(rows, dim=2).flatten(1, 2)
 
     def interleave(self, indices: Tensor) -> Tensor:
-        """In the order of time: (B, L[, levels]) -> (B, blocks, n[, levels]); maps as they are."""
+        """In the order of time: (B, L[, levels]) -> (B, blocks, n[, levels]); maps as they are.
+
+        Raises:
+            ValueError: `indices` of a sequence are no whole blocks.
+        """
         if self.positions_per_step is None:
             return indices
+        if indices.ndim != 2 + self.level_axis or indices.shape[1] % self.ends[-1]:
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}: expected (B, L{', levels' * self.level_axis}), L a "
+                f"multiple of {self.ends[-1]}, those of a block; `prefix` cuts scales off"
+            )
         return indices.unflatten(1, (indices.shape[1] // self.ends[-1], self.ends[-1]))
 
     def deinterleave(self, rows: Tensor) -> Tensor:

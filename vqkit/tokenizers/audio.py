@@ -234,7 +234,7 @@ class AudioTokenizer(Tokenizer):
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """End of a stream: the indices of samples that do not fill a frame, with zeros behind; one frame or none.
+        """End of a stream: the indices of samples that do not fill a step, with zeros behind; one step or none.
 
         Raises:
             ValueError: outside of `streaming()`, before the first chunk, or a second time.

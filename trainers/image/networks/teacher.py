@@ -77,7 +77,7 @@ class Teacher(nn.Module):
         Raises:
             ValueError: they are of other sizes, or the decoder is of another class.
         """
-        table = self.tokenizer.quantizer.decode(torch.arange(self.codebook_size).reshape(-1, 1, 1)).flatten(1)
+        table = self.table()
         if table.shape != codes.weight.shape:
             raise ValueError(
                 f"teacher={self.folder!r} has {len(table)} codes of {table.shape[1]} channels: expected "
@@ -96,6 +96,27 @@ class Teacher(nn.Module):
             )
         codes.weight.copy_(table)
         decoder.load_state_dict(theirs)
+
+    @torch.no_grad()
+    def table(self, device: torch.device | None = None) -> Tensor:
+        """The code vectors (K, D)."""
+        codes = torch.arange(self.codebook_size, device=device).reshape(-1, 1, 1)
+        return self.tokenizer.quantizer.decode(codes).flatten(1)
+
+    @torch.no_grad()
+    def check_given(self, codes: nn.Embedding) -> None:
+        """Refuse an embedding whose codes are not the teacher's, up to a rounding to 16 bits.
+
+        Raises:
+            ValueError: they are others.
+        """
+        own, given = self.table(codes.weight.device).float(), codes.weight.float()
+        if not torch.allclose(given, own, rtol=1e-2, atol=1e-2 * own.abs().mean().item()):
+            raise ValueError(
+                f"teacher={self.folder!r} has other code vectors than the head of the weights that training starts "
+                "from: it would learn to predict codes that it does not draw; name the teacher of these weights, or "
+                'take none of the decoder: --init_parts "[encoder,quantizer]"'
+            )
 
     @property
     def patch_size(self) -> int | None:

@@ -11,6 +11,7 @@ from trainers.core.objective import LatentObjective
 from trainers.image.networks.network import FrozenNetwork
 from vqkit.backbones.positions import LearnedPositions
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock
+from vqkit.runtime import autocast_disabled
 
 
 class FeaturePrediction(LatentObjective):
@@ -93,6 +94,7 @@ class FeaturePrediction(LatentObjective):
 
     def penalty(self, reference: Tensor, quantized: Tensor) -> Tensor:
         """See `LatentObjective`."""
-        predicted = F.normalize(self.compared(self.predict(quantized)), dim=-1)
-        found = F.normalize(self.compared(self.features(reference)), dim=-1)
-        return F.cross_entropy(predicted @ found.T, torch.arange(len(found), device=found.device))
+        predicted, found = self.compared(self.predict(quantized)), self.compared(self.features(reference))
+        with autocast_disabled(quantized.device):  # features of one network are alike: 8 bits do not tell them apart
+            similarity = F.normalize(predicted, dim=-1) @ F.normalize(found, dim=-1).T
+            return F.cross_entropy(similarity, torch.arange(len(found), device=found.device))

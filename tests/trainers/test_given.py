@@ -132,6 +132,12 @@ def test_a_class_of_others_is_not_looked_up() -> None:
     assert "antigravity" not in sys.modules
 
 
+@pytest.mark.parametrize("arguments", [{"init_args": [1]}, {"init_args": None}, {"args": 7}])
+def test_damaged_arguments_are_refused(arguments) -> None:
+    with pytest.raises(ValueError, match=r"vqkit\.FSQ has args=.* and init_args=.*: expected a list and a mapping"):
+        as_arguments({"class_path": "vqkit.FSQ", **arguments})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, *(f"titok {kind}" for kind in test_titok.KINDS)])
 def test_every_family_is_written_into_a_configuration(kind, tmp_path, cli) -> None:

@@ -59,7 +59,8 @@ def as_arguments(described: Any) -> Any:
         described: mappings, lists and values; a factory is a class with the arguments that it is given.
 
     Raises:
-        ValueError: a class is none of vqkit's: whoever wrote the weights shall not have modules imported.
+        ValueError: a class is none of vqkit's: whoever wrote the weights shall not have modules imported; or what it
+            is given is no list or mapping.
     """
     if isinstance(described, list):
         return [as_arguments(item) for item in described]
@@ -75,6 +76,8 @@ def as_arguments(described: Any) -> Any:
         found = resolve_class(path)
     except ValueError as error:
         raise ValueError(f"{error} Or write the tokenizer into the configuration.") from error
+    positional, named = arguments.get("args", []), arguments.get("init_args", {})
+    if not isinstance(positional, list) or not isinstance(named, dict):
+        raise ValueError(f"{path} has args={positional!r} and init_args={named!r}: expected a list and a mapping")
     names = list(inspect.signature(found.__init__).parameters)[1:]
-    given = dict(zip(names, arguments.get("args", []), strict=False))
-    return {"class_path": path, "init_args": given | arguments.get("init_args", {})}
+    return {"class_path": path, "init_args": dict(zip(names, positional, strict=False)) | named}

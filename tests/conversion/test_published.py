@@ -22,7 +22,6 @@ from vqkit.command_line.weights import family_named
 from vqkit.conversion import Family, VARAutoencoder, cache
 from vqkit.conversion.converting import FAMILIES
 from vqkit.conversion.published import PUBLISHED, PublishedWeights, find
-from vqkit.saving import pretrained
 from vqkit.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +69,7 @@ def test_a_name_opens_what_its_file_is_converted_to(hub, tmp_path) -> None:
 def test_weights_are_converted_once_for_each_revision(hub, monkeypatch) -> None:
     first = cache.converted(NAME)
     assert first is not None and first.is_relative_to(hub.home(REPOSITORY))
-    for part in (MAIN, "vq_ds16_c2i.pt", "LlamaGenVQ", str(pretrained.FORMAT_VERSION)):
+    for part in (MAIN, "vq_ds16_c2i.pt", "LlamaGenVQ", __version__):
         assert part in first.name
     with monkeypatch.context() as context:
         context.setattr(cache, "save_fetched", None)

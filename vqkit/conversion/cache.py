@@ -6,7 +6,8 @@ from tempfile import TemporaryDirectory
 
 from vqkit.conversion.converting import save_fetched
 from vqkit.conversion.published import Fetched, find
-from vqkit.saving.pretrained import FORMAT_VERSION, LOCATORS, WEIGHTS_NAME
+from vqkit.saving.pretrained import LOCATORS, WEIGHTS_NAME
+from vqkit.version import __version__
 
 FOLDER = "vqkit"
 """Of converted weights, in that of their repository: the hub's client deletes both together."""
@@ -51,9 +52,9 @@ def converted(name: str, revision: str | None = None) -> Path | None:
 
 
 def key(fetched: Fetched) -> str:
-    """Name of a folder for what follows from the weights: commit, file, family and format."""
+    """Name of a folder for what follows from the weights: commit, file, family and version of this library, whose mends reach it then."""
     file = fetched.weights.path.replace("/", "--")
-    return f"{fetched.commit}-{file}-{type(fetched.weights.family).__name__}-{FORMAT_VERSION}"
+    return f"{fetched.commit}-{file}-{type(fetched.weights.family).__name__}-{__version__}"
 
 
 def is_whole(folder: Path) -> bool:

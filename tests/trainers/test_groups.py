@@ -93,8 +93,9 @@ def test_halves_are_of_whole_groups_and_the_record_says_so(squares: Path, tmp_pa
             batches = list(data.test_dataloader())
     plain, grouped = records[None], records["[0-9]+_"]
     for name in ("tiny_frechet_distance", "tiny_kernel_distance", "psnr"):
-        # Sums over both halves, which are added up in another order.
-        assert grouped[name] == pytest.approx(plain[name], rel=40 * 2.0**-52 * 100, abs=0)
+        # Sums over both halves are added up in another order, and products of 27 numbers in float32, before them, are
+        # added up as a processor likes where a tensor lies; a square more or less makes a percent.
+        assert grouped[name] == pytest.approx(plain[name], rel=100 * 27 * 2.0**-24, abs=0)
     assert plain["protocol"]["measures"]["tiny"]["frechet_distance"]["split"] == "by a hash of the pixels"
     record = grouped["protocol"]["measures"]["tiny"]["frechet_distance"]
     assert record["split"] == "by a hash of the group; 5 groups, each of equal matches of '[0-9]+_' in the names"

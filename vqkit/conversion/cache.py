@@ -52,7 +52,10 @@ def converted(name: str, revision: str | None = None) -> Path | None:
 
 
 def key(fetched: Fetched) -> str:
-    """Name of a folder for what follows from the weights: commit, file, family and version of this library, whose mends reach it then."""
+    """Name of a folder for what follows from the weights: commit, file, family and version of this library.
+
+    A mended family converts anew.
+    """
     file = fetched.weights.path.replace("/", "--")
     return f"{fetched.commit}-{file}-{type(fetched.weights.family).__name__}-{__version__}"
 

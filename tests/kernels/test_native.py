@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.few import few
 from tests.kernels.data import DATA, METRICS, data_set, oracle
 from tests.kernels.stand_ins import only, without
 from tests.kernels.test_bound import lost_products
@@ -144,7 +145,7 @@ def test_ties_have_one_order_whichever_step_decides(variant: str, k: int, metric
 
 
 @built
-@pytest.mark.parametrize("k", [1, 2, 33, MOST])
+@pytest.mark.parametrize("k", few([1, 2, 33, MOST], 1, MOST))
 @pytest.mark.parametrize(("rows", "size", "depth"), [(5, 20_000, 8), (60, 9000, 16), (1, 9000, 3), (4500, 300, 2)])
 def test_threads_share_rows_or_codes(variant: str, threads: int, rows: int, size: int, depth: int, k: int) -> None:
     """With the codes in parts, the lists of the parts are merged; some parts have no usable code."""

@@ -30,6 +30,7 @@ BUILDABLE = (
     "vqkit.backbones.autoencoder_kl",
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
+    "vqkit.backbones.encodec",
     "vqkit.backbones.esc",
     "vqkit.backbones.factorized",
     "vqkit.backbones.frame_transformer",

@@ -56,7 +56,7 @@ class ConvEncoder1d(Configured, nn.Module):
         residual_kernel_size: taps of the residual units: 7 DAC, 3 EnCodec.
         latent_kernel_size: taps of the last convolution: 3 DAC, 7 EnCodec.
         compress: the inner width of a residual unit is that much smaller: 1 DAC, 2 EnCodec.
-        activation: builds an activation for a width; one that mixes time steps has `reach`, as `antialiasing.AntiAliased`.
+        activation: builds an activation for a width; one that mixes time steps has `reach`, as `AntiAliased` does.
         transformer: builds a module (B, width, frames) -> the same, between the last stride and the last convolution,
             a transformer or an LSTM; None: none.
         patch_size: p; p successive samples are first made p channels. 1 is the published models.

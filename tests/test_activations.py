@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit.backbones.activations import SignedSnake, Snake
 from vqkit.saving.config import from_config, to_config
@@ -36,3 +37,37 @@ def test_signed_snake_computes_in_float32_and_is_saved() -> None:
 def test_signed_snake_refuses(channels: int, frequency: float) -> None:
     with pytest.raises(ValueError, match=f"channels={channels}, frequency={frequency}: expected a positive number"):
         SignedSnake(channels, frequency=frequency)
+
+
+@pytest.mark.parametrize("build", [Snake, SignedSnake])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_snake_without_gradients_is_the_same_and_overwrites_nothing_of_others(build: type, dtype: torch.dtype) -> None:
+    snake = build(3, frequency=0.3).to(dtype)
+    x = torch.linspace(-50, 50, 64, dtype=dtype).expand(2, 3, -1)  # its numbers share memory
+    before, recorded = x.clone(), snake(x)
+    with torch.no_grad():
+        computed = snake(x)
+    assert torch.equal(computed, recorded) and computed.dtype == dtype
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("build", [Snake, SignedSnake])
+def test_snake_without_gradients_takes_the_memory_of_one_tensor(build: type) -> None:
+    snake, x = build(4), torch.zeros(1, 4, 2**16)
+    with torch.no_grad(), Written() as written:
+        snake(x)
+    storages = {made.untyped_storage().data_ptr() for made in written.tensors if made.numel() == x.numel()}
+    assert len(storages) == 1
+
+
+class Written(TorchDispatchMode):
+    """Keeps what every operation returned, so that no memory is taken twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        self.tensors += [made] if isinstance(made, torch.Tensor) else []
+        return made

@@ -14,6 +14,7 @@ from trainers.audio import (
     MultiResolutionMel,
     MultiResolutionSTFT,
     NegativeSISDR,
+    SumAndDifference,
     WaveformL1,
     WaveformL2,
 )
@@ -108,6 +109,31 @@ def test_stft_agrees_with_auraloss() -> None:
     value.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (0.25, 2.0)])
+def test_sum_and_difference_agree_with_auraloss(shares) -> None:
+    reference, reconstruction = pair(3, 2, 4000)
+    sizes = {"fft_sizes": [512, 128], "hop_lengths": [100, 30], "window_lengths": [400, 128]}
+    theirs = auraloss.freq.SumAndDifferenceSTFTLoss(*sizes.values(), w_sum=shares[0], w_diff=shares[1])
+    ours = SumAndDifference(MultiResolutionSTFT(weight=0.5, **sizes), sum_weight=shares[0], difference_weight=shares[1])
+    torch.testing.assert_close(ours(reference, reconstruction), theirs(reconstruction, reference))
+    assert (ours.weight, ours.name) == (0.5, "sum_difference_stft")
+
+
+def test_the_difference_sees_an_image_that_collapses() -> None:
+    wave, _ = pair(1, 2, 4000)
+    mono = wave.mean(1, keepdim=True).expand_as(wave)
+    for shares, hears in (((1.0, 0.0), False), ((0.0, 1.0), True)):
+        objective = SumAndDifference(WaveformL1(), sum_weight=shares[0], difference_weight=shares[1])
+        assert (objective(wave, mono) > 1e-3) == hears
+
+
+def test_sum_and_difference_are_of_stereo() -> None:
+    with pytest.raises(ValueError, match=r"sum_difference_waveform_l1 is of stereo, got 1 channel\(s\)"):
+        SumAndDifference(WaveformL1())(*pair(2, 1, 100))
+    with pytest.raises(ValueError, match=r"sum_weight=0\.0, difference_weight=0\.0: expected"):
+        SumAndDifference(WaveformL1(), sum_weight=0.0, difference_weight=0.0)
 
 
 def test_complex_stft_compresses_both_parts() -> None:

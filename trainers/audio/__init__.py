@@ -4,11 +4,16 @@ from trainers.audio.corpora import Corpus as Corpus
 from trainers.audio.data import AudioFolderData as AudioFolderData
 from trainers.audio.discriminators.multi_band import MultiBandSTFTDiscriminator as MultiBandSTFTDiscriminator
 from trainers.audio.discriminators.multi_period import MultiPeriodDiscriminator as MultiPeriodDiscriminator
+from trainers.audio.discriminators.multi_scale import MultiScaleDiscriminator as MultiScaleDiscriminator
+from trainers.audio.discriminators.multi_scale_cqt import (
+    MultiScaleSubBandCQTDiscriminator as MultiScaleSubBandCQTDiscriminator,
+)
 from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
 from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
 from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
 from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel
 from trainers.audio.objectives.spectral import MultiResolutionSTFT as MultiResolutionSTFT
+from trainers.audio.objectives.stereo import SumAndDifference as SumAndDifference
 from trainers.audio.objectives.waveform import NegativeSISDR as NegativeSISDR
 from trainers.audio.objectives.waveform import WaveformL1 as WaveformL1
 from trainers.audio.objectives.waveform import WaveformL2 as WaveformL2

@@ -1,5 +1,6 @@
 """Training of neural audio codecs: task, data, objectives, discriminators."""
 
+from trainers.audio.corpora import Corpus as Corpus
 from trainers.audio.data import AudioFolderData as AudioFolderData
 from trainers.audio.discriminators.multi_band import MultiBandSTFTDiscriminator as MultiBandSTFTDiscriminator
 from trainers.audio.discriminators.multi_period import MultiPeriodDiscriminator as MultiPeriodDiscriminator
@@ -12,6 +13,10 @@ from trainers.audio.objectives.waveform import NegativeSISDR as NegativeSISDR
 from trainers.audio.objectives.waveform import WaveformL1 as WaveformL1
 from trainers.audio.objectives.waveform import WaveformL2 as WaveformL2
 from trainers.audio.task import AudioTokenizerTask as AudioTokenizerTask
+from trainers.audio.transforms import LoudnessNormalization as LoudnessNormalization
+from trainers.audio.transforms import PhaseShift as PhaseShift
+from trainers.audio.transforms import PolarityFlip as PolarityFlip
+from trainers.audio.transforms import SegmentTransform as SegmentTransform
 from vqkit.media.channels import ChannelMean as ChannelMean
 from vqkit.media.channels import Downmix as Downmix
 from vqkit.media.channels import LoudestChannel as LoudestChannel

@@ -85,6 +85,35 @@ def _plus_squared_sine(x: Tensor, frequency: Tensor, divisor: Tensor) -> Tensor:
     return (x * frequency).sin_().square_().div_(divisor).add_(x).to(x.dtype)
 
 
+class SnakeBeta(Configured, nn.Module):
+    """x + sin^2(a x) / (b + 1e-9), with a trainable frequency a > 0 and a trainable b > 0 per channel, both 1 at first.
+
+    Args:
+        channels: C.
+
+    Source: Lee et al. 2023 (BigVGAN, arXiv:2206.04658) and its released code, whose name it is; log a and log b are
+    what is trained.
+
+    Raises:
+        ValueError: if `channels` is not positive.
+    """
+
+    SMALL = 1e-9
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels={channels}: expected a positive number")
+        self.log_frequency = nn.Parameter(torch.zeros(channels, 1))
+        self.log_divisor = nn.Parameter(torch.zeros(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to the same; computed in float32 or better."""
+        precision = torch.promote_types(x.dtype, torch.float32)
+        frequency, divisor = self.log_frequency.to(precision).exp(), self.log_divisor.to(precision).exp()
+        return (x + (x * frequency).sin().square() / (divisor + self.SMALL)).to(x.dtype)
+
+
 class ELU(Configured, nn.Module):
     """The exponential linear unit; the activation of SEANet, SoundStream, EnCodec and Mimi.
 

@@ -5,6 +5,7 @@ from trainers.audio.data import AudioFolderData as AudioFolderData
 from trainers.audio.discriminators.multi_band import MultiBandSTFTDiscriminator as MultiBandSTFTDiscriminator
 from trainers.audio.discriminators.multi_period import MultiPeriodDiscriminator as MultiPeriodDiscriminator
 from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
+from trainers.audio.objectives.envelopes import EnvelopeCorrelation as EnvelopeCorrelation
 from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
 from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
 from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel

@@ -9,6 +9,7 @@ from trainers.audio.discriminators.multi_scale_cqt import (
     MultiScaleSubBandCQTDiscriminator as MultiScaleSubBandCQTDiscriminator,
 )
 from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
+from trainers.audio.objectives.envelopes import EnvelopeCorrelation as EnvelopeCorrelation
 from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
 from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
 from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel

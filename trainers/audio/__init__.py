@@ -1,9 +1,17 @@
 """Training of neural audio codecs: task, data, objectives, discriminators."""
 
 from trainers.audio.data import AudioFolderData as AudioFolderData
+from trainers.audio.discriminators.features import FeatureDiscriminator as FeatureDiscriminator
 from trainers.audio.discriminators.multi_band import MultiBandSTFTDiscriminator as MultiBandSTFTDiscriminator
 from trainers.audio.discriminators.multi_period import MultiPeriodDiscriminator as MultiPeriodDiscriminator
 from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
+from trainers.audio.networks.teacher import SpeechTeacher as SpeechTeacher
+from trainers.audio.objectives.distillation import ChannelCosine as ChannelCosine
+from trainers.audio.objectives.distillation import FeatureDistance as FeatureDistance
+from trainers.audio.objectives.distillation import FeatureDistillation as FeatureDistillation
+from trainers.audio.objectives.distillation import FeatureL2 as FeatureL2
+from trainers.audio.objectives.distillation import FeatureReconstruction as FeatureReconstruction
+from trainers.audio.objectives.distillation import FrameCosine as FrameCosine
 from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
 from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
 from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel

@@ -1,13 +1,14 @@
 """What EnCodec's backbones have and those of DAC and Mimi have not: mirrored ends, an LSTM, a norm over time."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vqkit import AudioTokenizer, Quantizer
+from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.activations import ELU
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.edges import PADDING_MODES, PaddingMode, padded
@@ -15,6 +16,7 @@ from vqkit.backbones.encodec import SkipLSTM, TimeGroupNorm
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.streaming import streaming
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
+from vqkit.deployment.onnx import Decode, Encode, export_onnx
 from vqkit.saving.config import from_config, to_config
 from vqkit.tokenizers.chunking import run_in_blocks
 
@@ -162,3 +164,31 @@ def test_all_parameters_learn_and_a_configuration_builds_it_again(options: dict[
         copy = from_config(to_config(part)).double()
         copy.load_state_dict(part.state_dict())
     assert torch.equal(copy(encoder(waves)), decoder(encoder(waves)))
+
+
+def codec_of(options: dict[str, Any]) -> AudioTokenizer:
+    encoder, decoder = build(**options)
+    stage = partial(Quantizer, "ema", dim=6, codebook_size=16)
+    quantizer = ResidualQuantizer(stage, 2, channel_dim=1)
+    return AudioTokenizer(encoder.float(), quantizer, decoder.float(), sample_rate=600).eval()
+
+
+@pytest.mark.parametrize("half", [Encode, Decode])
+def test_a_file_of_any_length_is_refused_with_an_lstm(half: type, tmp_path: Path) -> None:
+    """It would have the length of the example, and fail at others without saying why."""
+    with pytest.raises(ValueError, match=r"dynamic=True with (en|de)coder.layers.\d.lstm, .*: .* give dynamic=False"):
+        export_onnx(half(codec_of(SPEECH)), torch.randn(1, 1, 60), tmp_path / "any.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_file_of_one_length_computes_the_same(tmp_path: Path) -> None:
+    from tests.test_exporting import File  # skips where there is no ONNX Runtime
+
+    codec = codec_of(SPEECH)
+    wave = 0.3 * torch.randn(1, 1, 8 * 6)
+    indices = codec.encode(wave)
+    encode = File(Encode(codec), wave, tmp_path / "encode.onnx", dynamic=False)
+    decode = File(Decode(codec), indices, tmp_path / "decode.onnx", dynamic=False)
+    assert torch.equal(encode(wave), indices)
+    torch.testing.assert_close(decode(indices), codec.decode(indices).detach(), rtol=1e-5, atol=1e-5)

@@ -91,6 +91,41 @@ def test_a_stream_that_begins_with_too_little_to_mirror_is_refused() -> None:
         in_chunks(encoder, torch.randn(1, 1, 20 * 6).double(), [36, 84])
 
 
+@pytest.mark.parametrize("options", [SPEECH, SPEECH | {"dilations": (1, 9)}, SPEECH | {"kernel_size": 60}, SIZES])
+def test_the_first_frames_are_as_many_as_a_stream_needs(options: dict[str, Any]) -> None:
+    for part, hop, channels in zip(build(**options | {"causal": True}), (6, 1), (1, 6), strict=True):
+        x = torch.randn(1, channels, 30 * hop).double()
+        expected = part(x)
+        first = part.first_frames
+        streamed = in_chunks(part, x, [first * hop, (30 - first) * hop])
+        torch.testing.assert_close(streamed, expected)
+        if first > 1:
+            with pytest.raises(ValueError, match="begin with a longer chunk"):
+                in_chunks(part, x, [(first - 1) * hop, (31 - first) * hop])
+    assert (first > 1) == ("padding_mode" in options)
+
+
+def test_a_tokenizer_holds_back_what_its_stream_has_to_begin_with() -> None:
+    codec = codec_of(SPEECH)
+    wave = 0.3 * torch.randn(1, 1, 20 * 6 + 1)
+    with codec.streaming():
+        pieces = [*(codec.encode(chunk) for chunk in wave.split(5, -1)), codec.flush()]
+        sound = [codec.decode(piece) for piece in pieces]
+    lengths = [piece.shape[1] for piece in pieces if piece.shape[1]]
+    assert lengths == [7, *[1] * 14]
+    assert torch.equal(torch.cat(pieces, 1), codec.encode(wave))
+    torch.testing.assert_close(torch.cat(sound, -1), codec.decode(codec.encode(wave)), rtol=0, atol=1e-5)
+    with codec.streaming():
+        codec.encode(wave[..., :37])
+        assert codec.flush().shape[1] == 7
+    with (
+        codec.streaming(),
+        pytest.raises(ValueError, match="ends after 36 samples, and the model mirrors the first 42"),
+    ):
+        codec.encode(wave[..., :36])
+        codec.flush()
+
+
 def test_an_lstm_refuses_another_batch_in_the_middle_of_a_stream() -> None:
     lstm = SkipLSTM(4)
     with streaming(lstm):

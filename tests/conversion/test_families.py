@@ -19,6 +19,7 @@ from vqkit import Tokenizer, convert
 from vqkit.conversion import (
     FQGAN,
     DiffusersVQModel,
+    EnCodec,
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
@@ -178,7 +179,7 @@ def test_the_round_is_made_with_every_family() -> None:
         model, family = published(kind)
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
-    of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    of_their_own = {TATiTokFamily, TiTok, EnCodec}  # `test_titok.py`, `test_encodec.py`
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

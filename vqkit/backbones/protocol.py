@@ -27,6 +27,8 @@ class BackboneProperties:
         output_layer: name of the layer of a decoder, beside a linear path if it has one, whose output is the
             reconstruction; None: not told.
         frames_per_window: a recording can be cut, with its context, at each multiple of so many frames.
+        fills_windows: whether an encoder sees zeros behind a recording that ends within a window; otherwise that window
+            has fewer frames.
     """
 
     dim: int | None = None
@@ -40,6 +42,7 @@ class BackboneProperties:
     context: tuple[int, int] | None = None
     output_layer: str | None = None
     frames_per_window: int = 1
+    fills_windows: bool = False
 
 
 def properties_of(module: nn.Module) -> BackboneProperties:

@@ -57,7 +57,7 @@ class ConvEncoder1d(Configured, nn.Module):
         residual_kernel_size: taps of the residual units: 7 DAC, 3 EnCodec.
         latent_kernel_size: taps of the last convolution: 3 DAC, 7 EnCodec.
         compress: the inner width of a residual unit is that much smaller: 1 DAC, 2 EnCodec.
-        activation: builds an activation for a width; it may not mix time steps.
+        activation: builds an activation for a width; one that mixes time steps has `reach`, as `AntiAliased` does.
         transformer: builds a module (B, width, frames) -> the same, between the last stride and the last convolution,
             a transformer or an LSTM; None: none.
         patch_size: p; p successive samples are first made p channels. 1 is the published models.
@@ -70,7 +70,8 @@ class ConvEncoder1d(Configured, nn.Module):
         padding_mode: what convolutions see beyond the ends of a recording: zeros, as in DAC and Mimi, the mirrored
             recording, as in EnCodec, or its first and last sample. Mirrored, the first frames depend on samples as far
             behind them as the others look back, and the first chunk of a stream needs `latent_kernel_size` frames or
-            as many as other layers mirror.
+            as many as other layers mirror. T may then be any number, if the model has no patches and no linear path:
+            the last stride of each layer is filled up in the same way.
         convolved_skip: whether the skip of a residual unit is a convolution of one tap, as in EnCodec's released
             models; otherwise it is the identity.
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
@@ -82,12 +83,13 @@ class ConvEncoder1d(Configured, nn.Module):
         channel_dim: 1, the channel axis of the latents.
         downsampling_factor: f, samples per frame.
         causal: as given.
+        fills_frames: whether T may be any number.
         context: samples before the first and after the last of its own f on which a frame depends; None without
             bound, or if the transformer does not tell (it has no `reach`).
 
     Raises:
         ValueError: if a size is not positive or does not fit, or parts do not fit together; in `forward` if T is not a
-            positive multiple of f.
+            positive multiple of f, unless it fills frames and no stream is open.
 
     Examples:
         >>> encoder = ConvEncoder1d(dim=16, channels=8, strides=(2, 5), patch_size=4)
@@ -132,6 +134,7 @@ class ConvEncoder1d(Configured, nn.Module):
         self.dim = dim
         self.downsampling_factor = patch_size * math.prod(strides)
         self.causal = causal
+        self.fills_frames = padding_mode != "zeros" and patch_size == 1 and not linear_path
         layers: list[nn.Module] = [ToPatches1d(patch_size)] if patch_size > 1 else []
         layers.append(convolution(in_channels * patch_size, widths[0], kernel_size))
         for stride, width, wider in zip(strides, widths, widths[1:], strict=False):
@@ -143,6 +146,7 @@ class ConvEncoder1d(Configured, nn.Module):
         layers += [activation(widths[-1])]
         layers += [convolution(widths[-1], dim, latent_kernel_size, gain=gain)]
         self.layers = TemporalSequence(*layers)
+        _check_activations(self.layers, causal)
         self.linear = _analysis(in_channels, dim, self.downsampling_factor, sides) if linear_path else None
         reach = _reach(self.layers, self.linear, bottleneck, 0)
         last = self.downsampling_factor - 1
@@ -155,7 +159,8 @@ class ConvEncoder1d(Configured, nn.Module):
                 f"waves has shape {tuple(waves.shape)}: expected (B, {self.in_channels}, T); for one recording add a"
                 " batch axis with waves[None], for another number of channels set in_channels"
             )
-        if waves.shape[-1] % self.downsampling_factor or not waves.shape[-1]:
+        fills = self.fills_frames and self.layers[0].stream is None
+        if not waves.shape[-1] or (waves.shape[-1] % self.downsampling_factor and not fills):
             raise ValueError(
                 f"waves of {waves.shape[-1]} samples are no whole number of frames: pad or cut them to a positive"
                 f" multiple of the downsampling factor {self.downsampling_factor}"
@@ -250,6 +255,7 @@ class ConvDecoder1d(Configured, nn.Module):
         missing = missing_at_end(strides[::-1]) * patch_size if drops_odd_last else 0
         layers += [FillLast1d(missing)] if missing else []
         self.layers = TemporalSequence(*layers)
+        _check_activations(self.layers, causal)
         self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None
         self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
         reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
@@ -307,6 +313,15 @@ def _bottleneck(transformer: Callable[[int], nn.Module] | None, width: int, caus
             " causal=True, or the model with causal=False"
         )
     return [module]
+
+
+def _check_activations(layers: TemporalSequence, causal: bool) -> None:
+    ahead = [module for module in layers.modules() if getattr(module, "causal", True) is False]
+    if causal and ahead:
+        raise ValueError(
+            f"causal=True with {type(ahead[0]).__name__}, which looks ahead: take an activation that acts on every time"
+            " step by itself, or causal=False"
+        )
 
 
 def _reach(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vqkit.conversion.dac import DAC, TransformersDAC
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
+from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
 from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
@@ -33,6 +34,7 @@ FAMILIES: tuple[type[Family], ...] = (
     SimVQImage,
     SeedVokenIBQ,
     MaskGITVQGAN,
+    EnCodec,
     TamingGumbelVQGAN,
     TamingVQGAN,
     TransformersDAC,

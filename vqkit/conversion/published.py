@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vqkit.conversion.dac import TransformersDAC
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
+from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
 from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
@@ -188,6 +189,10 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
         for rate in (16, 24, 44)
     ),
     *((f"hubertsiuzdak/snac_{rate}khz", "pytorch_model.bin", SNAC(), "mit", SNAC_CODE) for rate in (24, 32, 44)),
+    *(
+        (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", LISTED.format(f"facebook/encodec_{rate}khz"))
+        for rate in (24, 48)
+    ),
 )
 
 PUBLISHED = tuple(PublishedWeights(*row) for row in _TABLE)

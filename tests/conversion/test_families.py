@@ -22,11 +22,13 @@ from vqkit.conversion import (
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
+    Mimi,
     OpenMAGVIT2,
     SeedVokenIBQ,
     SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersMimi,
     VARAutoencoder,
 )
 from vqkit.conversion.converting import FAMILIES, family_of
@@ -178,7 +180,7 @@ def test_the_round_is_made_with_every_family() -> None:
         model, family = published(kind)
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
-    of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    of_their_own = {TATiTokFamily, TiTok, Mimi, TransformersMimi}  # `test_titok.py`, `test_mimi.py`
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

@@ -16,6 +16,7 @@ from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import MODEL_CARD, check_accepted, is_non_commercial, license_of
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.mimi import Mimi, TransformersMimi
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.titok import TATiTok, TiTok
@@ -108,6 +109,7 @@ FQGAN_FILES = "github.com/showlab/FQGAN, README"
 IBQ = "github.com/TencentARC/SEED-Voken, docs/IBQ.md"
 MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
 TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
+CANDLE = "github.com/huggingface/candle, candle-examples/examples/{}/main.rs"
 LISTED = "huggingface.co/{}, its list of files"
 
 _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
@@ -179,6 +181,11 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
             ("MeissonFlow/Meissonic", "safetensors", "apache-2.0"),
             ("CompVis/ldm-celebahq-256", "bin", "apache-2.0"),
         )
+    ),
+    ("kyutai/mimi", WEIGHTS_NAME, TransformersMimi(), "cc-by-4.0", CANDLE.format("mimi")),
+    *(
+        (repository, "tokenizer-e351c8d8-checkpoint125.safetensors", Mimi(), "cc-by-4.0", LISTED.format(repository))
+        for repository in ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
     ),
 )
 

@@ -25,12 +25,14 @@ from vqkit.conversion import (
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
+    Mimi,
     OpenMAGVIT2,
     SeedVokenIBQ,
     SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
     TransformersDAC,
+    TransformersMimi,
     VARAutoencoder,
 )
 from vqkit.conversion.converting import FAMILIES, family_of
@@ -185,6 +187,7 @@ def test_the_round_is_made_with_every_family() -> None:
     of_their_own = {TATiTokFamily, TiTok, EnCodec}  # `test_titok.py`, `test_encodec.py`
     of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
     of_their_own |= {DAC, TransformersDAC, SNAC}  # `test_dac.py`, `test_snac.py`
+    of_their_own = {TATiTokFamily, TiTok, Mimi, TransformersMimi}  # `test_titok.py`, `test_mimi.py`
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

@@ -12,6 +12,7 @@ from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import UNKNOWN, check_accepted
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.mimi import Mimi, TransformersMimi
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.published import Fetched, published
 from vqkit.conversion.simvq import SimVQImage
@@ -35,6 +36,8 @@ FAMILIES: tuple[type[Family], ...] = (
     SeedVokenIBQ,
     MaskGITVQGAN,
     EnCodec,
+    Mimi,
+    TransformersMimi,
     TamingGumbelVQGAN,
     TamingVQGAN,
     TransformersDAC,

@@ -19,6 +19,7 @@ from vqkit import Tokenizer, convert
 from vqkit.conversion import (
     FQGAN,
     DiffusersVQModel,
+    EnCodec,
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
@@ -27,7 +28,9 @@ from vqkit.conversion import (
     SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersWavTokenizer,
     VARAutoencoder,
+    WavTokenizer,
 )
 from vqkit.conversion.converting import FAMILIES, family_of
 from vqkit.conversion.source import Source
@@ -179,6 +182,7 @@ def test_the_round_is_made_with_every_family() -> None:
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
     of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    of_their_own |= {EnCodec, WavTokenizer, TransformersWavTokenizer}  # `test_encodec.py`, `test_wavtokenizer.py`
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

@@ -128,12 +128,12 @@ class Convolution1d(FilterLayer):
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
         self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups)
+        convolution = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
+        )
         self.convolution = started(
             convolution, in_channels // groups * kernel_size, gain, weight_normed=normalization is None
         )
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, bias=bias)
-        self.convolution = started(convolution, in_channels * kernel_size, gain, weight_normed=normalization is None)
         self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,3 +21,5 @@ from vqkit.conversion.taming import TamingVQGAN as TamingVQGAN
 from vqkit.conversion.titok import TATiTok as TATiTok
 from vqkit.conversion.titok import TiTok as TiTok
 from vqkit.conversion.var import VARAutoencoder as VARAutoencoder
+from vqkit.conversion.wavtokenizer import TransformersWavTokenizer as TransformersWavTokenizer
+from vqkit.conversion.wavtokenizer import WavTokenizer as WavTokenizer

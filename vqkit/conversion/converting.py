@@ -21,6 +21,7 @@ from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
+from vqkit.conversion.wavtokenizer import TransformersWavTokenizer, WavTokenizer
 from vqkit.saving.pretrained import check_replaceable
 from vqkit.tokenizers.tokenizer import Tokenizer
 
@@ -43,6 +44,8 @@ FAMILIES: tuple[type[Family], ...] = (
     TransformersDAC,
     DAC,
     SNAC,
+    WavTokenizer,
+    TransformersWavTokenizer,
 )
 """The first whose telltale is there: key trees of later ones are parts of those before them."""
 

@@ -24,6 +24,7 @@ from vqkit.conversion.simvq import SimVQImage
 from vqkit.conversion.snac import SNAC
 from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
+from vqkit.conversion.wavtokenizer import WavTokenizer
 from vqkit.saving.hub import snapshot
 from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
 
@@ -114,6 +115,7 @@ MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
 TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
 SNAC_CODE = "github.com/hubertsiuzdak/snac, README and snac/snac.py"
 CANDLE = "github.com/huggingface/candle, candle-examples/examples/{}/main.rs"
+WAVTOKENIZER = "github.com/jishengpeng/WavTokenizer, README"
 LISTED = "huggingface.co/{}, its list of files"
 
 _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
@@ -199,6 +201,19 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
     *(
         (repository, "tokenizer-e351c8d8-checkpoint125.safetensors", Mimi(), "cc-by-4.0", LISTED.format(repository))
         for repository in ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
+    ),
+    *(
+        ("novateur/WavTokenizer", f"WavTokenizer_small_{hop}_24k_4096.ckpt", WavTokenizer(), "mit", WAVTOKENIZER)
+        for hop in (600, 320)
+    ),
+    *(
+        (f"novateur/WavTokenizer-{name}", file, WavTokenizer(), "mit", LISTED.format(f"novateur/WavTokenizer-{name}"))
+        for name, file in (
+            ("medium-speech-75token", "wavtokenizer_medium_speech_320_24k.ckpt"),
+            ("medium-speech-75token", "wavtokenizer_medium_speech_320_24k_v2.ckpt"),
+            ("large-unify-40token", "wavtokenizer_large_unify_600_24k.ckpt"),
+            ("large-speech-75token", "wavtokenizer_large_speech_320_v2.ckpt"),
+        )
     ),
 )
 

@@ -168,7 +168,7 @@ def without_files(config: Any, folder: Path | None = None) -> Any:
     made = {key: without_files(value, folder) for key, value in config.items()}
     if argument := WEIGHTS.get(made.get("class_path", "")):
         made["init_args"] = {**made.get("init_args", {}), argument: "trainers.image.RandomWeights"}
-    if folder is not None and "teacher" in made:
+    if folder is not None and isinstance(made.get("teacher"), str):
         made["teacher"] = _teacher(made["tokenizer"]["init_args"]["decoder"]["init_args"]["head"]["init_args"], folder)
     codebook = (made.get("init_args") or {}).get("codebook")
     if folder is not None and isinstance(codebook, Mapping) and "base_path" in codebook.get("init_args", {}):

@@ -103,3 +103,6 @@ def test_models_with_it_know_how_far_they_look(activation) -> None:
 def test_nothing_causal_has_it() -> None:
     with pytest.raises(ValueError, match="AntiAliased is not causal"), streaming(AntiAliased(2)):
         pass
+    for kind in (ConvEncoder1d, ConvDecoder1d):
+        with pytest.raises(ValueError, match="causal=True with AntiAliased, which looks ahead"):
+            kind(dim=3, channels=2, strides=(2,), causal=True, activation=AntiAliased)

@@ -76,6 +76,7 @@ from vqkit.quantizers.bsq import TextbookBSQ as TextbookBSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
 from vqkit.quantizers.disentanglement import GroupLoss as GroupLoss
 from vqkit.quantizers.disentanglement import PublishedDisentanglement as PublishedDisentanglement
+from vqkit.quantizers.first_levels import first_levels as first_levels
 from vqkit.quantizers.flips import BitFlips as BitFlips
 from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ

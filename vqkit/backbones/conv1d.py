@@ -56,7 +56,7 @@ class ConvEncoder1d(Configured, nn.Module):
         residual_kernel_size: taps of the residual units: 7 DAC, 3 EnCodec.
         latent_kernel_size: taps of the last convolution: 3 DAC, 7 EnCodec.
         compress: the inner width of a residual unit is that much smaller: 1 DAC, 2 EnCodec.
-        activation: builds an activation for a width; it may not mix time steps.
+        activation: builds an activation for a width; one that mixes time steps has `reach`, as `AntiAliased` does.
         transformer: builds a module (B, width, frames) -> the same, between the last stride and the last convolution,
             a transformer or an LSTM; None: none.
         patch_size: p; p successive samples are first made p channels. 1 is the published models.
@@ -142,6 +142,7 @@ class ConvEncoder1d(Configured, nn.Module):
         layers += [activation(widths[-1])]
         layers += [convolution(widths[-1], dim, latent_kernel_size, gain=gain)]
         self.layers = TemporalSequence(*layers)
+        _check_activations(self.layers, causal)
         self.linear = _analysis(in_channels, dim, self.downsampling_factor, sides) if linear_path else None
         reach = _reach(self.layers, self.linear, bottleneck, 0)
         last = self.downsampling_factor - 1
@@ -241,6 +242,7 @@ class ConvDecoder1d(Configured, nn.Module):
         self.output_layer = f"layers.{len(layers) - 1}"
         layers += [FromPatches1d(patch_size)] if patch_size > 1 else []
         self.layers = TemporalSequence(*layers)
+        _check_activations(self.layers, causal)
         self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None
         self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
         reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
@@ -298,6 +300,15 @@ def _bottleneck(transformer: Callable[[int], nn.Module] | None, width: int, caus
             " causal=True, or the model with causal=False"
         )
     return [module]
+
+
+def _check_activations(layers: TemporalSequence, causal: bool) -> None:
+    ahead = [module for module in layers.modules() if getattr(module, "causal", True) is False]
+    if causal and ahead:
+        raise ValueError(
+            f"causal=True with {type(ahead[0]).__name__}, which looks ahead: take an activation that acts on every time"
+            " step by itself, or causal=False"
+        )
 
 
 def _reach(

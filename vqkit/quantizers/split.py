@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.parts.compatibility import check_stages
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_summed_levels, used
 from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, enough_samples
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverCodebooks, Reduction
@@ -116,6 +116,16 @@ class BranchedQuantizer(DepthDropout):
         for number, (branch, made) in enumerate(zip(self.branches, quantized.members, strict=True)):
             total = total + self.leave(number, branch.chosen_vectors(made))
         return total
+
+    def prefix_vectors(self, quantized: Quantized, levels: int) -> Tensor:
+        """The sum of the first branches; see `BaseQuantizer`."""
+        pairs = zip(self.first_members(levels), quantized.members, strict=False)
+        parts = [member.prefix_vectors(made, count) for (member, count), made in pairs]
+        return torch.stack([self.leave(number, vectors) for number, vectors in enumerate(parts)]).sum(0)
+
+    def check_first_levels(self, levels: int) -> None:
+        """See `BaseQuantizer`."""
+        check_summed_levels(self, levels)
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:

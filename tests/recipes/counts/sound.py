@@ -89,6 +89,14 @@ def parts(sides: tuple[int, int], quantizer: int, discriminators: int) -> dict[s
 
 
 COUNTS = {
+    "speechtokenizer_16khz": parts(
+        seanet(64, (2, 4, 5, 8), 1024, 7, lstms=2, skip=True), 8 * 1024**2, periods() + scales() + stft()
+    ),
+    "dualcodec_24khz": parts(
+        dac((32, 48), (4, 5, 6, 8, 2), (2048, 2048)),
+        factorized(1024, 16384) + 7 * factorized(1024, 4096) + 1024**2,
+        periods() + stft(3, bands=5),
+    ),
     "nanocodec_22khz": parts(hifi((48, 32), (2, 2, 4, 8, 8), 32), 0, periods() + stft()),
     "simvq_single_24khz": parts(
         seanet(32, (2, 4, 5, 8), 512, 7), 65536 * 512 + convolution(512, 512, 1), periods() + stft(3, bands=5)

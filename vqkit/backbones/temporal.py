@@ -186,7 +186,7 @@ class Deconvolution1d(FilterLayer):
         self.kernel_size = kernel_size
         # Outputs of the full convolution that are dropped in front; centred, this is the transpose of `Convolution1d`.
         self.cut = 0 if causal else padding(kernel_size - stride, causal, odd_zero_first=odd_zero_first)[0]
-        # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some, if asked.
+        # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some if asked.
         self.missing = max(stride + 2 * self.cut - kernel_size, 0)
         self.drops = normalization is None and self.missing < stride
         # Of inputs that a stream keeps; where all outputs are normalized there is none, and zeros would be among them.

@@ -17,7 +17,9 @@ from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
 from vqkit.conversion import (
+    DAC,
     FQGAN,
+    SNAC,
     DiffusersVQModel,
     Family,
     LlamaGenVQ,
@@ -27,6 +29,7 @@ from vqkit.conversion import (
     SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersDAC,
     VARAutoencoder,
 )
 from vqkit.conversion.converting import FAMILIES, family_of
@@ -179,6 +182,7 @@ def test_the_round_is_made_with_every_family() -> None:
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
     of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    of_their_own |= {DAC, TransformersDAC, SNAC}  # `test_dac.py`, `test_snac.py`
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

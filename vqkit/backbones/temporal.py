@@ -87,6 +87,7 @@ class Convolution1d(FilterLayer):
         kernel_size: taps; with their dilation they span at least `stride` samples.
         stride: samples per output.
         dilation: samples between two taps.
+        groups: into which channels are split, each convolved by itself; as many as channels is a depthwise convolution.
         causal: whether output t ends at input (t + 1) stride - 1; otherwise it is centred on its stride.
         odd_zero_first: see `padding`.
         padding_mode: what stands before the first and behind the last sample, see `edges`.
@@ -106,6 +107,7 @@ class Convolution1d(FilterLayer):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         causal: bool,
         odd_zero_first: bool = True,
         padding_mode: PaddingMode = "zeros",
@@ -119,13 +121,16 @@ class Convolution1d(FilterLayer):
         self.padding_mode: PaddingMode = padding_mode
         self.stride = stride
         self.dilation = dilation
+        self.groups = groups
         self.span = (kernel_size - 1) * dilation + 1
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
         self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
         self.both_ends = padding_mode == "zeros" and 0 <= self.before - self.after < stride
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
-        self.convolution = started(convolution, in_channels * kernel_size, gain, weight_normed=normalization is None)
+        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups)
+        self.convolution = started(
+            convolution, in_channels // groups * kernel_size, gain, weight_normed=normalization is None
+        )
         self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +140,8 @@ class Convolution1d(FilterLayer):
         if not zeros:
             missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
             x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
-        outputs = F.conv1d(x, self.weight(), self.convolution.bias, self.stride, zeros, self.dilation)
+        filters, bias = self.weight(), self.convolution.bias
+        outputs = F.conv1d(x, filters, bias, self.stride, zeros, self.dilation, self.groups)
         return self.normalization(outputs)
 
     def reach(self, first: int, last: int) -> Interval | None:

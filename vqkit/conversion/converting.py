@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from vqkit.conversion.dac import DAC, TransformersDAC
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
@@ -14,6 +15,7 @@ from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.published import Fetched, published
 from vqkit.conversion.simvq import SimVQImage
+from vqkit.conversion.snac import SNAC
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.titok import TATiTok, TiTok
@@ -35,6 +37,9 @@ FAMILIES: tuple[type[Family], ...] = (
     EnCodec,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersDAC,
+    DAC,
+    SNAC,
 )
 """The first whose telltale is there: key trees of later ones are parts of those before them."""
 

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from vqkit.conversion.dac import TransformersDAC
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
@@ -19,6 +20,7 @@ from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage
+from vqkit.conversion.snac import SNAC
 from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
 from vqkit.saving.hub import snapshot
@@ -109,6 +111,7 @@ FQGAN_FILES = "github.com/showlab/FQGAN, README"
 IBQ = "github.com/TencentARC/SEED-Voken, docs/IBQ.md"
 MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
 TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
+SNAC_CODE = "github.com/hubertsiuzdak/snac, README and snac/snac.py"
 LISTED = "huggingface.co/{}, its list of files"
 
 _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
@@ -181,6 +184,11 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
             ("CompVis/ldm-celebahq-256", "bin", "apache-2.0"),
         )
     ),
+    *(
+        (f"descript/dac_{rate}khz", WEIGHTS_NAME, TransformersDAC(), "mit", LISTED.format(f"descript/dac_{rate}khz"))
+        for rate in (16, 24, 44)
+    ),
+    *((f"hubertsiuzdak/snac_{rate}khz", "pytorch_model.bin", SNAC(), "mit", SNAC_CODE) for rate in (24, 32, 44)),
     *(
         (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", LISTED.format(f"facebook/encodec_{rate}khz"))
         for rate in (24, 48)

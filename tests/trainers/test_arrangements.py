@@ -13,14 +13,15 @@ from vqkit import BaseQuantizer, MultiScaleQuantizer
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name in ARRANGEMENTS if name not in WORDS]
+CONFIGS = {"image": "image/quickstart", "audio": "audio/speech"}
 KINDS = {"image": (2, 32, 16, 16), "audio": (2, 64, 32)}
 parser = ArgumentParser(exit_on_error=False)
 parser.add_subclass_arguments(BaseQuantizer, "quantizer")
 
 
 def config_of(kind, quantizer=None):
-    """A model of a quickstart, with all arguments of its quantizer, or of another one."""
-    model = read_config(ROOT / f"configs/{kind}/quickstart.yaml")["model"]
+    """A model, with all arguments of its quantizer, or of another one."""
+    model = read_config(ROOT / f"configs/{CONFIGS[kind]}.yaml")["model"]
     tokenizer = model["init_args"]["tokenizer"]["init_args"]
     tokenizer["quantizer"] = parser.parse_object({"quantizer": quantizer or tokenizer["quantizer"]}).as_dict()[
         "quantizer"
@@ -83,6 +84,9 @@ def test_what_cannot_be_arranged_is_refused():
         ValueError, match="quantizer='grouped': dim=30 is not divided as its GroupedQuantizer of dim=32 is"
     ):
         swapped(model, "grouped")
+    model["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["dim"] = 12
+    with pytest.raises(ValueError, match=r"'unitok': dim=12 and the 64 .*: expected one of \[1, 2, 4, 8, 16, 32, 64\]"):
+        swapped(model, "unitok")
     streams = read_config(ROOT / "configs/audio/esc_16khz.yaml")["model"]
     with pytest.raises(ValueError, match="CrossScaleTokenizer takes streams of its own, and no other composite"):
         swapped(streams, "var")

@@ -111,6 +111,7 @@ def export_onnx(
     with torch.no_grad(), warnings.catch_warnings():
         # torch 2.11 uses what it deprecates itself.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights", category=UserWarning)
         program = torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions(_LOWERED)
         model = torch.onnx.export(
             program, (example,), input_names=[source], output_names=[result], opset_version=_OPSET, verbose=False

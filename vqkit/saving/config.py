@@ -32,6 +32,7 @@ BUILDABLE = (
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
     "vqkit.backbones.convnext1d",
+    "vqkit.backbones.depthwise1d",
     "vqkit.backbones.encodec",
     "vqkit.backbones.esc",
     "vqkit.backbones.factorized",

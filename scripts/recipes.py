@@ -2,12 +2,15 @@
 
     python scripts/recipes.py              # parameters by part, and bits, of each
     python scripts/recipes.py --step NAME  # one training step at full size, batch 1; prints its peak memory in MiB
+    python scripts/recipes.py --step NAME --record  # the same, kept for the table, with the machine
 
 The head of such a file is a comment: what it is, then `Source:`, `Published:` (the figure that the source states, with
 its protocol, or "not stated") and `Differs:`, each at the beginning of a line. `docs/recipes.md` has their table.
 """
 
 import argparse
+import hashlib
+import json
 import math
 import re
 import resource
@@ -22,7 +25,7 @@ from typing import Any
 import numpy
 import torch
 import yaml
-from first_run import ROOT, run
+from first_run import ROOT, processor, run
 from jsonargparse import ArgumentParser
 from PIL import Image
 from safetensors.torch import save_file
@@ -34,8 +37,10 @@ from vqkit import Quantizer, Tokenizer
 from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
 from vqkit.parts.codebooks import Codebook
 from vqkit.saving.config import weights_follow
+from vqkit.saving.files import write_json
 
 FOLDER = ROOT / "configs/image"
+RECORD = ROOT / "docs/results/recipe_steps.json"
 SECTIONS = ("Source", "Published", "Differs")
 CODE_VECTORS = ("vectors", "base")
 """Buffers of codebooks whose code vectors are no parameters: averages, and those that are frozen."""
@@ -107,6 +112,26 @@ class Recipe:
             counts["discriminators"] = _number(self.discriminators)
         return counts
 
+    def state_bytes(self) -> int:
+        """What a training keeps beside activations: weights, gradients, two moments, and averages where it has them.
+
+        Networks that objectives and discriminators look through are not counted, and neither is the teacher.
+        """
+        numbers = self.parameters()
+        callbacks = self.config["trainer"].get("callbacks") or []
+        averaged = any(callback["class_path"] == "trainers.callbacks.WeightEMA" for callback in callbacks)
+        judges = numbers.pop("discriminators", 0)
+        return 4 * (4 * (sum(numbers.values()) + judges) + sum(numbers.values()) * averaged)
+
+    def key(self) -> str:
+        """A hash of the configuration."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+
+    def taken(self) -> dict[str, Any] | None:
+        """What is recorded of a step with this configuration; None where none was taken."""
+        found = steps().get(self.name)
+        return found if found and found["key"] == self.key() else None
+
     def bits(self) -> float:
         """Of the tokens of an image of the size that the recipe trains with."""
         side = self.config["data"]["init_args"]["resolution"]
@@ -120,6 +145,12 @@ def recipes() -> dict[str, Recipe]:
     """All of them by name: the configurations whose heads say what is published."""
     found = (Recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
     return {recipe.name: recipe for recipe in found if "Published" in recipe.head}
+
+
+def steps() -> dict[str, dict[str, Any]]:
+    """What is recorded of steps, by recipe."""
+    found: dict[str, dict[str, Any]] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    return found
 
 
 def without_files(config: Any, folder: Path | None = None) -> Any:
@@ -199,9 +230,17 @@ def _number(part: nn.Module) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", choices=recipes(), metavar="NAME", help="take a step with this one")
+    parser.add_argument("--record", action="store_true", help="keep what the step took")
     arguments = parser.parse_args()
     if arguments.step:
-        print(f"{step(recipes()[arguments.step]):.0f} MiB")
+        recipe = recipes()[arguments.step]
+        peak = round(step(recipe))
+        print(f"{peak} MiB")
+        if arguments.record:
+            threads = torch.get_num_threads()
+            machine = f"{threads} thread{'s' * (threads > 1)} of {processor()}"
+            made = {recipe.name: {"key": recipe.key(), "peak_mib": peak, "batch": 1, "machine": machine}}
+            write_json(RECORD, dict(sorted((steps() | made).items())))
         return
     for recipe in recipes().values():
         parts = ", ".join(f"{part} {number:,}" for part, number in recipe.parameters().items())

@@ -27,6 +27,7 @@ from vqkit.conversion import (
     VARAutoencoder,
 )
 from vqkit.conversion.source import Source, read_source
+from vqkit.conversion.vqgan import check_blocks
 from vqkit.saving.pickles import Unused
 
 FAMILIES: list[tuple[type[Published], Family]] = [
@@ -315,6 +316,13 @@ def test_hostile_files_are_refused(kind, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"last.ckpt.*({message})"):
         convert(file, tmp_path / "converted")
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_more_blocks_than_any_model_has_are_refused_whose_entries_are_all_there() -> None:
+    source = Source(Path("many.pt"), dict.fromkeys(map(str, range(6 * 260)), torch.zeros(1)), {}, None)
+    check_blocks(source, {"channel_multipliers": [1, 2], "num_res_blocks": 126, "num_middle_blocks": 4})
+    with pytest.raises(ValueError, match="its names are those of 260 blocks: expected at most 256, more than any"):
+        check_blocks(source, {"channel_multipliers": [1, 2], "num_res_blocks": 128}, {"depth": 4})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from tests.conversion.test_families import KINDS, pictures, saved
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer
 from trainers.core import Adversary, GivenTokenizer, UnclippedHinge
 from trainers.core.checkpoints import read_checkpoint
+from trainers.core.optimization import steps_of_codec
 from trainers.image import L2, PatchGAN
+from trainers.run.bases import read_config
 from trainers.run.cli import main
 from trainers.run.given import as_arguments
 from vqkit import Tokenizer, convert
@@ -215,6 +217,35 @@ def test_discriminators_learn_alone_and_then_all() -> None:
         for group in optimizer.param_groups
     }
     assert steps.pop("discriminators") == {5} and set().union(*steps.values()) == {4}
+
+
+def test_a_head_start_does_not_use_up_the_warm_up() -> None:
+    """Step 1 and 2 are the discriminators' own: the rest warms up over 0, 3, 4 and falls from 5 to the last step."""
+    adversary = Adversary([PatchGAN(num_layers=1, channels=4)], start_step=1, head_start_steps=2)
+    task = make_image_task(
+        objectives=[L2()], adversary=adversary, learning_rate=0.5, warmup_steps=3, final_learning_rate_ratio=0.0
+    )
+    trainer = make_trainer(max_steps=9)
+    trainer.fit(task, datamodule=Images(4))
+    optimizer, factors = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler.lr_lambdas
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        rates = [factor(step) for step in range(10)]
+        if group["name"] == "discriminators":
+            assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1]) and rates[6] == pytest.approx(0.5)
+        else:
+            assert rates[:6] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 2 / 3, 1, 1]) and rates[7] == pytest.approx(0.5)
+        assert rates[9] == pytest.approx(0) and group["lr"] == pytest.approx(0)
+
+
+def test_the_warm_up_of_the_recipe_lies_behind_its_head_start() -> None:
+    task = read_config(Path(__file__).parents[2] / WARMUP)["model"]["init_args"]
+    head_start = task["adversary"]["init_args"]["head_start_steps"]
+    adversary = Adversary([PatchGAN(num_layers=1, channels=4)], head_start_steps=head_start)
+    assert [steps_of_codec(adversary, step) for step in (0, head_start, head_start + task["warmup_steps"])] == [
+        0,
+        0,
+        task["warmup_steps"],
+    ]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What the optimizer moves and how fast: groups of parameters, the schedule, and norms of gradients."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,40 @@ def discriminator_group(adversary: Adversary, *, learning_rate: float) -> dict[s
         "betas": adversary.betas,
         "weight_decay": adversary.weight_decay,
     }
+
+
+def steps_of_codec(adversary: Adversary | None, step: float) -> float:
+    """Optimizer steps before `step` in which tokenizer and objectives learn: all but those of a head start."""
+    if adversary is None:
+        return step
+    return step - min(max(0, step - adversary.start_step), adversary.head_start_steps)
+
+
+def factors_of_groups(
+    groups: Iterable[Mapping[str, Any]],
+    factor: Callable[[int, float], float],
+    adversary: Adversary | None,
+    total_steps: float,
+) -> list[Callable[[int], float]]:
+    """For each group what its learning rate is multiplied by, from the optimizer step.
+
+    Discriminators go by optimizer steps. All else goes by `steps_of_codec`: it warms up when it begins to learn.
+
+    Args:
+        groups: of the optimizer.
+        factor: share of the peak at a step, of so many.
+        adversary: whose head start does not count.
+        total_steps: optimizer steps of the training.
+    """
+    own_steps = steps_of_codec(adversary, total_steps)
+
+    def theirs(step: int) -> float:
+        return factor(step, total_steps)
+
+    def own(step: int) -> float:
+        return factor(int(steps_of_codec(adversary, step)), own_steps)
+
+    return [theirs if group["name"] == DISCRIMINATORS else own for group in groups]
 
 
 def objective_group(objectives: nn.Module) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from trainers.core.optimization import (
     OBJECTIVES,
     codebook_parameters,
     discriminator_group,
+    factors_of_groups,
     gradient_norm,
     gradient_norm_at,
     objective_group,
@@ -78,7 +79,8 @@ class TokenizerTask(EvaluatedTask):
             training, down to `final_learning_rate_ratio`. Rates that it names hold for `learning_rate_batch_size` too.
         final_learning_rate_ratio: end of that cosine as a share of the peak, in [0, 1]; 1 keeps the peak. None is 0.05;
             with a `schedule` there is none.
-        warmup_steps: optimizer steps of linear warm-up, whatever the schedule.
+        warmup_steps: optimizer steps of linear warm-up, whatever the schedule. A head start of the discriminators
+            (`Adversary`) does not count: warm-up and schedule of all else stand still in it.
         weight_decay: of the generator's matrices and kernels; codebooks, gains, biases and norms have none,
             discriminators their own.
         betas: of AdamW.
@@ -366,7 +368,9 @@ class TokenizerTask(EvaluatedTask):
         for group in groups:
             group["lr"] = scale * group.get("lr", self.learning_rate)
         optimizer = AdamW(groups, betas=self.betas)
-        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, total_steps))
+        scheduler = LambdaLR(
+            optimizer, factors_of_groups(groups, self.learning_rate_factor, self.adversary, total_steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def learning_rate_scale(self) -> float:
@@ -390,7 +394,7 @@ class TokenizerTask(EvaluatedTask):
         return [*groups, discriminator_group(self.adversary, learning_rate=self.learning_rate)]
 
     def learning_rate_factor(self, step: int, total_steps: float) -> float:
-        """Share of the peak learning rate at an optimizer step, counted from 0: a line up, then the schedule."""
+        """Share of the peak learning rate at a step, counted from 0, of so many: a line up, then the schedule."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         rate = self.schedule.value(step, configured=self.learning_rate, first=self.warmup_steps, last=total_steps)

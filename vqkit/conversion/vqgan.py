@@ -24,6 +24,8 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 NORM_GROUPS = 32
 ENTRIES_IN_BLOCK = 6
 """Of a residual block, at least: two norms with their shifts, and two convolutions."""
+MOST_BLOCKS = 256
+"""Of encoder and decoder together: published models have fewer than 100. Building takes a millisecond for each."""
 TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
 RESIDUAL_PARTS = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
@@ -233,7 +235,7 @@ def common_channels(widths: Sequence[int]) -> int:
 
 
 def check_blocks(source: Source, *sides: Mapping[str, Any], entries: int = ENTRIES_IN_BLOCK) -> None:
-    """Refuse names of more blocks than there are entries for, before a model is built of them.
+    """Refuse names of more blocks than there are entries for, or than `MOST_BLOCKS`, before a model is built of them.
 
     Args:
         source: the weights.
@@ -254,6 +256,10 @@ def check_blocks(source: Source, *sides: Mapping[str, Any], entries: int = ENTRI
         raise ValueError(
             f"its names are those of {blocks} blocks: expected at most one for {entries} of its {len(source.state)} "
             "entries"
+        )
+    if blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"its names are those of {blocks} blocks: expected at most {MOST_BLOCKS}, more than any published model has"
         )
 
 

@@ -27,9 +27,12 @@ from vqkit.sharding import own_class
 BUILDABLE = (
     "vqkit",
     "vqkit.backbones.activations",
+    "vqkit.backbones.antialiasing",
     "vqkit.backbones.autoencoder_kl",
     "vqkit.backbones.conv1d",
     "vqkit.backbones.conv2d",
+    "vqkit.backbones.convnext1d",
+    "vqkit.backbones.encodec",
     "vqkit.backbones.esc",
     "vqkit.backbones.factorized",
     "vqkit.backbones.frame_transformer",
@@ -38,8 +41,10 @@ BUILDABLE = (
     "vqkit.backbones.magvit2",
     "vqkit.backbones.maskgit",
     "vqkit.backbones.positions",
+    "vqkit.backbones.resnet1d",
     "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",
+    "vqkit.backbones.vocos",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

@@ -119,9 +119,11 @@ class AudioTokenizer(Tokenizer):
     def latency(self) -> float | None:
         """Algorithmic delay in seconds: from the first sample of a frame to the last one that its sound waits for.
 
-        One step of frames for causal models; else what encoder and decoder look ahead comes on top, and None if that
-        is unbounded.
+        One step of frames for causal models (whose first frames may wait for what padding mirrors); else what encoder
+        and decoder look ahead comes on top, and None if that is unbounded.
         """
+        if self.causal:
+            return self._samples_per_step / self.sample_rate
         encoding, decoding = self._encoding_context, properties_of(self.decoder).context
         if encoding is None or decoding is None:
             return None

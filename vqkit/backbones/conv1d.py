@@ -69,7 +69,8 @@ class ConvEncoder1d(Configured, nn.Module):
         padding_mode: what convolutions see beyond the ends of a recording: zeros, as in DAC and Mimi, the mirrored
             recording, as in EnCodec, or its first and last sample. Mirrored, the first frames depend on samples as far
             behind them as the others look back, and the first chunk of a stream needs `latent_kernel_size` frames or
-            as many as other layers mirror.
+            as many as other layers mirror. T may then be any number, if the model has no patches and no linear path:
+            the last stride of each layer is filled up in the same way.
         convolved_skip: whether the skip of a residual unit is a convolution of one tap, as in EnCodec's released
             models; otherwise it is the identity.
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
@@ -81,12 +82,13 @@ class ConvEncoder1d(Configured, nn.Module):
         channel_dim: 1, the channel axis of the latents.
         downsampling_factor: f, samples per frame.
         causal: as given.
+        fills_frames: whether T may be any number.
         context: samples before the first and after the last of its own f on which a frame depends; None without
             bound, or if the transformer does not tell (it has no `reach`).
 
     Raises:
         ValueError: if a size is not positive or does not fit, or parts do not fit together; in `forward` if T is not a
-            positive multiple of f.
+            positive multiple of f, unless it fills frames and no stream is open.
 
     Examples:
         >>> encoder = ConvEncoder1d(dim=16, channels=8, strides=(2, 5), patch_size=4)
@@ -131,6 +133,7 @@ class ConvEncoder1d(Configured, nn.Module):
         self.dim = dim
         self.downsampling_factor = patch_size * math.prod(strides)
         self.causal = causal
+        self.fills_frames = padding_mode != "zeros" and patch_size == 1 and not linear_path
         layers: list[nn.Module] = [ToPatches1d(patch_size)] if patch_size > 1 else []
         layers.append(convolution(in_channels * patch_size, widths[0], kernel_size))
         for stride, width, wider in zip(strides, widths, widths[1:], strict=False):
@@ -155,7 +158,8 @@ class ConvEncoder1d(Configured, nn.Module):
                 f"waves has shape {tuple(waves.shape)}: expected (B, {self.in_channels}, T); for one recording add a"
                 " batch axis with waves[None], for another number of channels set in_channels"
             )
-        if waves.shape[-1] % self.downsampling_factor or not waves.shape[-1]:
+        fills = self.fills_frames and self.layers[0].stream is None
+        if not waves.shape[-1] or (waves.shape[-1] % self.downsampling_factor and not fills):
             raise ValueError(
                 f"waves of {waves.shape[-1]} samples are no whole number of frames: pad or cut them to a positive"
                 f" multiple of the downsampling factor {self.downsampling_factor}"

@@ -26,6 +26,7 @@ class BackboneProperties:
             for a decoder; None: without bound.
         output_layer: name of the layer of a decoder, beside a linear path if it has one, whose output is the
             reconstruction; None: not told.
+        fills_frames: whether an encoder takes any number of samples, and fills the last frame itself.
         frames_per_window: a recording can be cut, with its context, at each multiple of so many frames.
     """
 
@@ -39,6 +40,7 @@ class BackboneProperties:
     causal: bool | None = None
     context: tuple[int, int] | None = None
     output_layer: str | None = None
+    fills_frames: bool = False
     frames_per_window: int = 1
 
 

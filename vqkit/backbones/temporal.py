@@ -79,6 +79,8 @@ class FilterLayer(StreamingLayer):
 class Convolution1d(FilterLayer):
     """Strided or dilated convolution with weight norm: T samples become T / stride, for any T that the stride divides.
 
+    Where padding is not of zeros, other T do too: the last stride is filled up with it, as in EnCodec.
+
     Args:
         in_channels: width before.
         out_channels: width after.
@@ -127,7 +129,8 @@ class Convolution1d(FilterLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T / stride)."""
-        x = self.preceded(x, self.before, after=self.after, mode=self.padding_mode)
+        missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
+        x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
         outputs = F.conv1d(x, self.weight(), self.convolution.bias, self.stride, dilation=self.dilation)
         return self.normalization(outputs)
 

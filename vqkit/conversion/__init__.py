@@ -3,6 +3,7 @@
 from vqkit.conversion.cache import converted as converted
 from vqkit.conversion.converting import convert as convert
 from vqkit.conversion.diffusers_vq import DiffusersVQModel as DiffusersVQModel
+from vqkit.conversion.encodec import EnCodec as EnCodec
 from vqkit.conversion.family import Family as Family
 from vqkit.conversion.fqgan import FQGAN as FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ as SeedVokenIBQ

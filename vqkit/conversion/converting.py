@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
+from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
 from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
@@ -31,6 +32,7 @@ FAMILIES: tuple[type[Family], ...] = (
     SimVQImage,
     SeedVokenIBQ,
     MaskGITVQGAN,
+    EnCodec,
     TamingGumbelVQGAN,
     TamingVQGAN,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
+from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
 from vqkit.conversion.fqgan import FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ
@@ -179,6 +180,10 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
             ("MeissonFlow/Meissonic", "safetensors", "apache-2.0"),
             ("CompVis/ldm-celebahq-256", "bin", "apache-2.0"),
         )
+    ),
+    *(
+        (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", LISTED.format(f"facebook/encodec_{rate}khz"))
+        for rate in (24, 48)
     ),
 )
 

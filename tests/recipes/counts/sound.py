@@ -98,6 +98,7 @@ COUNTS = {
         periods() + stft(3, bands=5),
     ),
     "nanocodec_22khz": parts(hifi((48, 32), (2, 2, 4, 8, 8), 32), 0, periods() + stft()),
+    "encodec_24khz": parts(seanet(32, (2, 4, 5, 8), 128, 7, lstms=2, skip=True), 32 * 1024 * 128, stft()),
     "simvq_single_24khz": parts(
         seanet(32, (2, 4, 5, 8), 512, 7), 65536 * 512 + convolution(512, 512, 1), periods() + stft(3, bands=5)
     ),

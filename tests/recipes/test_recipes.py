@@ -56,7 +56,7 @@ def test_a_base_leaves_no_losses_behind(name, weights, unit) -> None:
 
 @pytest.mark.slow
 def test_every_recipe_is_counted() -> None:
-    assert collected("COUNTS").keys() | {*COUNTED_ELSEWHERE} == ALL.keys() and collected("STATED").keys() <= ALL.keys()
+    assert ALL.keys() <= collected("COUNTS").keys() | {*COUNTED_ELSEWHERE} and collected("STATED").keys() <= ALL.keys()
 
 
 @pytest.mark.slow

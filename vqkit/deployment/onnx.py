@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.rows import RowQuantizer
 from vqkit.saving.files import write_whole
+from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 _OPSET = 20
@@ -74,8 +76,8 @@ def export_onnx(
     Args:
         module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
         example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
-            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch);
-            of a sequence that is quantized in steps (`positions_per_step`), two steps or more.
+            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch). Where
+            a sequence is quantized in steps (`positions_per_step`), one of a single step is repeated.
         path: of the file; one that is there is replaced. Its folder must exist.
         dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
             the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What
@@ -103,8 +105,10 @@ def export_onnx(
         raise FileNotFoundError(f"{target.parent} is not a folder: create it first")
     _import_onnx()
     source, result = module.names
-    if dynamic and len(example) == 1:
-        example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
+    if dynamic:
+        example = _of_two_steps(module, example)
+        if len(example) == 1:
+            example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
     kinds = torch.export.Dim
     sizes = {axis: kinds.STATIC if size == 1 else kinds.AUTO for axis, size in enumerate(example.shape)}
     shapes = (sizes | {0: kinds.DYNAMIC},) if dynamic else None
@@ -120,6 +124,27 @@ def export_onnx(
     for node in model.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     write_whole(target, model.model_proto.SerializeToString())
+
+
+def _of_two_steps(module: Encode | Decode, example: Tensor) -> Tensor:
+    """The example, repeated in time where it is one step of several positions: its length would be fixed."""
+    owner = module.module
+    quantizer = owner if isinstance(owner, BaseQuantizer) else owner.quantizer
+    positions = quantizer.positions_per_step
+    if not isinstance(quantizer, RowQuantizer) or positions is None:
+        return example
+    if isinstance(module, Decode):
+        if example.shape[1] != sum(quantizer.cells):
+            return example  # of several steps, or the first scales of one
+        return quantizer.deinterleave(torch.cat(2 * [quantizer.interleave(example)], dim=1))
+    if isinstance(owner, AudioTokenizer):
+        step, axis = owner.frames_per_step * owner.downsampling_factor, 2
+    elif isinstance(owner, BaseQuantizer):
+        step, axis = positions, 2 if owner.channel_dim % example.ndim == 1 else 1
+    else:
+        return example
+    length = example.shape[axis]
+    return torch.cat((step // length + 1) * [example], dim=axis) if length <= step else example
 
 
 def _import_onnx() -> None:

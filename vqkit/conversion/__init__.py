@@ -11,6 +11,8 @@ from vqkit.conversion.fqgan import FQGAN as FQGAN
 from vqkit.conversion.ibq import SeedVokenIBQ as SeedVokenIBQ
 from vqkit.conversion.llamagen import LlamaGenVQ as LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN as MaskGITVQGAN
+from vqkit.conversion.mimi import Mimi as Mimi
+from vqkit.conversion.mimi import TransformersMimi as TransformersMimi
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2 as OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage as SimVQImage
 from vqkit.conversion.snac import SNAC as SNAC
@@ -19,3 +21,5 @@ from vqkit.conversion.taming import TamingVQGAN as TamingVQGAN
 from vqkit.conversion.titok import TATiTok as TATiTok
 from vqkit.conversion.titok import TiTok as TiTok
 from vqkit.conversion.var import VARAutoencoder as VARAutoencoder
+from vqkit.conversion.wavtokenizer import TransformersWavTokenizer as TransformersWavTokenizer
+from vqkit.conversion.wavtokenizer import WavTokenizer as WavTokenizer

@@ -42,6 +42,7 @@ BUILDABLE = (
     "vqkit.backbones.magvit2",
     "vqkit.backbones.maskgit",
     "vqkit.backbones.positions",
+    "vqkit.backbones.resampled",
     "vqkit.backbones.resnet1d",
     "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",

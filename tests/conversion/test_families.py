@@ -17,17 +17,22 @@ from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
 from vqkit.conversion import (
+    DAC,
     FQGAN,
+    SNAC,
     DiffusersVQModel,
     EnCodec,
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
+    Mimi,
     OpenMAGVIT2,
     SeedVokenIBQ,
     SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersDAC,
+    TransformersMimi,
     TransformersWavTokenizer,
     VARAutoencoder,
     WavTokenizer,
@@ -181,8 +186,10 @@ def test_the_round_is_made_with_every_family() -> None:
         model, family = published(kind)
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
-    of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
-    of_their_own |= {EnCodec, WavTokenizer, TransformersWavTokenizer}  # `test_encodec.py`, `test_wavtokenizer.py`
+    of_their_own = {TATiTokFamily, TiTok, EnCodec}  # `test_titok.py`, `test_encodec.py`
+    of_their_own |= {DAC, TransformersDAC, SNAC}  # `test_dac.py`, `test_snac.py`
+    of_their_own |= {Mimi, TransformersMimi}  # `test_mimi.py`
+    of_their_own |= {WavTokenizer, TransformersWavTokenizer}  # `test_wavtokenizer.py`
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

@@ -83,6 +83,9 @@ def test_what_cannot_be_arranged_is_refused():
         ValueError, match="quantizer='grouped': dim=30 is not divided as its GroupedQuantizer of dim=32 is"
     ):
         swapped(model, "grouped")
+    model["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["dim"] = 12
+    with pytest.raises(ValueError, match=r"'unitok': dim=12 and the 64 .*: expected one of \[1, 2, 4, 8, 16, 32, 64\]"):
+        swapped(model, "unitok")
     streams = read_config(ROOT / "configs/audio/esc_16khz.yaml")["model"]
     with pytest.raises(ValueError, match="CrossScaleTokenizer takes streams of its own, and no other composite"):
         swapped(streams, "var")

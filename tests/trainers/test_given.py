@@ -81,6 +81,29 @@ def test_the_decoder_of_a_converted_tokenizer_is_trained(cli, converted, tmp_pat
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["provenance"] == provenance
 
 
+def test_another_quantizer_says_what_to_take_and_what_to_let_learn(cli, converted) -> None:
+    start = OPTIONS | {"config": DECODER, "init_from": converted, "quantizer": "simvq"}
+    code, _, errors = cli("fit", **start)
+    wanted = 'by --init_parts "[encoder,decoder]" --model.freeze "[encoder]", so that the new quantizer learns'
+    assert code == 2 and wanted in errors
+
+
+@pytest.mark.slow
+def test_another_quantizer_learns_what_these_options_let_it(cli, converted, tmp_path) -> None:
+    start = OPTIONS | {"config": DECODER, "init_from": converted, "quantizer": "simvq"}
+    start |= {"init_parts": "[encoder,decoder]"}
+    code, _, errors = cli("fit", **start)
+    assert code == 2 and "its codes are random and would stay so; let it learn by" in errors
+    assert '--model.freeze "[encoder]", or take it too' in errors
+    code, output, errors = cli("fit", **start | {"model.freeze": "[encoder]"})
+    assert code == 0 and "initializing the quantizer" in output, errors
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "run/tokenizer")
+    before = Tokenizer.from_pretrained(converted)
+    for name, stays in (("encoder", True), ("decoder", False)):
+        pairs = zip(getattr(tokenizer, name).parameters(), getattr(before, name).parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs) == stays
+
+
 @pytest.mark.slow
 def test_a_run_of_a_converted_tokenizer_goes_on_is_measured_and_exported(cli, converted, tmp_path) -> None:
     start = OPTIONS | {"config": DECODER, "init_from": converted, "data.root": PHOTOGRAPHS}

@@ -83,7 +83,7 @@ def test_a_vae_is_trained_and_measured_and_its_latents_become_discrete(cli, tmp_
     options = {**TINY, **size, "config": tmp_path / "codes.yaml", "name": "codes"}
     code, _, err = cli("fit", **options, init_parts="null")
     assert code == 2 and "tokenizer.quantizer.class_path is 'vqkit.GaussianBottleneck', not 'vqkit.Quantizer'" in err
-    assert "or take the parts that fit by --init_parts, such as [encoder, decoder]" in err
+    assert 'or take the parts that fit by --init_parts "[encoder,decoder]"' in err
     code, out, err = cli("fit", **options)
     assert code == 0, err
     assert "initializing the quantizer" in out and "frozen: encoder" in out

@@ -7,6 +7,7 @@ from typing import Any
 from trainers.run.bases import read_config
 from trainers.run.explain import resolve
 from vqkit import (
+    AttentionProjection,
     AudioTokenizer,
     CrossScaleTokenizer,
     FeatureSplitQuantizer,
@@ -106,4 +107,13 @@ def _fitted(node: Mapping[str, Any], dim: int, name: str, *, sound: bool) -> dic
         arguments[found.member_name] = made if listed else made[0]
     elif now != dim:
         arguments["dim"] = dim
+    if issubclass(found, ProjectedQuantizer) and class_of(arguments["projection"]) is AttentionProjection:
+        inner = _dim_of(arguments["quantizer"])
+        if max(dim, inner) % min(dim, inner):
+            fit = [size for size in range(1, inner + 1) if inner % size == 0]
+            raise ValueError(
+                f"quantizer={name!r}: dim={dim} and the {inner} channels of its books: expected one of {fit}, or a "
+                f"multiple of {inner}, since the heads of its maps share the channels; give encoder and decoder such a "
+                "dim by --model.tokenizer.encoder.dim and --model.tokenizer.decoder.dim, and the quantizer with them"
+            )
     return {**node, "init_args": arguments}

@@ -20,7 +20,7 @@ from trainers.core.optimization import DISCRIMINATORS, OBJECTIVES
 from trainers.core.parts import named_parts
 from trainers.core.task import TokenizerTask
 from trainers.run.folders import find_checkpoint, find_run, folder_of, identity
-from vqkit import Tokenizer
+from vqkit import Codebook, Tokenizer
 from vqkit.conversion import converted
 from vqkit.saving.config import to_config
 from vqkit.saving.files import named, read_json
@@ -111,6 +111,7 @@ class Origin:
 
         Raises:
             ValueError: a part does not exist, is of another class, or its weights do not fit; the message names them.
+                Or the quantizer is none of them, and frozen.
         """
         tokenizer = task.tokenizer
         names = [name for name, _ in tokenizer.named_children()] if self.parts is None else self.parts
@@ -124,8 +125,7 @@ class Origin:
                     with named(self.file):
                         check_same_parts(meant, ours, f"tokenizer.{name}")
                 except ValueError as error:
-                    fit = "; or take the parts that fit by --init_parts, such as [encoder, decoder]" if trains else ""
-                    raise ValueError(f"{error}{fit}") from error
+                    raise ValueError(f"{error}{_advice(name, task) if trains else ''}") from error
             self._fill(name, _under(name, state), part, trains=trains)
         for name in beside:
             own = _under(BESIDE[name], (self.checkpoint or {}).get("state_dict", {}))
@@ -133,6 +133,8 @@ class Origin:
                 where = "this configuration" if own else self.file
                 raise ValueError(f"init_parts={list(self.parts or ())}: {where} has no {name}; leave them out")
             self._fill(name, own, task.get_submodule(BESIDE[name]), trains=trains)
+        if trains and all(name.partition(".")[0] != "quantizer" for name in names):
+            _check_learns(task, names)
         tokenizer.provenance = provenance or tokenizer.provenance
         initialized = self.checkpoint is None or Progress.of(self.checkpoint).initialized
         if trains and initialized and any(name.partition(".")[0] == "quantizer" for name in names):
@@ -215,6 +217,29 @@ def _meaning(description: Any) -> Any:
     if isinstance(description, Mapping):
         return {key: _meaning(value) for key, value in description.items() if key not in TRAINING_ONLY}
     return [_meaning(value) for value in description] if isinstance(description, list) else description
+
+
+def _advice(name: str, task: TokenizerTask) -> str:
+    """What takes all parts but one, which is new then, and lets it learn."""
+    fit = [part for part, _ in task.tokenizer.named_children() if part != name]
+    options = f'--init_parts "[{",".join(fit)}]"'
+    if any(part.partition(".")[0] == name for part in task.frozen):
+        left = [part for part in task.frozen if part.partition(".")[0] != name]
+        options += f' --model.freeze "[{",".join(left)}]", so that the new {name} learns'
+    return f"; or take the parts that fit by {options}"
+
+
+def _check_learns(task: TokenizerTask, taken: Sequence[str]) -> None:
+    """Refuse a frozen quantizer that is new: its codes would stay the random ones of its constructor."""
+    quantizer = task.tokenizer.quantizer
+    has_weights = next(quantizer.parameters(), None) is not None
+    has_weights |= any(isinstance(module, Codebook) for module in quantizer.modules())
+    if has_weights and "quantizer" in task.frozen:
+        left = ",".join(part for part in task.frozen if part != "quantizer")
+        raise ValueError(
+            f"freeze={list(task.frozen)}: the quantizer is none of the parts that are taken, {', '.join(taken)}, so "
+            f'its codes are random and would stay so; let it learn by --model.freeze "[{left}]", or take it too'
+        )
 
 
 def _differences(name: str, found: Mapping[str, Any], part: nn.Module) -> str:

@@ -27,6 +27,7 @@ from vqkit.backbones.mdct import blocked_basis, lapped_basis
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.sizes import LARGEST_SIZE, check_positive
+from vqkit.backbones.tails import DropLast1d, FillLast1d, missing_at_end
 from vqkit.backbones.temporal import (
     Convolution1d,
     Deconvolution1d,
@@ -182,13 +183,15 @@ class ConvDecoder1d(Configured, nn.Module):
         output_activation: builds what the sum is passed through, such as `Tanh` in DAC. None, as in EnCodec and Mimi: a
             hyperbolic tangent bends loud recordings, which the linear path reconstructs as they are, and its gradient
             vanishes where they clip.
+        drops_odd_last: whether a transposed convolution of odd stride drops its last sample, as in DAC at 16 and 24
+            kHz. What is missing at the end of the sound, 8 samples there, is filled with zeros.
 
     Attributes:
         out_channels: as given.
         context: frames before and after on which the samples of a frame depend; None as in `ConvEncoder1d`.
 
     Raises:
-        ValueError: if a size is not positive or does not fit.
+        ValueError: if a size is not positive or does not fit, or a causal decoder is to drop samples.
     """
 
     channel_dim = 1
@@ -212,6 +215,7 @@ class ConvDecoder1d(Configured, nn.Module):
         causal: bool = False,
         linear_path: bool = False,
         output_activation: Callable[[int], nn.Module] | None = None,
+        drops_odd_last: bool = False,
         odd_zero_first: bool = True,
         padding_mode: PaddingMode = "zeros",
         convolved_skip: bool = False,
@@ -221,6 +225,8 @@ class ConvDecoder1d(Configured, nn.Module):
         check_positive(
             out_channels=out_channels, dim=dim, kernel_size=kernel_size, latent_kernel_size=latent_kernel_size
         )
+        if drops_odd_last and causal:
+            raise ValueError("drops_odd_last=True with causal=True: expected one, since a stream has no end to drop at")
         widths = _widths(channels, max_channels, strides, patch_size)
         sides: dict[str, Any] = {"causal": causal, "odd_zero_first": odd_zero_first}
         shared = sides | {"padding_mode": padding_mode, "normalization": normalization}
@@ -239,12 +245,15 @@ class ConvDecoder1d(Configured, nn.Module):
             width, stride = widths[level], strides[level]
             layers.append(activation(widths[level + 1]))
             layers.append(deconvolution(widths[level + 1], width, 2 * stride, stride=stride))
+            layers += [DropLast1d()] if drops_odd_last and stride % 2 else []
             layers += units(width)
         gain = _last_gain(linear_path, normalization)
         layers += [activation(widths[0])]
         layers += [convolution(widths[0], out_channels * patch_size, kernel_size, gain=gain)]
         self.output_layer = f"layers.{len(layers) - 1}"
         layers += [FromPatches1d(patch_size)] if patch_size > 1 else []
+        missing = missing_at_end(strides[::-1]) * patch_size if drops_odd_last else 0
+        layers += [FillLast1d(missing)] if missing else []
         self.layers = TemporalSequence(*layers)
         _check_activations(self.layers, causal)
         self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None

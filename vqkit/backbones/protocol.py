@@ -28,6 +28,8 @@ class BackboneProperties:
             reconstruction; None: not told.
         fills_frames: whether an encoder takes any number of samples, and fills the last frame itself.
         frames_per_window: a recording can be cut, with its context, at each multiple of so many frames.
+        fills_windows: whether an encoder sees zeros behind a recording that ends within a window; otherwise that window
+            has fewer frames.
     """
 
     dim: int | None = None
@@ -42,6 +44,7 @@ class BackboneProperties:
     output_layer: str | None = None
     fills_frames: bool = False
     frames_per_window: int = 1
+    fills_windows: bool = False
 
 
 def properties_of(module: nn.Module) -> BackboneProperties:

@@ -178,8 +178,9 @@ def row(
     """Cells of `HEADER`."""
     waves = sound(CODECS[name].config, batch, arguments.seconds)
     if call == "stream":
+        results = [partial(streamed, name, side, model, waves) for side, model in enumerate(models)]
         seconds = [partial(stream, name, side, model, waves) for side, model in enumerate(models)]
-        memory, results = [None, None], [partial(streamed, name, side, model, waves) for side, model in enumerate(models)]
+        memory = [None, None]
     else:
         results = [prepared(name, side, model, call, waves) for side, model in enumerate(models)]
         seconds = [partial(timed, result) for result in results]
@@ -244,9 +245,7 @@ def opened(side: int, model: Any) -> Any:
 
 
 @torch.no_grad()
-def measure_memory(
-    name: str, side: int, folder: Path, call: str, batch: int, seconds: int, threads: int
-) -> int | None:
+def measure_memory(name: str, side: int, folder: Path, call: str, batch: int, seconds: int, threads: int) -> int | None:
     """Bytes by which memory rises during the second call; to be run in a process of its own."""
     torch.set_num_threads(threads)
     return_freed_memory()

@@ -384,6 +384,7 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "recipes": document_tables.recipes,
+    "sound-recipes": document_tables.sound_recipes,
     "quickstarts": quickstarts,
     "photos-objectives": partial(objectives, OBJECTIVES),
     "photos-tuned": partial(objectives, TUNED),

@@ -186,10 +186,10 @@ def test_the_round_is_made_with_every_family() -> None:
         model, family = published(kind)
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
-    of_their_own = {TATiTokFamily, TiTok, EnCodec}  # `test_titok.py`, `test_encodec.py`
-    of_their_own |= {DAC, TransformersDAC, SNAC}  # `test_dac.py`, `test_snac.py`
-    of_their_own |= {Mimi, TransformersMimi}  # `test_mimi.py`
-    of_their_own |= {WavTokenizer, TransformersWavTokenizer}  # `test_wavtokenizer.py`
+    of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    # And those of sound: `test_dac.py`, `test_snac.py`, `test_encodec.py`, `test_mimi.py`, `test_wavtokenizer.py`.
+    of_their_own |= {DAC, TransformersDAC, SNAC, EnCodec, Mimi, TransformersMimi}
+    of_their_own |= {WavTokenizer, TransformersWavTokenizer}
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

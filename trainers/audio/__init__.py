@@ -10,7 +10,6 @@ from trainers.audio.discriminators.multi_scale_cqt import (
     MultiScaleSubBandCQTDiscriminator as MultiScaleSubBandCQTDiscriminator,
 )
 from trainers.audio.discriminators.multi_scale_stft import MultiScaleSTFTDiscriminator as MultiScaleSTFTDiscriminator
-from trainers.audio.objectives.envelopes import EnvelopeCorrelation as EnvelopeCorrelation
 from trainers.audio.networks.teacher import SpeechTeacher as SpeechTeacher
 from trainers.audio.objectives.distillation import ChannelCosine as ChannelCosine
 from trainers.audio.objectives.distillation import FeatureDistance as FeatureDistance
@@ -18,6 +17,7 @@ from trainers.audio.objectives.distillation import FeatureDistillation as Featur
 from trainers.audio.objectives.distillation import FeatureL2 as FeatureL2
 from trainers.audio.objectives.distillation import FeatureReconstruction as FeatureReconstruction
 from trainers.audio.objectives.distillation import FrameCosine as FrameCosine
+from trainers.audio.objectives.envelopes import EnvelopeCorrelation as EnvelopeCorrelation
 from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
 from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
 from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel

@@ -128,21 +128,25 @@ class Convolution1d(FilterLayer):
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
         self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
+        convolution = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
+        )
+        self.both_ends = padding_mode == "zeros" and 0 <= self.before - self.after < stride
         convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups)
         self.convolution = started(
             convolution, in_channels // groups * kernel_size, gain, weight_normed=normalization is None
         )
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, bias=bias)
-        self.convolution = started(convolution, in_channels * kernel_size, gain, weight_normed=normalization is None)
         self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T / stride)."""
-        missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
-        x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
-        outputs = F.conv1d(
-            x, self.weight(), self.convolution.bias, self.stride, dilation=self.dilation, groups=self.groups
-        )
+        # Zeros that the convolution puts at both ends itself need no copy; it may have one behind that no output sees.
+        zeros = self.before if self.stream is None and self.both_ends else 0
+        if not zeros:
+            missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
+            x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
+        filters, bias = self.weight(), self.convolution.bias
+        outputs = F.conv1d(x, filters, bias, self.stride, zeros, self.dilation, self.groups)
         return self.normalization(outputs)
 
     def reach(self, first: int, last: int) -> Interval | None:
@@ -200,6 +204,9 @@ class Deconvolution1d(FilterLayer):
         self.kernel_size = kernel_size
         # Outputs of the full convolution that are dropped in front; centred, this is the transpose of `Convolution1d`.
         self.cut = 0 if causal else padding(kernel_size - stride, causal, odd_zero_first=odd_zero_first)[0]
+        # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some if asked.
+        self.missing = max(stride + 2 * self.cut - kernel_size, 0)
+        self.drops = normalization is None and self.missing < stride
         # Of inputs that a stream keeps; where all outputs are normalized there is none, and zeros would be among them.
         self.before = (kernel_size - 1 - self.cut) // stride if normalization is None else 0
         convolution = nn.ConvTranspose1d(
@@ -213,11 +220,16 @@ class Deconvolution1d(FilterLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T stride)."""
+        weight, bias = self.weight(), self.convolution.bias
+        if self.stream is None and self.drops:  # nothing is computed to be dropped
+            outputs = F.conv_transpose1d(x, weight, bias, self.stride, self.cut, self.missing)
+            return outputs.narrow(-1, 0, x.shape[-1] * self.stride)
         # A stream keeps inputs and not the tail of the outputs, which would have the bias twice.
         x_before = self.preceded(x, self.before)
         outputs = F.conv_transpose1d(
             x_before, self.weight(), self.convolution.bias, self.stride, groups=self.convolution.groups
         )
+        outputs = F.conv_transpose1d(x_before, weight, bias, self.stride)
         return self.normalization(outputs).narrow(-1, self.cut + self.before * self.stride, x.shape[-1] * self.stride)
 
     def reach(self, first: int, last: int) -> Interval | None:

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,11 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     load = os.getloadavg()[0]
-    rows = [row for name in arguments.codecs for row in measure(name, arguments)]
+    rows = []
+    for name in arguments.codecs:
+        for cells in measure(name, arguments):
+            print(table_row(cells), flush=True)
+            rows.append(cells)
     command = (
         f"python benchmarks/codecs.py --codecs {' '.join(map(repr, arguments.codecs))} --seconds {arguments.seconds} "
         f"--batches {' '.join(map(str, arguments.batches))} --rounds {arguments.rounds} --threads {arguments.threads}"
@@ -115,19 +119,20 @@ def main(words: Sequence[str] | None = None) -> None:
     head = ["# Codecs beside transformers", "", *circumstances(command, "cpu", arguments.threads, load, versions), ""]
     lines = [table_row(HEADER), table_row(["---"] * 2 + ["---:"] * (len(HEADER) - 2)), *map(table_row, rows)]
     text = "\n".join([*head, *lines, ""])
-    print(text)
+    print("\n" + text)
     if arguments.output:
         write(arguments.output, text)
 
 
-def measure(name: str, arguments: argparse.Namespace) -> list[list[str]]:
-    """The rows of a codec."""
+def measure(name: str, arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """The rows of a codec, one after another."""
     with tempfile.TemporaryDirectory() as made:
         folders = build(CODECS[name], Path(made))
         sides = [load(name, side, folder) for side, folder in enumerate(folders)]
         calls = [("encode", batch) for batch in arguments.batches] + [("decode", batch) for batch in arguments.batches]
         calls += [("stream", 1)] if CODECS[name].start else []
-        return [row(name, call, batch, sides, folders, arguments) for call, batch in calls]
+        for call, batch in calls:
+            yield row(name, call, batch, sides, folders, arguments)
 
 
 def build(codec: Published, folder: Path) -> list[Path]:

@@ -128,11 +128,10 @@ class Convolution1d(FilterLayer):
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
         self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
+        self.both_ends = padding_mode == "zeros" and 0 <= self.before - self.after < stride
         convolution = nn.Conv1d(
             in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
         )
-        self.both_ends = padding_mode == "zeros" and 0 <= self.before - self.after < stride
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups)
         self.convolution = started(
             convolution, in_channels // groups * kernel_size, gain, weight_normed=normalization is None
         )
@@ -220,16 +219,13 @@ class Deconvolution1d(FilterLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T stride)."""
-        weight, bias = self.weight(), self.convolution.bias
+        weight, bias, groups = self.weight(), self.convolution.bias, self.convolution.groups
         if self.stream is None and self.drops:  # nothing is computed to be dropped
-            outputs = F.conv_transpose1d(x, weight, bias, self.stride, self.cut, self.missing)
+            outputs = F.conv_transpose1d(x, weight, bias, self.stride, self.cut, self.missing, groups)
             return outputs.narrow(-1, 0, x.shape[-1] * self.stride)
         # A stream keeps inputs and not the tail of the outputs, which would have the bias twice.
         x_before = self.preceded(x, self.before)
-        outputs = F.conv_transpose1d(
-            x_before, self.weight(), self.convolution.bias, self.stride, groups=self.convolution.groups
-        )
-        outputs = F.conv_transpose1d(x_before, weight, bias, self.stride)
+        outputs = F.conv_transpose1d(x_before, weight, bias, self.stride, groups=groups)
         return self.normalization(outputs).narrow(-1, self.cut + self.before * self.stride, x.shape[-1] * self.stride)
 
     def reach(self, first: int, last: int) -> Interval | None:

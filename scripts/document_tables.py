@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ STEPS = ROOT / "benchmarks/results/quantizer_step.md"
 SHOWN_STEPS = [("ema", 1024), ("ema", 16384), ("simvq", 16384), ("residual", 1024), ("fsq", 1024)]
 """Which rows of the benchmark README shows: (method, K)."""
 KINDS = {"codebooks": Codebook, "searches": Search, "estimators": Estimator, "losses": Loss, "maintenance": Maintenance}
+SECTIONS_OF_RECIPES = ("Source", "Published", "Differs")
 SECTIONS = re.compile(r"(?P<fault>.+?)\s*Seen in: (?P<seen>.+?)\s*Avoided since (?P<version>[\d.]+): ", re.DOTALL)
 
 
@@ -105,33 +106,58 @@ def training_steps() -> str:
 
 
 def recipes() -> str:
-    """One row for each recipe of a published tokenizer, then what differs in ours, an item each."""
+    """One row for each recipe of a published tokenizer of pictures, then what differs in ours, an item each."""
     import recipes as configurations  # it needs the trainers, the other tables do not
 
-    lines = [
-        "| recipe | source | bits of an image | parameters in millions | GiB of a step | published |",
-        "|---|---|---:|---:|---:|---|",
-    ]
-    differences, machines = [], set()
+    def bits(recipe: Any) -> str:
+        side = recipe.config["data"]["init_args"]["resolution"]
+        return f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
+
+    return _recipes(configurations.recipes(), "image", "bits of an image", bits)
+
+
+def recipe_steps() -> str:
+    """What memory one step of each recipe of pictures took."""
+    import recipes as configurations
+
+    lines = ["| recipe | GiB of a step | GiB of weights, gradients, moments and averages |", "|---|---:|---:|"]
+    machines = set()
     for name, recipe in configurations.recipes().items():
-        link, numbers = f"[`{name}`](../configs/image/{name}.yaml)", recipe.parameters()
+        if step := recipe.taken():
+            machines.add(step["machine"])
+        peak = f"{step['peak_mib'] / 1024:.1f}" if step else "not taken"
+        lines.append(f"| `{name}` | {peak} | {recipe.state_bytes() / 2**30:.1f} |")
+    caption = (
+        "Middle: the most memory that the process of one step at full size took, start of the quantizer included, with "
+        f"one image in 32 bits and all discriminators; {' and '.join(sorted(machines))}; "
+        "`python scripts/recipes.py --step NAME --record`. Not taken: no step is recorded, for want of memory or time. "
+        "Right: by the counts of parameters, without frozen networks."
+    )
+    return "\n".join([*lines, "", wrapped([caption])])
+
+
+def sound_recipes() -> str:
+    """The same of published codecs."""
+    import sound_recipes as configurations
+
+    def rate(recipe: Any) -> str:
+        return f"{recipe.bits() / 1000:.3g} ({recipe.tokenizer.frame_rate:.4g})"
+
+    return _recipes(configurations.sound_recipes(), "audio", "kbit/s (frames a second)", rate)
+
+
+def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any], str]) -> str:
+    lines = [f"| recipe | source | {title} | parameters in millions | published |", "|---|---|---:|---:|---|"]
+    differences = []
+    for name, recipe in found.items():
+        link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
         judges = numbers.pop("discriminators", 0)
         parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
         size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
-        side = recipe.config["data"]["init_args"]["resolution"]
-        bits = f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
-        if step := recipe.taken():
-            machines.add(step["machine"])
-        memory = f"{step['peak_mib'] / 1024:.1f}" if step else f"not taken, over {recipe.state_bytes() / 2**30:.1f}"
-        source, published, differs = (_linked(_cell(recipe.head[section])) for section in configurations.SECTIONS)
-        lines.append(f"| {link} | {source} | {bits} | {size} | {memory} | {published} |")
+        source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
+        lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
         differences.append(f"- {link}: {_sentence(differs)}")
-    taken = (
-        "GiB of a step: the most memory that the process of one step at full size takes, with one image in 32 bits, "
-        f"{' and '.join(sorted(machines))}. Not taken: no step is recorded, for want of memory or time; weights, "
-        "gradients, moments and averages alone are more than the figure."
-    )
-    return "\n".join([*lines, "", wrapped([taken]), "", wrapped(differences)])
+    return "\n".join([*lines, "", wrapped(differences)])
 
 
 def _first_paragraph(docstring: str) -> str:

@@ -76,6 +76,7 @@ from vqkit.quantizers.bsq import TextbookBSQ as TextbookBSQ
 from vqkit.quantizers.disentanglement import Disentanglement as Disentanglement
 from vqkit.quantizers.disentanglement import GroupLoss as GroupLoss
 from vqkit.quantizers.disentanglement import PublishedDisentanglement as PublishedDisentanglement
+from vqkit.quantizers.first_levels import first_levels as first_levels
 from vqkit.quantizers.flips import BitFlips as BitFlips
 from vqkit.quantizers.fsq import FSQ as FSQ
 from vqkit.quantizers.fsq import CenteredFSQ as CenteredFSQ
@@ -118,6 +119,8 @@ from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer
 from vqkit.tokenizers.cross_scale import CrossScaleQuantizer as CrossScaleQuantizer
 from vqkit.tokenizers.cross_scale import CrossScaleTokenizer as CrossScaleTokenizer
+from vqkit.tokenizers.segments import Segments as Segments
+from vqkit.tokenizers.segments import SegmentTokenizer as SegmentTokenizer
 from vqkit.tokenizers.tiling import Tiles as Tiles
 from vqkit.tokenizers.tokenizer import Tokenizer as Tokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput as TokenizerOutput

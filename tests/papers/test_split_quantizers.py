@@ -104,6 +104,31 @@ def test_mimi_adds_two_branches_of_the_same_latents_between_their_maps() -> None
     assert_same(gradients(output.quantized, output.loss, z, quantizer), gradients(expected, penalty, z, quantizer))
 
 
+def test_mimi_leaves_samples_unquantized_in_training_and_learns_from_them() -> None:
+    """The released code draws for each sample and each branch; codes are chosen, and losses paid, in any case."""
+    z, plain = vectors(400, 3, DIM), mimi()
+    quantizer, all_of_it = mimi(unquantized=0.5), mimi(unquantized=1.0)
+    maps = [(into.weight, out.weight) for into, out in zip(plain.project_in, plain.project_out, strict=True)]
+    through = [z @ into.T @ out.T for into, out in maps]
+    coded = [branch(z @ into.T).quantized @ out.T for branch, (into, out) in zip(plain.branches, maps, strict=True)]
+    expected, output = plain(z), quantizer(z)
+    assert_same([all_of_it(z).quantized, output.loss], [sum(through), expected.loss])
+    assert torch.equal(output.indices, expected.indices)
+
+    choices = [(first, rest) for first in (coded[0], through[0]) for rest in (coded[1], through[1])]
+    distances = torch.stack([(output.quantized - sum(pair)).abs().amax((1, 2)) for pair in choices])
+    kinds = distances.argmin(0)
+    assert distances.amin(0).max() < 1e-12
+    assert all(60 < (kinds == kind).sum() < 140 for kind in range(4))  # 100 +- 4.6 deviations of 8.7
+    assert not torch.equal(quantizer(z).quantized, output.quantized)
+    expected = torch.stack([sum(pair)[number] for number, pair in ((n, choices[k]) for n, k in enumerate(kinds))])
+    assert_same(gradients(output.quantized, output.loss, z, quantizer)[:1],
+                gradients(expected, plain(z).loss, z, plain)[:1])  # fmt: skip
+    assert torch.equal(quantizer.eval()(z).quantized, plain.eval()(z).quantized)
+    with pytest.raises(ValueError, match=r"unquantized=2.0: expected a probability"):
+        mimi(unquantized=2.0)
+
+
 def test_any_prefix_of_mimis_levels_decodes_semantic_first() -> None:
     quantizer, z = mimi().eval(), vectors(4, 7, DIM)
     indices = quantizer.encode(z)

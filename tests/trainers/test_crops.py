@@ -21,7 +21,7 @@ from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_folder_data import IMAGES, names, stream
 from tests.trainers.tiny import LIGHTNING_REMARKS, make_image_task, make_trainer
 from trainers import image as trainers_image
-from trainers.data.sampler import sample_generator
+from trainers.data.order import sample_generator
 from trainers.image import (
     ADMCentreCrop,
     ADMRandomCrop,

@@ -3,7 +3,13 @@ import re
 import pytest
 import torch
 
-from trainers.audio import MultiBandSTFTDiscriminator, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
+from trainers.audio import (
+    MultiBandSTFTDiscriminator,
+    MultiPeriodDiscriminator,
+    MultiScaleDiscriminator,
+    MultiScaleSTFTDiscriminator,
+    MultiScaleSubBandCQTDiscriminator,
+)
 from trainers.audio.discriminators.layers import ComplexPlanes
 from trainers.core import Discriminator
 
@@ -11,10 +17,22 @@ from trainers.core import Discriminator
 def build(kind: type[Discriminator], in_channels: int = 1) -> Discriminator:
     if kind is MultiPeriodDiscriminator:
         return kind(in_channels, periods=[2, 3, 5], channels=2)
+    if kind is MultiScaleDiscriminator:
+        return kind(in_channels, scales=2, channels=4)
+    if kind is MultiScaleSubBandCQTDiscriminator:
+        sizes = {"hop_lengths": [64, 32], "bins_per_octave": [12, 24], "octaves": 3, "min_frequency": 500}
+        return kind(8000, in_channels, **sizes, channels=4)
     return kind(in_channels, window_lengths=[256, 64], channels=4)
 
 
-KINDS = [MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator, MultiBandSTFTDiscriminator]
+KINDS = [
+    MultiPeriodDiscriminator,
+    MultiScaleSTFTDiscriminator,
+    MultiBandSTFTDiscriminator,
+    MultiScaleDiscriminator,
+    MultiScaleSubBandCQTDiscriminator,
+]
+FEATURES = {MultiBandSTFTDiscriminator: 25, MultiScaleDiscriminator: 7}
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -31,8 +49,13 @@ each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
             + 2 * (5 * 32 + 1))),
         (lambda: MultiBandSTFTDiscriminator(), 3 * (5 * (2 * 32 * 27 + 3 * 32**2 * 27 + 32**2 * 9 + 2 * 5 * 32)
             + 32 * 9 + 2)),
+        # MelGAN's and HiFi-GAN's: 29.6 million.
+        (lambda: MultiScaleDiscriminator(), 3 * (128 * 15 + 41 * (128 * 32 + 256 * 8 + 512 * 16 + 1024 * 32 + 1024 * 64)
+            + 1024**2 * 5 + 1024 * 3 + 2 * (128 + 128 + 256 + 512 + 3 * 1024 + 1))),
+        (lambda: MultiScaleSubBandCQTDiscriminator(24000), 3 * (9 * (2 * 2 * 27 + 2 * 2) + 2 * 32 * 27
+            + 3 * 32**2 * 27 + 32**2 * 9 + 32 * 9 + 2 * (5 * 32 + 1))),
     ],
-    ids=["multi-period", "multi-scale STFT", "multi-band STFT"],
+    ids=["multi-period", "multi-scale STFT", "multi-band STFT", "multi-scale", "multi-scale CQT"],
 )  # fmt: skip
 def test_published_sizes(discriminator, expected: int) -> None:
     with torch.device("meta"):
@@ -74,6 +97,30 @@ def test_spectrum_is_that_of_each_channel_and_of_the_same_level_at_any_window() 
         torch.testing.assert_close(planes[1, 3, 0], expected.imag, rtol=1e-4, atol=1e-5)
 
 
+def test_scales_are_means_of_the_scale_before() -> None:
+    discriminator = MultiScaleDiscriminator(scales=3, channels=4)
+    wave = torch.randn(1, 1, 800)
+    outputs = discriminator(wave)
+    for member, output in zip(discriminator.members, outputs, strict=True):
+        torch.testing.assert_close(member(wave).logits, output.logits)
+        padded = torch.nn.functional.pad(wave, (2, 2))
+        wave = padded.unfold(-1, 4, 2).mean(-1)
+
+
+def test_octaves_do_not_see_each_other() -> None:
+    (member, _) = build(MultiScaleSubBandCQTDiscriminator).members
+    seen: list[torch.Tensor] = []
+    member.octaves[0].register_forward_hook(lambda layer, args, output: seen.append(output))
+    time = torch.arange(8000) / 16000
+    low, high = (torch.sin(2 * torch.pi * frequency * time)[None, None] for frequency in (700, 3000))
+    member(low)
+    member(low + high)
+    quiet, loud = seen
+    assert (quiet - loud).norm() < 0.02 * quiet.norm()  # what leaks through the windows
+    member(low + 0.1 * torch.sin(2 * torch.pi * 800 * time))
+    assert (quiet - seen[2]).norm() > 0.02 * quiet.norm()
+
+
 # ------------------------------------------------------------------ what holds for all
 
 
@@ -83,7 +130,7 @@ def test_every_subdiscriminator_answers_with_logits_and_hidden_features(kind) ->
     assert len(outputs) == (3 if kind is MultiPeriodDiscriminator else 2)
     for output in outputs:
         assert output.logits.ndim == 2 and output.logits.shape[0] == 3
-        assert len(output.features) == (25 if kind is MultiBandSTFTDiscriminator else 5)
+        assert len(output.features) == FEATURES.get(kind, 5)
         assert all(feature.shape[0] == 3 for feature in output.features)
     features = torch.cat([feature.flatten() for output in outputs for feature in output.features])
     assert -features.clamp(max=0).sum() < 0.4 * features.clamp(min=0).sum()  # they are behind the leaky rectifier
@@ -163,6 +210,17 @@ def test_refuses_other_channels_and_shapes(kind) -> None:
         (lambda: MultiBandSTFTDiscriminator(bands=[0.0, 0.5, 0.25, 1.0]), "at least 1 in each"),
         (lambda: MultiBandSTFTDiscriminator(window_lengths=[16]), "lengthen the window"),
         (lambda: MultiBandSTFTDiscriminator(channels=0), "channels=0"),
+        (lambda: MultiScaleDiscriminator(scales=0), "scales=0"),
+        (lambda: MultiScaleDiscriminator(channels=0), "channels=0"),
+        (lambda: MultiScaleSubBandCQTDiscriminator(24000, hop_lengths=[]), "one number of bins for each hop"),
+        (lambda: MultiScaleSubBandCQTDiscriminator(24000, bins_per_octave=[12]), "one number of bins for each hop"),
+        (
+            lambda: MultiScaleSubBandCQTDiscriminator(24000, hop_lengths=[128] * 3),
+            "hop_length=128 is no multiple of 256",
+        ),
+        (lambda: MultiScaleSubBandCQTDiscriminator(16000), "reach up to 17725 Hz, above 15200 Hz"),
+        (lambda: MultiScaleSubBandCQTDiscriminator(24000, min_frequency=0), "expected positive numbers"),
+        (lambda: MultiScaleSubBandCQTDiscriminator(24000, channels=0), "channels=0"),
     ],
 )
 def test_bad_arguments_are_refused(build_bad, message: str) -> None:

@@ -10,13 +10,16 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from trainers.audio import (
     ComplexSTFT,
+    EnvelopeCorrelation,
     LinearAndLogMel,
     MultiResolutionMel,
     MultiResolutionSTFT,
     NegativeSISDR,
+    SumAndDifference,
     WaveformL1,
     WaveformL2,
 )
+from trainers.audio.objectives.envelopes import third_octaves
 from trainers.audio.spectra import MelSpectrum, ShortTimeSpectrum
 from trainers.core import Objective
 
@@ -33,6 +36,7 @@ def everything() -> list[Objective]:
         WaveformL1(),
         WaveformL2(),
         NegativeSISDR(),
+        EnvelopeCorrelation(RATE),
     ]
 
 
@@ -110,6 +114,31 @@ def test_stft_agrees_with_auraloss() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (0.25, 2.0)])
+def test_sum_and_difference_agree_with_auraloss(shares) -> None:
+    reference, reconstruction = pair(3, 2, 4000)
+    sizes = {"fft_sizes": [512, 128], "hop_lengths": [100, 30], "window_lengths": [400, 128]}
+    theirs = auraloss.freq.SumAndDifferenceSTFTLoss(*sizes.values(), w_sum=shares[0], w_diff=shares[1])
+    ours = SumAndDifference(MultiResolutionSTFT(weight=0.5, **sizes), sum_weight=shares[0], difference_weight=shares[1])
+    torch.testing.assert_close(ours(reference, reconstruction), theirs(reconstruction, reference))
+    assert (ours.weight, ours.name) == (0.5, "sum_difference_stft")
+
+
+def test_the_difference_sees_an_image_that_collapses() -> None:
+    wave, _ = pair(1, 2, 4000)
+    mono = wave.mean(1, keepdim=True).expand_as(wave)
+    for shares, hears in (((1.0, 0.0), False), ((0.0, 1.0), True)):
+        objective = SumAndDifference(WaveformL1(), sum_weight=shares[0], difference_weight=shares[1])
+        assert (objective(wave, mono) > 1e-3) == hears
+
+
+def test_sum_and_difference_are_of_stereo() -> None:
+    with pytest.raises(ValueError, match=r"sum_difference_waveform_l1 is of stereo, got 1 channel\(s\)"):
+        SumAndDifference(WaveformL1())(*pair(2, 1, 100))
+    with pytest.raises(ValueError, match=r"sum_weight=0\.0, difference_weight=0\.0: expected"):
+        SumAndDifference(WaveformL1(), sum_weight=0.0, difference_weight=0.0)
+
+
 def test_complex_stft_compresses_both_parts() -> None:
     reference, reconstruction = pair(1, 1, 3000)
     spectra = [
@@ -148,6 +177,44 @@ def test_si_sdr_leaves_silent_recordings_out() -> None:
     alone = NegativeSISDR()(reference[:1], reconstruction[:1])
     reference[1] = 0
     torch.testing.assert_close(NegativeSISDR()(reference, reconstruction), alone)
+
+
+def test_envelope_correlation_is_the_equation_of_stoi() -> None:
+    def envelopes(wave: Tensor) -> Tensor:
+        """(T,) -> (frames, bands), windows of 25.6 ms in the middle of transforms of 512 samples, in float64."""
+        frames = F.pad(wave[None, None], (256, 256), "reflect")[0, 0].unfold(0, 512, 205)
+        hann = F.pad(torch.hann_window(410, dtype=torch.float64), (51, 51))
+        return (torch.fft.rfft(frames * hann).abs().square() @ third_octaves(RATE, 512).double() + 1e-6).sqrt()
+
+    noisy = pair(1, 1, 10_000)[1].double()  # above the floor in every band
+    reference, reconstruction = noisy, noisy + 0.05 * torch.randn_like(noisy)
+    x, y = envelopes(reference.flatten()), envelopes(reconstruction.flatten())
+    correlations = [
+        torch.corrcoef(torch.stack([side[start : start + 30, band] for side in (x, y)]))[0, 1]
+        for start in range(0, len(x) - 29, 3)
+        for band in range(15)
+    ]
+    expected = 1 - torch.stack(correlations).mean()
+    # The window is one of float32.
+    torch.testing.assert_close(EnvelopeCorrelation(RATE)(reference, reconstruction), expected, rtol=0, atol=1e-6)
+
+
+def test_third_octaves_share_every_frequency_between_their_borders() -> None:
+    shares = third_octaves(RATE, 512)
+    assert shares.shape == (257, 15) and shares.min() == 0
+    total, width = shares.sum(1), RATE / 512
+    inside = torch.arange(257) * width
+    within = (inside > 150 * 2 ** (-1 / 6) + width) & (inside < 4276 - width)
+    torch.testing.assert_close(total[within], torch.ones(int(within.sum())), rtol=0, atol=1e-4)  # borders in float32
+    assert total[inside > 4277 + width].max() == 0
+
+
+def test_envelope_correlation_hears_no_level_and_no_phase() -> None:
+    noise, other = 0.1 * torch.randn(2, 1, 1, 16_000)
+    objective = EnvelopeCorrelation(RATE)
+    # An energy of about 0.01 * 410 * 3 / 8 for each frequency of a band: the floor changes its root by a millionth.
+    assert objective(noise, -0.5 * noise) < 1e-6
+    assert objective(noise, other) > 0.5
 
 
 # ------------------------------------------------------------------ what holds for all
@@ -265,6 +332,10 @@ def test_band_limits_are_obeyed() -> None:
         (lambda: MultiResolutionSTFT(floor=-1.0), "floor=-1.0"),
         (lambda: ComplexSTFT(power=0.0), "power=0.0: expected an exponent"),
         (lambda: ComplexSTFT(floor=0.0), "floor=0.0"),
+        (
+            lambda: EnvelopeCorrelation(8_000),
+            "sample_rate=8000: the highest band ends at 4276 Hz; expected a sample rate",
+        ),
         (lambda: ShortTimeSpectrum(64, 16, 128), "window_length <= fft_size"),
         (lambda: ShortTimeSpectrum(64, 0), "1 <= hop_length"),
     ],

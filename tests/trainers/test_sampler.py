@@ -7,7 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainers.data.sampler import EvaluationLoader, TrainingLoader, evaluation_batches, sample_generator, shuffled
+from trainers.data.order import sample_generator, shuffled
+from trainers.data.sampler import EvaluationLoader, TrainingLoader, evaluation_batches
 from vqkit import distributed
 
 

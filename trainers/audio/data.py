@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainers.audio.corpora import Corpora, Corpus
 from trainers.audio.files import AudioFile, scan
 from trainers.audio.samples import AudioStore, TrainingSegments, WholeRecordings
+from trainers.audio.transforms import LoudnessNormalization, SegmentTransform
 from trainers.data.files import Folder
 from trainers.data.folder import FolderData
-from trainers.data.manifests import SIDES, read_manifest
 from vqkit.media.channels import ChannelMean, Downmix
-from vqkit.tokens.names import unescaped
 
 
 class AudioFolderData(FolderData[AudioFile]):
@@ -37,10 +38,14 @@ class AudioFolderData(FolderData[AudioFile]):
     not change when files are renamed, moved or added, and identical files are on one side. To keep speakers apart give
     folders, or a manifest.
 
+    Several corpora are mixed by weights: a pass has of each its share of the segments, whatever its size, and so has
+    any stretch of the stream, on any number of ranks (`trainers.data.order`). Each is divided and validated by itself.
+
     Args:
-        root: Folder of the recordings; None with `manifest`.
+        root: Folder of the recordings; None with `manifest` or `corpora`.
         manifest: List of the recordings instead of a folder: .txt, .csv, .tsv or .jsonl, with paths relative to the
             list and, if wanted, a `split` of "train" or "validation" (`trainers.data.manifests`).
+        corpora: Several folders or lists instead of one, with their weights: see `Corpus`.
         validation_root: Folder of the validation recordings; None divides `root`.
         predict_root: Folder of the recordings to predict; None is `root` or the manifest.
         sample_rate: Hz; everything is resampled to it.
@@ -51,6 +56,9 @@ class AudioFolderData(FolderData[AudioFile]):
         min_seconds: Shorter recordings are skipped. Those that are shorter than a segment are followed by silence.
         silence_db: Segments whose root mean square is lower, in dB relative to full scale, are drawn again a few
             times; None takes every segment.
+        transforms: What is done to every training segment, in order: `LoudnessNormalization`, `PhaseShift` and
+            `PolarityFlip` of `trainers.audio`, or a `SegmentTransform` of your own. What exceeds full scale in the end
+            is turned down.
         loudness_db: Root mean square of every training segment, in dB relative to full scale; None leaves the loudness
             as it is. Less where the peak would leave full scale: nothing is clipped.
         gain_db: Least and greatest random gain of training segments in dB, within full scale.
@@ -71,6 +79,7 @@ class AudioFolderData(FolderData[AudioFile]):
         root: str | None = None,
         *,
         manifest: str | None = None,
+        corpora: list[Corpus] | None = None,
         validation_root: str | None = None,
         predict_root: str | None = None,
         sample_rate: int = 16000,
@@ -79,21 +88,24 @@ class AudioFolderData(FolderData[AudioFile]):
         segment_seconds: float = 1.0,
         min_seconds: float = 0.5,
         silence_db: float | None = -50.0,
+        transforms: list[SegmentTransform] | None = None,
         loudness_db: float | None = None,
         gain_db: tuple[float, float] = (0.0, 0.0),
         max_evaluation_seconds: float | None = None,
         **arguments: Any,
     ) -> None:
-        listed = []
-        if root is not None and manifest is None:
-            folder = root
-        elif root is None and manifest is not None:
-            path = Path(manifest).expanduser()
-            if not path.is_file():
-                raise ValueError(f"manifest={manifest!r} is not a file. Give the list of the recordings.")
-            folder, listed = str(path.parent), read_manifest(path)
+        if corpora is None:
+            self._corpora = None
+            self._corpus = Corpus(root, manifest, validation_root)
+            folder = str(self._corpus.folder)
+        elif (root, manifest, validation_root) == (None, None, None):
+            self._corpora = Corpora(corpora)
+            folder = str(self._corpora.root)
         else:
-            raise ValueError(f"Give either root or manifest, got root={root!r} and manifest={manifest!r}.")
+            raise ValueError(
+                f"Give corpora alone, got root={root!r}, manifest={manifest!r} and validation_root={validation_root!r} "
+                "beside: each corpus has them for itself."
+            )
         super().__init__(root=folder, validation_root=validation_root, predict_root=predict_root, **arguments)
         for name, value, least in (("sample_rate", sample_rate, 1), ("channels", channels, 1)):
             if value < least:
@@ -109,15 +121,18 @@ class AudioFolderData(FolderData[AudioFile]):
                 raise ValueError(f"{name} is relative to full scale and must not be above 0, got {level}.")
         if not gain_db[0] <= gain_db[1]:
             raise ValueError(f"gain_db must be (least, greatest), got {gain_db}.")
+        self.transforms = list(transforms or ())
+        for transform in self.transforms:
+            transform.check(channels)
+        if loudness_db is not None and any(isinstance(each, LoudnessNormalization) for each in self.transforms):
+            raise ValueError(f"loudness_db={loudness_db} and LoudnessNormalization set the same level: leave one.")
+        listing = "manifest" if corpora is None and manifest is not None else "corpora" if corpora is not None else None
         for name, other in (("validation_root", validation_root), ("predict_root", predict_root)):
-            if listed and other is not None and Path(other).expanduser() == self.root:
+            if listing is not None and other is not None and Path(other).expanduser() == self.root:
                 raise ValueError(
-                    f"{name}={other!r} is the folder of the manifest, which stands for the files that it lists: "
-                    "move the manifest, or leave the argument out to take the listed files."
+                    f"{name}={other!r} is the folder of the {listing}, which stands for the files that are listed: "
+                    f"move the {listing}, or leave the argument out to take these."
                 )
-        self._listed = {listing.path: listing.side for listing in listed}
-        if validation_root is not None and any(self._listed.values()):
-            raise ValueError(f"{manifest} gives a split, and validation_root={validation_root!r} another: leave one.")
         self.sample_rate = sample_rate
         self.channels = channels
         self.downmix = ChannelMean() if downmix is None else downmix
@@ -134,22 +149,34 @@ class AudioFolderData(FolderData[AudioFile]):
         return round(self.segment_seconds * self.sample_rate)
 
     def find(self, root: Path) -> Folder[AudioFile]:
-        """Finds the recordings under a folder, or those of the manifest, by their headers."""
-        files = list(self._listed) if root == self.root and self._listed else None
-        return scan(root, channels=self.channels, min_seconds=self.min_seconds, files=files)
+        """Finds the recordings under a folder, or those of the manifest or the corpora, by their headers."""
+        if root != self.root:
+            return self._scan(root)
+        return self._scan(root, self._corpus.paths) if self._corpora is None else self._corpora.find(self._scan)
+
+    def _scan(self, root: Path, paths: Sequence[Path] | None = None) -> Folder[AudioFile]:
+        return scan(root, channels=self.channels, min_seconds=self.min_seconds, files=paths)
 
     def _split(self) -> tuple[list[AudioFile], list[AudioFile]]:
-        if not any(self._listed.values()):
-            return super()._split()
-        files = self._folder(self.root).files
-        training, validation = (
-            [file for file in files if self._listed[self.root / unescaped(file.name)] == side] for side in SIDES
-        )
-        for side, found in zip(SIDES, (training, validation), strict=True):
-            if not found:
-                raise ValueError(f"The manifest in {self.root} has no usable recording with split={side!r}.")
-        self._announce_shared(training, validation)
-        return training, validation
+        if self._sides is None and self.validation_root is None:
+            files = self._folder(self.root).files
+            if self._corpora is None:
+                self._sides = self._corpus.divide(files, self.root, self.validation_fraction)
+            else:
+                *sides, skipped = self._corpora.divide(files, self.validation_fraction, self._scan)
+                self._sides = (sides[0], sides[1])
+                self.skipped.update(skipped)
+            self._announce_shared(*self._sides)
+        return super()._split()
+
+    def describe(self) -> str:
+        """The corpora and their shares of the training too."""
+        described = super().describe()
+        if self._corpora is None or self._corpora.weights is None:
+            return described
+        total = sum(self._corpora.weights)
+        shares = zip(self._corpora.weights, self._corpora.corpora, strict=True)
+        return f"{described}; of the segments " + ", ".join(f"{w / total:.1%} of {one.name}" for w, one in shares)
 
     def least(self) -> str:
         """The least duration, in words."""
@@ -165,6 +192,8 @@ class AudioFolderData(FolderData[AudioFile]):
             gain_db=self.gain_db,
             repeats=self.repeats,
             seed=self.seed,
+            transforms=self.transforms,
+            weights=None if self._corpora is None else self._corpora.weights,
         )
 
     def evaluation_samples(self, root: Path, files: list[AudioFile]) -> WholeRecordings:

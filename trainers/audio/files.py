@@ -49,6 +49,7 @@ class AudioFile:
         dtype: "int16" where that holds the file's samples exactly, else "float32".
         exact: Whether the header says how many frames there are; else they were counted, and reading a part decodes
             all that is before it.
+        corpus: Number of the corpus that it is of, from 0.
     """
 
     name: str
@@ -58,6 +59,7 @@ class AudioFile:
     content: str
     dtype: str = "float32"
     exact: bool = True
+    corpus: int = 0
 
     @property
     def seconds(self) -> float:

@@ -3,7 +3,8 @@
 import itertools
 import math
 import warnings
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from trainers.audio.files import MARGIN_SECONDS, AudioFile, read, resampled, within_full_scale
+from trainers.audio.transforms import SegmentTransform
 from trainers.data.files import FileStore, named
+from trainers.data.order import Part, shares
 from trainers.data.samples import EvaluationSamples, TrainingSamples
 from vqkit.media.channels import (
     ChannelMean,
@@ -161,10 +164,13 @@ class TrainingSegments(TrainingSamples[AudioFile]):
         store: The recordings.
         segment_samples: Samples in a segment.
         silence_db: Least root mean square in dB relative to full scale; None takes every segment.
+        transforms: What is done to each segment, in order.
         loudness_db: Root mean square to which each segment is brought, in dB relative to full scale; None leaves it.
         gain_db: Least and greatest random gain in dB, on top of that.
         repeats: Segments per segment's length of sound and pass.
         seed: Seed of the segments.
+        weights: Of the corpora that the recordings are of, in their order: a pass has as many segments as without, and
+            of each corpus its share. None takes each segment once.
     """
 
     store: AudioStore
@@ -179,8 +185,12 @@ class TrainingSegments(TrainingSamples[AudioFile]):
         gain_db: tuple[float, float],
         repeats: int,
         seed: int,
+        transforms: Sequence[SegmentTransform] = (),
+        weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(store, repeats=repeats, seed=seed)
+        self.transforms = tuple(transforms)
+        self.weights = weights
         self.segment_samples = segment_samples
         self.silence_db = silence_db
         self.loudness_db = loudness_db
@@ -201,6 +211,36 @@ class TrainingSegments(TrainingSamples[AudioFile]):
         """The first file has the first samples, as many as its length gives it."""
         return bisect_right(self._bounds, sample)
 
+    @cached_property
+    def _spans(self) -> dict[int, tuple[int, int]]:
+        """For each corpus the number of its first file, and the one behind its last; read when the files are final."""
+        numbers = [file.corpus for file in self.store.files]
+        return {corpus: (bisect_left(numbers, corpus), bisect_right(numbers, corpus)) for corpus in set(numbers)}
+
+    def parts(self) -> list[Part] | None:
+        """See `TrainingSamples`; ValueError where a corpus has no segment to give, or gets none."""
+        if self.weights is None:
+            return None
+        bounds = [0, *self._bounds]
+        spans = [self._spans.get(corpus, (0, 0)) for corpus in range(len(self.weights))]
+        samples = [bounds[end] - bounds[start] for start, end in spans]
+        parts = [Part(*both) for both in zip(samples, shares(self.weights, len(self)), strict=True)]
+        for number, (part, weight) in enumerate(zip(parts, self.weights, strict=True)):
+            if not part.samples:
+                raise ValueError(f"No training recording of corpus {number} (from 0) can be decoded: add some.")
+            if not part.drawn:
+                raise ValueError(
+                    f"weight={weight} of corpus {number} (from 0) is less than one of the {len(self)} segments of a "
+                    "pass: raise it, or repeats"
+                )
+        return parts
+
+    def replacements(self, first: int) -> list[AudioFile]:
+        """See `TrainingSamples`; those of the same corpus."""
+        files = self.store.files
+        start, end = self._spans[files[first].corpus]
+        return files[first:end] + files[start:first]
+
     def draw(self, file: AudioFile, generator: numpy.random.Generator) -> Tensor:
         """One segment, (channels, segment_samples) float32 in [-1, 1]."""
         gain_db = generator.uniform(*self.gain_db)
@@ -214,7 +254,9 @@ class TrainingSegments(TrainingSamples[AudioFile]):
                 loudest, level = wave, found
             if self.silence_db is None or level >= self.silence_db or places == 1:
                 break
-        return self._finished(loudest, level, gain_db)
+        for transform in self.transforms:
+            loudest = transform(loudest, self.store.sample_rate, generator)
+        return self._finished(loudest, level_db(loudest) if self.transforms else level, gain_db)
 
     def _finished(self, wave: numpy.ndarray, level: float, gain_db: float) -> Tensor:
         """Brings (samples, channels) of a known level to the loudness, within full scale, and to the full length."""

@@ -50,13 +50,15 @@ class AudioTokenizerTask(TokenizerTask):
     def setup(self, stage: str) -> None:
         """Refuse data that the tokenizer was not made for."""
         super().setup(stage)
-        for objective in self.terms:
-            given = getattr(objective, "sample_rate", self.tokenizer.sample_rate)
-            if given != self.tokenizer.sample_rate:
-                raise ValueError(
-                    f"objective {objective.name!r} has sample_rate={given}, but the tokenizer has "
-                    f"{self.tokenizer.sample_rate}: its bands would lie elsewhere; give both the same"
-                )
+        for objective in (*self.terms, *self.latent_terms):
+            for name in ("sample_rate", "frame_rate"):
+                own = getattr(self.tokenizer, name)
+                given = getattr(objective, name, own)
+                if given != own:
+                    raise ValueError(
+                        f"objective {objective.name!r} has {name}={given}, but the tokenizer has {own}: its bands or "
+                        "frames would lie elsewhere; give both the same"
+                    )
         data = getattr(self.trainer, "datamodule", None)
         for name, where in (("sample_rate", "tokenizer.sample_rate"), ("channels", "in_channels and out_channels")):
             mine, given = getattr(self.tokenizer, name), getattr(data, name, None)

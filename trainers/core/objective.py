@@ -95,10 +95,15 @@ class LatentObjective(Term, ABC):
     Args:
         weight: see `Term`.
         name: see `Term`.
+        levels: how many of the quantizer's first levels the vectors are of (`vqkit.first_levels`); None for all.
 
     Raises:
         ValueError: `weight` is negative.
     """
+
+    def __init__(self, *, weight: float, name: str, levels: int | None = None) -> None:
+        super().__init__(weight=weight, name=name)
+        self.levels = levels
 
     def forward(self, reference: Tensor, quantized: Tensor) -> Tensor:
         """The unweighted penalty.

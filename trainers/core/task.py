@@ -33,7 +33,7 @@ from trainers.core.optimization import (
 )
 from trainers.core.parts import freeze_parts, rest_parts
 from trainers.core.schedules import AT_LEAST_0, Cosine, Schedule, ScheduledNumbers
-from vqkit import Quantizer, Tokenizer, without_quantization
+from vqkit import Quantizer, Tokenizer, first_levels, without_quantization
 from vqkit.parts.compatibility import check_names
 from vqkit.saving.pretrained import PROVENANCE
 from vqkit.tokenizers.tokenizer import TokenizerOutput
@@ -69,7 +69,7 @@ class TokenizerTask(EvaluatedTask):
             parameters stay as they are to the last bit.
         balancer: weighs objectives and adversarial terms by their gradients: `LossBalancer` (EnCodec) makes weights
             shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
-            None sums them. The quantizer's loss stays outside.
+            None sums them. The quantizer's loss and penalties on what is decoded stay outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
         learning_rate_batch_size: samples in an optimizer step, over all devices and accumulated batches, for which
             learning rates hold: they grow with those that there are (Goyal et al. 2017,
@@ -99,9 +99,9 @@ class TokenizerTask(EvaluatedTask):
             norms and codes, no restarts. A quantizer of which anything is frozen is not initialized from data.
 
     Raises:
-        ValueError: an argument is out of its range, two objectives have one name, an objective has parameters and there
-            is a balancer, `freeze` names what the tokenizer does not have or leaves nothing to train, or there is no
-            number of a name in `schedules`.
+        ValueError: an argument is out of its range, two objectives have one name, one of reconstructions has parameters
+            and there is a balancer, `freeze` names what the tokenizer does not have or leaves nothing to train, or
+            there is no number of a name in `schedules`.
     """
 
     def __init__(
@@ -141,11 +141,13 @@ class TokenizerTask(EvaluatedTask):
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
         _check_objectives(objectives)
         self.objectives = nn.ModuleList(objectives)
-        if isinstance(balancer, LossBalancer) and objective_group(self.objectives):
+        if isinstance(balancer, LossBalancer) and objective_group(nn.ModuleList(self.terms)):
             raise ValueError(
                 "balancer with an objective that trains parameters: it gives a gradient to the reconstruction alone; "
                 "leave the balancer out, or use objectives without a trained variance or scale"
             )
+        for levels in self.read_levels:
+            tokenizer.quantizer.check_first_levels(levels)
         self.adversary = adversary
         self.balancer = balancer
         self.learning_rate = learning_rate
@@ -219,12 +221,14 @@ class TokenizerTask(EvaluatedTask):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One forward; returns the loss, and what callbacks look at. `indices` is None while there are no codes."""
         inputs = self.inputs(batch)
-        with nullcontext() if self.balancer is None else self.balancer.watching(self.tokenizer.decoder):
+        watching = nullcontext() if self.balancer is None else self.balancer.watching(self.tokenizer.decoder)
+        with watching, first_levels(self.tokenizer.quantizer, self.read_levels) as vectors:
             output = self.reconstruct(inputs)
         total, terms = self.reconstruction_loss(inputs, output.reconstruction)
         loss = output.quantizer.loss + total
         for objective in self.latent_terms:
-            terms[objective.name] = objective(inputs, output.quantizer.quantized)
+            quantized = output.quantizer.quantized if objective.levels is None else vectors[objective.levels]
+            terms[objective.name] = objective(inputs, quantized)
             loss = loss + objective.weight * terms[objective.name]
         terms |= {f"quantizer/{name}": term for name, term in output.quantizer.losses.items()}
         self.log_dict({f"train/{name}": term.detach() for name, term in {"loss": loss, **terms}.items()})
@@ -273,6 +277,11 @@ class TokenizerTask(EvaluatedTask):
     def latent_terms(self) -> list[LatentObjective]:
         """The objectives of quantized vectors."""
         return [objective for objective in self.objectives if isinstance(objective, LatentObjective)]
+
+    @property
+    def read_levels(self) -> set[int]:
+        """How many first levels the objectives of quantized vectors read, where it is not all."""
+        return {objective.levels for objective in self.latent_terms if objective.levels is not None}
 
     def _joined(self, terms: dict[str, Tensor], weights: dict[str, float], reconstruction: Tensor) -> Tensor:
         if self.balancer is not None:

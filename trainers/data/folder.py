@@ -295,10 +295,12 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
 
     def initialization_dataloader(self) -> TrainingLoader:
         """A training stream of its own, for `Tokenizer.initialize`: reading it does not move the training stream."""
+        samples = self._prepare()[0]
         return TrainingLoader(
-            self._prepare()[0],
+            samples,
             batch_size=self.batch_size,
             seed=self.seed,
+            parts=samples.parts(),
             num_workers=self.num_workers,
             collate=partial(collate, self.join),
             finish=partial(without_failed, self._left_out, self.noun),

@@ -1,8 +1,9 @@
-"""The order of samples, and loaders that continue it exactly.
+"""Loaders that continue the order of samples exactly.
 
 What a training batch holds is a pure function of (seed, pass, batch, rank, number of ranks): nothing depends on worker
-processes, on prefetching or on a global random state. A pass is one run over all samples; passes follow each other in
-an endless stream, and the only state of a loader is its place in that stream: how many batches were handed out.
+processes, on prefetching or on a global random state. A pass is one run over all samples, or over the shares of parts
+(`trainers.data.order`); passes follow each other in an endless stream, and the only state of a loader is its place in
+that stream: how many batches were handed out.
 """
 
 import itertools
@@ -10,42 +11,18 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
-import numpy
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from trainers.data.order import Part, pass_keys
 from vqkit import distributed
-
-SHUFFLE_STREAM = 2**64 - 1  # the Philox counter word that samples use for their index; no sample has this one
 
 
 class SizedDataset(Dataset[Any], Sized):
     """A data set that knows its length."""
-
-
-def sample_generator(seed: int, epoch: int, index: int) -> numpy.random.Generator:
-    """A generator that belongs to one sample of one pass: equal arguments give equal numbers on every machine.
-
-    Args:
-        seed: Seed of the run, 0 <= seed < 2**63.
-        epoch: Number of the pass over the data, from 0.
-        index: Number of the sample, from 0.
-    """
-    # Draws advance the lowest counter word; the pass and the sample sit in the highest two, so no two streams overlap.
-    counter = numpy.array([0, 0, epoch, index], numpy.uint64)
-    return numpy.random.Generator(numpy.random.Philox(key=seed, counter=counter))
-
-
-def shuffled(samples: int, *, seed: int, epoch: int) -> numpy.ndarray:
-    """The order of the samples in one pass.
-
-    Returns:
-        (samples,) int64, a permutation.
-    """
-    return sample_generator(seed, epoch, SHUFFLE_STREAM).permutation(samples)
 
 
 def evaluation_batches(samples: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
@@ -72,29 +49,29 @@ def evaluation_batches(samples: int, *, batch_size: int, rank: int = 0, world_si
 
 
 def training_keys(
-    samples: int, *, batch_size: int, seed: int, epoch: int, batch: int
+    parts: Sequence[Part], *, batch_size: int, seed: int, epoch: int, batch: int
 ) -> Iterator[list[tuple[int, int]]]:
     """The endless stream of this rank's training batches, from a given place on.
 
     Args:
-        samples: Samples in a pass.
+        parts: Of the data set.
         batch_size: Samples in a batch on one rank.
         seed: Seed of the order.
         epoch: Pass to begin with.
         batch: Batch in that pass to begin with.
 
     Yields:
-        Batches of keys (pass, sample).
+        Batches of keys (pass of the part, sample).
     """
     # A function, not a method: a loader that its own worker iterator refers to would be freed by the cycle collector,
     # and then the workers are not told to stop but waited for, 5 seconds each.
     rank, world_size = distributed.rank(), distributed.world_size()
     stride = batch_size * world_size
     while True:
-        order = shuffled(samples, seed=seed, epoch=epoch)
-        for start in range(batch * stride, samples - stride + 1, stride):
+        keys = pass_keys(parts, seed=seed, epoch=epoch)
+        for start in range(batch * stride, len(keys) - stride + 1, stride):
             mine = start + rank * batch_size
-            yield [(epoch, int(sample)) for sample in order[mine : mine + batch_size]]
+            yield [(own_pass, sample) for own_pass, sample in keys[mine : mine + batch_size].tolist()]
         epoch, batch = epoch + 1, 0
 
 
@@ -173,12 +150,22 @@ class TrainingLoader(SampleLoader):
     Args:
         dataset: Takes keys (pass, sample), and must compute a sample from its key alone.
         seed: Seed of the order.
+        parts: Whose samples the data set has one after the other, and how many of each a pass takes; None is one part,
+            all samples.
         arguments: Of `SampleLoader`.
+
+    Raises:
+        ValueError: The parts have other samples than the data set.
     """
 
-    def __init__(self, dataset: SizedDataset, *, seed: int, **arguments: Any) -> None:
+    def __init__(
+        self, dataset: SizedDataset, *, seed: int, parts: Sequence[Part] | None = None, **arguments: Any
+    ) -> None:
         super().__init__(dataset, **arguments)
         self.seed = seed
+        self.parts = [Part(len(dataset), len(dataset))] if parts is None else list(parts)
+        if sum(part.samples for part in self.parts) != len(dataset):
+            raise ValueError(f"parts={self.parts}: expected all {len(dataset)} samples of the data set to be in one")
         self.epoch = 0
         self.batch = 0
         self._iterator: Iterator[Any] | None = None  # Lightning stops its workers at the end of fit by this name
@@ -186,7 +173,7 @@ class TrainingLoader(SampleLoader):
     @property
     def samples(self) -> int:
         """Samples in one pass."""
-        return len(self.dataset)
+        return sum(part.drawn for part in self.parts)
 
     def __len__(self) -> int:
         """Batches in one pass, on one rank."""
@@ -202,7 +189,7 @@ class TrainingLoader(SampleLoader):
         for _ in range(length):
             if self._iterator is None:
                 place = {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
-                self._iterator = iter(self._load(training_keys(self.samples, batch_size=self.batch_size, **place)))
+                self._iterator = iter(self._load(training_keys(self.parts, batch_size=self.batch_size, **place)))
             batch = next(self._iterator)
             # The place moves before the batch is handed out: a checkpoint written while it is in use counts it as seen.
             self.batch += 1
@@ -210,23 +197,30 @@ class TrainingLoader(SampleLoader):
                 self.epoch, self.batch = self.epoch + 1, 0
             yield self.finish(batch)
 
-    def state_dict(self) -> dict[str, int]:
+    def _order(self) -> dict[str, Any]:
+        """What decides the order."""
+        several = {"parts": [[part.samples, part.drawn] for part in self.parts]} if len(self.parts) > 1 else {}
+        return {"samples": self.samples, "seed": self.seed, **several}
+
+    def state_dict(self) -> dict[str, Any]:
         """The place in the stream. It is the same on every rank, and does not depend on the number of workers."""
         seen = self.batch * self.batch_size * distributed.world_size()
-        return {"epoch": self.epoch, "seen": seen, "samples": self.samples, "seed": self.seed}
+        return {"epoch": self.epoch, "seen": seen, **self._order()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes to a place in the stream. After a change of batch size or ranks it is the next whole batch.
 
-        Warns when that leaves samples out, or when the place was saved with another number of samples or another seed,
-        since the rest of the run is then not the one that was interrupted.
+        Warns when that leaves samples out, or when the place was saved with another number of samples, other parts or
+        another seed, since the rest of the run is then not the one that was interrupted.
         """
-        for name, value in (("samples", self.samples), ("seed", self.seed)):
-            if state_dict[name] != value:
+        order = self._order()
+        for name in ("samples", "seed", "parts"):
+            saved, own = state_dict.get(name), order.get(name)
+            if saved != own:
                 warnings.warn(
-                    f"The checkpoint was written with {name}={state_dict[name]} of training data, this run has "
-                    f"{value}: it continues, but not with the order of samples the interrupted run would have had. "
-                    "For an exact continuation resume with the same files, split, repeats and seed.",
+                    f"The checkpoint was written with {name}={saved} of training data, this run has "
+                    f"{own}: it continues, but not with the order of samples the interrupted run would have had. "
+                    "For an exact continuation resume with the same files, weights, split, repeats and seed.",
                     stacklevel=2,
                 )
         self.epoch = state_dict["epoch"]

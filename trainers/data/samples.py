@@ -11,13 +11,15 @@ import numpy
 from torch import Tensor
 
 from trainers.data.files import File, FileStore
-from trainers.data.sampler import SizedDataset, sample_generator
+from trainers.data.order import Part, sample_generator
+from trainers.data.sampler import SizedDataset
 
 
 class TrainingSamples(SizedDataset, ABC, Generic[File]):
     """Random samples by (pass, sample); a sample depends on the seed and these two alone.
 
-    A file that turns out to be unreadable is replaced by the next one that can be read, and named in the sample.
+    A file that turns out to be unreadable is replaced by the next one that can be read (of the same part, where there
+    are several) and named in the sample.
 
     Args:
         store: The files.
@@ -38,23 +40,30 @@ class TrainingSamples(SizedDataset, ABC, Generic[File]):
     def file_number(self, sample: int) -> int:
         """Which of the store's files a sample is taken from."""
 
+    def parts(self) -> list[Part] | None:
+        """Whose samples come one after the other, and how many of each a pass takes; None is one part, all samples."""
+        return None
+
+    def replacements(self, first: int) -> list[File]:
+        """The file with this number, and those that take its place where it cannot be decoded, in order."""
+        return self.store.files[first:] + self.store.files[:first]
+
     @abstractmethod
     def draw(self, file: File, generator: numpy.random.Generator) -> Tensor:
         """One sample of a file; ValueError with the reason if the file cannot be decoded."""
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, sample = key
-        files = self.store.files
-        first = self.file_number(sample)
+        candidates = self.replacements(self.file_number(sample))
         failed: dict[str, str] = {}
-        for file in files[first:] + files[:first]:
+        for file in candidates:
             try:
                 drawn = self.draw(file, sample_generator(self.seed, epoch, sample))
             except ValueError as error:
                 failed[self.store.shown(file)] = str(error)
                 continue
             return {"sample": drawn, "file": file, "failed": failed}
-        raise ValueError(f"None of the {len(files)} training files under {self.store.root} can be decoded any more.")
+        raise ValueError(f"None of {len(candidates)} training files under {self.store.root} can be decoded any more.")
 
 
 class EvaluationSamples(SizedDataset, ABC, Generic[File]):

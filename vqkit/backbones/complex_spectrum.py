@@ -9,6 +9,47 @@ from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
 
 
+class InverseSTFT(FullPrecisionModule):
+    """Spectra to a waveform of a hop for each: overlap-add with a Hann window, divided by the sum of squared windows.
+
+    It computes in float32 whatever surrounds it.
+
+    Args:
+        num_points: of the transform.
+        window_length: in samples, at most `num_points`; what it lacks is zeros on both sides.
+        hop_length: in samples.
+        first_sample: place in the first transform at which the waveform begins: num_points / 2 where spectrum k is
+            centred on sample k * hop_length, (num_points - hop_length) / 2 where it is on the middle of hop k.
+    """
+
+    window: Tensor
+
+    def __init__(self, num_points: int, *, window_length: int, hop_length: int, first_sample: int) -> None:
+        super().__init__()
+        self.num_points = num_points
+        self.hop_length = hop_length
+        self.first_sample = first_sample
+        missing = num_points - window_length
+        window = F.pad(torch.hann_window(window_length), (missing // 2, missing - missing // 2))
+        self.register_buffer("window", window, persistent=False)
+
+    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """(N, num_points / 2 + 1, K), twice, to (N, K * hop_length)."""
+        with autocast_disabled(real.device):
+            spectra = torch.complex(real.to(self.window.dtype), imaginary.to(self.window.dtype))
+            segments = torch.fft.irfft(spectra, n=self.num_points, dim=1)
+            window = self.window.unsqueeze(-1)
+            weights = window.square().expand(1, -1, real.shape[-1])
+            return self._overlap_add(segments * window) / self._overlap_add(weights)
+
+    def _overlap_add(self, segments: Tensor) -> Tensor:
+        """(N, num_points, K) to (N, K * hop_length)."""
+        count = segments.shape[-1]
+        length = self.num_points + self.hop_length * (count - 1)
+        summed = F.fold(segments, (1, length), (1, self.num_points), stride=(1, self.hop_length)).flatten(1)
+        return summed.narrow(-1, self.first_sample, count * self.hop_length)
+
+
 class ComplexSpectrum(FullPrecisionModule):
     """Short-time Fourier transform with a Hann window, and its inverse, in float32 whatever surrounds it.
 
@@ -43,6 +84,9 @@ class ComplexSpectrum(FullPrecisionModule):
                 " or the inverse would divide the last samples by nearly nothing"
             )
         self.register_buffer("window", torch.hann_window(window_length), persistent=False)
+        self.inverse = InverseSTFT(
+            self.num_points, window_length=window_length, hop_length=hop_length, first_sample=self.num_points // 2
+        )
 
     def analyse(self, wave: Tensor) -> Tensor:
         """Real and imaginary parts of the spectra.
@@ -70,18 +114,5 @@ class ComplexSpectrum(FullPrecisionModule):
 
     def synthesise(self, planes: Tensor) -> Tensor:
         """The waveform (B, C, T) of what `analyse` returns, or of any other real and imaginary parts."""
-        with autocast_disabled(planes.device):
-            parts = rearrange(planes.to(self.window.dtype), "b (c part) f t -> part (b c) f t", part=2)
-            segments = torch.fft.irfft(torch.complex(parts[0], parts[1]), n=self.num_points, dim=1)
-            missing = self.num_points - self.window_length
-            window = F.pad(self.window, (missing // 2, missing - missing // 2)).unsqueeze(-1)
-            weights = window.square().expand(1, -1, planes.shape[-1])
-            wave = self._overlap_add(segments * window) / self._overlap_add(weights)
-        return wave.unflatten(0, (len(planes), -1))
-
-    def _overlap_add(self, segments: Tensor) -> Tensor:
-        """(N, num_points, spectra) to (N, spectra * hop_length), from the centre of the first segment on."""
-        count = segments.shape[-1]
-        length = self.num_points + self.hop_length * (count - 1)
-        summed = F.fold(segments, (1, length), (1, self.num_points), stride=(1, self.hop_length)).flatten(1)
-        return summed.narrow(-1, self.num_points // 2, count * self.hop_length)
+        real, imaginary = rearrange(planes, "b (c part) f t -> part (b c) f t", part=2)
+        return self.inverse(real, imaginary).unflatten(0, (len(planes), -1))

@@ -5,9 +5,9 @@
     ...         latents = encoder(chunk)
 
 A layer that looks back in time derives from `StreamingLayer` and passes its input through `preceded`: outside of a
-stream that puts zeros in front, inside of one what came before. That is all there is to it, so that what is computed is
-written once: the first chunk sees the zeros that the beginning of a recording sees, and every later one sees what it
-would have seen in one pass.
+stream that puts zeros in front (or the mirrored recording, see `edges`), inside of one what came before. That is all
+there is to it, so that what is computed is written once: the first chunk sees what the beginning of a recording sees,
+and every later one sees what it would have seen in one pass.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vqkit.backbones.edges import PaddingMode, beginning, padded
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -27,8 +28,8 @@ class Stream:
     """The state of one layer in a stream.
 
     Attributes:
-        past: the last inputs, as many as the layer looks back, with zeros for those before the first; None before the
-            first chunk.
+        past: the last inputs, as many as the layer looks back, with padding for those before the first; for a layer
+            that is recurrent its state. None before the first chunk.
         seen: how many inputs, in time steps, came so far.
         weight: filters that are computed from parameters, once per stream; None where they are not.
     """
@@ -49,31 +50,31 @@ class StreamingLayer(nn.Module):
     causal: bool
     stream: Stream | None = None
 
-    def preceded(self, x: Tensor, steps: int, *, after: int = 0, dim: int = -1) -> Tensor:
+    def preceded(self, x: Tensor, steps: int, *, after: int = 0, dim: int = -1, mode: PaddingMode = "zeros") -> Tensor:
         """The input with what came before it.
 
         Args:
             x: any shape.
             steps: how far the layer looks back along `dim`; the same in every call.
-            after: zeros to put behind; a causal layer has none.
-            dim: the axis of time, counted from the end: -1 or -2 and so on.
+            after: steps to put behind; a causal layer has none.
+            dim: the axis of time, counted from the end: -1 or -2 and so on; the last one but for zeros.
+            mode: what stands before the first and behind the last step of a recording.
 
         Returns:
-            x with `steps` more entries in front: zeros, or in a stream the last ones of the chunks before.
+            x with `steps` more entries in front: of the padding, or in a stream the last ones of the chunks before.
 
         Raises:
-            ValueError: in a stream, if x differs from the chunks before in another axis than time, or in its device.
+            ValueError: in a stream, if x differs from the chunks before in another axis than time, or in its device; if
+                the first chunk is too short to be mirrored.
         """
         if not steps + after:
             return x
         if self.stream is None:
-            return F.pad(x, (0, 0) * (-1 - dim) + (steps, after))
+            return padded(x, steps, after, mode, dim=dim)
         past = self.stream.past
         if past is None:
-            shape = list(x.shape)
-            shape[dim] = steps
-            past = x.new_zeros(shape)
-        _check_same_stream(past, x, dim)
+            past = beginning(x, steps, mode, dim=dim)
+        check_same_stream(past, x, dim)
         joined = torch.cat([past, x], dim)
         # A copy: a view would keep the whole chunk alive until the next.
         self.stream.past = joined.narrow(dim, joined.shape[dim] - steps, steps).clone()
@@ -99,7 +100,7 @@ def streaming(module: Module) -> Iterator[Module]:
 
     Raises:
         ValueError: if a layer is not causal or none of them remembers anything, and inside if a chunk does not continue
-            the ones before.
+            the ones before, or the first is too short for layers that mirror it.
         RuntimeError: if a stream is open on the module or on a part of it.
     """
     layers = _streaming_layers(module)
@@ -139,7 +140,12 @@ def _streaming_layers(module: nn.Module) -> list[StreamingLayer]:
     return layers
 
 
-def _check_same_stream(past: Tensor, x: Tensor, dim: int) -> None:
+def check_same_stream(past: Tensor, x: Tensor, dim: int) -> None:
+    """Refuse a chunk that differs from what is kept in another axis than `dim`, that of time, or in its device.
+
+    Raises:
+        ValueError: if it does.
+    """
     if past.device != x.device:
         raise ValueError(
             f"the stream began on {past.device} and continues on {x.device}: open a new one after moving the model"

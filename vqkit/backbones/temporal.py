@@ -1,8 +1,8 @@
 """Layers along time, (B, C, T), causal or centred, each of which knows what it looks at.
 
-The two forms differ in nothing but where the zeros go (`padding`): all in front, or half of them. Every layer has
-`reach(first, last)`, the inputs on which the outputs `first` to `last` depend; from those of its layers follows how far
-a model looks (`backbones.conv1d`), without running it.
+The two forms differ in nothing but where the padding goes (`padding`): all in front, or half of it; what it holds is in
+`edges`. Every layer has `reach(first, last)`, the inputs on which the outputs `first` to `last` depend, or None where
+that is without bound; from those of its layers follows how far a model looks (`backbones.conv1d`), without running it.
 """
 
 import math
@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from vqkit.backbones.edges import PADDING_MODES, PaddingMode
+from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.streaming import StreamingLayer
 
 Interval = tuple[int, int]
@@ -23,6 +25,9 @@ Convolution = TypeVar("Convolution", nn.Conv1d, nn.ConvTranspose1d)
 
 Activation = Callable[[int], nn.Module]
 """Builds an activation for a number of channels; it acts on every time step by itself."""
+
+Normalization = Callable[[int], nn.Module]
+"""Builds a norm of a number of channels; its `causal` is False and its `reach` None where it goes over time."""
 
 
 def padding(total: int, causal: bool, *, odd_zero_first: bool = True) -> tuple[int, int]:
@@ -37,14 +42,22 @@ def padding(total: int, causal: bool, *, odd_zero_first: bool = True) -> tuple[i
     return total - behind, behind
 
 
+def reach_of(layer: nn.Module, first: int, last: int) -> Interval | None:
+    """The layer's `reach`; one that has none acts on every time step by itself."""
+    reach = getattr(layer, "reach", None)
+    return (first, last) if reach is None else reach(first, last)
+
+
 class FilterLayer(StreamingLayer):
     """A layer around a convolution with weight norm, which a stream computes once and not for every chunk.
 
     Attributes:
         convolution: holds the parameters.
+        normalization: what its outputs pass; an identity with weight norm.
     """
 
     convolution: nn.Conv1d | nn.ConvTranspose1d
+    normalization: nn.Module
 
     def weight(self) -> Tensor:
         """The filters as they are applied."""
@@ -54,9 +67,19 @@ class FilterLayer(StreamingLayer):
             self.stream.weight = self.convolution.weight
         return self.stream.weight
 
+    def _build_normalization(self, normalization: Normalization | None, channels: int) -> None:
+        self.normalization = nn.Identity() if normalization is None else normalization(channels)
+        if self.causal and properties_of(self.normalization).causal is False:
+            raise ValueError(
+                f"causal=True with normalization={type(self.normalization).__name__}, which sees later samples: build"
+                " the model with causal=False, or leave normalization out, which is weight norm"
+            )
+
 
 class Convolution1d(FilterLayer):
     """Strided or dilated convolution with weight norm: T samples become T / stride, for any T that the stride divides.
+
+    Where padding is not of zeros, other T do too: the last stride is filled up with it, as in EnCodec.
 
     Args:
         in_channels: width before.
@@ -64,13 +87,17 @@ class Convolution1d(FilterLayer):
         kernel_size: taps; with their dilation they span at least `stride` samples.
         stride: samples per output.
         dilation: samples between two taps.
+        groups: into which channels are split, each convolved by itself; as many as channels is a depthwise convolution.
         causal: whether output t ends at input (t + 1) stride - 1; otherwise it is centred on its stride.
         odd_zero_first: see `padding`.
+        padding_mode: what stands before the first and behind the last sample, see `edges`.
+        normalization: builds one of the outputs from their number of channels; None: weight norm in its place.
+        bias: whether outputs have one.
         gain: scale of the first weights. At 1 the output has the variance of a white input; at 0 all is zero, and there
             is no weight norm, which has no direction to keep.
 
     Raises:
-        ValueError: if the taps do not span a stride.
+        ValueError: if the taps do not span a stride, or the normalization of a causal one is not causal.
     """
 
     def __init__(
@@ -81,28 +108,50 @@ class Convolution1d(FilterLayer):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         causal: bool,
         odd_zero_first: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        normalization: Normalization | None = None,
+        bias: bool = True,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode={padding_mode!r}: expected one of {', '.join(map(repr, PADDING_MODES))}")
         self.causal = causal
+        self.padding_mode: PaddingMode = padding_mode
         self.stride = stride
         self.dilation = dilation
+        self.groups = groups
         self.span = (kernel_size - 1) * dilation + 1
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
         self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
-        self.convolution = started(convolution, in_channels * kernel_size, gain)
+        self.both_ends = padding_mode == "zeros" and 0 <= self.before - self.after < stride
+        convolution = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
+        )
+        self.convolution = started(
+            convolution, in_channels // groups * kernel_size, gain, weight_normed=normalization is None
+        )
+        self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T / stride)."""
-        x = self.preceded(x, self.before, after=self.after)
-        return F.conv1d(x, self.weight(), self.convolution.bias, self.stride, dilation=self.dilation)
+        # Zeros that the convolution puts at both ends itself need no copy; it may have one behind that no output sees.
+        zeros = self.before if self.stream is None and self.both_ends else 0
+        if not zeros:
+            missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
+            x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
+        filters, bias = self.weight(), self.convolution.bias
+        outputs = F.conv1d(x, filters, bias, self.stride, zeros, self.dilation, self.groups)
+        return self.normalization(outputs)
 
-    def reach(self, first: int, last: int) -> Interval:
-        """Inputs on which the outputs `first` to `last` depend."""
+    def reach(self, first: int, last: int) -> Interval | None:
+        """Inputs on which the outputs `first` to `last` depend, within a recording: see `padding_mode` for its ends."""
+        if reach_of(self.normalization, first, last) is None:
+            return None
         return first * self.stride - self.before, last * self.stride - self.before + self.span - 1
 
 
@@ -119,13 +168,17 @@ class Deconvolution1d(FilterLayer):
         stride: outputs per input.
         causal: whether input t begins to matter at output t stride; otherwise it is centred on it.
         odd_zero_first: as in `Convolution1d`.
+        normalization: as in `Convolution1d`; it sees all outputs of the transposed convolution, as in EnCodec, and
+            those that are too many at the ends are dropped behind it.
+        groups: of channels that do not see each other; weight norm is then of each input channel.
+        bias: as in `Convolution1d`.
         gain: as in `Convolution1d`.
 
     Differs: DAC drops (stride + 1) / 2 outputs at both ends where the stride is odd, so that its last one is missing;
     all others are equal.
 
     Raises:
-        ValueError: if there are fewer taps than the stride.
+        ValueError: if there are fewer taps than the stride, or as in `Convolution1d`.
     """
 
     def __init__(
@@ -137,6 +190,9 @@ class Deconvolution1d(FilterLayer):
         stride: int,
         causal: bool,
         odd_zero_first: bool = True,
+        normalization: Normalization | None = None,
+        groups: int = 1,
+        bias: bool = True,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -147,80 +203,47 @@ class Deconvolution1d(FilterLayer):
         self.kernel_size = kernel_size
         # Outputs of the full convolution that are dropped in front; centred, this is the transpose of `Convolution1d`.
         self.cut = 0 if causal else padding(kernel_size - stride, causal, odd_zero_first=odd_zero_first)[0]
-        self.before = (kernel_size - 1 - self.cut) // stride
-        convolution = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride=stride)
-        self.convolution = started(convolution, in_channels * kernel_size / stride, gain, axis=1)
+        # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some if asked.
+        self.missing = max(stride + 2 * self.cut - kernel_size, 0)
+        self.drops = normalization is None and self.missing < stride
+        # Of inputs that a stream keeps; where all outputs are normalized there is none, and zeros would be among them.
+        self.before = (kernel_size - 1 - self.cut) // stride if normalization is None else 0
+        convolution = nn.ConvTranspose1d(
+            in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias
+        )
+        fan_in = in_channels // groups * kernel_size / stride
+        self.convolution = started(
+            convolution, fan_in, gain, axis=int(groups == 1), weight_normed=normalization is None
+        )
+        self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T stride)."""
+        weight, bias, groups = self.weight(), self.convolution.bias, self.convolution.groups
+        if self.stream is None and self.drops:  # nothing is computed to be dropped
+            outputs = F.conv_transpose1d(x, weight, bias, self.stride, self.cut, self.missing, groups)
+            return outputs.narrow(-1, 0, x.shape[-1] * self.stride)
         # A stream keeps inputs and not the tail of the outputs, which would have the bias twice.
         x_before = self.preceded(x, self.before)
-        outputs = F.conv_transpose1d(x_before, self.weight(), self.convolution.bias, self.stride)
-        return outputs.narrow(-1, self.cut + self.before * self.stride, x.shape[-1] * self.stride)
+        outputs = F.conv_transpose1d(x_before, weight, bias, self.stride, groups=groups)
+        return self.normalization(outputs).narrow(-1, self.cut + self.before * self.stride, x.shape[-1] * self.stride)
 
-    def reach(self, first: int, last: int) -> Interval:
+    def reach(self, first: int, last: int) -> Interval | None:
         """Inputs on which the outputs `first` to `last` depend."""
+        if reach_of(self.normalization, first, last) is None:
+            return None
         return -((self.kernel_size - 1 - self.cut - first) // self.stride), (last + self.cut) // self.stride
 
 
 class TemporalSequence(nn.Sequential):
     """Layers one after the other; those without `reach` act on every time step by itself."""
 
-    def reach(self, first: int, last: int) -> Interval:
-        """Inputs on which the outputs `first` to `last` depend."""
+    def reach(self, first: int, last: int) -> Interval | None:
+        """Inputs on which the outputs `first` to `last` depend; None without bound."""
+        reached: Interval | None = (first, last)
         for layer in reversed(self):
-            reach = getattr(layer, "reach", None)
-            if reach is not None:
-                first, last = reach(first, last)
-        return first, last
-
-
-class ResidualUnit1d(nn.Module):
-    """x + convolution of one tap(activation(dilated convolution(activation(x)))).
-
-    Args:
-        channels: width.
-        kernel_size: taps of the dilated convolution.
-        dilation: samples between its taps.
-        compress: the inner width is `channels // compress`, at least 1.
-        activation: builds one for a width.
-        causal: as in `Convolution1d`.
-        odd_zero_first: as in `Convolution1d`.
-        gain: scale of the branch at the start.
-
-    Source: SEANet (Tagliasacchi et al. 2020, arXiv:2009.02095).
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        kernel_size: int,
-        dilation: int,
-        compress: int,
-        activation: Activation,
-        causal: bool,
-        odd_zero_first: bool,
-        gain: float,
-    ) -> None:
-        super().__init__()
-        inner = max(channels // compress, 1)
-        self.branch = TemporalSequence(
-            activation(channels),
-            Convolution1d(
-                channels, inner, kernel_size, dilation=dilation, causal=causal, odd_zero_first=odd_zero_first
-            ),
-            activation(inner),
-            Convolution1d(inner, channels, 1, causal=causal, gain=gain),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, T) to the same."""
-        return x + self.branch(x)
-
-    def reach(self, first: int, last: int) -> Interval:
-        """Inputs on which the outputs `first` to `last` depend."""
-        return self.branch.reach(first, last)
+            reached = None if reached is None else reach_of(layer, *reached)
+        return reached
 
 
 class ToPatches1d(nn.Module):
@@ -263,7 +286,9 @@ class FromPatches1d(nn.Module):
         return first // self.patch_size, last // self.patch_size
 
 
-def started(convolution: Convolution, fan_in: float, gain: float, *, axis: int = 0) -> Convolution:
+def started(
+    convolution: Convolution, fan_in: float, gain: float, *, axis: int = 0, weight_normed: bool = True
+) -> Convolution:
     """First weights, and weight norm over all axes but that of the output channels.
 
     Weights are normal with standard deviation gain / sqrt(fan_in) and biases 0, so that white noise keeps its variance.
@@ -272,11 +297,13 @@ def started(convolution: Convolution, fan_in: float, gain: float, *, axis: int =
     arXiv:1602.07868).
 
     Args:
-        convolution: with `weight` and `bias`.
+        convolution: with `weight`, and `bias` or none.
         fan_in: products per output.
         gain: 0 gives zeros, without weight norm, which would divide 0 by 0.
         axis: of the output channels.
+        weight_normed: whether there is weight norm at all.
     """
-    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
     nn.init.normal_(convolution.weight, std=gain / math.sqrt(fan_in))
-    return weight_norm(convolution, dim=axis) if gain else convolution
+    return weight_norm(convolution, dim=axis) if gain and weight_normed else convolution

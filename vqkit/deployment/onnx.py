@@ -81,17 +81,24 @@ def export_onnx(
         path: of the file; one that is there is replaced. Its folder must exist.
         dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
             the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What
-            `encode` refuses in words, such as images that do not divide into latents, the file does not. False fixes
-            all sizes to the example's.
+            `encode` refuses in words, such as images that do not divide into latents, the file does not; a recording
+            too short to be mirrored (`padding_mode="reflect"`) the runtime refuses. False fixes all sizes to the
+            example's.
 
     Raises:
-        ValueError: the module is in training mode.
+        ValueError: the module is in training mode, or `dynamic` with an LSTM, of which the file has every step.
         FileNotFoundError: the folder is missing.
         ImportError: onnx or onnxscript is not installed.
     """
     if module.training:
         raise ValueError(
             f"{type(module).__name__} of a module in training mode: expected eval mode; call .eval() first"
+        )
+    recurrent = next((name for name, part in module.module.named_modules() if isinstance(part, nn.RNNBase)), None)
+    if dynamic and recurrent is not None:
+        raise ValueError(
+            f"dynamic=True with {recurrent}, a recurrent layer: the file has each of its steps, and so one length; give"
+            " dynamic=False, and an example of the size that the file is to take"
         )
     target = Path(path)
     if not target.parent.is_dir():
@@ -108,6 +115,7 @@ def export_onnx(
     with torch.no_grad(), warnings.catch_warnings():
         # torch 2.11 uses what it deprecates itself.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights", category=UserWarning)
         program = torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions(_LOWERED)
         model = torch.onnx.export(
             program, (example,), input_names=[source], output_names=[result], opset_version=_OPSET, verbose=False

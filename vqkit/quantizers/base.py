@@ -89,6 +89,7 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         self.codebook = None
         self.estimator = None
         self.passes_through = False
+        self.noted_levels: tuple[tuple[int, ...], dict[int, Tensor]] | None = None  # of `first_levels`
         # Counters for `health`: tensors, so that the forward pass never waits for the device.
         self.register_buffer("latent_spread", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("nonfinite_seen", torch.zeros((), dtype=torch.int64), persistent=False)
@@ -115,6 +116,9 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
             self.nonfinite_seen.add_(nonfinite)
         with autocast_disabled(x.device):
             quantized = self.quantize(latents, valid)
+            if self.noted_levels is not None:
+                counts, noted = self.noted_levels
+                noted |= {n: self.prefix_vectors(quantized, n).movedim(-1, self.channel_dim) for n in counts}
             if self.training:
                 share(quantized, learning)
             loss, losses = self.penalize(quantized)
@@ -242,6 +246,28 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         estimator made of it.
         """
         return self.lookup(quantized.indices)
+
+    def prefix_vectors(self, quantized: Quantized, levels: int) -> Tensor:
+        """What the first levels alone would pass on, (B, *S, dim), with the gradient of what `quantize` just returned.
+
+        Args:
+            quantized: before `penalize` takes its members out.
+            levels: how many, as `check_first_levels` allows.
+        """
+        return quantized.vectors
+
+    def check_first_levels(self, levels: int) -> None:
+        """Refuse a number of levels that have no vectors of their own.
+
+        Raises:
+            ValueError: there are not as many levels, or the vectors are no sum of what levels add.
+        """
+        if levels != self.num_codebooks:
+            raise ValueError(
+                f"levels={levels} of {type(self).__name__} with {self.num_codebooks} levels: expected "
+                f"{self.num_codebooks}; the first ones add up to vectors in ResidualQuantizer, SplitQuantizer and "
+                "FeatureSplitQuantizer alone"
+            )
 
     def without_vectors(self, quantized: Quantized) -> Quantized:
         """What losses and statistics need of `quantized` when an estimator over a sum has taken its vectors."""

@@ -84,6 +84,15 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
+    def first_members(self, levels: int) -> list[tuple[BaseQuantizer, int]]:
+        """The members that the first levels reach, and how many of the levels of each."""
+        found: list[tuple[BaseQuantizer, int]] = []
+        for member in self.members:
+            if levels > 0:
+                found.append((member, min(levels, member.num_codebooks)))
+            levels -= member.num_codebooks
+        return found
+
     def level_tables(self) -> list[Tensor | None]:
         """Those of the members; see `BaseQuantizer`."""
         return [table for member in self.members for table in member.level_tables()]
@@ -271,6 +280,20 @@ class DepthDropout(SampleDropout):
     def sample_depths(self, step: int | Tensor, batch_size: int) -> Tensor | None:
         """How many members each sample uses in this training forward: see `sample_lengths`."""
         return self.sample_lengths(step, batch_size, len(list(self.members)))
+
+
+def check_summed_levels(composite: CompositeQuantizer, levels: int) -> None:
+    """`BaseQuantizer.check_first_levels` of a composite whose members add up.
+
+    Raises:
+        ValueError: there are not as many levels, or they end inside of a member whose levels do not add up.
+    """
+    if not 1 <= levels <= composite.num_codebooks:
+        raise ValueError(
+            f"levels={levels}: expected 1 to {composite.num_codebooks}, the levels of {type(composite).__name__}"
+        )
+    for member, count in composite.first_members(levels):
+        member.check_first_levels(count)
 
 
 def used(valid: Tensor, depths: Tensor, number: int) -> Tensor:

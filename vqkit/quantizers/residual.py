@@ -10,7 +10,7 @@ from vqkit import distributed
 from vqkit.kernels import Metric, residual_nearest
 from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_sum, check_summed_levels, used
 from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, enough_samples
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
@@ -144,6 +144,20 @@ class ResidualQuantizer(DepthDropout):
         """The sum of what the stages chose; see `BaseQuantizer`."""
         pairs = zip(self.stages, quantized.members, strict=True)
         return sum((stage.chosen_vectors(made) for stage, made in pairs), start=torch.zeros_like(quantized.vectors))
+
+    def prefix_vectors(self, quantized: Quantized, levels: int) -> Tensor:
+        """The sum of the first stages; see `BaseQuantizer`."""
+        if self.estimator is not None:  # it stands over the sum, whose gradient the first stages share
+            indices = quantized.indices
+            later = self.lookup(indices) - self.lookup(indices[..., :levels])
+            return quantized.vectors - later.detach()
+        pairs = zip(self.first_members(levels), quantized.members, strict=False)
+        parts = [member.prefix_vectors(made, count) for (member, count), made in pairs]
+        return torch.stack(parts).sum(0)
+
+    def check_first_levels(self, levels: int) -> None:
+        """See `BaseQuantizer`."""
+        check_summed_levels(self, levels)
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.parts.compatibility import check_stages
 from vqkit.quantizers.base import BaseQuantizer
-from vqkit.quantizers.composite import DepthDropout, build_members, used
+from vqkit.quantizers.composite import DepthDropout, build_members, check_summed_levels, used
 from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, enough_samples
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverCodebooks, Reduction
-from vqkit.runtime import autocast_disabled
+from vqkit.runtime import autocast_disabled, uncompiled
 
 
 class BranchedQuantizer(DepthDropout):
@@ -33,6 +33,8 @@ class BranchedQuantizer(DepthDropout):
     member_name = "branch"
     has_projection = True
     branches: Sequence[BaseQuantizer]
+    unquantized: float = 0.0
+    """Probability, per sample, branch and training step, that what enters a branch leaves it as it is."""
 
     def __init__(
         self,
@@ -71,17 +73,35 @@ class BranchedQuantizer(DepthDropout):
 
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Quantize with one branch after the other; see `BaseQuantizer`."""
-        depths = self.sample_depths(self.number_forward(latents), latents.shape[0])
+        step = self.number_forward(latents)
+        depths, passed = (draw(step, latents.shape[0]) for draw in (self.sample_depths, self.sample_passed))
         total, members = torch.zeros_like(latents), []
         for number, branch in enumerate(self.branches):
             given = self.enter(number, latents, total)
             counts = valid if depths is None else used(valid, depths, number)
             # A map that diverged must not take codebooks along.
             counts = counts & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
-            members.append(branch.quantize(torch.where(counts.unsqueeze(-1), given, 0), counts))
-            total = total + self.leave(number, members[-1].vectors)
+            given = torch.where(counts.unsqueeze(-1), given, 0)
+            members.append(branch.quantize(given, counts))
+            vectors = members[-1].vectors
+            if passed is not None:
+                vectors = torch.where(passed[number].reshape(-1, *[1] * valid.ndim), given, vectors)
+            total = total + self.leave(number, vectors)
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(total, indices, valid, members=members, source=self)
+
+    def sample_passed(self, step: int | Tensor, batch_size: int) -> Tensor | None:
+        """Which samples a branch leaves unquantized in this training forward, (branches, B) bool; None where none."""
+        draws = self.unquantized and self.stochastic and not self.passes_through
+        return self._sample_passed(step, batch_size) if draws else None
+
+    @uncompiled
+    def _sample_passed(self, step: int | Tensor, batch_size: int) -> Tensor:
+        count, first = len(self.branches), distributed.rank() * batch_size
+        samples = torch.arange(first, first + batch_size, device=self.latent_spread.device)
+        numbers = torch.arange(count, device=samples.device)[:, None] + count * samples
+        # Negative positions: `sample_lengths` has the others of this seed.
+        return distributed.counter_random(-1 - numbers, seed=self.seed, step=step) < self.unquantized
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Sum of the branches: (..., levels) int64 -> (..., dim), for any prefix of the levels."""
@@ -96,6 +116,16 @@ class BranchedQuantizer(DepthDropout):
         for number, (branch, made) in enumerate(zip(self.branches, quantized.members, strict=True)):
             total = total + self.leave(number, branch.chosen_vectors(made))
         return total
+
+    def prefix_vectors(self, quantized: Quantized, levels: int) -> Tensor:
+        """The sum of the first branches; see `BaseQuantizer`."""
+        pairs = zip(self.first_members(levels), quantized.members, strict=False)
+        parts = [member.prefix_vectors(made, count) for (member, count), made in pairs]
+        return torch.stack([self.leave(number, vectors) for number, vectors in enumerate(parts)]).sum(0)
+
+    def check_first_levels(self, levels: int) -> None:
+        """See `BaseQuantizer`."""
+        check_summed_levels(self, levels)
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
@@ -143,13 +173,14 @@ class SplitQuantizer(BranchedQuantizer):
         dropout: probability, per sample and training step, that only the first n branches are used, n uniform in 1 ...
             number of branches. Dropped branches have index -1, no loss and no statistics. The dropout of Mimi's
             acoustic levels is that of their `ResidualQuantizer`.
+        unquantized: probability, per sample, branch and training step, that the branch passes on what it was given, and
+            not its codes, which it chooses and learns from all the same; 0.5 in Mimi. The decoder then hears both.
         reduction: how the losses of the branches make one. By default each codebook weighs as much as any other; Mimi,
             which drops levels, has `MeanOverChoices()`, here and for the acoustic ones.
         channel_dim: see `BaseQuantizer`; the branches themselves have -1.
         seed: of the dropout.
 
     Source: Défossez et al. 2024 (Mimi, arXiv:2410.00037), sec. 3.3, and its released code.
-    Differs: training may leave a sample unquantized there.
 
     Raises:
         ValueError: an argument is out of its range, or branches share state.
@@ -161,12 +192,16 @@ class SplitQuantizer(BranchedQuantizer):
         *,
         dim: int,
         dropout: float = 0.0,
+        unquantized: float = 0.0,
         reduction: Reduction = MeanOverCodebooks(),  # noqa: B008 - stateless
         channel_dim: int = -1,
         seed: int = 0,
     ) -> None:
+        if not 0 <= unquantized <= 1:
+            raise ValueError(f"unquantized={unquantized}: expected a probability in [0, 1]")
         branches = _build(branch, "SplitQuantizer")
         super().__init__(branches, dim, dropout=dropout, reduction=reduction, channel_dim=channel_dim, seed=seed)
+        self.unquantized = unquantized
         sizes = [member.dim for member in branches]
         self.project_in = nn.ModuleList(nn.Linear(dim, size, bias=False, dtype=torch.float32) for size in sizes)
         self.project_out = nn.ModuleList(nn.Linear(size, dim, bias=False, dtype=torch.float32) for size in sizes)

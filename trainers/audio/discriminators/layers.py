@@ -12,6 +12,16 @@ from trainers.core.discriminator import Discriminator, DiscriminatorOutput
 from vqkit.runtime import autocast_disabled
 
 
+def normalized_conv1d(
+    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
+) -> nn.Conv1d:
+    """A convolution along time with weight normalization; without a stride the length stays.
+
+    Source: Salimans, Kingma 2016 (arXiv:1602.07868).
+    """
+    return weight_norm(nn.Conv1d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups))
+
+
 def normalized_conv2d(
     in_channels: int,
     out_channels: int,

@@ -1,0 +1,55 @@
+"""The residual unit of SEANet."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from vqkit.backbones.temporal import Activation, Convolution1d, Interval, TemporalSequence
+
+
+class ResidualUnit1d(nn.Module):
+    """skip(x) + convolution of one tap(activation(dilated convolution(activation(x)))).
+
+    Args:
+        channels: width.
+        kernel_size: taps of the dilated convolution.
+        dilation: samples between its taps.
+        compress: the inner width is `channels // compress`, at least 1.
+        activation: builds one for a width.
+        convolution: builds a `Convolution1d`, with what all of a model share: sides, padding, normalization.
+        convolved_skip: whether the skip is a convolution of one tap, as in EnCodec's released models; otherwise it is
+            the identity, as in SEANet, DAC and Mimi.
+        gain: scale of the branch at the start.
+
+    Source: SEANet (Tagliasacchi et al. 2020, arXiv:2009.02095).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int,
+        dilation: int,
+        compress: int,
+        activation: Activation,
+        convolution: Callable[..., Convolution1d],
+        convolved_skip: bool,
+        gain: float,
+    ) -> None:
+        super().__init__()
+        inner = max(channels // compress, 1)
+        self.branch = TemporalSequence(
+            activation(channels),
+            convolution(channels, inner, kernel_size, dilation=dilation),
+            activation(inner),
+            convolution(inner, channels, 1, gain=gain),
+        )
+        self.skip = convolution(channels, channels, 1) if convolved_skip else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, T) to the same."""
+        return self.skip(x) + self.branch(x)
+
+    def reach(self, first: int, last: int) -> Interval | None:
+        """Inputs on which the outputs `first` to `last` depend; the skip sees no more than the branch."""
+        return self.branch.reach(first, last)

@@ -128,6 +128,26 @@ def recipes() -> str:
     return "\n\n".join([_rows(found, "image", columns), wrapped([taken]), _differences(found, "image")])
 
 
+def recipe_steps() -> str:
+    """What memory one step of each recipe of pictures took."""
+    import recipes as configurations
+
+    lines = ["| recipe | GiB of a step | GiB of weights, gradients, moments and averages |", "|---|---:|---:|"]
+    machines = set()
+    for name, recipe in configurations.recipes().items():
+        if step := recipe.taken():
+            machines.add(step["machine"])
+        peak = f"{step['peak_mib'] / 1024:.1f}" if step else "not taken"
+        lines.append(f"| `{name}` | {peak} | {recipe.state_bytes() / 2**30:.1f} |")
+    caption = (
+        "Middle: the most memory that the process of one step at full size took, start of the quantizer included, with "
+        f"one image in 32 bits and all discriminators; {' and '.join(sorted(machines))}; "
+        "`python scripts/recipes.py --step NAME --record`. Not taken: no step is recorded, for want of memory or time. "
+        "Right: by the counts of parameters, without frozen networks."
+    )
+    return "\n".join([*lines, "", wrapped([caption])])
+
+
 def sound_recipes() -> str:
     """The same of published codecs."""
     import sound_recipes as configurations
@@ -169,6 +189,14 @@ def _parameters(recipe: Any) -> str:
     judges = numbers.pop("discriminators", 0)
     parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
     return f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
+        link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
+        judges = numbers.pop("discriminators", 0)
+        parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
+        size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
+        source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
+        lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
+        differences.append(f"- {link}: {_sentence(differs)}")
+    return "\n".join([*lines, "", wrapped(differences)])
 
 
 def _first_paragraph(docstring: str) -> str:

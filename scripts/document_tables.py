@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,19 +113,7 @@ def recipes() -> str:
         side = recipe.config["data"]["init_args"]["resolution"]
         return f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
 
-    def memory(recipe: Any) -> str:
-        step = recipe.taken()
-        return f"{step['peak_mib'] / 1024:.1f}" if step else f"not taken, over {recipe.state_bytes() / 2**30:.1f}"
-
-    found = configurations.recipes()
-    columns = {"bits of an image": bits, "parameters in millions": _parameters, "GiB of a step": memory}
-    machines = {recipe.taken()["machine"] for recipe in found.values() if recipe.taken()}
-    taken = (
-        "GiB of a step: the most memory that the process of one step at full size takes, with one image in 32 bits, "
-        f"{' and '.join(sorted(machines))}. Not taken: no step is recorded, for want of memory or time; weights, "
-        "gradients, moments and averages alone are more than the figure."
-    )
-    return "\n\n".join([_rows(found, "image", columns), wrapped([taken]), _differences(found, "image")])
+    return _recipes(configurations.recipes(), "image", "bits of an image", bits)
 
 
 def recipe_steps() -> str:
@@ -155,40 +143,13 @@ def sound_recipes() -> str:
     def rate(recipe: Any) -> str:
         return f"{recipe.bits() / 1000:.3g} ({recipe.tokenizer.frame_rate:.4g})"
 
-    found = configurations.sound_recipes()
-    columns = {"kbit/s (frames a second)": rate, "parameters in millions": _parameters}
-    return "\n\n".join([_rows(found, "audio", columns), _differences(found, "audio")])
+    return _recipes(configurations.sound_recipes(), "audio", "kbit/s (frames a second)", rate)
 
 
-def _rows(found: Mapping[str, Any], folder: str, columns: Mapping[str, Callable[[Any], str]]) -> str:
-    lines = [f"| recipe | source | {' | '.join(columns)} | published |", f"|---|---|{'---:|' * len(columns)}---|"]
+def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any], str]) -> str:
+    lines = [f"| recipe | source | {title} | parameters in millions | published |", "|---|---|---:|---:|---|"]
+    differences = []
     for name, recipe in found.items():
-        source, published, _ = _sections(recipe)
-        cells = " | ".join(cell(recipe) for cell in columns.values())
-        lines.append(f"| {_recipe_link(name, folder)} | {source} | {cells} | {published} |")
-    return "\n".join(lines)
-
-
-def _differences(found: Mapping[str, Any], folder: str) -> str:
-    return wrapped(
-        f"- {_recipe_link(name, folder)}: {_sentence(_sections(recipe)[2])}" for name, recipe in found.items()
-    )
-
-
-def _recipe_link(name: str, folder: str) -> str:
-    return f"[`{name}`](../configs/{folder}/{name}.yaml)"
-
-
-def _sections(recipe: Any) -> list[str]:
-    """Its source, what is published of it, and what differs in ours."""
-    return [_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES]
-
-
-def _parameters(recipe: Any) -> str:
-    numbers = recipe.parameters()
-    judges = numbers.pop("discriminators", 0)
-    parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
-    return f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
         link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
         judges = numbers.pop("discriminators", 0)
         parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())

@@ -136,8 +136,26 @@ def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any
         size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
         source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
         lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
+    lines = [
+        "| recipe | source | bits of an image | parameters in millions | GiB of a step | published |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    differences, machines = [], set()
+    for name, recipe in configurations.recipes().items():
+        link, numbers = f"[`{name}`](../configs/image/{name}.yaml)", recipe.parameters()
+        bits = f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
+        if step := recipe.taken():
+            machines.add(step["machine"])
+        memory = f"{step['peak_mib'] / 1024:.1f}" if step else f"not taken, over {recipe.state_bytes() / 2**30:.1f}"
+        source, published, differs = (_linked(_cell(recipe.head[section])) for section in configurations.SECTIONS)
+        lines.append(f"| {link} | {source} | {bits} | {size} | {memory} | {published} |")
         differences.append(f"- {link}: {_sentence(differs)}")
-    return "\n".join([*lines, "", wrapped(differences)])
+    taken = (
+        "GiB of a step: the most memory that the process of one step at full size takes, with one image in 32 bits, "
+        f"{' and '.join(sorted(machines))}. Not taken: no step is recorded, for want of memory or time; weights, "
+        "gradients, moments and averages alone are more than the figure."
+    )
+    return "\n".join([*lines, "", wrapped([taken]), "", wrapped(differences)])
 
 
 def _first_paragraph(docstring: str) -> str:

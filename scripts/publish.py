@@ -344,8 +344,8 @@ def quickstarts() -> str:
         f"{images['images']:.0f} photographs at {images['bpp']:.3f} bits per pixel{coded} and {speech['utterances']} "
         f"utterances at {speech['kbps']:.0f} kbit/s{coded_speech}, none of them seen in training "
         f"({' and '.join(trained)}; "
-        f"{images['training']['circumstances'].partition('; ')[0]}). Of speech there are two k-means, of residual levels "
-        "and of bands: the better one in each row."
+        f"{images['training']['circumstances'].partition('; ')[0]}). Of speech there are two k-means, of residual "
+        "levels and of bands: the better one in each row."
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 

@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,53 +109,53 @@ def recipes() -> str:
     """One row for each recipe of a published tokenizer of pictures, then what differs in ours, an item each."""
     import recipes as configurations  # it needs the trainers, the other tables do not
 
-    def bits(recipe: Any) -> str:
-        side = recipe.config["data"]["init_args"]["resolution"]
-        return f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
-
-    return _recipes(configurations.recipes(), "image", "bits of an image", bits)
-
-
-def sound_recipes() -> str:
-    """The same of published codecs."""
-    import sound_recipes as configurations
-
-    def rate(recipe: Any) -> str:
-        return f"{recipe.bits() / 1000:.3g} ({recipe.tokenizer.frame_rate:.4g})"
-
-    return _recipes(configurations.sound_recipes(), "audio", "kbit/s (frames a second)", rate)
-
-
-def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any], str]) -> str:
-    lines = [f"| recipe | source | {title} | parameters in millions | published |", "|---|---|---:|---:|---|"]
-    differences = []
-    for name, recipe in found.items():
-        link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
-        judges = numbers.pop("discriminators", 0)
-        parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
-        size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
-        source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
-        lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
     lines = [
         "| recipe | source | bits of an image | parameters in millions | GiB of a step | published |",
         "|---|---|---:|---:|---:|---|",
     ]
     differences, machines = [], set()
     for name, recipe in configurations.recipes().items():
-        link, numbers = f"[`{name}`](../configs/image/{name}.yaml)", recipe.parameters()
+        side = recipe.config["data"]["init_args"]["resolution"]
         bits = f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
         if step := recipe.taken():
             machines.add(step["machine"])
         memory = f"{step['peak_mib'] / 1024:.1f}" if step else f"not taken, over {recipe.state_bytes() / 2**30:.1f}"
-        source, published, differs = (_linked(_cell(recipe.head[section])) for section in configurations.SECTIONS)
+        link, source, size, published, differs = _recipe(name, recipe, "image")
         lines.append(f"| {link} | {source} | {bits} | {size} | {memory} | {published} |")
-        differences.append(f"- {link}: {_sentence(differs)}")
+        differences.append(f"- {link}: {differs}")
     taken = (
         "GiB of a step: the most memory that the process of one step at full size takes, with one image in 32 bits, "
         f"{' and '.join(sorted(machines))}. Not taken: no step is recorded, for want of memory or time; weights, "
         "gradients, moments and averages alone are more than the figure."
     )
     return "\n".join([*lines, "", wrapped([taken]), "", wrapped(differences)])
+
+
+def sound_recipes() -> str:
+    """The same of published codecs, without the memory of a step."""
+    import sound_recipes as configurations
+
+    lines = [
+        "| recipe | source | kbit/s (frames a second) | parameters in millions | published |",
+        "|---|---|---:|---:|---|",
+    ]
+    differences = []
+    for name, recipe in configurations.sound_recipes().items():
+        rate = f"{recipe.bits() / 1000:.3g} ({recipe.tokenizer.frame_rate:.4g})"
+        link, source, size, published, differs = _recipe(name, recipe, "audio")
+        lines.append(f"| {link} | {source} | {rate} | {size} | {published} |")
+        differences.append(f"- {link}: {differs}")
+    return "\n".join([*lines, "", wrapped(differences)])
+
+
+def _recipe(name: str, recipe: Any, folder: str) -> tuple[str, str, str, str, str]:
+    """A recipe's link, source, parameters, published figure, and what differs."""
+    numbers = recipe.parameters()
+    judges = numbers.pop("discriminators", 0)
+    parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
+    size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
+    source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
+    return f"[`{name}`](../configs/{folder}/{name}.yaml)", source, size, published, _sentence(differs)
 
 
 def _first_paragraph(docstring: str) -> str:

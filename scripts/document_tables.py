@@ -113,19 +113,9 @@ def recipes() -> str:
         side = recipe.config["data"]["init_args"]["resolution"]
         return f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
 
-    def memory(recipe: Any) -> str:
-        step = recipe.taken()
-        return f"{step['peak_mib'] / 1024:.1f}" if step else f"not taken, over {recipe.state_bytes() / 2**30:.1f}"
-
     found = configurations.recipes()
-    columns = {"bits of an image": bits, "parameters in millions": _parameters, "GiB of a step": memory}
-    machines = {recipe.taken()["machine"] for recipe in found.values() if recipe.taken()}
-    taken = (
-        "GiB of a step: the most memory that the process of one step at full size takes, with one image in 32 bits, "
-        f"{' and '.join(sorted(machines))}. Not taken: no step is recorded, for want of memory or time; weights, "
-        "gradients, moments and averages alone are more than the figure."
-    )
-    return "\n\n".join([_rows(found, "image", columns), wrapped([taken]), _differences(found, "image")])
+    columns = {"bits of an image": bits, "parameters in millions": _parameters}
+    return "\n\n".join([_rows(found, "image", columns), _differences(found, "image")])
 
 
 def recipe_steps() -> str:
@@ -189,14 +179,6 @@ def _parameters(recipe: Any) -> str:
     judges = numbers.pop("discriminators", 0)
     parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
     return f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
-        link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
-        judges = numbers.pop("discriminators", 0)
-        parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
-        size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
-        source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
-        lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
-        differences.append(f"- {link}: {_sentence(differs)}")
-    return "\n".join([*lines, "", wrapped(differences)])
 
 
 def _first_paragraph(docstring: str) -> str:

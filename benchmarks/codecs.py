@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,11 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     load = os.getloadavg()[0]
-    rows = [row for name in arguments.codecs for row in measure(name, arguments)]
+    rows = []
+    for name in arguments.codecs:
+        for cells in measure(name, arguments):
+            print(table_row(cells), flush=True)
+            rows.append(cells)
     command = (
         f"python benchmarks/codecs.py --codecs {' '.join(map(repr, arguments.codecs))} --seconds {arguments.seconds} "
         f"--batches {' '.join(map(str, arguments.batches))} --rounds {arguments.rounds} --threads {arguments.threads}"
@@ -115,19 +119,20 @@ def main(words: Sequence[str] | None = None) -> None:
     head = ["# Codecs beside transformers", "", *circumstances(command, "cpu", arguments.threads, load, versions), ""]
     lines = [table_row(HEADER), table_row(["---"] * 2 + ["---:"] * (len(HEADER) - 2)), *map(table_row, rows)]
     text = "\n".join([*head, *lines, ""])
-    print(text)
+    print("\n" + text)
     if arguments.output:
         write(arguments.output, text)
 
 
-def measure(name: str, arguments: argparse.Namespace) -> list[list[str]]:
-    """The rows of a codec."""
+def measure(name: str, arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """The rows of a codec, one after another."""
     with tempfile.TemporaryDirectory() as made:
         folders = build(CODECS[name], Path(made))
         sides = [load(name, side, folder) for side, folder in enumerate(folders)]
         calls = [("encode", batch) for batch in arguments.batches] + [("decode", batch) for batch in arguments.batches]
         calls += [("stream", 1)] if CODECS[name].start else []
-        return [row(name, call, batch, sides, folders, arguments) for call, batch in calls]
+        for call, batch in calls:
+            yield row(name, call, batch, sides, folders, arguments)
 
 
 def build(codec: Published, folder: Path) -> list[Path]:
@@ -161,14 +166,20 @@ def prepared(name: str, side: int, model: Any, call: str, waves: Tensor) -> Call
 def first_codes(config: Any, waves: Tensor) -> Tensor:
     """Random codes (B, levels, frames) of as many frames as the sound has."""
     levels = next(getattr(config, key) for key in ("n_codebooks", "num_quantizers") if hasattr(config, key))
-    frames = int(waves.shape[-1] / config.sampling_rate * config.frame_rate)
+    frames = waves.shape[-1] // hop_of(config)
     generator = torch.Generator().manual_seed(1)
     return torch.randint(config.codebook_size, (len(waves), levels, frames), generator=generator)
 
 
 def sound(config: Any, batch: int, seconds: int) -> Tensor:
-    """Noise (B, 1, T)."""
-    return 0.1 * torch.randn(batch, 1, seconds * config.sampling_rate, generator=torch.Generator().manual_seed(2))
+    """Noise (B, 1, T) of whole frames: of a broken one transformers' Mimi fills the end of every layer by itself."""
+    samples = seconds * config.sampling_rate // hop_of(config) * hop_of(config)
+    return 0.1 * torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(2))
+
+
+def hop_of(config: Any) -> int:
+    """Samples of a frame."""
+    return round(config.sampling_rate / config.frame_rate)
 
 
 @torch.no_grad()
@@ -178,8 +189,9 @@ def row(
     """Cells of `HEADER`."""
     waves = sound(CODECS[name].config, batch, arguments.seconds)
     if call == "stream":
+        results = [partial(streamed, name, side, model, waves) for side, model in enumerate(models)]
         seconds = [partial(stream, name, side, model, waves) for side, model in enumerate(models)]
-        memory, results = [None, None], [partial(streamed, name, side, model, waves) for side, model in enumerate(models)]
+        memory = [None, None]
     else:
         results = [prepared(name, side, model, call, waves) for side, model in enumerate(models)]
         seconds = [partial(timed, result) for result in results]
@@ -219,8 +231,7 @@ def steps(name: str, side: int, model: Any, waves: Tensor) -> Callable[[Tensor],
 
 def pieces(name: str, waves: Tensor) -> tuple[Tensor, ...]:
     """The sound in pieces of one frame."""
-    config = CODECS[name].config
-    return waves.split(round(config.sampling_rate / config.frame_rate), dim=-1)
+    return waves.split(hop_of(CODECS[name].config), dim=-1)
 
 
 def streamed(name: str, side: int, model: Any, waves: Tensor) -> Tensor:
@@ -244,9 +255,7 @@ def opened(side: int, model: Any) -> Any:
 
 
 @torch.no_grad()
-def measure_memory(
-    name: str, side: int, folder: Path, call: str, batch: int, seconds: int, threads: int
-) -> int | None:
+def measure_memory(name: str, side: int, folder: Path, call: str, batch: int, seconds: int, threads: int) -> int | None:
     """Bytes by which memory rises during the second call; to be run in a process of its own."""
     torch.set_num_threads(threads)
     return_freed_memory()

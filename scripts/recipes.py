@@ -92,15 +92,15 @@ class Recipe:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, on the meta device."""
-        built = _built(Tokenizer, self.config["model"]["init_args"]["tokenizer"])
-        assert isinstance(built, Tokenizer)
-        return built
+        made = built(Tokenizer, self.config["model"]["init_args"]["tokenizer"])
+        assert isinstance(made, Tokenizer)
+        return made
 
     @cached_property
     def discriminators(self) -> nn.ModuleList:
         """Those of the adversary, on the meta device."""
         adversary = self.config["model"]["init_args"].get("adversary") or {"init_args": {"discriminators": []}}
-        return nn.ModuleList(_built(list[Discriminator], adversary["init_args"]["discriminators"]))
+        return nn.ModuleList(built(list[Discriminator], adversary["init_args"]["discriminators"]))
 
     def parameters(self) -> dict[str, int]:
         """Numbers that training moves or keeps, by part: those of code vectors too where they are buffers.
@@ -213,7 +213,8 @@ def step(recipe: Recipe) -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
-def _built(annotation: Any, config: Any) -> Any:
+def built(annotation: Any, config: Any) -> Any:
+    """Parts of a configuration, on the meta device: of no weights, whatever their size."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=annotation)
     with torch.device("meta"), weights_follow():  # files of features are not read then

@@ -479,3 +479,19 @@ def test_strided_convolutions_are_those_of_dac_and_encodec(stride: int) -> None:
         cut = F.conv_transpose1d(latents, up.convolution.weight, up.convolution.bias, stride, padding=front)
     torch.testing.assert_close(up(latents[None])[0, :, : cut.shape[-1]], cut, rtol=0, atol=1e-12)
     assert cut.shape[-1] == 6 * stride - stride % 2
+
+
+@pytest.mark.parametrize("odd_zero_first", [True, False])
+@pytest.mark.parametrize(
+    ("taps", "stride", "dilation"), [(7, 1, 3), (4, 1, 1), (4, 2, 1), (7, 3, 1), (5, 5, 1), (10, 5, 1)]
+)
+def test_zeros_that_are_not_copied_are_zeros(taps: int, stride: int, dilation: int, odd_zero_first: bool) -> None:
+    sides = {"causal": False, "odd_zero_first": odd_zero_first}
+    x = torch.randn(2, 3, 4 * stride, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    there = Convolution1d(3, 5, taps, stride=stride, dilation=dilation, **sides).double()
+    around = F.pad(x, (there.before, there.after))
+    expected = F.conv1d(around, there.weight(), there.convolution.bias, stride, dilation=dilation)
+    torch.testing.assert_close(there(x), expected)
+    back = Deconvolution1d(3, 5, taps, stride=stride, **sides).double()
+    whole = F.conv_transpose1d(F.pad(x, (0, 1)), back.weight(), back.convolution.bias, stride)
+    torch.testing.assert_close(back(x), whole[..., back.cut : back.cut + x.shape[-1] * stride])

@@ -133,6 +133,11 @@ def test_weights_of_the_hub_are_fetched_once_and_not_where_a_state_follows(
         ({"name": "no_such_network"}, "name='no_such_network': expected a network of timm"),
         ({"name": "test_vit.no_such_tag"}, "expected a network of timm"),
         ({"name": "hf-hub:somebody/something"}, "expected a network of timm"),
+        (
+            {"name": "hiera_tiny_224"},
+            "'hiera_tiny_224': timm gives no normalized features of Hiera; take another",
+        ),
+        ({"name": "hieradet_small"}, "timm gives no normalized features of Hiera"),
         ({"layer": 9}, "layer=9: test_vit4 has layers 0 to 8, or -9 to -1"),
         ({"layer": -10}, "layer=-10: test_vit4 has layers 0 to 8"),
         ({"arguments": {"pretrained": True}}, "'pretrained' is timm's own; weights=... says where"),
@@ -156,12 +161,23 @@ def test_weights_of_another_network_are_refused_by_the_name_of_their_file(tmp_pa
     ("shape", "message"),
     [
         ((1, 3, 40, 32), "images of 40 x 32 pixels cannot be divided by the downsampling factor 16"),
+        ((0, 3, 32, 32), r"images has shape \(0, 3, 32, 32\): expected at least one image"),
         ((1, 1, 32, 32), r"images has shape \(1, 1, 32, 32\): expected \(B, 3, H, W\)"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TimmEncoder(NAME, weights=None, arguments={"img_size": 32})(torch.zeros(shape))
+
+
+def test_features_that_are_not_those_of_the_patches_are_refused() -> None:
+    """LeViT's last stage halves 14 x 14 to 7 x 7 and this to 4 x 4, which is no factor."""
+    with torch.device("meta"):
+        encoder = TimmEncoder("levit_128s", weights=None, layer=-1).eval()
+    encoder.downsampling_factor = 32
+    message = "224 x 224 pixels: layer 2 of levit_128s gives 4 x 4 features, not one for 32 x 32"
+    with pytest.raises(ValueError, match=message):
+        encoder(torch.zeros(1, 3, 224, 224, device="meta"))
 
 
 def test_message_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:

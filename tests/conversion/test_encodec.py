@@ -16,7 +16,7 @@ from trainers.run.bases import read_config
 from vqkit import AudioTokenizer, SegmentTokenizer, Tokenizer, convert
 from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.source import Source
-from vqkit.saving.config import from_config, to_config
+from vqkit.saving.config import to_config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning"),
@@ -181,7 +181,7 @@ def test_usage_is_taken_over_and_stages_learn_as_in_the_recipe(tmp_path) -> None
         assert torch.equal(stage.codebook.usage, size) and stage.losses[0].weight == 1.0
 
 
-@pytest.mark.parametrize("kind", ["release, 24 kHz", "release, 48 kHz"])
+@pytest.mark.parametrize("kind", few(["release, 24 kHz", "release, 48 kHz"], "release, 48 kHz"))
 @torch.no_grad()
 def test_forward_gives_the_sound_of_the_release(kind, tmp_path) -> None:
     found, wave = upstream(kind)
@@ -258,8 +258,11 @@ def test_models_of_the_published_sizes_have_an_entry_for_each_weight(music) -> N
     if not music:
         recipe = read_config(RECIPE)["model"]["init_args"]["tokenizer"]["init_args"]
         for part in ("encoder", "decoder"):
-            ours = to_config(from_config(recipe[part]))
-            assert ours == to_config(tokenizer.get_submodule(part))
+            ours = to_config(tokenizer.get_submodule(part))["init_args"]
+            for name, value in recipe[part]["init_args"].items():
+                factory = {"activation": "factory", "transformer": "init_args"}.get(name)
+                stated = value["init_args"] if name == "transformer" else value
+                assert stated == (ours[name] if factory is None else ours[name][factory]), name
 
 
 @pytest.mark.slow

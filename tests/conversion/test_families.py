@@ -17,17 +17,25 @@ from trainers.core.checkpoints import saved_tokenizer
 from trainers.run.origin import Origin
 from vqkit import Tokenizer, convert
 from vqkit.conversion import (
+    DAC,
     FQGAN,
+    SNAC,
     DiffusersVQModel,
+    EnCodec,
     Family,
     LlamaGenVQ,
     MaskGITVQGAN,
+    Mimi,
     OpenMAGVIT2,
     SeedVokenIBQ,
     SimVQImage,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersDAC,
+    TransformersMimi,
+    TransformersWavTokenizer,
     VARAutoencoder,
+    WavTokenizer,
 )
 from vqkit.conversion.converting import FAMILIES, family_of
 from vqkit.conversion.source import Source
@@ -179,6 +187,9 @@ def test_the_round_is_made_with_every_family() -> None:
         model(pictures())
         found |= set() if kind in FURTHER else {family or family_of(Source(Path("none"), model.checkpoint(), {}, None))}
     of_their_own = {TATiTokFamily, TiTok}  # `test_titok.py`
+    # And those of sound: `test_dac.py`, `test_snac.py`, `test_encodec.py`, `test_mimi.py`, `test_wavtokenizer.py`.
+    of_their_own |= {DAC, TransformersDAC, SNAC, EnCodec, Mimi, TransformersMimi}
+    of_their_own |= {WavTokenizer, TransformersWavTokenizer}
     assert {type(family) for family in found} | of_their_own == {*FAMILIES}
 
 

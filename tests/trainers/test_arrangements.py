@@ -13,14 +13,15 @@ from vqkit import BaseQuantizer, MultiScaleQuantizer
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name in ARRANGEMENTS if name not in WORDS]
+CONFIGS = {"image": "image/quickstart", "audio": "audio/speech"}
 KINDS = {"image": (2, 32, 16, 16), "audio": (2, 64, 32)}
 parser = ArgumentParser(exit_on_error=False)
 parser.add_subclass_arguments(BaseQuantizer, "quantizer")
 
 
 def config_of(kind, quantizer=None):
-    """A model of a quickstart, with all arguments of its quantizer, or of another one."""
-    model = read_config(ROOT / f"configs/{kind}/quickstart.yaml")["model"]
+    """A model, with all arguments of its quantizer, or of another one."""
+    model = read_config(ROOT / f"configs/{CONFIGS[kind]}.yaml")["model"]
     tokenizer = model["init_args"]["tokenizer"]["init_args"]
     tokenizer["quantizer"] = parser.parse_object({"quantizer": quantizer or tokenizer["quantizer"]}).as_dict()[
         "quantizer"

@@ -255,8 +255,7 @@ def test_mimi_has_the_published_taps():
     """Seven first and three last, in the encoder as in the decoder; `kernel_size` is that of the end at the audio."""
     parts = read_config(CONFIGS["audio/mimi_24khz"])["model"]["init_args"]["tokenizer"]["init_args"]
     taps = {
-        part: [parts[part]["init_args"].get(f"{end}kernel_size", 7) for end in ("", "latent_")]
-        for part in parts
-        if "coder" in part
+        part: [parts[part]["init_args"][part]["init_args"][f"{end}kernel_size"] for end in ("", "latent_")]
+        for part in ("encoder", "decoder")
     }
     assert taps == {"encoder": [7, 3], "decoder": [3, 7]}

@@ -19,7 +19,7 @@ from trainers.audio import (
     SpeechTeacher,
     WaveformL1,
 )
-from trainers.core import Adversary, LossBalancer
+from trainers.core import Adversary
 from vqkit import FeatureSplitQuantizer, GroupedQuantizer, Quantizer, ResidualQuantizer, SplitQuantizer
 
 pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
@@ -175,8 +175,6 @@ def test_what_does_not_fit_is_refused(teacher, folders) -> None:
     task = make_audio_task(make_codec(), objectives=[WaveformL1(), make_distillation(teacher, frame_rate=50.0)])
     with pytest.raises(ValueError, match=r"'distillation' has frame_rate=50\.0, but the tokenizer has 1000.0"):
         make_trainer(max_steps=1).fit(task, datamodule=Sounds(4))
-    with pytest.raises(ValueError, match="balancer with an objective that trains parameters"):
-        make_audio_task(objectives=[WaveformL1(), make_distillation(teacher)], balancer=LossBalancer())
 
 
 # ------------------------------------------------------------------ of reconstructions

@@ -212,7 +212,7 @@ def test_third_octaves_share_every_frequency_between_their_borders() -> None:
 def test_envelope_correlation_hears_no_level_and_no_phase() -> None:
     noise, other = 0.1 * torch.randn(2, 1, 1, 16_000)
     objective = EnvelopeCorrelation(RATE)
-    # An energy of about 0.01 * 410 * 3 / 8 for each frequency of a band; the floor of 1e-6 changes a root by its millionth.
+    # An energy of about 0.01 * 410 * 3 / 8 for each frequency of a band: the floor changes its root by a millionth.
     assert objective(noise, -0.5 * noise) < 1e-6
     assert objective(noise, other) > 0.5
 

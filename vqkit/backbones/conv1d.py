@@ -27,6 +27,7 @@ from vqkit.backbones.mdct import blocked_basis, lapped_basis
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.sizes import LARGEST_SIZE, check_positive
+from vqkit.backbones.tails import DropLast1d, FillLast1d, missing_at_end
 from vqkit.backbones.temporal import (
     Convolution1d,
     Deconvolution1d,
@@ -68,9 +69,8 @@ class ConvEncoder1d(Configured, nn.Module):
             and EnCodec. Tokenizers of vqkit 0.1 had it behind. Give the decoder the same.
         padding_mode: what convolutions see beyond the ends of a recording: zeros, as in DAC and Mimi, the mirrored
             recording, as in EnCodec, or its first and last sample. Mirrored, the first frames depend on samples as far
-            behind them as the others look back, and the first chunk of a stream needs `latent_kernel_size` frames or
-            as many as other layers mirror. T may then be any number, if the model has no patches and no linear path:
-            the last stride of each layer is filled up in the same way.
+            behind them as the others look back, and a stream begins with `first_frames` at once. Without zeros, T may
+            be any number, if the model has no patches and no linear path: the last stride of each layer is filled up.
         convolved_skip: whether the skip of a residual unit is a convolution of one tap, as in EnCodec's released
             models; otherwise it is the identity.
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
@@ -83,6 +83,7 @@ class ConvEncoder1d(Configured, nn.Module):
         downsampling_factor: f, samples per frame.
         causal: as given.
         fills_frames: whether T may be any number.
+        first_frames: how many the first chunk of a stream has to hold; 1 but for mirrored samples.
         context: samples before the first and after the last of its own f on which a frame depends; None without
             bound, or if the transformer does not tell (it has no `reach`).
 
@@ -147,6 +148,7 @@ class ConvEncoder1d(Configured, nn.Module):
         self.layers = TemporalSequence(*layers)
         _check_activations(self.layers, causal)
         self.linear = _analysis(in_channels, dim, self.downsampling_factor, sides) if linear_path else None
+        self.first_frames = _first_frames(self.layers, self.downsampling_factor)
         reach = _reach(self.layers, self.linear, bottleneck, 0)
         last = self.downsampling_factor - 1
         self.context = None if reach is None else _with_mirrored((-reach[0], reach[1] - last), padding_mode)
@@ -182,13 +184,15 @@ class ConvDecoder1d(Configured, nn.Module):
         output_activation: builds what the sum is passed through, such as `Tanh` in DAC. None, as in EnCodec and Mimi: a
             hyperbolic tangent bends loud recordings, which the linear path reconstructs as they are, and its gradient
             vanishes where they clip.
+        drops_odd_last: whether a transposed convolution of odd stride drops its last sample, as in DAC at 16 and 24
+            kHz. What is missing at the end of the sound, 8 samples there, is filled with zeros.
 
     Attributes:
         out_channels: as given.
         context: frames before and after on which the samples of a frame depend; None as in `ConvEncoder1d`.
 
     Raises:
-        ValueError: if a size is not positive or does not fit.
+        ValueError: if a size is not positive or does not fit, or a causal decoder is to drop samples.
     """
 
     channel_dim = 1
@@ -212,6 +216,7 @@ class ConvDecoder1d(Configured, nn.Module):
         causal: bool = False,
         linear_path: bool = False,
         output_activation: Callable[[int], nn.Module] | None = None,
+        drops_odd_last: bool = False,
         odd_zero_first: bool = True,
         padding_mode: PaddingMode = "zeros",
         convolved_skip: bool = False,
@@ -221,6 +226,8 @@ class ConvDecoder1d(Configured, nn.Module):
         check_positive(
             out_channels=out_channels, dim=dim, kernel_size=kernel_size, latent_kernel_size=latent_kernel_size
         )
+        if drops_odd_last and causal:
+            raise ValueError("drops_odd_last=True with causal=True: expected one, since a stream has no end to drop at")
         widths = _widths(channels, max_channels, strides, patch_size)
         sides: dict[str, Any] = {"causal": causal, "odd_zero_first": odd_zero_first}
         shared = sides | {"padding_mode": padding_mode, "normalization": normalization}
@@ -239,16 +246,20 @@ class ConvDecoder1d(Configured, nn.Module):
             width, stride = widths[level], strides[level]
             layers.append(activation(widths[level + 1]))
             layers.append(deconvolution(widths[level + 1], width, 2 * stride, stride=stride))
+            layers += [DropLast1d()] if drops_odd_last and stride % 2 else []
             layers += units(width)
         gain = _last_gain(linear_path, normalization)
         layers += [activation(widths[0])]
         layers += [convolution(widths[0], out_channels * patch_size, kernel_size, gain=gain)]
         self.output_layer = f"layers.{len(layers) - 1}"
         layers += [FromPatches1d(patch_size)] if patch_size > 1 else []
+        missing = missing_at_end(strides[::-1]) * patch_size if drops_odd_last else 0
+        layers += [FillLast1d(missing)] if missing else []
         self.layers = TemporalSequence(*layers)
         _check_activations(self.layers, causal)
         self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None
         self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
+        self.first_frames = _first_frames(self.layers, 1)
         reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
         self.context = None if reach is None else _with_mirrored((-reach[0], reach[1]), padding_mode)
 
@@ -329,6 +340,22 @@ def _reach(
 def _with_mirrored(context: Interval, padding_mode: PaddingMode) -> Interval:
     """The context of frames at the ends too: what lies before the first is a mirror image of what comes after it."""
     return (max(context), max(context)) if padding_mode == "reflect" else context
+
+
+def _first_frames(layers: TemporalSequence, rate: int) -> int:
+    """Frames that each layer can mirror the beginning of; `rate` time steps of the first layer's input make one."""
+    frames = 1
+    for layer in layers:
+        for part in layer.modules():
+            if isinstance(part, Convolution1d) and part.padding_mode == "reflect":
+                frames = max(frames, part.before // rate + 1)
+        if isinstance(layer, Convolution1d):
+            rate //= layer.stride
+        elif isinstance(layer, Deconvolution1d):
+            rate *= layer.stride
+        elif isinstance(layer, ToPatches1d):
+            rate //= layer.patch_size
+    return frames
 
 
 def _analysis(channels: int, dim: int, hop_length: int, sides: dict[str, Any]) -> Convolution1d:

@@ -38,8 +38,8 @@ class WindowedTransformer(Configured, nn.Module):
 
     Source: Defossez et al. 2024, "Moshi" (arXiv:2410.00037), section 3.3.1: 8 layers, 8 heads, LayerScale 0.01, GELU,
     causal, a context of 250 frames (`context_frames=249`: they count the own frame).
-    Differs: it stands at the widest convolution, not behind the projection to the latents, whose `dim` may be small; to
-    have it as wide as theirs, give the model `max_channels=512`.
+    Differs: in `ConvEncoder1d` it stands at the widest convolution, not behind the projection to the latents, whose
+    `dim` may be small; `ResampledEncoder1d` (`vqkit.backbones.resampled`) has it where theirs is.
     """
 
     def __init__(

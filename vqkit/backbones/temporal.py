@@ -87,10 +87,12 @@ class Convolution1d(FilterLayer):
         kernel_size: taps; with their dilation they span at least `stride` samples.
         stride: samples per output.
         dilation: samples between two taps.
+        groups: into which channels are split, each convolved by itself; as many as channels is a depthwise convolution.
         causal: whether output t ends at input (t + 1) stride - 1; otherwise it is centred on its stride.
         odd_zero_first: see `padding`.
         padding_mode: what stands before the first and behind the last sample, see `edges`.
         normalization: builds one of the outputs from their number of channels; None: weight norm in its place.
+        bias: whether outputs have one.
         gain: scale of the first weights. At 1 the output has the variance of a white input; at 0 all is zero, and there
             is no weight norm, which has no direction to keep.
 
@@ -106,10 +108,12 @@ class Convolution1d(FilterLayer):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         causal: bool,
         odd_zero_first: bool = True,
         padding_mode: PaddingMode = "zeros",
         normalization: Normalization | None = None,
+        bias: bool = True,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -119,19 +123,29 @@ class Convolution1d(FilterLayer):
         self.padding_mode: PaddingMode = padding_mode
         self.stride = stride
         self.dilation = dilation
+        self.groups = groups
         self.span = (kernel_size - 1) * dilation + 1
         if self.span < stride:
             raise ValueError(f"kernel_size={kernel_size} spans {self.span} samples: expected at least stride={stride}")
         self.before, self.after = padding(self.span - stride, causal, odd_zero_first=odd_zero_first)
-        convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
-        self.convolution = started(convolution, in_channels * kernel_size, gain, weight_normed=normalization is None)
+        self.both_ends = padding_mode == "zeros" and 0 <= self.before - self.after < stride
+        convolution = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride=stride, dilation=dilation, groups=groups, bias=bias
+        )
+        self.convolution = started(
+            convolution, in_channels // groups * kernel_size, gain, weight_normed=normalization is None
+        )
         self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T / stride)."""
-        missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
-        x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
-        outputs = F.conv1d(x, self.weight(), self.convolution.bias, self.stride, dilation=self.dilation)
+        # Zeros that the convolution puts at both ends itself need no copy; it may have one behind that no output sees.
+        zeros = self.before if self.stream is None and self.both_ends else 0
+        if not zeros:
+            missing = 0 if self.padding_mode == "zeros" else -x.shape[-1] % self.stride
+            x = self.preceded(x, self.before, after=self.after + missing, mode=self.padding_mode)
+        filters, bias = self.weight(), self.convolution.bias
+        outputs = F.conv1d(x, filters, bias, self.stride, zeros, self.dilation, self.groups)
         return self.normalization(outputs)
 
     def reach(self, first: int, last: int) -> Interval | None:
@@ -156,6 +170,8 @@ class Deconvolution1d(FilterLayer):
         odd_zero_first: as in `Convolution1d`.
         normalization: as in `Convolution1d`; it sees all outputs of the transposed convolution, as in EnCodec, and
             those that are too many at the ends are dropped behind it.
+        groups: of channels that do not see each other; weight norm is then of each input channel.
+        bias: as in `Convolution1d`.
         gain: as in `Convolution1d`.
 
     Differs: DAC drops (stride + 1) / 2 outputs at both ends where the stride is odd, so that its last one is missing;
@@ -175,6 +191,8 @@ class Deconvolution1d(FilterLayer):
         causal: bool,
         odd_zero_first: bool = True,
         normalization: Normalization | None = None,
+        groups: int = 1,
+        bias: bool = True,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -185,18 +203,29 @@ class Deconvolution1d(FilterLayer):
         self.kernel_size = kernel_size
         # Outputs of the full convolution that are dropped in front; centred, this is the transpose of `Convolution1d`.
         self.cut = 0 if causal else padding(kernel_size - stride, causal, odd_zero_first=odd_zero_first)[0]
+        # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some if asked.
+        self.missing = max(stride + 2 * self.cut - kernel_size, 0)
+        self.drops = normalization is None and self.missing < stride
         # Of inputs that a stream keeps; where all outputs are normalized there is none, and zeros would be among them.
         self.before = (kernel_size - 1 - self.cut) // stride if normalization is None else 0
-        convolution = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride=stride)
-        fan_in = in_channels * kernel_size / stride
-        self.convolution = started(convolution, fan_in, gain, axis=1, weight_normed=normalization is None)
+        convolution = nn.ConvTranspose1d(
+            in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias
+        )
+        fan_in = in_channels // groups * kernel_size / stride
+        self.convolution = started(
+            convolution, fan_in, gain, axis=int(groups == 1), weight_normed=normalization is None
+        )
         self._build_normalization(normalization, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T stride)."""
+        weight, bias, groups = self.weight(), self.convolution.bias, self.convolution.groups
+        if self.stream is None and self.drops:  # nothing is computed to be dropped
+            outputs = F.conv_transpose1d(x, weight, bias, self.stride, self.cut, self.missing, groups)
+            return outputs.narrow(-1, 0, x.shape[-1] * self.stride)
         # A stream keeps inputs and not the tail of the outputs, which would have the bias twice.
         x_before = self.preceded(x, self.before)
-        outputs = F.conv_transpose1d(x_before, self.weight(), self.convolution.bias, self.stride)
+        outputs = F.conv_transpose1d(x_before, weight, bias, self.stride, groups=groups)
         return self.normalization(outputs).narrow(-1, self.cut + self.before * self.stride, x.shape[-1] * self.stride)
 
     def reach(self, first: int, last: int) -> Interval | None:
@@ -268,12 +297,13 @@ def started(
     arXiv:1602.07868).
 
     Args:
-        convolution: with `weight` and `bias`.
+        convolution: with `weight`, and `bias` or none.
         fan_in: products per output.
         gain: 0 gives zeros, without weight norm, which would divide 0 by 0.
         axis: of the output channels.
         weight_normed: whether there is weight norm at all.
     """
-    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
     nn.init.normal_(convolution.weight, std=gain / math.sqrt(fan_in))
     return weight_norm(convolution, dim=axis) if gain and weight_normed else convolution

@@ -17,6 +17,9 @@ from vqkit.saving.config import Configured, weights_will_follow
 from vqkit.saving.files import named
 from vqkit.saving.weights import BY_PATH, Weights, hub_file, read_state
 
+WITHOUT_NORM = ("hiera", "hieradet_sam2")
+"""Modules of timm with networks of which it normalizes no features."""
+
 
 class TimmEncoder(Configured, nn.Module):
     """Images (B, 3, H, W) to latents (B, dim, H / f, W / f): features of one layer of a network of timm.
@@ -43,8 +46,9 @@ class TimmEncoder(Configured, nn.Module):
         downsampling_factor: f, such as the size of a patch.
 
     Raises:
-        ValueError: timm is not installed, has no such network, or this one gives no features of its layers; weights
-            cannot be had or do not fit; there is no such layer; in `forward` if the images do not fit the network.
+        ValueError: timm is not installed, has no such network, or this one gives no features of its layers, or none
+            that are normalized; weights cannot be had or do not fit; there is no such layer; in `forward` if there are
+            no images, if they do not fit the network, or if its features are not what timm says of them.
     """
 
     channel_dim = 1
@@ -63,6 +67,7 @@ class TimmEncoder(Configured, nn.Module):
     ) -> None:
         super().__init__()
         published = published_timm(name)
+        _check_normalizes(name)
         file = None if weights is None or weights_will_follow() else weights.find(partial(timm_file, name))
         with named(file) if file else nullcontext():
             network = build_timm(name, arguments or {}, read_state(file) if file else None)
@@ -71,7 +76,7 @@ class TimmEncoder(Configured, nn.Module):
         layers = len(network.feature_info)
         if not -layers <= layer < layers:
             raise ValueError(f"layer={layer}: {name} has layers 0 to {layers - 1}, or -{layers} to -1")
-        self.layer = layer % layers
+        self.name, self.layer = name, layer % layers
         network.prune_intermediate_layers([self.layer], prune_norm=False, prune_head=True)
         found = network.feature_info[self.layer]
         self.network = network
@@ -89,6 +94,7 @@ class TimmEncoder(Configured, nn.Module):
         (features,) = self.network.forward_intermediates(
             normalized, indices=[self.layer], norm=True, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
+        self._check_features(images, features)
         return self.projection(features)
 
     def _check(self, images: Tensor) -> None:
@@ -96,6 +102,11 @@ class TimmEncoder(Configured, nn.Module):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}: expected (B, {self.in_channels}, H, W); for one image add a"
                 " batch axis with images[None]"
+            )
+        if not images.shape[0]:
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}: expected at least one image, since most networks of timm "
+                "cannot run without; leave the batch out"
             )
         height, width = images.shape[-2:]
         if height % self.downsampling_factor or width % self.downsampling_factor:
@@ -108,6 +119,15 @@ class TimmEncoder(Configured, nn.Module):
             raise ValueError(
                 f"images of {height} x {width} pixels: the network is built for {patches.img_size[0]} x"
                 f" {patches.img_size[1]}; give arguments={{'img_size': ...}}, or {{'dynamic_img_size': True}} for any"
+            )
+
+    def _check_features(self, images: Tensor, features: Tensor) -> None:
+        height, width = (side // self.downsampling_factor for side in images.shape[-2:])
+        if not torch.compiler.is_compiling() and features.shape[2:] != (height, width):
+            raise ValueError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels: layer {self.layer} of {self.name} gives "
+                f"{features.shape[2]} x {features.shape[3]} features, not one for {self.downsampling_factor} x "
+                f"{self.downsampling_factor} pixels, as timm says of it; take another layer or network"
             )
 
 
@@ -166,6 +186,13 @@ def timm_file(name: str, tag: str | None) -> Path:
     if published is None or not published.hf_hub_id:
         raise ValueError(f"name={name!r}, tag={tag!r}: timm has no such weights on the hub; give a file, {BY_PATH}")
     return hub_file(published.hf_hub_id, published.hf_hub_filename or "model.safetensors")
+
+
+def _check_normalizes(name: str) -> None:
+    from timm.models import is_model_in_modules
+
+    if is_model_in_modules(name, WITHOUT_NORM):
+        raise ValueError(f"name={name!r}: timm gives no normalized features of Hiera; take another network")
 
 
 def _pretrained(name: str) -> Any:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from vqkit.conversion.dac import DAC, TransformersDAC
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
@@ -11,13 +12,16 @@ from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import UNKNOWN, check_accepted
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.mimi import Mimi, TransformersMimi
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.published import Fetched, published
 from vqkit.conversion.simvq import SimVQImage
+from vqkit.conversion.snac import SNAC
 from vqkit.conversion.source import Source, read_source
 from vqkit.conversion.taming import TamingGumbelVQGAN, TamingVQGAN
 from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
+from vqkit.conversion.wavtokenizer import TransformersWavTokenizer, WavTokenizer
 from vqkit.saving.pretrained import check_replaceable
 from vqkit.tokenizers.tokenizer import Tokenizer
 
@@ -33,8 +37,15 @@ FAMILIES: tuple[type[Family], ...] = (
     SeedVokenIBQ,
     MaskGITVQGAN,
     EnCodec,
+    Mimi,
+    TransformersMimi,
     TamingGumbelVQGAN,
     TamingVQGAN,
+    TransformersDAC,
+    DAC,
+    SNAC,
+    WavTokenizer,
+    TransformersWavTokenizer,
 )
 """The first whose telltale is there: key trees of later ones are parts of those before them."""
 

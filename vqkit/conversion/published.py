@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from vqkit.conversion.dac import TransformersDAC
 from vqkit.conversion.diffusers_vq import DiffusersVQModel
 from vqkit.conversion.encodec import EnCodec
 from vqkit.conversion.family import Family
@@ -17,10 +18,13 @@ from vqkit.conversion.ibq import SeedVokenIBQ
 from vqkit.conversion.licenses import MODEL_CARD, check_accepted, is_non_commercial, license_of
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.maskgit import MaskGITVQGAN
+from vqkit.conversion.mimi import Mimi, TransformersMimi
 from vqkit.conversion.open_magvit2 import OpenMAGVIT2
 from vqkit.conversion.simvq import SimVQImage
+from vqkit.conversion.snac import SNAC
 from vqkit.conversion.titok import TATiTok, TiTok
 from vqkit.conversion.var import VARAutoencoder
+from vqkit.conversion.wavtokenizer import WavTokenizer
 from vqkit.saving.hub import snapshot
 from vqkit.saving.pretrained import CONFIG_NAME, WEIGHTS_NAME
 
@@ -109,7 +113,11 @@ FQGAN_FILES = "github.com/showlab/FQGAN, README"
 IBQ = "github.com/TencentARC/SEED-Voken, docs/IBQ.md"
 MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
 TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
+SNAC_CODE = "github.com/hubertsiuzdak/snac, README and snac/snac.py"
+CANDLE = "github.com/huggingface/candle, candle-examples/examples/{}/main.rs"
+WAVTOKENIZER = "github.com/jishengpeng/WavTokenizer, README"
 LISTED = "huggingface.co/{}, its list of files"
+TRANSFORMERS_TESTS = "github.com/huggingface/transformers, tests/models/{0}/test_modeling_{0}.py"
 
 _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
     ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", LlamaGenVQ(), "mit", LLAMAGEN),
@@ -182,8 +190,31 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
         )
     ),
     *(
-        (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", LISTED.format(f"facebook/encodec_{rate}khz"))
+        (f"descript/dac_{rate}khz", WEIGHTS_NAME, TransformersDAC(), "mit", LISTED.format(f"descript/dac_{rate}khz"))
+        for rate in (16, 24, 44)
+    ),
+    *((f"hubertsiuzdak/snac_{rate}khz", "pytorch_model.bin", SNAC(), "mit", SNAC_CODE) for rate in (24, 32, 44)),
+    *(
+        (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", TRANSFORMERS_TESTS.format("encodec"))
         for rate in (24, 48)
+    ),
+    ("kyutai/mimi", WEIGHTS_NAME, TransformersMimi(), "cc-by-4.0", CANDLE.format("mimi")),
+    *(
+        (repository, "tokenizer-e351c8d8-checkpoint125.safetensors", Mimi(), "cc-by-4.0", LISTED.format(repository))
+        for repository in ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
+    ),
+    *(
+        ("novateur/WavTokenizer", f"WavTokenizer_small_{hop}_24k_4096.ckpt", WavTokenizer(), "mit", WAVTOKENIZER)
+        for hop in (600, 320)
+    ),
+    *(
+        (f"novateur/WavTokenizer-{name}", file, WavTokenizer(), "mit", LISTED.format(f"novateur/WavTokenizer-{name}"))
+        for name, file in (
+            ("medium-speech-75token", "wavtokenizer_medium_speech_320_24k.ckpt"),
+            ("medium-speech-75token", "wavtokenizer_medium_speech_320_24k_v2.ckpt"),
+            ("large-unify-40token", "wavtokenizer_large_unify_600_24k.ckpt"),
+            ("large-speech-75token", "wavtokenizer_large_speech_320_v2.ckpt"),
+        )
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from vqkit.saving.pickles import read_pickle
 from vqkit.saving.pretrained import CONFIG_NAME, MOST_ENTRIES, WEIGHTS_NAME
 from vqkit.saving.sizes import FLOATING, check_finite
 
-WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", WEIGHTS_NAME)
+WEIGHTS_NAMES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    WEIGHTS_NAME,
+    "pytorch_model.bin",
+)
 """In a folder of diffusers, or of the package huggingface_hub; the first that is there."""
 HOLDERS = ("ema", "model", "state_dict")
 """Entries of a training checkpoint that hold a state dict, averaged weights first."""
@@ -59,12 +64,14 @@ class Source:
         config: content of a `config.json` beside them, which is read once a family asks for it: repositories have files
             of this name for other ends, and not all are JSON.
         license: of the model card beside them, in its words; None without one.
+        metadata: what a checkpoint says of itself, unchecked plain values; {} where there is nothing.
     """
 
     file: Path
     state: Mapping[str, Tensor]
     config: Mapping[str, Any]
     license: str | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:
         return name in self.state
@@ -120,7 +127,8 @@ def read_source(path: Path) -> Source:
                 "that holds its tensors"
             )
         check_finite(state)
-    return Source(file, state, ConfigFile(file.parent / CONFIG_NAME), license_of(file.parent / MODEL_CARD))
+    config, license = ConfigFile(file.parent / CONFIG_NAME), license_of(file.parent / MODEL_CARD)
+    return Source(file, state, config, license, _metadata(content))
 
 
 def _file_of(path: Path) -> Path:
@@ -132,6 +140,12 @@ def _file_of(path: Path) -> Path:
     raise FileNotFoundError(
         f"source={str(path)!r}: expected a file of weights, or a folder with one of {', '.join(WEIGHTS_NAMES)}"
     )
+
+
+def _metadata(content: Any) -> Mapping[str, Any]:
+    """What a checkpoint says of itself beside its state dict."""
+    said = content.get("metadata") if isinstance(content, Mapping) else None
+    return said if isinstance(said, Mapping) else {}
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:

@@ -53,6 +53,16 @@ def filter_entries(source: Source, target: str, layer: nn.Module, name: str) -> 
         yield Entry(f"{target}.bias", {f"{name}.bias": tuple(layer.bias.shape)})
 
 
+def filter_shape(source: Source, name: str) -> tuple[int, ...]:
+    """The shape of a published layer's filters, (outputs, inputs, taps) of a convolution.
+
+    Raises:
+        ValueError: there are none, or they have another number of axes.
+    """
+    names = [f"{name}.{v}" for _, v in NAMES]
+    return source.shape(next((v for v in names if v in source), f"{name}.weight"), 3)
+
+
 def folded(*parts: Tensor) -> Tensor:
     """The filters of a published layer: its weight, or v g / |v| of (g, v), where 0 / 0 is 0."""
     if len(parts) == 1:

@@ -22,7 +22,8 @@ class AudioTokenizer(Tokenizer):
 
     Waveforms of any length are filled with zeros to whole frames, and reconstructions cut back to it; to whole steps of
     frames with a `MultiRateQuantizer`, as SNAC does, and with a `MultiScaleQuantizer`, whose steps are as long as its
-    last scale. What several blocks or a stream give by such a one is joined with `join`.
+    last scale, and to whole windows of an encoder that fills them (`fills_windows`). What several blocks or a stream
+    give in whole steps is joined with `join`.
 
     Three ways to use a trained one, with the same codes:
 
@@ -88,6 +89,7 @@ class AudioTokenizer(Tokenizer):
         self._pending: Tensor | None = None
         self._is_streaming = False
         self._ended = False
+        self._held_back = 0  # samples that a stream waits for before its first frames
 
     @property
     def frame_rate(self) -> float:
@@ -157,7 +159,8 @@ class AudioTokenizer(Tokenizer):
 
         Returns:
             int64 (B, frames), with composites (B, frames, levels); at once, frames is T / downsampling_factor rounded
-            up, T counted after resampling. With a `MultiRateQuantizer` or `MultiScaleQuantizer` (B, L), in its order.
+            up, T counted after resampling, or filled up further (see the class). With a `MultiRateQuantizer` or
+            `MultiScaleQuantizer` (B, L), in its order.
 
         Raises:
             ValueError: shape or number of channels do not fit, there are no samples or one is not finite, another
@@ -229,6 +232,7 @@ class AudioTokenizer(Tokenizer):
             )
         with torch.no_grad(), streaming(self.encoder), streaming(self.decoder):
             self._pending, self._is_streaming, self._ended = None, True, False
+            self._held_back = properties_of(self.encoder).first_frames * self.downsampling_factor
             try:
                 yield self
             finally:
@@ -236,16 +240,22 @@ class AudioTokenizer(Tokenizer):
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """End of a stream: the indices of samples that do not fill a step, with zeros behind; one step or none.
+        """End of a stream: the indices of what waited, with zeros behind to whole steps; mostly one step or none.
 
         Raises:
-            ValueError: outside of `streaming()`, before the first chunk, or a second time.
+            ValueError: outside of `streaming()`, before the first chunk, or a second time; or the stream was too short
+                for a model that mirrors its beginning.
         """
         if self._pending is None:
             raise ValueError(
                 "flush ends a stream: call it once, inside of `with codec.streaming():` after the last chunk"
             )
         rest, self._pending, self._ended = self._pending, None, True
+        if 0 < rest.shape[-1] <= self._held_back - self._samples_per_step:
+            raise ValueError(
+                f"the stream ends after {rest.shape[-1]} samples, and the model mirrors the first {self._held_back} of"
+                " a recording in front of it: encode so short a recording at once, outside of streaming()"
+            )
         return self._indices(self._whole_frames(rest)) if rest.shape[-1] else self._no_frames(len(rest))
 
     def _encode_chunk(self, wave: Tensor) -> Tensor:
@@ -258,6 +268,7 @@ class AudioTokenizer(Tokenizer):
             )
         joined = wave if self._pending is None else torch.cat([self._pending, wave], dim=-1)
         whole = joined.shape[-1] // self._samples_per_step * self._samples_per_step
+        whole, self._held_back = (whole, 0) if whole >= self._held_back else (0, self._held_back)
         self._pending = joined[..., whole:]
         return self._indices(joined[..., :whole]) if whole else self._no_frames(len(wave))
 
@@ -291,7 +302,9 @@ class AudioTokenizer(Tokenizer):
         context, hop = self._encoding_context, self.downsampling_factor
         frames = None if context is None else (math.ceil(context[0] / hop), math.ceil(context[1] / hop))
         pieces = map(self._checked, chunks)
-        steps = self._run_blocks(pieces, self._rows, frames, frames_per_block, self._samples_per_step, out_dim=1)
+        whole = self._frames_filled
+        axes = {"out_per_hop": whole // self.frames_per_step, "out_dim": 1}
+        steps = self._run_blocks(pieces, self._rows, frames, frames_per_block, whole, whole * hop, **axes)
         yield from map(self.quantizer.deinterleave, steps)
 
     @torch.no_grad()
@@ -310,9 +323,8 @@ class AudioTokenizer(Tokenizer):
         """
         rows = map(self.quantizer.interleave, blocks)
         context = properties_of(self.decoder).context
-        yield from self._run_blocks(
-            rows, self._sound_of_rows, context, frames_per_block, dim=1, out_per_hop=self._samples_per_step
-        )
+        axes = {"dim": 1, "out_per_hop": self._samples_per_step}
+        yield from self._run_blocks(rows, self._sound_of_rows, context, frames_per_block, self.frames_per_step, **axes)
 
     def _rows(self, wave: Tensor) -> Tensor:
         """`_indices` in the order of time."""
@@ -328,17 +340,19 @@ class AudioTokenizer(Tokenizer):
         run: Callable[[Tensor], Tensor],
         context: tuple[int, int] | None,
         frames_per_block: int,
-        step_length: int = 1,
+        hop: int,
+        hop_length: int = 1,
         **axes: int,
     ) -> Iterator[Tensor]:
-        """`run` over blocks of whole steps of frames.
+        """`run` over blocks of whole hops of frames.
 
         Args:
             pieces: see `run_in_blocks`.
-            run: see `run_in_blocks`; a hop is a step.
+            run: see `run_in_blocks`.
             context: frames before and after; None without bound.
             frames_per_block: at least so many.
-            step_length: of a step along the axis of the pieces.
+            hop: frames of one.
+            hop_length: of one along the axis of the pieces.
             axes: see `run_in_blocks`.
         """
         if frames_per_block < 1:
@@ -349,11 +363,10 @@ class AudioTokenizer(Tokenizer):
                 "blocks need a bounded context, and this model has none: use encode and decode on the whole recording, "
                 "or a backbone whose attention has a window"
             )
-        step = self.frames_per_step
-        window = math.lcm(properties_of(self.encoder).frames_per_window, step)  # where blocks may begin
-        block, left = (math.ceil(frames / window) * window // step for frames in (frames_per_block, context[0]))
-        context = left * step_length, math.ceil(context[1] / step) * step_length
-        return run_in_blocks(pieces, run, context=context, hop_length=step_length, hops_per_block=block, **axes)
+        window = math.lcm(properties_of(self.encoder).frames_per_window, hop)  # where blocks may begin
+        block, left = (math.ceil(frames / window) * window // hop for frames in (frames_per_block, context[0]))
+        context = left * hop_length, math.ceil(context[1] / hop) * hop_length
+        return run_in_blocks(pieces, run, context=context, hop_length=hop_length, hops_per_block=block, **axes)
 
     # ------------------------------------------------------------------ what goes in
 
@@ -399,8 +412,14 @@ class AudioTokenizer(Tokenizer):
     def _samples_per_step(self) -> int:
         return self.downsampling_factor * self.frames_per_step
 
+    @property
+    def _frames_filled(self) -> int:
+        """Recordings are filled up to a multiple of so many frames."""
+        front = properties_of(self.encoder)
+        return math.lcm(self.frames_per_step, front.frames_per_window if front.fills_windows else 1)
+
     def _whole_frames(self, wave: Tensor) -> Tensor:
-        return pad_end(wave, -wave.shape[-1] % self._samples_per_step)
+        return pad_end(wave, -wave.shape[-1] % (self.downsampling_factor * self._frames_filled))
 
     def _at_model_rate(self, wave: Tensor, sample_rate: int | None) -> Tensor:
         if sample_rate is None or sample_rate == self.sample_rate:

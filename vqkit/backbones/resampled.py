@@ -1,0 +1,180 @@
+"""Fewer latents than an encoder of sound has frames: a transformer at its rate and a learned resampling, as in Mimi.
+
+    audio -> encoder -> transformer -> convolution of stride s -> latents
+    latents -> transposed convolution of stride s -> transformer -> decoder -> audio
+
+Attention sees s frames for each latent, and the quantizer s times fewer latents. Encoder, transformer and decoder are
+any that say of themselves what they look at (`vqkit.backbones.protocol`, `reach`), and so does the whole: it streams
+where they are causal, and runs block by block where their context is bounded.
+
+Source: Défossez et al. 2024 (Moshi, arXiv:2410.00037), section 3.3, and its released code: a causal `ConvEncoder1d` and
+`ConvDecoder1d` of dim 512 at 25 Hz, `WindowedTransformer`, and a stride of 2.
+Differs: filters have weight norm here, as all others.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from vqkit.backbones.protocol import BackboneProperties, properties_of
+from vqkit.backbones.sizes import check_positive
+from vqkit.backbones.temporal import Convolution1d, Deconvolution1d, Interval, TemporalSequence
+from vqkit.saving.config import Configured
+
+
+class ResampledEncoder1d(Configured, nn.Module):
+    """An encoder of sound, a transformer over its frames, and a convolution of 2 s taps and stride s, without bias.
+
+    The convolution looks one stride back, or half of one to each side if it is not causal. In front of the first frame
+    stands that frame again, not zeros: after the transformer a frame of zeros is like no other.
+
+    Args:
+        encoder: from audio (B, C, T) to frames (B, dim, T / f'), with the attributes `dim` and `downsampling_factor`
+            f'; such as `ConvEncoder1d`.
+        stride: s, frames that become one latent.
+        transformer: builds a module (B, dim, frames) -> the same; None: none.
+
+    Attributes:
+        in_channels: of the encoder.
+        dim: of the encoder.
+        channel_dim: 1, the channel axis of the latents.
+        downsampling_factor: f = s f', samples for each latent.
+        causal: of the encoder.
+        context: samples before the first and after the last of its own f on which a latent depends; None if encoder or
+            transformer do not tell.
+        frames_per_window: latents between two places where a recording can be cut.
+
+    Raises:
+        ValueError: `stride` is not positive, the encoder lacks an attribute, or it is causal and the transformer is
+            not; in `forward` if T is not a positive multiple of f.
+
+    Examples:
+        >>> encoder = ResampledEncoder1d(ConvEncoder1d(dim=16, channels=8, strides=(4, 5), causal=True), stride=2)
+        >>> encoder(torch.randn(1, 1, 400)).shape
+        torch.Size([1, 16, 10])
+    """
+
+    channel_dim = 1
+
+    def __init__(
+        self, encoder: nn.Module, *, stride: int = 2, transformer: Callable[[int], nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        own, dim, hop_length = _checked("encoder", encoder, stride)
+        self.causal = bool(own.causal)
+        self.in_channels = own.in_channels
+        self.dim = dim
+        self.downsampling_factor = stride * hop_length
+        self.frames_per_window = _latents_per_window(own, stride)
+        self.encoder = encoder
+        self.transformer = _transformer(transformer, dim, self.causal)
+        self.downsample = Convolution1d(
+            dim, dim, 2 * stride, stride=stride, causal=self.causal, padding_mode="replicate", bias=False
+        )
+        self.context = self._context(own.context, hop_length)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """Latents (B, dim, T / f) of audio (B, C, T) in [-1, 1]."""
+        if waves.shape[-1] % self.downsampling_factor or not waves.shape[-1]:
+            raise ValueError(
+                f"waves of {waves.shape[-1]} samples are no whole number of latents: pad or cut them to a positive"
+                f" multiple of the downsampling factor {self.downsampling_factor}"
+            )
+        return self.downsample(self.transformer(self.encoder(waves)))
+
+    def _context(self, inner: tuple[int, int] | None, hop_length: int) -> tuple[int, int] | None:
+        reached = _reach([self.transformer, self.downsample], 0, 0)
+        if inner is None or reached is None:
+            return None
+        first, last = reached
+        return inner[0] - first * hop_length, inner[1] + (last + 1) * hop_length - self.downsampling_factor
+
+
+class ResampledDecoder1d(Configured, nn.Module):
+    """The mirror of `ResampledEncoder1d`: a transposed convolution, a transformer, and a decoder.
+
+    The transposed convolution has 2 s taps for each channel and does not mix them, as in the released weights.
+
+    Args:
+        decoder: from frames (B, dim, frames) to audio (B, C, frames * f'), with the attributes `dim` and
+            `downsampling_factor` f'; such as `ConvDecoder1d`.
+        stride: s, frames for each latent.
+        transformer: builds a module (B, dim, frames) -> the same; None: none.
+
+    Attributes:
+        out_channels: of the decoder.
+        context: latents before and after on which the samples of a latent depend; None as in the encoder.
+        output_layer: of the decoder.
+
+    The others are those of `ResampledEncoder1d`.
+
+    Raises:
+        ValueError: as for `ResampledEncoder1d`; in `forward` if the latents have another shape.
+    """
+
+    channel_dim = 1
+
+    def __init__(
+        self, decoder: nn.Module, *, stride: int = 2, transformer: Callable[[int], nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        own, dim, hop_length = _checked("decoder", decoder, stride)
+        self.causal = bool(own.causal)
+        self.out_channels = own.out_channels
+        self.dim = dim
+        self.downsampling_factor = stride * hop_length
+        self.frames_per_window = _latents_per_window(own, stride)
+        self.output_layer = None if own.output_layer is None else f"decoder.{own.output_layer}"
+        self.upsample = Deconvolution1d(dim, dim, 2 * stride, stride=stride, causal=self.causal, groups=dim, bias=False)
+        self.transformer = _transformer(transformer, dim, self.causal)
+        self.decoder = decoder
+        self.context = self._context(own.context, stride)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Audio (B, C, T f), about in [-1, 1] and not clipped, of latents (B, dim, T)."""
+        if latents.ndim != 3 or latents.shape[1] != self.dim or not latents.shape[-1]:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}: expected (B, {self.dim}, T), T > 0")
+        return self.decoder(self.transformer(self.upsample(latents)))
+
+    def _context(self, inner: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
+        if inner is None:
+            return None
+        reached = _reach([self.upsample, self.transformer], -inner[0], stride - 1 + inner[1])
+        return None if reached is None else (-reached[0], reached[1])
+
+
+def _checked(name: str, module: nn.Module, stride: int) -> tuple[BackboneProperties, int, int]:
+    """What a backbone says of itself, its `dim` and its `downsampling_factor`."""
+    check_positive(stride=stride)
+    own = properties_of(module)
+    if own.dim is None or own.downsampling_factor is None or own.channel_dim not in (None, 1):
+        raise ValueError(
+            f"{name}={type(module).__name__} has dim={own.dim}, downsampling_factor={own.downsampling_factor} and"
+            f" channel_dim={own.channel_dim}: expected a backbone of sound that has the first two, and channels in axis"
+            " 1, such as those of vqkit.backbones.conv1d"
+        )
+    return own, own.dim, own.downsampling_factor
+
+
+def _transformer(build: Callable[[int], nn.Module] | None, dim: int, causal: bool) -> nn.Module:
+    module = TemporalSequence() if build is None else build(dim)
+    if build is not None and causal and not properties_of(module).causal:
+        raise ValueError(
+            f"a causal backbone with a transformer that is not ({type(module).__name__}.causal is not True): build it"
+            " with causal=True, or the backbone with causal=False"
+        )
+    return module
+
+
+def _reach(layers: Sequence[nn.Module], first: int, last: int) -> Interval | None:
+    """Inputs of the layers on which outputs `first` to `last` depend; None without bound, or if one does not tell."""
+    reached: Interval | None = (first, last)
+    for layer in reversed(layers):
+        reach = getattr(layer, "reach", None)
+        reached = None if reach is None or reached is None else reach(*reached)
+    return reached
+
+
+def _latents_per_window(own: BackboneProperties, stride: int) -> int:
+    return math.lcm(own.frames_per_window, stride) // stride

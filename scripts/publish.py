@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import document_tables
 import draw_parts
+import semantic
 import twins
 import yaml
 from PIL import Image
@@ -399,6 +400,7 @@ WRITERS = {
     "photos-adaptation": adaptation,
     "ladder": ladder,
     "twins": twins.table,
+    "semantic": semantic.table,
 }
 """Tables that are not those of one record."""
 

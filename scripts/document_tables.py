@@ -114,9 +114,6 @@ def recipes() -> str:
         return f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
 
     return _recipes(configurations.recipes(), "image", "bits of an image", bits)
-    found = configurations.recipes()
-    columns = {"bits of an image": bits, "parameters in millions": _parameters}
-    return "\n\n".join([_rows(found, "image", columns), _differences(found, "image")])
 
 
 def recipe_steps() -> str:
@@ -161,32 +158,6 @@ def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any
         lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
         differences.append(f"- {link}: {_sentence(differs)}")
     return "\n".join([*lines, "", wrapped(differences)])
-        source, published, _ = _sections(recipe)
-        cells = " | ".join(cell(recipe) for cell in columns.values())
-        lines.append(f"| {_recipe_link(name, folder)} | {source} | {cells} | {published} |")
-    return "\n".join(lines)
-
-
-def _differences(found: Mapping[str, Any], folder: str) -> str:
-    return wrapped(
-        f"- {_recipe_link(name, folder)}: {_sentence(_sections(recipe)[2])}" for name, recipe in found.items()
-    )
-
-
-def _recipe_link(name: str, folder: str) -> str:
-    return f"[`{name}`](../configs/{folder}/{name}.yaml)"
-
-
-def _sections(recipe: Any) -> list[str]:
-    """Its source, what is published of it, and what differs in ours."""
-    return [_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES]
-
-
-def _parameters(recipe: Any) -> str:
-    numbers = recipe.parameters()
-    judges = numbers.pop("discriminators", 0)
-    parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
-    return f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
 
 
 def _first_paragraph(docstring: str) -> str:

@@ -178,6 +178,20 @@ def test_a_norm_sees_all_outputs_of_a_transposed_convolution() -> None:
     assert not hasattr(layer.convolution, "parametrizations")
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Of each time step by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mT).mT
+
+
+def test_a_norm_of_single_time_steps_streams() -> None:
+    layer = Deconvolution1d(2, 3, 6, stride=3, causal=True, normalization=ChannelNorm).double()
+    x = torch.randn(1, 2, 5).double()
+    torch.testing.assert_close(layer(x), layer.normalization(layer.convolution(x))[..., :15])
+    torch.testing.assert_close(in_chunks(layer, x, [2, 1, 2]), layer(x))
+
+
 def test_the_skip_is_an_identity_or_a_convolution() -> None:
     options: dict[str, Any] = {"kernel_size": 3, "dilation": 1, "compress": 1, "activation": ELU, "gain": 0.0}
     convolution = partial(Convolution1d, causal=True)

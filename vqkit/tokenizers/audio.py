@@ -232,7 +232,8 @@ class AudioTokenizer(Tokenizer):
             )
         with torch.no_grad(), streaming(self.encoder), streaming(self.decoder):
             self._pending, self._is_streaming, self._ended = None, True, False
-            self._held_back = properties_of(self.encoder).first_frames * self.downsampling_factor
+            first = max(properties_of(part).first_frames for part in (self.encoder, self.decoder))
+            self._held_back = math.ceil(first / self.frames_per_step) * self._samples_per_step
             try:
                 yield self
             finally:

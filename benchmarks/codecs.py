@@ -166,14 +166,20 @@ def prepared(name: str, side: int, model: Any, call: str, waves: Tensor) -> Call
 def first_codes(config: Any, waves: Tensor) -> Tensor:
     """Random codes (B, levels, frames) of as many frames as the sound has."""
     levels = next(getattr(config, key) for key in ("n_codebooks", "num_quantizers") if hasattr(config, key))
-    frames = int(waves.shape[-1] / config.sampling_rate * config.frame_rate)
+    frames = waves.shape[-1] // hop_of(config)
     generator = torch.Generator().manual_seed(1)
     return torch.randint(config.codebook_size, (len(waves), levels, frames), generator=generator)
 
 
 def sound(config: Any, batch: int, seconds: int) -> Tensor:
-    """Noise (B, 1, T)."""
-    return 0.1 * torch.randn(batch, 1, seconds * config.sampling_rate, generator=torch.Generator().manual_seed(2))
+    """Noise (B, 1, T) of whole frames: of a broken one transformers' Mimi fills the end of every layer by itself."""
+    samples = seconds * config.sampling_rate // hop_of(config) * hop_of(config)
+    return 0.1 * torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(2))
+
+
+def hop_of(config: Any) -> int:
+    """Samples of a frame."""
+    return round(config.sampling_rate / config.frame_rate)
 
 
 @torch.no_grad()
@@ -225,8 +231,7 @@ def steps(name: str, side: int, model: Any, waves: Tensor) -> Callable[[Tensor],
 
 def pieces(name: str, waves: Tensor) -> tuple[Tensor, ...]:
     """The sound in pieces of one frame."""
-    config = CODECS[name].config
-    return waves.split(round(config.sampling_rate / config.frame_rate), dim=-1)
+    return waves.split(hop_of(CODECS[name].config), dim=-1)
 
 
 def streamed(name: str, side: int, model: Any, waves: Tensor) -> Tensor:

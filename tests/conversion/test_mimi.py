@@ -142,6 +142,11 @@ def test_usage_is_taken_over_with_the_codes(tmp_path) -> None:
         ({"use_causal_conv": False}, "use_causal_conv=False: expected True"),
         ({"pad_mode": "reflect"}, "pad_mode='reflect': expected 'constant'"),
         ({"rope_parameters": {"rope_theta": 500.0}}, "rope_theta=500.0: expected 10000.0"),
+        (
+            {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}},
+            "rope_type='linear': expected 'default'",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic': expected 'default'"),
         ({"sliding_window": None}, "sliding_window=None: expected a positive number"),
         ({"num_attention_heads": 3}, "num_heads=3 does not split 16 channels"),
     ],
@@ -175,6 +180,10 @@ def without(*names: str) -> Any:
         (
             lambda state: state | {"quantizer.rvq_first.vq.layers.1._codebook.cluster_usage": torch.ones(3)},
             r"rvq_first.vq.layers.1._codebook.cluster_usage' of shape \(3,\) is unexpected",
+        ),
+        (
+            lambda state: state | {"quantizer.rvq_first.vq.layers.0._codebook.embed_avg": torch.ones(16, 8)},
+            "layers.0._codebook.embed.*' is there under a second name too",
         ),
         (
             lambda state: state | {"downsample.conv.conv.conv.weight": torch.ones(32, 32, 6)},

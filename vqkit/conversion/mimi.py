@@ -115,6 +115,7 @@ ASSUMED: dict[str, Any] = {
     "hidden_act": "gelu",
     "norm_eps": 1e-5,
     "rope_theta": 10_000.0,
+    "rope_type": "default",
 }
 """What weights do not show, by the names of transformers' `config.json`."""
 
@@ -135,8 +136,17 @@ class Mimi(Family):
     names: ClassVar[Names] = KYUTAI
 
     def weights(self, source: Source) -> Source:
-        """The source with the names of the released files."""
-        return Source(source.file, {_plain(name): value for name, value in source.state.items()}, {}, source.license)
+        """The source with the names of the released files.
+
+        Raises:
+            ValueError: the file has an entry under two of its names.
+        """
+        state: dict[str, Tensor] = {}
+        for name, value in source.state.items():
+            if (plain := _plain(name)) in state:
+                raise ValueError(f"entry {name!r} is there under a second name too: expected one of them")
+            state[plain] = value
+        return Source(source.file, state, {}, source.license)
 
     def build(self, source: Source) -> Tokenizer:
         """See `Family`."""
@@ -290,8 +300,10 @@ class TransformersMimi(Mimi):
             ValueError: `config.json` describes another model.
         """
         config = dict(source.config)
-        rotary = config.get("rope_parameters")
-        config |= {"rope_theta": rotary["rope_theta"]} if isinstance(rotary, Mapping) and "rope_theta" in rotary else {}
+        for settings in ("rope_parameters", "rope_scaling"):  # of later and earlier versions
+            rotary = config.get(settings)
+            if isinstance(rotary, Mapping):
+                config |= {"rope_type": rotary.get("type", "default")} | dict(rotary)
         for name, expected in ASSUMED.items():
             if (found := config.get(name, expected)) != expected:
                 raise ValueError(f"config.json has {name}={found!r}: expected {expected!r}, which Mimi has")

@@ -87,6 +87,9 @@ def test_the_sample_rate_is_what_the_file_says_or_what_it_was_released_with(tmp_
     assert convert(file, tmp_path / "converted", family=DAC(sample_rate=8000)).sample_rate == 8000
     with pytest.raises(ValueError, match=r"no released model has strides \[2, 5\] and 3 levels: expected family=DAC"):
         convert(published("authors", tmp_path, kwargs=None), tmp_path / "refused")
+    for said in (0, True):
+        with pytest.raises(ValueError, match=f"sample rate is {said!r}: expected a positive whole number"):
+            DAC(sample_rate=said).plan(read_source(file))
     for said in (44100.0, "44100", -1):
         file = published("authors", tmp_path, kwargs={"sample_rate": said})
         with pytest.raises(ValueError, match=f"weights.pth: does not hold .* sample rate is {said!r}"):

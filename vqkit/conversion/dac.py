@@ -119,13 +119,14 @@ class DACFamily(Family):
         return [stride_of(source, name) for name in names]
 
     def _rate(self, source: Source, strides: list[int], levels: int) -> int:
-        said = self.sample_rate or self.stated_rate(source) or PUBLISHED_RATES.get((tuple(strides), levels))
+        known = self.sample_rate, self.stated_rate(source), PUBLISHED_RATES.get((tuple(strides), levels))
+        said = next((rate for rate in known if rate is not None), None)
         if said is None:
             raise ValueError(
                 f"nothing says its sample rate, and no released model has strides {strides} and {levels} levels: "
                 f"expected family={type(self).__name__}(sample_rate=...)"
             )
-        if not isinstance(said, int) or said < 1:
+        if type(said) is not int or said < 1:
             raise ValueError(f"its sample rate is {said!r}: expected a positive whole number of Hz")
         return said
 

@@ -104,6 +104,10 @@ CHANGES: list[tuple[Any, str]] = [
     (without("encoder.block.0.bias"), r"entry 'encoder.block.0.bias' is missing: expected shape \(4,\)"),
     (without("quantizer.quantizers.0.codebook.weight"), "expected a tensor of 2 axes"),
     (
+        lambda state: state.update({f"quantizer.quantizers.{level}.more": torch.ones(1) for level in range(257)}),
+        "its names count more than 256 layers or codebooks of one kind",
+    ),
+    (
         lambda state: state.update({"encoder.block.1.block.4.weight_v": torch.ones(8, 4, 5)}),
         "'encoder.block.1.block.4' has 5 taps: expected twice its stride",
     ),
@@ -120,7 +124,7 @@ CHANGES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), CHANGES[:3] + [pytest.param(*pair, marks=pytest.mark.slow) for pair in CHANGES[3:]]
+    ("change", "message"), CHANGES[:4] + [pytest.param(*pair, marks=pytest.mark.slow) for pair in CHANGES[4:]]
 )
 def test_other_entries_are_named(change: Any, message: str, tmp_path: Path) -> None:
     file = published("authors", tmp_path)

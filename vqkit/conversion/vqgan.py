@@ -7,7 +7,7 @@ Source: Esser, Rombach, Ommer 2021 (https://arxiv.org/abs/2012.09841). All of th
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import takewhile
 from typing import Any, ClassVar
 
 from torch import nn
@@ -225,8 +225,18 @@ class VQGANFamily(Family):
 
 
 def number_of(is_there: Callable[[int], bool]) -> int:
-    """How many are there, counted from 0 to the first that is not."""
-    return sum(1 for _ in takewhile(is_there, count()))
+    """How many are there, counted from 0 to the first that is not.
+
+    Raises:
+        ValueError: more than `MOST_BLOCKS`, before a model is built of them.
+    """
+    number = sum(1 for _ in takewhile(is_there, range(MOST_BLOCKS + 1)))
+    if number > MOST_BLOCKS:
+        raise ValueError(
+            f"its names count more than {MOST_BLOCKS} layers or codebooks of one kind: expected at most as many, which "
+            "no published model has"
+        )
+    return number
 
 
 def common_channels(widths: Sequence[int]) -> int:

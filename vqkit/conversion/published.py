@@ -1,6 +1,7 @@
 """Published weights that have a name here: where they are on the hub, whose they are, and who says so.
 
-In the table is what the authors' own documentation, or the hub's listing of the repository, names with its file.
+In the table is what the authors' own documentation, the hub's listing of the repository, or a library that loads it
+names. Where its source names the repository alone, the file is that which the library fetches from it.
 """
 
 import re
@@ -115,7 +116,11 @@ MAGVIT2 = "github.com/TencentARC/SEED-Voken, docs/Open-MAGVIT2.md"
 TITOK = "github.com/bytedance/1d-tokenizer, README_{}.md"
 SNAC_CODE = "github.com/hubertsiuzdak/snac, README and snac/snac.py"
 CANDLE = "github.com/huggingface/candle, candle-examples/examples/{}/main.rs"
+MOSHI = "github.com/kyutai-labs/moshi, README and moshi/moshi/models/loaders.py"
 WAVTOKENIZER = "github.com/jishengpeng/WavTokenizer, README"
+WAVTOKENIZER_FILES = (
+    "github.com/huggingface/transformers, src/transformers/models/wavtokenizer/convert_wavtokenizer_checkpoint.py"
+)
 LISTED = "huggingface.co/{}, its list of files"
 TRANSFORMERS_TESTS = "github.com/huggingface/transformers, tests/models/{0}/test_modeling_{0}.py"
 
@@ -190,7 +195,7 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
         )
     ),
     *(
-        (f"descript/dac_{rate}khz", WEIGHTS_NAME, TransformersDAC(), "mit", LISTED.format(f"descript/dac_{rate}khz"))
+        (f"descript/dac_{rate}khz", WEIGHTS_NAME, TransformersDAC(), "mit", TRANSFORMERS_TESTS.format("dac"))
         for rate in (16, 24, 44)
     ),
     *((f"hubertsiuzdak/snac_{rate}khz", "pytorch_model.bin", SNAC(), "mit", SNAC_CODE) for rate in (24, 32, 44)),
@@ -200,7 +205,7 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
     ),
     ("kyutai/mimi", WEIGHTS_NAME, TransformersMimi(), "cc-by-4.0", CANDLE.format("mimi")),
     *(
-        (repository, "tokenizer-e351c8d8-checkpoint125.safetensors", Mimi(), "cc-by-4.0", LISTED.format(repository))
+        (repository, "tokenizer-e351c8d8-checkpoint125.safetensors", Mimi(), "cc-by-4.0", MOSHI)
         for repository in ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
     ),
     *(
@@ -208,7 +213,7 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
         for hop in (600, 320)
     ),
     *(
-        (f"novateur/WavTokenizer-{name}", file, WavTokenizer(), "mit", LISTED.format(f"novateur/WavTokenizer-{name}"))
+        (f"novateur/WavTokenizer-{name}", file, WavTokenizer(), "mit", WAVTOKENIZER_FILES)
         for name, file in (
             ("medium-speech-75token", "wavtokenizer_medium_speech_320_24k.ckpt"),
             ("medium-speech-75token", "wavtokenizer_medium_speech_320_24k_v2.ckpt"),

@@ -105,6 +105,10 @@ def test_noise_needs_a_layer_and_ends_with_an_error_inside() -> None:
     with pytest.raises(RuntimeError), injected_noise(layer):
         raise RuntimeError
     assert not layer.injects
+    with injected_noise(layer, generator := torch.Generator()):
+        with injected_noise(layer):
+            assert layer.generator is None
+        assert layer.injects and layer.generator is generator
 
 
 # ---------------------------------------------------------------------- recordings

@@ -227,6 +227,12 @@ def test_a_config_lies_over_its_base(tmp_path):
     }
 
 
+def test_the_semantic_codec_and_its_twin_differ_by_the_teacher_alone():
+    taught, plain = (read_config(CONFIGS[f"audio/{name}"]) for name in ("semantic", "semantic_plain"))
+    assert taught["model"]["init_args"]["objectives"].pop()["class_path"] == "trainers.audio.FeatureDistillation"
+    assert taught | {"name": plain["name"]} == plain
+
+
 @pytest.mark.parametrize("name", ["dac_16khz", "dac_24khz", "dac_44khz", "encodec_24khz", "mimi_24khz"])
 def test_codecs_have_the_published_weights_of_their_stages(name):
     """DAC sums the losses of its stages, weights 0.25 and 1; EnCodec and Mimi average the commitments of those that are

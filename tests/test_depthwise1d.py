@@ -12,7 +12,7 @@ from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer
 from vqkit.backbones.activations import Snake
 from vqkit.backbones.block_attention import BlockAttention1d
 from vqkit.backbones.depthwise1d import DepthwiseDecoder1d, DepthwiseEncoder1d
-from vqkit.backbones.frame_transformer import rotate
+from vqkit.backbones.frame_transformer import WindowedTransformer, rotate
 from vqkit.backbones.noise1d import NoiseInjection1d, injected_noise
 from vqkit.saving.config import from_config, to_config
 
@@ -105,6 +105,15 @@ def test_noise_needs_a_layer_and_ends_with_an_error_inside() -> None:
     with pytest.raises(RuntimeError), injected_noise(layer):
         raise RuntimeError
     assert not layer.injects
+    with injected_noise(layer, generator := torch.Generator()):
+        with injected_noise(layer):
+            assert layer.generator is None
+        assert layer.injects and layer.generator is generator
+
+
+@pytest.mark.parametrize("attention", [BlockAttention1d(64, window_frames=3), WindowedTransformer(64, num_layers=1)])
+def test_no_recordings_are_no_frames(attention: nn.Module) -> None:
+    assert attention(torch.zeros(0, 64, 7)).shape == (0, 64, 7)
 
 
 # ---------------------------------------------------------------------- recordings

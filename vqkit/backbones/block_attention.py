@@ -57,7 +57,7 @@ class BlockAttention1d(nn.Module):
         attended = F.scaled_dot_product_attention(
             rotate(maps[0], places), rotate(maps[1], places), maps[2], attn_mask=exists
         )
-        joined = rearrange(attended, "(b n) h w d -> b (n w) (h d)", b=x.shape[0])
+        joined = rearrange(attended, "(b n) h w d -> b (n w) (h d)", n=windows)
         return x + self.output(joined[:, :frames]).mT
 
     def reach(self, first: int, last: int) -> Interval:

@@ -138,7 +138,7 @@ class WindowedAttention(StreamingLayer):
             rearrange(values, "b h n s d -> (b n) h s d"),
             attn_mask=self._mask(positions, known, frames, block).repeat(x.shape[0], 1, 1, 1),
         )
-        joined = rearrange(attended, "(b n) h s d -> b (n s) (h d)", b=x.shape[0])
+        joined = rearrange(attended, "(b n) h s d -> b (n s) (h d)", n=blocks)
         return self.output(joined[:, :frames])
 
     def _mask(self, positions: Tensor, known: int, frames: int, block: int) -> Tensor:

@@ -69,10 +69,11 @@ def injected_noise(module: Module, generator: torch.Generator | None = None) -> 
     layers = [layer for layer in module.modules() if isinstance(layer, NoiseInjection1d)]
     if not layers:
         raise ValueError(f"{type(module).__name__} has no NoiseInjection1d: expected a decoder that adds noise")
+    before = [(layer.injects, layer.generator) for layer in layers]
     for layer in layers:
         layer.injects, layer.generator = True, generator
     try:
         yield module
     finally:
-        for layer in layers:
-            layer.injects, layer.generator = False, None
+        for layer, (injects, own) in zip(layers, before, strict=True):
+            layer.injects, layer.generator = injects, own

@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,19 +113,27 @@ def recipes() -> str:
         side = recipe.config["data"]["init_args"]["resolution"]
         return f"{recipe.bits():,.0f} ({recipe.bits() / side**2:.3f} per pixel)"
 
-    def memory(recipe: Any) -> str:
-        step = recipe.taken()
-        return f"{step['peak_mib'] / 1024:.1f}" if step else f"not taken, over {recipe.state_bytes() / 2**30:.1f}"
+    return _recipes(configurations.recipes(), "image", "bits of an image", bits)
 
-    found = configurations.recipes()
-    columns = {"bits of an image": bits, "parameters in millions": _parameters, "GiB of a step": memory}
-    machines = {recipe.taken()["machine"] for recipe in found.values() if recipe.taken()}
-    taken = (
-        "GiB of a step: the most memory that the process of one step at full size takes, with one image in 32 bits, "
-        f"{' and '.join(sorted(machines))}. Not taken: no step is recorded, for want of memory or time; weights, "
-        "gradients, moments and averages alone are more than the figure."
+
+def recipe_steps() -> str:
+    """What memory one step of each recipe of pictures took."""
+    import recipes as configurations
+
+    lines = ["| recipe | GiB of a step | GiB of weights, gradients, moments and averages |", "|---|---:|---:|"]
+    machines = set()
+    for name, recipe in configurations.recipes().items():
+        if step := recipe.taken():
+            machines.add(step["machine"])
+        peak = f"{step['peak_mib'] / 1024:.1f}" if step else "not taken"
+        lines.append(f"| `{name}` | {peak} | {recipe.state_bytes() / 2**30:.1f} |")
+    caption = (
+        "Middle: the most memory that the process of one step at full size took, start of the quantizer included, with "
+        f"one image in 32 bits and all discriminators; {' and '.join(sorted(machines))}; "
+        "`python scripts/recipes.py --step NAME --record`. Not taken: no step is recorded, for want of memory or time. "
+        "Right: by the counts of parameters, without frozen networks."
     )
-    return "\n\n".join([_rows(found, "image", columns), wrapped([taken]), _differences(found, "image")])
+    return "\n".join([*lines, "", wrapped([caption])])
 
 
 def sound_recipes() -> str:
@@ -135,40 +143,21 @@ def sound_recipes() -> str:
     def rate(recipe: Any) -> str:
         return f"{recipe.bits() / 1000:.3g} ({recipe.tokenizer.frame_rate:.4g})"
 
-    found = configurations.sound_recipes()
-    columns = {"kbit/s (frames a second)": rate, "parameters in millions": _parameters}
-    return "\n\n".join([_rows(found, "audio", columns), _differences(found, "audio")])
+    return _recipes(configurations.sound_recipes(), "audio", "kbit/s (frames a second)", rate)
 
 
-def _rows(found: Mapping[str, Any], folder: str, columns: Mapping[str, Callable[[Any], str]]) -> str:
-    lines = [f"| recipe | source | {' | '.join(columns)} | published |", f"|---|---|{'---:|' * len(columns)}---|"]
+def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any], str]) -> str:
+    lines = [f"| recipe | source | {title} | parameters in millions | published |", "|---|---|---:|---:|---|"]
+    differences = []
     for name, recipe in found.items():
-        source, published, _ = _sections(recipe)
-        cells = " | ".join(cell(recipe) for cell in columns.values())
-        lines.append(f"| {_recipe_link(name, folder)} | {source} | {cells} | {published} |")
-    return "\n".join(lines)
-
-
-def _differences(found: Mapping[str, Any], folder: str) -> str:
-    return wrapped(
-        f"- {_recipe_link(name, folder)}: {_sentence(_sections(recipe)[2])}" for name, recipe in found.items()
-    )
-
-
-def _recipe_link(name: str, folder: str) -> str:
-    return f"[`{name}`](../configs/{folder}/{name}.yaml)"
-
-
-def _sections(recipe: Any) -> list[str]:
-    """Its source, what is published of it, and what differs in ours."""
-    return [_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES]
-
-
-def _parameters(recipe: Any) -> str:
-    numbers = recipe.parameters()
-    judges = numbers.pop("discriminators", 0)
-    parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
-    return f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
+        link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
+        judges = numbers.pop("discriminators", 0)
+        parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
+        size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
+        source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
+        lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
+        differences.append(f"- {link}: {_sentence(differs)}")
+    return "\n".join([*lines, "", wrapped(differences)])
 
 
 def _first_paragraph(docstring: str) -> str:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import document_tables
 import draw_parts
+import semantic
 import twins
 import yaml
 from PIL import Image
@@ -337,15 +338,17 @@ def quickstarts() -> str:
     ]
     lines = ["| | vqkit | k-means at the same bits |", "|---|---:|---:|"]
     lines += [f"| {title} | {form.format(a[key])} | {form.format(b[key])} |" for title, a, b, key, form in shown]
-    trained = [f"{record['training']['steps']} steps{duration(record['training'])}" for record in (images, speech)]
+    trained = [
+        f"{facts['steps']} steps{duration(facts)}, {facts['circumstances'].partition('; ')[0]}"
+        for facts in (images["training"], speech["training"])
+    ]
     coded = f" ({images['coded_bpp']:.3f} coded)" if "coded_bpp" in images else ""
     coded_speech = f" ({speech['coded_kbps']:.2f} coded)" if "coded_kbps" in speech else ""
     caption = (
         f"{images['images']:.0f} photographs at {images['bpp']:.3f} bits per pixel{coded} and {speech['utterances']} "
         f"utterances at {speech['kbps']:.0f} kbit/s{coded_speech}, none of them seen in training "
-        f"({' and '.join(trained)}; "
-        f"{images['training']['circumstances'].partition('; ')[0]}). Of speech there are two k-means, of residual "
-        "levels and of bands: the better one in each row."
+        f"({'; '.join(trained)}). Of speech there are two k-means, of residual levels and of bands: the better one in "
+        "each row."
     )
     return "\n".join([*lines, "", document_tables.wrapped([caption])])
 
@@ -388,6 +391,7 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "recipes": document_tables.recipes,
+    "recipe-steps": document_tables.recipe_steps,
     "sound-recipes": document_tables.sound_recipes,
     "quickstarts": quickstarts,
     "photos-objectives": partial(objectives, OBJECTIVES),
@@ -398,6 +402,7 @@ WRITERS = {
     "photos-adaptation": adaptation,
     "ladder": ladder,
     "twins": twins.table,
+    "semantic": semantic.table,
 }
 """Tables that are not those of one record."""
 

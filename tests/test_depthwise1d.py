@@ -137,6 +137,15 @@ def test_blocks_give_the_same_codes_and_sound(window_frames: int | None, frames_
     torch.testing.assert_close(torch.cat(blocks, -1), codec.decode(indices), rtol=1e-10, atol=1e-10)
 
 
+def test_blocks_begin_where_windows_of_the_decoder_do() -> None:
+    codec = build(window_frames=None)
+    codec.decoder = build().decoder
+    rows = torch.randint(16, (1, 40, 3), generator=torch.Generator().manual_seed(0))
+    indices = codec.quantizer.deinterleave(rows)
+    sound = torch.cat(list(codec.decode_blocks([indices], frames_per_block=10)), -1)
+    torch.testing.assert_close(sound, codec.decode(indices), rtol=1e-10, atol=1e-10)
+
+
 def test_every_parameter_learns_and_the_configuration_builds_the_same() -> None:
     codec = build().train()
     output = codec(sound(2, 72))

@@ -13,6 +13,7 @@ from vqkit.backbones.activations import ELU
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.edges import PADDING_MODES, PaddingMode, padded
 from vqkit.backbones.encodec import SkipLSTM, TimeGroupNorm
+from vqkit.backbones.resampled import ResampledDecoder1d, ResampledEncoder1d
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.streaming import streaming
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
@@ -126,6 +127,23 @@ def test_a_tokenizer_holds_back_what_its_stream_has_to_begin_with() -> None:
         codec.flush()
 
 
+@pytest.mark.parametrize(("stride", "held"), [(1, 7), (2, 4)])
+def test_it_holds_back_what_the_decoder_mirrors_too(stride: int, held: int) -> None:
+    encoder, decoder = build(**SPEECH | {"transformer": None})
+    encoder = ConvEncoder1d(**SPEECH | {"transformer": None, "latent_kernel_size": 3}).double()
+    assert (encoder.first_frames, decoder.first_frames) == (3, 7)
+    both = ResampledEncoder1d(encoder, stride=stride), ResampledDecoder1d(decoder, stride=stride)
+    quantizer = Quantizer("ema", dim=6, codebook_size=16, channel_dim=1)
+    codec = AudioTokenizer(both[0], quantizer, both[1], sample_rate=600).eval().double()
+    wave = 0.3 * torch.randn(1, 1, 20 * 6).double()
+    with codec.streaming():
+        pieces = [codec.encode(chunk) for chunk in wave.split(6 * stride, -1)]
+        sound = torch.cat([codec.decode(piece) for piece in pieces], -1)
+    assert next(piece.shape[1] for piece in pieces if piece.shape[1]) == held
+    assert torch.equal(torch.cat(pieces, 1), codec.encode(wave))
+    torch.testing.assert_close(sound, codec.decode(codec.encode(wave)), rtol=0, atol=1e-12)
+
+
 def test_an_lstm_refuses_another_batch_in_the_middle_of_a_stream() -> None:
     lstm = SkipLSTM(4)
     with streaming(lstm):
@@ -176,6 +194,20 @@ def test_a_norm_sees_all_outputs_of_a_transposed_convolution() -> None:
     full = layer.normalization(layer.convolution(x))
     torch.testing.assert_close(layer(x), full[..., 2:-1])
     assert not hasattr(layer.convolution, "parametrizations")
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Of each time step by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mT).mT
+
+
+def test_a_norm_of_single_time_steps_streams() -> None:
+    layer = Deconvolution1d(2, 3, 6, stride=3, causal=True, normalization=ChannelNorm).double()
+    x = torch.randn(1, 2, 5).double()
+    torch.testing.assert_close(layer(x), layer.normalization(layer.convolution(x))[..., :15])
+    torch.testing.assert_close(in_chunks(layer, x, [2, 1, 2]), layer(x))
 
 
 def test_the_skip_is_an_identity_or_a_convolution() -> None:

@@ -1,14 +1,16 @@
 """A tokenizer of segments that overlap, each at its volume."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from vqkit import Quantizer, ResidualQuantizer, SegmentTokenizer, Tokenizer
+from vqkit import MultiRateQuantizer, Quantizer, ResidualQuantizer, SegmentTokenizer, Tokenizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+from vqkit.backbones.depthwise1d import DepthwiseDecoder1d, DepthwiseEncoder1d
 from vqkit.backbones.encodec import TimeGroupNorm
 from vqkit.tokenizers.segments import overlap_add, volume_of
 
@@ -68,6 +70,54 @@ def test_a_louder_recording_has_the_same_indices_and_comes_back_louder() -> None
 def test_silence_has_indices() -> None:
     codec = build()
     assert codec.decode_segments(codec.encode_segments(torch.zeros(1, 2, 150))).abs().max() < 1e-6
+
+
+def test_silence_and_quiet_sound_have_a_volume_in_half_precision() -> None:
+    for wave in (torch.zeros(1, 2, 150), 1e-4 * sound(150)):
+        torch.testing.assert_close(volume_of(wave.half()), volume_of(wave.half().double()).float())
+    codec = build().half()
+    assert codec(sound(50)).reconstruction.dtype == torch.float16
+    assert all(bool((x >= 0).all()) for x in codec.encode_segments(torch.zeros(1, 2, 150)).indices)
+
+
+def of_one_book(quantizer, *, windows: int | None = None, **options) -> SegmentTokenizer:
+    torch.manual_seed(0)
+    sizes = {"channels": 32, "strides": (4,), "window_frames": windows}
+    encoder, decoder = DepthwiseEncoder1d(**sizes), DepthwiseDecoder1d(dim=64, **sizes)
+    return SegmentTokenizer(encoder, quantizer, decoder, sample_rate=RATE, **options).eval()
+
+
+def test_levels_are_levels_and_never_frames() -> None:
+    code = partial(Quantizer, "ema", dim=64, codebook_size=16)
+    wave = sound(150)[:, :1]
+    single = of_one_book(code(channel_dim=1))
+    with pytest.raises(ValueError, match="levels=3: this tokenizer has one codebook and no levels"):
+        single.decode_segments(single.encode_segments(wave), levels=3)
+    several = of_one_book(MultiRateQuantizer(code, (4, 1), channel_dim=1))
+    segments = several.encode_segments(wave)
+    with pytest.raises(ValueError, match="levels=3: expected 1 to 2"):
+        several.decode_segments(segments, levels=3)
+    first = [several.quantizer.prefix(indices, 1) for indices in segments.indices]
+    torch.testing.assert_close(
+        several.decode_segments(segments, levels=1), several.decode_segments(replace(segments, indices=first))
+    )
+
+
+@pytest.mark.parametrize("windows", [None, 8])
+def test_segments_are_filled_up_to_steps_and_windows_and_cut_back(windows: int | None) -> None:
+    quantizer = MultiRateQuantizer(partial(Quantizer, "ema", dim=64, codebook_size=16), (4, 1), channel_dim=1)
+    codec = of_one_book(quantizer, windows=windows, segment_seconds=0.7, overlap=0.1)
+    segments = codec.encode_segments(sound(150)[:, :1])
+    assert [indices.shape[1] for indices in segments.indices] == ([30, 30, 10] if windows else [25, 25, 10])
+    pieces = [codec.decode(indices)[..., :70] for indices in segments.indices]
+    scaled = [piece * volume[:, None, None] for piece, volume in zip(pieces, segments.volumes.T, strict=True)]
+    torch.testing.assert_close(codec.decode_segments(segments), overlap_add(scaled, 63)[..., :150])
+
+
+def test_an_encoder_that_fills_frames_is_given_whole_steps() -> None:
+    codec = build()
+    codec.quantizer = MultiRateQuantizer(partial(Quantizer, "ema", dim=4, codebook_size=16), (4, 1), channel_dim=1)
+    assert codec.decode_segments(codec.encode_segments(sound(50))).shape == (3, 2, 50)
 
 
 def test_it_initializes_at_volume_1_learns_and_is_saved(tmp_path) -> None:

@@ -44,6 +44,7 @@ class ResampledEncoder1d(Configured, nn.Module):
         context: samples before the first and after the last of its own f on which a latent depends; None if encoder or
             transformer do not tell.
         frames_per_window: latents between two places where a recording can be cut.
+        first_frames: how many latents the first chunk of a stream has to hold, for what the encoder mirrors.
 
     Raises:
         ValueError: `stride` is not positive, the encoder lacks an attribute, or it is causal and the transformer is
@@ -67,6 +68,7 @@ class ResampledEncoder1d(Configured, nn.Module):
         self.dim = dim
         self.downsampling_factor = stride * hop_length
         self.frames_per_window = _latents_per_window(own, stride)
+        self.first_frames = math.ceil(own.first_frames / stride)
         self.encoder = encoder
         self.transformer = _transformer(transformer, dim, self.causal)
         self.downsample = Convolution1d(
@@ -125,6 +127,7 @@ class ResampledDecoder1d(Configured, nn.Module):
         self.dim = dim
         self.downsampling_factor = stride * hop_length
         self.frames_per_window = _latents_per_window(own, stride)
+        self.first_frames = math.ceil(own.first_frames / stride)
         self.output_layer = None if own.output_layer is None else f"decoder.{own.output_layer}"
         self.upsample = Deconvolution1d(dim, dim, 2 * stride, stride=stride, causal=self.causal, groups=dim, bias=False)
         self.transformer = _transformer(transformer, dim, self.causal)

@@ -206,8 +206,6 @@ class Deconvolution1d(FilterLayer):
         # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some if asked.
         self.missing = max(stride + 2 * self.cut - kernel_size, 0)
         self.drops = normalization is None and self.missing < stride
-        # Of inputs that a stream keeps; where all outputs are normalized there is none, and zeros would be among them.
-        self.before = (kernel_size - 1 - self.cut) // stride if normalization is None else 0
         convolution = nn.ConvTranspose1d(
             in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias
         )
@@ -216,6 +214,9 @@ class Deconvolution1d(FilterLayer):
             convolution, fan_in, gain, axis=int(groups == 1), weight_normed=normalization is None
         )
         self._build_normalization(normalization, out_channels)
+        # Of inputs that a stream keeps; a norm over time cannot stream, and would see the zeros in front of the first.
+        over_time = reach_of(self.normalization, 0, 0) is None
+        self.before = 0 if over_time else (kernel_size - 1 - self.cut) // stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T) to (B, out_channels, T stride)."""

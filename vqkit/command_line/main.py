@@ -14,10 +14,11 @@ from vqkit.bitstream.coders import CODERS
 from vqkit.bitstream.concealment import CodebookMean, NearestNeighbour
 from vqkit.bitstream.container import FINGERPRINT, MAGIC, inspect
 from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file, reason
-from vqkit.command_line.medium import Coded, Medium, check_prefixes, first_levels, first_tokens
+from vqkit.command_line.medium import Coded, Medium, check_prefixes, first_tokens
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
 from vqkit.command_line.weights import are_weights, family_named, weights_description
 from vqkit.conversion import Family, convert
+from vqkit.quantizers.rows import first_levels_of
 from vqkit.saving.files import write_whole
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer
@@ -261,7 +262,7 @@ def decode(arguments: argparse.Namespace) -> int:
         if unpacked.missing:
             lost = "; ".join(map(str, unpacked.missing[:SHOWN])) + "; ..." * (len(unpacked.missing) > SHOWN)
             run.say(f"{escaped(str(path))}: decoded without {len(unpacked.missing)} of its packets: {lost}")
-        indices = first_levels(medium.tokenizer.quantizer, unpacked.indices, arguments.levels)
+        indices = first_levels_of(medium.tokenizer.quantizer, unpacked.indices, arguments.levels, name="--levels ")
         return Coded(first_tokens(medium.tokenizer, indices, arguments.tokens), unpacked.extent)
 
     def work(batch: list[Job], files: list[Coded]) -> Iterator[Job]:

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from vqkit.backbones.latent_tokens import LatentTokenDecoder
 from vqkit.bitstream.container import Extent
-from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.prefix import PrefixQuantizer
-from vqkit.quantizers.rows import RowQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 Loaded = TypeVar("Loaded")
@@ -82,26 +80,6 @@ class Medium(ABC, Generic[Loaded]):
             ValueError: the indices stand for another size than the file says, or for another medium, or for values that
                 are not numbers.
         """
-
-
-def first_levels(quantizer: BaseQuantizer, indices: Tensor, count: int | None) -> Tensor:
-    """The first levels of indices, as `decode` takes them; None keeps all.
-
-    Raises:
-        ValueError: there are no levels, or not so many.
-    """
-    if count is None:
-        return indices
-    most = quantizer.num_codebooks if quantizer.level_axis else 0
-    if isinstance(quantizer, RowQuantizer):
-        most = len(quantizer.cells)
-    if not 1 <= count <= most:
-        raise ValueError(
-            f"--levels {count}: expected 1 to {most}"
-            if most
-            else f"--levels {count}: this tokenizer has one codebook and no levels"
-        )
-    return quantizer.prefix(indices, count) if isinstance(quantizer, RowQuantizer) else indices[..., :count]
 
 
 def check_prefixes(tokenizer: Tokenizer) -> None:

@@ -176,3 +176,29 @@ class RowQuantizer(SampleDropout):
     def counted(self, part: Tensor) -> Tensor:
         """Where a level has an index: (..., [levels]) -> (...) bool."""
         return (part >= 0).any(-1) if self.level_axis else part >= 0
+
+
+def first_levels_of(quantizer: BaseQuantizer, indices: Tensor, count: int | None, *, name: str = "levels=") -> Tensor:
+    """The first levels of indices, as `decode` takes them; None keeps all.
+
+    Args:
+        quantizer: which gave them, a row of levels or any other.
+        indices: of `encode`.
+        count: how many levels, at least 1.
+        name: what a message calls `count`.
+
+    Raises:
+        ValueError: there are no levels, or not so many.
+    """
+    if count is None:
+        return indices
+    most = quantizer.num_codebooks if quantizer.level_axis else 0
+    if isinstance(quantizer, RowQuantizer):
+        most = len(quantizer.cells)
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"{name}{count}: expected 1 to {most}"
+            if most
+            else f"{name}{count}: this tokenizer has one codebook and no levels"
+        )
+    return quantizer.prefix(indices, count) if isinstance(quantizer, RowQuantizer) else indices[..., :count]

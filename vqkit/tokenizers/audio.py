@@ -232,7 +232,8 @@ class AudioTokenizer(Tokenizer):
             )
         with torch.no_grad(), streaming(self.encoder), streaming(self.decoder):
             self._pending, self._is_streaming, self._ended = None, True, False
-            self._held_back = properties_of(self.encoder).first_frames * self.downsampling_factor
+            first = max(properties_of(part).first_frames for part in (self.encoder, self.decoder))
+            self._held_back = math.ceil(first / self.frames_per_step) * self._samples_per_step
             try:
                 yield self
             finally:
@@ -304,7 +305,8 @@ class AudioTokenizer(Tokenizer):
         pieces = map(self._checked, chunks)
         whole = self._frames_filled
         axes = {"out_per_hop": whole // self.frames_per_step, "out_dim": 1}
-        steps = self._run_blocks(pieces, self._rows, frames, frames_per_block, whole, whole * hop, **axes)
+        window = properties_of(self.encoder).frames_per_window
+        steps = self._run_blocks(pieces, self._rows, frames, frames_per_block, window, whole, whole * hop, **axes)
         yield from map(self.quantizer.deinterleave, steps)
 
     @torch.no_grad()
@@ -322,9 +324,10 @@ class AudioTokenizer(Tokenizer):
             ValueError: as for `encode_blocks`.
         """
         rows = map(self.quantizer.interleave, blocks)
-        context = properties_of(self.decoder).context
+        own, hop = properties_of(self.decoder), self.frames_per_step
         axes = {"dim": 1, "out_per_hop": self._samples_per_step}
-        yield from self._run_blocks(rows, self._sound_of_rows, context, frames_per_block, self.frames_per_step, **axes)
+        run = self._sound_of_rows
+        yield from self._run_blocks(rows, run, own.context, frames_per_block, own.frames_per_window, hop, **axes)
 
     def _rows(self, wave: Tensor) -> Tensor:
         """`_indices` in the order of time."""
@@ -340,6 +343,7 @@ class AudioTokenizer(Tokenizer):
         run: Callable[[Tensor], Tensor],
         context: tuple[int, int] | None,
         frames_per_block: int,
+        frames_per_window: int,
         hop: int,
         hop_length: int = 1,
         **axes: int,
@@ -351,6 +355,7 @@ class AudioTokenizer(Tokenizer):
             run: see `run_in_blocks`.
             context: frames before and after; None without bound.
             frames_per_block: at least so many.
+            frames_per_window: of what runs; see `BackboneProperties`.
             hop: frames of one.
             hop_length: of one along the axis of the pieces.
             axes: see `run_in_blocks`.
@@ -363,7 +368,7 @@ class AudioTokenizer(Tokenizer):
                 "blocks need a bounded context, and this model has none: use encode and decode on the whole recording, "
                 "or a backbone whose attention has a window"
             )
-        window = math.lcm(properties_of(self.encoder).frames_per_window, hop)  # where blocks may begin
+        window = math.lcm(frames_per_window, hop)  # where blocks may begin
         block, left = (math.ceil(frames / window) * window // hop for frames in (frames_per_block, context[0]))
         context = left * hop_length, math.ceil(context[1] / hop) * hop_length
         return run_in_blocks(pieces, run, context=context, hop_length=hop_length, hops_per_block=block, **axes)

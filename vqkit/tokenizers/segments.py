@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqkit.backbones.protocol import properties_of
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.rows import RowQuantizer, first_levels_of
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
@@ -99,7 +100,8 @@ class SegmentTokenizer(AudioTokenizer):
         self._check_length(data)
         volume = volume_of(data)
         output = self._reconstruct(self._whole_frames(data / volume))
-        return TokenizerOutput(output.reconstruction[..., : data.shape[-1]] * volume, output.quantizer)
+        reconstruction = output.reconstruction[..., : data.shape[-1]]
+        return TokenizerOutput(reconstruction * volume.to(reconstruction), output.quantizer)
 
     @torch.no_grad()
     def encode(self, data: Tensor, sample_rate: int | None = None) -> Tensor:
@@ -141,9 +143,13 @@ class SegmentTokenizer(AudioTokenizer):
 
         Args:
             segments: at least one.
-            levels: how many levels of indices are used; None: all.
+            levels: how many levels of indices are used, the first ones; None: all.
+
+        Raises:
+            ValueError: there are no levels, or not so many; or as for `decode`.
         """
-        pieces = [self.decode(indices[..., slice(levels)]) for indices in segments.indices]
+        kept = [first_levels_of(self.quantizer, indices, levels) for indices in segments.indices]
+        pieces = [self.decode(indices)[..., : self.segment_length] for indices in kept]
         volumes = segments.volumes[:, None, None].unbind(-1)
         scaled = [piece * volume.to(piece) for piece, volume in zip(pieces, volumes, strict=True)]
         return overlap_add(scaled, self.segment_stride)[..., : segments.length]
@@ -154,7 +160,10 @@ class SegmentTokenizer(AudioTokenizer):
         Raises:
             ValueError: see there; there are more frames than a segment has.
         """
-        most = math.ceil(self.segment_length / self._samples_per_step) * self.frames_per_step
+        filled = self._frames_filled
+        steps = math.ceil(self.segment_length / (self.downsampling_factor * filled)) * filled // self.frames_per_step
+        quantizer = self.quantizer
+        most = steps * (sum(quantizer.cells) if isinstance(quantizer, RowQuantizer) else self.frames_per_step)
         if indices.ndim > 1 and indices.shape[1] > most:
             raise ValueError(
                 f"indices has {indices.shape[1]} frames: expected at most {most}, those of a segment; decode_segments"
@@ -208,11 +217,13 @@ class SegmentTokenizer(AudioTokenizer):
         return wave / volume_of(wave)
 
     def _whole_frames(self, wave: Tensor) -> Tensor:
-        return wave if properties_of(self.encoder).fills_frames else super()._whole_frames(wave)
+        fills = properties_of(self.encoder).fills_frames and self._frames_filled == 1
+        return wave if fills else super()._whole_frames(wave)
 
 
 def volume_of(wave: Tensor) -> Tensor:
-    """Root mean square of the mean of all channels, (B, C, T) -> (B, 1, 1); never 0."""
+    """Root mean square of the mean of all channels, (B, C, T) -> (B, 1, 1); never 0, in float32 or wider."""
+    wave = wave.to(torch.promote_types(wave.dtype, torch.float32))
     return wave.mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8
 
 

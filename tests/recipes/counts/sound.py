@@ -92,15 +92,12 @@ def free(module: nn.Module) -> int:
 
 
 def mimi() -> dict[str, int]:
-    """The class of transformers: its defaults are the release, but for 31 acoustic levels, of which 7 are here.
-
-    Ours has a bias in the convolution to half of the rate, too.
-    """
+    """The class of transformers: its defaults are the release, but for 31 acoustic levels, of which 7 are here."""
     from transformers import MimiConfig, MimiModel
 
     with torch.device("meta"):
         model = MimiModel(MimiConfig())
-    sides = free(model.encoder) + 512, free(model.decoder)
+    sides = free(model.encoder), free(model.decoder)
     return parts(sides, 8 * 2048 * 256 + 4 * 512 * 256, stft())
 
 

@@ -11,12 +11,15 @@ from tests.trainers.teachers import save_wavlm, save_whisper
 from tests.trainers.tiny import LIGHTNING_REMARKS, Sounds, make_audio_task, make_codec, make_trainer
 from trainers.audio import (
     ChannelCosine,
+    EnvelopeCorrelation,
     FeatureDiscriminator,
     FeatureDistillation,
     FeatureL2,
     FeatureReconstruction,
     FrameCosine,
+    MultiScaleSubBandCQTDiscriminator,
     SpeechTeacher,
+    SumAndDifference,
     WaveformL1,
 )
 from trainers.core import Adversary
@@ -174,6 +177,28 @@ def test_what_does_not_fit_is_refused(teacher, folders) -> None:
         make_audio_task(make_codec(grouped), objectives=[WaveformL1(), make_distillation(teacher)])
     task = make_audio_task(make_codec(), objectives=[WaveformL1(), make_distillation(teacher, frame_rate=50.0)])
     with pytest.raises(ValueError, match=r"'distillation' has frame_rate=50\.0, but the tokenizer has 1000.0"):
+        make_trainer(max_steps=1).fit(task, datamodule=Sounds(4))
+
+
+@pytest.mark.parametrize("part", ["features", "constant-Q", "sum and difference"])
+def test_parts_of_another_sample_rate_are_refused(teacher, part) -> None:
+    """They would hear other frequencies, and say nothing."""
+    objectives = [WaveformL1()]
+    if part == "sum and difference":
+        objectives.append(SumAndDifference(EnvelopeCorrelation(24000)))
+        title = "objective 'sum_difference_envelopes'"
+        task = make_audio_task(make_codec(), objectives=objectives)
+    else:
+        made = {
+            "features": lambda: FeatureDiscriminator(teacher, sample_rate=24000, channels=1),
+            "constant-Q": lambda: MultiScaleSubBandCQTDiscriminator(
+                24000, hop_lengths=[4], bins_per_octave=[12], octaves=3, min_frequency=1000, channels=1
+            ),
+        }
+        judge = made[part]()
+        title = f"discriminator {type(judge).__name__}"
+        task = make_audio_task(make_codec(), objectives=objectives, adversary=Adversary([judge]))
+    with pytest.raises(ValueError, match=f"{title} has sample_rate=24000, but the tokenizer has 16000"):
         make_trainer(max_steps=1).fit(task, datamodule=Sounds(4))
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -213,6 +214,21 @@ def test_folders_that_hold_no_teacher_are_refused(tmp_path, folders, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs transformers: pip install 'vqkit\[teachers\]'"):
         SpeechTeacher(folders["wavlm"])
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_code_in_a_folder_does_not_run(file, folders, tmp_path, monkeypatch) -> None:
+    """Nor is it asked for at the terminal, where one may say yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    there = tmp_path / "teacher"
+    shutil.copytree(folders["wavlm"], there)
+    (there / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Own: pass\n")
+    strange = {"model_type": "own", "feature_extractor_type": "Own"}
+    named = {"auto_map": {name: "code.Own" for name in ("AutoConfig", "AutoFeatureExtractor")}}
+    (there / file).write_text(json.dumps(strange | named))
+    with pytest.raises(ValueError, match=r"model_type 'own': expected|contains custom code"):
+        SpeechTeacher(str(there))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_whisper_hears_so_much_at_once(folders) -> None:

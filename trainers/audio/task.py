@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.audio.figures import write_spectrograms
 from trainers.audio.files import write_sounds
 from trainers.audio.metrics import MEASURES, QUICK, AudioMetrics, protocol
+from trainers.audio.objectives.stereo import SumAndDifference
 from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from vqkit import AudioTokenizer
@@ -27,8 +28,8 @@ class AudioTokenizerTask(TokenizerTask):
         test_measures: the same for the test split; all by default.
 
     Raises:
-        ValueError: a measure is unknown; in `setup` if the data or an objective have another sample rate than the
-            tokenizer, or another number of channels.
+        ValueError: a measure is unknown; in `setup` if the data, an objective or a discriminator have another sample
+            rate than the tokenizer, or the data another number of channels.
     """
 
     tokenizer: AudioTokenizer
@@ -50,14 +51,14 @@ class AudioTokenizerTask(TokenizerTask):
     def setup(self, stage: str) -> None:
         """Refuse data that the tokenizer was not made for."""
         super().setup(stage)
-        for objective in (*self.terms, *self.latent_terms):
+        for title, part in self._hearers():
             for name in ("sample_rate", "frame_rate"):
                 own = getattr(self.tokenizer, name)
-                given = getattr(objective, name, own)
+                given = getattr(part, name, own)
                 if given != own:
                     raise ValueError(
-                        f"objective {objective.name!r} has {name}={given}, but the tokenizer has {own}: its bands or "
-                        "frames would lie elsewhere; give both the same"
+                        f"{title} has {name}={given}, but the tokenizer has {own}: its bands or frames would lie "
+                        "elsewhere; give both the same"
                     )
         data = getattr(self.trainer, "datamodule", None)
         for name, where in (("sample_rate", "tokenizer.sample_rate"), ("channels", "in_channels and out_channels")):
@@ -67,6 +68,15 @@ class AudioTokenizerTask(TokenizerTask):
                     f"data.{name}={given}, but the tokenizer has {name}={mine}: set data.{name}={mine} "
                     f"(recordings are converted), or build the tokenizer for {given} ({where})"
                 )
+
+    def _hearers(self) -> Iterator[tuple[str, nn.Module]]:
+        """What may have been made for a rate, and how to call it."""
+        for objective in (*self.terms, *self.latent_terms):
+            yield f"objective {objective.name!r}", objective
+            if isinstance(objective, SumAndDifference):
+                yield f"objective {objective.name!r}", objective.objective
+        for judge in () if self.adversary is None else self.adversary.discriminators:
+            yield f"discriminator {type(judge).__name__}", judge
 
     @property
     def monitor(self) -> str:

@@ -72,6 +72,7 @@ class MultiScaleSubBandCQTDiscriminator(SubDiscriminators):
         )
         members = (_CQTDiscriminator(transform, in_channels, channels) for transform in transforms)
         super().__init__(in_channels, channels, members)
+        self.sample_rate = sample_rate
 
     def judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """`forward` behind its checks."""

@@ -11,7 +11,11 @@ from trainers.audio.networks.front_ends import FRONT_ENDS, FrontEnd
 from trainers.core.evaluation import new_tensors_in_float32
 from trainers.core.held import HeldModule
 from vqkit.runtime import autocast_disabled
+from vqkit.saving.files import read_json
 from vqkit.tokenizers.resampling import resample
+
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is downloaded, and nobody is asked whether code that lies in the folder may run."""
 
 
 class SpeechTeacher(HeldModule[FrontEnd]):
@@ -88,15 +92,15 @@ def _load(path: str) -> FrontEnd:
     """
     if importlib.util.find_spec("transformers") is None:
         raise ImportError(f"the teacher {path!r} needs transformers: pip install 'vqkit[teachers]'")
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+    from transformers import AutoFeatureExtractor, AutoModel
 
     if not (Path(path) / "config.json").is_file():
         raise ValueError(f"path={path!r} of a teacher: expected a folder with config.json, as transformers saves it")
-    kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+    kind = str(read_json(Path(path) / "config.json").get("model_type"))
     if kind not in FRONT_ENDS:
         raise ValueError(f"path={path!r} holds a network of model_type {kind!r}: expected {', '.join(FRONT_ENDS)}")
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
+        extractor = AutoFeatureExtractor.from_pretrained(path, **OFFLINE)
     except OSError as error:
         raise ValueError(
             f"path={path!r} has no preprocessor_config.json, which says how the network wants its sound: expected the "
@@ -104,7 +108,7 @@ def _load(path: str) -> FrontEnd:
         ) from error
     # Also inside of a measurement, or where Lightning makes a model's dtype the default; others draw as without it.
     with torch.inference_mode(False), new_tensors_in_float32(), torch.random.fork_rng(devices=[]):
-        network = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+        network = AutoModel.from_pretrained(path, dtype=torch.float32, **OFFLINE)
         return FRONT_ENDS[kind](network, extractor)
 
 

@@ -116,6 +116,26 @@ def recipes() -> str:
     return _recipes(configurations.recipes(), "image", "bits of an image", bits)
 
 
+def recipe_steps() -> str:
+    """What memory one step of each recipe of pictures took."""
+    import recipes as configurations
+
+    lines = ["| recipe | GiB of a step | GiB of weights, gradients, moments and averages |", "|---|---:|---:|"]
+    machines = set()
+    for name, recipe in configurations.recipes().items():
+        if step := recipe.taken():
+            machines.add(step["machine"])
+        peak = f"{step['peak_mib'] / 1024:.1f}" if step else "not taken"
+        lines.append(f"| `{name}` | {peak} | {recipe.state_bytes() / 2**30:.1f} |")
+    caption = (
+        "Middle: the most memory that the process of one step at full size took, start of the quantizer included, with "
+        f"one image in 32 bits and all discriminators; {' and '.join(sorted(machines))}; "
+        "`python scripts/recipes.py --step NAME --record`. Not taken: no step is recorded, for want of memory or time. "
+        "Right: by the counts of parameters, without frozen networks."
+    )
+    return "\n".join([*lines, "", wrapped([caption])])
+
+
 def sound_recipes() -> str:
     """The same of published codecs."""
     import sound_recipes as configurations

@@ -390,6 +390,7 @@ WRITERS = {
     "regressions": document_tables.regressions,
     "training-steps": document_tables.training_steps,
     "recipes": document_tables.recipes,
+    "recipe-steps": document_tables.recipe_steps,
     "sound-recipes": document_tables.sound_recipes,
     "quickstarts": quickstarts,
     "photos-objectives": partial(objectives, OBJECTIVES),

@@ -1,13 +1,14 @@
 """What EnCodec's backbones have and those of DAC and Mimi have not: mirrored ends, an LSTM, a norm over time."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vqkit import AudioTokenizer, Quantizer
+from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.activations import ELU
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.edges import PADDING_MODES, PaddingMode, padded
@@ -15,6 +16,7 @@ from vqkit.backbones.encodec import SkipLSTM, TimeGroupNorm
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.streaming import streaming
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
+from vqkit.deployment.onnx import Decode, Encode, export_onnx
 from vqkit.saving.config import from_config, to_config
 from vqkit.tokenizers.chunking import run_in_blocks
 
@@ -87,6 +89,41 @@ def test_a_stream_that_begins_with_too_little_to_mirror_is_refused() -> None:
     encoder, _ = build(**SPEECH)
     with pytest.raises(ValueError, match=r"begins with 6 time steps at a layer that mirrors 6.*begin with a longer"):
         in_chunks(encoder, torch.randn(1, 1, 20 * 6).double(), [36, 84])
+
+
+@pytest.mark.parametrize("options", [SPEECH, SPEECH | {"dilations": (1, 9)}, SPEECH | {"kernel_size": 60}, SIZES])
+def test_the_first_frames_are_as_many_as_a_stream_needs(options: dict[str, Any]) -> None:
+    for part, hop, channels in zip(build(**options | {"causal": True}), (6, 1), (1, 6), strict=True):
+        x = torch.randn(1, channels, 30 * hop).double()
+        expected = part(x)
+        first = part.first_frames
+        streamed = in_chunks(part, x, [first * hop, (30 - first) * hop])
+        torch.testing.assert_close(streamed, expected)
+        if first > 1:
+            with pytest.raises(ValueError, match="begin with a longer chunk"):
+                in_chunks(part, x, [(first - 1) * hop, (31 - first) * hop])
+    assert (first > 1) == ("padding_mode" in options)
+
+
+def test_a_tokenizer_holds_back_what_its_stream_has_to_begin_with() -> None:
+    codec = codec_of(SPEECH)
+    wave = 0.3 * torch.randn(1, 1, 20 * 6 + 1)
+    with codec.streaming():
+        pieces = [*(codec.encode(chunk) for chunk in wave.split(5, -1)), codec.flush()]
+        sound = [codec.decode(piece) for piece in pieces]
+    lengths = [piece.shape[1] for piece in pieces if piece.shape[1]]
+    assert lengths == [7, *[1] * 14]
+    assert torch.equal(torch.cat(pieces, 1), codec.encode(wave))
+    torch.testing.assert_close(torch.cat(sound, -1), codec.decode(codec.encode(wave)), rtol=0, atol=1e-5)
+    with codec.streaming():
+        codec.encode(wave[..., :37])
+        assert codec.flush().shape[1] == 7
+    with (
+        codec.streaming(),
+        pytest.raises(ValueError, match="ends after 36 samples, and the model mirrors the first 42"),
+    ):
+        codec.encode(wave[..., :36])
+        codec.flush()
 
 
 def test_an_lstm_refuses_another_batch_in_the_middle_of_a_stream() -> None:
@@ -162,3 +199,31 @@ def test_all_parameters_learn_and_a_configuration_builds_it_again(options: dict[
         copy = from_config(to_config(part)).double()
         copy.load_state_dict(part.state_dict())
     assert torch.equal(copy(encoder(waves)), decoder(encoder(waves)))
+
+
+def codec_of(options: dict[str, Any]) -> AudioTokenizer:
+    encoder, decoder = build(**options)
+    stage = partial(Quantizer, "ema", dim=6, codebook_size=16)
+    quantizer = ResidualQuantizer(stage, 2, channel_dim=1)
+    return AudioTokenizer(encoder.float(), quantizer, decoder.float(), sample_rate=600).eval()
+
+
+@pytest.mark.parametrize("half", [Encode, Decode])
+def test_a_file_of_any_length_is_refused_with_an_lstm(half: type, tmp_path: Path) -> None:
+    """It would have the length of the example, and fail at others without saying why."""
+    with pytest.raises(ValueError, match=r"dynamic=True with (en|de)coder.layers.\d.lstm, .*: .* give dynamic=False"):
+        export_onnx(half(codec_of(SPEECH)), torch.randn(1, 1, 60), tmp_path / "any.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_file_of_one_length_computes_the_same(tmp_path: Path) -> None:
+    from tests.test_exporting import File  # skips where there is no ONNX Runtime
+
+    codec = codec_of(SPEECH)
+    wave = 0.3 * torch.randn(1, 1, 8 * 6)
+    indices = codec.encode(wave)
+    encode = File(Encode(codec), wave, tmp_path / "encode.onnx", dynamic=False)
+    decode = File(Decode(codec), indices, tmp_path / "decode.onnx", dynamic=False)
+    assert torch.equal(encode(wave), indices)
+    torch.testing.assert_close(decode(indices), codec.decode(indices).detach(), rtol=1e-5, atol=1e-5)

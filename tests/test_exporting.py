@@ -31,7 +31,7 @@ from vqkit import (
 )
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.backbones.magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
-from vqkit.deployment.onnx import _nearest, _residual_nearest
+from vqkit.deployment.onnx import _nearest, _of_two_steps, _residual_nearest
 from vqkit.kernels import nearest, residual_nearest
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -173,6 +173,50 @@ def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path, capf
         indices = tokenizer.encode(x)
         assert torch.equal(encode(x), indices)
         torch.testing.assert_close(decode(indices), tokenizer.decode(indices).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stages", [SCALES, RATES])
+def test_an_example_of_one_step_is_traced_as_two(stages: list[int]) -> None:
+    tokenizer = make_codec(levels=stages).eval()
+    quantizer, step = tokenizer.quantizer, tokenizer.frames_per_step
+    one, two = (torch.randn(1, 8, steps * step) for steps in (1, 2))
+    assert torch.equal(_of_two_steps(Encode(quantizer), one), torch.cat([one, one], 2))
+    indices = quantizer.encode(one)
+    rows = quantizer.interleave(_of_two_steps(Decode(quantizer), indices))
+    assert torch.equal(rows, torch.cat(2 * [quantizer.interleave(indices)], 1))
+    samples = step * tokenizer.downsampling_factor
+    for length, traced in ((samples // 3, samples // 3 * 4), (samples, 2 * samples), (samples + 1, samples + 1)):
+        assert _of_two_steps(Encode(tokenizer), torch.zeros(1, 1, length)).shape[2] == traced
+    assert _of_two_steps(Encode(quantizer), two) is two
+    prefix = torch.zeros(1, 1, dtype=torch.int64)
+    assert _of_two_steps(Decode(quantizer), prefix) is prefix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [SCALES, RATES])
+def test_an_example_of_one_step_leaves_the_length_open(stages: list[int], tmp_path: Path) -> None:
+    """Scales of one block, or the steps of all rates: files of latents and of sound take two and three."""
+    tokenizer = make_codec(levels=stages).eval()
+    quantizer, step = tokenizer.quantizer, tokenizer.frames_per_step
+    latents = [torch.randn(2, 8, number * step).movedim(1, quantizer.channel_dim) for number in (1, 2, 3)]
+    encode = File(Encode(quantizer), latents[0], tmp_path / "encode.onnx")
+    decode = File(Decode(quantizer), quantizer.encode(latents[0]), tmp_path / "decode.onnx")
+    for x in latents:
+        indices = quantizer.encode(x)
+        assert torch.equal(encode(x), indices)
+        # Sums of one code for each of at most four levels, of size 1, in the order of a runtime: 4 * 2^-24 each.
+        torch.testing.assert_close(decode(indices), quantizer.decode(indices).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [SCALES, RATES])
+def test_sound_of_less_than_one_step_leaves_the_length_open(stages: list[int], tmp_path: Path) -> None:
+    tokenizer = make_codec(levels=stages).eval()
+    step = tokenizer.frames_per_step * tokenizer.downsampling_factor
+    encode = File(Encode(tokenizer), torch.rand(1, 1, step // 3) * 2 - 1, tmp_path / "encode.onnx")
+    for samples in (step, 2 * step + 3, 4 * step):
+        sound = torch.rand(1, 1, samples) * 2 - 1
+        assert torch.equal(encode(sound), tokenizer.encode(sound))
 
 
 def test_a_tokenizer_decodes_a_fixed_batch_and_its_file_says_nothing_of_this_machine(tokenizer, tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ CASES = {
     "residual without an estimator": partial(ResidualQuantizer, factorized, 3, estimator=None, channel_dim=1),
     "split": partial(SplitQuantizer, [code, chain], dim=DIM, channel_dim=1),
     "split, all cut short": partial(SplitQuantizer, [code, chain], dim=DIM, channel_dim=1, dropout=1.0),
+    "split, none quantized for the decoder": partial(
+        SplitQuantizer, [code, chain], dim=DIM, channel_dim=1, unquantized=1.0
+    ),
     "of features": partial(FeatureSplitQuantizer, [code, chain], channel_dim=1),
 }
 

@@ -175,7 +175,10 @@ def test_the_command_takes_pictures_of_its_size_and_refuses_others(tmp_path, cap
     picture(tmp_path / "photos/wide.png", 16, 24)
     assert run("encode", "--tokenizer", tmp_path / "tokenizer", tmp_path / "photos", tmp_path / "coded") == 1
     said = capsys.readouterr()
-    assert "wide.png: has 24 x 16 pixels: this tokenizer takes pictures of 16 x 16 alone; crop or resize" in said.err
+    assert (
+        "wide.png: has 24 x 16 pixels: this tokenizer takes pictures of 16 x 16 alone; give --crop, or resize it"
+        in said.err
+    )
     assert "1 of 2 files" in said.out and files_of(tmp_path / "coded") == ["right.vqk"]
     assert run("decode", "--tokenizer", tmp_path / "tokenizer", tmp_path / "coded", tmp_path / "again") == 0
     data = torch.from_numpy(pixels_of(right)).permute(2, 0, 1)[None].float() / 255 * 2 - 1

@@ -35,11 +35,14 @@ def model(kind: str) -> snac.SNAC:
     shake(made)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in made.named_parameters():
-        if name.endswith("original0"):  # of length 1 otherwise, a fifth behind the residual branches
-            nn.init.uniform_(parameter, 0.7, 1.3, generator=generator)
+        if name.endswith("original0"):  # g, of other lengths than the filters have
+            quiet = 0.2 if "linear" in name else 1.0
+            nn.init.uniform_(parameter, 0.7 * quiet, 1.3 * quiet, generator=generator)
         elif "to_" in name:
             nn.init.normal_(parameter, std=len(parameter) ** -0.5, generator=generator)
-    nn.init.constant_(made.decoder.model[-2].parametrizations.weight.original0, 0.2)  # within tanh's straight part
+    with torch.no_grad():  # within the straight part of the hyperbolic tangent
+        loud = made.decoder.model[:-1](made.quantizer.from_codes(made.encode(wave(401)))).std()
+        made.decoder.model[-2].parametrizations.weight.original0.mul_(0.3 / loud)
     return made
 
 

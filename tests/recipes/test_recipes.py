@@ -55,7 +55,7 @@ def test_a_base_leaves_no_losses_behind(name, weights, unit) -> None:
 
 @pytest.mark.slow
 def test_every_recipe_is_counted() -> None:
-    assert collected("COUNTS").keys() == ALL.keys() and collected("STATED").keys() <= ALL.keys()
+    assert ALL.keys() <= collected("COUNTS").keys() and collected("STATED").keys() <= ALL.keys()
 
 
 @pytest.mark.slow

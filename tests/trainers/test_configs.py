@@ -184,6 +184,8 @@ def dim_of(arguments):
         return arguments["dim"] or arguments["bits"]
     if "branch" in arguments:
         return sum(dim_of(branch["init_args"]) for branch in arguments["branch"])
+    if isinstance(arguments.get("group"), list):
+        return sum(dim_of(group["init_args"]) for group in arguments["group"])
     if "group" in arguments:
         return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
     return dim_of(arguments["stage" if "stage" in arguments else "quantizer"]["init_args"])
@@ -255,8 +257,7 @@ def test_mimi_has_the_published_taps():
     """Seven first and three last, in the encoder as in the decoder; `kernel_size` is that of the end at the audio."""
     parts = read_config(CONFIGS["audio/mimi_24khz"])["model"]["init_args"]["tokenizer"]["init_args"]
     taps = {
-        part: [parts[part]["init_args"].get(f"{end}kernel_size", 7) for end in ("", "latent_")]
-        for part in parts
-        if "coder" in part
+        part: [parts[part]["init_args"][part]["init_args"][f"{end}kernel_size"] for end in ("", "latent_")]
+        for part in ("encoder", "decoder")
     }
     assert taps == {"encoder": [7, 3], "decoder": [3, 7]}

@@ -118,9 +118,12 @@ def test_objectives_of_vectors_alone_are_refused() -> None:
         make_image_task(objectives=[make_prediction()])
 
 
-def test_a_balancer_that_gives_gradients_to_pictures_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="balancer with an objective that trains parameters"):
-        make_image_task(objectives=[L2(), make_prediction()], balancer=LossBalancer())
+def test_beside_a_balancer_of_pictures_vectors_and_the_head_have_their_gradient() -> None:
+    task = make_image_task(objectives=[L2(), make_prediction()], balancer=LossBalancer(), learning_rate=1e-3)
+    before = {name: value.clone() for name, value in task.objectives.state_dict().items()}
+    make_trainer(max_steps=1, limit_val_batches=0).fit(task, datamodule=Images(4))
+    after = task.objectives.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in before if "bias" not in name)
 
 
 @pytest.mark.parametrize(

@@ -81,23 +81,21 @@ def test_bands_of_w2v_bert_are_kaldis(folders) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropped_layers_leave_the_others_as_they_are(folders, kind) -> None:
-    whole = SpeechTeacher(folders[kind])(sound(1600), 16000)
-    some = SpeechTeacher(folders[kind], layers=[2, 0])(sound(1600), 16000)
-    assert torch.equal(some[0], whole[2]) and torch.equal(some[1], whole[0])
-    assert torch.equal(SpeechTeacher(folders[kind], layers=[-1])(sound(1600), 16000)[0], whole[3])
-    heard = SpeechTeacher(folders[kind], layers=[0]).held
-    assert sum(part.numel() for part in heard.parameters()) < sum(
-        part.numel() for part in SpeechTeacher(folders[kind]).held.parameters()
-    )
+    whole, some = SpeechTeacher(folders[kind]), SpeechTeacher(folders[kind], layers=[1, -4])
+    assert some.layers == (1, 0)
+    expected, found = whole(sound(1600), 16000), some(sound(1600), 16000)
+    assert torch.equal(found[0], expected[1]) and torch.equal(found[1], expected[0])
+    sizes = [sum(part.numel() for part in teacher.held.parameters()) for teacher in (some, whole)]
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("samples", [321, 640, 1601])
-def test_every_begun_frame_has_features(folders, kind, samples) -> None:
+def test_every_begun_frame_has_features(folders, kind) -> None:
     teacher = SpeechTeacher(folders[kind], layers=[-1])
-    (features,) = teacher(sound(samples), 16000)
-    assert features.shape == (2, teacher.width, -(-samples // teacher.held.hop))
-    assert features.isfinite().all()
+    for samples in (321, 640, 1601):
+        (features,) = teacher(sound(samples), 16000)
+        assert features.shape == (2, teacher.width, -(-samples // teacher.held.hop))
+        assert features.isfinite().all()
 
 
 def test_the_middle_of_a_window_is_the_middle_of_its_samples(tmp_path) -> None:

@@ -69,7 +69,7 @@ class TokenizerTask(EvaluatedTask):
             parameters stay as they are to the last bit.
         balancer: weighs objectives and adversarial terms by their gradients: `LossBalancer` (EnCodec) makes weights
             shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
-            None sums them. The quantizer's loss stays outside.
+            None sums them. The quantizer's loss and penalties on what is decoded stay outside.
         learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
         learning_rate_batch_size: samples in an optimizer step, over all devices and accumulated batches, for which
             learning rates hold: they grow with those that there are (Goyal et al. 2017,
@@ -99,9 +99,9 @@ class TokenizerTask(EvaluatedTask):
             norms and codes, no restarts. A quantizer of which anything is frozen is not initialized from data.
 
     Raises:
-        ValueError: an argument is out of its range, two objectives have one name, an objective has parameters and there
-            is a balancer, `freeze` names what the tokenizer does not have or leaves nothing to train, or there is no
-            number of a name in `schedules`.
+        ValueError: an argument is out of its range, two objectives have one name, one of reconstructions has parameters
+            and there is a balancer, `freeze` names what the tokenizer does not have or leaves nothing to train, or
+            there is no number of a name in `schedules`.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class TokenizerTask(EvaluatedTask):
                 raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
         _check_objectives(objectives)
         self.objectives = nn.ModuleList(objectives)
-        if isinstance(balancer, LossBalancer) and objective_group(self.objectives):
+        if isinstance(balancer, LossBalancer) and objective_group(nn.ModuleList(self.terms)):
             raise ValueError(
                 "balancer with an objective that trains parameters: it gives a gradient to the reconstruction alone; "
                 "leave the balancer out, or use objectives without a trained variance or scale"

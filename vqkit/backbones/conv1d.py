@@ -69,9 +69,8 @@ class ConvEncoder1d(Configured, nn.Module):
             and EnCodec. Tokenizers of vqkit 0.1 had it behind. Give the decoder the same.
         padding_mode: what convolutions see beyond the ends of a recording: zeros, as in DAC and Mimi, the mirrored
             recording, as in EnCodec, or its first and last sample. Mirrored, the first frames depend on samples as far
-            behind them as the others look back, and the first chunk of a stream needs `latent_kernel_size` frames or
-            as many as other layers mirror. T may then be any number, if the model has no patches and no linear path:
-            the last stride of each layer is filled up in the same way.
+            behind them as the others look back, and a stream begins with `first_frames` at once. Without zeros, T may
+            be any number, if the model has no patches and no linear path: the last stride of each layer is filled up.
         convolved_skip: whether the skip of a residual unit is a convolution of one tap, as in EnCodec's released
             models; otherwise it is the identity.
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
@@ -84,6 +83,7 @@ class ConvEncoder1d(Configured, nn.Module):
         downsampling_factor: f, samples per frame.
         causal: as given.
         fills_frames: whether T may be any number.
+        first_frames: how many the first chunk of a stream has to hold; 1 but for mirrored samples.
         context: samples before the first and after the last of its own f on which a frame depends; None without
             bound, or if the transformer does not tell (it has no `reach`).
 
@@ -148,6 +148,7 @@ class ConvEncoder1d(Configured, nn.Module):
         self.layers = TemporalSequence(*layers)
         _check_activations(self.layers, causal)
         self.linear = _analysis(in_channels, dim, self.downsampling_factor, sides) if linear_path else None
+        self.first_frames = _first_frames(self.layers, self.downsampling_factor)
         reach = _reach(self.layers, self.linear, bottleneck, 0)
         last = self.downsampling_factor - 1
         self.context = None if reach is None else _with_mirrored((-reach[0], reach[1] - last), padding_mode)
@@ -258,6 +259,7 @@ class ConvDecoder1d(Configured, nn.Module):
         _check_activations(self.layers, causal)
         self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None
         self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
+        self.first_frames = _first_frames(self.layers, 1)
         reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
         self.context = None if reach is None else _with_mirrored((-reach[0], reach[1]), padding_mode)
 
@@ -338,6 +340,22 @@ def _reach(
 def _with_mirrored(context: Interval, padding_mode: PaddingMode) -> Interval:
     """The context of frames at the ends too: what lies before the first is a mirror image of what comes after it."""
     return (max(context), max(context)) if padding_mode == "reflect" else context
+
+
+def _first_frames(layers: TemporalSequence, rate: int) -> int:
+    """Frames that each layer can mirror the beginning of; `rate` time steps of the first layer's input make one."""
+    frames = 1
+    for layer in layers:
+        for part in layer.modules():
+            if isinstance(part, Convolution1d) and part.padding_mode == "reflect":
+                frames = max(frames, part.before // rate + 1)
+        if isinstance(layer, Convolution1d):
+            rate //= layer.stride
+        elif isinstance(layer, Deconvolution1d):
+            rate *= layer.stride
+        elif isinstance(layer, ToPatches1d):
+            rate //= layer.patch_size
+    return frames
 
 
 def _analysis(channels: int, dim: int, hop_length: int, sides: dict[str, Any]) -> Convolution1d:

@@ -27,6 +27,7 @@ class BackboneProperties:
         output_layer: name of the layer of a decoder, beside a linear path if it has one, whose output is the
             reconstruction; None: not told.
         fills_frames: whether an encoder takes any number of samples, and fills the last frame itself.
+        first_frames: how many the first chunk of a stream has to hold.
         frames_per_window: a recording can be cut, with its context, at each multiple of so many frames.
         fills_windows: whether an encoder sees zeros behind a recording that ends within a window; otherwise that window
             has fewer frames.
@@ -43,6 +44,7 @@ class BackboneProperties:
     context: tuple[int, int] | None = None
     output_layer: str | None = None
     fills_frames: bool = False
+    first_frames: int = 1
     frames_per_window: int = 1
     fills_windows: bool = False
 

@@ -14,7 +14,7 @@ from vqkit.bitstream.coders import CODERS
 from vqkit.bitstream.concealment import CodebookMean, NearestNeighbour
 from vqkit.bitstream.container import FINGERPRINT, MAGIC, inspect
 from vqkit.command_line.jobs import ENDING, Batches, Job, Run, found, planned, read_file, reason
-from vqkit.command_line.medium import Coded, Medium, first_levels
+from vqkit.command_line.medium import Coded, Medium, check_prefixes, first_levels, first_tokens
 from vqkit.command_line.reports import FIGURES, Rate, description, is_whole, total
 from vqkit.command_line.weights import are_weights, family_named, weights_description
 from vqkit.conversion import Family, convert
@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     _add_target(one)
     one.add_argument("--ending", help="of the files in a folder: .png, .wav (the defaults), .jpg, .flac, ...")
     one.add_argument("--levels", type=int, help="decode the first levels only, where there are several")
+    _add_tokens(one, "decode")
     one.add_argument("--partial", action="store_true", help="decode what is whole of damaged files")
     one.add_argument("--conceal", choices=CONCEALMENTS, help="the same, and fill what is missing")
     one.add_argument(
@@ -138,7 +139,13 @@ def _add_encoding(one: argparse.ArgumentParser) -> None:
     one.add_argument("--coder", choices=("auto", *CODERS), default="auto", help="auto: the one that is shortest")
     one.add_argument("--white", type=float, help="what is white in pictures of more than 8 bits")
     one.add_argument("--max-pixels", type=_positive, help="of a picture; the default is what Pillow takes for safe")
+    one.add_argument("--crop", action="store_true", help="shrink pictures and take the middle, for one size alone")
+    _add_tokens(one, "keep")
     one.add_argument("--downmix", choices=DOWNMIXES, default="mean", help="how several channels become one")
+
+
+def _add_tokens(one: argparse.ArgumentParser, what: str) -> None:
+    one.add_argument("--tokens", type=_positive, help=f"{what} the first tokens only, of latent tokens such as TiTok's")
 
 
 def _add_target(one: argparse.ArgumentParser) -> None:
@@ -179,7 +186,8 @@ def encode(arguments: argparse.Namespace) -> int:
 
     def work(batch: list[Job], files: list[Any]) -> Iterator[Job]:
         for job, coded in zip(batch, medium.encode(files), strict=True):
-            packed = codec.pack(coded.indices, extent=coded.extent, coder=arguments.coder)
+            kept = first_tokens(medium.tokenizer, coded.indices, arguments.tokens)
+            packed = codec.pack(kept, extent=coded.extent, coder=arguments.coder)
             write_whole(job.target, packed.content)
             rates.append(Rate.of(packed, coded.extent))
             yield job
@@ -253,7 +261,8 @@ def decode(arguments: argparse.Namespace) -> int:
         if unpacked.missing:
             lost = "; ".join(map(str, unpacked.missing[:SHOWN])) + "; ..." * (len(unpacked.missing) > SHOWN)
             run.say(f"{escaped(str(path))}: decoded without {len(unpacked.missing)} of its packets: {lost}")
-        return Coded(first_levels(medium.tokenizer.quantizer, unpacked.indices, arguments.levels), unpacked.extent)
+        indices = first_levels(medium.tokenizer.quantizer, unpacked.indices, arguments.levels)
+        return Coded(first_tokens(medium.tokenizer, indices, arguments.tokens), unpacked.extent)
 
     def work(batch: list[Job], files: list[Coded]) -> Iterator[Job]:
         for job, _ in zip(batch, medium.write(files, [job.target for job in batch]), strict=True):
@@ -299,7 +308,8 @@ def rate(arguments: argparse.Namespace) -> int:
 
     def work(batch: list[Job], loaded: list[Any]) -> Iterator[Job]:
         for job, coded in zip(batch, medium.encode(loaded), strict=True):
-            rates.append(Rate.of(codec.pack(coded.indices, extent=coded.extent, coder=arguments.coder), coded.extent))
+            kept = first_tokens(medium.tokenizer, coded.indices, arguments.tokens)
+            rates.append(Rate.of(codec.pack(kept, extent=coded.extent, coder=arguments.coder), coded.extent))
             run.clear()
             sys.stdout.write(f"{rates[-1].row()}  {job.name}\n")
             yield job
@@ -315,6 +325,8 @@ def _loaded(arguments: argparse.Namespace, run: Run) -> tuple[Medium[Any], Token
     tokenizer = Tokenizer.from_pretrained(
         arguments.tokenizer, map_location=arguments.device, allow=("vqkit", *arguments.allow)
     )
+    if arguments.tokens is not None:
+        check_prefixes(tokenizer)
     medium: Medium[Any]
     if isinstance(tokenizer, AudioTokenizer):
         from vqkit.command_line.recordings import Recordings
@@ -330,5 +342,6 @@ def _loaded(arguments: argparse.Namespace, run: Run) -> tuple[Medium[Any], Token
             overlap=arguments.overlap,
             white=getattr(arguments, "white", None),
             max_pixels=getattr(arguments, "max_pixels", None),
+            crop=getattr(arguments, "crop", False),
         )
     return medium, TokenCodec.of(tokenizer)

@@ -8,8 +8,10 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from vqkit.backbones.latent_tokens import LatentTokenDecoder
 from vqkit.bitstream.container import Extent
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.prefix import PrefixQuantizer
 from vqkit.quantizers.rows import RowQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
@@ -100,3 +102,38 @@ def first_levels(quantizer: BaseQuantizer, indices: Tensor, count: int | None) -
             else f"--levels {count}: this tokenizer has one codebook and no levels"
         )
     return quantizer.prefix(indices, count) if isinstance(quantizer, RowQuantizer) else indices[..., :count]
+
+
+def check_prefixes(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer of which no prefix of the tokens decodes.
+
+    Raises:
+        ValueError: its tokens are places of a picture or times of a recording.
+    """
+    if not isinstance(tokenizer.quantizer, PrefixQuantizer) and not isinstance(tokenizer.decoder, LatentTokenDecoder):
+        raise ValueError(
+            "--tokens: expected a tokenizer of latent tokens such as TiTok, of which the first ones decode; the "
+            "tokens of this one are places or times, each of which is needed"
+        )
+
+
+def first_tokens(tokenizer: Tokenizer, indices: Tensor, count: int | None) -> Tensor:
+    """The first tokens of a sample, as its decoder takes them; None keeps all.
+
+    Behind them is nothing, or -1 where the tokenizer was trained so (`PrefixQuantizer`).
+
+    Args:
+        tokenizer: one that `check_prefixes` lets pass.
+        indices: (1, ...), as `encode` returns them.
+        count: of tokens.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if count is None:
+        return indices
+    quantizer = tokenizer.quantizer
+    tokens = indices[..., 0] if quantizer.level_axis else indices
+    if count > tokens.numel():
+        raise ValueError(f"--tokens {count}: expected 1 to {tokens.numel()}, the tokens of one sample")
+    return quantizer.prefix(indices, count) if isinstance(quantizer, PrefixQuantizer) else indices[:, :count]

@@ -20,7 +20,7 @@ TILE_SIZE, OVERLAP = 2048, 128
 class Pictures(Medium[numpy.ndarray]):
     """RGB pictures, filled up at right and bottom with their last pixels to multiples of the downsampling factor.
 
-    Where the encoder takes one size alone, pictures of other sizes are refused.
+    Where the encoder takes one size alone, pictures of other sizes are refused, or cropped.
 
     Args:
         tokenizer: of pictures.
@@ -30,9 +30,11 @@ class Pictures(Medium[numpy.ndarray]):
         overlap: of tiles, see `vqkit.Tiles`; None: about 128.
         white: see `vqkit.media.pictures.read`.
         max_pixels: see there.
+        crop: whether pictures are shrunk so that the shorter side has that one size, and the middle is taken.
 
     Raises:
-        ValueError: the tokenizer takes no RGB pictures, or values without a range, or tiles of other sizes.
+        ValueError: the tokenizer takes no RGB pictures, or values without a range, or tiles of other sizes; or `crop`
+            is asked for, and it takes any size.
     """
 
     ending = ".png"
@@ -47,6 +49,7 @@ class Pictures(Medium[numpy.ndarray]):
         overlap: int | None = None,
         white: float | None = None,
         max_pixels: int | None = None,
+        crop: bool = False,
     ) -> None:
         super().__init__(tokenizer, batch_size=batch_size)
         channels = getattr(tokenizer.encoder, "in_channels", 3)
@@ -59,6 +62,9 @@ class Pictures(Medium[numpy.ndarray]):
         self.white, self.max_pixels = white, max_pixels or pictures.MAX_PIXELS
         own = properties_of(tokenizer.encoder)
         factor, self.image_size = own.downsampling_factor, own.image_size
+        if crop and self.image_size is None:
+            raise ValueError("--crop: this tokenizer names no one size that it takes; leave it out")
+        self.shorter_side = self.image_size if crop else None
         self.factor = factor or 1
         self.tiles: Tiles | None = None
         if self.image_size is None and factor and tokenizer.quantizer.index_per_position:
@@ -73,12 +79,15 @@ class Pictures(Medium[numpy.ndarray]):
 
     def load(self, path: Path) -> numpy.ndarray:
         """(height, width, 3) uint8."""
-        image = pictures.read(path, shorter_side=None, white=self.white, max_pixels=self.max_pixels)
-        size = self.image_size
+        image = pictures.read(path, shorter_side=self.shorter_side, white=self.white, max_pixels=self.max_pixels)
+        size, height, width = self.image_size, *image.shape[:2]
+        if self.shorter_side is not None:
+            top, left = (max(0, side - self.shorter_side) // 2 for side in image.shape[:2])
+            image = image[top : top + self.shorter_side, left : left + self.shorter_side]
         if size is not None and image.shape[:2] != (size, size):
             raise ValueError(
-                f"has {image.shape[1]} x {image.shape[0]} pixels: this tokenizer takes pictures of {size} x {size} "
-                "alone; crop or resize it"
+                f"has {width} x {height} pixels: this tokenizer takes pictures of {size} x {size} "
+                f"alone; {'enlarge it' if self.shorter_side else 'give --crop, or resize it'}"
             )
         return image
 

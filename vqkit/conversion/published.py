@@ -117,6 +117,7 @@ SNAC_CODE = "github.com/hubertsiuzdak/snac, README and snac/snac.py"
 CANDLE = "github.com/huggingface/candle, candle-examples/examples/{}/main.rs"
 WAVTOKENIZER = "github.com/jishengpeng/WavTokenizer, README"
 LISTED = "huggingface.co/{}, its list of files"
+TRANSFORMERS_TESTS = "github.com/huggingface/transformers, tests/models/{0}/test_modeling_{0}.py"
 
 _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
     ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", LlamaGenVQ(), "mit", LLAMAGEN),
@@ -194,7 +195,7 @@ _TABLE: tuple[tuple[str, str, Family, str, str], ...] = (
     ),
     *((f"hubertsiuzdak/snac_{rate}khz", "pytorch_model.bin", SNAC(), "mit", SNAC_CODE) for rate in (24, 32, 44)),
     *(
-        (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", LISTED.format(f"facebook/encodec_{rate}khz"))
+        (f"facebook/encodec_{rate}khz", WEIGHTS_NAME, EnCodec(), "mit", TRANSFORMERS_TESTS.format("encodec"))
         for rate in (24, 48)
     ),
     ("kyutai/mimi", WEIGHTS_NAME, TransformersMimi(), "cc-by-4.0", CANDLE.format("mimi")),

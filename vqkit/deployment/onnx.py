@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
+from vqkit.quantizers.rows import RowQuantizer
 from vqkit.saving.files import write_whole
+from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import Tokenizer
 
 _OPSET = 20
@@ -74,16 +76,17 @@ def export_onnx(
     Args:
         module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
         example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
-            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch);
-            of a sequence that is quantized in steps (`positions_per_step`), two steps or more.
+            and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch). Where
+            a sequence is quantized in steps (`positions_per_step`), one of a single step is repeated.
         path: of the file; one that is there is replaced. Its folder must exist.
         dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
             the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What
-            `encode` refuses in words, such as images that do not divide into latents, the file does not. False fixes
-            all sizes to the example's.
+            `encode` refuses in words, such as images that do not divide into latents, the file does not; a recording
+            too short to be mirrored (`padding_mode="reflect"`) the runtime refuses. False fixes all sizes to the
+            example's.
 
     Raises:
-        ValueError: the module is in training mode.
+        ValueError: the module is in training mode, or `dynamic` with an LSTM, of which the file has every step.
         FileNotFoundError: the folder is missing.
         ImportError: onnx or onnxscript is not installed.
     """
@@ -91,19 +94,28 @@ def export_onnx(
         raise ValueError(
             f"{type(module).__name__} of a module in training mode: expected eval mode; call .eval() first"
         )
+    recurrent = next((name for name, part in module.module.named_modules() if isinstance(part, nn.RNNBase)), None)
+    if dynamic and recurrent is not None:
+        raise ValueError(
+            f"dynamic=True with {recurrent}, a recurrent layer: the file has each of its steps, and so one length; give"
+            " dynamic=False, and an example of the size that the file is to take"
+        )
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder: create it first")
     _import_onnx()
     source, result = module.names
-    if dynamic and len(example) == 1:
-        example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
+    if dynamic:
+        example = _of_two_steps(module, example)
+        if len(example) == 1:
+            example = example.expand(2, *example.shape[1:])  # a traced size of 1 would stay 1
     kinds = torch.export.Dim
     sizes = {axis: kinds.STATIC if size == 1 else kinds.AUTO for axis, size in enumerate(example.shape)}
     shapes = (sizes | {0: kinds.DYNAMIC},) if dynamic else None
     with torch.no_grad(), warnings.catch_warnings():
         # torch 2.11 uses what it deprecates itself.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights", category=UserWarning)
         program = torch.export.export(module, (example,), dynamic_shapes=shapes).run_decompositions(_LOWERED)
         model = torch.onnx.export(
             program, (example,), input_names=[source], output_names=[result], opset_version=_OPSET, verbose=False
@@ -112,6 +124,27 @@ def export_onnx(
     for node in model.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     write_whole(target, model.model_proto.SerializeToString())
+
+
+def _of_two_steps(module: Encode | Decode, example: Tensor) -> Tensor:
+    """The example, repeated in time where it is one step of several positions: its length would be fixed."""
+    owner = module.module
+    quantizer = owner if isinstance(owner, BaseQuantizer) else owner.quantizer
+    positions = quantizer.positions_per_step
+    if not isinstance(quantizer, RowQuantizer) or positions is None:
+        return example
+    if isinstance(module, Decode):
+        if example.shape[1] != sum(quantizer.cells):
+            return example  # of several steps, or the first scales of one
+        return quantizer.deinterleave(torch.cat(2 * [quantizer.interleave(example)], dim=1))
+    if isinstance(owner, AudioTokenizer):
+        step, axis = owner.frames_per_step * owner.downsampling_factor, 2
+    elif isinstance(owner, BaseQuantizer):
+        step, axis = positions, 2 if owner.channel_dim % example.ndim == 1 else 1
+    else:
+        return example
+    length = example.shape[axis]
+    return torch.cat((step // length + 1) * [example], dim=axis) if length <= step else example
 
 
 def _import_onnx() -> None:

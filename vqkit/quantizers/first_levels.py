@@ -21,7 +21,8 @@ def first_levels(quantizer: BaseQuantizer, levels: Collection[int]) -> Iterator[
 
     Where an estimator stands over the sum of residual stages, the gradient is that which it gives the sum: the straight
     one to the latents, for `StraightThrough`. Everywhere else each level passes it on through its own estimator and the
-    linear maps around it. Of several forwards the last one counts.
+    linear maps around it. They are quantized also where a `SplitQuantizer` hands unquantized vectors to the decoder. Of
+    several forwards the last one counts.
 
     Args:
         quantizer: whose own forward is called inside, such as that of a `Tokenizer`; not a member of it.

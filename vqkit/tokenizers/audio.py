@@ -89,6 +89,7 @@ class AudioTokenizer(Tokenizer):
         self._pending: Tensor | None = None
         self._is_streaming = False
         self._ended = False
+        self._held_back = 0  # samples that a stream waits for before its first frames
 
     @property
     def frame_rate(self) -> float:
@@ -231,6 +232,7 @@ class AudioTokenizer(Tokenizer):
             )
         with torch.no_grad(), streaming(self.encoder), streaming(self.decoder):
             self._pending, self._is_streaming, self._ended = None, True, False
+            self._held_back = properties_of(self.encoder).first_frames * self.downsampling_factor
             try:
                 yield self
             finally:
@@ -238,16 +240,22 @@ class AudioTokenizer(Tokenizer):
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """End of a stream: the indices of samples that do not fill a step, with zeros behind; one step or none.
+        """End of a stream: the indices of what waited, with zeros behind to whole steps; mostly one step or none.
 
         Raises:
-            ValueError: outside of `streaming()`, before the first chunk, or a second time.
+            ValueError: outside of `streaming()`, before the first chunk, or a second time; or the stream was too short
+                for a model that mirrors its beginning.
         """
         if self._pending is None:
             raise ValueError(
                 "flush ends a stream: call it once, inside of `with codec.streaming():` after the last chunk"
             )
         rest, self._pending, self._ended = self._pending, None, True
+        if 0 < rest.shape[-1] <= self._held_back - self._samples_per_step:
+            raise ValueError(
+                f"the stream ends after {rest.shape[-1]} samples, and the model mirrors the first {self._held_back} of"
+                " a recording in front of it: encode so short a recording at once, outside of streaming()"
+            )
         return self._indices(self._whole_frames(rest)) if rest.shape[-1] else self._no_frames(len(rest))
 
     def _encode_chunk(self, wave: Tensor) -> Tensor:
@@ -260,6 +268,7 @@ class AudioTokenizer(Tokenizer):
             )
         joined = wave if self._pending is None else torch.cat([self._pending, wave], dim=-1)
         whole = joined.shape[-1] // self._samples_per_step * self._samples_per_step
+        whole, self._held_back = (whole, 0) if whole >= self._held_back else (0, self._held_back)
         self._pending = joined[..., whole:]
         return self._indices(joined[..., :whole]) if whole else self._no_frames(len(wave))
 

@@ -1,6 +1,12 @@
 """Codecs of waveforms, from the lists of layers of their sources, weight norm folded."""
 
+import warnings
 from itertools import pairwise
+
+import torch
+from torch import nn
+
+from tests.recipes.counts.layers import linear, norm
 
 
 def convolution(before: int, after: int, taps: int, *, groups: int = 1) -> int:
@@ -63,6 +69,52 @@ def hifi(channels: tuple[int, int], strides: tuple[int, ...], dim: int, *, taps:
     return sizes[0], sizes[1]
 
 
+def esc(channels: tuple[int, ...], heads: tuple[int, ...]) -> tuple[int, int]:
+    """Both sides of ESC-Base: two blocks at each scale, of windows of 4 x 4 patches, and linear maps between."""
+
+    def blocks(width: int, number: int) -> int:
+        attention = linear(width, 3 * width) + linear(width, width) + 7**2 * number
+        return 2 * (norm(width) + attention + norm(width) + linear(width, 4 * width) + linear(4 * width, width))
+
+    finest = blocks(channels[0], heads[0])
+    encoder = convolution(2, channels[0], 3 * 2) + norm(channels[0]) + finest
+    decoder = finest + convolution(channels[0], 6 * channels[0], 5**2) + convolution(channels[0], 2, 3**2)
+    for (width, coarser), number in zip(pairwise(channels), heads, strict=True):
+        encoder += blocks(width, number) + norm(2 * width) + linear(2 * width, coarser, bias=False)
+        decoder += blocks(coarser, number) + norm(coarser) + linear(coarser, 2 * width, bias=False)
+    return encoder, decoder
+
+
+def free(module: nn.Module) -> int:
+    """Numbers without the lengths of filters that weight norm adds, under either of its names."""
+    lengths = (".weight_g", ".original0")
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if not name.endswith(lengths))
+
+
+def mimi() -> dict[str, int]:
+    """The class of transformers: its defaults are the release, but for 31 acoustic levels, of which 7 are here.
+
+    Ours has a bias in the convolution to half of the rate, too.
+    """
+    from transformers import MimiConfig, MimiModel
+
+    with torch.device("meta"):
+        model = MimiModel(MimiConfig())
+    sides = free(model.encoder) + 512, free(model.decoder)
+    return parts(sides, 8 * 2048 * 256 + 4 * 512 * 256, stft())
+
+
+def snac() -> dict[str, int]:
+    """The class of the package, with the sizes of the released 24 kHz model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        from snac import SNAC
+    sizes = {"encoder_dim": 48, "encoder_rates": [2, 4, 8, 8], "decoder_dim": 1024, "decoder_rates": [8, 8, 4, 2]}
+    with torch.device("meta"):
+        model = SNAC(24000, **sizes, attn_window_size=None, codebook_size=4096, codebook_dim=8, vq_strides=[4, 2, 1])
+    return parts((free(model.encoder), free(model.decoder)), free(model.quantizer), periods() + stft(3, bands=5))
+
+
 def factorized(dim: int, codes: int, code_dim: int = 8) -> int:
     return codes * code_dim + convolution(dim, code_dim, 1) + convolution(code_dim, dim, 1)
 
@@ -88,6 +140,12 @@ def parts(sides: tuple[int, int], quantizer: int, discriminators: int) -> dict[s
     return {"encoder": sides[0], "quantizer": quantizer, "decoder": sides[1], "discriminators": discriminators}
 
 
+def of_dac(strides: tuple[int, ...], levels: int) -> dict[str, int]:
+    sides = dac((64, 96), strides, (1024, 1024))
+    return parts(sides, levels * factorized(1024, 1024), periods() + stft(3, bands=5))
+
+
+CHANNELS, HEADS = (45, 72, 96, 144, 192, 384), (3, 6, 12, 24, 24)
 COUNTS = {
     "speechtokenizer_16khz": parts(
         seanet(64, (2, 4, 5, 8), 1024, 7, lstms=2, skip=True), 8 * 1024**2, periods() + scales() + stft()
@@ -97,8 +155,27 @@ COUNTS = {
         factorized(1024, 16384) + 7 * factorized(1024, 4096) + 1024**2,
         periods() + stft(3, bands=5),
     ),
+    "dac_16khz": of_dac((2, 4, 5, 8), 12),
+    "dac_24khz": of_dac((2, 4, 5, 8), 32),
+    "dac_44khz": of_dac((2, 4, 8, 8), 9),
+    "snac_24khz": snac(),
+    "mimi_24khz": mimi(),
+    "esc_16khz": dict(
+        zip(
+            ("encoder", "quantizer", "decoder"),
+            (
+                esc(CHANNELS, HEADS)[0],
+                3 * sum(factorized(dim, 1024) for dim in (512, 512, 512, 768, 1024, 1536)),
+                esc(CHANNELS, HEADS)[1],
+            ),
+            strict=True,
+        )
+    ),
     "nanocodec_22khz": parts(hifi((48, 32), (2, 2, 4, 8, 8), 32), 0, periods() + stft()),
+    "encodec_24khz": parts(seanet(32, (2, 4, 5, 8), 128, 7, lstms=2, skip=True), 32 * 1024 * 128, stft()),
     "simvq_single_24khz": parts(
         seanet(32, (2, 4, 5, 8), 512, 7), 65536 * 512 + convolution(512, 512, 1), periods() + stft(3, bands=5)
     ),
 }
+
+STATED = {"esc_16khz": 8}

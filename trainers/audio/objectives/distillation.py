@@ -62,11 +62,10 @@ class FeatureDistillation(LatentObjective):
 
     By default from those of the first level alone, so that a first codebook becomes semantic:
 
-    - SpeechTokenizer: `levels=1` of a `ResidualQuantizer`, `along=ChannelCosine()`, HuBERT's mean over all layers,
-      weight 120 (its code; 0.15 in the configuration that its authors give).
+    - SpeechTokenizer: `levels=1` of a `ResidualQuantizer`, `along=ChannelCosine()`, HuBERT's mean over all layers.
     - Mimi: `levels=1` of a `SplitQuantizer`, `along=FrameCosine()`, WavLM, `window=2.0`.
     - DualCodec: `levels=1` of a `FeatureSplitQuantizer`, `channels` those of the features, `along=FeatureL2()`, weight
-      15, layer 16 of w2v-BERT 2.0.
+      15, layer 16 of w2v-BERT 2.0 (there less its mean and over its deviation in a corpus).
     - X-Codec, X-Codec 2: `levels=None`, `along=FeatureL2()`, weight 5, and a head of some layers.
 
     The head is trained with the tokenizer, and is no part of it. Gradients reach the encoder through the quantizer

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainers.core.evaluation import new_tensors_in_float32
+from trainers.core.held import HeldModule
 from trainers.image.networks.resizing import BilinearResize
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
@@ -19,12 +20,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of RGB in [0, 1], by which torchvision's networks normalize."""
 
 
-class FrozenNetwork(nn.Module):
+class FrozenNetwork(HeldModule["_Held"]):
     """Features of images by a pretrained network, at named layers or at its end; gradients reach the images.
 
-    To whatever holds it the network is no module: its weights are not in `parameters()` or `state_dict()`, hence not in
-    the optimizer, in checkpoints or in what data parallelism sends around, and `train()` does not reach it. It follows
-    to other devices, and stays in float32 where a model of 16 bits is trained, and under autocast. It is built with
+    It is a `HeldModule`, and stays in float32 where a model of 16 bits is trained, and under autocast. It is built with
     random numbers of its own, so that a model that is built after it starts as without it.
 
     Only what the layers need is run and kept. Derived classes say how to build the network and how to get its weights.
@@ -55,17 +54,16 @@ class FrozenNetwork(nn.Module):
         resize: BilinearResize | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] = IMAGENET,
     ) -> None:
-        super().__init__()
-        self.file = weights.find(download)
-        self.layers = tuple(layers)
-        self.resize = resize
+        layers, file = tuple(layers), weights.find(download)
         # Also inside of a measurement, or where Lightning makes a model's dtype the default.
         with torch.inference_mode(False), new_tensors_in_float32():
-            with torch.random.fork_rng(devices=[]), named(self.file) if self.file else nullcontext():
+            with torch.random.fork_rng(devices=[]), named(file) if file else nullcontext():
                 torch.default_generator.manual_seed(weights.seed)  # those of GPUs stay as they are
-                network = build(read_state(self.file) if self.file else None)
-            # In a tuple, where nn.Module does not look for modules.
-            self._held = (_Held(network, self.layers, normalization),)
+                network = build(read_state(file) if file else None)
+            super().__init__(_Held(network, layers, normalization))
+            self.file = file
+            self.layers = layers
+            self.resize = resize
             self._try_out()
 
     @property
@@ -76,7 +74,7 @@ class FrozenNetwork(nn.Module):
     def record(self) -> dict[str, Any]:
         """What has to be equal for figures by it to be compared."""
         return {
-            "network": f"{type(self).__name__}, {type(self._held[0].network).__name__.lstrip('_')}",
+            "network": f"{type(self).__name__}, {type(self.held.network).__name__.lstrip('_')}",
             "weights": self.file.name if self.file else "random numbers",
             "sha256": self.sha256,
             "layers": list(self.layers) or "output",
@@ -99,13 +97,13 @@ class FrozenNetwork(nn.Module):
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (batch, 3 or 1, height, width)")
         with autocast_disabled(images.device):
-            return self._held[0](images if self.resize is None else self.resize(images))
+            return self.held(images if self.resize is None else self.resize(images))
 
     @torch.no_grad()
     def _try_out(self) -> None:
         """Run once, to find out what is wrong with the layers now and not at the first step, and what is unused."""
         size = self.resize.resolution if self.resize else 224
-        network = self._held[0].network
+        network = self.held.network
         ran: set[nn.Module] = set()
         versions: dict[nn.Module, int] = {}
 
@@ -133,13 +131,9 @@ class FrozenNetwork(nn.Module):
                     for name in {**module._parameters, **module._buffers}:
                         setattr(module, name, None)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._held[0]._apply(fn)
-        return super()._apply(fn, recurse)
-
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        network = type(self._held[0].network).__name__
+        network = type(self.held.network).__name__
         return f"{network}, file={self.file}, layers={self.layers}, resize={self.resize}"
 
 
@@ -165,7 +159,7 @@ class _Held(FullPrecisionModule):
         for part in network.modules():
             if hasattr(part, "inplace"):
                 vars(part)["inplace"] = False  # the features of the layer before would be overwritten
-        self.network = network.requires_grad_(False).eval()
+        self.network = network
         self.layers = layers
         mean, deviation = (torch.tensor(values).reshape(-1, 1, 1) for values in normalization)
         self.register_buffer("mean", mean)

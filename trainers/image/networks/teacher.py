@@ -1,25 +1,22 @@
 """A tokenizer whose codes others learn to predict."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from trainers.core.evaluation import new_tensors_in_float32
+from trainers.core.held import HeldModule
 from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
 
 
-class Teacher(nn.Module):
+class Teacher(HeldModule["_Held"]):
     """A saved tokenizer of pictures that is used and never trained.
 
-    To whatever holds it the tokenizer is no module: its weights are not in `parameters()` or `state_dict()`, hence not
-    in the optimizer, in checkpoints or in what data parallelism sends around, and `train()` does not reach it. It
-    follows to other devices, and stays in float32 where a model of 16 bits is trained, and under autocast.
+    It is a `HeldModule`, and stays in float32 where a model of 16 bits is trained, and under autocast.
 
     Args:
         folder: of `save_pretrained`, such as one that `python -m vqkit convert` wrote.
@@ -33,15 +30,13 @@ class Teacher(nn.Module):
     """
 
     def __init__(self, folder: str) -> None:
-        super().__init__()
-        self.folder = folder
         if not Path(folder).is_dir():
             raise ValueError(
                 f"teacher={folder!r}: expected the folder of a saved tokenizer; write one by python -m vqkit convert "
                 "WEIGHTS FOLDER"
             )
         with torch.inference_mode(False), new_tensors_in_float32(), torch.random.fork_rng(devices=[]):
-            tokenizer = Tokenizer.from_pretrained(folder).requires_grad_(False).eval()
+            tokenizer = Tokenizer.from_pretrained(folder)
         quantizer = tokenizer.quantizer
         if tokenizer.value_range not in (None, (-1.0, 1.0)) or quantizer.channel_dim != 1:
             raise ValueError(
@@ -52,13 +47,14 @@ class Teacher(nn.Module):
             raise ValueError(
                 f"teacher={folder!r} has codebook_sizes={quantizer.codebook_sizes}: expected one code for each patch"
             )
+        super().__init__(_Held(tokenizer))
+        self.folder = folder
         self.codebook_size = quantizer.codebook_size
-        self._held = (_Held(tokenizer),)  # in a tuple, where nn.Module does not look for modules
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, in eval mode."""
-        return self._held[0].tokenizer
+        return self.held.tokenizer
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -122,10 +118,6 @@ class Teacher(nn.Module):
     def patch_size(self) -> int | None:
         """Pixels on a side of what a code stands for, where the encoder says it."""
         return properties_of(self.tokenizer.encoder).downsampling_factor
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._held[0]._apply(fn)
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""

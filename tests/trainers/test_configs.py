@@ -184,6 +184,8 @@ def dim_of(arguments):
         return arguments["dim"] or arguments["bits"]
     if "branch" in arguments:
         return sum(dim_of(branch["init_args"]) for branch in arguments["branch"])
+    if isinstance(arguments.get("group"), list):
+        return sum(dim_of(group["init_args"]) for group in arguments["group"])
     if "group" in arguments:
         return arguments["num_groups"] * dim_of(arguments["group"]["init_args"])
     return dim_of(arguments["stage" if "stage" in arguments else "quantizer"]["init_args"])

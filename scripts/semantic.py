@@ -45,7 +45,8 @@ TWINS = {"semantic": "taught what Whisper hears", "semantic_plain": "its twin wi
 """Configurations by their names, and their titles in the table."""
 SPEECH, LABELS, TEACHER = ROOT / "data/speech", ROOT / "data/festvox-ru/lab", ROOT / "data/whisper-tiny-en"
 EVALUATION = ROOT / "assets/audio/eval"
-SAMPLE_RATE, FRAME_RATE, CODES = 16000, 50.0, 1024
+SAMPLE_RATE, HOP, CODES = 16000, 320, 1024
+FRAME_RATE = SAMPLE_RATE / HOP
 DECODED = (1, 2, 4, 8)
 """Numbers of levels whose words are counted."""
 MEASURES = ("stoi", "mel_distance")
@@ -126,7 +127,7 @@ class Labelled:
         self.phones = sorted({phone for found in ends.values() for _, phone in found})
         numbers = {phone: number for number, phone in enumerate(self.phones)}
         self.labels = {
-            split: [on_grid(ends[path.stem], numbers, soundfile.info(path).duration) for path in paths]
+            split: [on_grid(ends[path.stem], numbers, math.ceil(soundfile.info(path).frames / HOP)) for path in paths]
             for split, paths in self.paths.items()
         }
 
@@ -168,9 +169,9 @@ def phone_ends(path: Path) -> list[tuple[float, str]]:
     return [(float(line.split()[0]), line.split()[2]) for line in body.splitlines() if line.strip()]
 
 
-def on_grid(ends: list[tuple[float, str]], numbers: Mapping[str, int], seconds: float) -> Tensor:
+def on_grid(ends: list[tuple[float, str]], numbers: Mapping[str, int], frames: int) -> Tensor:
     """The phone at the middle of each frame; the last one goes on to the end."""
-    middles = (torch.arange(math.ceil(seconds * FRAME_RATE), dtype=torch.float64) + 0.5) / FRAME_RATE
+    middles = (torch.arange(frames, dtype=torch.float64) + 0.5) / FRAME_RATE
     borders = torch.tensor([end for end, _ in ends], dtype=torch.float64)
     found = torch.searchsorted(borders, middles, right=True).clamp(max=len(ends) - 1)
     return torch.tensor([numbers[phone] for _, phone in ends])[found]
@@ -221,7 +222,7 @@ def of_teacher(utterances: Labelled) -> dict[str, Any]:
     teacher = SpeechTeacher(str(TEACHER), layers=[-1])
 
     def heard(wave: Tensor) -> Tensor:
-        frames = math.ceil(wave.shape[-1] / SAMPLE_RATE * FRAME_RATE)
+        frames = math.ceil(wave.shape[-1] / HOP)
         return on_frames(teacher(wave, SAMPLE_RATE)[0], teacher.frame_rate, frames, FRAME_RATE)[0].T
 
     features = {split: utterances.each(split, heard) for split in utterances.paths}
@@ -310,7 +311,7 @@ def caption(record: Mapping[str, Any]) -> str:
         f"{phones['entropy']:.2f} bits, the most frequent {phones['most frequent']:.1%}; the code of a frame alone "
         f"names them, by a table of {phones['train'][1]:,} training frames. Words: {words['utterances']} English "
         f"utterances of others, by Whisper tiny.en, which gets {words['original']:.2f} of the originals' wrong. "
-        f"STOI: all recordings of assets/audio/eval. {record['machine']}; `python scripts/semantic.py`."
+        f"STOI: all recordings of assets/audio/eval; {record['machine']}; `python scripts/semantic.py`."
     )
 
 

@@ -230,10 +230,12 @@ def caption(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Distortion over the rate of the files, a point for each twin."""
+    """Distortion over the rate of the files, a point for each twin that did not collapse to a few codes."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for name, row in rows.items():
+            if row["codebook_usage"] < COLLAPSED:
+                continue
             axes.plot(row["coded_bpp"], row[key], "o", markersize=4, color="C0")
             axes.annotate(name, (row["coded_bpp"], row[key]), fontsize=7, xytext=(3, 3), textcoords="offset points")
         axes.set(xlabel="bits per pixel, whole files", ylabel=label)
@@ -244,6 +246,8 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 MEASURES = {"psnr": "PSNR in dB", "st_alex_lpips": "ST-LPIPS (lower is better)"}
 """What is drawn."""
+COLLAPSED = 0.01
+"""Share of its codes below which a twin is not drawn: it would press all others together."""
 
 
 if __name__ == "__main__":

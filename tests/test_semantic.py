@@ -30,7 +30,7 @@ def test_a_phone_is_that_at_the_middle_of_a_frame(tmp_path) -> None:
     (tmp_path / "one.lab").write_text("signal one\nnfields 1\n#\n0.05000 125 pau\n0.07000 125 k\n0.12000 125 a\n")
     ends = semantic.phone_ends(tmp_path / "one.lab")
     assert ends == [(0.05, "pau"), (0.07, "k"), (0.12, "a")]
-    found = semantic.on_grid(ends, {"pau": 0, "k": 1, "a": 2}, 0.15)
+    found = semantic.on_grid(ends, {"pau": 0, "k": 1, "a": 2}, 8)
     assert found.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]  # middles at 0.01, 0.03, ...; the last phone goes on
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", reason="needs the extra `teachers`")
-
-from benchmarks import codecs  # noqa: E402 - imports transformers
+from benchmarks import codecs
+from tests.few import few
 
 TINY = {
     "DAC 16 kHz": {
@@ -45,7 +44,7 @@ TINY = {
 }
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(params=few(list(TINY), "Mimi"))
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A codec of which the sizes are small."""
     codec = codecs.CODECS[request.param]

@@ -155,6 +155,7 @@ def test_a_codec_is_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(again.decode(again.encode(wave)), codec.decode(codec.encode(wave)))
 
 
+@pytest.mark.slow
 def test_export_with_a_dynamic_batch() -> None:
     """Of one length: blocks of attention are counted in Python."""
     encoder, _ = build()

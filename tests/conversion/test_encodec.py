@@ -79,7 +79,7 @@ def of_the_package(music: bool) -> Upstream:
 
 
 def of_transformers(music: bool) -> Upstream:
-    transformers = pytest.importorskip("transformers", reason='pip install -e ".[dev]"')
+    transformers = pytest.importorskip("transformers", reason='pip install -e ".[teachers]"')
     segments = {"normalize": True, "chunk_length_s": 1.0, "overlap": 0.01} if music else {}
     config = transformers.EncodecConfig(
         target_bandwidths=[*BANDWIDTHS],

@@ -51,7 +51,7 @@ def wave(latents: int = 20) -> Tensor:
 @cache
 def upstream() -> Any:
     """The model of transformers with random weights, and codes among its latents; half of them were hardly used."""
-    transformers = pytest.importorskip("transformers", reason='pip install -e ".[test]"')
+    transformers = pytest.importorskip("transformers", reason='pip install -e ".[teachers]"')
     torch.manual_seed(0)
     model = transformers.MimiModel(transformers.MimiConfig(**SIZES)).eval()
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_other_entries_are_refused_by_name(change, message: str, tmp_path) -> No
 @pytest.mark.slow
 def test_a_model_of_the_published_size_has_an_entry_for_each_weight() -> None:
     """On the meta device; the layout of the file is that of `save_pretrained`."""
-    transformers = pytest.importorskip("transformers", reason='pip install -e ".[test]"')
+    transformers = pytest.importorskip("transformers", reason='pip install -e ".[teachers]"')
     with torch.device("meta"):
         model = transformers.MimiModel(transformers.MimiConfig())
     source = Source(Path("none"), dict(flat(model.state_dict())), {}, None)

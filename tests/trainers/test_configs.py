@@ -37,7 +37,7 @@ PAIRS = {
         *itertools.product([QUICKSTARTS["audio"]], OF_SOUND.values()),
     ]
 }
-LARGE = ("xqgan", "mgvq", "unitok")
+LARGE = ("xqgan", "mgvq", "unitok", "dualcodec", "split", "single")
 USUAL_PAIRS = [name for name in PAIRS if name.startswith("quickstart ") and not name.endswith(LARGE)]
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
@@ -50,12 +50,9 @@ RUNS |= {"single lfq": ([QUICKSTARTS["audio"], OF_SOUND["single"]], {"quantizer"
 USUAL = [name for name in RUNS if name.startswith("image/") and name not in RECIPES]
 USUAL += [
     "audio/quickstart",
-    "audio/mimi_24khz",
     "quantizers/fqgan",
-    "quantizers/unitok",
     "image fsq",
     "audio reinmax",
-    "single lfq",
     "snac",
 ]
 

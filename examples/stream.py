@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from vqkit import AudioTokenizer
-from vqkit.command_line.medium import first_levels
 from vqkit.media.channels import DOWNMIXES
 from vqkit.media.recordings import Recording, check_writable, write_pieces
+from vqkit.quantizers.rows import first_levels_of
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def stream(arguments: argparse.Namespace) -> None:
             for chunk in itertools.chain(source.pieces(arguments.chunk_ms / 1000), [None]):
                 start = time.perf_counter()
                 indices = codec.flush() if chunk is None else codec.encode(chunk)
-                sent = first_levels(codec.quantizer, indices, arguments.levels)
+                sent = first_levels_of(codec.quantizer, indices, arguments.levels, name="--levels ")
                 sound = codec.decode(sent) if sent.shape[1] else None
                 busy += time.perf_counter() - start
                 samples += 0 if chunk is None else chunk.shape[-1]

@@ -122,7 +122,7 @@ def test_an_encoder_with_it_is_that_of_x_codec_2() -> None:
     with torch.no_grad():
         for layer, other in zip(ours, theirs, strict=True):
             if isinstance(layer, Convolution1d):
-                layer.convolution.weight = other.weight
+                layer.convolution.weight = other.weight.detach()
                 layer.convolution.bias.copy_(other.bias)
             else:
                 layer.log_frequency.copy_(other.alpha.unsqueeze(-1))

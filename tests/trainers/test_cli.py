@@ -99,7 +99,12 @@ TINY_SOUND = {
     "data.batch_size": 2,
     "model.tokenizer.encoder.channels": 4,
     "model.tokenizer.decoder.channels": 4,
-    "model.tokenizer.quantizer.stage.init_args.codebook_size": 16,
+    "model.tokenizer.quantizer.group": json.dumps(
+        [
+            {"class_path": "vqkit.Quantizer", "init_args": {"method": "ema", "dim": dim, "codebook_size": 16}}
+            for dim in (5, 3, 6, 12, 16, 22)
+        ]
+    ),
     "model.initialization_samples": 256,
     "model.validation_measures": '["si_sdr"]',
     "model.test_measures": '["si_sdr", "mel_distance"]',

@@ -86,17 +86,6 @@ SHRUNK = {
 }
 """What a model is made small by, wherever it stands in a configuration."""
 
-TRANSFORMER = {
-    "class_path": "trainers.image.TimmNetwork",
-    "init_args": {
-        "name": "test_vit",
-        "weights": "trainers.image.RandomWeights",
-        "layers": ["blocks.1"],
-        "resize": {"class_path": "trainers.image.BilinearResize", "init_args": {"resolution": 160}},
-    },
-}
-"""A small network of tokens for discriminators."""
-
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
@@ -111,12 +100,11 @@ def shrunk(config, channels):
         return [shrunk(item, channels) for item in config]
     if not isinstance(config, dict):
         return config
-    if config.get("class_path", "").endswith("ProjectedDiscriminator"):  # which has the width of its network
+    # The width of one is that of its network, the width of the other that of the latents, which the quantizer has too.
+    if config.get("class_path", "").endswith(("ProjectedDiscriminator", "DepthwiseEncoder1d")):
         return config
     if config.get("class_path", "").endswith(("BlurResidualDiscriminator", "StyleGAN2Discriminator")):
         return config | {"init_args": {"resolution": 32, "channel_base": 64}}
-    if config.get("class_path", "").endswith("ProjectedDiscriminator"):
-        return config | {"init_args": {"network": TRANSFORMER}}
     if config.get("class_path", "").endswith("TimmEncoder"):
         width = {"dim": 1024, "arguments": {"img_size": 32}}  # that of the network whose place it takes
         return config | {"init_args": {"name": "test_vit4", "weights": None, **width}}

@@ -1,5 +1,6 @@
 """`--quantizer` with the name of an overlay: any composite in any configuration, in its sizes."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,20 @@ def test_what_cannot_be_arranged_is_refused():
         swapped(streams, "var")
     with pytest.raises(ValueError, match=r"expected one of vq, .* xqgan; did you mean"):
         swapped(model, "snak")
+
+
+@pytest.mark.parametrize("members", [{"method": "ema"}, [{"method": "ema"}, {"method": "vq"}]], ids=["one", "list"])
+@pytest.mark.parametrize("composite", ["GroupedQuantizer", "ResidualQuantizer"])
+def test_a_run_records_the_members_of_a_composite(composite: str, members: dict | list) -> None:
+    def member(arguments: dict) -> dict:
+        return {"class_path": "vqkit.Quantizer", "init_args": {"dim": 4, "codebook_size": 8, **arguments}}
+
+    name, number = ("group", "num_groups") if composite == "GroupedQuantizer" else ("stage", "num_stages")
+    given = [member(each) for each in members] if isinstance(members, list) else member(members)
+    arguments = {name: given} if isinstance(members, list) else {name: given, number: 2}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--quantizer", type=BaseQuantizer)
+    parsed = parser.parse_object({"quantizer": {"class_path": f"vqkit.{composite}", "init_args": arguments}})
+    with warnings.catch_warnings(action="ignore"):  # as an error, the warning would lead to another way of writing it
+        recorded = parser.dump(parsed)
+    assert parser.instantiate(parser.parse_string(recorded)).quantizer.level_sizes == (8, 8)

@@ -60,7 +60,7 @@ class GroupedQuantizer(CompositeQuantizer):
 
     def __init__(
         self,
-        group: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        group: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         num_groups: int | None = None,
         *,
         losses: Sequence[GroupLoss] = (),
@@ -176,7 +176,7 @@ class NestedGroupedQuantizer(DepthDropout, GroupedQuantizer):
 
     def __init__(
         self,
-        group: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        group: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         num_groups: int | None = None,
         *,
         lengths: PrefixLengths = NestedLengths(),  # noqa: B008 - stateless

@@ -72,7 +72,7 @@ class MultiRateQuantizer(RowQuantizer):
 
     def __init__(
         self,
-        stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        stage: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         strides: Sequence[int],
         *,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless

@@ -115,7 +115,7 @@ class MultiScaleQuantizer(RowQuantizer):
 
     def __init__(
         self,
-        stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        stage: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         scales: Sequence[int | Sequence[int]],
         *,
         axes: int = 2,
@@ -577,7 +577,7 @@ def _against(latents: Tensor, scale: _Scale) -> Selection:
 
 
 def _stages(
-    stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]], scales: int
+    stage: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer], scales: int
 ) -> list[BaseQuantizer]:
     if not callable(stage) and len(stage) != scales:
         raise ValueError(

@@ -48,7 +48,7 @@ class PrefixQuantizer(SampleDropout):
 
     def __init__(
         self,
-        quantizer: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        quantizer: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         *,
         lengths: PrefixLengths = UniformLengths(),  # noqa: B008 - stateless
         dropout: float = 1.0,

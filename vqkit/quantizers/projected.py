@@ -133,7 +133,7 @@ class ProjectedQuantizer(CompositeQuantizer):
 
     def __init__(
         self,
-        quantizer: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        quantizer: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         dim: int,
         *,
         projection: Callable[[int, int], Projection] = LinearProjection,

@@ -67,7 +67,7 @@ class ResidualQuantizer(DepthDropout):
 
     def __init__(
         self,
-        stage: Callable[[], BaseQuantizer] | Sequence[Callable[[], BaseQuantizer]],
+        stage: Sequence[Callable[[], BaseQuantizer]] | Callable[[], BaseQuantizer],
         num_stages: int | None = None,
         *,
         estimator: Estimator | None = StraightThrough(),  # noqa: B008 - stateless

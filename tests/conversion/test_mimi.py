@@ -147,7 +147,7 @@ def test_usage_is_taken_over_with_the_codes(tmp_path) -> None:
             "rope_type='linear': expected 'default'",
         ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic': expected 'default'"),
-        ({"sliding_window": None}, "sliding_window=None: expected a positive number"),
+        ({"sliding_window": None}, "sliding_window=None: expected a positive whole number"),
         ({"num_attention_heads": 3}, "num_heads=3 does not split 16 channels"),
     ],
 )

@@ -189,7 +189,7 @@ def test_scales_of_another_number_are_refused(tmp_path) -> None:
     ("config", "message"),
     [
         ('{"norm_type": "spatial"}', "norm_type='spatial': expected 'group'"),
-        ('{"norm_num_groups": "32"}', "norm_num_groups='32': expected a number"),
+        ('{"norm_num_groups": "32"}', "norm_num_groups='32': expected a positive whole number"),
     ],
 )
 def test_settings_that_weights_do_not_show_are_read_from_the_config(config, message, tmp_path) -> None:

@@ -102,8 +102,8 @@ def quieten(released: nn.Module) -> None:
     ("settings", "message"),
     [
         ({"vq_strides": [4]}, r"vq_strides=\[4\] in its config.json: expected frames for each index of 2 levels"),
-        ({"attn_window_size": None}, "attn_window_size=None in its config.json: expected a positive whole number"),
-        ({"sampling_rate": "44.1 kHz"}, "sampling_rate='44.1 kHz' in its config.json"),
+        ({"attn_window_size": None}, "config.json has attn_window_size=None: expected a positive whole number"),
+        ({"sampling_rate": "44.1 kHz"}, "config.json has sampling_rate='44.1 kHz'"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vqkit.backbones.activations import Snake
 from vqkit.backbones.edges import PaddingMode
 from vqkit.backbones.mdct import blocked_basis, lapped_basis
-from vqkit.backbones.protocol import properties_of
+from vqkit.backbones.protocol import check_causal, check_waves, check_whole_frames
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.sizes import LARGEST_SIZE, check_positive
 from vqkit.backbones.tails import DropLast1d, FillLast1d, missing_at_end
@@ -155,17 +155,9 @@ class ConvEncoder1d(Configured, nn.Module):
 
     def forward(self, waves: Tensor) -> Tensor:
         """Latents (B, dim, T / f) of audio (B, C, T) in [-1, 1]."""
-        if waves.ndim != 3 or waves.shape[1] != self.in_channels:
-            raise ValueError(
-                f"waves has shape {tuple(waves.shape)}: expected (B, {self.in_channels}, T); for one recording add a"
-                " batch axis with waves[None], for another number of channels set in_channels"
-            )
-        fills = self.fills_frames and self.layers[0].stream is None
-        if not waves.shape[-1] or (waves.shape[-1] % self.downsampling_factor and not fills):
-            raise ValueError(
-                f"waves of {waves.shape[-1]} samples are no whole number of frames: pad or cut them to a positive"
-                f" multiple of the downsampling factor {self.downsampling_factor}"
-            )
+        check_waves(waves, self.in_channels)
+        if not self.fills_frames or self.layers[0].stream is not None:
+            check_whole_frames(waves, self.downsampling_factor)
         latents = self.layers(waves)
         return latents if self.linear is None else latents + self.linear(waves)
 
@@ -309,11 +301,7 @@ def _bottleneck(transformer: Callable[[int], nn.Module] | None, width: int, caus
     if transformer is None:
         return []
     module = transformer(width)
-    if causal and not properties_of(module).causal:
-        raise ValueError(
-            f"causal=True with a transformer that is not ({type(module).__name__}.causal is not True): build it with"
-            " causal=True, or the model with causal=False"
-        )
+    check_causal(causal, module)
     return [module]
 
 

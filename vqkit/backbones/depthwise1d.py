@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vqkit.backbones.activations import SignedSnake, Tanh
 from vqkit.backbones.block_attention import BlockAttention1d
 from vqkit.backbones.noise1d import NoiseInjection1d
+from vqkit.backbones.protocol import check_waves, check_whole_frames
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.temporal import Activation, Convolution1d, Deconvolution1d, Interval, TemporalSequence
@@ -111,13 +112,8 @@ class DepthwiseEncoder1d(DepthwiseBackbone):
 
     def forward(self, waves: Tensor) -> Tensor:
         """Latents (B, dim, T / f) of audio (B, C, T) in [-1, 1]."""
-        if waves.ndim != 3 or waves.shape[1] != self.in_channels:
-            raise ValueError(f"waves has shape {tuple(waves.shape)}: expected (B, {self.in_channels}, T)")
-        if waves.shape[-1] % self.downsampling_factor or not waves.shape[-1]:
-            raise ValueError(
-                f"waves of {waves.shape[-1]} samples are no whole number of frames: pad or cut them to a positive"
-                f" multiple of the downsampling factor {self.downsampling_factor}"
-            )
+        check_waves(waves, self.in_channels)
+        check_whole_frames(waves, self.downsampling_factor)
         return self.layers(waves)
 
 

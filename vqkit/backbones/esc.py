@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
+from vqkit.backbones.protocol import check_waves, check_whole_frames
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.swin2d import WindowedBlocks2d
 from vqkit.saving.config import Configured
@@ -146,13 +147,8 @@ class ESCEncoder(ESCBackbone):
 
     def forward(self, wave: Tensor) -> list[Tensor]:
         """Latents of `wave` (B, C, T) in [-1, 1]."""
-        if wave.ndim != 3 or wave.shape[1] != self.in_channels:
-            raise ValueError(f"wave has shape {tuple(wave.shape)}: expected (B, {self.in_channels}, T)")
-        if wave.shape[-1] % self.downsampling_factor or not wave.shape[-1]:
-            raise ValueError(
-                f"wave has {wave.shape[-1]} samples: expected a multiple of the downsampling factor "
-                f"{self.downsampling_factor}; fill it with zeros at its end"
-            )
+        check_waves(wave, self.in_channels)
+        check_whole_frames(wave, self.downsampling_factor)
         planes = self.spectrum.analyse(wave).to(self.patches.weight.dtype)
         x = self.norm(rearrange(self.patches(planes), "b c h w -> b h w c"))
         x = self.first(x)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,54 @@ def properties_of(module: nn.Module) -> BackboneProperties:
     """Those that `module` has, and the defaults of the others."""
     names = [field.name for field in fields(BackboneProperties) if hasattr(module, field.name)]
     return BackboneProperties(**{name: getattr(module, name) for name in names})
+
+
+def check_causal(causal: bool, transformer: nn.Module) -> None:
+    """Refuse a transformer, or what is in its place, that looks ahead in a causal backbone.
+
+    Args:
+        causal: whether the backbone is.
+        transformer: with the attribute `causal`; without it, it is taken to look ahead.
+
+    Raises:
+        ValueError: the backbone is causal and the transformer is not.
+    """
+    if causal and not properties_of(transformer).causal:
+        raise ValueError(
+            f"causal=True with a transformer that is not ({type(transformer).__name__}.causal is not True): build it"
+            " with causal=True, or the backbone with causal=False"
+        )
+
+
+def check_waves(waves: Tensor, in_channels: int) -> None:
+    """Refuse sound of another shape.
+
+    Args:
+        waves: expected (B, in_channels, T), T > 0.
+        in_channels: of the encoder.
+
+    Raises:
+        ValueError: it is of another shape.
+    """
+    if waves.ndim != 3 or waves.shape[1] != in_channels or not waves.shape[2]:
+        raise ValueError(
+            f"waves has shape {tuple(waves.shape)}: expected (B, {in_channels}, T), T > 0; for one recording add a"
+            " batch axis with waves[None], for another number of channels set in_channels"
+        )
+
+
+def check_whole_frames(waves: Tensor, downsampling_factor: int) -> None:
+    """Refuse sound that ends inside a frame.
+
+    Args:
+        waves: (..., T).
+        downsampling_factor: samples for each frame.
+
+    Raises:
+        ValueError: T is no multiple of the factor.
+    """
+    if waves.shape[-1] % downsampling_factor:
+        raise ValueError(
+            f"waves of {waves.shape[-1]} samples are no whole number of frames: pad or cut them to a positive multiple"
+            f" of the downsampling factor {downsampling_factor}"
+        )

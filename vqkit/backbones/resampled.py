@@ -17,7 +17,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from vqkit.backbones.protocol import BackboneProperties, properties_of
+from vqkit.backbones.protocol import (
+    BackboneProperties,
+    check_causal,
+    check_waves,
+    check_whole_frames,
+    properties_of,
+)
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d, Interval, TemporalSequence
 from vqkit.saving.config import Configured
@@ -78,11 +84,8 @@ class ResampledEncoder1d(Configured, nn.Module):
 
     def forward(self, waves: Tensor) -> Tensor:
         """Latents (B, dim, T / f) of audio (B, C, T) in [-1, 1]."""
-        if waves.shape[-1] % self.downsampling_factor or not waves.shape[-1]:
-            raise ValueError(
-                f"waves of {waves.shape[-1]} samples are no whole number of latents: pad or cut them to a positive"
-                f" multiple of the downsampling factor {self.downsampling_factor}"
-            )
+        check_waves(waves, self.in_channels)
+        check_whole_frames(waves, self.downsampling_factor)
         return self.downsample(self.transformer(self.encoder(waves)))
 
     def _context(self, inner: tuple[int, int] | None, hop_length: int) -> tuple[int, int] | None:
@@ -161,12 +164,10 @@ def _checked(name: str, module: nn.Module, stride: int) -> tuple[BackbonePropert
 
 
 def _transformer(build: Callable[[int], nn.Module] | None, dim: int, causal: bool) -> nn.Module:
-    module = TemporalSequence() if build is None else build(dim)
-    if build is not None and causal and not properties_of(module).causal:
-        raise ValueError(
-            f"a causal backbone with a transformer that is not ({type(module).__name__}.causal is not True): build it"
-            " with causal=True, or the backbone with causal=False"
-        )
+    if build is None:
+        return TemporalSequence()
+    module = build(dim)
+    check_causal(causal, module)
     return module
 
 

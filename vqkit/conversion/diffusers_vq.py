@@ -48,14 +48,9 @@ class DiffusersVQModel(VQGANFamily):
 
     def build(self, source: Source) -> Tokenizer:
         """See `Family`."""
-        for name, meant in SETTINGS.items():
-            if source.config.get(name, meant) != meant:
-                raise ValueError(f"config.json has {name}={source.config[name]!r}: expected {meant!r}")
+        source.check_config(SETTINGS)
         return super().build(source)
 
     def norm_groups(self, source: Source) -> int:
         """See `VQGANFamily`."""
-        groups = source.config.get("norm_num_groups", NORM_GROUPS)
-        if type(groups) is not int:
-            raise ValueError(f"config.json has norm_num_groups={groups!r}: expected a number")
-        return groups
+        return source.number("norm_num_groups", NORM_GROUPS)

@@ -15,7 +15,7 @@ from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
-from vqkit.conversion.weight_norm import NAMES, filter_entries
+from vqkit.conversion.weight_norm import filter_entries, filter_shape
 from vqkit.parts.losses import Commitment
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.reduction import MeanOverChoices
@@ -103,8 +103,8 @@ class EnCodec(Family):
         names = names_of(source)
         sizes = encoder_sizes(source, "encoder", names)
         music = sizes["normalization"] is not None
-        _check_settings(source, MUSIC if music else SPEECH)
-        channels = _filter_shape(source, f"encoder.{names.layer.format(0)}.{names.filters}")[1]
+        source.check_config(SETTINGS | (MUSIC if music else SPEECH))
+        channels = filter_shape(source, f"encoder.{names.layer.format(0)}.{names.filters}")[1]
         encoder = ConvEncoder1d(in_channels=channels, **sizes)
         decoder = ConvDecoder1d(out_channels=channels, **sizes)
         levels = number_of(lambda level: source.has_below(names.codebook.format(level)))
@@ -112,7 +112,7 @@ class EnCodec(Family):
         stage = partial(Quantizer, "ema", dim=dim, codebook_size=size, losses=[Commitment(1.0)])
         quantizer = ResidualQuantizer(stage, levels, dropout=1.0, reduction=MeanOverChoices(), channel_dim=1)
         kind, rate = (SegmentTokenizer, MUSIC_RATE) if music else (AudioTokenizer, SPEECH_RATE)
-        return kind(encoder, quantizer, decoder, sample_rate=_number(source, "sampling_rate", rate))
+        return kind(encoder, quantizer, decoder, sample_rate=source.number("sampling_rate", rate))
 
     def entries(self, source: Source, tokenizer: Tokenizer) -> Iterator[Entry]:
         """See `Family`."""
@@ -145,15 +145,15 @@ def encoder_sizes(source: Source, part: str, names: SEANetNames) -> dict[str, An
     """
     layers = f"{part}.{names.layer}"
     first = f"{layers.format(0)}.{names.filters}"
-    channels, _, kernel_size = _filter_shape(source, first)
+    channels, _, kernel_size = filter_shape(source, first)
     place, strides, units = 1, [], [0]
     while source.has_below(f"{layers.format(place)}.block"):
         units.append(number_of(lambda unit: source.has_below(f"{layers.format(place + unit)}.block")))  # noqa: B023
         place += units[-1] + 1  # behind the units, and an activation without weights
-        strides.append(_filter_shape(source, f"{layers.format(place)}.{names.filters}")[2] // 2)
+        strides.append(filter_shape(source, f"{layers.format(place)}.{names.filters}")[2] // 2)
         place += 1
     unit = layers.format(1)
-    inner, _, residual_kernel_size = _filter_shape(source, f"{unit}.block.1.{names.filters}")
+    inner, _, residual_kernel_size = filter_shape(source, f"{unit}.block.1.{names.filters}")
     if not source.has_below(f"{unit}.shortcut"):
         raise ValueError(
             f"there is no entry below '{unit}.shortcut': expected a convolution on the skip of residual units; models"
@@ -161,13 +161,13 @@ def encoder_sizes(source: Source, part: str, names: SEANetNames) -> dict[str, An
         )
     recurrent = f"{layers.format(place)}.lstm"
     num_layers = number_of(lambda layer: f"{recurrent}.weight_ih_l{layer}" in source)
-    dim, _, latent_kernel_size = _filter_shape(source, f"{layers.format(place + 2)}.{names.filters}")
+    dim, _, latent_kernel_size = filter_shape(source, f"{layers.format(place + 2)}.{names.filters}")
     normed = source.has_below(f"{layers.format(0)}.{names.norm}")
     return {
         "dim": dim,
         "channels": channels,
         "strides": tuple(strides),
-        "dilations": tuple(_number(source, "dilation_growth_rate", 2) ** unit for unit in range(units[-1])),
+        "dilations": tuple(source.number("dilation_growth_rate", 2) ** unit for unit in range(units[-1])),
         "kernel_size": kernel_size,
         "residual_kernel_size": residual_kernel_size,
         "latent_kernel_size": latent_kernel_size,
@@ -214,23 +214,3 @@ def _convolution_entries(
     norm = names.transposed_norm if transposed else names.norm
     for kind, parameter in layer.get_submodule("normalization").named_parameters():
         yield Entry(f"{target}.normalization.{kind}", {f"{name}.{norm}.{kind}": tuple(parameter.shape)})
-
-
-def _filter_shape(source: Source, name: str) -> tuple[int, ...]:
-    """Shape of the filters of a convolution, with weight norm or without."""
-    kinds = [f"{name}.{v}" for _, v in NAMES]
-    return source.shape(next((kind for kind in kinds if kind in source), f"{name}.weight"), 3)
-
-
-def _check_settings(source: Source, meant: dict[str, Any]) -> None:
-    for name, value in (SETTINGS | meant).items():
-        if source.config.get(name, value) != value:
-            raise ValueError(f"config.json has {name}={source.config[name]!r}: expected {value!r}")
-
-
-def _number(source: Source, name: str, default: int) -> int:
-    """A positive whole number of `config.json`."""
-    found = source.config.get(name, default)
-    if type(found) is not int or found < 1:
-        raise ValueError(f"config.json has {name}={found!r}: expected a positive whole number")
-    return found

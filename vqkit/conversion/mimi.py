@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -150,15 +150,14 @@ class Mimi(Family):
 
     def build(self, source: Source) -> Tokenizer:
         """See `Family`."""
-        settings = source.config
         sides = {side: self._sizes(source, side) for side in ("encoder", "decoder")}
         stride = source.shape(f"{self.names.resampling[0]}.weight", 3)[2] // 2
         transformers = {
             side: partial(
                 WindowedTransformer,
                 num_layers=self._number(source, self.names.block.replace("{side}", side)),
-                num_heads=_positive(settings, "num_attention_heads", HEADS),
-                context_frames=_positive(settings, "sliding_window", CONTEXT) - 1,
+                num_heads=source.number("num_attention_heads", HEADS),
+                context_frames=source.number("sliding_window", CONTEXT) - 1,
                 expansion=self._expansion(source, side, sizes["dim"]),
             )
             for side, sizes in sides.items()
@@ -167,7 +166,7 @@ class Mimi(Family):
             ResampledEncoder1d(ConvEncoder1d(**sides["encoder"]), stride=stride, transformer=transformers["encoder"]),
             self._build_quantizer(source, sides["encoder"]["dim"]),
             ResampledDecoder1d(ConvDecoder1d(**sides["decoder"]), stride=stride, transformer=transformers["decoder"]),
-            sample_rate=_positive(settings, "sampling_rate", SAMPLE_RATE),
+            sample_rate=source.number("sampling_rate", SAMPLE_RATE),
         )
 
     def _number(self, source: Source, name: str) -> int:
@@ -304,9 +303,7 @@ class TransformersMimi(Mimi):
             rotary = config.get(settings)
             if isinstance(rotary, Mapping):
                 config |= {"rope_type": rotary.get("type", "default")} | dict(rotary)
-        for name, expected in ASSUMED.items():
-            if (found := config.get(name, expected)) != expected:
-                raise ValueError(f"config.json has {name}={found!r}: expected {expected!r}, which Mimi has")
+        replace(source, config=config).check_config(ASSUMED)
         return source
 
     def _query_key_value(self, target: str, name: str, width: int, heads: int) -> Entry:
@@ -326,10 +323,3 @@ def _checked_number(count: int, name: str) -> int:
     if count > MOST_LAYERS:
         raise ValueError(f"it has {count} entries {name!r}: expected at most {MOST_LAYERS}")
     return count
-
-
-def _positive(settings: Mapping[str, Any], name: str, default: int) -> int:
-    value = settings.get(name, default)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json has {name}={value!r}: expected a positive number")
-    return value

@@ -83,7 +83,7 @@ class SNAC(Family):
                 window_frames=window,
                 injects_noise=names[1].injects_noise,
             ),
-            sample_rate=_positive(source, "sampling_rate"),
+            sample_rate=source.number("sampling_rate"),
         )
 
     def entries(self, source: Source, tokenizer: Any) -> Iterator[Entry]:
@@ -209,14 +209,7 @@ def _window(source: Source, attends: list[bool]) -> int | None:
         return None
     if not all(attends):
         raise ValueError("there is attention in one of encoder and decoder: expected it in both or in neither")
-    return _positive(source, "attn_window_size")
-
-
-def _positive(source: Source, name: str) -> int:
-    value: Any = source.config.get(name)
-    if not _is_size(value):
-        raise ValueError(f"{name}={value!r} in its config.json: expected a positive whole number")
-    return value
+    return source.number("attn_window_size")
 
 
 def _is_size(value: Any) -> bool:

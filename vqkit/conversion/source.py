@@ -98,6 +98,34 @@ class Source:
             raise ValueError(f"entry {name!r} has shape {shape}: expected {axes} axes, none of them empty")
         return shape
 
+    def number(self, name: str, default: int | None = None) -> int:
+        """A positive whole number of `config.json`.
+
+        Args:
+            name: of the setting.
+            default: where it is not there; None refuses that.
+
+        Raises:
+            ValueError: it is missing, or something else.
+        """
+        found = self.config.get(name, default)
+        if type(found) is not int or found < 1:
+            raise ValueError(f"config.json has {name}={found!r}: expected a positive whole number")
+        return found
+
+    def check_config(self, meant: Mapping[str, Any]) -> None:
+        """Refuse a `config.json` that describes another model.
+
+        Args:
+            meant: what the weights do not show, by name; what is not in the file is taken to be so.
+
+        Raises:
+            ValueError: the file has another value.
+        """
+        for name, value in meant.items():
+            if (found := self.config.get(name, value)) != value:
+                raise ValueError(f"config.json has {name}={found!r}: expected {value!r}")
+
 
 def read_source(path: Path) -> Source:
     """Weights in a file, with what lies beside it.

@@ -115,13 +115,8 @@ class WavTokenizerFamily(Family):
             yield Entry(f"decoder.{ours}.scale", {f"{theirs}.gamma": tuple(decoder.norm.weight.shape)})
 
     def _rate(self, source: Source) -> int:
-        for name, value in SETTINGS.items():
-            if source.config.get(name, value) != value:
-                raise ValueError(f"config.json has {name}={source.config[name]!r}: expected {value!r}")
-        rate = source.config.get("sampling_rate", SAMPLE_RATE)
-        if type(rate) is not int or rate < 1:
-            raise ValueError(f"config.json has sampling_rate={rate!r}: expected a positive whole number of Hz")
-        return rate
+        source.check_config(SETTINGS)
+        return source.number("sampling_rate", SAMPLE_RATE)
 
     def _conditions(self, source: Source) -> int:
         found = source.shape(FIRST_CONDITIONS, 2)[0]

@@ -72,7 +72,7 @@ def publish(run: Path) -> None:
     write_whole(RESULTS / f"{run.name}.yaml", config.encode())
     log = [sys.executable, str(ROOT / "scripts/export_log.py"), str(run), str(RESULTS / f"{run.name}.csv")]
     subprocess.run([*log, "--every", "50", "--columns", *logged(json.loads(figures.read_text()), run)], check=True)
-    for name in ("reconstructions", "codebook") if figures.name == "comparison.json" else ():
+    for name in ("reconstructions", "codebook"):
         with Image.open(run / f"{name}.png") as picture:
             picture = picture.convert("RGB")
             picture.thumbnail((1400, 1400))

@@ -1,6 +1,6 @@
 """The first run of a codec: train one on the speech in assets/, and measure it on speech it never heard.
 
-    python scripts/quickstart_audio.py  # about three minutes of training on two CPU cores, then one of measuring
+    python scripts/quickstart_audio.py  # about a minute of training on two CPU cores, then one of measuring
 
 It runs `python -m trainers fit --config configs/audio/quickstart.yaml`, then compares the codec with k-means of MDCT
 frames at the same bitrate and with Opus (and Codec2 and Speex, where they are installed) at the nearest and at that of

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vqkit"
 ROWS = [
     {"version", "precision", "runtime"},
     {"functional", "indices", "distributed", "sharding"},
-    {"kernels", "saving", "metrics"},
+    {"kernels", "saving"},
     {"kmeans", "backbones", "tokens", "layouts"},
     {"coarse", "bitstream", "media", "parts.part"},
     {"parts.selection"},
@@ -25,7 +25,7 @@ ROWS = [
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"conversion"},
+    {"conversion", "metrics"},
     {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]

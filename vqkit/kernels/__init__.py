@@ -12,6 +12,7 @@ from vqkit.kernels.nearest import Metric, Nearest, SearchPath, nearest, search_p
 from vqkit.kernels.reinmax import reinmax
 from vqkit.kernels.residual import ResidualNearest, residual_nearest
 from vqkit.kernels.statistics import SegmentStats, segment_stats
+from vqkit.kernels.weighted import weighted_nearest
 
 __all__ = [
     "AssignmentEntropy",
@@ -32,4 +33,5 @@ __all__ = [
     "residual_nearest",
     "search_path",
     "segment_stats",
+    "weighted_nearest",
 ]

@@ -18,18 +18,18 @@ ROWS = [
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving"},
     {"kmeans", "backbones", "tokens", "layouts"},
-    {"coarse", "bitstream", "media", "parts.part"},
+    {"balanced", "coarse", "bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility"},
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"conversion", "metrics"},
+    {"conversion", "metrics", "semantic_ids"},
     {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]
-TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio"}, {"callbacks"}, {"run"}, {"__main__"}]
+TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio", "vectors"}, {"callbacks"}, {"run"}, {"__main__"}]
 """The same for the trainers, which may import all of vqkit."""
 
 LEVELS = {

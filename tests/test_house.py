@@ -25,7 +25,7 @@ ROWS = [
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"conversion", "metrics"},
+    {"conversion", "inspect", "metrics"},
     {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]

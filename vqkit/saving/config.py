@@ -49,6 +49,7 @@ BUILDABLE = (
     "vqkit.backbones.vocos",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
+    "vqkit.quantizers.topk",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 

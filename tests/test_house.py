@@ -26,6 +26,7 @@ ROWS = [
     {"quantizers"},
     {"tokenizers"},
     {"conversion", "metrics", "semantic_ids"},
+    {"conversion", "inspect", "metrics"},
     {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]

@@ -52,6 +52,7 @@ BUILDABLE = (
     "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",
     "vqkit.tokenizers.vectors",
+    "vqkit.quantizers.topk",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 

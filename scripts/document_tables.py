@@ -48,7 +48,7 @@ def method_papers() -> str:
         lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
     splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer)
     chains = (vqkit.ResidualQuantizer, vqkit.MultiScaleQuantizer, vqkit.MultiRateQuantizer)
-    composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.PrefixQuantizer)
+    composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.MixtureQuantizer, vqkit.PrefixQuantizer)
     for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, *composites):
         docstring = inspect.getdoc(cls) or ""
         lines.append(f"| `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")

@@ -17,7 +17,7 @@ ROWS = [
     {"version", "precision", "runtime"},
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving"},
-    {"kmeans", "backbones", "tokens", "layouts"},
+    {"kmeans", "infomax", "backbones", "tokens", "layouts"},
     {"coarse", "bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},

@@ -17,7 +17,7 @@ ROWS = [
     {"version", "precision", "runtime"},
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving"},
-    {"kmeans", "infomax", "backbones", "tokens", "layouts"},
+    {"kmeans", "infomax", "structural_entropy", "backbones", "tokens", "layouts"},
     {"coarse", "bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},

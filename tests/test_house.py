@@ -19,6 +19,8 @@ ROWS = [
     {"kernels", "saving"},
     {"kmeans", "backbones", "tokens", "layouts"},
     {"balanced", "coarse", "bitstream", "media", "parts.part"},
+    {"kmeans", "infomax", "structural_entropy", "backbones", "tokens", "layouts"},
+    {"coarse", "bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility"},

@@ -7,6 +7,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from tests.few import few
 from trainers.run.arrangements import ARRANGEMENTS, FOLDER
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, swapped
@@ -38,7 +39,7 @@ def built(node):
     return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few([*KINDS], "image"))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_composite_takes_the_sizes_of_the_configuration(name, kind):
     model, x = config_of(kind), torch.randn(KINDS[kind])

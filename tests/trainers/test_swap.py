@@ -46,7 +46,17 @@ SWAPS += [("audio/esc_16khz", "simvq"), ("audio/esc_16khz", "fsq"), ("audio/mimi
 SWAPS += [("quantizers/snac", word) for word in ("ema", "fsq")]
 
 
-@pytest.mark.parametrize(("config", "word"), SWAPS)
+def usually(config, word):
+    """Every word in pictures, every configuration with one word at least."""
+    return config == "image/quickstart" or word == "fsq" or (config, word) == ("audio/quickstart", "cascaded")
+
+
+SLOW_SWAPS = {pair for pair in SWAPS if not usually(*pair) or pair[0] == "audio/esc_16khz"}
+
+
+@pytest.mark.parametrize(
+    ("config", "word"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair in SLOW_SWAPS)) for pair in SWAPS]
+)
 def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, config, word):
     node = node_of(parser, config)
     made, lines = swapped(node, word)

@@ -193,6 +193,7 @@ class Search(Part):
             valid: (N,) bool, which of the vectors count.
         """
         return self(z, codes)
+
     def best(self, z: Tensor, codes: Tensor, k: int) -> Tensor:
         """The k nearest of `codes` (K, D) to each row of `z` (N, D), best first: (N, k) int64."""
         found = nearest(z.detach(), codes.detach(), metric=self.metric, k=k).indices

@@ -51,6 +51,7 @@ BUILDABLE = (
     "vqkit.methods.coda",
     "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",
+    "vqkit.parts.int8",
     "vqkit.quantizers.topk",
     "vqkit.tokenizers.vectors",
 )

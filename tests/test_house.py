@@ -18,7 +18,6 @@ ROWS = [
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving"},
     {"kmeans", "infomax", "structural_entropy", "backbones", "tokens", "layouts"},
-    {"balanced", "coarse", "bitstream", "media", "parts.part"},
     {"balanced", "coarse", "importance", "bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},

@@ -23,7 +23,7 @@ from fetching.debian import FetchError, PackageFile, obtain, sha256_of, unpack
 from fetching.sources import Source, files_in, sources
 from vqkit.saving.files import write_whole
 
-MEDIA = {"photos": photographs, "speech": sounds, "music": sounds}
+MEDIA = {"photos": photographs, "speech": sounds, "unheard": sounds, "music": sounds}
 # Raise this number when the choice or the way of writing changes: packages written before are then built again.
 RECIPE = 2
 RECORDS = ".packages"

@@ -26,13 +26,11 @@ from fetching.sources import sources
 
 COLLECTIONS = {
     "photos": "a few hundred photographs",
-    "speech": "two hours of two speakers, Russian with transcripts and English, 16 kHz",
-    "music": "a hundred short loops and instruments, 44.1 kHz, and five songs, 16 kHz",
     "drawings": "forty drawings of a game",
     "fashion-mnist": "70,000 labelled gray pictures of 28 x 28 pixels",
     "speech": "five hours in six languages, Russian with transcripts, 16 and 22 kHz",
     "unheard": "speech in five other languages, which nothing here is trained on",
-    "music": "a hundred short loops and instruments, 44.1 kHz",
+    "music": "a hundred short loops and instruments, 44.1 kHz, and five songs, 16 kHz",
 }
 
 

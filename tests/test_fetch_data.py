@@ -356,8 +356,7 @@ def test_what_apt_cannot_give_is_explained_and_leaves_no_file(apt, tmp_path, pro
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["photos", "drawings", "speech", "music", "fashion-mnist"])
-@pytest.mark.parametrize("name", ["photos", "speech", "unheard", "music"])
+@pytest.mark.parametrize("name", ["photos", "drawings", "speech", "unheard", "music", "fashion-mnist"])
 def test_the_table_of_sources_is_complete(name):
     for source in sources(name).values():
         assert source.version and source.licence and source.include

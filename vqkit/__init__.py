@@ -120,6 +120,7 @@ from vqkit.quantizers.resizing import LinearResizing as LinearResizing
 from vqkit.quantizers.resizing import Resizing as Resizing
 from vqkit.quantizers.split import FeatureSplitQuantizer as FeatureSplitQuantizer
 from vqkit.quantizers.split import SplitQuantizer as SplitQuantizer
+from vqkit.quantizers.topk import TopKQuantizer as TopKQuantizer
 from vqkit.quantizers.without_quantization import without_quantization as without_quantization
 from vqkit.saving.config import Configured as Configured
 from vqkit.tokenizers.audio import AudioTokenizer as AudioTokenizer

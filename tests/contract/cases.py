@@ -65,6 +65,7 @@ from vqkit import (
     StraightThrough,
     SumOverMembers,
     TextbookBSQ,
+    TopKQuantizer,
     UnnormalizedStraightThrough,
 )
 from vqkit.methods import METHODS
@@ -138,6 +139,7 @@ CASES: dict[str, Case] = {
     "lfq_projected": Case(partial(MSBFirstLFQ, 40, dim=DIM)),
     "bsq": Case(partial(BSQ, DIM)),
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
+    "top_k": Case(partial(TopKQuantizer, DIM, 32, 3)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
         partial(

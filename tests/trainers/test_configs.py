@@ -43,7 +43,7 @@ PAIRS = {
         *itertools.product([QUICKSTARTS["audio"]], OF_SOUND.values()),
     ]
 }
-LARGE = ("xqgan", "mgvq", "unitok", "dualcodec", "split", "single")
+LARGE = ("xqgan", "mgvq", "unitok", "dualcodec", "split", "single", "infinity", "vcq", "wetok", "grouped")
 USUAL_PAIRS = [name for name in PAIRS if name.startswith("quickstart ") and not name.endswith(LARGE)]
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
@@ -53,12 +53,12 @@ RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
 RUNS |= {name: ([QUICKSTARTS["audio"], path], {}) for name, path in OF_SOUND.items()}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], OF_SOUND["single"]], {"quantizer": "lfq"})}
-USUAL = [name for name in RUNS if name.startswith("image/") and name not in RECIPES | STAGES]
+ALIKE = ("image/photos_adversarial_blurred", "image/photos_tuned", "image/photos_tuned_adversarial", "image/photos_l2")
+USUAL = [name for name in RUNS if name.startswith("image/") and name not in {*RECIPES, *ALIKE, *STAGES}]
 USUAL += [
     "audio/quickstart",
     "quantizers/fqgan",
     "image fsq",
-    "audio reinmax",
     "snac",
 ]
 

@@ -81,6 +81,8 @@ class Selection:
         sums: name of a `SummedLoss` -> what its `sums` gave, added up over ranks already.
         queries: (N, A) what was compared with the keys, with graph; None where z was compared with the codes.
         keys: (K, A) what stands for the codes there, with graph; None as well.
+        several: (N, n) the codes of one codebook that each vector chose, -1 for none, where these are several; None
+            where `indices` says it.
     """
 
     latents: Tensor
@@ -94,6 +96,7 @@ class Selection:
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     queries: Tensor | None = None
     keys: Tensor | None = None
+    several: Tensor | None = None
 
     def with_selected(self) -> "Selection":
         """The same with the codes looked up, where a composite let `selected` go; 0 where not valid."""
@@ -151,6 +154,7 @@ class Search(Part):
         uses_noise: whether it samples the choice where it is given noise, in training.
         finds_nearest: whether the choice without noise is the nearest code by `metric`, so that a fused search may take
             its place. A subclass with a `forward` of its own declares it anew: there it is False unless it says True.
+        sees_batch: whether the choice in training depends on all vectors of the batch: `choose_together` makes it.
 
     Raises:
         ValueError: another metric.
@@ -158,6 +162,7 @@ class Search(Part):
 
     uses_noise: ClassVar[bool] = False
     finds_nearest: ClassVar[bool] = True
+    sees_batch: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -178,6 +183,21 @@ class Search(Part):
             noise: for a search that `uses_noise`; None outside of training.
         """
         return nearest(z.detach(), codes.detach(), metric=self.metric).indices
+
+    def choose_together(self, z: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes in training, where the search `sees_batch`: (N,) int64.
+
+        Args:
+            z: the vectors of this rank.
+            codes: the codes.
+            valid: (N,) bool, which of the vectors count.
+        """
+        return self(z, codes)
+
+    def best(self, z: Tensor, codes: Tensor, k: int) -> Tensor:
+        """The k nearest of `codes` (K, D) to each row of `z` (N, D), best first: (N, k) int64."""
+        found = nearest(z.detach(), codes.detach(), metric=self.metric, k=k).indices
+        return found.unsqueeze(-1) if k == 1 else found
 
     def extra_repr(self) -> str:
         """The metric, and what searches on each device and why."""

@@ -610,7 +610,10 @@ def _add_up(chosen: Sequence[Quantized], learning: bool, several: bool) -> None:
         book = made.source.codebook
         if book is not None and made.selection is not None and learning and made.source.training:
             size, width = book.pending_sums.shape
-            packed = segment_stats(made.selection.z[:, :width], made.selection.indices, size).packed
+            rows, codes = made.selection.z[:, :width], made.selection.indices
+            if (several_codes := made.selection.several) is not None:
+                rows, codes = rows.repeat_interleave(several_codes.shape[1], dim=0), several_codes.flatten()
+            packed = segment_stats(rows, codes, size).packed
             counted[book] = counted[book] + packed if book in counted else packed
         if several:
             summed.extend((made, name, *sums) for name, sums in made.source.sums(made).items())

@@ -27,6 +27,7 @@ MEDIA = {
     "photos": photographs,
     "drawings": photographs,
     "speech": sounds,
+    "unheard": sounds,
     "music": sounds,
     "fashion-mnist": tables,
 }

@@ -110,7 +110,7 @@ class CodebookUncertainty:
     quantizer normalizes, a residual in a later stage, and for keys its query.
 
     Args:
-        quantizer: with a stored codebook at every level; composites of such too. It is run as in eval mode.
+        quantizer: with a stored codebook at every level; composites of such too. It is left as it is.
 
     Attributes:
         taus: of each level, after `fit`.
@@ -191,13 +191,7 @@ class CodebookUncertainty:
     def _levels(self, x: Tensor, mask: Tensor | None) -> Iterator[tuple[Quantized, Tensor, Tensor]]:
         """Of each level what was made, the vectors that were compared (N, D), and with which codes (K, D)."""
         latents, valid, _ = self.quantizer.open(x, mask)
-        training = self.quantizer.training
-        self.quantizer.eval()
-        try:
-            made = self.quantizer.quantize(latents, valid)
-        finally:
-            self.quantizer.train(training)
-        for leaf in _leaves(made):
+        for leaf in _leaves(self.quantizer.quantize(latents, valid)):  # without gradients nothing is drawn or counted
             if leaf.selection is None or leaf.selection.codes is None:
                 raise ValueError(
                     f"{type(self.quantizer).__name__} has a level without a stored codebook, from which nothing has a "

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import document_tables
 import draw_parts
 import semantic
+import semantic_id_methods
 import twins
 import yaml
 from PIL import Image
@@ -36,7 +37,7 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("quantizers", "regressions", "results", "surgery")
+GUIDES = ("quantizers", "regressions", "results", "surgery", "vectors")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -403,6 +404,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "semantic": semantic.table,
+    "semantic-ids": semantic_id_methods.table,
 }
 """Tables that are not those of one record."""
 

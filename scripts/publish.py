@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import document_tables
 import draw_parts
+import gaussian_capacity
 import semantic
 import semantic_id_methods
 import twins
@@ -37,7 +38,7 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("quantizers", "regressions", "results", "surgery", "vectors")
+GUIDES = ("capacity", "quantizers", "regressions", "results", "surgery", "vectors")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -404,6 +405,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "semantic": semantic.table,
+    "gaussian-capacity": gaussian_capacity.table,
     "semantic-ids": semantic_id_methods.table,
 }
 """Tables that are not those of one record."""

@@ -40,7 +40,7 @@ def main() -> None:
             own.add_argument("folder", type=Path, help="of the files")
         own.add_argument("output", type=Path, help="safetensors file to write")
         if kind == "pictures":
-            own.add_argument("--squares", type=int, default=12, help="of each photograph")
+            own.add_argument("--squares", type=int, default=10, help="of each photograph")
         if kind == "speech":
             own.add_argument("--teacher", required=True, help="folder of scripts/whisper_encoder.py")
             own.add_argument("--recordings", type=int, default=400, help="the first ones, evenly spaced")
@@ -79,7 +79,7 @@ def pictures(folder: Path, squares: int) -> Iterator[tuple[Tensor, Tensor]]:
             top, left = (int(where * (size - side)) for where, size in zip(place, image.shape[1:], strict=True))
             square = image[None, :, top : top + side, left : left + side]
             cut.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False))
-        yield network(torch.cat(cut)), torch.full((squares,), number)
+        yield network(torch.cat(cut))[-1], torch.full((squares,), number)
 
 
 @torch.no_grad()

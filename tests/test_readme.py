@@ -60,7 +60,7 @@ def test_there_is_something_to_run() -> None:
     assert set(trained) == {"fit", "test", "predict", "export"} and coded == ["encode", "decode"]
 
 
-RUN = ["README.md", *(f"docs/{name}.md" for name in ("quantizers", "layouts", "bitstream", "surgery"))]
+RUN = ["README.md", *(f"docs/{name}.md" for name in ("quantizers", "layouts", "bitstream", "surgery", "inspection"))]
 
 
 @pytest.mark.parametrize("document", RUN)
@@ -106,7 +106,7 @@ def test_commands_in_their_order(tmp_path, monkeypatch, capfd) -> None:
     assert (tmp_path / "again.wav").stat().st_size > 32_000
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/audio.md", "docs/command_line.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/audio.md", "docs/command_line.md", "docs/inspection.md"])
 def test_commands_are_those_of_the_library(document: str) -> None:
     found = re.findall(r"^python -m vqkit (.*)$", (ROOT / document).read_text(), re.MULTILINE)
     assert found

@@ -41,6 +41,7 @@ EXAMPLES = """
   python -m vqkit decode --tokenizer runs/mine/tokenizer coded again
   python -m vqkit info coded/sea.vqk
   python -m vqkit rate --tokenizer runs/mine/tokenizer photos
+  python -m vqkit draw --tokenizer runs/mine/tokenizer --code 731 photos code-731.png
   python -m vqkit convert vq_ds16_c2i.pt llamagen16
 """
 
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"examples:{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(required=True, metavar="encode | decode | info | rate | convert")
+    commands = top.add_subparsers(required=True, metavar="encode | decode | info | rate | draw | convert")
     one = commands.add_parser("encode", help="pictures or sound to files of indices (.vqk)")
     one.set_defaults(command=encode)
     _add_model(one)
@@ -107,6 +108,16 @@ def parser() -> argparse.ArgumentParser:
     _add_model(one)
     _add_encoding(one)
     one.add_argument("source", type=Path, help="a file, or a folder")
+    one = commands.add_parser("draw", help="what codes stand for: a sheet of places in pictures or sound")
+    one.set_defaults(command=draw)
+    _add_model(one)
+    _add_reading(one)
+    one.add_argument("--code", type=int, action="append", default=[], help="a number; several times for several")
+    one.add_argument("--level", type=int, default=0, help="of which level they are, where there are several")
+    one.add_argument("--columns", type=_positive, default=12, help="places that are shown of each (default: 12)")
+    one.add_argument("--seed", type=int, default=0, help="of the choice of places (default: 0)")
+    one.add_argument("source", type=Path, help="a file, or a folder with its sub-folders")
+    one.add_argument("target", type=Path, help="the sheet, .png; of sound also .wav, to hear them")
     one = commands.add_parser("convert", help="published weights to a saved tokenizer")
     one.set_defaults(command=convert_weights)
     _add_family(one)
@@ -138,10 +149,14 @@ def _add_model(one: argparse.ArgumentParser) -> None:
 
 def _add_encoding(one: argparse.ArgumentParser) -> None:
     one.add_argument("--coder", choices=("auto", *CODERS), default="auto", help="auto: the one that is shortest")
+    _add_reading(one)
+    _add_tokens(one, "keep")
+
+
+def _add_reading(one: argparse.ArgumentParser) -> None:
     one.add_argument("--white", type=float, help="what is white in pictures of more than 8 bits")
     one.add_argument("--max-pixels", type=_positive, help="of a picture; the default is what Pillow takes for safe")
     one.add_argument("--crop", action="store_true", help="shrink pictures and take the middle, for one size alone")
-    _add_tokens(one, "keep")
     one.add_argument("--downmix", choices=DOWNMIXES, default="mean", help="how several channels become one")
 
 
@@ -321,12 +336,33 @@ def rate(arguments: argparse.Namespace) -> int:
     return run.status
 
 
+def draw(arguments: argparse.Namespace) -> int:
+    """A sheet of what codes stand for."""
+    from vqkit.command_line.draw import draw_codes
+
+    run = Run()
+    medium, _ = _loaded(arguments, run)
+    draw_codes(
+        medium,
+        run,
+        lambda line: sys.stdout.write(f"{line}\n"),
+        arguments.source,
+        arguments.target,
+        codes=arguments.code,
+        level=arguments.level,
+        columns=arguments.columns,
+        seed=arguments.seed,
+    )
+    sys.stdout.write(f"{run.summary()} -> {escaped(str(arguments.target))}\n")
+    return run.status
+
+
 def _loaded(arguments: argparse.Namespace, run: Run) -> tuple[Medium[Any], TokenCodec]:
     """What reads and writes the tokenizer's files, and the coder of its indices."""
     tokenizer = Tokenizer.from_pretrained(
         arguments.tokenizer, map_location=arguments.device, allow=("vqkit", *arguments.allow)
     )
-    if arguments.tokens is not None:
+    if getattr(arguments, "tokens", None) is not None:
         check_prefixes(tokenizer)
     medium: Medium[Any]
     if isinstance(tokenizer, AudioTokenizer):

@@ -116,20 +116,29 @@ class Pictures(Medium[numpy.ndarray]):
         """See `Medium`."""
         pictures.check_writable(target)
 
-    @torch.no_grad()
     def write(self, batch: Sequence[Coded], targets: Sequence[Path]) -> Iterator[Path]:
         """See `Medium`."""
+        for pixels, target in zip(self.decode(batch), targets, strict=True):
+            pictures.write(target, pixels)
+            yield target
+
+    @torch.no_grad()
+    def decode(self, batch: Sequence[Coded]) -> Iterator[numpy.ndarray]:
+        """The pictures (height, width, 3) uint8 of indices of one shape, each as large as its original.
+
+        Raises:
+            ValueError: see `Medium.write`.
+        """
         indices = torch.cat([coded.indices for coded in batch]).to(self.device)
         images = self.tokenizer.decode(indices) if self.tiles is None else self.tiles.decode(self.tokenizer, indices)
         height, width = images.shape[-2:]
-        for image, coded, target in zip(images, batch, targets, strict=True):
+        for image, coded in zip(images, batch, strict=True):
             extent = coded.extent
             if not isinstance(extent, Picture) or not (0 < extent.height <= height and 0 < extent.width <= width):
                 raise ValueError(f"says that it holds {extent}, and its indices stand for {width} x {height} pixels")
             if image.isnan().any():
                 raise ValueError(NOT_NUMBERS)
-            pictures.write(target, self._pixels(image)[: extent.height, : extent.width])
-            yield target
+            yield self._pixels(image)[: extent.height, : extent.width]
 
     def _pixels(self, image: Tensor) -> numpy.ndarray:
         """(3, H, W) in the tokenizer's range to (H, W, 3) uint8; clipped, never wrapped."""

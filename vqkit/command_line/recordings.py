@@ -71,30 +71,39 @@ class Recordings(Medium[Recording]):
         """See `Medium`."""
         check_writable(target)
 
-    @torch.no_grad()
     def write(self, batch: Sequence[Coded], targets: Sequence[Path]) -> Iterator[Path]:
         """See `Medium`."""
-        codec, quantizer = self.tokenizer, self.tokenizer.quantizer
+        codec = self.tokenizer
         for coded, target in zip(batch, targets, strict=True):
-            rows = quantizer.interleave(coded.indices.to(self.device))
-            most = rows.shape[1] * codec.frames_per_step * codec.downsampling_factor
-            extent = coded.extent
-            if not isinstance(extent, Sound) or extent.sample_rate != codec.sample_rate or extent.samples > most:
-                raise ValueError(
-                    f"says that it holds {extent}, and its indices stand for {most} samples at {codec.sample_rate} Hz"
-                )
-            if codec.latency is None:
-                sound: Iterable[Tensor] = [codec.decode(quantizer.deinterleave(rows))]
-            else:
-                sound = codec.decode_blocks(map(quantizer.deinterleave, rows.split(FRAMES_PER_PIECE, dim=1)))
             write_pieces(
                 target,
-                map(_numbers, sound),
+                self.decode(coded),
                 sample_rate=codec.sample_rate,
                 channels=codec.channels,
-                samples=extent.samples,
+                samples=coded.extent.samples if isinstance(coded.extent, Sound) else None,
             )
             yield target
+
+    @torch.no_grad()
+    def decode(self, coded: Coded) -> Iterator[Tensor]:
+        """The recording piece by piece, (1, C, T) each, with what fills its last step.
+
+        Raises:
+            ValueError: see `Medium.write`.
+        """
+        codec, quantizer = self.tokenizer, self.tokenizer.quantizer
+        rows = quantizer.interleave(coded.indices.to(self.device))
+        most = rows.shape[1] * codec.frames_per_step * codec.downsampling_factor
+        extent = coded.extent
+        if not isinstance(extent, Sound) or extent.sample_rate != codec.sample_rate or extent.samples > most:
+            raise ValueError(
+                f"says that it holds {extent}, and its indices stand for {most} samples at {codec.sample_rate} Hz"
+            )
+        if codec.latency is None:
+            sound: Iterable[Tensor] = [codec.decode(quantizer.deinterleave(rows))]
+        else:
+            sound = codec.decode_blocks(map(quantizer.deinterleave, rows.split(FRAMES_PER_PIECE, dim=1)))
+        yield from map(_numbers, sound)
 
 
 def _numbers(piece: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from vqkit.kernels.reinmax import reinmax
 from vqkit.kernels.residual import ResidualNearest, residual_nearest
 from vqkit.kernels.sinkhorn import balancing_prices
 from vqkit.kernels.statistics import SegmentStats, segment_stats
+from vqkit.kernels.weighted import weighted_nearest
 
 __all__ = [
     "AssignmentEntropy",
@@ -34,4 +35,5 @@ __all__ = [
     "residual_nearest",
     "search_path",
     "segment_stats",
+    "weighted_nearest",
 ]

@@ -81,6 +81,8 @@ class Selection:
         sums: name of a `SummedLoss` -> what its `sums` gave, added up over ranks already.
         queries: (N, A) what was compared with the keys, with graph; None where z was compared with the codes.
         keys: (K, A) what stands for the codes there, with graph; None as well.
+        several: (N, n) the codes of one codebook that each vector chose, -1 for none, where these are several; None
+            where `indices` says it.
     """
 
     latents: Tensor
@@ -94,6 +96,7 @@ class Selection:
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     queries: Tensor | None = None
     keys: Tensor | None = None
+    several: Tensor | None = None
 
     def with_selected(self) -> "Selection":
         """The same with the codes looked up, where a composite let `selected` go; 0 where not valid."""
@@ -190,6 +193,11 @@ class Search(Part):
             valid: (N,) bool, which of the vectors count.
         """
         return self(z, codes)
+
+    def best(self, z: Tensor, codes: Tensor, k: int) -> Tensor:
+        """The k nearest of `codes` (K, D) to each row of `z` (N, D), best first: (N, k) int64."""
+        found = nearest(z.detach(), codes.detach(), metric=self.metric, k=k).indices
+        return found.unsqueeze(-1) if k == 1 else found
 
     def extra_repr(self) -> str:
         """The metric, and what searches on each device and why."""

@@ -51,6 +51,8 @@ BUILDABLE = (
     "vqkit.methods.coda",
     "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",
+    "vqkit.parts.int8",
+    "vqkit.quantizers.topk",
     "vqkit.tokenizers.vectors",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""

@@ -50,6 +50,7 @@ BUILDABLE = (
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
     "vqkit.quantizers.topk",
+    "vqkit.quantizers.whitening",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 

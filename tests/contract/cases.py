@@ -47,11 +47,13 @@ from vqkit import (
     MultiScaleQuantizer,
     NestedGroupedQuantizer,
     NestedLengths,
+    NonnegativePursuitQuantizer,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
     ProbabilisticAnchor,
     ProjectedQuantizer,
+    PursuitQuantizer,
     Quantizer,
     RandomAnchor,
     Reflection,
@@ -140,6 +142,8 @@ CASES: dict[str, Case] = {
     "bsq": Case(partial(BSQ, DIM)),
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "top_k": Case(partial(TopKQuantizer, DIM, 32, 3)),
+    "pursuit": Case(partial(PursuitQuantizer, DIM, 32, 3, levels=8)),
+    "nonnegative_pursuit": Case(partial(NonnegativePursuitQuantizer, DIM, 32, 3, levels=40)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
         partial(
@@ -306,6 +310,8 @@ def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
 
 
 SLOW = {
+    "top_k",
+    "nonnegative_pursuit",
     "multi_scale_own",
     "multi_scale_bits",
     "multi_scale_coda",

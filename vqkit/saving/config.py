@@ -54,6 +54,7 @@ BUILDABLE = (
     "vqkit.parts.int8",
     "vqkit.quantizers.topk",
     "vqkit.tokenizers.vectors",
+    "vqkit.quantizers.whitening",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 

@@ -47,6 +47,7 @@ BUILDABLE = (
     "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",
     "vqkit.backbones.vocos",
+    "vqkit.backbones.weight_norm",
     "vqkit.methods.coda",
     "vqkit.parts.codebooks",
 )

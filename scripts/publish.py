@@ -39,8 +39,7 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("capacity", "importance", "quantizers", "regressions", "results", "surgery")
-GUIDES = ("capacity", "quantizers", "regressions", "results", "surgery", "vectors")
+GUIDES = ("capacity", "importance", "quantizers", "regressions", "results", "surgery", "vectors")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""

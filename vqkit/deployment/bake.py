@@ -64,12 +64,9 @@ def bake(module: Module) -> Module:
 
 
 def strip(value: Any) -> None:
-    """Strip every quantizer among the arguments that a configuration writes."""
+    """Strip every quantizer and backbone among the arguments that a configuration writes."""
     if isinstance(value, Configured):
         strip(value.recorded_arguments())
-def _strip(value: Any) -> None:
-    """Strip every quantizer and backbone among the arguments that a configuration writes."""
-        _strip(value.recorded_arguments())
     if isinstance(value, WeightNormed):
         value.fold_weight_norm()
     if isinstance(value, BaseQuantizer):

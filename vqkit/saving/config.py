@@ -54,8 +54,8 @@ BUILDABLE = (
     "vqkit.parts.codebooks",
     "vqkit.parts.int8",
     "vqkit.quantizers.topk",
-    "vqkit.tokenizers.vectors",
     "vqkit.quantizers.whitening",
+    "vqkit.tokenizers.vectors",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 

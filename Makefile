@@ -4,7 +4,7 @@
 # make test-slow: the tests that take long, among them the kernels' on the code paths of other processors.
 # make test-long: matrices of all combinations, long fuzzing and the notebooks; by hand; its result goes into tests/LONG.md.
 # make data: fetch the larger set of photographs into data/photos.
-# make data-speech: fetch two hours of speech into data/speech.
+# make data-speech: fetch five hours of speech in six languages into data/speech.
 # make native: compile the search for the CPU (needs g++ 12 or later, or clang++; everything works without it, slower).
 # make gpu: on a machine with a GPU, its tests, calibration and benchmarks, in half an hour; elsewhere a dry run.
 # make docs: build the site of the documentation, build/site/index.html.

@@ -48,7 +48,7 @@ def method_papers() -> str:
         lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
     splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer)
     chains = (vqkit.ResidualQuantizer, vqkit.MultiScaleQuantizer, vqkit.MultiRateQuantizer)
-    composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.PrefixQuantizer)
+    composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.MixtureQuantizer, vqkit.PrefixQuantizer)
     for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, *composites):
         docstring = inspect.getdoc(cls) or ""
         lines.append(f"| `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")
@@ -130,8 +130,9 @@ def recipe_steps() -> str:
     caption = (
         "Middle: the most memory that the process of one step at full size took, start of the quantizer included, with "
         f"one image in 32 bits and all discriminators; {' and '.join(sorted(machines))}; "
-        "`python scripts/recipes.py --step NAME --record`. Not taken: no step is recorded, for want of memory or time. "
-        "Right: by the counts of parameters, without frozen networks."
+        "`python scripts/recipes.py --step NAME --record`. Not taken: none of the present configuration is recorded. "
+        "Such a step keeps no averages. Right: by the counts of parameters, without networks that objectives look "
+        "through; frozen parts have neither gradients nor moments."
     )
     return "\n".join([*lines, "", wrapped([caption])])
 

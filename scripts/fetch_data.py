@@ -2,6 +2,11 @@
 
     python scripts/fetch_data.py photos --destination data/photos     # what `make data` runs
     python scripts/fetch_data.py speech --destination data/speech     # 115 minutes of two speakers, 16 kHz
+    python scripts/fetch_data.py music --destination data/music       # short loops, instruments, 44.1 kHz; songs
+    python scripts/fetch_data.py drawings --destination data/drawings
+    python scripts/fetch_data.py fashion-mnist --destination data/fashion-mnist  # 70,000 gray pictures of ten classes
+    python scripts/fetch_data.py speech --destination data/speech     # five hours in six languages, 16 to 44 kHz
+    python scripts/fetch_data.py unheard --destination data/unheard   # speech in five other languages
     python scripts/fetch_data.py music --destination data/music       # short loops and instruments, 44.1 kHz
     python scripts/fetch_data.py assets --destination assets          # rebuilds the small sample set of this repository
 
@@ -21,8 +26,11 @@ from fetching.sources import sources
 
 COLLECTIONS = {
     "photos": "a few hundred photographs",
-    "speech": "two hours of two speakers, Russian with transcripts and English, 16 kHz",
-    "music": "a hundred short loops and instruments, 44.1 kHz",
+    "drawings": "forty drawings of a game",
+    "fashion-mnist": "70,000 labelled gray pictures of 28 x 28 pixels",
+    "speech": "five hours in six languages, Russian with transcripts, 16 and 22 kHz",
+    "unheard": "speech in five other languages, which nothing here is trained on",
+    "music": "a hundred short loops and instruments, 44.1 kHz, and five songs, 16 kHz",
 }
 
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import document_tables
 import draw_parts
+import gaussian_capacity
 import semantic
 import twins
 import yaml
@@ -36,7 +37,7 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("quantizers", "regressions", "results", "surgery")
+GUIDES = ("capacity", "quantizers", "regressions", "results", "surgery")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -403,6 +404,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "semantic": semantic.table,
+    "gaussian-capacity": gaussian_capacity.table,
 }
 """Tables that are not those of one record."""
 

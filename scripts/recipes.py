@@ -115,13 +115,16 @@ class Recipe:
     def state_bytes(self) -> int:
         """What a training keeps beside activations: weights, gradients, two moments, and averages where it has them.
 
-        Networks that objectives and discriminators look through are not counted, and neither is the teacher.
+        Parts that are frozen have weights and averages alone. Networks that objectives and discriminators look through
+        are not counted, and neither is the teacher.
         """
         numbers = self.parameters()
         callbacks = self.config["trainer"].get("callbacks") or []
         averaged = any(callback["class_path"] == "trainers.callbacks.WeightEMA" for callback in callbacks)
+        frozen = sum(numbers[part] for part in self.config["model"]["init_args"].get("freeze", []))
         judges = numbers.pop("discriminators", 0)
-        return 4 * (4 * (sum(numbers.values()) + judges) + sum(numbers.values()) * averaged)
+        weights = sum(numbers.values())
+        return 4 * (4 * (weights + judges) - 3 * frozen + weights * averaged)
 
     def key(self) -> str:
         """A hash of the configuration."""

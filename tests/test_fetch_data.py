@@ -9,6 +9,7 @@ import shutil
 import struct
 import sys
 import zlib
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import fetch_data
-from fetching import collection, debian, photographs, sounds
+from fetching import collection, debian, photographs, sounds, tables
 from fetching.debian import FetchError, PackageFile, sha256_of
 from fetching.qt_resources import DamagedResourceFile, read_resources
 from fetching.sources import Source, sources
@@ -355,12 +356,20 @@ def test_what_apt_cannot_give_is_explained_and_leaves_no_file(apt, tmp_path, pro
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["photos", "speech", "music"])
+@pytest.mark.parametrize("name", ["photos", "drawings", "speech", "unheard", "music", "fashion-mnist"])
 def test_the_table_of_sources_is_complete(name):
     for source in sources(name).values():
         assert source.version and source.licence and source.include
         assert len(bytes.fromhex(source.sha256)) == 32
         assert bool(source.transcripts) == bool(source.transcript_line)
+
+
+def test_a_package_with_a_split_of_its_own_keeps_it_and_its_bytes():
+    source = Source("digits", "1", "0" * 64, "MIT", ("*.gz",), validation=("t10k-*",))
+    splits = [collection.split_of(source, f"{name}.gz", digit * 64) for name in ("t10k-a", "train-a") for digit in "0f"]
+    assert splits == ["validation", "validation", "train", "train"]
+    ((path, _, name, content, facts),) = tables.choose([("share/t10k-a.gz", b"12")], [], Counter())
+    assert (path, name, content, facts) == ("share/t10k-a.gz", "t10k-a.gz", b"12", {})
 
 
 def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):

@@ -17,19 +17,19 @@ ROWS = [
     {"version", "precision", "runtime"},
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving"},
-    {"kmeans", "backbones", "tokens", "layouts"},
-    {"coarse", "bitstream", "media", "parts.part"},
+    {"kmeans", "infomax", "structural_entropy", "backbones", "tokens", "layouts"},
+    {"balanced", "coarse", "importance", "bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
-    {"parts", "parts.compatibility"},
+    {"parts", "parts.compatibility", "parts.int8"},
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"conversion", "inspect", "metrics"},
+    {"conversion", "inspect", "metrics", "semantic_ids"},
     {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]
-TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio"}, {"callbacks"}, {"run"}, {"__main__"}]
+TRAINERS = [{"__init__"}, {"core"}, {"data"}, {"image", "audio", "vectors"}, {"callbacks"}, {"run"}, {"__main__"}]
 """The same for the trainers, which may import all of vqkit."""
 
 LEVELS = {

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.test_audio_tokenizer import make_codec
 from tests.test_esc import build as build_esc
-from vqkit import Quantizer, RandomRestart, ResidualQuantizer, Tokenizer, bake, codebook_hash
+from vqkit import MixtureQuantizer, Quantizer, RandomRestart, ResidualQuantizer, Tokenizer, bake, codebook_hash
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.quantizers.base import BaseQuantizer
 
@@ -20,6 +20,7 @@ QUANTIZERS = {
     "ema": partial(Quantizer, "ema", channel_dim=1, codebook_dim=4, **SIZES),
     "simvq": partial(Quantizer, "simvq", channel_dim=1, **SIZES),
     "residual": partial(ResidualQuantizer, partial(Quantizer, "vq", **SIZES), 2, channel_dim=1),
+    "mixture": partial(MixtureQuantizer, partial(Quantizer, "vq", **SIZES), 2, dim=8, channel_dim=1),
 }
 
 CODECS = {"codec": make_codec, "esc": build_esc}

@@ -91,6 +91,10 @@ from vqkit.quantizers.lengths import RoundedUpLengths as RoundedUpLengths
 from vqkit.quantizers.lengths import UniformLengths as UniformLengths
 from vqkit.quantizers.lfq import LFQ as LFQ
 from vqkit.quantizers.lfq import MSBFirstLFQ as MSBFirstLFQ
+from vqkit.quantizers.mixture import MixtureQuantizer as MixtureQuantizer
+from vqkit.quantizers.mixture_weights import MixtureWeights as MixtureWeights
+from vqkit.quantizers.mixture_weights import SignedWeights as SignedWeights
+from vqkit.quantizers.mixture_weights import SimplexWeights as SimplexWeights
 from vqkit.quantizers.multirate import MultiRateQuantizer as MultiRateQuantizer
 from vqkit.quantizers.multiscale import MultiScaleQuantizer as MultiScaleQuantizer
 from vqkit.quantizers.output import Quantized as Quantized
@@ -100,6 +104,8 @@ from vqkit.quantizers.projected import AttentionProjection as AttentionProjectio
 from vqkit.quantizers.projected import LinearProjection as LinearProjection
 from vqkit.quantizers.projected import ProjectedQuantizer as ProjectedQuantizer
 from vqkit.quantizers.projected import Projection as Projection
+from vqkit.quantizers.projections2d import ConvProjection2d as ConvProjection2d
+from vqkit.quantizers.projections2d import WindowProjection2d as WindowProjection2d
 from vqkit.quantizers.pursuit import NonnegativePursuitQuantizer as NonnegativePursuitQuantizer
 from vqkit.quantizers.pursuit import PursuitQuantizer as PursuitQuantizer
 from vqkit.quantizers.quantizer import Quantizer as Quantizer

@@ -62,6 +62,15 @@ class _SumOverRanks(torch.autograd.Function):
         return all_reduce_sum(gradient)
 
 
+def logsumexp_over_ranks(values: Tensor) -> Tensor:
+    """Log of the sum over ranks of exp(values), the same on every rank and without underflow; without gradient.
+
+    Args:
+        values: any shape, the same on every rank; -inf where a rank has nothing.
+    """
+    return values if not is_distributed() else _all_gather(values.detach()).logsumexp(0)
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks one after another, in the order of ranks; for initialization, as it waits for the device.
 

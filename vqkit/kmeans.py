@@ -74,13 +74,13 @@ def kmeans(
     generator = torch.Generator().manual_seed(seed)
     weights = None if weights is None else weights.detach().to(widest_dtype(samples.device))
     centers = _seed_centers(samples, num_clusters, seed, weights) if centers is None else centers.to(samples.dtype)
-    centers = _distinct(centers, samples, generator)
+    centers = distinct(centers, samples, generator)
     indices, previous = nearest(samples, centers).indices, None
     for _ in range(iterations):
         if previous is not None and torch.equal(indices, previous):
             break
         means = _means(samples, indices, centers, weights)
-        centers = _distinct(means if constrain is None else constrain(means), samples, generator)
+        centers = distinct(means if constrain is None else constrain(means), samples, generator)
         previous, indices = indices, nearest(samples, centers).indices
     return KMeans(centers, torch.bincount(indices, minlength=num_clusters))
 
@@ -166,7 +166,7 @@ def _means(samples: Tensor, indices: Tensor, centers: Tensor, weights: Tensor | 
     return means
 
 
-def _distinct(centers: Tensor, samples: Tensor, generator: torch.Generator) -> Tensor:
+def distinct(centers: Tensor, samples: Tensor, generator: torch.Generator) -> Tensor:
     """Adds noise to centers that repeat an earlier one, more each time, until no two are equal."""
     spread = (samples - samples.mean(0)).square().mean().sqrt()
     noise = 0.01 * spread + 4 * torch.finfo(samples.dtype).eps * samples.abs().max() + torch.finfo(samples.dtype).tiny

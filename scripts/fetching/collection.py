@@ -18,12 +18,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fetching import photographs, sounds
+from fetching import photographs, sounds, tables
 from fetching.debian import FetchError, PackageFile, obtain, sha256_of, unpack
 from fetching.sources import Source, files_in, sources
 from vqkit.saving.files import write_whole
 
-MEDIA = {"photos": photographs, "speech": sounds, "music": sounds}
+MEDIA = {
+    "photos": photographs,
+    "drawings": photographs,
+    "speech": sounds,
+    "unheard": sounds,
+    "music": sounds,
+    "fashion-mnist": tables,
+}
 # Raise this number when the choice or the way of writing changes: packages written before are then built again.
 RECIPE = 2
 RECORDS = ".packages"
@@ -108,9 +115,11 @@ def counted(entries: Sequence[dict[str, Any]]) -> str:
 def split_of(source: Source, below: str, source_sha256: str) -> str:
     """Returns "train" or "validation" for a file.
 
-    By its number where the package numbers its files: every tenth validates. Else by the hash of the file in the
-    package. Either way a file never changes sides when others come or go.
+    By its name where the package has a split of its own; by its number where it numbers its files: every tenth
+    validates. Else by the hash of the file in the package. A file never changes sides when others come or go.
     """
+    if source.validation:
+        return SPLITS[source.validates(below)]
     number = source.number_of(PurePosixPath(below).stem)
     validates = int(source_sha256, 16) >= int(2**256 * (1 - VALIDATION_SHARE)) if number is None else number % 10 == 0
     return SPLITS[validates]

@@ -13,7 +13,7 @@ import soundfile
 
 from fetching.debian import FetchError
 
-SUFFIXES = (".wav", ".flac", ".g722")
+SUFFIXES = (".wav", ".flac", ".g722", ".ogg")
 _G722_RATE, _G722_BITS = 16000, 64000  # Hz, bits a second
 
 

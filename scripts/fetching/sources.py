@@ -25,6 +25,7 @@ class Source:
         include: shell patterns of paths below ``base``, at least one of which must match.
         exclude: shell patterns of paths that are left out all the same.
         base: folder of the files inside the package; empty for all of it.
+        validation: shell patterns of the paths that validate, where the package has a split of its own; else empty.
         number: regular expression whose group is the number in a file's stem; empty where there is none.
         transcripts: file inside the package with a text a line; empty where there is none.
         transcript_line: regular expression of its lines, with the groups ``name`` and ``text``.
@@ -38,6 +39,7 @@ class Source:
     include: tuple[str, ...]
     exclude: tuple[str, ...] = ()
     base: str = ""
+    validation: tuple[str, ...] = ()
     number: str = ""
     transcripts: str = ""
     transcript_line: str = ""
@@ -48,6 +50,10 @@ class Source:
         return any(fnmatchcase(below, pattern) for pattern in self.include) and not any(
             fnmatchcase(below, pattern) for pattern in self.exclude
         )
+
+    def validates(self, below: str) -> bool:
+        """Tells whether the package's own split has the path below ``base`` among those that validate."""
+        return any(fnmatchcase(below, pattern) for pattern in self.validation)
 
     def number_of(self, stem: str) -> int | None:
         """Returns the number in the stem of a file's name, or None if this package does not number."""

@@ -69,8 +69,8 @@ def test_every_quantizer(case: Case) -> None:
     assert torch.equal(found.indices, indices)
     assert not found.missing
     assert torch.equal(quantizer.decode(found.indices), quantizer.decode(indices))
-    assert [level.size for level in inspect(packed.content).levels] == list(quantizer.level_sizes)
-    for table, size in zip(quantizer.level_tables(), quantizer.level_sizes, strict=True):
+    assert [level.size for level in inspect(packed.content).levels] == list(quantizer.grid_sizes)
+    for table, size in zip(quantizer.level_tables(), quantizer.grid_sizes, strict=True):
         assert table is None or len(table) == size
 
 

@@ -28,6 +28,7 @@ from vqkit import (
     CodebookLoss,
     Commitment,
     Contrastive,
+    ConvProjection2d,
     Disentanglement,
     DistributionMatching,
     DiVeQ,
@@ -40,6 +41,7 @@ from vqkit import (
     IndexBackpropagation,
     LBGSplitting,
     MeanOverChoices,
+    MixtureQuantizer,
     MSBFirstLFQ,
     MultiRateQuantizer,
     MultiScaleQuantizer,
@@ -60,6 +62,7 @@ from vqkit import (
     ResidualQuantizer,
     RotationTrick,
     Search,
+    SignedWeights,
     SplitQuantizer,
     StraightThrough,
     SumOverMembers,
@@ -224,6 +227,20 @@ CASES: dict[str, Case] = {
             dropout=0.7,
         )
     ),
+    "mixture": Case(partial(MixtureQuantizer, partial(stage, "ema"), 2, dim=DIM)),
+    "mixture_of_maps": Case(
+        partial(
+            MixtureQuantizer,
+            [partial(stage, "ema", dim=6, codebook_size=24), partial(stage, dim=4)],
+            dim=DIM,
+            weights=SignedWeights(),
+            weight_net=ConvProjection2d,
+            project_out=ConvProjection2d,
+            dropout=1.0,
+            channel_dim=1,
+        ),
+        spatial=True,
+    ),
     "multi_rate": Case(partial(multi_rate, partial(stage, "ema"), dropout=0.5), spatial=True, grid=(16,)),
     "snac": Case(
         partial(multi_rate, partial(stage, "factorized", codebook_dim=4), estimator=None), spatial=True, grid=(16,)
@@ -299,6 +316,7 @@ SLOW = {
     "multi_scale_bits",
     "multi_scale_coda",
     "multi_rate_own",
+    "mixture_of_maps",
     "multi_scale_sequence",
     "snac",
     "residuals_of_products",

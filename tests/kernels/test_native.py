@@ -146,7 +146,15 @@ def test_ties_have_one_order_whichever_step_decides(variant: str, k: int, metric
 
 @built
 @pytest.mark.parametrize("k", few([1, 2, 33, MOST], 1, MOST))
-@pytest.mark.parametrize(("rows", "size", "depth"), [(5, 20_000, 8), (60, 9000, 16), (1, 9000, 3), (4500, 300, 2)])
+@pytest.mark.parametrize(
+    ("rows", "size", "depth"),
+    [
+        (60, 9000, 16),
+        (1, 9000, 3),
+        pytest.param(5, 20_000, 8, marks=pytest.mark.slow),
+        pytest.param(4500, 300, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_threads_share_rows_or_codes(variant: str, threads: int, rows: int, size: int, depth: int, k: int) -> None:
     """With the codes in parts, the lists of the parts are merged; some parts have no usable code."""
     x, codes = data_set("gaussian", rows, size, depth)
@@ -190,14 +198,16 @@ LOWERED = "    bounds_[row] = bound;\n    numbers_[row] = static_cast<int32_t>(k
 @needs_compiler
 @pytest.mark.parametrize(
     "replaced",
-    [
-        None,
-        ("!(lists_.bounds()[r] > *limit)", "false"),  # the list holds all that matters, whatever was left out
-        ("<= width) ++end;", "<= 0) ++end;"),  # scores are in order, whatever their rounding errors
-        (LOWERED, LOWERED.replace("= bound;", "= scores[0];")),  # the list takes too few of the later codes
-        (MERGED, "bounds_[row]"),  # what another part of the codes left out is forgotten
-    ],
-    ids=["shipped", "lists", "runs", "bound", "parts"],
+    few(
+        {
+            "shipped": None,
+            "lists": ("!(lists_.bounds()[r] > *limit)", "false"),  # as if it held all that matters
+            "runs": ("<= width) ++end;", "<= 0) ++end;"),  # scores are in order, whatever their rounding errors
+            "bound": (LOWERED, LOWERED.replace("= bound;", "= scores[0];")),  # too few of the later codes are taken
+            "parts": (MERGED, "bounds_[row]"),  # what another part of the codes left out is forgotten
+        },
+        "shipped",
+    ),
 )
 def test_near_ties_are_not_left_to_float32(tmp_path: Path, replaced: tuple[str, str] | None) -> None:
     """Codes of which a few, or more than a list holds, differ by rounding only, in float32 scores."""

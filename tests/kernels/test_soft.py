@@ -197,7 +197,14 @@ def test_a_second_derivative_is_refused(name: str) -> None:
 
 
 @each_operator
-@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float16,) * 2, (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        pytest.param((torch.bfloat16,) * 2, marks=pytest.mark.slow),
+        pytest.param((torch.float16,) * 2, marks=pytest.mark.slow),
+        (torch.bfloat16, torch.float32),
+    ],
+)
 def test_half_precision_is_taken_at_its_values(name: str, dtypes: tuple, device: torch.device) -> None:
     z, codes = (tensor.to(dtype) for tensor, dtype in zip(example_on(device, 20, 20, 4), dtypes, strict=True))
     tested = case(name, z, codes)

@@ -68,6 +68,14 @@ def test_parts_have_the_parameters_of_the_published_model(name) -> None:
 
 
 @pytest.mark.slow
+def test_frozen_parts_have_neither_gradients_nor_moments() -> None:
+    recipe = RECIPES["titok_l32_stage2"]
+    counts = recipe.parameters()
+    trained, frozen = counts["decoder"], counts["encoder"] + counts["quantizer"]
+    assert recipe.state_bytes() == 4 * (5 * trained + 2 * frozen + 4 * counts["discriminators"])
+
+
+@pytest.mark.slow
 def test_the_table_is_that_of_the_configurations() -> None:
     text = publish.RECIPES.read_text()
     assert "<!-- table recipes -->" in text and "<!-- table sound-recipes -->" in text

@@ -7,6 +7,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from tests.few import few
 from trainers.run.arrangements import ARRANGEMENTS, FOLDER
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, swapped
@@ -14,7 +15,7 @@ from vqkit import BaseQuantizer, MultiScaleQuantizer
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name in ARRANGEMENTS if name not in WORDS]
-CONFIGS = {"image": "image/quickstart", "audio": "audio/speech"}
+CONFIGS = {"image": "image/quickstart", "audio": "audio/quickstart"}
 KINDS = {"image": (2, 32, 16, 16), "audio": (2, 64, 32)}
 parser = ArgumentParser(exit_on_error=False)
 parser.add_subclass_arguments(BaseQuantizer, "quantizer")
@@ -38,7 +39,7 @@ def built(node):
     return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few([*KINDS], "image"))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_composite_takes_the_sizes_of_the_configuration(name, kind):
     model, x = config_of(kind), torch.randn(KINDS[kind])
@@ -47,7 +48,7 @@ def test_every_composite_takes_the_sizes_of_the_configuration(name, kind):
     assert quantizer.dim == x.shape[1] and quantizer.channel_dim == 1 and len(lines) <= 1
     again = config_of(kind, quantizer_of(made))
     assert swapped(again, name) == (again, [])
-    if (name, kind) in (("residual", "audio"), ("single", "image")):  # as it is
+    if (name, kind) == ("single", "image"):  # as it is
         assert lines == [] and made == model
         return
     assert quantizer.level_sizes == native.level_sizes

@@ -21,12 +21,18 @@ import recipes  # noqa: E402
 
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
-GIVEN = {"image/decoder_finetune", "image/discriminator_warmup"}
-"""Of the tokenizer of other weights; `test_given.py` runs them."""
+GIVEN = {
+    "image/decoder_finetune",
+    "image/discriminator_warmup",
+    "image/adacode_superresolution",
+    "image/adacode_inpainting",
+}
+"""Of other weights; `test_given.py` and `test_restoration.py` run them."""
+STAGES = {name for name in CONFIGS if name.startswith("image/adacode_")}
 WHOLE = {name: path for name, path in CONFIGS.items() if name.split("/")[0] in QUICKSTARTS and name not in GIVEN}
 RECIPES = {f"image/{name}" for name in recipes.recipes()}
 OF_OTHER_CHANNELS = {"image/vae", "image/coda", "image/scales", *RECIPES}
-OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_OTHER_CHANNELS}  # overlays have 32
+OVERLAID = {name: path for name, path in WHOLE.items() if name not in OF_OTHER_CHANNELS | STAGES}  # overlays have 32
 OF_SOUND = {name: CONFIGS[f"quantizers/{name}"] for name in ("single", "snac", "split", "dualcodec")}
 OF_QUANTIZERS = {name: path for name, path in CONFIGS.items() if name.startswith("quantizers/")}
 OVERLAYS = {name: path for name, path in OF_QUANTIZERS.items() if path.stem not in OF_SOUND}
@@ -37,7 +43,7 @@ PAIRS = {
         *itertools.product([QUICKSTARTS["audio"]], OF_SOUND.values()),
     ]
 }
-LARGE = ("xqgan", "mgvq", "unitok", "dualcodec", "split", "single")
+LARGE = ("xqgan", "mgvq", "unitok", "dualcodec", "split", "single", "infinity", "vcq", "wetok", "grouped")
 USUAL_PAIRS = [name for name in PAIRS if name.startswith("quickstart ") and not name.endswith(LARGE)]
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
@@ -47,12 +53,12 @@ RUNS |= {f"image {word}": ([QUICKSTARTS["image"]], {"quantizer": word}) for word
 RUNS |= {f"audio {word}": ([QUICKSTARTS["audio"]], {"quantizer": word}) for word in ("nsvq", "reinmax", "fsq")}
 RUNS |= {name: ([QUICKSTARTS["audio"], path], {}) for name, path in OF_SOUND.items()}
 RUNS |= {"single lfq": ([QUICKSTARTS["audio"], OF_SOUND["single"]], {"quantizer": "lfq"})}
-USUAL = [name for name in RUNS if name.startswith("image/") and name not in RECIPES]
+ALIKE = ("image/photos_adversarial_blurred", "image/photos_tuned", "image/photos_tuned_adversarial", "image/photos_l2")
+USUAL = [name for name in RUNS if name.startswith("image/") and name not in {*RECIPES, *ALIKE, *STAGES}]
 USUAL += [
     "audio/quickstart",
     "quantizers/fqgan",
     "image fsq",
-    "audio reinmax",
     "snac",
 ]
 

@@ -12,6 +12,7 @@ from trainers.audio import (
     ComplexSTFT,
     EnvelopeCorrelation,
     LinearAndLogMel,
+    LoudnessDifference,
     MultiResolutionMel,
     MultiResolutionSTFT,
     NegativeSISDR,
@@ -37,6 +38,7 @@ def everything() -> list[Objective]:
         WaveformL2(),
         NegativeSISDR(),
         EnvelopeCorrelation(RATE),
+        LoudnessDifference(RATE),
     ]
 
 
@@ -217,6 +219,51 @@ def test_envelope_correlation_hears_no_level_and_no_phase() -> None:
     assert objective(noise, other) > 0.5
 
 
+def test_loudness_difference_is_that_of_bands_of_hearing_in_float64() -> None:
+    def hertz(z: Tensor) -> Tensor:  # Traunmüller's formula, solved for the frequency
+        return 1960 * (z + 0.53) / (26.28 - z)
+
+    ends = [26.81 * f / (1960 + f) - 0.53 for f in (100.0, 7800.0)]
+    edges = hertz(torch.linspace(*ends, 49, dtype=torch.float64))
+    middles = (edges[1:] + edges[:-1]) / 2000
+    decibels = 3.64 * middles**-0.8 - 6.5 * torch.exp(-0.6 * (middles - 3.3) ** 2) + 0.001 * middles**4
+    threshold, width = 10 ** (decibels / 10), RATE / 512
+    lower = width * (torch.arange(257, dtype=torch.float64)[:, None] - 0.5)
+    shares = (torch.minimum(lower + width, edges[1:]) - torch.maximum(lower, edges[:-1])).clamp(min=0) / width
+
+    def powers(wave: Tensor) -> Tensor:
+        frames = F.pad(wave[None, None], (256, 256), "reflect")[0, 0].unfold(0, 512, 256)
+        return torch.fft.rfft(frames * torch.hann_window(512, dtype=torch.float64)).abs().square() @ shares
+
+    def sones(power: Tensor) -> Tensor:
+        return (2 * threshold) ** 0.23 * ((0.5 + 0.5 * power / threshold) ** 0.23 - 1).clamp(min=0)
+
+    reference = pair(1, 1, 10_000)[1].double()
+    reconstruction = 0.7 * reference + 0.05 * torch.randn_like(reference)
+    x, y = powers(reference.flatten()), powers(reconstruction.flatten())
+    x, y = (side * 10**7.9 / (x.sum(1).mean() + 1e-4) for side in (x, y))
+    softer, louder = torch.minimum(sones(x), sones(y)), torch.maximum(sones(x), sones(y))
+    differences = (louder - 1.25 * softer).clamp(min=0)
+    ratio = ((y + 1e4) / (x + 1e4)) ** 1.2
+    factor = torch.where(ratio < 3, 0, ratio.clamp(max=12))
+    roots = (differences.square().mean(1) + 1e-4).sqrt() - 0.01
+    assert 0 < (factor > 0).double().mean() < 1
+    expected = roots.mean() + 0.3 * (factor * differences).mean()
+    # Window, bands and threshold are those of float32.
+    found = LoudnessDifference(RATE)(reference, reconstruction)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_loudness_difference_hears_no_phase_and_counts_what_is_added_once_more() -> None:
+    time = torch.arange(16_000) / RATE
+    tone = 0.3 * torch.sin(2 * math.pi * 300 * time)[None, None]
+    noisy = tone + 0.01 * torch.randn(1, 1, 16_000)
+    objective, even = LoudnessDifference(RATE), LoudnessDifference(RATE, added=0.0)
+    assert objective(noisy, -noisy) == 0
+    assert objective(noisy, tone) == even(noisy, tone) > 0
+    assert objective(tone, noisy) > even(tone, noisy)
+
+
 # ------------------------------------------------------------------ what holds for all
 
 
@@ -336,6 +383,8 @@ def test_band_limits_are_obeyed() -> None:
             lambda: EnvelopeCorrelation(8_000),
             "sample_rate=8000: the highest band ends at 4276 Hz; expected a sample rate",
         ),
+        (lambda: LoudnessDifference(200), "sample_rate=200: expected more than 200 Hz"),
+        (lambda: LoudnessDifference(RATE, added=-1.0), "added=-1.0: expected a factor"),
         (lambda: ShortTimeSpectrum(64, 16, 128), "window_length <= fft_size"),
         (lambda: ShortTimeSpectrum(64, 0), "1 <= hop_length"),
     ],

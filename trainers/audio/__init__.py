@@ -18,6 +18,7 @@ from trainers.audio.objectives.distillation import FeatureL2 as FeatureL2
 from trainers.audio.objectives.distillation import FeatureReconstruction as FeatureReconstruction
 from trainers.audio.objectives.distillation import FrameCosine as FrameCosine
 from trainers.audio.objectives.envelopes import EnvelopeCorrelation as EnvelopeCorrelation
+from trainers.audio.objectives.loudness import LoudnessDifference as LoudnessDifference
 from trainers.audio.objectives.spectral import ComplexSTFT as ComplexSTFT
 from trainers.audio.objectives.spectral import LinearAndLogMel as LinearAndLogMel
 from trainers.audio.objectives.spectral import MultiResolutionMel as MultiResolutionMel

@@ -54,8 +54,8 @@ class TokenizerMetrics(ABC):
             self.divergence += torch.stack([output.losses["kl"] * vectors, vectors]).to(self.divergence)
 
     @abstractmethod
-    def extent(self, originals: Tensor) -> Extent:
-        """What a file of indices says of one of these originals."""
+    def extent(self, originals: Tensor) -> Extent | None:
+        """What a file of indices says of one of these originals; None where it says nothing."""
 
     @torch.no_grad()
     def add_coded(self, codec: TokenCodec, originals: Tensor, indices: Tensor) -> None:

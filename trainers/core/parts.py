@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vqkit import BaseQuantizer, Tokenizer
 from vqkit.parts.losses import Penalty
+from vqkit.quantizers.composite import CompositeQuantizer
 
 
 def named_parts(tokenizer: Tokenizer, names: Sequence[str], *, argument: str) -> dict[str, nn.Module]:
@@ -44,14 +45,25 @@ def freeze_parts(tokenizer: Tokenizer, names: Sequence[str]) -> None:
         ValueError: there is no such part, it moves with another one, or nothing is left to train.
     """
     for name, part in named_parts(tokenizer, names, argument="freeze").items():
-        if name.startswith("quantizer.") and not any(isinstance(inner, BaseQuantizer) for inner in part.modules()):
-            owner = name.rpartition(".")[0]
+        if (owner := _moves_with(tokenizer, name, part)) is not None:
             raise ValueError(f"freeze={list(names)}: {name} moves with {owner}; freeze {owner}, the whole of it")
         part.requires_grad_(False)
     if names and not any(parameter.requires_grad for parameter in tokenizer.parameters()):
         sizes = {name: sum(map(Tensor.numel, part.parameters())) for name, part in tokenizer.named_children()}
         there = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in sizes.items())
         raise ValueError(f"freeze={list(names)} leaves no parameters to train of {there}: name less")
+
+
+def _moves_with(tokenizer: Tokenizer, name: str, part: nn.Module) -> str | None:
+    """What else than an optimizer moves a part: the quantizer of single vectors that it belongs to, which folds
+    statistics and restarts codes. The maps of a composite are its optimizer's alone.
+    """
+    if any(isinstance(inner, BaseQuantizer) for inner in part.modules()):
+        return None
+    owners = [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
+    quantizers = (owner for owner in owners if isinstance(tokenizer.get_submodule(owner), BaseQuantizer))
+    owner = next(quantizers, None)  # the innermost comes first
+    return None if owner is None or isinstance(tokenizer.get_submodule(owner), CompositeQuantizer) else owner
 
 
 def rest_parts(tokenizer: Tokenizer, names: Sequence[str], *, training: bool) -> None:

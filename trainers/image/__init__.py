@@ -7,6 +7,9 @@ from trainers.image.crops import RandomCrop as RandomCrop
 from trainers.image.crops import RandomResizedCrop as RandomResizedCrop
 from trainers.image.crops import RandomScaleCrop as RandomScaleCrop
 from trainers.image.data import ImageFolderData as ImageFolderData
+from trainers.image.degradation import Degradation as Degradation
+from trainers.image.degradation import Downscaling as Downscaling
+from trainers.image.degradation import Holes as Holes
 from trainers.image.discriminators.augmentation import Color as Color
 from trainers.image.discriminators.augmentation import Cutout as Cutout
 from trainers.image.discriminators.augmentation import DiffAugment as DiffAugment
@@ -45,6 +48,7 @@ from trainers.image.networks.resizing import BilinearResize as BilinearResize
 from trainers.image.networks.resizing import TensorFlowResize as TensorFlowResize
 from trainers.image.networks.shift_tolerant import ShiftTolerantAlexNet as ShiftTolerantAlexNet
 from trainers.image.networks.shift_tolerant import ShiftTolerantVGG16 as ShiftTolerantVGG16
+from trainers.image.networks.teacher import SavedTokenizer as SavedTokenizer
 from trainers.image.networks.teacher import Teacher as Teacher
 from trainers.image.objectives.features import FeatureDistance as FeatureDistance
 from trainers.image.objectives.features import GramDistance as GramDistance
@@ -58,12 +62,14 @@ from trainers.image.objectives.pixels import L2 as L2
 from trainers.image.objectives.pixels import LogitLaplace as LogitLaplace
 from trainers.image.objectives.prediction import FeaturePrediction as FeaturePrediction
 from trainers.image.objectives.teacher import CodePrediction as CodePrediction
+from trainers.image.objectives.teacher import TaughtVectors as TaughtVectors
 from trainers.image.objectives.variance import LearnedVariance as LearnedVariance
 from trainers.image.resampling import BicubicFilter as BicubicFilter
 from trainers.image.resampling import BilinearFilter as BilinearFilter
 from trainers.image.resampling import FastBicubicFilter as FastBicubicFilter
 from trainers.image.resampling import LanczosFilter as LanczosFilter
 from trainers.image.resampling import ResizeFilter as ResizeFilter
+from trainers.image.restoration import RestorationTask as RestorationTask
 from trainers.image.task import ImageTokenizerTask as ImageTokenizerTask
 from vqkit.saving.weights import HubWeights as HubWeights
 from vqkit.saving.weights import PackagedWeights as PackagedWeights

@@ -148,6 +148,21 @@ class GELU(Configured, nn.Module):
         return F.gelu(x)
 
 
+class ReLU(Configured, nn.Module):
+    """The rectified linear unit, max(x, 0).
+
+    Args:
+        channels: C; not needed, taken since every activation is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        return F.relu(x)
+
+
 class Tanh(Configured, nn.Module):
     """The hyperbolic tangent: behind the decoder of DAC, in the blocks of some ViT-VQGANs.
 

@@ -315,7 +315,7 @@ class _QuantizerCodec(TokenCodec):
     def __init__(self, module: nn.Module) -> None:
         self.quantizer = quantizer_of(module)
         self.quantizer.check_has_codes("TokenCodec")
-        super().__init__(self.quantizer.level_sizes, fingerprint=fingerprint(module))
+        super().__init__(self.quantizer.grid_sizes, fingerprint=fingerprint(module))
         self._found: dict[int, Tensor | None] = {}
 
     def order(self, level: int) -> Tensor | None:

@@ -48,7 +48,7 @@ def bake(module: Module) -> Module:
     # Tables come from the module's own codebooks: products with copied weights may round in another way.
     shared = {id(part.codebook): part.codebook for part in module.modules() if isinstance(part, BaseQuantizer)}
     baked = copy.deepcopy(module, dict(shared))
-    _strip(baked)
+    strip(baked)
     for name, part in baked.named_modules():
         if isinstance(part, BaseQuantizer) and part.codebook is not None and id(part.codebook) in shared:
             if part.codebook.rows == "derived":
@@ -61,11 +61,11 @@ def bake(module: Module) -> Module:
     return baked.eval()
 
 
-def _strip(value: Any) -> None:
+def strip(value: Any) -> None:
     """Strip every quantizer among the arguments that a configuration writes."""
     if isinstance(value, Configured):
-        _strip(value.recorded_arguments())
+        strip(value.recorded_arguments())
     if isinstance(value, BaseQuantizer):
         value.strip_training()
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        _strip(item)
+        strip(item)

@@ -11,7 +11,9 @@ from vqkit.kernels.index_backpropagation import index_backpropagation
 from vqkit.kernels.nearest import Metric, Nearest, SearchPath, nearest, search_path
 from vqkit.kernels.reinmax import reinmax
 from vqkit.kernels.residual import ResidualNearest, residual_nearest
+from vqkit.kernels.sinkhorn import balancing_prices
 from vqkit.kernels.statistics import SegmentStats, segment_stats
+from vqkit.kernels.weighted import weighted_nearest
 
 __all__ = [
     "AssignmentEntropy",
@@ -22,6 +24,7 @@ __all__ = [
     "SearchPath",
     "SegmentStats",
     "assignment_entropy",
+    "balancing_prices",
     "entropy",
     "gumbel_nearest",
     "gumbel_softmax",
@@ -32,4 +35,5 @@ __all__ = [
     "residual_nearest",
     "search_path",
     "segment_stats",
+    "weighted_nearest",
 ]

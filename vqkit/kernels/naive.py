@@ -32,6 +32,14 @@ def nearest(
     return indices, found.gather(-1, indices)
 
 
+def weighted_nearest(x: Tensor, codes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and scores (N,) of the code with the least sum of a_d (x_d - e_d)^2; weights (D,) or (N, D)."""
+    weights = weights.double().expand_as(x)
+    found = (weights.unsqueeze(-2) * (x.double().unsqueeze(-2) - codes.double()).square()).sum(-1)
+    indices = found.argmin(-1)
+    return indices, found.gather(-1, indices.unsqueeze(-1)).squeeze(-1)
+
+
 def residual_nearest(x: Tensor, codebooks: Sequence[Tensor], *, metric: str = "euclidean") -> tuple[Tensor, Tensor]:
     """Indices (N, S) and the sum of the chosen codes (N, D)."""
     quantized, indices = torch.zeros_like(x), []

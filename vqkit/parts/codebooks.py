@@ -246,7 +246,7 @@ class Codebook(Configured, FullPrecisionModule):
             seed: of the k-means.
         """
         centers, counts = kmeans(samples, self.codebook_size, seed=seed)
-        self.vectors.copy_(distributed.from_first_rank(centers))
+        self.write(distributed.from_first_rank(centers))
         self.usage.copy_(distributed.from_first_rank(counts) * (vectors_per_step / len(samples)))
         self._forget_pending()
 

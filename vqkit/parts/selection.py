@@ -154,6 +154,7 @@ class Search(Part):
         uses_noise: whether it samples the choice where it is given noise, in training.
         finds_nearest: whether the choice without noise is the nearest code by `metric`, so that a fused search may take
             its place. A subclass with a `forward` of its own declares it anew: there it is False unless it says True.
+        sees_batch: whether the choice in training depends on all vectors of the batch: `choose_together` makes it.
 
     Raises:
         ValueError: another metric.
@@ -161,6 +162,7 @@ class Search(Part):
 
     uses_noise: ClassVar[bool] = False
     finds_nearest: ClassVar[bool] = True
+    sees_batch: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -181,6 +183,16 @@ class Search(Part):
             noise: for a search that `uses_noise`; None outside of training.
         """
         return nearest(z.detach(), codes.detach(), metric=self.metric).indices
+
+    def choose_together(self, z: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
+        """Which of `codes` (K, D) each row of `z` (N, D) takes in training, where the search `sees_batch`: (N,) int64.
+
+        Args:
+            z: the vectors of this rank.
+            codes: the codes.
+            valid: (N,) bool, which of the vectors count.
+        """
+        return self(z, codes)
 
     def best(self, z: Tensor, codes: Tensor, k: int) -> Tensor:
         """The k nearest of `codes` (K, D) to each row of `z` (N, D), best first: (N, k) int64."""

@@ -361,9 +361,14 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         """
         return indices
 
+    @property
+    def grid_sizes(self) -> tuple[int, ...]:
+        """How many numbers each grid of `to_grids` chooses from: what a file holds."""
+        return self.level_sizes
+
     def to_grids(self, indices: Tensor) -> list[Tensor]:
-        """The indices of each of `level_sizes` on a grid of its own: (B, ...) as `encode` returns them, of all levels
-        or of the first ones -> (B, *grid), coarse first.
+        """Indices as the grids that a file holds, of each of `grid_sizes`: (B, ...) as `encode` returns them, of all
+        levels or of the first ones -> (B, *grid), coarse first.
         """
         return list(indices.unbind(-1)) if self.level_axis else [indices]
 
@@ -372,10 +377,10 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         return torch.stack(list(grids), dim=-1) if self.level_axis else grids[0]
 
     def level_tables(self) -> list[Tensor | None]:
-        """Of each of `level_sizes` the stored codes, (K, D) in the code space; None where they are computed, since
+        """Of each of `grid_sizes` the stored codes, (K, D) in the code space; None where they are computed, since
         another machine rounds in another way.
         """
-        return [None] * len(self.level_sizes)
+        return [None] * len(self.grid_sizes)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -102,6 +102,15 @@ class FSQ(FixedGrid):
         half, offset = steps * ((1 + self.slack) / 2), width - steps / 2
         return width, half, offset, self.shift_of(offset / half)
 
+    def unbounded(self, shares: Tensor) -> Tensor:
+        """Latents (..., D) that the bound takes to a share of its width: what an encoder learns to give this grid.
+
+        Args:
+            shares: (..., D), of half the width, around the middle of the levels; beyond -1 and 1 as there.
+        """
+        most = 1 - torch.finfo(shares.dtype).eps
+        return shares.clamp(-most, most).atanh() - self.grid(shares.dtype)[3]
+
     def _pack(self, digits: Tensor, valid: Tensor) -> Tensor:
         """(N, D) floating point, which is written over -> (N,) int64; -1 where not valid, and for NaN, which a broken
         projection makes.

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ class Projection(Configured, nn.Module, ABC):
         out_dim: channels that it gives.
     """
 
+    pointwise: ClassVar[bool] = False
+    """Whether it maps each vector by itself."""
+
     @abstractmethod
     def forward(self, vectors: Tensor, valid: Tensor) -> Tensor:
         """Map vectors.
@@ -40,6 +44,8 @@ class Projection(Configured, nn.Module, ABC):
 
 class LinearProjection(Projection):
     """A linear map of each vector."""
+
+    pointwise = True
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()

@@ -145,7 +145,10 @@ class Quantizer(VectorQuantizer):
         noise = self._noise(z) if uses_noise and self.stochastic else None
         attention = self.codebook.attention
         queries = self.codebook.queries(z) if attention else z
-        nearest = self.search(queries, searched, noise)
+        if self.search.sees_batch and self.stochastic:
+            nearest = self.search.choose_together(queries, searched, valid)
+        else:
+            nearest = self.search(queries, searched, noise)
         selection = Selection(
             latents=latents,
             z=z,

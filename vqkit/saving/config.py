@@ -41,6 +41,7 @@ BUILDABLE = (
     "vqkit.backbones.latent_tokens",
     "vqkit.backbones.magvit2",
     "vqkit.backbones.maskgit",
+    "vqkit.backbones.mlp",
     "vqkit.backbones.positions",
     "vqkit.backbones.resampled",
     "vqkit.backbones.resnet1d",
@@ -48,9 +49,12 @@ BUILDABLE = (
     "vqkit.backbones.vit",
     "vqkit.backbones.vocos",
     "vqkit.methods.coda",
+    "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",
+    "vqkit.parts.int8",
     "vqkit.quantizers.topk",
     "vqkit.quantizers.whitening",
+    "vqkit.tokenizers.vectors",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""
 

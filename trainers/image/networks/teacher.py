@@ -1,4 +1,4 @@
-"""A tokenizer whose codes others learn to predict."""
+"""Tokenizers that others learn from."""
 
 from pathlib import Path
 
@@ -13,27 +13,26 @@ from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
 
 
-class Teacher(HeldModule["_Held"]):
+class SavedTokenizer(HeldModule["_Held"]):
     """A saved tokenizer of pictures that is used and never trained.
 
     It is a `HeldModule`, and stays in float32 where a model of 16 bits is trained, and under autocast.
 
     Args:
-        folder: of `save_pretrained`, such as one that `python -m vqkit convert` wrote.
+        folder: of `save_pretrained`, such as `tokenizer` of a run, or one that `python -m vqkit convert` wrote.
 
     Attributes:
         folder: as given.
-        codebook_size: K.
 
     Raises:
-        ValueError: there is no such tokenizer, it takes no pictures in [-1, 1], or its codes have levels.
+        ValueError: there is no such tokenizer, or it takes no pictures in [-1, 1].
     """
 
     def __init__(self, folder: str) -> None:
         if not Path(folder).is_dir():
             raise ValueError(
-                f"teacher={folder!r}: expected the folder of a saved tokenizer; write one by python -m vqkit convert "
-                "WEIGHTS FOLDER"
+                f"teacher={folder!r}: expected the folder of a saved tokenizer, such as that of a run; python -m vqkit "
+                "convert WEIGHTS FOLDER writes published ones"
             )
         with torch.inference_mode(False), new_tensors_in_float32(), torch.random.fork_rng(devices=[]):
             tokenizer = Tokenizer.from_pretrained(folder)
@@ -43,18 +42,46 @@ class Teacher(HeldModule["_Held"]):
                 f"teacher={folder!r} has value_range={tokenizer.value_range} and latents with channel_dim="
                 f"{quantizer.channel_dim}: expected a tokenizer of pictures in [-1, 1] with a grid of codes"
             )
-        if quantizer.level_axis or not quantizer.index_per_position or not quantizer.codebook_sizes:
-            raise ValueError(
-                f"teacher={folder!r} has codebook_sizes={quantizer.codebook_sizes}: expected one code for each patch"
-            )
         super().__init__(_Held(tokenizer))
         self.folder = folder
-        self.codebook_size = quantizer.codebook_size
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, in eval mode."""
         return self.held.tokenizer
+
+    @torch.no_grad()
+    def vectors(self, images: Tensor) -> Tensor:
+        """What its decoder reads of images (B, C, H, W) in [-1, 1]: the quantized vectors (B, D, h, w)."""
+        with autocast_disabled(images.device):
+            return self.tokenizer.quantizer(self.tokenizer.encoder(images.to(torch.float32))).quantized
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return repr(self.folder)
+
+
+class Teacher(SavedTokenizer):
+    """One of one code for each patch, which others learn to predict.
+
+    Args:
+        folder: see `SavedTokenizer`.
+
+    Attributes:
+        codebook_size: K.
+
+    Raises:
+        ValueError: see `SavedTokenizer`; or its codes have levels.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        quantizer = self.tokenizer.quantizer
+        if quantizer.level_axis or not quantizer.index_per_position or not quantizer.codebook_sizes:
+            raise ValueError(
+                f"teacher={folder!r} has codebook_sizes={quantizer.codebook_sizes}: expected one code for each patch"
+            )
+        self.codebook_size = quantizer.codebook_size
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -121,7 +148,7 @@ class Teacher(HeldModule["_Held"]):
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        return f"{self.folder!r}, codebook_size={self.codebook_size}"
+        return f"{super().extra_repr()}, codebook_size={self.codebook_size}"
 
 
 class _Held(FullPrecisionModule):

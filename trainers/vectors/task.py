@@ -1,0 +1,103 @@
+"""Training of tokenizers of vectors: RQ-VAE for semantic IDs, chunks of actions, series of sensors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainers.core.metrics import SHARED_CODES_PROTOCOL
+from trainers.core.task import TokenizerTask
+from trainers.vectors.figures import write_curves
+from trainers.vectors.metrics import VectorMetrics, protocol
+from vqkit.tokenizers.vectors import VectorTokenizer
+
+SCALING_SAMPLES = 2**17
+"""Samples of which mean and scale are taken, over all ranks, or those of a pass, whichever is less."""
+
+
+class VectorTokenizerTask(TokenizerTask):
+    """Trains a tokenizer of vectors (B, C) or of series (B, C, T), and measures what IDs keep of items.
+
+    Batches are dictionaries with `vectors`, and for prediction `name`, a list of ids as text. Before training the
+    tokenizer's scaling is fitted to training data, unless its weights come from elsewhere. Objectives compare scaled
+    vectors. Other arguments are those of `TokenizerTask`.
+
+    Args:
+        tokenizer: of vectors or series.
+
+    Raises:
+        ValueError: in `setup` if the data have another number of channels than the tokenizer.
+    """
+
+    tokenizer: VectorTokenizer
+
+    def __init__(
+        self,
+        tokenizer: VectorTokenizer,
+        *,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        **arguments: Any,
+    ) -> None:
+        super().__init__(tokenizer, learning_rate=learning_rate, betas=betas, **arguments)
+
+    monitor = "validation/explained"
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that the tokenizer was not made for."""
+        super().setup(stage)
+        channels = getattr(getattr(self.trainer, "datamodule", None), "channels", self.tokenizer.channels)
+        if channels != self.tokenizer.channels:
+            flags = ("encoder.in_channels", "decoder.out_channels", "scaling.dim")
+            words = " ".join(f"--model.tokenizer.{flag} {channels}" for flag in flags)
+            raise ValueError(
+                f"the data hold vectors of {channels} dimensions, and the tokenizer is for {self.tokenizer.channels}: "
+                f"give {words}, or other data"
+            )
+
+    def on_fit_start(self) -> None:
+        """Fit the scaling, then as every task."""
+        if self.trainer.ckpt_path is None and not bool(self.tokenizer.scaling.is_fitted):
+            self.tokenizer.scaling.fit(self._scaling_inputs())
+        super().on_fit_start()
+
+    def _scaling_inputs(self) -> Iterator[Tensor]:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        loader = data.initialization_dataloader()
+        batches = max(1, SCALING_SAMPLES // (loader.batch_size * self.trainer.world_size))
+        for batch in islice(loader, batches):
+            yield self.inputs(self.transfer_batch_to_device(batch, self.device, 0))
+
+    def inputs(self, batch: dict[str, Any]) -> Tensor:
+        """The vectors (B, C), or series (B, C, T)."""
+        return batch["vectors"]
+
+    def reconstruction_loss(self, inputs: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """That of scaled vectors; see `TokenizerTask`."""
+        scaling = self.tokenizer.scaling
+        return super().reconstruction_loss(scaling(inputs), scaling(reconstruction))
+
+    # ------------------------------------------------------------------ measuring
+
+    def new_metrics(self, split: str) -> VectorMetrics:
+        """The figures of a split, which are the same for all."""
+        quantizer = self.tokenizer.quantizer
+        return VectorMetrics(quantizer.level_sizes, books=quantizer.level_books, scaling=self.tokenizer.scaling)
+
+    def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
+        """How the figures were measured."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        quantizer = self.tokenizer.quantizer
+        shared = len(quantizer.book_sizes) < len(quantizer.level_sizes)
+        facts = circumstances | (SHARED_CODES_PROTOCOL if shared else {})
+        if hasattr(data, "evaluation_hash"):  # a data module of one's own need not have it
+            facts["vectors_sha256"] = data.evaluation_hash()
+        return protocol(dict(figures), **facts)
+
+    def write_examples(
+        self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]
+    ) -> list[Path]:
+        """`reconstructions.png`: curves of the vectors, those of the originals paler."""
+        return [write_curves(folder / "reconstructions.png", originals, reconstructions)]

@@ -48,6 +48,7 @@ BUILDABLE = (
     "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",
     "vqkit.backbones.vocos",
+    "vqkit.backbones.weight_norm",
     "vqkit.methods.coda",
     "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",

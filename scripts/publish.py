@@ -25,8 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import document_tables
 import draw_parts
 import gaussian_capacity
+import retrieval
 import semantic
+import suggest_codes
 import twins
+import uncertainty
 import yaml
 from PIL import Image
 
@@ -37,7 +40,7 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("capacity", "quantizers", "regressions", "results", "surgery")
+GUIDES = ("capacity", "other_uses", "quantizers", "regressions", "results", "surgery")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -405,6 +408,9 @@ WRITERS = {
     "twins": twins.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
+    "retrieval": retrieval.table,
+    "uncertainty": uncertainty.table,
+    "suggest-codes": suggest_codes.table,
 }
 """Tables that are not those of one record."""
 

@@ -25,8 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import document_tables
 import draw_parts
 import gaussian_capacity
+import importance
+import phone_codes
 import retrieval
 import semantic
+import semantic_id_methods
 import suggest_codes
 import twins
 import uncertainty
@@ -40,7 +43,17 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("capacity", "other_uses", "quantizers", "regressions", "results", "surgery")
+GUIDES = (
+    "capacity",
+    "importance",
+    "inspection",
+    "other_uses",
+    "quantizers",
+    "regressions",
+    "results",
+    "surgery",
+    "vectors",
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -406,11 +419,15 @@ WRITERS = {
     "photos-adaptation": adaptation,
     "ladder": ladder,
     "twins": twins.table,
+    "phone-codes": phone_codes.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
     "retrieval": retrieval.table,
     "uncertainty": uncertainty.table,
     "suggest-codes": suggest_codes.table,
+    "importance-layers": importance.layers_table,
+    "importance-tokenizer": importance.tokenizer_table,
+    "semantic-ids": semantic_id_methods.table,
 }
 """Tables that are not those of one record."""
 

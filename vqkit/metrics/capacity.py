@@ -151,7 +151,7 @@ def gaussian_capacity(
         raise ValueError(
             f"{type(quantizer).__name__} has a distortion of {result.distortion:.4g} at {result.bits:.4g} bits a "
             f"dimension: expected at least 2^(-2R) = {4**-result.bits:.4g}, below which no code can go. Its "
-            f"level_sizes {quantizer.level_sizes} count too few codes, or its codes were fitted to the samples of "
+            f"grid_sizes {quantizer.grid_sizes} count too few codes, or its codes were fitted to the samples of "
             f"seed={seed}"
         )
     return result
@@ -284,7 +284,7 @@ def _white(
 def _nominal_bits(quantizer: BaseQuantizer, x: Tensor) -> float:
     """Bits of all indices of `x` (B, *positions, D) over its numbers."""
     grids = quantizer.to_grids(quantizer.encode(x.movedim(-1, quantizer.channel_dim)))
-    bits = sum(grid.numel() * math.log2(size) for grid, size in zip(grids, quantizer.level_sizes, strict=True))
+    bits = sum(grid.numel() * math.log2(size) for grid, size in zip(grids, quantizer.grid_sizes, strict=True))
     return bits / x.numel()
 
 

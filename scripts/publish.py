@@ -25,7 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import document_tables
 import draw_parts
 import gaussian_capacity
+import importance
+import phone_codes
 import semantic
+import semantic_id_methods
 import twins
 import yaml
 from PIL import Image
@@ -37,7 +40,7 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("capacity", "quantizers", "regressions", "results", "surgery")
+GUIDES = ("inspection", "capacity", "importance", "quantizers", "regressions", "results", "surgery", "vectors")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -403,8 +406,12 @@ WRITERS = {
     "photos-adaptation": adaptation,
     "ladder": ladder,
     "twins": twins.table,
+    "phone-codes": phone_codes.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
+    "importance-layers": importance.layers_table,
+    "importance-tokenizer": importance.tokenizer_table,
+    "semantic-ids": semantic_id_methods.table,
 }
 """Tables that are not those of one record."""
 

@@ -1,4 +1,4 @@
-"""The two example scripts at tiny sizes, and every snippet of docs/migrating.md."""
+"""The example script at a tiny size, and every snippet of docs/migrating.md."""
 
 import importlib.util
 import inspect
@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import vqkit
 import vqkit.kernels
@@ -91,43 +90,6 @@ def test_psnr_is_that_of_bytes() -> None:
     assert example.psnr(image, image + 2 / 127.5) == pytest.approx(
         20 * torch.log10(torch.tensor(255 / 2)).item(), abs=1e-4
     )
-
-
-# ---------------------------------------------------------------------- examples/vectors.py
-
-
-def test_vectors_gives_a_report(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    example = load_example("vectors")
-    output = tmp_path / "ids.safetensors"
-    words = ["--images", str(pictures), "--levels", "2", "--codebook-size", "4", "--steps", "5", "--batch-size", "16"]
-    figures = example.main([*words, "--output", str(output)])
-    semantic_ids = load_file(output)["semantic_ids"]
-    assert semantic_ids.shape == (2 * 3 * 4, 2)
-    assert set(figures) == {"residual", "kmeans"}
-    for report in figures.values():
-        assert 0 < report["error"] < 1 and 0 <= report["unique"] <= report["distinct"] <= 1
-    assert figures["residual"] | {"error": 0} == example.collisions(semantic_ids) | {"error": 0}
-    printed = capsys.readouterr().out
-    for words in (
-        "24 items of 63 dimensions",
-        "residual quantizer",
-        "k-means per level",
-        "level 2: usage",
-        "largest group",
-    ):
-        assert words in printed
-
-
-def test_collisions_are_counted() -> None:
-    semantic_ids = torch.tensor([[0, 1], [0, 1], [0, 2], [3, 1], [0, 1]])
-    figures = load_example("vectors").collisions(semantic_ids)
-    assert figures == {"unique": 2 / 5, "distinct": 3 / 5, "largest_group": 3.0}
-
-
-def test_features_are_the_orthonormal_cosine_transform(pictures: Path) -> None:
-    features = load_example("vectors").patch_features(pictures)
-    assert features.shape == (24, 63)
-    torch.testing.assert_close(features.norm(dim=-1), torch.ones(24))
 
 
 # ---------------------------------------------------------------------- docs/migrating.md

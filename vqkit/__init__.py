@@ -106,6 +106,8 @@ from vqkit.quantizers.projected import ProjectedQuantizer as ProjectedQuantizer
 from vqkit.quantizers.projected import Projection as Projection
 from vqkit.quantizers.projections2d import ConvProjection2d as ConvProjection2d
 from vqkit.quantizers.projections2d import WindowProjection2d as WindowProjection2d
+from vqkit.quantizers.pursuit import NonnegativePursuitQuantizer as NonnegativePursuitQuantizer
+from vqkit.quantizers.pursuit import PursuitQuantizer as PursuitQuantizer
 from vqkit.quantizers.quantizer import Quantizer as Quantizer
 from vqkit.quantizers.reduction import MeanOverChoices as MeanOverChoices
 from vqkit.quantizers.reduction import MeanOverCodebooks as MeanOverCodebooks

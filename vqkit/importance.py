@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqkit.functional import eigen, negligible
 from vqkit.kernels import segment_stats, weighted_nearest
-from vqkit.kmeans import KMeans, distinct
+from vqkit.kmeans import KMeans, distinct, kmeans
 from vqkit.precision import widened, widest_dtype
 
 
@@ -21,6 +21,7 @@ def importance_kmeans(
     importance: Tensor,
     *,
     iterations: int = 100,
+    seed: int = 0,
     centers: Tensor | None = None,
 ) -> KMeans:
     """Lloyd's rounds for the sum of a_d (x_d - c_d)^2: every number of every sample has its own weight a.
@@ -28,7 +29,7 @@ def importance_kmeans(
     Samples go to the center with the least sum (`weighted_nearest`), and a center is in each dimension the weighted
     mean of its samples, sum a x / sum a. Both steps take the same weights, so that the sum never rises. A dimension in
     which all samples of a cluster have weight 0 keeps its value; a cluster that runs empty moves to the sample that
-    costs the most, and never to the origin. Nothing is drawn but noise for centers that would be equal: no two are.
+    costs the most, and never to the origin. No two centers are equal.
 
     Args:
         samples: (M, D) floating point, finite, M >= 1; half precision is computed in float32.
@@ -36,7 +37,8 @@ def importance_kmeans(
         importance: (D,) or (M, D), a: finite, at least 0. Only ratios count. With (D,) only the assignment differs from
             `kmeans`.
         iterations: most rounds, at least 0; it stops earlier when no sample changes its center.
-        centers: (K, D) to begin with; None takes `mahalanobis_start`.
+        seed: of the start.
+        centers: (K, D) to begin with, such as `mahalanobis_start`; None takes the seeding of `kmeans`.
 
     Returns:
         `KMeans(centers (K, D), counts (K,))`; centers are float32, float64 for float64 samples.
@@ -46,15 +48,16 @@ def importance_kmeans(
 
     Source: the codebook of GPTVQ, van Baalen et al. 2024 (arXiv:2402.15319), with the diagonal of the Hessian; 100
         rounds as there.
-    Differs: its released code assigns by the inverse of the weights that its means have, and an empty cluster becomes
-        the origin; its errors are passed on to later columns by the whole Hessian, which is not done here.
+    Differs: there the start is `mahalanobis_start`, which was the better one here for 16 codes and the worse one for
+        256 (`docs/importance.md`). Its released code assigns by the inverse of the weights that its means have, and an
+        empty cluster becomes the origin. It passes errors on to later columns, by the whole Hessian; this does not.
     """
     _check(samples, num_clusters, importance, iterations, centers)
     samples = samples.detach().to(torch.promote_types(samples.dtype, torch.float32))
     importance = importance.detach().to(samples.device)
-    generator = torch.Generator().manual_seed(0)
-    start = mahalanobis_start(samples, num_clusters) if centers is None else centers.detach().to(samples)
-    means = distinct(start, samples, generator)
+    generator = torch.Generator().manual_seed(seed)
+    start = kmeans(samples, num_clusters, iterations=0, seed=seed).centers if centers is None else centers
+    means = distinct(start.detach().to(samples), samples, generator)
     found, previous = weighted_nearest(samples, means, importance, return_scores=True), None
     for _ in range(iterations):
         if previous is not None and torch.equal(found.indices, previous):

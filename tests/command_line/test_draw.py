@@ -55,7 +55,7 @@ def values(pixels):
     return padded(pixels)[0].numpy()
 
 
-@pytest.mark.parametrize("ending", ["png", "wav"])
+@pytest.mark.parametrize("ending", ["png", pytest.param("wav", marks=pytest.mark.slow)])
 def test_a_code_of_a_level_of_sound(tmp_path, ending, capsys) -> None:
     codec = make_causal()
     codec.save_pretrained(tmp_path / "codec")

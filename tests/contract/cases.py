@@ -47,11 +47,13 @@ from vqkit import (
     MultiScaleQuantizer,
     NestedGroupedQuantizer,
     NestedLengths,
+    NonnegativePursuitQuantizer,
     Orthogonality,
     PowerOfTwoLengths,
     PrefixQuantizer,
     ProbabilisticAnchor,
     ProjectedQuantizer,
+    PursuitQuantizer,
     Quantizer,
     RandomAnchor,
     Reflection,
@@ -69,6 +71,7 @@ from vqkit import (
     UnnormalizedStraightThrough,
 )
 from vqkit.methods import METHODS
+from vqkit.methods.sinkhorn import SinkhornSearch
 
 DIM = 8
 
@@ -106,6 +109,7 @@ def trains_codebook(quantizer: BaseQuantizer) -> bool:
 def draws_in_training(quantizer: BaseQuantizer) -> bool:
     """Whether the value in training is another one than in eval mode, by declaration."""
     noisy = any(isinstance(part, (Estimator, Search)) and part.uses_noise for part in quantizer.modules())
+    noisy |= any(isinstance(part, Search) and part.sees_batch for part in quantizer.modules())
     return noisy or bool(dropout(quantizer)) or getattr(quantizer, "flips", None) is not None
 
 
@@ -126,6 +130,7 @@ CASES: dict[str, Case] = {
     "factorized": Case(partial(Quantizer, "factorized", dim=DIM, codebook_size=32, codebook_dim=4)),
     "vit_vqgan": Case(partial(vq, normalize=True, estimator=UnnormalizedStraightThrough(), codebook_dim=4)),
     "reinmax": Case(partial(gumbel, estimator=ReinMax())),
+    "sinkhorn": Case(partial(ema, search=SinkhornSearch())),
     "split": Case(partial(ema, maintenance=[LBGSplitting(every=2)])),
     "cvq_random": Case(partial(cvq, maintenance=[ClusterReinit(RandomAnchor())])),
     "cvq_probabilistic": Case(partial(cvq, maintenance=[ClusterReinit(ProbabilisticAnchor())])),
@@ -140,6 +145,8 @@ CASES: dict[str, Case] = {
     "bsq": Case(partial(BSQ, DIM)),
     "bsq_wide": Case(partial(TextbookBSQ, 70, dim=DIM)),
     "top_k": Case(partial(TopKQuantizer, DIM, 32, 3)),
+    "pursuit": Case(partial(PursuitQuantizer, DIM, 32, 3, levels=8)),
+    "nonnegative_pursuit": Case(partial(NonnegativePursuitQuantizer, DIM, 32, 3, levels=40)),
     "residual": Case(partial(ResidualQuantizer, stage, 3)),
     "residual_dropout": Case(
         partial(
@@ -306,6 +313,8 @@ def _pointwise(cases: dict[str, Case]) -> dict[str, Case]:
 
 
 SLOW = {
+    "top_k",
+    "nonnegative_pursuit",
     "multi_scale_own",
     "multi_scale_bits",
     "multi_scale_coda",

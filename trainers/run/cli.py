@@ -41,6 +41,7 @@ from trainers.run.given import with_given_tokenizer
 from trainers.run.migration import renamed_overlay
 from trainers.run.record import INIT, SaveRunConfig, as_recorded, settle
 from trainers.run.run import Run
+from trainers.run.semantic_ids import residual_kmeans, semantic_ids
 from trainers.run.stops import StopAtSignal, Stopped
 from trainers.run.swap import WORDS, swapped
 from trainers.run.table import table
@@ -57,12 +58,12 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
-COMMANDS = {"export": export, "table": table}
+COMMANDS = {"export": export, "table": table, "ids": semantic_ids, "kmeans": residual_kmeans}
 """Those that need no task: words to lines for a person."""
 
 EPILOG = (
     "python -m trainers export --help: the command that writes the tokenizer of a checkpoint. python -m trainers table "
-    "--help: the one that sets the figures of runs side by side."
+    "--help: the one that sets the figures of runs side by side. ids and kmeans: semantic IDs of vectors."
 )
 
 
@@ -380,7 +381,7 @@ def _main(args: list[str] | None, stop: StopAtSignal) -> None:
     if words and words[0] in COMMANDS:
         try:
             print(*COMMANDS[words[0]](words[1:]), sep="\n", flush=True)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         return

@@ -54,6 +54,7 @@ class VectorTable(SizedDataset):
         if not sum(self._counts):
             raise ValueError(f"window={window}: no file under {root} has as many rows; lower it.")
         self._ends = numpy.cumsum(self._counts)
+        self._numbers = numpy.arange(self._ends[-1])
         self.hashes = numpy.concatenate([self._hashes(file, own) for file, own in self._parts()])
 
     def _parts(self) -> list[tuple[VectorFile, int]]:
@@ -70,11 +71,16 @@ class VectorTable(SizedDataset):
         return self.window or (self.files[0].vectors.shape[1] if self.files[0].vectors.ndim == 3 else None)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._numbers)
+
+    def keep(self, samples: Sequence[int]) -> None:
+        """Keep some samples, by their numbers, which are numbered anew."""
+        self._numbers = self._numbers[list(samples)]
+        self.hashes = self.hashes[list(samples)]
 
     def batch(self, samples: Sequence[int] | numpy.ndarray) -> Tensor:
         """Samples by their numbers, (B, D) or (B, D, T) float32."""
-        numbers = numpy.asarray(samples)
+        numbers = self._numbers[numpy.asarray(samples)]
         homes = numpy.searchsorted(self._ends, numbers, side="right")
         places = numbers - numpy.concatenate([[0], self._ends])[homes]
         parts: list[Tensor] = [
@@ -109,12 +115,12 @@ class VectorTable(SizedDataset):
 
     def file_numbers(self) -> numpy.ndarray:
         """(samples,) which file each is of."""
-        return numpy.repeat(numpy.arange(len(self.files)), self._counts)
+        return numpy.repeat(numpy.arange(len(self.files)), self._counts)[self._numbers]
 
     def ids(self, samples: Sequence[int] | numpy.ndarray) -> list[Any]:
         """The ids of items; where the file has none, its row, with the file in front where there are several."""
         found: list[Any] = []
-        for number in numpy.asarray(samples).tolist():
+        for number in self._numbers[numpy.asarray(samples)].tolist():
             home = int(numpy.searchsorted(self._ends, number, side="right"))
             file, place = self.files[home], number - int(self._ends[home] - self._counts[home])
             if file.ids is not None and self.window is None:

@@ -108,7 +108,7 @@ def _read_safetensors(path: Path, column: str | None, id_column: str | None) -> 
 
 
 def _read_parquet(path: Path, column: str | None, id_column: str | None) -> tuple[Tensor, Sequence[Any] | None]:
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = load_pyarrow()
     try:
         schema = parquet.read_schema(path)
         lists = [field.name for field in schema if _is_list(pyarrow, field.type)]
@@ -159,8 +159,12 @@ def _named(path: Path, argument: str, wanted: str | None, there: Sequence[str]) 
     return wanted
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    """The package and its module for Parquet."""
+def load_pyarrow() -> tuple[Any, Any]:
+    """The package and its module for Parquet.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.compute

@@ -37,10 +37,10 @@ from vqkit.backbones.temporal import (
     TemporalSequence,
     ToPatches1d,
 )
-from vqkit.saving.config import Configured
+from vqkit.backbones.weight_norm import PlainFilters, WeightNormed
 
 
-class ConvEncoder1d(Configured, nn.Module):
+class ConvEncoder1d(WeightNormed, nn.Module):
     """Audio (B, C, T) to latents (B, dim, T / f), with f = patch_size * the product of the strides.
 
     A causal encoder's frame j is final with sample (j + 1) f - 1: its algorithmic latency is one frame, f samples. It
@@ -74,7 +74,7 @@ class ConvEncoder1d(Configured, nn.Module):
         convolved_skip: whether the skip of a residual unit is a convolution of one tap, as in EnCodec's released
             models; otherwise it is the identity.
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
-            of weight norm; None: weight norm.
+            of weight norm; `PlainFilters` for neither; None: weight norm.
 
     Attributes:
         in_channels: as given.
@@ -162,7 +162,7 @@ class ConvEncoder1d(Configured, nn.Module):
         return latents if self.linear is None else latents + self.linear(waves)
 
 
-class ConvDecoder1d(Configured, nn.Module):
+class ConvDecoder1d(WeightNormed, nn.Module):
     """Latents (B, dim, frames) to audio (B, C, frames * f), the mirror of `ConvEncoder1d`.
 
     Arguments and attributes are those of the encoder, in its order (`strides` next to the audio first) and seen from
@@ -278,7 +278,7 @@ def _residual_units(
 
 def _last_gain(linear_path: bool, normalization: Normalization | None) -> float:
     """Scale of the last convolution at the start."""
-    if linear_path and normalization is not None:
+    if linear_path and normalization is not None and not isinstance(normalization(1), PlainFilters):
         raise ValueError(
             "linear_path=True starts the last convolution at zero, which a normalization behind it undoes: leave one of"
             " them out"

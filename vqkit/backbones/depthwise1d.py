@@ -20,17 +20,23 @@ from vqkit.backbones.noise1d import NoiseInjection1d
 from vqkit.backbones.protocol import check_waves, check_whole_frames
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.sizes import check_positive
-from vqkit.backbones.temporal import Activation, Convolution1d, Deconvolution1d, Interval, TemporalSequence
-from vqkit.saving.config import Configured
+from vqkit.backbones.temporal import (
+    Activation,
+    Convolution1d,
+    Deconvolution1d,
+    Interval,
+    Normalization,
+    TemporalSequence,
+)
+from vqkit.backbones.weight_norm import WeightNormed
 
 TAPS = 7
 """Of all depthwise convolutions, and of those next to the audio."""
 DILATIONS = (1, 3, 9)
 """Of the residual units of a level."""
-FILTER = partial(Convolution1d, causal=False)
 
 
-class DepthwiseBackbone(Configured, nn.Module):
+class DepthwiseBackbone(WeightNormed, nn.Module):
     """What encoder and decoder have in common.
 
     Attributes:
@@ -75,6 +81,7 @@ class DepthwiseEncoder1d(DepthwiseBackbone):
         strides: of the downsampling convolutions, those next to the audio first.
         window_frames: frames that attend to each other before the last convolution; None: no attention.
         activation: builds an activation for a width; it may not mix time steps.
+        normalization: None for weight norm, or `PlainFilters`.
 
     Attributes:
         in_channels: as given. Others are those of `DepthwiseBackbone`.
@@ -95,17 +102,19 @@ class DepthwiseEncoder1d(DepthwiseBackbone):
         strides: Sequence[int] = (2, 4, 8, 8),
         window_frames: int | None = None,
         activation: Activation = SignedSnake,
+        normalization: Normalization | None = None,
     ) -> None:
         check_positive(in_channels=in_channels, channels=channels)
         super().__init__(channels * 2 ** len(strides), strides, window_frames)
         self.in_channels = in_channels
-        units = _residual_units(len(strides), activation)
-        layers: list[nn.Module] = [FILTER(in_channels, channels, TAPS)]
+        convolution = partial(Convolution1d, causal=False, normalization=normalization)
+        units = _residual_units(len(strides), activation, convolution)
+        layers: list[nn.Module] = [convolution(in_channels, channels, TAPS)]
         for level, stride in enumerate(strides):
             width = channels * 2**level
-            layers += [*units(width), activation(width), FILTER(width, 2 * width, 2 * stride, stride=stride)]
+            layers += [*units(width), activation(width), convolution(width, 2 * width, 2 * stride, stride=stride)]
         layers += self._attention(self.dim)
-        layers += [FILTER(self.dim, self.dim, TAPS, groups=self.dim)]
+        layers += [convolution(self.dim, self.dim, TAPS, groups=self.dim)]
         self.layers = TemporalSequence(*layers)
         first, last = _reach(self.layers, 0)
         self.context = -first, last - (self.downsampling_factor - 1)
@@ -130,6 +139,7 @@ class DepthwiseDecoder1d(DepthwiseBackbone):
         window_frames: frames that attend to each other behind the first convolutions; None: no attention.
         injects_noise: whether each level has a `NoiseInjection1d` behind its transposed convolution.
         activation: builds an activation for a width; it may not mix time steps.
+        normalization: None for weight norm, or `PlainFilters`.
 
     Attributes:
         out_channels: as given. Others are those of `DepthwiseBackbone`.
@@ -148,21 +158,24 @@ class DepthwiseDecoder1d(DepthwiseBackbone):
         window_frames: int | None = None,
         injects_noise: bool = True,
         activation: Activation = SignedSnake,
+        normalization: Normalization | None = None,
     ) -> None:
         check_positive(out_channels=out_channels, channels=channels)
         super().__init__(dim, strides, window_frames)
         self.out_channels = out_channels
-        units = _residual_units(len(strides), activation)
+        convolution = partial(Convolution1d, causal=False, normalization=normalization)
+        deconvolution = partial(Deconvolution1d, causal=False, normalization=normalization)
+        units = _residual_units(len(strides), activation, convolution)
         widest = channels * 2 ** len(strides)
-        layers: list[nn.Module] = [FILTER(dim, dim, TAPS, groups=dim), FILTER(dim, widest, 1)]
+        layers: list[nn.Module] = [convolution(dim, dim, TAPS, groups=dim), convolution(dim, widest, 1)]
         layers += self._attention(widest)
         for level in reversed(range(len(strides))):
             width, stride = channels * 2**level, strides[level]
             layers.append(activation(2 * width))
-            layers.append(Deconvolution1d(2 * width, width, 2 * stride, stride=stride, causal=False))
+            layers.append(deconvolution(2 * width, width, 2 * stride, stride=stride))
             layers += [NoiseInjection1d(width)] * injects_noise
             layers += units(width)
-        layers += [activation(channels), FILTER(channels, out_channels, TAPS)]
+        layers += [activation(channels), convolution(channels, out_channels, TAPS)]
         self.output_layer = f"layers.{len(layers) - 1}"
         layers += [Tanh(out_channels)]
         self.layers = TemporalSequence(*layers)
@@ -183,13 +196,24 @@ def _reach(layers: TemporalSequence, last: int) -> Interval:
     return reached
 
 
-def _residual_units(levels: int, activation: Activation) -> Callable[[int], Iterator[ResidualUnit1d]]:
+def _residual_units(
+    levels: int, activation: Activation, convolution: Callable[..., Convolution1d]
+) -> Callable[[int], Iterator[ResidualUnit1d]]:
     """Builds the residual units of a level from its width; their branches start scaled down, as in `conv1d`."""
     gain = 1 / math.sqrt(max(levels * len(DILATIONS), 1))
-    unit = partial(ResidualUnit1d, kernel_size=TAPS, compress=1, activation=activation, convolution=_depthwise)
+    unit = partial(
+        ResidualUnit1d,
+        kernel_size=TAPS,
+        compress=1,
+        activation=activation,
+        convolution=partial(_depthwise, convolution),
+    )
     return lambda width: (unit(width, dilation=dilation, convolved_skip=False, gain=gain) for dilation in DILATIONS)
 
 
-def _depthwise(in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> Convolution1d:
+def _depthwise(
+    convolution: Callable[..., Convolution1d], in_channels: int, out_channels: int, kernel_size: int, **options: Any
+) -> Convolution1d:
     """A convolution of each channel by itself, or of one tap of all channels."""
-    return FILTER(in_channels, out_channels, kernel_size, groups=1 if kernel_size == 1 else in_channels, **options)
+    groups = 1 if kernel_size == 1 else in_channels
+    return convolution(in_channels, out_channels, kernel_size, groups=groups, **options)

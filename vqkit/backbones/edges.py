@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,7 +28,10 @@ def padded(x: Tensor, before: int, after: int, mode: PaddingMode = "zeros", *, d
         before + T + after time steps.
     """
     if mode == "zeros":
-        return F.pad(x, (0, 0) * (-1 - dim) + (before, after))
+        # `F.pad` writes zeros everywhere first, and the recording over them.
+        shapes = ([*x.shape[:dim], steps, *x.shape[x.ndim + dim + 1 :]] for steps in (before, after))
+        front, back = (x.new_zeros(shape) for shape in shapes)
+        return torch.cat([front, x, back], dim)
     if mode == "replicate":
         return F.pad(x, (before, after), mode="replicate")
     missing = max(before, after) + 1 - x.shape[-1]

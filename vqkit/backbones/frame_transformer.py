@@ -1,7 +1,7 @@
 """A transformer over frames that looks a fixed number of them back, as in Mimi before its quantizer.
 
 Attention goes block by block: a block of queries sees the keys of its own window only, so that time and memory grow
-linearly with the length. Rotary positions are counted from the start of that window. Only their differences matter, and
+linearly with the length. Rotary positions are counted from the start of the block. Only their differences matter, and
 the numbers stay small however long a stream runs.
 """
 
@@ -125,15 +125,18 @@ class WindowedAttention(StreamingLayer):
         # Every query of the last block, also of those that are cut off again, sees a frame then: no row is all masked.
         block = min(self.before + 1, frames)
         blocks = -(-frames // block)
+        alone = blocks == 1 and not known  # of a recording or a first chunk: it sees no frames but its own
+        before, after = (0, 0) if alone else (self.before, self.after)
         missing = blocks * block - frames
         maps = rearrange(self.query_key_value(x), "b t (three h d) -> b three h t d", three=3, h=self.num_heads)
         queries = F.pad(maps[:, 0], (0, 0, 0, missing)).unflatten(2, (blocks, block))
         kept = self.preceded(maps[:, 1:], self.before, after=self.after, dim=-2)
-        windows = F.pad(kept, (0, 0, 0, missing)).unfold(-2, block + self.before + self.after, block).mT
+        kept = maps[:, 1:] if alone else kept
+        windows = F.pad(kept, (0, 0, 0, missing)).unfold(-2, block + before + after, block).mT
         keys, values = windows[:, 0], windows[:, 1]
-        positions = torch.arange(block + self.before + self.after, device=x.device)
+        positions = torch.arange(-before, block + after, device=x.device)
         attended = F.scaled_dot_product_attention(
-            rearrange(rotate(queries, positions[self.before :][:block]), "b h n s d -> (b n) h s d"),
+            rearrange(rotate(queries, positions[before:][:block]), "b h n s d -> (b n) h s d"),
             rearrange(rotate(keys, positions), "b h n s d -> (b n) h s d"),
             rearrange(values, "b h n s d -> (b n) h s d"),
             attn_mask=self._mask(positions, known, frames, block).repeat(x.shape[0], 1, 1, 1),
@@ -142,11 +145,18 @@ class WindowedAttention(StreamingLayer):
         return self.output(joined[:, :frames])
 
     def _mask(self, positions: Tensor, known: int, frames: int, block: int) -> Tensor:
-        """Which key a query sees, (blocks, 1, block, window); `known` frames of a stream came before these `frames`."""
-        offsets = positions - positions[:block, None]
-        near = (offsets >= 0) & (offsets <= self.before + self.after)
+        """Which key a query sees, (blocks, 1, block, window); `known` frames of a stream came before these `frames`.
+
+        Args:
+            positions: of the keys, the first query being at 0.
+            known: see above.
+            frames: see above.
+            block: queries in a block.
+        """
+        offsets = positions - torch.arange(block, device=positions.device)[:, None]
+        near = (offsets >= -self.before) & (offsets <= self.after)
         starts = torch.arange(0, frames, block, device=positions.device)
-        frame = starts[:, None] + positions - self.before
+        frame = starts[:, None] + positions
         return near & ((frame >= -known) & (frame < frames))[:, None, None]
 
 

@@ -9,7 +9,7 @@ where they are causal, and runs block by block where their context is bounded.
 
 Source: Défossez et al. 2024 (Moshi, arXiv:2410.00037), section 3.3, and its released code: a causal `ConvEncoder1d` and
 `ConvDecoder1d` of dim 512 at 25 Hz, `WindowedTransformer`, and a stride of 2.
-Differs: filters have weight norm here, as all others.
+Differs: filters have weight norm here unless `normalization` says otherwise; those of Mimi have none.
 """
 
 import math
@@ -25,11 +25,11 @@ from vqkit.backbones.protocol import (
     properties_of,
 )
 from vqkit.backbones.sizes import check_positive
-from vqkit.backbones.temporal import Convolution1d, Deconvolution1d, Interval, TemporalSequence
-from vqkit.saving.config import Configured
+from vqkit.backbones.temporal import Convolution1d, Deconvolution1d, Interval, Normalization, TemporalSequence
+from vqkit.backbones.weight_norm import WeightNormed
 
 
-class ResampledEncoder1d(Configured, nn.Module):
+class ResampledEncoder1d(WeightNormed, nn.Module):
     """An encoder of sound, a transformer over its frames, and a convolution of 2 s taps and stride s, without bias.
 
     The convolution looks one stride back, or half of one to each side if it is not causal. In front of the first frame
@@ -40,6 +40,7 @@ class ResampledEncoder1d(Configured, nn.Module):
             f'; such as `ConvEncoder1d`.
         stride: s, frames that become one latent.
         transformer: builds a module (B, dim, frames) -> the same; None: none.
+        normalization: of the convolution of stride s: `PlainFilters`, as in Mimi, or None for weight norm.
 
     Attributes:
         in_channels: of the encoder.
@@ -65,7 +66,12 @@ class ResampledEncoder1d(Configured, nn.Module):
     channel_dim = 1
 
     def __init__(
-        self, encoder: nn.Module, *, stride: int = 2, transformer: Callable[[int], nn.Module] | None = None
+        self,
+        encoder: nn.Module,
+        *,
+        stride: int = 2,
+        transformer: Callable[[int], nn.Module] | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
         own, dim, hop_length = _checked("encoder", encoder, stride)
@@ -78,7 +84,14 @@ class ResampledEncoder1d(Configured, nn.Module):
         self.encoder = encoder
         self.transformer = _transformer(transformer, dim, self.causal)
         self.downsample = Convolution1d(
-            dim, dim, 2 * stride, stride=stride, causal=self.causal, padding_mode="replicate", bias=False
+            dim,
+            dim,
+            2 * stride,
+            stride=stride,
+            causal=self.causal,
+            padding_mode="replicate",
+            normalization=normalization,
+            bias=False,
         )
         self.context = self._context(own.context, hop_length)
 
@@ -96,7 +109,7 @@ class ResampledEncoder1d(Configured, nn.Module):
         return inner[0] - first * hop_length, inner[1] + (last + 1) * hop_length - self.downsampling_factor
 
 
-class ResampledDecoder1d(Configured, nn.Module):
+class ResampledDecoder1d(WeightNormed, nn.Module):
     """The mirror of `ResampledEncoder1d`: a transposed convolution, a transformer, and a decoder.
 
     The transposed convolution has 2 s taps for each channel and does not mix them, as in the released weights.
@@ -106,6 +119,7 @@ class ResampledDecoder1d(Configured, nn.Module):
             `downsampling_factor` f'; such as `ConvDecoder1d`.
         stride: s, frames for each latent.
         transformer: builds a module (B, dim, frames) -> the same; None: none.
+        normalization: as in the encoder.
 
     Attributes:
         out_channels: of the decoder.
@@ -121,7 +135,12 @@ class ResampledDecoder1d(Configured, nn.Module):
     channel_dim = 1
 
     def __init__(
-        self, decoder: nn.Module, *, stride: int = 2, transformer: Callable[[int], nn.Module] | None = None
+        self,
+        decoder: nn.Module,
+        *,
+        stride: int = 2,
+        transformer: Callable[[int], nn.Module] | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
         own, dim, hop_length = _checked("decoder", decoder, stride)
@@ -132,7 +151,16 @@ class ResampledDecoder1d(Configured, nn.Module):
         self.frames_per_window = _latents_per_window(own, stride)
         self.first_frames = math.ceil(own.first_frames / stride)
         self.output_layer = None if own.output_layer is None else f"decoder.{own.output_layer}"
-        self.upsample = Deconvolution1d(dim, dim, 2 * stride, stride=stride, causal=self.causal, groups=dim, bias=False)
+        self.upsample = Deconvolution1d(
+            dim,
+            dim,
+            2 * stride,
+            stride=stride,
+            causal=self.causal,
+            normalization=normalization,
+            groups=dim,
+            bias=False,
+        )
         self.transformer = _transformer(transformer, dim, self.causal)
         self.decoder = decoder
         self.context = self._context(own.context, stride)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from vqkit.backbones.temporal import Activation, Convolution1d, Interval, TemporalSequence
@@ -48,7 +49,11 @@ class ResidualUnit1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, T) to the same."""
-        return self.skip(x) + self.branch(x)
+        shaped = self.branch(x)  # first, so that a convolved skip does not wait in memory
+        skipped = self.skip(x)
+        if torch.is_grad_enabled() or skipped.dtype != shaped.dtype:
+            return skipped + shaped
+        return shaped.add_(skipped)  # the same numbers, in memory that the last convolution has taken
 
     def reach(self, first: int, last: int) -> Interval | None:
         """Inputs on which the outputs `first` to `last` depend; the skip sees no more than the branch."""

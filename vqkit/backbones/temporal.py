@@ -205,7 +205,6 @@ class Deconvolution1d(FilterLayer):
         self.cut = 0 if causal else padding(kernel_size - stride, causal, odd_zero_first=odd_zero_first)[0]
         # Outputs behind those that are left when as many are dropped at both ends: the convolution gives some if asked.
         self.missing = max(stride + 2 * self.cut - kernel_size, 0)
-        self.drops = normalization is None and self.missing < stride
         convolution = nn.ConvTranspose1d(
             in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias
         )
@@ -214,6 +213,7 @@ class Deconvolution1d(FilterLayer):
             convolution, fan_in, gain, axis=int(groups == 1), weight_normed=normalization is None
         )
         self._build_normalization(normalization, out_channels)
+        self.drops = isinstance(self.normalization, nn.Identity) and self.missing < stride
         # Of inputs that a stream keeps; a norm over time cannot stream, and would see the zeros in front of the first.
         over_time = reach_of(self.normalization, 0, 0) is None
         self.before = 0 if over_time else (kernel_size - 1 - self.cut) // stride

@@ -13,7 +13,7 @@ from vqkit.backbones.temporal import FilterLayer
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
-from vqkit.conversion.weight_norm import filter_entries, filter_shape
+from vqkit.conversion.weight_norm import filter_entries, filter_shape, normalization_of
 from vqkit.parts.losses import CodebookLoss, Commitment
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.quantizer import Quantizer
@@ -71,15 +71,18 @@ class DACFamily(Family):
         quantizer = build_quantizer(source)
         sizes = self._strides(source, "encoder"), self._strides(source, "decoder")[::-1]
         rate = self._rate(source, sizes[0], quantizer.num_codebooks)
-        shared: dict[str, Any] = {"dim": quantizer.dim, "activation": SignedSnake}
+        shared: dict[str, dict[str, Any]] = {
+            side: {"dim": quantizer.dim, "activation": SignedSnake, "normalization": normalization_of(source, side)}
+            for side in ("encoder", "decoder")
+        }
         first, last = self.ends("encoder", len(sizes[0]))[0], self.ends("decoder", len(sizes[1]))[2]
         channels, in_channels, _ = filter_shape(source, first)
         out_channels, width, _ = filter_shape(source, last)
         return AudioTokenizer(
-            ConvEncoder1d(**shared, in_channels=in_channels, channels=channels, strides=sizes[0]),
+            ConvEncoder1d(**shared["encoder"], in_channels=in_channels, channels=channels, strides=sizes[0]),
             quantizer,
             ConvDecoder1d(
-                **shared,
+                **shared["decoder"],
                 out_channels=out_channels,
                 channels=width,
                 strides=sizes[1],

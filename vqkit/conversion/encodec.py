@@ -15,7 +15,7 @@ from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
-from vqkit.conversion.weight_norm import filter_entries, filter_shape
+from vqkit.conversion.weight_norm import filter_entries, filter_shape, normalization_of
 from vqkit.parts.losses import Commitment
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.reduction import MeanOverChoices
@@ -102,7 +102,7 @@ class EnCodec(Family):
         """See `Family`."""
         names = names_of(source)
         sizes = encoder_sizes(source, "encoder", names)
-        music = sizes["normalization"] is not None
+        music = sizes["normalization"] is TimeGroupNorm
         source.check_config(SETTINGS | (MUSIC if music else SPEECH))
         channels = filter_shape(source, f"encoder.{names.layer.format(0)}.{names.filters}")[1]
         encoder = ConvEncoder1d(in_channels=channels, **sizes)
@@ -177,7 +177,7 @@ def encoder_sizes(source: Source, part: str, names: SEANetNames) -> dict[str, An
         "causal": not normed,
         "padding_mode": "reflect",
         "convolved_skip": True,
-        "normalization": TimeGroupNorm if normed else None,
+        "normalization": TimeGroupNorm if normed else normalization_of(source, part),
     }
 
 

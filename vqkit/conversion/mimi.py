@@ -18,7 +18,7 @@ from vqkit.backbones.temporal import Deconvolution1d, FilterLayer
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
-from vqkit.conversion.weight_norm import filter_entries
+from vqkit.conversion.weight_norm import filter_entries, normalization_of
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.losses import Commitment
 from vqkit.quantizers.quantizer import Quantizer
@@ -151,7 +151,8 @@ class Mimi(Family):
     def build(self, source: Source) -> Tokenizer:
         """See `Family`."""
         sides = {side: self._sizes(source, side) for side in ("encoder", "decoder")}
-        stride = source.shape(f"{self.names.resampling[0]}.weight", 3)[2] // 2
+        down, up = self.names.resampling
+        stride = source.shape(f"{down}.weight", 3)[2] // 2
         transformers = {
             side: partial(
                 WindowedTransformer,
@@ -163,9 +164,19 @@ class Mimi(Family):
             for side, sizes in sides.items()
         }
         return AudioTokenizer(
-            ResampledEncoder1d(ConvEncoder1d(**sides["encoder"]), stride=stride, transformer=transformers["encoder"]),
+            ResampledEncoder1d(
+                ConvEncoder1d(**sides["encoder"]),
+                stride=stride,
+                transformer=transformers["encoder"],
+                normalization=normalization_of(source, down),
+            ),
             self._build_quantizer(source, sides["encoder"]["dim"]),
-            ResampledDecoder1d(ConvDecoder1d(**sides["decoder"]), stride=stride, transformer=transformers["decoder"]),
+            ResampledDecoder1d(
+                ConvDecoder1d(**sides["decoder"]),
+                stride=stride,
+                transformer=transformers["decoder"],
+                normalization=normalization_of(source, up),
+            ),
             sample_rate=source.number("sampling_rate", SAMPLE_RATE),
         )
 
@@ -193,7 +204,8 @@ class Mimi(Family):
             for place in (filters[0], filters[-1])
         ]
         audio, latents = ends if side == "encoder" else ends[::-1]
-        sizes: dict[str, Any] = {"causal": True, "activation": ELU}
+        normalization = normalization_of(source, side)
+        sizes: dict[str, Any] = {"causal": True, "activation": ELU, "normalization": normalization}
         if side == "encoder":
             sizes |= {"in_channels": audio[1], "channels": audio[0], "dim": latents[0], "strides": strides}
         else:

@@ -17,7 +17,7 @@ from vqkit.conversion.dac import UNITS, code_sizes, layer_entries, level_name, q
 from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
-from vqkit.conversion.weight_norm import filter_entries, filter_shape
+from vqkit.conversion.weight_norm import filter_entries, filter_shape, normalization_of
 from vqkit.quantizers.multirate import MultiRateQuantizer
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.reduction import SumOverMembers
@@ -72,7 +72,11 @@ class SNAC(Family):
         out_channels, width, _ = filter_shape(source, names[1].last[-1])
         return AudioTokenizer(
             DepthwiseEncoder1d(
-                in_channels=in_channels, channels=channels, strides=names[0].strides(source), window_frames=window
+                in_channels=in_channels,
+                channels=channels,
+                strides=names[0].strides(source),
+                window_frames=window,
+                normalization=normalization_of(source, "encoder"),
             ),
             quantizer,
             DepthwiseDecoder1d(
@@ -82,6 +86,7 @@ class SNAC(Family):
                 strides=names[1].strides(source)[::-1],
                 window_frames=window,
                 injects_noise=names[1].injects_noise,
+                normalization=normalization_of(source, "decoder"),
             ),
             sample_rate=source.number("sampling_rate"),
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from vqkit.backbones.temporal import FilterLayer
+from vqkit.backbones.weight_norm import PlainFilters
 from vqkit.conversion.family import Entry, joined
 from vqkit.conversion.source import Source
 
@@ -51,6 +52,15 @@ def filter_entries(source: Source, target: str, layer: nn.Module, name: str) -> 
         yield Entry(f"{target}.weight", _sources(source, name, shape), folded)
     if layer.bias is not None:
         yield Entry(f"{target}.bias", {f"{name}.bias": tuple(layer.bias.shape)})
+
+
+def normalization_of(source: Source, part: str) -> type[PlainFilters] | None:
+    """The `normalization` of the encoder or decoder of this name: None, which is weight norm, if a layer in it has a g.
+
+    Trained further, a model whose file holds filters alone is one without weight norm.
+    """
+    normed = any(name.startswith(f"{part}.") and name.endswith(tuple(g for g, _ in NAMES)) for name in source.state)
+    return None if normed else PlainFilters
 
 
 def filter_shape(source: Source, name: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A copy for inference, with every codebook stored as the plain table that it amounts to."""
+"""A copy for inference, with every codebook stored as the plain table that it amounts to, and so every filter."""
 
 import copy
 from typing import Any, TypeVar
@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from vqkit.backbones.weight_norm import WeightNormed
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.config import Configured, to_config
 from vqkit.sharding import refuse_sharded
@@ -15,12 +16,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def bake(module: Module) -> Module:
-    """Copy a module for inference: the same indices and vectors, bit for bit, from stored tables.
+    """Copy a module for inference: the same results, bit for bit, from stored tables and filters.
 
     Codes that are computed at every call (a projector as in "simvq" and "vqgan_lc", the bridge of "fvq") become a plain
-    table, and what only training needs is left out: losses, maintenance and the rule for gradients of every
-    `Quantizer`. The copy is in eval mode, shares no memory with the module, and can be saved, exported and compiled as
-    any other. It does not train: gradients pass straight through to what is before it, and no further.
+    table, filters with weight norm those that they amount to, and what only training needs is left out: losses,
+    maintenance and the rule for gradients of every `Quantizer`. The copy is in eval mode, shares no memory with the
+    module, and can be saved, exported and compiled as any other. Its quantizers do not train: gradients pass straight
+    through to what is before them, and no further.
 
     Args:
         module: a quantizer, a composite, or a `Tokenizer`; anything of which `to_config` can write the configuration.
@@ -62,9 +64,11 @@ def bake(module: Module) -> Module:
 
 
 def strip(value: Any) -> None:
-    """Strip every quantizer among the arguments that a configuration writes."""
+    """Strip every quantizer and backbone among the arguments that a configuration writes."""
     if isinstance(value, Configured):
         strip(value.recorded_arguments())
+    if isinstance(value, WeightNormed):
+        value.fold_weight_norm()
     if isinstance(value, BaseQuantizer):
         value.strip_training()
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():

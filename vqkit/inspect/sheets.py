@@ -9,8 +9,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vqkit.functional import negligible
-
 CELL, GAP, TITLE = 112, 4, 26
 """Side of a cell, the space between cells, and the height of a title, in pixels."""
 AROUND = 1
@@ -21,6 +19,8 @@ WINDOW, BANDS = 512, 128
 """Samples of a spectrum, and the bands that are shown of it."""
 DECIBELS = 70.0
 """From white to black in a spectrogram."""
+SILENT = 1e-8
+"""The power below which half a second is white throughout."""
 PAPER, INK, FRAME = (255, 255, 255), (20, 20, 20), (255, 60, 40)
 
 
@@ -113,7 +113,7 @@ def sound_cell(wave: Tensor, span: tuple[float, float], sample_rate: int) -> num
     window = torch.hann_window(WINDOW)
     spectrum = torch.stft(heard, WINDOW, WINDOW // 4, window=window, pad_mode="constant", return_complex=True).abs()
     power = spectrum[:BANDS].square()
-    floor = power.amax().clamp(min=negligible(torch.float32, WINDOW)) * 10 ** (-DECIBELS / 10)
+    floor = power.amax().clamp(min=SILENT) * 10 ** (-DECIBELS / 10)
     level = (power.clamp(min=floor) / floor).log10() * 10 / DECIBELS
     shades = ((1 - level.flip(0)) * 255).round().byte().numpy()
     image = Image.fromarray(shades).resize((CELL, CELL), Image.Resampling.BILINEAR).convert("RGB")

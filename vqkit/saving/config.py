@@ -48,11 +48,13 @@ BUILDABLE = (
     "vqkit.backbones.timm2d",
     "vqkit.backbones.vit",
     "vqkit.backbones.vocos",
+    "vqkit.backbones.weight_norm",
     "vqkit.methods.coda",
     "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",
     "vqkit.parts.int8",
     "vqkit.quantizers.topk",
+    "vqkit.quantizers.whitening",
     "vqkit.tokenizers.vectors",
 )
 """Modules of this package by which a configuration reaches classes: what `vqkit` exports, backbones, baked tables."""

@@ -11,7 +11,7 @@ from vqkit.distributed import all_reduce_sum
 from vqkit.precision import FullPrecisionModule, widest_dtype
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.config import Configured
-from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor
+from vqkit.tokenizers.tokenizer import Tokenizer, TokenizerOutput, first_tensor, in_dtype_of
 
 
 class Scaling(Configured, FullPrecisionModule, ABC):
@@ -158,6 +158,11 @@ class VectorTokenizer(Tokenizer):
     def channels(self) -> int:
         """C, of the vectors."""
         return self.scaling.dim
+
+    @torch.no_grad()
+    def latents(self, data: Tensor) -> Tensor:
+        """What the quantizer gets of vectors (B, C), or of series (B, C, T)."""
+        return self.encoder(in_dtype_of(self.encoder, self._scaled(data)))
 
     def _reconstruct(self, data: Tensor) -> TokenizerOutput:
         return super()._reconstruct(self._scaled(data))

@@ -307,3 +307,9 @@ def test_usage_counts_each_of_the_codes_of_a_token() -> None:
 def test_more_codes_than_there_are(k: int) -> None:
     with pytest.raises(ValueError, match=f"k={k}: expected 1 to codebook_size=16"):
         TopKQuantizer(WIDTH, 16, k)
+
+
+def test_heads_have_a_codebook_each_whose_levels_share_it() -> None:
+    heads = quantizer_of("heads")
+    assert heads.level_books == (0, 0, 1, 1) and heads.book_sizes == (8, 8)
+    assert quantizer_of("stages").level_books == (0, 1)

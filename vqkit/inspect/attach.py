@@ -150,7 +150,8 @@ class Attachment:
         vectors = self._quantized(first)
         if not isinstance(given, tuple):
             return vectors
-        return given._replace(**{given._fields[0]: vectors}) if hasattr(given, "_replace") else (vectors, *given[1:])
+        named: Any = given
+        return named._replace(**{named._fields[0]: vectors}) if hasattr(named, "_replace") else (vectors, *given[1:])
 
     def _quantized(self, x: Tensor) -> Tensor:
         self.output = self.quantizer(x)

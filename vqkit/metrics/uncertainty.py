@@ -202,8 +202,8 @@ class CodebookUncertainty:
             if leaf.selection is None or leaf.selection.codes is None:
                 raise ValueError(
                     f"{type(self.quantizer).__name__} has a level that does not choose one of stored codes, from which "
-                    "vectors would have a distance: FSQ, LFQ and BSQ know every vector of their range, and "
-                    "TopKQuantizer adds several codes"
+                    "vectors would have a distance: FSQ, LFQ and BSQ know every vector of their range, TopKQuantizer "
+                    "and PursuitQuantizer add several codes"
                 )
             yield leaf, *leaf.selection.compared()
 

@@ -27,6 +27,7 @@ import draw_parts
 import gaussian_capacity
 import importance
 import phone_codes
+import pursuit
 import semantic
 import semantic_id_methods
 import twins
@@ -407,6 +408,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "phone-codes": phone_codes.table,
+    "pursuit": pursuit.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
     "importance-layers": importance.layers_table,

@@ -28,6 +28,7 @@ import gaussian_capacity
 import importance
 import phone_codes
 import retrieval
+import pursuit
 import semantic
 import semantic_id_methods
 import suggest_codes
@@ -420,6 +421,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "phone-codes": phone_codes.table,
+    "pursuit": pursuit.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
     "retrieval": retrieval.table,

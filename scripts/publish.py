@@ -27,8 +27,8 @@ import draw_parts
 import gaussian_capacity
 import importance
 import phone_codes
-import retrieval
 import pursuit
+import retrieval
 import semantic
 import semantic_id_methods
 import suggest_codes

@@ -27,6 +27,7 @@ import draw_parts
 import gaussian_capacity
 import importance
 import phone_codes
+import pursuit
 import retrieval
 import semantic
 import semantic_id_methods
@@ -420,6 +421,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "phone-codes": phone_codes.table,
+    "pursuit": pursuit.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
     "retrieval": retrieval.table,

@@ -82,6 +82,16 @@ def test_squares_are_the_middle_and_segments_are_as_long_as_asked(tmp_path) -> N
     assert [one.shape for one in uncertainty.segments([tmp_path / "a.flac"])] == 2 * [(1, 1, 48000)]
 
 
+def test_another_speaker_is_one_whatever_else_is_fetched(tmp_path, monkeypatch) -> None:
+    for package in ("festvox-ru", "asterisk-core-sounds-en-g722", "asterisk-core-sounds-fr-g722", "fillets-ng-data-cs"):
+        (tmp_path / "speech/validation" / package).mkdir(parents=True)
+        (tmp_path / "speech/validation" / package / "a.flac").touch()
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music/song.flac").touch()
+    monkeypatch.setattr(uncertainty, "segments", lambda paths: [path.parent.name for path in paths])
+    assert uncertainty.recordings(tmp_path)["speech of another"] == ["asterisk-core-sounds-en-g722"]
+
+
 def test_the_loss_is_the_share_of_the_variance_that_is_left() -> None:
     rows = torch.tensor([[0.0], [2.0], [4.0], [6.0]])
     assert suggest_codes.loss(rows, torch.tensor([[1.0], [5.0]])) == pytest.approx(1 / 5)

@@ -183,7 +183,8 @@ class CodebookUncertainty:
         return found
 
     def samples(self, x: Tensor, mask: Tensor | None = None) -> CodebookDistance:
-        """Of each sample the mean over its valid tokens, added over levels: (B,); NaN for a sample without any.
+        """Of each sample the mean over its valid tokens, added over levels: (B,); NaN for a sample that has none in a
+        level, such as a book of a `MixtureQuantizer` that no cell of it keeps.
 
         Args:
             x: as for `quantizer.forward`.

@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
+import adacode
 import document_tables
 import draw_parts
 import gaussian_capacity
@@ -406,6 +407,7 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "semantic": semantic.table,
+    "adacode": adacode.table,
     "gaussian-capacity": gaussian_capacity.table,
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,

@@ -124,7 +124,7 @@ class WindowedAttention(StreamingLayer):
         known = 0 if self.stream is None else min(self.stream.seen, self.before)
         # Every query of the last block, also of those that are cut off again, sees a frame then: no row is all masked.
         block = min(self.before + 1, frames)
-        blocks = -(-frames // block)
+        blocks = (frames + block - 1) // block  # never of a negative number: runtimes of ONNX round it towards zero
         alone = blocks == 1 and not known  # of a recording or a first chunk: it sees no frames but its own
         before, after = (0, 0) if alone else (self.before, self.after)
         missing = blocks * block - frames

@@ -86,7 +86,8 @@ def export_onnx(
             example's.
 
     Raises:
-        ValueError: the module is in training mode, or `dynamic` with an LSTM, of which the file has every step.
+        ValueError: the module is in training mode, or `dynamic` with an LSTM in this half, of which the file has
+            every step.
         FileNotFoundError: the folder is missing.
         ImportError: onnx or onnxscript is not installed.
     """
@@ -94,7 +95,9 @@ def export_onnx(
         raise ValueError(
             f"{type(module).__name__} of a module in training mode: expected eval mode; call .eval() first"
         )
-    recurrent = next((name for name, part in module.module.named_modules() if isinstance(part, nn.RNNBase)), None)
+    other = "decoder." if isinstance(module, Encode) else "encoder."
+    layers = ((name, part) for name, part in module.module.named_modules() if not name.startswith(other))
+    recurrent = next((name for name, part in layers if isinstance(part, nn.RNNBase)), None)
     if dynamic and recurrent is not None:
         raise ValueError(
             f"dynamic=True with {recurrent}, a recurrent layer: the file has each of its steps, and so one length; give"

@@ -28,9 +28,12 @@ import gaussian_capacity
 import importance
 import phone_codes
 import pursuit
+import retrieval
 import semantic
 import semantic_id_methods
+import suggest_codes
 import twins
+import uncertainty
 import yaml
 from PIL import Image
 
@@ -41,7 +44,17 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("inspection", "capacity", "importance", "quantizers", "regressions", "results", "surgery", "vectors")
+GUIDES = (
+    "capacity",
+    "importance",
+    "inspection",
+    "other_uses",
+    "quantizers",
+    "regressions",
+    "results",
+    "surgery",
+    "vectors",
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -411,6 +424,9 @@ WRITERS = {
     "pursuit": pursuit.table,
     "semantic": semantic.table,
     "gaussian-capacity": gaussian_capacity.table,
+    "retrieval": retrieval.table,
+    "uncertainty": uncertainty.table,
+    "suggest-codes": suggest_codes.table,
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,

@@ -16,6 +16,7 @@ from vqkit import (
     FrozenCodebook,
     GaussianBottleneck,
     GroupedQuantizer,
+    MixtureQuantizer,
     MultiScaleQuantizer,
     Quantizer,
     ResidualQuantizer,
@@ -96,6 +97,16 @@ def test_the_scale_of_a_codebook_changes_nothing() -> None:
     assert other.scale == one.scale / 2**9
 
 
+@pytest.mark.slow
+def test_the_scale_of_long_vectors_is_found_too() -> None:
+    codes = torch.zeros(8, 2048)
+    codes[:, 0] = 2.0**-9 * lloyd_max(8)[:, 0]
+    capacity = gaussian_capacity(table(codes), samples=2**10)
+    assert abs(math.log2(capacity.scale) + 9) <= 1  # of few vectors, but not that of 1
+    # One number of 2,048 is quantized; the variance of 1,024 of it has a relative deviation of sqrt(2 / 1,024).
+    assert 2048 * (1 - capacity.distortion) == pytest.approx(1 - LLOYD_MAX_ERROR[8], abs=5 * (2 / 1024) ** 0.5)
+
+
 def test_independent_halves_average() -> None:
     codes = [lloyd_max(2), lloyd_max(8)]
     halves = [gaussian_capacity(table(code), samples=2**13) for code in codes]
@@ -116,6 +127,36 @@ def test_indices_of_maps_are_counted_by_the_levels_of_a_sample() -> None:
     capacity = gaussian_capacity(quantizer, positions=(2, 2), samples=2**10)
     assert capacity.bits == (1 + 4) * 4 / (4 * 4)
     assert 4**-capacity.bits < capacity.distortion < 0.5
+
+
+@pytest.mark.parametrize("kept", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_bits_of_a_mixture_are_those_of_its_file(kept: int) -> None:
+    quantizer = MixtureQuantizer(partial(Quantizer, "ema", dim=4, codebook_size=8), 2, dim=4, kept=kept)
+    fit_gaussian(quantizer, rounds=0, samples=2**10)
+    capacity = gaussian_capacity(quantizer, samples=2**11)
+    assert capacity.bits == quantizer.bits_per_token / 4  # subsets, codes, and the weights that are sent
+    assert 4**-capacity.bits < capacity.distortion < 1
+    x = torch.randn(2**12, 4)
+    grids = quantizer.to_grids(quantizer.encode(capacity.scale * x))
+    # Two entropies of 2,048 and 4,096 cells, each of three grids whose log2 p varies by less than 1.
+    shares = [grid.unique(return_counts=True)[1] / len(x) for grid in grids if grid.numel()]
+    entropy = -sum(float((share * share.log2()).sum()) for share in shares)
+    assert capacity.entropy_bits == pytest.approx(entropy / 4, abs=4 * (3 / 2048 + 3 / 4096) ** 0.5 / 4)
+
+
+def test_autocast_rounds_nothing() -> None:
+    def fitted() -> Quantizer:
+        torch.manual_seed(0)
+        quantizer = Quantizer("ema", dim=4, codebook_size=8, codebook_dim=2)
+        fit_gaussian(quantizer, rounds=1, samples=2**9)
+        return quantizer
+
+    plain = fitted()
+    with torch.autocast("cpu", torch.bfloat16):
+        other = fitted()
+    assert torch.equal(other.codebook.vectors, plain.codebook.vectors)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gaussian_capacity(other, samples=2**10) == gaussian_capacity(plain, samples=2**10)
 
 
 def test_fitting_moves_what_training_moves_and_each_stage_by_what_it_was_given() -> None:
@@ -142,7 +183,7 @@ def test_a_quantizer_that_counts_too_few_bits_is_refused() -> None:
             return (2,)
 
     quantizer = Understated([8, 8])
-    quantizer.by_level = lambda indices: indices % 2
+    quantizer.to_grids = lambda indices: [indices % 2]
     with pytest.raises(ValueError, match=r"Understated has a distortion of .* at 0\.5 bits a dimension: expected at"):
         gaussian_capacity(quantizer, samples=2**10)
 

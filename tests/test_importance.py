@@ -102,3 +102,8 @@ def test_what_does_not_fit_is_refused() -> None:
         importance_kmeans(samples, 4, importance, centers=samples[:2])
     with pytest.raises(ValueError, match="num_clusters is 0 and iterations 100"):
         importance_kmeans(samples, 0, importance)
+    for broken in (samples[0], samples[:0], samples / 0):
+        with pytest.raises(ValueError, match=r"samples has shape .*, expected finite floating point"):
+            mahalanobis_start(broken, 2)
+    with pytest.raises(ValueError, match="num_clusters is 0"):
+        mahalanobis_start(samples, 0)

@@ -37,6 +37,13 @@ def test_scaling_is_that_of_the_data(kind: type[Scaling]) -> None:
     assert scaling.bfloat16().mean.dtype == torch.float32 and bool(scaling.is_fitted)
 
 
+def test_a_channel_that_does_not_vary_keeps_the_scale_1() -> None:
+    constant = 3 * torch.rand(500, dtype=torch.float64)
+    scaling = Standardization(500)
+    scaling.fit(constant.expand(7, -1).split(3))
+    assert scaling.scale.equal(torch.ones(500)) and scaling.mean.equal(constant.float())
+
+
 def mean_and_scale(rank: int) -> tuple[Tensor, Tensor]:
     scaling = Standardization(5)
     scaling.fit([vectors().split([100, 200])[rank]])

@@ -87,3 +87,20 @@ def test_fewer_features_than_axes_do_with_shrinkage() -> None:
     whitening = PCAWhitening(D, shrinkage=0.5).double()
     whitening.fit([control(3)])
     assert whitening(control()).isfinite().all()
+
+
+def test_neither_autocast_nor_features_in_float64_cost_digits() -> None:
+    features = control()
+    whitening = PCAWhitening(D)
+    whitening.fit([features])
+    narrow = features.float()
+    expected = whitening(narrow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(whitening(narrow), expected)
+        back = whitening.inverse(expected)
+    assert torch.equal(back, whitening.inverse(expected))
+    wide = whitening(features)
+    assert wide.dtype == torch.float64
+    # A rounding of each factor, of features about 10 over deviations of 0.02.
+    torch.testing.assert_close(wide.float(), expected, rtol=0, atol=D * 2**-23 * 10 / 0.02)
+    torch.testing.assert_close(whitening.inverse(wide), features, rtol=0, atol=D * 2**-23 * 30)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import Tensor
 
 from trainers.run.cli import main
 from trainers.vectors.ids import IDTable
@@ -80,6 +81,34 @@ def test_a_run_from_vectors_to_ids(tmp_path: Path, capsys: pytest.CaptureFixture
     later = IDTable.read(tmp_path / "new.parquet")
     assert later.items == [2000] and later.semantic_ids.equal(table.semantic_ids[:1])
     assert later.suffixes.item() == (table.semantic_ids == table.semantic_ids[0]).all(1).sum()
+
+
+def test_items_that_come_later_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("pyarrow")
+    items = torch.randn(30, 3)
+    paths = [str(tmp_path / f"{day}.parquet") for day in range(4)]
+
+    def ids(vectors: Tensor, day: int, *known: str, unique: str = "suffix") -> str:
+        numpy.save(tmp_path / "items.npy", vectors.numpy())
+        words = [str(tmp_path / "km"), str(tmp_path / "items.npy"), "--to", paths[day], "--unique", unique]
+        try:
+            main(["ids", *words, *(["--known", *known] if known else [])])
+        except SystemExit:
+            return capsys.readouterr().err
+        return ""
+
+    numpy.save(tmp_path / "items.npy", items.numpy())
+    main(["kmeans", str(tmp_path / "items.npy"), "--codes", "2", "4", "--to", str(tmp_path / "km")])
+    grown = torch.cat([items, items[:9], items[:9]])
+    assert not ids(items, 0) and not ids(grown[:39], 1, paths[0]) and not ids(grown, 2, *paths[:2])
+    tables = [IDTable.read(Path(path)) for path in paths[:3]]
+    assert [len(table.items) for table in tables] == [30, 9, 9]
+    rows = torch.cat([torch.cat([table.semantic_ids, table.suffixes[:, None]], dim=1) for table in tables])
+    assert len(rows.unique(dim=0)) == 48
+    assert "name items by --id-column" in ids(-items[:20], 3, paths[0])
+    assert "the known IDs have suffixes" in ids(grown, 3, paths[0], unique="last_level")
+    assert not ids(items, 3, unique="no")
+    assert "2 levels with suffixes of codebook" in ids(grown, 1, paths[0], paths[3])
 
 
 @pytest.mark.slow

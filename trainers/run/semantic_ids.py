@@ -1,13 +1,18 @@
 """`python -m trainers ids`: a table of semantic IDs; `python -m trainers kmeans`: a tokenizer without a training."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from trainers.run.folders import find_run
 from trainers.vectors.data import VectorTable
 from trainers.vectors.files import load_pyarrow
-from trainers.vectors.ids import IDTable, tuples_of, with_own_last_codes, with_suffixes
+from trainers.vectors.ids import IDTable, joined, tuples_of, with_own_last_codes, with_suffixes
 from trainers.vectors.kmeans import PLAIN, kmeans_tokenizer
 from vqkit.balanced import balanced_kmeans
 from vqkit.saving.pretrained import CONFIG_NAME, check_replaceable
@@ -44,7 +49,9 @@ def semantic_ids(arguments: Sequence[str]) -> list[str]:
         help="suffix: a number behind the tuple; last_level: another last code; no: items may share an ID "
         "(default: %(default)s)",
     )
-    parser.add_argument("--known", type=Path, help="IDs of an earlier catalogue: they stay, and its items are left out")
+    parser.add_argument(
+        "--known", type=Path, nargs="+", help="all IDs that were written before: they stay, their items are left out"
+    )
     asked = parser.parse_args(arguments)
     load_pyarrow()
     tokenizer = load_tokenizer(asked.tokenizer)
@@ -56,23 +63,26 @@ def semantic_ids(arguments: Sequence[str]) -> list[str]:
         )
     items = table.ids(range(len(table)))
     if len(set(items)) < len(items):
-        twice = next(item for item in items if items.count(item) > 1)
+        twice = Counter(items).most_common(1)[0][0]
         raise ValueError(f"{asked.items}: the item {twice!r} is there more than once, expected each once")
     own = codebook_hash(tokenizer.quantizer)
-    known = None if asked.known is None else IDTable.read(asked.known)
+    known = None if asked.known is None else joined([IDTable.read(path) for path in asked.known])
+    plain = tuples_of(tokenizer, table)
     if known is not None:
+        names = ", ".join(map(str, asked.known))
         if known.codebook not in ("", own):
             raise ValueError(
-                f"{asked.known} was written with another codebook than that of {asked.tokenizer}: equal tuples would "
+                f"{names} was written with another codebook than that of {asked.tokenizer}: equal tuples would "
                 "not mean the same; give the tokenizer that wrote it, or write all IDs anew"
             )
+        if table.files[0].ids is None:
+            _check_rows(items, plain, known, f"{asked.items} and {names}")
         there = set(known.items)
         new = [number for number, item in enumerate(items) if item not in there]
         if not new:
-            return [f"all {len(items)} items are in {asked.known} already; nothing is written"]
+            return [f"all {len(items)} items are in {names} already; nothing is written"]
         table.keep(new)
-        items = [items[number] for number in new]
-    plain = tuples_of(tokenizer, table)
+        items, plain = [items[number] for number in new], plain[new]
     suffixes = None
     if asked.unique == "suffix":
         suffixes = with_suffixes(plain, known)
@@ -144,6 +154,21 @@ def in_words(found: Collisions) -> str:
         f"{found.unique:.2%} have an ID of their own, {found.colliding} collide, {found.largest_group} at most in one; "
         f"different prefixes by level: {prefixes}"
     )
+
+
+def _check_rows(items: Sequence[Any], semantic_ids: Tensor, known: IDTable, names: str) -> None:
+    """Refuse items that are named by their rows, if these were rows of something else."""
+    places = {item: number for number, item in enumerate(known.items)}
+    pairs = torch.tensor([(number, places[item]) for number, item in enumerate(items) if item in places])
+    if not len(pairs):
+        return
+    first = max(1, semantic_ids.shape[1] - 1)  # the last code may have been given up for another
+    alike = (semantic_ids[pairs[:, 0], :first] == known.semantic_ids[pairs[:, 1], :first]).all(1)
+    if 2 * int(alike.sum()) < len(alike):
+        raise ValueError(
+            f"{names}: items are named by their rows, and {int((~alike).sum())} of {len(alike)} rows hold other "
+            "vectors than there; name items by --id-column"
+        )
 
 
 def _add_items(parser: argparse.ArgumentParser) -> None:

@@ -82,6 +82,28 @@ class IDTable:
         return cls(table.column(ITEM).to_pylist(), torch.stack(found, dim=1), suffixes, codebook)
 
 
+def joined(tables: Sequence[IDTable]) -> IDTable:
+    """The IDs of several tables, as of a catalogue and of what came later.
+
+    Args:
+        tables: at least one.
+
+    Raises:
+        ValueError: they are of several codebooks, differ in their levels, or some have suffixes and some none.
+    """
+    kinds = {(table.codebook, table.semantic_ids.shape[1], table.suffixes is None) for table in tables}
+    if len(kinds) > 1:
+        words = sorted(
+            f"{levels} levels {'without' if bare else 'with'} suffixes of codebook {codebook[:8] or 'unknown'}"
+            for codebook, levels, bare in kinds
+        )
+        raise ValueError(f"the tables of known IDs differ ({'; '.join(words)}): give those of one catalogue")
+    items = [item for table in tables for item in table.items]
+    suffixes = [table.suffixes for table in tables if table.suffixes is not None]
+    tuples = torch.cat([table.semantic_ids for table in tables])
+    return IDTable(items, tuples, torch.cat(suffixes) if suffixes else None, tables[0].codebook)
+
+
 @torch.no_grad()
 def encoded(tokenizer: VectorTokenizer, vectors: Tensor) -> Tensor:
     """The tuples (B, levels) of vectors (B, D); of one level too."""
@@ -111,8 +133,11 @@ def with_own_last_codes(tokenizer: VectorTokenizer, table: VectorTable, known: I
     """Tuples (M, levels) of which each is that of one item, and of none of a table; see `unique_last_level`.
 
     Raises:
-        ValueError: the quantizer is not residual, or a prefix has more items than the last level has codes.
+        ValueError: the quantizer is not residual, a prefix has more items than the last level has codes, or the table
+            has suffixes.
     """
+    if known is not None and known.suffixes is not None:
+        raise ValueError("the known IDs have suffixes, so that their tuples are no IDs: go on with suffixes")
     quantizer = tokenizer.quantizer
     if not isinstance(quantizer, ResidualQuantizer):
         raise ValueError(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqkit.functional import eigen, negligible
 from vqkit.precision import FullPrecisionModule, widened
+from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured
 
 
@@ -56,7 +57,7 @@ class PCAWhitening(Configured, FullPrecisionModule):
         """Set mean, axes and deviations; sums are taken in float64 where the device has it.
 
         Args:
-            control: batches (..., D) of finite features; read twice, so no generator.
+            control: batches (..., D) of finite features, which are held together.
 
         Raises:
             ValueError: there are too few features for the axes that are kept, or such axes have no variance, or a shape
@@ -85,12 +86,16 @@ class PCAWhitening(Configured, FullPrecisionModule):
         self.deviations.copy_(shrunk[: self.components].sqrt())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whitened features (..., components) of `x` (..., D)."""
-        return ((x - self.mean) @ self.axes.mT) / self.deviations
+        """Whitened features (..., components) of `x` (..., D), in float32, or in float64 if `x` is."""
+        with autocast_disabled(x.device):
+            centred = x - self.mean
+            return (centred @ self.axes.mT.to(centred.dtype)) / self.deviations
 
     def inverse(self, y: Tensor) -> Tensor:
         """Features (..., D) of whitened ones (..., components)."""
-        return (y * self.deviations) @ self.axes + self.mean
+        with autocast_disabled(y.device):
+            scaled = y * self.deviations
+            return scaled @ self.axes.to(scaled.dtype) + self.mean
 
     def _rows(self, batch: Any) -> Tensor:
         if not isinstance(batch, Tensor) or not batch.is_floating_point() or batch.shape[-1:] != (self.dim,):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqkit.distributed import all_reduce_sum
+from vqkit.distributed import all_reduce_sum, from_first_rank
 from vqkit.precision import FullPrecisionModule, widest_dtype
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.saving.config import Configured
@@ -73,15 +73,17 @@ class Scaling(Configured, FullPrecisionModule, ABC):
                 origin = rows[0]
             sums += torch.stack([(rows - origin).sum(0), (rows - origin).square().sum(0)])
             count += len(rows)
-        # To moments around zero, which add up over ranks whose origins differ: in the widest dtype.
-        first = sums[0] + count * origin
-        second = sums[1] + 2 * origin * sums[0] + count * origin.square()
+        # To moments around one origin, which add up over ranks; a channel that does not vary has none around itself.
+        common = from_first_rank(origin)
+        shift = origin - common
+        first = sums[0] + count * shift
+        second = sums[1] + 2 * shift * sums[0] + count * shift.square()
         packed = all_reduce_sum(torch.cat([origin.new_full((1,), count), first, second]))
         total, (first, second) = packed[0], packed[1:].view(2, self.dim)
         if not total or not packed.isfinite().all():
             raise ValueError(f"fit saw {int(count)} vectors, expected some, all of them finite: leave out NaN rows")
         mean = first / total
-        self.mean.copy_(mean)
+        self.mean.copy_(common + mean)
         self.scale.copy_(self.scale_of((second / total - mean.square()).clamp(min=0)))
         self.is_fitted.fill_(True)
 

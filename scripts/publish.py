@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
+import adacode
 import document_tables
 import draw_parts
 import gaussian_capacity
@@ -423,6 +424,7 @@ WRITERS = {
     "phone-codes": phone_codes.table,
     "pursuit": pursuit.table,
     "semantic": semantic.table,
+    "adacode": adacode.table,
     "gaussian-capacity": gaussian_capacity.table,
     "retrieval": retrieval.table,
     "uncertainty": uncertainty.table,

@@ -77,7 +77,8 @@ def export_onnx(
         module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
         example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
             and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch). Where
-            a sequence is quantized in steps (`positions_per_step`), one of a single step is repeated.
+            a sequence is quantized in steps (`positions_per_step`), one of a single step is repeated. Where attention
+            has a window, as in Mimi, it is longer than that (there 10 s): runtimes stop at what is longer otherwise.
         path: of the file; one that is there is replaced. Its folder must exist.
         dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
             the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What

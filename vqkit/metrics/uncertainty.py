@@ -61,7 +61,8 @@ def codebook_distance(z: Tensor, codes: Tensor, *, tau: float, prior: Tensor | N
     Source: Apostolopoulou et al. 2024 (https://arxiv.org/abs/2406.10775): p(k | x), the uncertainty sum_k p(k | x) D_k,
     and the objective that p minimises.
     Differs: there D_k is the divergence of Gaussians with covariances that are learned with the network. Here it is the
-    squared distance, which every codebook has. Whether DAB's results carry over is not known: docs/results.md has ours.
+    squared distance, which every codebook has. Whether DAB's results carry over is not known;
+    docs/other_uses.md has ours.
     """
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau={tau}: expected a positive number, such as D / (2 mean squared error)")

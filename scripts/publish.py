@@ -29,6 +29,7 @@ import importance
 import semantic
 import semantic_id_methods
 import twins
+import unheard
 import yaml
 from PIL import Image
 
@@ -410,6 +411,7 @@ WRITERS = {
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,
+    "unheard": unheard.table,
 }
 """Tables that are not those of one record."""
 

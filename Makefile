@@ -66,7 +66,7 @@ benchmark: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	@bash scripts/check_requirements.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,audio,perceptual,listening,data,hub,teachers,diffusers,native,export,bench,docs,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[metrics,train,audio,perceptual,listening,data,hub,teachers,vectors,diffusers,native,export,bench,docs,dev]"
 	touch $(SETUP)
 
 clean:

@@ -23,7 +23,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from trainers.core.figures import write_figure
-from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, GroupedQuantizer, MultiScaleQuantizer, Quantizer, ResidualQuantizer
+from vqkit import (
+    BSQ,
+    FSQ,
+    LFQ,
+    BaseQuantizer,
+    GroupedQuantizer,
+    MultiScaleQuantizer,
+    ProjectedQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+)
 from vqkit.methods import Method
 from vqkit.metrics import GaussianCapacity, fit_gaussian, gaussian_capacity
 from vqkit.saving.files import write_json
@@ -117,9 +127,18 @@ SIGN, GRID, SCALAR, PLANE, FOUR, EIGHT, CHAIN, RANDOM, METHOD = (
 book = partial(Quantizer, "ema")
 
 
-def scalars(levels: int) -> BaseQuantizer:
-    """One number at a time; a rotation in front changes nothing, as white vectors look the same from all sides."""
-    return GroupedQuantizer(partial(book, dim=1, codebook_size=levels), 1)
+def scalars(levels: int, dim: int = 1) -> GroupedQuantizer:
+    """Each number by itself."""
+    return GroupedQuantizer(partial(book, dim=1, codebook_size=levels), dim)
+
+
+def rotated(levels: int, dim: int) -> BaseQuantizer:
+    """The same behind a random rotation, which the way out undoes."""
+    quantizer = ProjectedQuantizer(partial(scalars, levels, dim), dim)
+    rotation, _ = torch.linalg.qr(torch.randn(dim, dim))
+    for part, weight in ((quantizer.project_in, rotation), (quantizer.project_out, rotation.mT)):
+        part.load_state_dict({"linear.weight": weight, "linear.bias": torch.zeros(dim)})
+    return quantizer
 
 
 CELLS: dict[str, Cell] = {
@@ -135,6 +154,7 @@ CELLS: dict[str, Cell] = {
         f"scalar_{levels}": Cell(f"Lloyd-Max, {levels} levels", SCALAR, partial(scalars, levels))
         for levels in (2, 4, 8, 16)
     },
+    "rotated_4": Cell("Lloyd-Max, 4 levels, 4 numbers behind a rotation", "", partial(rotated, 4, 4)),
     **{
         f"book_{dim}_{size}": Cell(
             f"codebook, D = {dim}, K = {size}",
@@ -199,6 +219,7 @@ def main() -> None:
     for name, cell in CELLS.items():
         if name not in record.get("cells", {}):
             cells = record.get("cells", {}) | {name: cell.measured()}
+            cells = {name: cells[name] for name in CELLS if name in cells}
             machine = ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances]))
             write_json(RECORD, record := {"machine": machine, "protocol": PROTOCOL, "cells": cells})
             print(f"{cell.title}: {cells[name]['distortion']:.4f}", flush=True)

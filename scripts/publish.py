@@ -22,13 +22,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
+import adacode
 import document_tables
 import draw_parts
 import gaussian_capacity
 import importance
+import phone_codes
+import pursuit
+import retrieval
 import semantic
 import semantic_id_methods
+import suggest_codes
 import twins
+import uncertainty
 import unheard
 import yaml
 from PIL import Image
@@ -40,7 +46,17 @@ from vqkit.saving.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
-GUIDES = ("capacity", "importance", "quantizers", "regressions", "results", "surgery", "vectors")
+GUIDES = (
+    "capacity",
+    "importance",
+    "inspection",
+    "other_uses",
+    "quantizers",
+    "regressions",
+    "results",
+    "surgery",
+    "vectors",
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES))
 RECIPES = ROOT / "docs/recipes.md"
 """Its table builds each recipe; a slow test compares it."""
@@ -406,8 +422,14 @@ WRITERS = {
     "photos-adaptation": adaptation,
     "ladder": ladder,
     "twins": twins.table,
+    "phone-codes": phone_codes.table,
+    "pursuit": pursuit.table,
     "semantic": semantic.table,
+    "adacode": adacode.table,
     "gaussian-capacity": gaussian_capacity.table,
+    "retrieval": retrieval.table,
+    "uncertainty": uncertainty.table,
+    "suggest-codes": suggest_codes.table,
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,

@@ -5,14 +5,13 @@
 
 A network of three linear layers learns from six of the ten classes. Pictures of its test set are the queries, those
 of its training set are stored as codes: of the six classes, and then of the four that the network never saw.
-`docs/results/retrieval.json` keeps the means over seeds, each of which leaves other classes out.
+`docs/results/retrieval.json` keeps the figures of all seeds, each of which leaves other classes out.
 """
 
 import argparse
 import gzip
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +75,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how often all of it is done; default: %(default)s")
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
-    start = time.monotonic()
     train, test = read(arguments.data, "train"), read(arguments.data, "validation")
     runs = [run(train, test, seed) for seed in range(arguments.seeds)]
     rows = [
@@ -86,8 +84,9 @@ def main() -> None:
     ]
     machine = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
     facts = {"seeds": arguments.seeds, "steps": STEPS, "batch": BATCH, "queries": QUERIES, "stored": STORED}
-    facts |= {"seconds": round(time.monotonic() - start), "machine": machine, "circumstances": arguments.circumstances}
-    write_json(RECORD, {"rows": rows, "protocol": facts})
+    write_json(
+        RECORD, {"rows": rows, "protocol": facts | {"machine": machine, "circumstances": arguments.circumstances}}
+    )
     print(table())
 
 
@@ -234,11 +233,15 @@ def measure(scores: Scores, queries: Pictures, stored: Pictures) -> dict[str, fl
     return {"map": float(average.mean())} | first
 
 
-def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean of each figure over the seeds, and how far they lie apart."""
+def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Each figure for all seeds, their mean, and how far they lie apart: seeds differ more than rows of one seed."""
     figures = {name: [one[name] for one in runs] for name in runs[0]}
     return {
-        name: {"mean": statistics.fmean(found), "deviation": statistics.stdev(found) if len(found) > 1 else 0.0}
+        name: {
+            "mean": statistics.fmean(found),
+            "deviation": statistics.stdev(found) if len(found) > 1 else 0.0,
+            "each": found,
+        }
         for name, found in figures.items()
     }
 
@@ -257,7 +260,8 @@ def table() -> str:
             precision = row[part]["map"]
             cells.append(f"{precision['mean']:.3f} ± {precision['deviation']:.3f}")
             cells += [f"{row[part][name]['mean']:.1%}" for name in ("recall_1", "recall_10")]
-        lines.append(f"| {row['title']} | {row['bits']:.3g} | {' | '.join(cells)} |")
+        bits = f"{row['bits']:,.1f}".removesuffix(".0")
+        lines.append(f"| {row['title']} | {bits} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", wrapped([caption(record["protocol"])])])
 
 
@@ -267,7 +271,7 @@ def caption(facts: dict[str, Any]) -> str:
         f"Fashion-MNIST; {facts['queries']:,} queries of its test set, {facts['stored']:,} stored pictures of its "
         f"training set; {SEEN} of {CLASSES} classes train, the other {CLASSES - SEEN} are unseen; mean and deviation "
         f"of {facts['seeds']} seeds, each with other classes; first, first 10: queries with one of their class among "
-        f"these; {facts['steps']} steps of {facts['batch']} pictures; {facts['seconds'] / 60:.0f} minutes on "
+        f"these; {facts['steps']} steps of {facts['batch']} pictures; "
         f"{', '.join(filter(None, [facts['machine'], facts['circumstances']]))}; `python scripts/retrieval.py`."
     )
 

@@ -51,12 +51,13 @@ TITLES = {
     "package_balanced": "semantic-id: `RQKMeans`, constrained",
 }
 PACKAGE = """
-import sys, time, numpy
+import sys, time, joblib, numpy
 from semantic_id import RQKMeans
 folder, implementation = sys.argv[1:]
 training, items = (numpy.load(f"{folder}/{name}.npy") for name in ("training", "items"))
 start = time.monotonic()
-model = RQKMeans(n_levels=%d, n_clusters=%d, implementation=implementation, random_state=0).fit(training)
+with joblib.parallel_config(max_nbytes=None):  # larger arrays come read-only, which k-means-constrained refuses
+    model = RQKMeans(n_levels=%d, n_clusters=%d, implementation=implementation, random_state=0).fit(training)
 seconds = time.monotonic() - start
 codes = model.encode(items)
 numpy.save(f"{folder}/codes.npy", codes)
@@ -177,21 +178,22 @@ def table() -> str:
         ]
         lines += [_row(title, rows[method]) for method, title in TITLES.items() if method in rows] + [""]
     machines = {row["machine"] for rows in record.values() for row in rows.values()}
-    steps = {row["steps"] for rows in record.values() for row in rows.values() if "steps" in row}
     caption = (
         f"{LEVELS} levels of {CODES} codes, seed 0. Explained: of a tenth of the items that nothing was fitted to; all "
-        f"else of all items. RQ-VAE: {', '.join(map(str, sorted(steps)))} steps, of which a quarter without "
-        f"quantization; {'; '.join(sorted(machines))}; `python scripts/semantic_id_methods.py`."
+        "else of all items. An RQ-VAE trains a quarter of its steps without quantization; "
+        "semantic-id is 0.2.5 with its defaults, ten starts of k-means among them. "
+        f"{'; '.join(sorted(machines))}; `python scripts/semantic_id_methods.py` with the files of "
+        "`scripts/vector_features.py`."
     )
     return "\n".join([*lines, wrapped([caption])])
 
 
 def _row(title: str, row: Mapping[str, Any]) -> str:
     perplexity = ", ".join(f"{value:.0f}" for value in row["perplexity"])
-    return (
-        f"| {title} | {row['explained']:.1%} | {row['unique']:.1%} | {row['largest_group']} | {row['recall']:.1%} | "
-        f"{row['prefix_recall']:.1%} | {perplexity} |"
-    )
+    steps = f", {row['steps']} steps" if "steps" in row else ""
+    shares = " | ".join(f"{row[name]:.1%}" for name in ("recall", "prefix_recall"))
+    first = f"| {title}{steps} | {row['explained']:.1%} | {row['unique']:.1%} | {row['largest_group']}"
+    return f"{first} | {shares} | {perplexity} |"
 
 
 if __name__ == "__main__":

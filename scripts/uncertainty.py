@@ -169,7 +169,7 @@ def recordings(data: Path) -> Sets:
     return {
         "training": segments(heard),
         "speech of the speaker": segments(path for path in speech if path.parent.name == "festvox-ru"),
-        "speech of another": segments(path for path in speech if path.parent.name != "festvox-ru"),
+        "speech of another": segments(path for path in speech if "asterisk" in path.parent.name),
         "songs": segments(path for path in music if "asterisk" in path.parent.name),
         "instruments": segments(path for path in music if "asterisk" not in path.parent.name),
     }

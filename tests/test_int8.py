@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_baking import BuildsItsOwn, Fixed
-from vqkit import FSQ, BaseQuantizer, GroupedQuantizer, Quantizer, ResidualQuantizer, Tokenizer, bake
+from vqkit import FSQ, BaseQuantizer, GroupedQuantizer, Quantizer, ResidualQuantizer, Tokenizer, TopKQuantizer, bake
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.deployment.int8 import code_change, codebook_bytes, to_int8
 from vqkit.parts.int8 import Int8Codebook, RowScaledInt8Codebook
@@ -118,7 +118,21 @@ def test_double_precision_and_tables_of_their_own() -> None:
     assert torch.equal(smaller(), trained.codebook()[[1, 1, 4]])
 
 
+@KINDS
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_codes_that_are_not_finite_are_refused(kind: type[Int8Codebook], broken: float) -> None:
+    quantizer = initialized()
+    quantizer.codebook.vectors[5, 2] = broken
+    message = f"1 of 32 codes hold NaN or infinity, the first of them code 5: {kind.__name__} cannot"
+    with pytest.raises(ValueError, match=message):
+        to_int8(quantizer, codebook=kind)
+
+
 def test_what_stores_no_plain_table_is_refused() -> None:
+    top_k = partial(TopKQuantizer, 4, 8, 2)
+    for module, name in ((top_k(), "TopKQuantizer"), (GroupedQuantizer([top_k, partial(ema, dim=4)]), "groups.0")):
+        with pytest.raises(ValueError, match=f"^{name}: TopKQuantizer builds its codebook itself"):
+            to_int8(module)
     with pytest.raises(ValueError, match="FSQ stores no codebook"):
         to_int8(FSQ([4, 4]))
     with pytest.raises(ValueError, match="CascadedTable searches one table and reads another"):

@@ -1,6 +1,7 @@
 """The scripts of docs/other_uses.md: what they measure, on small made-up data."""
 
 import gzip
+import json
 import struct
 import sys
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_pictures_are_read_from_the_fetched_files(tmp_path) -> None:
     assert torch.equal(found.rows, torch.from_numpy(pixels.reshape(2, 784) / np.float32(255)))
     with pytest.raises(SystemExit, match=r"run scripts/fetch_data\.py fashion-mnist"):
         retrieval.read(tmp_path, "validation")
+
+
+def test_the_record_of_the_retrieval_has_what_each_seed_gave() -> None:
+    record = json.loads(retrieval.RECORD.read_text())
+    for row in record["rows"]:
+        for figures in (row["seen"], row["unseen"]):
+            each = [{name: found["each"][seed] for name, found in figures.items()} for seed in range(3)]
+            assert retrieval.summary(each) == figures
 
 
 @pytest.mark.slow

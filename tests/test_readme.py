@@ -60,7 +60,10 @@ def test_there_is_something_to_run() -> None:
     assert set(trained) == {"fit", "test", "predict", "export"} and coded == ["encode", "decode"]
 
 
-RUN = ["README.md", *(f"docs/{name}.md" for name in ("quantizers", "layouts", "bitstream", "surgery", "inspection"))]
+RUN = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("quantizers", "layouts", "bitstream", "surgery", "inspection", "other_uses")),
+]
 
 
 @pytest.mark.parametrize("document", RUN)

@@ -136,6 +136,20 @@ def test_masked_and_broken_tokens_count_in_no_sample() -> None:
     assert found[3].isnan() and uncertainty.tokens(spoiled, mask)[0].soft[1, 6:].isnan().all()
 
 
+def test_autocast_rounds_nothing() -> None:
+    z, codes, prior = (tensor.float() for tensor in problem())
+    quantizer, x = Quantizer("factorized", dim=8, codebook_size=8, codebook_dim=4), torch.randn(2, 40, 8)
+    quantizer.initialize([x])
+
+    def scores() -> tuple[Tensor, ...]:
+        uncertainty = CodebookUncertainty(quantizer).fit([x])
+        return *codebook_distance(z, codes, tau=1.0, prior=prior), *uncertainty.samples(x)
+
+    plain = scores()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(scores(), plain, strict=True))
+
+
 def test_vectors_far_from_the_data_are_told_apart() -> None:
     quantizer, x = quantizers()["one"], torch.randn(30, 10, 4)
     quantizer.initialize([x])
@@ -163,7 +177,10 @@ def test_auroc_counts_pairs_and_ties_for_a_half() -> None:
         (lambda z, c: codebook_distance(z, c, tau=1.0, prior=torch.zeros(7)), "one of them positive"),
         (lambda z, c: auroc(z[:, 0], z[:0, 0]), r"outside has shape \(0,\)"),
         (lambda z, c: auroc(z[:, 0] * torch.nan, z[:, 0]), "none of them NaN"),
-        (lambda z, c: CodebookUncertainty(FSQ([3, 3, 3])).fit([z]), "FSQ has a level without a stored codebook"),
+        (
+            lambda z, c: CodebookUncertainty(FSQ([3, 3, 3])).fit([z]),
+            "FSQ has a level that does not choose one of stored codes",
+        ),
         (lambda z, c: CodebookUncertainty(Quantizer("vq", dim=3, codebook_size=4)).fit([]), "got none"),
     ],
 )

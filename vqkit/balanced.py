@@ -105,7 +105,7 @@ def balanced_kmeans(samples: Tensor, num_clusters: int, *, iterations: int = 10,
         ValueError: there are fewer samples than clusters, or as for `kmeans`.
 
     Source: balanced k-means as in Malinen, Fränti 2014; in recommenders OneRec (Deng et al. 2025, arXiv:2502.18965),
-    sec. 3.2, whose clusters are filled one after the other.
+    whose clusters are filled one after the other.
     Differs: prices instead of an order of the clusters, so that none gets what the others left; near the optimum of
     the assignment, not at it.
     """

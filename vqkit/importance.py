@@ -82,8 +82,13 @@ def mahalanobis_start(samples: Tensor, num_clusters: int) -> Tensor:
     Returns:
         (K, D) of the dtype of the samples.
 
+    Raises:
+        ValueError: a shape or dtype is wrong, a number is too small, or a sample is not finite.
+
     Source: the start of GPTVQ, van Baalen et al. 2024 (arXiv:2402.15319).
     """
+    _check_samples(samples, num_clusters)
+    samples = samples.detach()
     centered = widened(samples) - widened(samples).mean(0)
     variances, directions = eigen(centered.mT @ centered / len(samples))
     kept = variances > negligible(samples.dtype, len(variances)) * variances[-1]
@@ -106,7 +111,7 @@ def _means(samples: Tensor, importance: Tensor, indices: Tensor, scores: Tensor,
     return means
 
 
-def _check(samples: Tensor, num_clusters: int, importance: Tensor, iterations: int, centers: Tensor | None) -> None:
+def _check_samples(samples: Tensor, num_clusters: int, iterations: int = 0) -> None:
     if samples.ndim != 2 or not samples.is_floating_point() or samples.numel() == 0 or not samples.isfinite().all():
         raise ValueError(
             f"samples has shape {tuple(samples.shape)} and dtype {samples.dtype}, expected finite floating point "
@@ -116,6 +121,10 @@ def _check(samples: Tensor, num_clusters: int, importance: Tensor, iterations: i
         raise ValueError(
             f"num_clusters is {num_clusters} and iterations {iterations}, expected at least 1 and at least 0."
         )
+
+
+def _check(samples: Tensor, num_clusters: int, importance: Tensor, iterations: int, centers: Tensor | None) -> None:
+    _check_samples(samples, num_clusters, iterations)
     if importance.shape not in (samples.shape, samples.shape[1:]):
         raise ValueError(
             f"importance has shape {tuple(importance.shape)}, expected {tuple(samples.shape[1:])} or "

@@ -20,6 +20,7 @@ from torch import Tensor
 from vqkit.distributed import sum_over_ranks
 from vqkit.kernels import entropy
 from vqkit.kernels.statistics import check_range
+from vqkit.runtime import autocast_disabled
 
 
 def infomax_loss(probabilities: Tensor, labels: Tensor | None = None, *, num_classes: int | None = None) -> Tensor:
@@ -45,7 +46,8 @@ def infomax_loss(probabilities: Tensor, labels: Tensor | None = None, *, num_cla
         scalar, with gradient to the probabilities; float32, float64 for float64. Every rank has to call it.
 
     Raises:
-        ValueError: a shape or dtype is wrong, a label is out of its range, or one of labels and num_classes is missing.
+        ValueError: a shape or dtype is wrong, a label is out of its range (a GPU is not asked, as that would wait), or
+            one of labels and num_classes is missing.
 
     Source: Lee et al. 2019 (https://arxiv.org/abs/1905.11656), the infomax objective factorised over digits.
     """
@@ -68,7 +70,7 @@ def infomax_loss(probabilities: Tensor, labels: Tensor | None = None, *, num_cla
     sums, counts = total[:, :-1], total[:, -1]
     number = counts.sum().clamp(min=1)
     of_class = (sums / counts.clamp(min=1)[:, None]).view(num_classes, digits, symbols)
-    conditional = (counts / number) @ entropy(of_class).sum(1)
+    conditional = (counts / number * entropy(of_class).sum(1)).sum()  # no product that autocast would round
     return conditional - entropy((sums.sum(0) / number).view(digits, symbols)).sum()
 
 
@@ -96,7 +98,9 @@ def digit_dependence(probabilities: Tensor) -> Tensor:
     probabilities = _checked(probabilities)
     batch, digits, symbols = probabilities.shape
     flat = probabilities.flatten(1)
-    total = sum_over_ranks(torch.cat([(flat.T @ flat).flatten(), flat.sum(0), flat.new_tensor([batch])]))
+    with autocast_disabled(flat.device):
+        pairs = (flat.T @ flat).flatten()
+    total = sum_over_ranks(torch.cat([pairs, flat.sum(0), flat.new_tensor([batch])]))
     products, sums = (total[:-1] / total[-1].clamp(min=1)).split([flat.shape[1] ** 2, flat.shape[1]])
     joint = products.view(digits, symbols, digits, symbols).transpose(1, 2)
     single = entropy(sums.view(digits, symbols))
@@ -115,7 +119,7 @@ def code_scores(log_probabilities: Tensor, codes: Tensor) -> Tensor:
         codes: (S, d) integers in 0 ... k - 1.
 
     Returns:
-        (Q, S), without gradient.
+        (Q, S) float32, float64 for float64, without gradient.
 
     Raises:
         ValueError: a shape or dtype is wrong, or a code is out of its range.
@@ -127,7 +131,7 @@ def code_scores(log_probabilities: Tensor, codes: Tensor) -> Tensor:
         raise ValueError(f"codes {_described(codes)}: expected (S, {digits}) integers, a digit for each distribution")
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < symbols:
         raise ValueError(f"codes holds {int(codes.min())} ... {int(codes.max())}: expected 0 ... {symbols - 1}")
-    queries = log_probabilities.detach()
+    queries = log_probabilities.detach().to(torch.promote_types(log_probabilities.dtype, torch.float32))
     scores = queries.new_zeros(len(queries), len(codes))
     for digit, chosen in enumerate(codes.long().unbind(1)):
         scores += queries[:, digit].index_select(1, chosen)
@@ -160,6 +164,11 @@ def _check_labels(labels: Tensor, batch: int, num_classes: int) -> None:
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: expected at least 1")
     check_range(labels, num_classes)
+    if labels.device.type == "cpu" and labels.numel() and labels.min() < 0:
+        raise ValueError(
+            f"labels holds {int(labels.min())}: expected 0 ... {num_classes - 1}; leave samples without a label out of "
+            "the batch"
+        )
 
 
 def _described(tensor: Tensor) -> str:

@@ -6,7 +6,7 @@ of its tuple, or another code of the last level, the nearest that no other item 
 that were given before as they are, so items may come later.
 
 Source: Rajput et al. 2023, "Recommender Systems with Generative Retrieval" (TIGER, arXiv:2305.05065), sec. 3.1; the
-last level as in LC-Rec (Zheng et al. 2023, arXiv:2311.09049), sec. 3.2.2.
+last level as in LC-Rec (Zheng et al. 2023, arXiv:2311.09049).
 Differs: LC-Rec spreads colliding items by a soft plan and repeats until none collides; here they are matched.
 """
 

@@ -71,6 +71,7 @@ from vqkit import (
     UnnormalizedStraightThrough,
 )
 from vqkit.methods import METHODS
+from vqkit.methods.sinkhorn import SinkhornSearch
 
 DIM = 8
 
@@ -108,6 +109,7 @@ def trains_codebook(quantizer: BaseQuantizer) -> bool:
 def draws_in_training(quantizer: BaseQuantizer) -> bool:
     """Whether the value in training is another one than in eval mode, by declaration."""
     noisy = any(isinstance(part, (Estimator, Search)) and part.uses_noise for part in quantizer.modules())
+    noisy |= any(isinstance(part, Search) and part.sees_batch for part in quantizer.modules())
     return noisy or bool(dropout(quantizer)) or getattr(quantizer, "flips", None) is not None
 
 
@@ -128,6 +130,7 @@ CASES: dict[str, Case] = {
     "factorized": Case(partial(Quantizer, "factorized", dim=DIM, codebook_size=32, codebook_dim=4)),
     "vit_vqgan": Case(partial(vq, normalize=True, estimator=UnnormalizedStraightThrough(), codebook_dim=4)),
     "reinmax": Case(partial(gumbel, estimator=ReinMax())),
+    "sinkhorn": Case(partial(ema, search=SinkhornSearch())),
     "split": Case(partial(ema, maintenance=[LBGSplitting(every=2)])),
     "cvq_random": Case(partial(cvq, maintenance=[ClusterReinit(RandomAnchor())])),
     "cvq_probabilistic": Case(partial(cvq, maintenance=[ClusterReinit(ProbabilisticAnchor())])),

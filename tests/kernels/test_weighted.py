@@ -89,6 +89,11 @@ def test_layouts_dtypes_and_degenerate_weights() -> None:
     broken = codes.clone()
     broken[expected[0]] = torch.nan
     assert weighted_nearest(x[:1], broken, weights[:1]).indices != expected[0]
+    endless = x[:2].clone()
+    endless[0, 1] = torch.inf
+    for some in (weights[:2], weights[0]):
+        found = weighted_nearest(endless, codes, some, return_scores=True)
+        assert found.indices[0] == 0 and found.scores.isnan().tolist() == [True, False]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -118,6 +118,25 @@ def test_half_precision_is_computed_in_float32_and_a_batch_of_nothing_loses_noth
     assert float(digit_dependence(empty)) == 0
 
 
+def test_autocast_rounds_nothing() -> None:
+    p = distributions().float()
+    labels = torch.arange(30) % 4
+
+    def values() -> tuple[Tensor, ...]:
+        return infomax_loss(p, labels, num_classes=4), infomax_loss(p), digit_dependence(p)
+
+    plain = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(values(), plain, strict=True))
+
+
+def test_scores_of_half_precision_are_added_in_float32() -> None:
+    # Next to the first digit's 256 bfloat16 knows even numbers alone, and the digits behind it would say nothing.
+    log_p = torch.cat([torch.full((1, 1, 2), -256.0), torch.tensor([-0.5, -0.75]).expand(1, 3, 2)], 1).bfloat16()
+    codes = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]])
+    assert torch.equal(code_scores(log_p, codes), torch.tensor([[-257.5, -258.25]]))
+
+
 def test_scores_are_the_log_probability_of_each_stored_code() -> None:
     p, codes = distributions(6), torch.randint(3, (11, 4), dtype=torch.uint8)
     of_pairs = [[math.prod(q[j][s] for j, s in enumerate(code)) for code in codes.tolist()] for q in p.tolist()]
@@ -155,6 +174,7 @@ def test_ranks_have_the_loss_of_the_joined_batch(rank_pair: RankPair) -> None:
         (lambda p: infomax_loss(p, torch.zeros(30)), "num_classes=None with labels: expected both or neither"),
         (lambda p: infomax_loss(p, torch.zeros(30), num_classes=2), r"labels has shape .* expected \(30,\) int64"),
         (lambda p: infomax_loss(p, torch.full((30,), 2), num_classes=2), "expected values below 2"),
+        (lambda p: infomax_loss(p, torch.arange(-1, 29), num_classes=29), r"labels holds -1: expected 0 \.\.\. 28"),
         (lambda p: infomax_loss(p, torch.zeros(30, dtype=torch.long), num_classes=0), "num_classes=0"),
         (lambda p: infomax_loss(p, num_classes=2), "num_classes=2 without labels"),
         (lambda p: digit_dependence(p.long()), "floating point"),

@@ -98,6 +98,23 @@ def test_series_of_episodes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet")
+def test_a_balanced_start(tmp_path: Path) -> None:
+    numpy.save(tmp_path / "a.npy", torch.randn(90, 6).numpy())
+    options = {"data.root": tmp_path / "a.npy", "name": "run", "runs": tmp_path, **TINY, "model.pretraining_steps": 0}
+    options |= {
+        "model.clustering": "vqkit.balanced.balanced_kmeans",
+        "trainer.max_steps": 1,
+        "model.learning_rate": 1e-9,
+    }
+    run("fit", small("semantic_ids", tmp_path), **options)
+    tokenizer = VectorTokenizer.from_pretrained(tmp_path / "run/tokenizer")
+    latents = tokenizer.latents(torch.randn(90, 6))
+    codes = tokenizer.quantizer.stages[0].code_vectors()
+    assert 0.1 < codes.std() / latents.std() < 3  # of the first start, 1 / K, it would be far less
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
 def test_other_dimensions_are_refused_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     numpy.save(tmp_path / "a.npy", torch.randn(50, 5).numpy())
     with pytest.raises(SystemExit):

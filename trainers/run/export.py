@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, get_loader
 
+import vqkit
 from trainers.core.checkpoints import (
     Progress,
     read_checkpoint,
@@ -77,9 +78,10 @@ def export_tokenizer(checkpoint: Path, run: Path, folder: Path) -> list[str]:
     run_id = progress.run or identity(folder_of(checkpoint) or run)
     save_tokenizer(tokenizer, folder, source_of(checkpoint, progress.step, run_id))
     name = type(tokenizer).__name__
+    home = "vqkit" if hasattr(vqkit, name) else type(tokenizer).__module__
     return [
         f"{folder}: {checkpoint}, step {progress.step} of run {run_id}",
-        f"from vqkit import {name}; tokenizer = {name}.from_pretrained({str(folder)!r})",
+        f"from {home} import {name}; tokenizer = {name}.from_pretrained({str(folder)!r})",
     ]
 
 

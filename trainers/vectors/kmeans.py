@@ -39,8 +39,13 @@ def kmeans_tokenizer(
 
 
 @torch.no_grad()
-def install(quantizer: ResidualQuantizer, codebooks: Sequence[Tensor]) -> None:
+def install(quantizer: ResidualQuantizer, codebooks: Sequence[Tensor], *, vectors_per_step: int = 1) -> None:
     """Make the centers (K, D) of each level the codes of each stage, as a start or for good.
+
+    Args:
+        quantizer: whose stages are filled.
+        codebooks: of each level.
+        vectors_per_step: that a training step will show, over all ranks, if there will be any.
 
     Raises:
         ValueError: a stage has other codes, or none that can be written.
@@ -49,3 +54,4 @@ def install(quantizer: ResidualQuantizer, codebooks: Sequence[Tensor]) -> None:
         if not isinstance(stage, Quantizer) or stage.codebook.rows != "writable":
             raise ValueError(f"{type(stage).__name__} has no codebook whose rows can be written: expected a Quantizer")
         stage.codebook.write(centers.to(stage.codebook.vectors))
+        stage.codebook.assume_uniform_usage(vectors_per_step)

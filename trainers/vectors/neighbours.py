@@ -1,5 +1,7 @@
 """What semantic IDs keep of neighbourhoods: recall of the nearest items, by decoded vectors and by shared prefixes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from vqkit.kernels import nearest
 QUERIES = 2048
 """Most items whose neighbours are looked for; more are taken at even distances."""
 _BLOCK = 2**22
+"""Distances that are held at once."""
 
 
 @torch.no_grad()
@@ -32,7 +35,7 @@ def true_neighbours(vectors: Tensor, count: int = 10) -> tuple[Tensor, Tensor]:
 def recall_by_vectors(queries: Tensor, neighbours: Tensor, decoded: Tensor) -> float:
     """Share of the neighbours that are among the nearest by decoded vectors (M, D) too; see `_recall`."""
     decoded = decoded.double()
-    return _recall(queries, neighbours, lambda part: torch.cdist(decoded[part], decoded))
+    return _recall(queries, neighbours, lambda part: torch.cdist(decoded[part], decoded), items=len(decoded))
 
 
 def recall_by_prefix(queries: Tensor, neighbours: Tensor, semantic_ids: Tensor) -> float:
@@ -46,13 +49,13 @@ def recall_by_prefix(queries: Tensor, neighbours: Tensor, semantic_ids: Tensor) 
             common -= alike.float()
         return common
 
-    return _recall(queries, neighbours, distances)
+    return _recall(queries, neighbours, distances, items=len(semantic_ids))
 
 
-def _recall(queries: Tensor, neighbours: Tensor, distances) -> float:  # type: ignore[no-untyped-def]
+def _recall(queries: Tensor, neighbours: Tensor, distances: Callable[[Tensor], Tensor], *, items: int) -> float:
     """The expected share of neighbours among as many nearest items, where those at one distance come in any order."""
-    total, items = 0.0, max(1, _BLOCK // neighbours.numel())
-    for part, true in zip(queries.split(items), neighbours.split(items), strict=True):
+    total, step = 0.0, max(1, _BLOCK // items)
+    for part, true in zip(queries.split(step), neighbours.split(step), strict=True):
         found = distances(part)
         found[torch.arange(len(part)), part] = torch.inf  # not itself
         last = found.kthvalue(true.shape[1], dim=1, keepdim=True).values

@@ -1,6 +1,6 @@
 """Training of tokenizers of vectors: RQ-VAE for semantic IDs, chunks of actions, series of sensors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,13 @@ from torch import Tensor
 from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from trainers.vectors.figures import write_curves
+from trainers.vectors.kmeans import install
 from trainers.vectors.metrics import VectorMetrics, protocol
+from vqkit import ResidualQuantizer
+from vqkit.balanced import residual_kmeans
+from vqkit.distributed import from_first_rank, gather_rows
+from vqkit.kmeans import KMeans
+from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.tokenizers.vectors import VectorTokenizer
 
 SCALING_SAMPLES = 2**17
@@ -26,9 +32,12 @@ class VectorTokenizerTask(TokenizerTask):
 
     Args:
         tokenizer: of vectors or series.
+        clustering: what a residual quantizer starts from, `vqkit.balanced.balanced_kmeans` or a function like it; None
+            is the quantizer's own start, k-means.
 
     Raises:
-        ValueError: in `setup` if the data have another number of channels than the tokenizer.
+        ValueError: there is a `clustering` and the quantizer is not residual; in `setup` if the data have another
+            number of channels than the tokenizer.
     """
 
     tokenizer: VectorTokenizer
@@ -37,11 +46,18 @@ class VectorTokenizerTask(TokenizerTask):
         self,
         tokenizer: VectorTokenizer,
         *,
+        clustering: Callable[..., KMeans] | None = None,
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         **arguments: Any,
     ) -> None:
         super().__init__(tokenizer, learning_rate=learning_rate, betas=betas, **arguments)
+        if clustering is not None and not isinstance(tokenizer.quantizer, ResidualQuantizer):
+            raise ValueError(
+                f"clustering with a {type(tokenizer.quantizer).__name__}: expected a ResidualQuantizer, whose levels "
+                "are clustered one after the other; leave clustering out"
+            )
+        self.clustering = clustering
 
     monitor = "validation/explained"
 
@@ -69,6 +85,20 @@ class VectorTokenizerTask(TokenizerTask):
         batches = max(1, SCALING_SAMPLES // (loader.batch_size * self.trainer.world_size))
         for batch in islice(loader, batches):
             yield self.inputs(self.transfer_batch_to_device(batch, self.device, 0))
+
+    def _initialize_quantizer(self) -> None:
+        quantizer = self.tokenizer.quantizer
+        if self.clustering is None or not isinstance(quantizer, ResidualQuantizer):
+            super()._initialize_quantizer()
+            return
+        wanted = enough_samples(max(quantizer.codebook_sizes), self.initialization_samples)
+        latents = map(self.tokenizer.latents, self._initialization_inputs())
+        own, batch = collect_vectors(quantizer, latents, wanted)
+        rows = gather_rows(own)
+        codebooks = residual_kmeans(rows, quantizer.codebook_sizes, cluster=self.clustering, seed=self.seed)
+        shown = batch * self.trainer.world_size
+        install(quantizer, [from_first_rank(centers) for centers in codebooks], vectors_per_step=shown)
+        self.quantizer_initialized_at = self.trainer.global_step
 
     def inputs(self, batch: dict[str, Any]) -> Tensor:
         """The vectors (B, C), or series (B, C, T)."""

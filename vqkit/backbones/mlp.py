@@ -24,7 +24,7 @@ class MLPEncoder(Configured, nn.Module):
         in_channels: as given.
         dim: as given.
 
-    Source: the encoder of RQ-VAE in Rajput et al. 2023 (TIGER, arXiv:2305.05065), sec. 4.1: widths 512, 256 and 128,
+    Source: the encoder of RQ-VAE in Rajput et al. 2023 (TIGER, arXiv:2305.05065), sec. 4: widths 512, 256 and 128,
     ReLU, 32 dimensions at the end.
 
     Raises:

@@ -55,12 +55,18 @@ def to_int8(module: Module, *, codebook: type[Int8Codebook] = Int8Codebook) -> M
         A module of the same class; `save_pretrained` and `from_pretrained` know it.
 
     Raises:
-        ValueError: as for `bake`; nothing in it stores codes; one of its quantizers has two tables, or is built where
-            the configuration does not reach.
+        ValueError: as for `bake`; nothing in it stores codes; one of its quantizers has two tables or codes that are
+            not finite, is built where the configuration does not reach, or takes no codebook (`TopKQuantizer`,
+            `PursuitQuantizer`).
     """
     baked = bake(module)
     books: dict[Codebook, Int8Codebook] = {}
     for name, part in baked.named_modules():
+        if isinstance(part, BaseQuantizer) and not isinstance(part, Quantizer) and part.codebook is not None:
+            raise ValueError(
+                f"{name or type(part).__name__}: {type(part).__name__} builds its codebook itself, and would load one "
+                "of float32: leave it as `bake` stores it"
+            )
         if isinstance(part, Quantizer):
             if part.codebook.rows != "frozen" or not {"codebook", "estimator", "maintenance"} <= set(
                 part.recorded_arguments()

@@ -34,7 +34,8 @@ def weighted_nearest(x: Tensor, codes: Tensor, weights: Tensor, *, return_scores
         return_scores: also return the weighted sum of each row.
 
     Returns:
-        `Nearest(indices (...), scores (...) or None, None)`; scores are float32, float64 where an input is.
+        `Nearest(indices (...), scores (...) or None, None)`; scores are float32, float64 where an input is, and NaN for
+        a row that is not finite.
 
     Raises:
         ValueError: a shape, dtype or device is wrong, or a weight is negative or not finite.
@@ -55,7 +56,8 @@ def weighted_nearest(x: Tensor, codes: Tensor, weights: Tensor, *, return_scores
         y, importance = widened(rows[some]), widened(a if shared else a[some])
         indices[some] = (_by_dimension if shared else _by_row)(y - shift, books - shift, importance, exact)
         if return_scores:
-            scores[some] = (importance * (y - books[indices[some]]).square()).sum(-1)
+            found = (importance * (y - books[indices[some]]).square()).sum(-1)
+            scores[some] = torch.where(y.isfinite().all(-1), found, torch.nan).to(scores.dtype)
     return Nearest(indices.reshape(x.shape[:-1]), scores.reshape(x.shape[:-1]) if return_scores else None, None)
 
 

@@ -1,11 +1,11 @@
 """Balanced assignment in training: the codes of a batch are chosen together, so that each gets its share.
 
-A code that few vectors are nearest to becomes cheaper until vectors choose it: no code can die, and items that would
-share one semantic ID are told apart. Outside of training the choice is the nearest code, so that the index of a vector
-never depends on what else is in its batch.
+A code that few vectors are nearest to becomes cheaper until vectors choose it: every code goes on being trained, and
+items that would share one semantic ID are told apart. Outside of training the choice is the nearest code, so that the
+index of a vector never depends on what else is in its batch.
 
 Source: Zhang et al. 2024, "Preventing Local Pitfalls in Vector Quantization via Optimal Transport" (OptVQ,
-arXiv:2412.15195); in recommenders Zheng et al. 2023 (LC-Rec, arXiv:2311.09049), sec. 3.2.2, on the last level.
+arXiv:2412.15195); in recommenders Zheng et al. 2023 (LC-Rec, arXiv:2311.09049), on the last level.
 Differs: OptVQ's released code takes the same path in evaluation.
 """
 

@@ -25,6 +25,7 @@ from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.quantizer import Quantizer
+from vqkit.runtime import autocast_disabled
 
 FEWEST_SAMPLES = 2**10
 ENOUGH_TOKENS = 4
@@ -32,7 +33,8 @@ ENOUGH_TOKENS = 4
 CHUNKS = 16
 """Parts of the samples, from whose spread the standard error is read."""
 COARSE, FINE = 2**12, 2**15
-"""Numbers by which scales are compared: powers of four from 2^-20 to 2^20, and those between."""
+"""Numbers by which scales are compared: powers of four from 2^-20 to 2^20, and those between; of 64 vectors at least,
+whose offset would else explain them."""
 DECAY = 0.8
 """Of the statistics of earlier rounds in `fit_gaussian`: centroids are means over some five rounds."""
 
@@ -45,7 +47,7 @@ class GaussianCapacity:
 
     Attributes:
         bits: nominal bits a dimension: log2 of the codes of each level, times its indices, over the numbers of a
-            sample.
+            sample. Levels are the grids of a file (`to_grids`), which of a mixture are its weights, too.
         entropy_bits: the same with the entropy of each level's indices, which an ideal coder of single indices takes
             (Miller-Madow: plug-in plus (used codes - 1) / (2 tokens ln 2)); None where a level has fewer than four
             tokens for each code, or more codes than can be counted.
@@ -116,18 +118,18 @@ def gaussian_capacity(
     if samples < FEWEST_SAMPLES:
         raise ValueError(f"samples={samples}: expected at least {FEWEST_SAMPLES} vectors, better 100,000")
 
-    def moments(x: Tensor, exponent: float, usage: CodebookUsage | None = None) -> Moments:
+    def moments(x: Tensor, exponent: float, usages: Sequence[CodebookUsage] = ()) -> Moments:
         z = x * 2**exponent
         indices = quantizer.encode((z if encoder is None else encoder(z)).movedim(-1, quantizer.channel_dim))
-        if usage is not None:
-            usage.update(quantizer.by_level(indices))
+        for usage, grid in zip(usages, quantizer.to_grids(indices), strict=False):  # none, or one for each grid
+            usage.update(grid)
         return Moments.of(x, quantizer.decode(indices).movedim(quantizer.channel_dim, -1))
 
     def distortion(x: Tensor, exponent: float) -> float:
         return moments(x, exponent).distortion
 
     coarse, fine = (
-        next(_white(quantizer, positions, math.ceil(numbers / quantizer.dim), 1, seed + 2**32))
+        next(_white(quantizer, positions, max(64, math.ceil(numbers / quantizer.dim)), 1, seed + 2**32))
         for numbers in (COARSE, FINE)
     )
     powers = [float(power) for power in sorted(range(-20, 21, 2), key=abs)]
@@ -136,13 +138,13 @@ def gaussian_capacity(
         nearby = [best + step * number for number in sorted(range(-4, 5), key=abs)]
         best = min(nearby, key=lambda exponent: distortion(fine, exponent))
 
-    usage = CodebookUsage(quantizer.level_sizes) if countable(quantizer.level_sizes) else None
-    usage = None if usage is None else usage.to(quantizer.latent_spread.device)
-    parts = [moments(x, best, usage) for x in _white(quantizer, positions, samples, CHUNKS, seed)]
+    sizes = quantizer.grid_sizes if countable(quantizer.grid_sizes) else ()
+    usages = [CodebookUsage(size).to(quantizer.latent_spread.device) for size in sizes]
+    parts = [moments(x, best, usages) for x in _white(quantizer, positions, samples, CHUNKS, seed)]
     spread = torch.tensor([part.distortion for part in parts], dtype=torch.float64).std()
     result = GaussianCapacity(
         bits=_nominal_bits(quantizer, coarse),
-        entropy_bits=None if usage is None else _entropy_bits(usage, sum(part.numbers for part in parts)),
+        entropy_bits=_entropy_bits(usages, sum(part.numbers for part in parts)) if usages else None,
         distortion=sum(parts[1:], start=parts[0]).distortion,
         standard_error=float(spread) / math.sqrt(CHUNKS),
         scale=2.0**best,
@@ -151,7 +153,7 @@ def gaussian_capacity(
         raise ValueError(
             f"{type(quantizer).__name__} has a distortion of {result.distortion:.4g} at {result.bits:.4g} bits a "
             f"dimension: expected at least 2^(-2R) = {4**-result.bits:.4g}, below which no code can go. Its "
-            f"level_sizes {quantizer.level_sizes} count too few codes, or its codes were fitted to the samples of "
+            f"grid_sizes {quantizer.grid_sizes} count too few codes, or its codes were fitted to the samples of "
             f"seed={seed}"
         )
     return result
@@ -171,9 +173,10 @@ def fit_gaussian(
     It starts from `initialize`. Then come Lloyd's rounds, each on samples that it has not seen, so that nothing is
     fitted to few: each code that training moves becomes the mean of the vectors that chose it, over the last rounds.
     Whatever the quantizer is made of, each codebook follows what it was given: residual stages what the stages before
-    them leave over, groups their channels. Codes that nothing trains, and codes that are computed, stay as `initialize`
-    made them. There is no gradient: what a method reaches by its own training is another question. Lloyd's rounds end
-    in a local optimum, for few codes a percent or two above the best: take the best of some seeds.
+    them leave over, groups their channels. Codes that nothing trains, codes that are computed, and those that are
+    added up (`TopKQuantizer`, `PursuitQuantizer`) stay as `initialize` made them. There is no gradient: what a method
+    reaches by its own training is another question. Lloyd's rounds end in a local optimum, for few codes a percent or
+    two above the best: take the best of some seeds.
 
     Args:
         quantizer: is changed in place.
@@ -200,7 +203,8 @@ def fit_gaussian(
             gathered[book] *= DECAY
         for part in x.split(max(1, 2**16 // max(1, math.prod(positions)))):
             latents, valid, _ = quantizer.open(part.movedim(-1, quantizer.channel_dim))
-            _gather(quantizer.quantize(latents, valid), gathered)
+            with autocast_disabled(latents.device):
+                _gather(quantizer.quantize(latents, valid), gathered)
         for book, packed in gathered.items():
             counts, sums = packed[:, :1], packed[:, 1:]
             means = torch.where(counts > 0, sums / counts.clamp(min=torch.finfo(counts.dtype).tiny), widened(book()))
@@ -284,15 +288,18 @@ def _white(
 def _nominal_bits(quantizer: BaseQuantizer, x: Tensor) -> float:
     """Bits of all indices of `x` (B, *positions, D) over its numbers."""
     grids = quantizer.to_grids(quantizer.encode(x.movedim(-1, quantizer.channel_dim)))
-    bits = sum(grid.numel() * math.log2(size) for grid, size in zip(grids, quantizer.level_sizes, strict=True))
+    bits = sum(grid.numel() * math.log2(size) for grid, size in zip(grids, quantizer.grid_sizes, strict=True))
     return bits / x.numel()
 
 
-def _entropy_bits(usage: CodebookUsage, numbers: int) -> float | None:
-    """The entropy of all counted tokens, each level by itself, over `numbers`; None where they are too few to tell."""
+def _entropy_bits(usages: Sequence[CodebookUsage], numbers: int) -> float | None:
+    """The entropy of all counted tokens, each grid by itself, over `numbers`; None where they are too few to tell."""
     total = 0.0
-    for counts, size in zip(usage.counts.cpu(), usage.codebook_sizes, strict=True):
+    for usage in usages:
+        counts, (size,) = usage.counts[0].cpu(), usage.codebook_sizes
         tokens, codes = int(counts.sum()), int((counts > 0).sum())
+        if not tokens:
+            continue  # a grid that no sample needs
         if tokens < ENOUGH_TOKENS * size:
             return None
         shares = counts.double() / tokens

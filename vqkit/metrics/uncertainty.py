@@ -19,6 +19,7 @@ from vqkit.kernels.bounds import result_dtype
 from vqkit.kernels.softmax_rows import check_logits, check_vector, prepare, softmax_blocks
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import Quantized
+from vqkit.runtime import autocast_disabled
 
 
 class CodebookDistance(NamedTuple):
@@ -60,7 +61,8 @@ def codebook_distance(z: Tensor, codes: Tensor, *, tau: float, prior: Tensor | N
     Source: Apostolopoulou et al. 2024 (https://arxiv.org/abs/2406.10775): p(k | x), the uncertainty sum_k p(k | x) D_k,
     and the objective that p minimises.
     Differs: there D_k is the divergence of Gaussians with covariances that are learned with the network. Here it is the
-    squared distance, which every codebook has. Whether DAB's results carry over is not known: docs/results.md has ours.
+    squared distance, which every codebook has. Whether DAB's results carry over is not known;
+    docs/other_uses.md has ours.
     """
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau={tau}: expected a positive number, such as D / (2 mean squared error)")
@@ -85,7 +87,9 @@ def codebook_distance(z: Tensor, codes: Tensor, *, tau: float, prior: Tensor | N
         distance = (rows[part] - codes[likeliest]).square().sum(1)
         energy[part] = tau * distance - log_prior[likeliest] - evidence
         below = (logits * probabilities).sum(1)
-        soft[part] = distance + (probabilities @ log_prior - log_prior[likeliest] - below) / tau
+        with autocast_disabled(z.device):
+            usual = probabilities @ log_prior
+        soft[part] = distance + (usual - log_prior[likeliest] - below) / tau
     return CodebookDistance(*(values.view(z.shape[:-1]) for values in (least, soft, energy)))
 
 
@@ -104,10 +108,12 @@ def _with_prior(codes: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
 class CodebookUncertainty:
     """Distances from all codebooks of a quantizer, with the prior and the scale of its training data.
 
-    `fit` counts how often each code is chosen, and takes tau = D / (2 mean squared distance) of each level: that of the
-    Gaussians around the codes under which this error is likeliest. Levels are added, each by its own tau, so that the
-    scores are in nats. A vector is compared as the search compares it: behind projections, of unit length where the
-    quantizer normalizes, a residual in a later stage, and for keys its query.
+    `fit` counts how often each code is the nearest, and takes tau = D / (2 mean squared distance) of each level: that
+    of the Gaussians around the codes under which this error is likeliest. Levels are added, each by its own tau, so
+    that the scores are in nats. Vectors are those that the search compares: behind projections, of unit length where
+    the quantizer normalizes, residuals in a later stage, and for keys queries. Their distance is the Euclidean one,
+    also where the search goes by inner product or angle ("ibq", "gumbel", "coda", "cvq"), and so may choose another
+    code.
 
     Args:
         quantizer: with a stored codebook at every level; composites of such too. It is left as it is.
@@ -191,11 +197,14 @@ class CodebookUncertainty:
     def _levels(self, x: Tensor, mask: Tensor | None) -> Iterator[tuple[Quantized, Tensor, Tensor]]:
         """Of each level what was made, the vectors that were compared (N, D), and with which codes (K, D)."""
         latents, valid, _ = self.quantizer.open(x, mask)
-        for leaf in _leaves(self.quantizer.quantize(latents, valid)):  # without gradients nothing is drawn or counted
+        with autocast_disabled(latents.device):
+            made = self.quantizer.quantize(latents, valid)  # without gradients nothing is drawn or counted
+        for leaf in _leaves(made):
             if leaf.selection is None or leaf.selection.codes is None:
                 raise ValueError(
-                    f"{type(self.quantizer).__name__} has a level without a stored codebook, from which nothing has a "
-                    "distance: FSQ, LFQ and BSQ know every vector of their range"
+                    f"{type(self.quantizer).__name__} has a level that does not choose one of stored codes, from which "
+                    "vectors would have a distance: FSQ, LFQ and BSQ know every vector of their range, TopKQuantizer "
+                    "and PursuitQuantizer add several codes"
                 )
             yield leaf, *leaf.selection.compared()
 

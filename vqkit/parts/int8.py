@@ -54,7 +54,17 @@ class Int8Codebook(FrozenCodebook):
         return vectors.abs().amax()
 
     def write(self, vectors: Tensor) -> None:
-        """Round `vectors` (K, D) to levels; see `Codebook`."""
+        """Round `vectors` (K, D) to levels; see `Codebook`.
+
+        Raises:
+            ValueError: a code is not finite: no scale holds it, and one for all would lose the others, too.
+        """
+        if not (finite := vectors.isfinite().all(1)).all():
+            broken = torch.nonzero(~finite).flatten().tolist()
+            raise ValueError(
+                f"{len(broken)} of {len(vectors)} codes hold NaN or infinity, the first of them code {broken[0]}: "
+                f"{type(self).__name__} cannot store them; nothing chooses them: leave them out (vqkit.surgery.prune)"
+            )
         scales = self.largest(vectors) / LARGEST
         self.scales.copy_(torch.where(scales > 0, scales, 1))
         self.levels.copy_((vectors / self.scales).round().clamp(-LARGEST, LARGEST))
@@ -65,7 +75,7 @@ class Int8Codebook(FrozenCodebook):
         """The codes of another codebook, rounded, with its usage.
 
         Raises:
-            ValueError: it has a second table, by which codes are searched.
+            ValueError: it has a second table, by which codes are searched, or a code is not finite.
         """
         if codebook.cascaded or codebook.attention:
             raise ValueError(

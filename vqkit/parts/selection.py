@@ -202,7 +202,8 @@ class Search(Part):
     def extra_repr(self) -> str:
         """The metric, and what searches on each device and why."""
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-        return ", ".join([super().extra_repr(), *(f"{name}={str(search_path(name))!r}" for name in devices)])
+        paths = (f"{name}={str(search_path(name))!r}" for name in devices)
+        return ", ".join(filter(None, [super().extra_repr(), *paths]))
 
 
 def check_metric(metric: str) -> None:

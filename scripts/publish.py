@@ -22,17 +22,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
+import adacode
 import document_tables
 import draw_parts
 import gaussian_capacity
 import importance
 import phone_codes
+import pursuit
 import retrieval
 import semantic
 import semantic_id_methods
 import suggest_codes
 import twins
 import uncertainty
+import unheard
 import yaml
 from PIL import Image
 
@@ -420,7 +423,9 @@ WRITERS = {
     "ladder": ladder,
     "twins": twins.table,
     "phone-codes": phone_codes.table,
+    "pursuit": pursuit.table,
     "semantic": semantic.table,
+    "adacode": adacode.table,
     "gaussian-capacity": gaussian_capacity.table,
     "retrieval": retrieval.table,
     "uncertainty": uncertainty.table,
@@ -428,6 +433,7 @@ WRITERS = {
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,
+    "unheard": unheard.table,
 }
 """Tables that are not those of one record."""
 

@@ -34,6 +34,8 @@ RECORD = ROOT / "docs/results/uncertainty.json"
 SIDE = 256
 """Pixels of the square in the middle of a picture."""
 SECONDS = 3
+ANOTHER = "asterisk-core-sounds-en-g722"
+"""The package of one other speaker, whose prompts went through the codec that the songs went through."""
 MOST = 100
 """Squares or segments of a set."""
 SCORES = {
@@ -169,7 +171,7 @@ def recordings(data: Path) -> Sets:
     return {
         "training": segments(heard),
         "speech of the speaker": segments(path for path in speech if path.parent.name == "festvox-ru"),
-        "speech of another": segments(path for path in speech if "asterisk" in path.parent.name),
+        "speech of another": segments(path for path in speech if path.parent.name == ANOTHER),
         "songs": segments(path for path in music if "asterisk" in path.parent.name),
         "instruments": segments(path for path in music if "asterisk" not in path.parent.name),
     }

@@ -191,6 +191,23 @@ def test_books_of_several_levels_and_sizes_in_a_file() -> None:
     assert quantizer.bits_per_token == pytest.approx(math.log2(3) + 2 * 2 * 4 + 4)
 
 
+def test_a_file_without_codes_is_read_whatever_the_reader_keeps() -> None:
+    """Of masked cells alone, of no samples, and of cells that are all damaged."""
+    quantizer, x = mixture(kept=2).eval(), example(1, 6).float()
+    masked, none = quantizer.encode(x, torch.zeros(1, 6, dtype=torch.bool)), quantizer.encode(x[:0])
+    codec = TokenCodec.of(quantizer)
+    files = [codec.pack(indices).content for indices in (masked, none)]
+    damaged = codec.pack(quantizer.encode(x))
+    content = bytearray(damaged.content)
+    content[damaged.header.offsets()[0]] ^= 1
+    for kept in (1, 2.0, BOOKS):
+        quantizer.kept = kept
+        assert quantizer.bits_per_token == quantizer.bits(int(kept))
+        assert torch.equal(codec.unpack(files[0]).indices, masked)
+        assert codec.unpack(files[1]).indices.shape == none.shape
+        assert torch.equal(codec.unpack(bytes(content), partial=True).indices, masked)
+
+
 def test_a_damaged_file_leaves_whole_cells_out() -> None:
     quantizer = mixture(kept=2).eval()
     indices, codec = quantizer.encode(example(1, 40).float()), TokenCodec.of(quantizer)

@@ -1,6 +1,7 @@
 """The scripts of docs/other_uses.md: what they measure, on small made-up data."""
 
 import gzip
+import json
 import struct
 import sys
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_pictures_are_read_from_the_fetched_files(tmp_path) -> None:
         retrieval.read(tmp_path, "validation")
 
 
+def test_the_record_of_the_retrieval_has_what_each_seed_gave() -> None:
+    record = json.loads(retrieval.RECORD.read_text())
+    for row in record["rows"]:
+        for figures in (row["seen"], row["unseen"]):
+            each = [{name: found["each"][seed] for name, found in figures.items()} for seed in range(3)]
+            assert retrieval.summary(each) == figures
+
+
 @pytest.mark.slow
 def test_every_row_of_the_retrieval_is_measured(monkeypatch) -> None:
     monkeypatch.setattr(retrieval, "STEPS", 5)
@@ -71,6 +80,16 @@ def test_squares_are_the_middle_and_segments_are_as_long_as_asked(tmp_path) -> N
     assert only[0, :, 128, 128].tolist() == [1, 1, 1] and float(only.sum()) == 3 - 3 * (256 * 256 - 1)
     soundfile.write(tmp_path / "a.flac", np.zeros((7 * 8000, 2)), 8000)
     assert [one.shape for one in uncertainty.segments([tmp_path / "a.flac"])] == 2 * [(1, 1, 48000)]
+
+
+def test_another_speaker_is_one_whatever_else_is_fetched(tmp_path, monkeypatch) -> None:
+    for package in ("festvox-ru", "asterisk-core-sounds-en-g722", "asterisk-core-sounds-fr-g722", "fillets-ng-data-cs"):
+        (tmp_path / "speech/validation" / package).mkdir(parents=True)
+        (tmp_path / "speech/validation" / package / "a.flac").touch()
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music/song.flac").touch()
+    monkeypatch.setattr(uncertainty, "segments", lambda paths: [path.parent.name for path in paths])
+    assert uncertainty.recordings(tmp_path)["speech of another"] == ["asterisk-core-sounds-en-g722"]
 
 
 def test_the_loss_is_the_share_of_the_variance_that_is_left() -> None:

@@ -10,7 +10,7 @@ the walk enters one. From single nodes on, the pair whose union lowers it most i
 of clusters is a result. It depends on what is chosen instead: the similarity, and the number of neighbours.
 
 Unknown: the constants of SECodec, which were not seen, and whether a codebook of this size is better for anything than
-k-means of the same size (`docs/results.md` has our figures of distortion). The method's own quantization, by the
+k-means of the same size (`docs/other_uses.md` has our figures of distortion). The method's own quantization, by the
 entropy after joining a cluster, needs the graph for each new frame; here a new vector goes to the nearest center.
 
 Source: SECodec, Wang et al. 2024 (https://arxiv.org/abs/2501.00018), with the minimisation of HISEvent, Cao et al. 2024

@@ -12,6 +12,7 @@ import torch
 
 from tests.regressions.faults import both
 from vqkit import Quantizer
+from vqkit.quantizers.quantizer import spread
 
 
 class KeepsQuiet(Quantizer):
@@ -45,3 +46,15 @@ test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
     faulty=[(KeepsQuiet("vq", dim=4, codebook_size=16), 1e3)],
     message="silent",
 )
+
+
+def test_codes_that_k_means_gives_to_a_few_loud_vectors_are_no_mismatch() -> None:
+    """As of bands of speech: most codes lie where few latents do, and none of them is of another scale."""
+    latents = torch.cat([0.01 * torch.randn(3900, 2), 10 * torch.randn(100, 2)])
+    quantizer = Quantizer("ema", dim=2, codebook_size=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantizer.initialize([latents], samples=4000)
+        ratio = quantizer.health()["scale_ratio"]
+    assert spread(quantizer.codebook.vectors) / spread(latents) > 3
+    assert 0.9 < ratio <= 1 + 1e-5  # means of their latents, up to what float32 loses of 4000 of them

@@ -46,6 +46,7 @@ def test_a_small_picture_has_its_size_again() -> None:
     large = F.interpolate(small, (16, 16), mode="bicubic").clamp(-1, 1)
     # The small one is rounded to 8 bits, half a step of 2 / 255 at most; cubic weights of both axes add up to 1.25^2.
     assert (found - large).abs().max() <= 1.25**2 / 255 + 1e-6
+    assert Downscaling(49)(torch.zeros(1, 3, 49, 98)).shape == (1, 3, 49, 98)  # of which 1 / 49 is less than 1 pixel
     with pytest.raises(ValueError, match="images have 16 x 16 pixels: expected multiples of 3"):
         Downscaling(3)(images)
     with pytest.raises(ValueError, match="factor=1: expected a whole number of at least 2"):

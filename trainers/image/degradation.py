@@ -39,14 +39,15 @@ class Downscaling(Degradation):
         super().__init__()
         if factor < 2 or factor != int(factor):
             raise ValueError(f"factor={factor}: expected a whole number of at least 2")
-        self.factor = factor
+        self.factor = int(factor)
 
     def forward(self, images: Tensor) -> Tensor:
         """Both ways bicubic, antialiased on the way down."""
         sides = images.shape[-2:]
         if any(side % self.factor for side in sides):
             raise ValueError(f"images have {sides[0]} x {sides[1]} pixels: expected multiples of {self.factor}")
-        small = F.interpolate(images, scale_factor=1 / self.factor, mode="bicubic", antialias=True)
+        smaller = tuple(side // self.factor for side in sides)
+        small = F.interpolate(images, size=smaller, mode="bicubic", antialias=True)
         small = ((small + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
         return F.interpolate(small, size=sides, mode="bicubic", align_corners=False).clamp(-1, 1)
 

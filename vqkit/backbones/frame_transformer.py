@@ -123,9 +123,11 @@ class WindowedAttention(StreamingLayer):
         frames = x.shape[1]
         known = 0 if self.stream is None else min(self.stream.seen, self.before)
         # Every query of the last block, also of those that are cut off again, sees a frame then: no row is all masked.
-        block = min(self.before + 1, frames)
-        blocks = -(-frames // block)
-        alone = blocks == 1 and not known  # of a recording or a first chunk: it sees no frames but its own
+        exporting = torch.compiler.is_exporting()  # for all lengths at once, of which none is told apart
+        block = self.before + 1 if exporting else min(self.before + 1, frames)
+        blocks = (frames + block - 1) // block  # never of a negative number: runtimes of ONNX round it towards zero
+        # One block of a recording, or of a first chunk, sees no frames but its own.
+        alone = not exporting and blocks == 1 and not known
         before, after = (0, 0) if alone else (self.before, self.after)
         missing = blocks * block - frames
         maps = rearrange(self.query_key_value(x), "b t (three h d) -> b three h t d", three=3, h=self.num_heads)

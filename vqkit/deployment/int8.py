@@ -56,7 +56,8 @@ def to_int8(module: Module, *, codebook: type[Int8Codebook] = Int8Codebook) -> M
 
     Raises:
         ValueError: as for `bake`; nothing in it stores codes; one of its quantizers has two tables or codes that are
-            not finite, is built where the configuration does not reach, or takes no codebook (`TopKQuantizer`).
+            not finite, is built where the configuration does not reach, or takes no codebook (`TopKQuantizer`,
+            `PursuitQuantizer`).
     """
     baked = bake(module)
     books: dict[Codebook, Int8Codebook] = {}

@@ -77,7 +77,8 @@ def export_onnx(
         module: `Encode` or `Decode` of a quantizer or tokenizer in eval mode.
         example: an input, such as data or latents (B, ...) for `Encode` and indices for `Decode`; only its shape, dtype
             and device matter. Sizes that shall be dynamic are 2 or more: one of 1 stays 1 (but for the batch). Where
-            a sequence is quantized in steps (`positions_per_step`), one of a single step is repeated.
+            a sequence is quantized in steps (`positions_per_step`), one of a single step is repeated. Where attention
+            has a window, as in Mimi, it is longer than that (there 10 s): runtimes stop at what is longer otherwise.
         path: of the file; one that is there is replaced. Its folder must exist.
         dynamic: whether the file takes any batch size, and any length, height and width that the module takes; where
             the module needs one size, the shape of the file's input has its number, and a runtime refuses others. What
@@ -86,7 +87,8 @@ def export_onnx(
             example's.
 
     Raises:
-        ValueError: the module is in training mode, or `dynamic` with an LSTM, of which the file has every step.
+        ValueError: the module is in training mode, or `dynamic` with an LSTM in this half, of which the file has
+            every step.
         FileNotFoundError: the folder is missing.
         ImportError: onnx or onnxscript is not installed.
     """
@@ -94,7 +96,9 @@ def export_onnx(
         raise ValueError(
             f"{type(module).__name__} of a module in training mode: expected eval mode; call .eval() first"
         )
-    recurrent = next((name for name, part in module.module.named_modules() if isinstance(part, nn.RNNBase)), None)
+    other = "decoder." if isinstance(module, Encode) else "encoder."
+    layers = ((name, part) for name, part in module.module.named_modules() if not name.startswith(other))
+    recurrent = next((name for name, part in layers if isinstance(part, nn.RNNBase)), None)
     if dynamic and recurrent is not None:
         raise ValueError(
             f"dynamic=True with {recurrent}, a recurrent layer: the file has each of its steps, and so one length; give"

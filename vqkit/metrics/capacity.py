@@ -173,8 +173,8 @@ def fit_gaussian(
     It starts from `initialize`. Then come Lloyd's rounds, each on samples that it has not seen, so that nothing is
     fitted to few: each code that training moves becomes the mean of the vectors that chose it, over the last rounds.
     Whatever the quantizer is made of, each codebook follows what it was given: residual stages what the stages before
-    them leave over, groups their channels. Codes that nothing trains, codes that are computed, and those of
-    `TopKQuantizer`, which never stand alone, stay as `initialize` made them. There is no gradient: what a method
+    them leave over, groups their channels. Codes that nothing trains, codes that are computed, and those that are
+    added up (`TopKQuantizer`, `PursuitQuantizer`) stay as `initialize` made them. There is no gradient: what a method
     reaches by its own training is another question. Lloyd's rounds end in a local optimum, for few codes a percent or
     two above the best: take the best of some seeds.
 

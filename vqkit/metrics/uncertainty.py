@@ -61,7 +61,8 @@ def codebook_distance(z: Tensor, codes: Tensor, *, tau: float, prior: Tensor | N
     Source: Apostolopoulou et al. 2024 (https://arxiv.org/abs/2406.10775): p(k | x), the uncertainty sum_k p(k | x) D_k,
     and the objective that p minimises.
     Differs: there D_k is the divergence of Gaussians with covariances that are learned with the network. Here it is the
-    squared distance, which every codebook has. Whether DAB's results carry over is not known: docs/results.md has ours.
+    squared distance, which every codebook has. Whether DAB's results carry over is not known;
+    docs/other_uses.md has ours.
     """
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau={tau}: expected a positive number, such as D / (2 mean squared error)")
@@ -182,7 +183,8 @@ class CodebookUncertainty:
         return found
 
     def samples(self, x: Tensor, mask: Tensor | None = None) -> CodebookDistance:
-        """Of each sample the mean over its valid tokens, added over levels: (B,); NaN for a sample without any.
+        """Of each sample the mean over its valid tokens, added over levels: (B,); NaN for a sample that has none in a
+        level, such as a book of a `MixtureQuantizer` that no cell of it keeps.
 
         Args:
             x: as for `quantizer.forward`.
@@ -202,8 +204,8 @@ class CodebookUncertainty:
             if leaf.selection is None or leaf.selection.codes is None:
                 raise ValueError(
                     f"{type(self.quantizer).__name__} has a level that does not choose one of stored codes, from which "
-                    "vectors would have a distance: FSQ, LFQ and BSQ know every vector of their range, and "
-                    "TopKQuantizer adds several codes"
+                    "vectors would have a distance: FSQ, LFQ and BSQ know every vector of their range, TopKQuantizer "
+                    "and PursuitQuantizer add several codes"
                 )
             yield leaf, *leaf.selection.compared()
 

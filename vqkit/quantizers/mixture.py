@@ -139,6 +139,7 @@ class MixtureQuantizer(SampleDropout):
     def kept(self, count: int | None) -> None:
         if count is not None and (count != int(count) or not 1 <= count <= len(self.books)):
             raise ValueError(f"kept={count}: expected how many books a cell keeps, 1 ... {len(self.books)}, or None")
+        count = None if count is None else int(count)
         self._kept = len(self.books) if count is None else count
         if "kept" in self.recorded_arguments():
             self.record(kept=count)
@@ -264,7 +265,7 @@ class MixtureQuantizer(SampleDropout):
         count, width = len(self.books), len(self._code_sizes)
         ends = [0, count, count * (1 + width), len(self.grid_sizes)]
         subsets, chosen, sent = (list(grids[first:last]) for first, last in pairwise(ends))
-        some = [number for number, grid in enumerate(subsets) if grid.ndim > 2 or grid.numel()]
+        some = [number for number, grid in enumerate(subsets) if grid.ndim > 2 or grid.shape[-1:].numel()]
         kept = some[0] + 1 if some else self.kept
         rank = subsets[kept - 1]
         there = torch.stack([rank, *chosen[: kept * width], *sent[: self.weights.sent(kept)]]).amin(0) >= 0

@@ -299,13 +299,20 @@ class Quantizer(VectorQuantizer):
     def health(self) -> dict[str, float]:
         """`scale_ratio` of the codes' spread to the latents', and the share of `underused` codes; see `BaseQuantizer`.
 
+        In the spread of the codes each counts as much as its running `usage`: the variance of latents is that of the
+        codes in their places plus the mean squared error, so that codes which are means of latents have a ratio of at
+        most 1. Without usage there is no such bound: k-means puts K codes at a density of about p^(D / (D + 2)) (Zador
+        1982), wider than that of the latents, p, and much so where a few of them are loud. Usage starts uniform, so
+        that codes which nothing chooses count at first.
+
         A code is underused when its running `usage` is below a tenth of the mean. Usage starts uniform, so that a code
         that nothing ever chose counts after some 230 steps (at a decay of 0.99). `CodebookUsage` counts the `dead`
         ones: those that nothing chose since its last `reset`.
         """
         codebook = self.codebook
         latent_spread = float(self.latent_spread)
-        ratio = float(spread(self.code_vectors().detach())) / latent_spread if latent_spread else float("nan")
+        codes = float(spread(self.code_vectors().detach(), codebook.usage))
+        ratio = codes / latent_spread if latent_spread else float("nan")
         underused = float((codebook.usage < 0.1 * codebook.usage.mean()).float().mean())
         low, high = HEALTHY_SCALE
         if self.codebook_size > 1 and not low <= ratio <= high and latent_spread:
@@ -322,17 +329,17 @@ class Quantizer(VectorQuantizer):
         return f"method={self.method!r}, dim={self.dim}, channel_dim={self.channel_dim}, normalize={self.normalize}"
 
 
-def spread(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
+def spread(vectors: Tensor, weight: Tensor | None = None) -> Tensor:
     """Root mean square distance of a set of vectors from their mean, per dimension: the scale of a cloud of points.
 
     Args:
         vectors: (N, D).
-        valid: (N,) bool, which of them count; None for all.
+        weight: (N,) how much each counts, 0 or more, or bool, which of them do; None for all alike.
 
     Returns:
         scalar (): sqrt(mean over dimensions of the variance over those that count); 0 where fewer than two do.
     """
-    weight = (vectors.new_ones(len(vectors)) if valid is None else valid.to(vectors.dtype)).unsqueeze(-1)
-    count = weight.sum().clamp(min=1)
-    mean = (vectors * weight).sum(0) / count
-    return (((vectors - mean) * weight).square().sum(0) / count).mean().sqrt()
+    weight = (vectors.new_ones(len(vectors)) if weight is None else weight.to(vectors.dtype)).unsqueeze(-1)
+    total = weight.sum().clamp(min=torch.finfo(vectors.dtype).tiny)
+    mean = (vectors * weight).sum(0) / total
+    return (((vectors - mean).square() * weight).sum(0) / total).mean().sqrt()

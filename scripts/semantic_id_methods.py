@@ -180,8 +180,8 @@ def table() -> str:
     machines = {row["machine"] for rows in record.values() for row in rows.values()}
     caption = (
         f"{LEVELS} levels of {CODES} codes, seed 0. Explained: of a tenth of the items that nothing was fitted to, but "
-        "others of the same recording or photograph were; all else of all items. An RQ-VAE trains "
-        "a quarter of its steps without quantization; semantic-id is 0.2.5 with its defaults, ten starts of k-means among them. "
+        "others of the same recording or photograph were; all else of all items. An RQ-VAE trains a quarter of its "
+        "steps without quantization; semantic-id is 0.2.5 with its defaults, ten starts of k-means among them. "
         f"{'; '.join(sorted(machines))}; `python scripts/semantic_id_methods.py` with the files of "
         "`scripts/vector_features.py`."
     )

@@ -16,6 +16,10 @@ from trainers.vectors.ids import IDTable
 from trainers.vectors.metrics import VectorMetrics, item_figures
 from trainers.vectors.neighbours import recall_by_prefix, recall_by_vectors, true_neighbours
 from trainers.vectors.objectives import CosineDistance, SquaredError
+from trainers.vectors.task import VectorTokenizerTask
+from vqkit import Quantizer, ResidualQuantizer
+from vqkit.backbones.mlp import Passthrough
+from vqkit.balanced import balanced_kmeans
 from vqkit.tokenizers.vectors import CommonScale, Standardization, VectorTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +246,13 @@ def test_a_table_of_ids_is_checked(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"item_id": [1], "level_2": [3]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet has the columns item_id, level_2: expected item_id, level_1"):
         IDTable.read(tmp_path / "a.parquet")
+
+
+def test_codes_that_cannot_be_clustered_are_refused_before_training() -> None:
+    quantizer = ResidualQuantizer(lambda: Quantizer("simvq", dim=3, codebook_size=4), 2)
+    tokenizer = VectorTokenizer(Passthrough(3), quantizer, Passthrough(3), scaling=CommonScale(3))
+    with pytest.raises(ValueError, match=r"stage 0 is a .*whose codes cannot be written: expected stored ones"):
+        VectorTokenizerTask(tokenizer, objectives=[SquaredError()], clustering=balanced_kmeans)
 
 
 def test_scale_of_a_single_row() -> None:

@@ -38,6 +38,24 @@ def kmeans_tokenizer(
     return tokenizer.eval()
 
 
+def writable_stages(quantizer: ResidualQuantizer) -> list[Quantizer]:
+    """The stages, whose codes can be written.
+
+    Raises:
+        ValueError: a stage has none.
+    """
+    found: list[Quantizer] = []
+    for number, stage in enumerate(quantizer.stages):
+        if not isinstance(stage, Quantizer) or stage.codebook.rows != "writable":
+            name = type(stage.codebook if isinstance(stage, Quantizer) else stage).__name__
+            raise ValueError(
+                f"stage {number} is a {name}, whose codes cannot be written: expected stored ones, as of the methods "
+                "'vq' and 'ema'"
+            )
+        found.append(stage)
+    return found
+
+
 @torch.no_grad()
 def install(quantizer: ResidualQuantizer, codebooks: Sequence[Tensor], *, vectors_per_step: int = 1) -> None:
     """Make the centers (K, D) of each level the codes of each stage, as a start or for good.
@@ -50,8 +68,6 @@ def install(quantizer: ResidualQuantizer, codebooks: Sequence[Tensor], *, vector
     Raises:
         ValueError: a stage has other codes, or none that can be written.
     """
-    for stage, centers in zip(quantizer.stages, codebooks, strict=True):
-        if not isinstance(stage, Quantizer) or stage.codebook.rows != "writable":
-            raise ValueError(f"{type(stage).__name__} has no codebook whose rows can be written: expected a Quantizer")
+    for stage, centers in zip(writable_stages(quantizer), codebooks, strict=True):
         stage.codebook.write(centers.to(stage.codebook.vectors))
         stage.codebook.assume_uniform_usage(vectors_per_step)

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from trainers.vectors.figures import write_curves
-from trainers.vectors.kmeans import install
+from trainers.vectors.kmeans import install, writable_stages
 from trainers.vectors.metrics import VectorMetrics, protocol
 from vqkit import ResidualQuantizer
 from vqkit.balanced import residual_kmeans
@@ -36,8 +36,8 @@ class VectorTokenizerTask(TokenizerTask):
             is the quantizer's own start, k-means.
 
     Raises:
-        ValueError: there is a `clustering` and the quantizer is not residual; in `setup` if the data have another
-            number of channels than the tokenizer.
+        ValueError: there is a `clustering` and the quantizer is not residual, or has no stored codes; in `setup` if the
+            data have another number of channels than the tokenizer.
     """
 
     tokenizer: VectorTokenizer
@@ -57,6 +57,8 @@ class VectorTokenizerTask(TokenizerTask):
                 f"clustering with a {type(tokenizer.quantizer).__name__}: expected a ResidualQuantizer, whose levels "
                 "are clustered one after the other; leave clustering out"
             )
+        if clustering is not None and isinstance(tokenizer.quantizer, ResidualQuantizer):
+            writable_stages(tokenizer.quantizer)
         self.clustering = clustering
 
     monitor = "validation/explained"

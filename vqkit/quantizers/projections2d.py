@@ -35,8 +35,8 @@ class WindowProjection2d(Projection):
     """Attention inside of windows of a map, in residual groups of blocks, and a linear map of each cell.
 
     Each group is x + conv(blocks(x)), with a convolution of 3 x 3 and `depth` blocks whose windows are shifted in turn.
-    What is not valid counts as zeros. A map that no whole number of windows covers is filled with zeros below and at the
-    right for each attention; those below are attended to, those at the right are not (`WindowAttention2d`).
+    What is not valid counts as zeros. A map that no whole number of windows covers is filled up below and at the right
+    for each attention; what fills it below is attended to, what fills it at the right is not (`WindowAttention2d`).
 
     Args:
         in_dim: channels that it takes, and its width.

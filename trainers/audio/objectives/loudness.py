@@ -31,7 +31,8 @@ class LoudnessDifference(WaveformObjective):
     where h = ((P' + c) / (P + c))^1.2 is 0 below 3, at most 12, and takes no gradient.
 
     The 48 bands are equally wide on the Bark scale, from 100 Hz to 7.8 kHz. Phases do not count, and level only as the
-    reference's goes, so it wants the waveform beside it.
+    reference's goes, so it wants the waveform beside it. All of a silent reference is raised to that level, and what
+    was added there with it: leave silence out of training (`AudioFolderData(silence_db=-50)`, its default).
 
     Source: the disturbances of PESQ, Rix, Beerends, Hollier, Hekstra 2001 (https://doi.org/10.1109/ICASSP.2001.941023),
     and of their differentiable form, Martín-Doñas, Gomez, Gonzalez, Peinado 2018

@@ -35,6 +35,7 @@ import semantic_id_methods
 import suggest_codes
 import twins
 import uncertainty
+import unheard
 import yaml
 from PIL import Image
 
@@ -432,6 +433,7 @@ WRITERS = {
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,
+    "unheard": unheard.table,
 }
 """Tables that are not those of one record."""
 

@@ -129,6 +129,10 @@ def test_a_cell_has_the_token_in_its_frame(place: tuple[int, int]) -> None:
     assert not ((cell == PAPER).all(-1).any() and place == (3, 5))
 
 
+def test_a_token_far_beyond_a_small_picture_has_a_cell() -> None:
+    assert picture_cell(numpy.zeros((5, 5, 3), dtype=numpy.uint8), (24, 24, 32, 32)).shape == (CELL, CELL, 3)
+
+
 def test_a_spectrogram_has_its_token_in_the_middle_and_zeros_beyond_the_ends() -> None:
     time = torch.arange(8000) / 8000
     tone = torch.sin(2 * torch.pi * 1000 * time) * ((time > 0.4) & (time < 0.6))

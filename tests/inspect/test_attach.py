@@ -2,12 +2,22 @@
 
 import copy
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vqkit import FSQ, GaussianBottleneck, GroupedQuantizer, Quantizer, ResidualQuantizer, Search, TopKQuantizer
+from vqkit import (
+    FSQ,
+    GaussianBottleneck,
+    GroupedQuantizer,
+    PursuitQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    Search,
+    TopKQuantizer,
+)
 from vqkit.inspect import attach
 
 WIDTH = 6
@@ -129,6 +139,37 @@ def test_interventions_add_up_and_one_level_is_enough() -> None:
             with attachment.ablate(range(8), level=0):
                 network(x)
                 assert (attachment.indices[..., 0] == -1).all() and torch.equal(attachment.indices[..., 1], second)
+
+
+def test_an_ablated_atom_takes_no_coefficients_of_others_along() -> None:
+    quantizer = PursuitQuantizer(WIDTH, 8, 2, levels=16).eval()
+    x = example()
+    with attach(nn.Sequential(nn.Identity()), "0", quantizer) as attachment:
+        quantizer.ranges.fill_(8.0)  # coefficients have levels around the middle, 7 and 8
+        own = quantizer.encode(x)
+        assert (own[..., 1::2] == 7).any() and (own[..., ::2] == 7).any()
+        with attachment.ablate([7]):
+            attachment._quantized(x)
+        atoms = torch.where(own[..., ::2] == 7, -1, own[..., ::2])
+        assert torch.equal(attachment.indices[..., ::2], atoms)
+        assert torch.equal(attachment.indices[..., 1::2], own[..., 1::2])
+        with pytest.raises(ValueError, match=r"codes=\[8\]: expected numbers from 0 to 7"):
+            attachment.ablate([8]).__enter__()
+
+
+def test_parts_with_names_keep_them() -> None:
+    class Parts(NamedTuple):
+        states: Tensor
+        weights: str
+
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Parts:
+            return Parts(x, "weights")
+
+    quantizer = quantizer_of()
+    with attach(network := nn.Sequential(Named()), "0", quantizer):
+        given = network(example())
+    assert type(given) is Parts and torch.equal(given.states, quantizer(example()).quantized)
 
 
 def test_two_networks_and_two_layers_know_nothing_of_each_other() -> None:
@@ -266,3 +307,9 @@ def test_usage_counts_each_of_the_codes_of_a_token() -> None:
 def test_more_codes_than_there_are(k: int) -> None:
     with pytest.raises(ValueError, match=f"k={k}: expected 1 to codebook_size=16"):
         TopKQuantizer(WIDTH, 16, k)
+
+
+def test_heads_have_a_codebook_each_whose_levels_share_it() -> None:
+    heads = quantizer_of("heads")
+    assert heads.level_books == (0, 0, 1, 1) and heads.book_sizes == (8, 8)
+    assert quantizer_of("stages").level_books == (0, 1)

@@ -278,3 +278,11 @@ def test_what_cannot_be_is_refused(build, error, message) -> None:
 
 def test_unit_codebook_starts_on_the_sphere() -> None:
     assert torch.allclose(UnitCodebook(8, 4).vectors.norm(dim=1), torch.ones(8))
+
+
+def test_sparse_codes_do_not_lose_digits_under_autocast() -> None:
+    quantizer, x = PursuitQuantizer(D, K, 3).eval(), rows().float()
+    expected = quantizer.sparse_codes(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantizer.sparse_codes(x)
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.coefficients, expected.coefficients)

@@ -12,6 +12,7 @@ from vqkit.indices import check_indices
 from vqkit.precision import narrowed
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.output import QuantizerOutput
+from vqkit.quantizers.pursuit import PursuitQuantizer
 
 Intervention = Callable[[Tensor], Tensor]
 """From the indices that were chosen to those that are decoded in their place."""
@@ -102,24 +103,29 @@ class Attachment:
 
         Args:
             codes: numbers of codes.
-            level: of which level; None for all.
+            level: of which level; None for all, with `PursuitQuantizer` those of atoms and not of coefficients.
 
         Raises:
             ValueError: there is no such code, or no such level.
         """
         quantizer = self.quantizer
         wanted = torch.tensor(sorted(set(codes)), dtype=torch.int64)
-        if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < quantizer.codebook_size:
-            raise ValueError(f"codes={wanted.tolist()}: expected numbers from 0 to {quantizer.codebook_size - 1}")
         levels = quantizer.num_codebooks if quantizer.level_axis else 0
         if level is not None and not 0 <= level < levels:
             expected = f"0 to {levels - 1}" if levels else "None, since there is one code for each position"
             raise ValueError(f"level={level}: expected {expected}")
+        every = 2 if isinstance(quantizer, PursuitQuantizer) else 1  # a code's number is no coefficient's
+        some = slice(None, None, every) if level is None else slice(level, level + 1)
+        size = max(quantizer.codebook_sizes[some]) if levels else quantizer.codebook_size
+        if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < size:
+            raise ValueError(f"codes={wanted.tolist()}: expected numbers from 0 to {size - 1}")
 
         def ablated(chosen: Tensor) -> Tensor:
             found = torch.isin(chosen, wanted.to(chosen.device))
-            if level is not None:
-                found &= torch.arange(chosen.shape[-1], device=chosen.device) == level
+            if levels:
+                elsewhere = torch.ones(chosen.shape[-1], dtype=torch.bool, device=chosen.device)
+                elsewhere[some] = False
+                found &= ~elsewhere
             return torch.where(found, -1, chosen)
 
         with self._intervening(ablated):
@@ -142,7 +148,10 @@ class Attachment:
                 "first part is one; attach to a layer inside of it"
             )
         vectors = self._quantized(first)
-        return (vectors, *given[1:]) if isinstance(given, tuple) else vectors
+        if not isinstance(given, tuple):
+            return vectors
+        named: Any = given
+        return named._replace(**{named._fields[0]: vectors}) if hasattr(named, "_replace") else (vectors, *given[1:])
 
     def _quantized(self, x: Tensor) -> Tensor:
         self.output = self.quantizer(x)

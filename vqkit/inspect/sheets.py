@@ -69,7 +69,8 @@ def picture_cell(pixels: numpy.ndarray, box: tuple[float, float, float, float]) 
     height, width = pixels.shape[:2]
     top, left, bottom, right = box
     above, beside = AROUND * (bottom - top), AROUND * (right - left)
-    first_row, first_column = max(0, round(top - above)), max(0, round(left - beside))
+    first_row = min(max(0, round(top - above)), height - 1)  # a small picture may be filled up by several tokens
+    first_column = min(max(0, round(left - beside)), width - 1)
     detail = pixels[first_row : min(height, round(bottom + above)), first_column : min(width, round(right + beside))]
     scale = CELL / max(detail.shape[:2])
     size = [max(1, round(side * scale)) for side in detail.shape[1::-1]]

@@ -68,6 +68,16 @@ class CompositeQuantizer(BaseQuantizer):
         """The size of each codebook, in the order of the last axis of the indices."""
         return tuple(size for member in self.members for size in member.codebook_sizes)
 
+    @property
+    def level_books(self) -> tuple[int, ...]:
+        """Those of the members, of which each has its own; see `BaseQuantizer`."""
+        books: list[int] = []
+        for member in self.members:
+            first, own = len(set(books)), member.level_books
+            numbers = {book: first + place for place, book in enumerate(dict.fromkeys(own))}
+            books += [numbers[book] for book in own]
+        return tuple(books) if len(books) == len(self.level_sizes) else super().level_books
+
     def join_levels(self, indices: Iterable[Tensor], shape: Sequence[int]) -> Tensor:
         """Indices of each member, `shape` or (*shape, levels), side by side: (*shape, num_codebooks)."""
         pairs = zip(self.members, indices, strict=True)

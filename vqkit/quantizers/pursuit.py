@@ -16,6 +16,7 @@ from vqkit.parts.losses import CodebookLoss, Commitment, Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.several import SeveralCodesQuantizer
+from vqkit.runtime import autocast_disabled
 
 DEAD = 0.01
 """An atom is dead when its running usage is below this share of the mean."""
@@ -263,7 +264,8 @@ class PursuitQuantizer(SeveralCodesQuantizer):
 
     def sparse_codes(self, x: Tensor) -> SparseCodes:
         """Atoms and unrounded coefficients of vectors (N, D), as `matching_pursuit` finds them."""
-        return matching_pursuit(x.to(self.dtype), self.codebook().detach(), self.steps, choice=self.best_atoms)
+        with autocast_disabled(x.device):
+            return matching_pursuit(x.to(self.dtype), self.codebook().detach(), self.steps, choice=self.best_atoms)
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Pursue each row of `latents` (N, D); see `VectorQuantizer`."""

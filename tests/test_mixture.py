@@ -151,6 +151,13 @@ def test_training_draws_the_number_of_books_uniformly() -> None:
     assert (quantizer.eval()(x).indices >= 0).all()
 
 
+def test_scores_have_no_gradient_where_a_simplex_has_one_corner() -> None:
+    for kept in (1, 2):
+        quantizer = mixture(kept=kept)
+        quantizer(example(4, 30).float()).quantized.square().sum().backward()
+        assert bool(quantizer.weight_net.linear.weight.grad.any()) == (kept == 2)
+
+
 def test_a_book_learns_from_the_cells_that_keep_it() -> None:
     quantizer = mixture(book=partial(Quantizer, "ema", dim=6, codebook_size=16, maintenance=[]), kept=1)
     indices = quantizer(example(4, 30).float()).indices
@@ -286,13 +293,15 @@ def test_sound_takes_maps_of_single_vectors_alone() -> None:
 
 def test_what_has_no_meaning_is_refused() -> None:
     quantizer = mixture()
-    for kept in (0, 5, 1.5):
+    for kept in (0, 5, 1.5, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"kept={kept}: expected how many books a cell keeps, 1 ... 4"):
             quantizer.kept = kept
     with pytest.raises(ValueError, match=r"book built quantizers of \[1, 2\] levels"):
         mixture(book=[book, partial(ResidualQuantizer, book, 2)], num_books=None)
     with pytest.raises(ValueError, match="bits=0: expected the bits of a weight"):
         SimplexWeights(0)
+    with pytest.raises(ValueError, match="bits=nan: expected the bits of a weight"):
+        SignedWeights(math.nan)
     with pytest.raises(ValueError, match="limit=0: expected the largest weight"):
         SignedWeights(limit=0)
     with pytest.raises(ValueError, match="weights=4: expected MixtureWeights"):

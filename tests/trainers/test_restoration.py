@@ -80,6 +80,7 @@ def test_holes_are_drawn_anew_in_training_and_are_the_same_outside_of_it() -> No
     for arguments, message in (
         ((0.0,), "share=0.0: expected a probability"),
         ((0.5, 0), "side=0: expected the pixels"),
+        ((0.5, 1.5), "side=1.5: expected the pixels"),
     ):
         with pytest.raises(ValueError, match=message):
             Holes(*arguments)

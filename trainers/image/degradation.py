@@ -79,9 +79,9 @@ class Holes(Degradation):
         super().__init__()
         if not 0 < share < 1:
             raise ValueError(f"share={share}: expected a probability in (0, 1)")
-        if side < 1:
-            raise ValueError(f"side={side}: expected the pixels of a square's side")
-        self.share, self.side, self.seed = share, side, seed
+        if side < 1 or side != int(side):
+            raise ValueError(f"side={side}: expected the pixels of a square's side, a whole number")
+        self.share, self.side, self.seed = share, int(side), seed
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class MixtureQuantizer(SampleDropout):
 
     @kept.setter
     def kept(self, count: int | None) -> None:
-        if count is not None and (count != int(count) or not 1 <= count <= len(self.books)):
+        if count is not None and (not 1 <= count <= len(self.books) or count != int(count)):
             raise ValueError(f"kept={count}: expected how many books a cell keeps, 1 ... {len(self.books)}, or None")
         count = None if count is None else int(count)
         self._kept = len(self.books) if count is None else count

@@ -23,9 +23,9 @@ class MixtureWeights(Configured, nn.Module, ABC):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        if bits != int(bits) or not 1 <= bits <= MOST_BITS:
+        if not 1 <= bits <= MOST_BITS or bits != int(bits):
             raise ValueError(f"bits={bits}: expected the bits of a weight, 1 ... {MOST_BITS}")
-        self.bits = bits
+        self.bits = int(bits)
 
     @abstractmethod
     def importance(self, scores: Tensor) -> Tensor:
@@ -86,7 +86,8 @@ class SimplexWeights(MixtureWeights):
 
     Each weight w gets floor(w (2^b - 1)) parts, and those with the largest remainders one more until all are given
     away, so that the weights of a cell still sum to 1, and one book alone has the weight 1. The last weight follows
-    from the others: m - 1 of them are sent.
+    from the others: m - 1 of them are sent. Where a cell keeps one book its scores have no gradient, so that training
+    with `kept=1` alone does not learn which one: draw m (`dropout`), or keep more.
 
     Source: the softmax is an option of AdaCode's released code, off by default (Liu et al. 2023, arXiv:2306.06513);
     weights are what M-AdaCode sends (Jiang, Wang, Chen 2023, arXiv:2309.11661). How it rounds them is in no text that

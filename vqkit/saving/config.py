@@ -53,6 +53,7 @@ BUILDABLE = (
     "vqkit.methods.sinkhorn",
     "vqkit.parts.codebooks",
     "vqkit.parts.int8",
+    "vqkit.quantizers.pursuit",
     "vqkit.quantizers.topk",
     "vqkit.quantizers.whitening",
     "vqkit.tokenizers.vectors",

@@ -35,7 +35,7 @@ def test_the_parts_are_all_there_is(several_parts: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("temperature", few([1.0, 0.1], 0.1))
 @pytest.mark.parametrize("shape", few(SHAPES, SHAPES[0]))
 def test_equals_the_plain_form(
     shape: tuple[int, int, int], temperature: float, name: str, several_parts: torch.device

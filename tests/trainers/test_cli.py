@@ -285,9 +285,25 @@ MISTAKES = [
     ({"trainer.strategy": "ddp_notebook"}, "trainer.strategy=ddp_notebook: expected auto or ddp"),
     ({"trainer.strategy": "fsdp"}, "trainer.strategy=fsdp: expected auto or ddp"),
 ]
+ALIKE = {
+    f"{QUANTIZER}.estimator",
+    "trainer.callbacks",
+    "config",
+    "trainer.max_stepps",
+    "data.rsolution",
+    "trainer.strategy",
+    f"{QUANTIZER}.codebok_size",
+}
+"""Whose like is among the others: they wait for the slow tests."""
 
 
-@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=[f"{next(iter(o))}={m[:20]}" for o, m in MISTAKES])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(o, m, id=f"{next(iter(o))}={m[:20]}", marks=[pytest.mark.slow] * (next(iter(o)) in ALIKE))
+        for o, m in MISTAKES
+    ],
+)
 def test_mistakes_are_explained_in_a_few_lines(cli, tmp_path, options, message, monkeypatch):
     monkeypatch.setattr("trainers.image.ImageFolderData._prepare", lambda _: pytest.fail("data were touched"))
     code, _, errors = cli("fit", **options)

@@ -62,8 +62,16 @@ def loaded(path):
     ("options", "how"),
     [
         ({}, "last.ckpt has reached trainer.max_steps=3; to go on, give a larger --trainer.max_steps"),
-        ({"trainer.max_steps": -1, "trainer.max_epochs": 1}, "larger --trainer.max_epochs"),
-        ({"trainer.max_steps": 9, "trainer.max_time": "00:00:00:00"}, "larger --trainer.max_time"),
+        pytest.param(
+            {"trainer.max_steps": -1, "trainer.max_epochs": 1},
+            "larger --trainer.max_epochs",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"trainer.max_steps": 9, "trainer.max_time": "00:00:00:00"},
+            "larger --trainer.max_time",
+            marks=pytest.mark.slow,
+        ),
         ({"ckpt_path": "best", "trainer.max_steps": 2}, "best.ckpt has reached"),
     ],
     ids=["steps", "epochs", "time", "best"],

@@ -48,10 +48,12 @@ SWAPS += [("quantizers/snac", word) for word in ("ema", "fsq")]
 
 
 def usually(config, word):
-    """Every word in pictures, every configuration with one word at least."""
-    return config == "image/quickstart" or word == "fsq" or (config, word) == ("audio/quickstart", "cascaded")
+    """Words of each kind in pictures, every configuration with one word at least."""
+    kinds = ("vq", "ema", "simvq", "ibq", "coda", "cascaded", "gumbel", "lfq", "bsq")
+    return word == "fsq" or (config == "image/quickstart" and word in kinds) or (config, word) == SHARED
 
 
+SHARED = ("audio/quickstart", "cascaded")
 SLOW_SWAPS = {pair for pair in SWAPS if not usually(*pair) or pair[0] == "audio/esc_16khz"}
 
 

@@ -293,7 +293,7 @@ class PursuitQuantizer(SeveralCodesQuantizer):
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Sums (N, D) of `indices` (N, levels), for any prefix of the levels."""
         atoms = self.codebook()
-        total = atoms.new_zeros(len(indices), self.dim)
+        total = atoms.new_zeros(indices.shape[0], self.dim)
         pairs = zip(indices.unbind(-1)[::2], indices.unbind(-1)[1::2], strict=False)
         for step, (found, level) in enumerate(pairs):
             more = self._added(total, atoms, found.clamp(min=0), level.clamp(min=0), step)

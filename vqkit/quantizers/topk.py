@@ -136,7 +136,7 @@ class TopKQuantizer(SeveralCodesQuantizer):
         return self._mean(self.codebook(), indices)
 
     def _mean(self, codes: Tensor, indices: Tensor) -> Tensor:
-        total = codes.new_zeros(len(indices), self.dim)
+        total = codes.new_zeros(indices.shape[0], self.dim)
         for level in indices.unbind(-1):
             chosen = nn.functional.embedding(level.clamp(min=0), codes)
             total = total + torch.where((level >= 0).unsqueeze(-1), chosen, 0)

@@ -77,7 +77,10 @@ def picture_cell(pixels: numpy.ndarray, box: tuple[float, float, float, float]) 
     image = Image.new("RGB", (CELL, CELL), PAPER)
     image.paste(Image.fromarray(numpy.ascontiguousarray(detail)).resize(size, Image.Resampling.NEAREST))
     corners = [left - first_column, top - first_row, right - first_column, bottom - first_row]
-    ImageDraw.Draw(image).rectangle([min(corner * scale, CELL - 1) for corner in corners], outline=FRAME)
+    left, top, right, bottom = (min(corner * scale, CELL - 1) for corner in corners)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline=INK)  # which orange pictures show, too
+    draw.rectangle([left, top, right, bottom], outline=FRAME)
     return numpy.asarray(image)
 
 

@@ -279,15 +279,7 @@ class PursuitQuantizer(SeveralCodesQuantizer):
             total = self._added(total, atoms, found, level, step)
             tokens += [found, level]
         indices = torch.where(valid.unsqueeze(-1), torch.stack(tokens, dim=-1), -1)
-        selection = Selection(
-            latents=latents,
-            z=latents,
-            codes=None,  # of which none is selected by itself
-            indices=indices,
-            selected=total,
-            valid=valid,
-            several=indices[:, ::2],
-        )
+        selection = self.selection(latents, valid, total, indices, indices[:, ::2])
         return straight_through(total, latents) if torch.is_grad_enabled() else total, selection
 
     def code_lookup(self, indices: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.compatibility import IncompatibleParts, check_names
 from vqkit.parts.losses import Loss
+from vqkit.parts.selection import Selection
 from vqkit.quantizers.base import WATCHED_STEP, WATCHED_VECTORS, VectorQuantizer
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.quantizers.quantizer import spread
@@ -62,6 +63,26 @@ class SeveralCodesQuantizer(VectorQuantizer):
             vectors_per_step: how many vectors a training step will show, over all ranks.
             seed: of random choices.
         """
+
+    def selection(self, latents: Tensor, valid: Tensor, selected: Tensor, indices: Tensor, codes: Tensor) -> Selection:
+        """What `choose` gives to losses and statistics.
+
+        Args:
+            latents: (N, D), which are compared as they are.
+            valid: (N,) bool.
+            selected: (N, D) what the codes make together.
+            indices: (N, levels).
+            codes: (N, k), those of `indices` that name codes.
+        """
+        return Selection(
+            latents=latents,
+            z=latents,
+            codes=None,  # of which none is selected by itself
+            indices=indices,
+            selected=selected,
+            valid=valid,
+            several=codes,
+        )
 
     @uncompiled  # the step counters are Python numbers
     @torch.no_grad()

@@ -114,15 +114,7 @@ class TopKQuantizer(SeveralCodesQuantizer):
         found = self.search.best(latents, codes, self.k)
         selected = self._mean(codes, found)
         indices = torch.where(valid.unsqueeze(-1), found, -1)
-        selection = Selection(
-            latents=latents,
-            z=latents,
-            codes=None,  # of which none is selected by itself
-            indices=indices,
-            selected=selected,
-            valid=valid,
-            several=indices,
-        )
+        selection = self.selection(latents, valid, selected, indices, indices)
         estimated = straight_through(selected, latents + selected) if torch.is_grad_enabled() else selected
         return estimated, selection
 

@@ -39,6 +39,15 @@ def built(parser, node):
         return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
 
 
+def without_codebooks(node):
+    """What is left of a configuration when a swap has said that it drops the codebooks' own settings."""
+    if isinstance(node, list):
+        return [without_codebooks(item) for item in node]
+    if isinstance(node, dict):
+        return {key: None if key == "codebook" else without_codebooks(value) for key, value in node.items()}
+    return node
+
+
 REVERSIBLE = ("image/quickstart", "audio/quickstart", "audio/speech", "quantizers/residual")
 SWAPS = [(config, word) for config in ("image/quickstart", "audio/speech") for word in WORDS]
 SWAPS += [("audio/quickstart", word) for word in ("cascaded", "simvq", "fsq")]
@@ -66,7 +75,8 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
     again = parsed(parser, made)
     assert swapped(again, word) == (again, [])
     if WORDS[word].quantizer is Quantizer and config in REVERSIBLE:
-        assert parsed(parser, swapped(again, "ema")[0]) == node
+        told = any("without its codebook" in line for line in lines)
+        assert parsed(parser, swapped(again, "ema")[0]) == (without_codebooks(node) if told else node)
     if (config, word) == ("quantizers/residual", "cascaded"):
         with pytest.raises(ValueError, match="what a cascaded codebook leaves over"):
             built(parser, again)

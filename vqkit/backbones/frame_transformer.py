@@ -137,14 +137,11 @@ class WindowedAttention(StreamingLayer):
         told = torch.stack([keys, maps[2]])
         kept = self.preceded(told, self.before, after=self.after, dim=-2)
         windows = F.pad(told if alone else kept, (0, 0, 0, missing)).unfold(-2, block + before + after, block).mT
+        asked = F.pad(queries, (0, 0, 0, missing)).unflatten(2, (blocks, block))
+        query, key, value = (rearrange(part, "b h n s d -> (b n) h s d") for part in (asked, *windows))
         positions = torch.arange(-before, block + after, device=x.device)
-        attended = F.scaled_dot_product_attention(
-            *(
-                rearrange(part, "b h n s d -> (b n) h s d")
-                for part in (F.pad(queries, (0, 0, 0, missing)).unflatten(2, (blocks, block)), *windows)
-            ),
-            attn_mask=self._mask(positions, known, frames, block).repeat(x.shape[0], 1, 1, 1),
-        )
+        mask = self._mask(positions, known, frames, block).repeat(x.shape[0], 1, 1, 1)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         joined = rearrange(attended, "(b n) h s d -> b (n s) (h d)", n=blocks)
         return self.output(joined[:, :frames])
 

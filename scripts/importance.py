@@ -28,10 +28,9 @@ from trainers.image.comparison import load_photographs
 from trainers.image.metrics import psnr, to_uint8_grid
 from vqkit import Tokenizer, bake
 from vqkit.backbones.protocol import properties_of
+from vqkit.clustering import importance_kmeans, kmeans, mahalanobis_start
 from vqkit.deployment.int8 import CodeChange, code_change, to_int8
-from vqkit.importance import importance_kmeans, mahalanobis_start
 from vqkit.kernels import nearest, weighted_nearest
-from vqkit.kmeans import kmeans
 from vqkit.parts.int8 import Int8Codebook, RowScaledInt8Codebook
 from vqkit.saving.files import write_json
 

@@ -40,8 +40,8 @@ from trainers.audio.metrics import AudioMetrics, protocol
 from trainers.audio.networks.teacher import on_frames
 from trainers.audio.word_errors import Transcriber
 from vqkit import AudioTokenizer
+from vqkit.clustering import kmeans
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 from vqkit.saving.files import write_json
 from vqkit.saving.weights import no_download
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
+from vqkit.clustering.kmeans import kmeans
 from vqkit.functional import matching_map
-from vqkit.kmeans import kmeans
 from vqkit.precision import FullPrecisionModule, widened
 from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured

@@ -33,10 +33,10 @@ from vqkit.saving.files import write_json
 
 RECORD = ROOT / "docs/results/pursuit.json"
 PHOTOS = ROOT / "data/photos"
-COUNTS = {"train": 40, "validation": 8}
+COUNTS = {"train": 40, "validation": 24}
 """Photographs of each split, at even distances in the order of their names; small ones are left out."""
 SIDE, WIDTH = 224, 384
-CODES, STEPS, BATCH, LEARNING_RATE = 512, 60, 256, 3e-3
+CODES, STEPS, BATCH, LEARNING_RATE = 512, 400, 256, 3e-3
 SAMPLES = 8192
 """Vectors that `initialize` is given."""
 SHRINKAGE = 0.01

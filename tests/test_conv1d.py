@@ -16,6 +16,7 @@ from vqkit.backbones.activations import ELU, Snake, Tanh
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.frame_transformer import WindowedTransformer
 from vqkit.backbones.mdct import blocked_basis, lapped_basis
+from vqkit.backbones.streaming import streaming
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
 from vqkit.saving.config import from_config, to_config
 
@@ -325,6 +326,21 @@ def test_windowed_attention_is_attention_with_a_window(causal: bool, context_fra
     attention = model.layers[0].attention
     x = torch.randn(2, frames, 12, dtype=torch.float64)
     torch.testing.assert_close(attention(x), attention_oracle(attention, x))
+
+
+def test_a_stream_knows_its_positions_after_years() -> None:
+    transformer = WindowedTransformer(8, num_layers=2, num_heads=2, context_frames=5, layer_scale=1.0)
+    chunks = torch.randn(1, 8, 12).split([6, 3, 3], -1)
+    made = []
+    for years in (0, 5):
+        with streaming(transformer):
+            transformer(chunks[0])
+            for layer in transformer.layers:
+                layer.attention.stream.past = None  # it would have been turned by other angles
+                layer.attention.stream.seen += years * 365 * 24 * 3600 * 25
+            made.append(torch.cat([transformer(chunk) for chunk in chunks[1:]], -1))
+    # Angles of 4e9 have an error of 4e9 * 2^-53 = 5e-7 in double precision; in float32 they would be noise.
+    torch.testing.assert_close(*made, atol=1e-5, rtol=1e-5)
 
 
 def test_the_memory_of_attention_grows_linearly(monkeypatch) -> None:

@@ -74,12 +74,12 @@ def test_in_double_precision_nothing_is_left_but_rounding(sizes: list[int]) -> N
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "default")
 def test_the_first_chunk_is_the_beginning_of_one_pass(options: dict[str, Any]) -> None:
-    model = nn.Sequential(*build(**options))
-    waves = torch.randn(1, 1, 2 * model[0].downsampling_factor)
+    model = nn.Sequential(*build(**options)).double()
+    waves = torch.randn(1, 1, 2 * model[0].downsampling_factor, dtype=torch.float64)
     with torch.no_grad():
         expected = model(waves)
-    with streaming(model):
-        assert torch.equal(model(waves), expected)
+    with streaming(model):  # the same sums, in another order on some processors
+        torch.testing.assert_close(model(waves), expected, atol=1e-12 * float(expected.abs().max()), rtol=0)
 
 
 def test_weight_norm_is_computed_once_per_stream() -> None:

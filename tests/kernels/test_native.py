@@ -129,6 +129,8 @@ def test_equals_the_torch_path(
     mask, number = valid if masked else None, min(k, size)
     found = by_native(x, codes, metric, number, mask)
     assert torch.equal(found, by_torch(x, codes, metric, number, mask))
+    for row, among_others in zip(x[:4, None], found, strict=False):
+        assert torch.equal(by_native(row, codes, metric, number, mask)[0], among_others)
 
 
 @built
@@ -241,7 +243,9 @@ def test_rows_far_from_all_codes_keep_their_digits(variant: str) -> None:
 def test_scales_at_which_float32_overflows_or_underflows(variant: str, scale: float) -> None:
     x, codes = scale * normal(60, 6), scale * normal(40, 6, seed=1)
     for metric in METRICS:
-        assert torch.equal(by_native(x, codes, metric)[:, 0], oracle(x, codes, metric)), metric
+        expected = oracle(x, codes, metric)
+        assert torch.equal(by_native(x, codes, metric)[:, 0], expected), metric
+        assert torch.equal(torch.cat([by_native(row, codes, metric)[:, 0] for row in x[:, None]]), expected), metric
 
 
 @built
@@ -253,6 +257,7 @@ def test_levels_equal_the_loop(variant: str, threads: int) -> None:
         expected = residual_nearest(x, books)
     found = residual_nearest(x, books)
     assert torch.equal(found.indices, expected.indices) and torch.equal(found.quantized, expected.quantized)
+    assert torch.equal(torch.cat([residual_nearest(row, books).indices for row in x[:, None]]), expected.indices)
 
 
 @pytest.mark.slow
@@ -270,7 +275,8 @@ def test_a_smaller_bound_certifies_a_wrong_code(tmp_path: Path, roundings: str |
         shipped = "const double operations = depth + 3, relative = operations * 0x1p-24"
         replaced = (shipped, shipped.replace("depth + 3", roundings))
     search = compiled(tmp_path, "portable", replaced=replaced)
-    assert search(x, codes, "dot").tolist() == [1 if roundings is None else 0]
+    twice = x.repeat(2, 1)  # a row alone would not be scanned
+    assert search(twice, codes, "dot").tolist() == 2 * [1 if roundings is None else 0]
 
 
 @built

@@ -1,8 +1,8 @@
 """A transformer over frames that looks a fixed number of them back, as in Mimi before its quantizer.
 
 Attention goes block by block: a block of queries sees the keys of its own window only, so that time and memory grow
-linearly with the length. Rotary positions are counted from the start of the block. Only their differences matter, and
-the numbers stay small however long a stream runs.
+linearly with the length. Rotary positions are counted from the start of the recording, and their angles are formed in
+double precision, so that a stream may run for years. A stream keeps keys that are turned already.
 """
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.streaming import StreamingLayer
 from vqkit.backbones.temporal import Interval
+from vqkit.precision import widest_dtype
 from vqkit.saving.config import Configured
 
 
@@ -121,7 +122,8 @@ class WindowedAttention(StreamingLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to the same."""
         frames = x.shape[1]
-        known = 0 if self.stream is None else min(self.stream.seen, self.before)
+        seen = 0 if self.stream is None else self.stream.seen
+        known = min(seen, self.before)
         # Every query of the last block, also of those that are cut off again, sees a frame then: no row is all masked.
         exporting = torch.compiler.is_exporting()  # for all lengths at once, of which none is told apart
         block = self.before + 1 if exporting else min(self.before + 1, frames)
@@ -130,19 +132,16 @@ class WindowedAttention(StreamingLayer):
         alone = not exporting and blocks == 1 and not known
         before, after = (0, 0) if alone else (self.before, self.after)
         missing = blocks * block - frames
-        maps = rearrange(self.query_key_value(x), "b t (three h d) -> b three h t d", three=3, h=self.num_heads)
-        queries = F.pad(maps[:, 0], (0, 0, 0, missing)).unflatten(2, (blocks, block))
-        kept = self.preceded(maps[:, 1:], self.before, after=self.after, dim=-2)
-        kept = maps[:, 1:] if alone else kept
-        windows = F.pad(kept, (0, 0, 0, missing)).unfold(-2, block + before + after, block).mT
-        keys, values = windows[:, 0], windows[:, 1]
+        maps = rearrange(self.query_key_value(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        queries, keys = rotate(maps[:2], torch.arange(frames, device=x.device) + seen)
+        told = torch.stack([keys, maps[2]])
+        kept = self.preceded(told, self.before, after=self.after, dim=-2)
+        windows = F.pad(told if alone else kept, (0, 0, 0, missing)).unfold(-2, block + before + after, block).mT
+        asked = F.pad(queries, (0, 0, 0, missing)).unflatten(2, (blocks, block))
+        query, key, value = (rearrange(part, "b h n s d -> (b n) h s d") for part in (asked, *windows))
         positions = torch.arange(-before, block + after, device=x.device)
-        attended = F.scaled_dot_product_attention(
-            rearrange(rotate(queries, positions[before:][:block]), "b h n s d -> (b n) h s d"),
-            rearrange(rotate(keys, positions), "b h n s d -> (b n) h s d"),
-            rearrange(values, "b h n s d -> (b n) h s d"),
-            attn_mask=self._mask(positions, known, frames, block).repeat(x.shape[0], 1, 1, 1),
-        )
+        mask = self._mask(positions, known, frames, block).repeat(x.shape[0], 1, 1, 1)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         joined = rearrange(attended, "(b n) h s d -> b (n s) (h d)", n=blocks)
         return self.output(joined[:, :frames])
 
@@ -173,9 +172,10 @@ def rotate(x: Tensor, positions: Tensor, *, period: float = 10_000.0) -> Tensor:
     Source: Su et al. 2021 (arXiv:2104.09864), section 3.2, with the pairs (i, i + D / 2).
     """
     half = x.shape[-1] // 2
-    precision = torch.promote_types(x.dtype, torch.float32)
+    precision = widest_dtype(x.device)
     frequencies = period ** (-torch.arange(half, device=x.device, dtype=precision) / half)
     angles = positions[:, None] * frequencies
     first, second = x[..., :half], x[..., half:]
-    cosines, sines = angles.cos(), angles.sin()
+    table = torch.promote_types(x.dtype, torch.float32)
+    cosines, sines = angles.cos().to(table), angles.sin().to(table)
     return torch.cat([first * cosines - second * sines, first * sines + second * cosines], -1).to(x.dtype)

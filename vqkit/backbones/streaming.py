@@ -76,8 +76,9 @@ class StreamingLayer(nn.Module):
             past = beginning(x, steps, mode, dim=dim)
         check_same_stream(past, x, dim)
         joined = torch.cat([past, x], dim)
-        # A copy: a view would keep the whole chunk alive until the next.
-        self.stream.past = joined.narrow(dim, joined.shape[dim] - steps, steps).clone()
+        past = joined.narrow(dim, joined.shape[dim] - steps, steps)
+        # A copy of the end of a long chunk: a view would keep the whole alive until the next.
+        self.stream.past = past.clone() if joined.shape[dim] > 2 * steps else past
         self.stream.seen += x.shape[dim]
         return joined
 

@@ -77,11 +77,8 @@ class BranchedQuantizer(DepthDropout):
         depths, passed = (draw(step, latents.shape[0]) for draw in (self.sample_depths, self.sample_passed))
         total, members = torch.zeros_like(latents), []
         for number, branch in enumerate(self.branches):
-            given = self.enter(number, latents, total)
             counts = valid if depths is None else used(valid, depths, number)
-            # A map that diverged must not take codebooks along.
-            counts = counts & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
-            given = torch.where(counts.unsqueeze(-1), given, 0)
+            given, counts = _finite(self.enter(number, latents, total), counts)
             members.append(branch.quantize(given, counts))
             vectors = members[-1].vectors
             if passed is not None:
@@ -206,6 +203,12 @@ class SplitQuantizer(BranchedQuantizer):
         self.project_in = nn.ModuleList(nn.Linear(dim, size, bias=False, dtype=torch.float32) for size in sizes)
         self.project_out = nn.ModuleList(nn.Linear(size, dim, bias=False, dtype=torch.float32) for size in sizes)
 
+    def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
+        """The branches' own: none waits for what another one chose; see `BaseQuantizer`."""
+        given = (_finite(self.enter(number, latents, latents), valid) for number in range(len(self.branches)))
+        parts = [branch.assign(*pair) for branch, pair in zip(self.branches, given, strict=True)]
+        return self.join_levels(parts, valid.shape)
+
     def enter(self, number: int, latents: Tensor, total: Tensor) -> Tensor:
         """The latents through the map of the branch; see `BranchedQuantizer`."""
         return self.project_in[number](latents)
@@ -279,6 +282,12 @@ class FeatureSplitQuantizer(BranchedQuantizer):
         if number:
             return torch.nn.functional.pad(vectors, (self.branches[0].dim, 0))
         return torch.cat([vectors, self.project_out(vectors)], dim=-1)
+
+
+def _finite(given: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """What a branch is given, zeros where it does not count: a map that diverged must not take codebooks along."""
+    counts = counts & (torch.linalg.vector_norm(given.detach(), dim=-1) < torch.inf)
+    return torch.where(counts.unsqueeze(-1), given, 0), counts
 
 
 def _build(branch: Sequence[Callable[[], BaseQuantizer]], owner: str) -> list[BaseQuantizer]:

@@ -10,28 +10,34 @@
 namespace vqkit {
 namespace {
 
-// The score of one code in double precision; infinite for a code that may not win.
+// The score of one code in double precision; infinite for a code that may not win. Four sums side by side: one alone would
+// wait for itself.
 template <Metric metric>
 inline double exact_score_in(const Book& book, const float* row, int64_t k) {
+  constexpr int64_t together = 4;
   const float* code = book.codes + k * book.depth;
-  Doubles sums = {}, squares = {};
+  Doubles sums[together] = {}, squares[together] = {};
   double sum = 0, square = 0;
-  int64_t d = 0;
-  for (; d + kDoubles <= book.depth; d += kDoubles) {
+  const auto add = [&](int64_t i, int64_t d) {
     const Doubles m = widen(book.center + d), y = widen(row + d), f = widen(code + d) - m;
-    if (metric == Metric::euclidean) sums += (0.5 * f - (y - m)) * f;
-    if (metric != Metric::euclidean) sums -= y * f;
-    if (metric == Metric::cosine) squares += f * f;
+    if (metric == Metric::euclidean) sums[i] += (0.5 * f - (y - m)) * f;
+    if (metric != Metric::euclidean) sums[i] -= y * f;
+    if (metric == Metric::cosine) squares[i] += f * f;
+  };
+  int64_t d = 0;
+  for (; d + together * kDoubles <= book.depth; d += together * kDoubles) {
+    for (int64_t i = 0; i < together; ++i) add(i, d + i * kDoubles);
   }
+  for (; d + kDoubles <= book.depth; d += kDoubles) add(0, d);
   for (; d < book.depth; ++d) {
     const double m = book.center[d], y = row[d], f = code[d] - m;
     if (metric == Metric::euclidean) sum += (0.5 * f - (y - m)) * f;
     if (metric != Metric::euclidean) sum -= y * f;
     if (metric == Metric::cosine) square += f * f;
   }
-  double score = sum + add_up(sums);
+  double score = sum + add_up((sums[0] + sums[1]) + (sums[2] + sums[3]));
   if (metric == Metric::cosine) {
-    square += add_up(squares);
+    square += add_up((squares[0] + squares[1]) + (squares[2] + squares[3]));
     score = square > 0 ? score / sqrt(square) : square;  // what is not a number stays so
   }
   return isfinite(score) ? score : INFINITY;
@@ -60,6 +66,18 @@ double reach_of(const Book& book, double norm, double score) {
 double tie_width(const Book& book, double norm, double best) {
   const double reach = reach_of(book, norm, best);
   return 32 * score_error(book.metric == Metric::euclidean, norm, reach, rounding_of_doubles(book.depth));
+}
+
+// A length that no code exceeds, less the center: tie_width reads it.
+double length_of_longest(const Book& book) {
+  if (book.metric == Metric::euclidean) return INFINITY;  // reach_of knows one of its own
+  if (book.metric == Metric::cosine) return 1;
+  double largest = 0;
+  for (int64_t k = 0; k < book.size; ++k) {
+    const double square = book.may_win(k) ? squared_length(book.codes + k * book.depth, book.depth) : 0;
+    if (isfinite(square)) largest = larger(largest, square);
+  }
+  return sqrt(largest) + sqrt(squared_length(book.center, book.depth));
 }
 
 struct Difference {  // by how much a code is worse than another, at least and at most

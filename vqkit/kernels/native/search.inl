@@ -6,6 +6,7 @@
 //   scan      keeps the smallest scores of each row (nearest_one.inl for one code, nearest_many.inl for several);
 //   decide    rows whose best codes lead by more than the rounding error;
 //   look twice at the rows that are left: every code within the rounding error of the best, in double precision.
+// A row alone, as a stream has it, is compared with every code in double precision at once: packing them would take longer.
 
 #include "nearest_many.inl"
 #include "nearest_one.inl"
@@ -71,6 +72,15 @@ void resolve(
     best_of(book, x + r * book.depth, norms[r], nullptr, book.size, k, scratch, indices + r * stride);
   }
 }
+
+// In the place of a scan, for a row alone: leaves it undecided.
+struct NoScan {
+  static int64_t bytes(int64_t, int64_t) { return 0; }
+  NoScan(void*, int64_t, int64_t) {}
+  void clear(int64_t) {}
+  double scan(const Book& book, int64_t, int64_t, const float*) { return length_of_longest(book); }
+  bool decide(const Book&, const float*, double, int64_t, int64_t*, double*) { return false; }
+};
 
 // Rows [first, last) of the problem in every level, at most `rows_at_once` of them.
 template <class Nearest>
@@ -151,6 +161,7 @@ void resolve_parts(const Problem& problem, int64_t parts, char* found) {
 
 void search_rows(const Problem& problem, int64_t first, int64_t last) {
   const Session session;
+  if (last - first == 1) return search_levels<NoScan>(problem, first, last);
   problem.k == 1 ? search_blocks<NearestOne>(problem, first, last) : search_blocks<NearestMany>(problem, first, last);
 }
 

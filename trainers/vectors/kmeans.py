@@ -24,7 +24,7 @@ def kmeans_tokenizer(
     Args:
         vectors: (M, D) of items.
         sizes: codes of each level, coarse first.
-        cluster: `PLAIN`, or `balanced_kmeans` of `vqkit.balanced`.
+        cluster: `PLAIN`, or `vqkit.clustering.balanced_kmeans`.
         seed: of the clustering.
     """
     dim = vectors.shape[1]

@@ -25,8 +25,9 @@ from typing import Any
 import jsonargparse
 import torch
 from document_tables import wrapped
-from first_run import ROOT, processor, run, training_facts
+from first_run import ROOT, run, training_facts
 from PIL import Image
+from records import fill, load_record, one_thread
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -35,7 +36,6 @@ from trainers.image.metrics import ImageMetrics, protocol, to_uint8_grid
 from trainers.run.bases import read_config
 from vqkit import MixtureQuantizer, Tokenizer
 from vqkit.bitstream import TokenCodec
-from vqkit.saving.files import write_json
 
 CONFIGS = ROOT / "configs/image"
 RECORD, PICTURE = ROOT / "docs/results/adacode.json", ROOT / "docs/results/adacode.jpg"
@@ -63,17 +63,14 @@ def main() -> None:
     names = train_all(runs)
     originals = photographs()
     parts: dict[str, Callable[[], Any]] = {
-        "machine": lambda: ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
+        "machine": lambda: one_thread(arguments.circumstances),
         "training": lambda: {name: training_facts(runs / name, "")["steps"] for name in names},
         "protocol": lambda: measured_by(originals),
         "rates": lambda: rates(runs, originals),
         "restoration": lambda: {name: restored(runs, name, originals) for name in RESTORED},
     }
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() and not arguments.again else {}
-    for name, measure in parts.items():
-        if name not in record:
-            print(f"measuring {name} ...", flush=True)
-            write_json(RECORD, record := record | {name: measure()})
+    record = load_record(RECORD, again=arguments.again)
+    fill(RECORD, record, record, parts)
     draw(runs, originals[list(SHOWN)], PICTURE)
     print(table(record))
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vqkit.kmeans import kmeans
+from vqkit.clustering import kmeans
 from vqkit.saving.files import write_whole
 
 

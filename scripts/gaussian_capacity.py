@@ -18,8 +18,9 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 from document_tables import wrapped
-from first_run import ROOT, processor
+from first_run import ROOT
 from matplotlib.figure import Figure
+from records import load_record, one_thread
 from torch import Tensor
 
 from trainers.core.figures import write_figure
@@ -215,12 +216,12 @@ def main() -> None:
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = {} if arguments.again or not RECORD.is_file() else json.loads(RECORD.read_text())
+    record = load_record(RECORD, again=arguments.again)
     for name, cell in CELLS.items():
         if name not in record.get("cells", {}):
             cells = record.get("cells", {}) | {name: cell.measured()}
             cells = {name: cells[name] for name in CELLS if name in cells}
-            machine = ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances]))
+            machine = one_thread(arguments.circumstances)
             write_json(RECORD, record := {"machine": machine, "protocol": PROTOCOL, "cells": cells})
             print(f"{cell.title}: {cells[name]['distortion']:.4f}", flush=True)
     draw(record["cells"])

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from document_tables import wrapped
-from first_run import ROOT, processor
+from first_run import ROOT
+from records import fill, load_record, one_thread
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
@@ -28,12 +29,10 @@ from trainers.image.comparison import load_photographs
 from trainers.image.metrics import psnr, to_uint8_grid
 from vqkit import Tokenizer, bake
 from vqkit.backbones.protocol import properties_of
+from vqkit.clustering import importance_kmeans, kmeans, mahalanobis_start
 from vqkit.deployment.int8 import CodeChange, code_change, to_int8
-from vqkit.importance import importance_kmeans, mahalanobis_start
 from vqkit.kernels import nearest, weighted_nearest
-from vqkit.kmeans import kmeans
 from vqkit.parts.int8 import Int8Codebook, RowScaledInt8Codebook
-from vqkit.saving.files import write_json
 
 RECORD = ROOT / "docs/results/importance.json"
 TRAINING, UNSEEN = ROOT / "assets/images/train", ROOT / "assets/images/eval"
@@ -56,15 +55,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts: dict[str, Callable[[], Any]] = {
-        "machine": lambda: ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
+        "machine": lambda: one_thread(arguments.circumstances),
         "tokenizer": lambda: stored_tokenizer(arguments.tokenizer),
         "layers": layers,
     }
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() and not arguments.again else {}
-    for name, measure in parts.items():
-        if name not in record:
-            print(f"measuring {name} ...", flush=True)
-            write_json(RECORD, record := record | {name: measure()})
+    record = load_record(RECORD, again=arguments.again)
+    fill(RECORD, record, record, parts)
     print(layers_table(), tokenizer_table(), sep="\n\n")
 
 

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from document_tables import wrapped
-from first_run import ROOT, processor
+from first_run import ROOT
+from frozen_features import descended
+from records import one_thread
 from semantic import SAMPLE_RATE, TEACHER, Labelled, read
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def main() -> None:
     plain = {split: heard(teacher, utterances, split) for split in utterances.paths}
     share = utterances.frames("train").bincount(minlength=len(utterances.phones)) / len(plain["train"][0])
     record: dict[str, Any] = {
-        "machine": ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
+        "machine": one_thread(arguments.circumstances),
         "frames": {split: len(found[0]) for split, found in plain.items()},
         "utterances": {split: len(paths) for split, paths in utterances.paths.items()},
         "phones": {phone: float(part) for phone, part in zip(utterances.phones, share, strict=True)},
@@ -95,17 +97,8 @@ def heard(teacher: SpeechTeacher, utterances: Labelled, split: str) -> tuple[Ten
 def trained(quantizer: TopKQuantizer, features: Tensor) -> BaseQuantizer:
     """Codes that have learned the features of a frozen layer."""
     quantizer.initialize(features[torch.randperm(len(features))].split(4096), samples=16 * CODES)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(0)
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - step / STEPS)
-        loss = quantizer(features[torch.randint(len(features), (BATCH,), generator=generator)]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    quantizer.step()
-    return quantizer.eval()
+    return descended(quantizer, features, steps=STEPS, batch=BATCH, learning_rate=LEARNING_RATE, generator=generator)
 
 
 @torch.no_grad()

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from document_tables import wrapped
-from first_run import ROOT, processor
+from first_run import ROOT
+from frozen_features import descended
+from records import one_thread
 from torch import Tensor
 
 from trainers.image.networks.dinov2 import DINOv2Small
@@ -64,7 +66,7 @@ def main() -> None:
         "whitened": {split: whitening(rows) for split, rows in features.items()},
     }
     record: dict[str, Any] = {
-        "machine": ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
+        "machine": one_thread(arguments.circumstances),
         "patches": {split: len(rows) for split, rows in features.items()},
         "photographs": {split: len(rows) * 14**2 // SIDE**2 for split, rows in features.items()},
         "rows": {},
@@ -103,17 +105,7 @@ def trained(quantizer: BaseQuantizer, rows: Tensor) -> BaseQuantizer:
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(rows), generator=generator)
     quantizer.initialize(rows[order[:SAMPLES]].split(BATCH), samples=SAMPLES)
-    parameters = [*quantizer.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE) if parameters else None
-    for step in range(STEPS):
-        loss = quantizer(rows[torch.randint(len(rows), (BATCH,), generator=generator)]).loss
-        if optimizer is not None:
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    quantizer.step()
-    return quantizer.eval()
+    return descended(quantizer, rows, steps=STEPS, batch=BATCH, learning_rate=LEARNING_RATE, generator=generator)
 
 
 @torch.no_grad()

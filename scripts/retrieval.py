@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vqkit import LFQ, BitEntropy, Commitment, GroupedQuantizer, Quantizer
 from vqkit.functional import unit
-from vqkit.infomax import code_scores, digit_dependence, infomax_loss, storage_bits
+from vqkit.methods.infomax import code_scores, digit_dependence, infomax_loss, storage_bits
 from vqkit.saving.files import write_json
 
 RECORD = ROOT / "docs/results/retrieval.json"

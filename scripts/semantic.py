@@ -31,7 +31,8 @@ import whisper_encoder
 from document_tables import wrapped
 from fetching.debian import obtain, unpack
 from fetching.sources import sources
-from first_run import ROOT, processor, run, training_facts
+from first_run import ROOT, run, training_facts
+from records import fill, load_record, one_thread
 from torch import Tensor
 
 from trainers.audio import SpeechTeacher
@@ -40,9 +41,8 @@ from trainers.audio.metrics import AudioMetrics, protocol
 from trainers.audio.networks.teacher import on_frames
 from trainers.audio.word_errors import Transcriber
 from vqkit import AudioTokenizer
+from vqkit.clustering import kmeans
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
-from vqkit.saving.files import write_json
 from vqkit.saving.weights import no_download
 
 RECORD = ROOT / "docs/results/semantic.json"
@@ -75,14 +75,14 @@ def main() -> None:
             train(name, arguments.runs, resumed=(folder / "checkpoints/last.ckpt").is_file())
     utterances, transcriber = Labelled(), Transcriber(arguments.recognizer)
     heard = load_utterances(EVALUATION, SAMPLE_RATE)
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() and not arguments.again else {}
+    record = load_record(RECORD, again=arguments.again)
     facts = {
-        "machine": lambda: ", ".join(filter(None, [f"one thread of {processor()}", arguments.circumstances])),
+        "machine": lambda: one_thread(arguments.circumstances),
         "phones": utterances.facts,
         "words": lambda: of_originals(heard, transcriber),
         "teacher": lambda: of_teacher(utterances),
     }
-    fill(record, record, facts)
+    fill(RECORD, record, record, facts)
     for name, folder in folders.items():
         codec = AudioTokenizer.from_pretrained(folder / "tokenizer").eval()
         parts = {
@@ -91,17 +91,8 @@ def main() -> None:
             "word_errors": partial(of_words, codec, heard, transcriber),
             "sound": partial(of_sound, codec, heard),
         }
-        fill(record, record.setdefault(name, {}), parts)
+        fill(RECORD, record, record.setdefault(name, {}), parts)
     print(table())
-
-
-def fill(record: dict[str, Any], place: dict[str, Any], parts: Mapping[str, Callable[[], Any]]) -> None:
-    """Measure the parts that a place of the record has not, and write the whole record after each."""
-    for name, measure in parts.items():
-        if name not in place:
-            print(f"measuring {name} ...", flush=True)
-            place[name] = measure()
-            write_json(RECORD, record)
 
 
 def prepare() -> None:

@@ -35,7 +35,7 @@ from trainers.vectors.ids import tuples_of
 from trainers.vectors.kmeans import PLAIN, kmeans_tokenizer
 from trainers.vectors.metrics import item_figures
 from vqkit import CodebookUsage
-from vqkit.balanced import balanced_kmeans
+from vqkit.clustering import balanced_kmeans
 from vqkit.saving.files import write_json
 from vqkit.tokenizers.vectors import CommonScale, VectorTokenizer
 

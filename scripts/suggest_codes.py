@@ -30,10 +30,9 @@ from trainers.audio.mdct_kmeans import draw_windows
 from trainers.core.figures import write_figure
 from trainers.image.networks.dinov2 import DINOv2Small
 from vqkit.backbones.mdct import lapped_basis
+from vqkit.clustering import kmeans, suggest_codebook
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 from vqkit.saving.files import write_json
-from vqkit.structural_entropy import suggest_codebook
 
 RECORD, PICTURE = ROOT / "docs/results/suggest_codes.json", ROOT / "docs/results/suggest_codes.png"
 SAMPLES = 4096

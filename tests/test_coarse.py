@@ -1,4 +1,4 @@
-"""Coarse labels: there and back, the chain rules of entropy and cross-entropy, and three ways to make groups."""
+"""Coarse labels: there and back, the chain rules of entropy and cross-entropy, and nested groups."""
 
 import re
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from vqkit.coarse import CoarseLabels, agglomerative_labels, balanced_labels, kmeans_labels, nested_labels
+from vqkit.clustering import agglomerative_labels, balanced_labels, kmeans_labels
+from vqkit.layouts.coarse import CoarseLabels, nested_labels
 
 CLUSTERINGS = [kmeans_labels, balanced_labels, agglomerative_labels]
 UNEVEN = CoarseLabels(torch.tensor([1, 0, 1, 2, 1, 0]))
@@ -68,50 +68,10 @@ def test_cross_entropies_add_up() -> None:
     torch.testing.assert_close(UNEVEN.coarse_logits(logits).softmax(-1), summed)
 
 
-@pytest.mark.parametrize("clustering", CLUSTERINGS)
-def test_clusterings_find_clear_groups(clustering) -> None:
-    truth = torch.randperm(40) % 8
-    vectors = 100 * torch.eye(8)[truth] + torch.rand(40, 8)
-    found = clustering(vectors, 8)
-    pairs = torch.stack([truth, found], dim=1).unique(dim=0)
-    assert len(pairs) == 8 and found.unique().tolist() == list(range(8))
-
-
-@pytest.mark.parametrize("clustering", CLUSTERINGS)
-@pytest.mark.parametrize("num_groups", [1, 7, 20])
-def test_clusterings_give_what_is_asked_for(clustering, num_groups: int) -> None:
-    vectors = torch.randn(20, 3)
-    assert len(CoarseLabels(clustering(vectors, num_groups)).counts) == num_groups
-
-
-@given(st.integers(1, 40), st.data())
-@settings(max_examples=30, deadline=None)
-def test_balanced_groups_differ_by_one_at_most(codes: int, data) -> None:
-    counts = balanced_labels(torch.randn(codes, 3), data.draw(st.integers(1, codes))).bincount()
-    assert counts.max() - counts.min() <= 1
-
-
 def test_contiguous_groups_are_a_division() -> None:
     groups = CoarseLabels(balanced_labels(torch.randn(32, 4), 8))
     coarse, fine = groups.encode(groups.permutation)
     assert torch.equal(4 * coarse + fine, torch.arange(32)) and fine.max() == 3
-
-
-@pytest.mark.parametrize("excess", [-1e-9, 1e-9])
-def test_mean_distances_are_those_of_float64(excess: float) -> None:
-    """A pair is as far apart as a group of three from a fourth code, but for less than float32 tells apart."""
-    apart = (10 + 9.9 + 9.7) / 3 + excess
-    points = [[0, 0], [0.1, 0], [0.3, 0], [10, 0], [0, 1000], [apart, 1000]]
-    expected = [0, 0, 0, 1, 2, 2] if excess < 0 else [0, 0, 0, 0, 1, 2]
-    assert agglomerative_labels(torch.tensor(points, dtype=torch.float64), 3).tolist() == expected
-
-
-@pytest.mark.parametrize("num_groups", [2, 5, 17])
-def test_agglomeration_is_that_of_scipy(num_groups: int) -> None:
-    vectors = torch.randn(60, 4, dtype=torch.float64)
-    expected = torch.from_numpy(fcluster(linkage(vectors.numpy(), "average"), num_groups, "maxclust")).long()
-    pairs = torch.stack([expected, agglomerative_labels(vectors, num_groups)], dim=1).unique(dim=0)
-    assert len(pairs) == num_groups
 
 
 @pytest.mark.parametrize("clustering", CLUSTERINGS)
@@ -155,9 +115,3 @@ def test_on_a_gpu() -> None:
 def test_mistakes(mistake, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         mistake()
-
-
-@pytest.mark.parametrize("clustering", CLUSTERINGS)
-def test_clusterings_refuse_what_is_not_finite(clustering) -> None:
-    with pytest.raises(ValueError, match=re.escape("vectors has shape (4, 2)")):
-        clustering(torch.full((4, 2), torch.nan), 2)

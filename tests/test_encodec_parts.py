@@ -210,14 +210,45 @@ def test_a_norm_of_single_time_steps_streams() -> None:
     torch.testing.assert_close(in_chunks(layer, x, [2, 1, 2]), layer(x))
 
 
+def unit(*, convolved_skip: bool, gain: float) -> ResidualUnit1d:
+    options: dict[str, Any] = {"kernel_size": 3, "dilation": 1, "compress": 1, "activation": ELU, "gain": gain}
+    return ResidualUnit1d(4, **options, convolution=partial(Convolution1d, causal=True), convolved_skip=convolved_skip)
+
+
 def test_the_skip_is_an_identity_or_a_convolution() -> None:
-    options: dict[str, Any] = {"kernel_size": 3, "dilation": 1, "compress": 1, "activation": ELU, "gain": 0.0}
-    convolution = partial(Convolution1d, causal=True)
     x = torch.randn(1, 4, 5)
-    plain = ResidualUnit1d(4, **options, convolution=convolution, convolved_skip=False)
-    assert torch.equal(plain(x), x)
-    convolved = ResidualUnit1d(4, **options, convolution=convolution, convolved_skip=True)
+    assert torch.equal(unit(convolved_skip=False, gain=0.0)(x), x)
+    convolved = unit(convolved_skip=True, gain=0.0)
     torch.testing.assert_close(convolved(x), torch.einsum("oc,bct->bot", convolved.skip.convolution.weight[..., 0], x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heard", ["branch", "branch.3", "everything"])
+def test_a_hook_keeps_what_the_branch_gave(heard: str) -> None:
+    """Without gradients the skip is added into the memory of the branch, unless somebody may hold it."""
+    module = unit(convolved_skip=False, gain=1.0)
+    x, kept = torch.randn(1, 4, 5), []
+    expected = module.branch(x)
+
+    def keep(part: nn.Module, inputs: Any, output: Tensor) -> None:
+        if part in (module.branch, module.branch[3]):
+            kept.append(output)
+
+    if heard == "everything":
+        handle = nn.modules.module.register_module_forward_hook(keep)
+    else:
+        handle = module.get_submodule(heard).register_forward_hook(keep)
+    output = module(x)
+    handle.remove()
+    assert kept and all(torch.equal(found, expected) for found in kept)
+    assert torch.equal(output, expected + x)
+
+
+@torch.no_grad()
+def test_without_hooks_the_skip_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, shaped = unit(convolved_skip=False, gain=1.0), torch.randn(1, 4, 5)
+    monkeypatch.setattr(module.branch, "forward", lambda x: shaped)
+    assert module(torch.randn(1, 4, 5)) is shaped
 
 
 @pytest.mark.parametrize("options", [SPEECH, MUSIC], ids=["speech", "music"])

@@ -14,18 +14,19 @@ PACKAGE = ROOT / "vqkit"
 # From bottom to top: a module may import from lower rows only, type hints excepted. Where a package is named, its files
 # may import each other; where its files are, the same holds for each of them.
 ROWS = [
-    {"version", "precision", "runtime"},
+    {"version", "precision", "runtime", "unsaved_buffers"},
     {"functional", "indices", "distributed", "sharding"},
     {"kernels", "saving"},
-    {"kmeans", "infomax", "structural_entropy", "backbones", "tokens", "layouts"},
-    {"balanced", "coarse", "importance", "bitstream", "media", "parts.part"},
+    {"clustering"},
+    {"backbones", "tokens", "layouts"},
+    {"bitstream", "media", "parts.part"},
     {"parts.selection"},
     {"parts.codebooks", "parts.estimators", "parts.losses", "parts.maintenance"},
     {"parts", "parts.compatibility", "parts.int8"},
     {"methods"},
     {"quantizers"},
     {"tokenizers"},
-    {"conversion", "inspect", "metrics", "semantic_ids"},
+    {"conversion", "inspect", "metrics"},
     {"deployment", "surgery", "command_line"},
     {"__init__", "__main__"},
 ]
@@ -130,6 +131,12 @@ def test_no_data_attribute_and_no_bare_except(path: Path) -> None:
 def test_abstractness_has_one_style(path: Path) -> None:
     """`abc.abstractmethod` refuses the class where it is built; an error inside of the method comes too late."""
     assert "NotImplementedError" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_unsaved_buffers_can_be_made_anew(path: Path) -> None:
+    """`to_empty` leaves in others whatever the memory held."""
+    assert path.name == "unsaved_buffers.py" or "persistent=False" not in path.read_text()
 
 
 def test_the_library_does_not_print_log_or_read_the_environment() -> None:

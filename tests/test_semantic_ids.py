@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vqkit import FSQ, Quantizer, ResidualQuantizer
-from vqkit.semantic_ids import Suffixes, collisions, unique_last_level
+from vqkit.tokens.semantic_ids import Suffixes, collisions, unique_last_level
 
 
 def quantizer(levels: int = 2, size: int = 4) -> ResidualQuantizer:

@@ -7,16 +7,16 @@ Everything public is named here; nothing else is.
 """
 
 from vqkit import layouts as layouts
-from vqkit.coarse import CoarseLabels as CoarseLabels
-from vqkit.coarse import agglomerative_labels as agglomerative_labels
-from vqkit.coarse import balanced_labels as balanced_labels
-from vqkit.coarse import kmeans_labels as kmeans_labels
-from vqkit.coarse import nested_labels as nested_labels
+from vqkit.clustering.groups import agglomerative_labels as agglomerative_labels
+from vqkit.clustering.groups import balanced_labels as balanced_labels
+from vqkit.clustering.groups import kmeans_labels as kmeans_labels
 from vqkit.conversion import convert as convert
 from vqkit.deployment.bake import bake as bake
 from vqkit.deployment.onnx import Decode as Decode
 from vqkit.deployment.onnx import Encode as Encode
 from vqkit.deployment.onnx import export_onnx as export_onnx
+from vqkit.layouts.coarse import CoarseLabels as CoarseLabels
+from vqkit.layouts.coarse import nested_labels as nested_labels
 from vqkit.methods.anchors import Anchor as Anchor
 from vqkit.methods.anchors import ClosestAnchor as ClosestAnchor
 from vqkit.methods.anchors import ProbabilisticAnchor as ProbabilisticAnchor

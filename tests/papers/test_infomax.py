@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.conftest import RankPair
 from tests.papers.test_lfq import selection
 from vqkit import BitEntropy, Entropy, Selection, distributed
-from vqkit.infomax import code_scores, digit_dependence, infomax_loss, storage_bits
+from vqkit.methods.infomax import code_scores, digit_dependence, infomax_loss, storage_bits
 
 
 def problem(rows: int = 30, digits: int = 4, symbols: int = 3) -> tuple[Tensor, Tensor]:

@@ -161,3 +161,5 @@ def test_what_cannot_be_used_is_named(tmp_path) -> None:
         VectorData(str(tmp_path), window=30).setup("fit")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         VectorData(str(tmp_path), batch_size=0)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        VectorData(str(tmp_path), window=0)

@@ -19,7 +19,7 @@ from trainers.vectors.objectives import CosineDistance, SquaredError
 from trainers.vectors.task import VectorTokenizerTask
 from vqkit import Quantizer, ResidualQuantizer
 from vqkit.backbones.mlp import Passthrough
-from vqkit.balanced import balanced_kmeans
+from vqkit.clustering import balanced_kmeans
 from vqkit.tokenizers.vectors import CommonScale, Standardization, VectorTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_a_balanced_start(tmp_path: Path) -> None:
     numpy.save(tmp_path / "a.npy", torch.randn(90, 6).numpy())
     options = {"data.root": tmp_path / "a.npy", "name": "run", "runs": tmp_path, **TINY, "model.pretraining_steps": 0}
     options |= {
-        "model.clustering": "vqkit.balanced.balanced_kmeans",
+        "model.clustering": "vqkit.clustering.balanced_kmeans",
         "trainer.max_steps": 1,
         "model.learning_rate": 1e-9,
     }

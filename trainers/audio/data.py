@@ -14,6 +14,7 @@ from trainers.audio.corpora import Corpora, Corpus
 from trainers.audio.files import AudioFile, scan
 from trainers.audio.samples import AudioStore, TrainingSegments, WholeRecordings
 from trainers.audio.transforms import LoudnessNormalization, SegmentTransform
+from trainers.data.checks import check_least
 from trainers.data.files import Folder
 from trainers.data.folder import FolderData
 from vqkit.media.channels import ChannelMean, Downmix
@@ -107,9 +108,7 @@ class AudioFolderData(FolderData[AudioFile]):
                 "beside: each corpus has them for itself."
             )
         super().__init__(root=folder, validation_root=validation_root, predict_root=predict_root, **arguments)
-        for name, value, least in (("sample_rate", sample_rate, 1), ("channels", channels, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        check_least({"sample_rate": (sample_rate, 1), "channels": (channels, 1)})
         if round(segment_seconds * sample_rate) < 1:
             raise ValueError(f"segment_seconds must hold a sample, got {segment_seconds} at {sample_rate} Hz.")
         if min_seconds < 0:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqkit.backbones.mdct import lapped_basis
+from vqkit.clustering import kmeans
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 
 
 class MDCTKMeans:

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from trainers.data.checks import check_fraction, check_least
 from trainers.data.files import File, Folder, named, split
 from trainers.data.left_out import LeftOut, by_reason
 from trainers.data.sampler import EvaluationLoader, TrainingLoader
@@ -70,17 +71,9 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         for name, folder in (("root", root), ("validation_root", validation_root), ("predict_root", predict_root)):
             if folder is not None and not Path(folder).expanduser().is_dir():
                 raise ValueError(f"{name}={folder!r} is not a folder. Give the folder that holds the {self.noun}s.")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("repeats", repeats, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-            ("cache_bytes", cache_bytes, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}.")
+        least = {"batch_size": (batch_size, 1), "repeats": (repeats, 1), "num_workers": (num_workers, 0)}
+        check_least(least | {"seed": (seed, 0), "cache_bytes": (cache_bytes, 0)})
+        check_fraction("validation_fraction", validation_fraction)
         self.root = Path(root).expanduser()
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
         self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()

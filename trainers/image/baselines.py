@@ -10,8 +10,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from vqkit.clustering import kmeans
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 
 FileFormat = Literal["JPEG", "WEBP", "AVIF"]
 FILE_FORMATS: tuple[FileFormat, ...] = ("JPEG", "WEBP", "AVIF")

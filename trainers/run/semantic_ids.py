@@ -14,11 +14,11 @@ from trainers.vectors.data import VectorTable
 from trainers.vectors.files import load_pyarrow
 from trainers.vectors.ids import IDTable, joined, tuples_of, with_own_last_codes, with_suffixes
 from trainers.vectors.kmeans import PLAIN, kmeans_tokenizer
-from vqkit.balanced import balanced_kmeans
+from vqkit.clustering import balanced_kmeans
 from vqkit.saving.pretrained import CONFIG_NAME, check_replaceable
-from vqkit.semantic_ids import Collisions, collisions
 from vqkit.tokenizers.vectors import VectorTokenizer
 from vqkit.tokens.codebook_hash import codebook_hash
+from vqkit.tokens.semantic_ids import Collisions, collisions
 
 UNIQUE = ("suffix", "last_level", "no")
 """What tells items of one tuple apart."""

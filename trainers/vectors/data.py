@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from trainers.data.checks import check_fraction, check_least
 from trainers.data.order import Part
 from trainers.data.sampler import EvaluationLoader, SizedDataset, TrainingLoader
 from trainers.vectors.files import VectorFile, find_files, read
@@ -217,11 +218,8 @@ class VectorData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "repeats": (repeats, 1)}
-        for name, (value, bound) in (least | {"window": (window or 1, 1), "seed": (seed, 0)}).items():
-            if value < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}.")
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}.")
+        check_least(least | {"window": (1 if window is None else window, 1), "seed": (seed, 0)})
+        check_fraction("validation_fraction", validation_fraction)
         self.root = Path(root).expanduser()
         self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
         self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()

@@ -14,8 +14,8 @@ from trainers.vectors.data import VectorTable
 from trainers.vectors.files import load_pyarrow
 from vqkit.quantizers.residual import ResidualQuantizer
 from vqkit.saving.files import write_whole
-from vqkit.semantic_ids import Suffixes, unique_last_level
 from vqkit.tokenizers.vectors import VectorTokenizer
+from vqkit.tokens.semantic_ids import Suffixes, unique_last_level
 
 ITEM, LEVEL, SUFFIX = "item_id", "level_", "suffix"
 """Names of the columns; levels are numbered from 1, coarse first."""

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from vqkit import Quantizer, ResidualQuantizer
 from vqkit.backbones.mlp import Passthrough
-from vqkit.balanced import residual_kmeans
-from vqkit.kmeans import KMeans, kmeans
+from vqkit.clustering import KMeans, kmeans, residual_kmeans
 from vqkit.tokenizers.vectors import CommonScale, VectorTokenizer
 
 PLAIN = partial(kmeans, iterations=50)
@@ -20,12 +19,12 @@ PLAIN = partial(kmeans, iterations=50)
 def kmeans_tokenizer(
     vectors: Tensor, sizes: Sequence[int], *, cluster: Callable[..., KMeans] = PLAIN, seed: int = 0
 ) -> VectorTokenizer:
-    """A tokenizer of the centers of `vqkit.balanced.residual_kmeans`, in eval mode.
+    """A tokenizer of the centers of `vqkit.clustering.residual_kmeans`, in eval mode.
 
     Args:
         vectors: (M, D) of items.
         sizes: codes of each level, coarse first.
-        cluster: `PLAIN`, or `balanced_kmeans` of `vqkit.balanced`.
+        cluster: `PLAIN`, or `vqkit.clustering.balanced_kmeans`.
         seed: of the clustering.
     """
     dim = vectors.shape[1]

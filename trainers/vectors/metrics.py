@@ -12,8 +12,8 @@ from trainers.core.metrics import TokenizerMetrics, versions
 from trainers.vectors.neighbours import QUERIES, recall_by_prefix, recall_by_vectors, true_neighbours
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.distributed import all_reduce_sum, gather_rows
-from vqkit.semantic_ids import collisions
 from vqkit.tokenizers.vectors import Scaling
+from vqkit.tokens.semantic_ids import collisions
 
 NEIGHBOURS = 10
 KEPT_ITEMS = 2**16

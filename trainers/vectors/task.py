@@ -13,9 +13,8 @@ from trainers.vectors.figures import write_curves
 from trainers.vectors.kmeans import install, writable_stages
 from trainers.vectors.metrics import VectorMetrics, protocol
 from vqkit import ResidualQuantizer
-from vqkit.balanced import residual_kmeans
+from vqkit.clustering import KMeans, residual_kmeans
 from vqkit.distributed import from_first_rank, gather_rows
-from vqkit.kmeans import KMeans
 from vqkit.quantizers.initialization import collect_vectors, enough_samples
 from vqkit.tokenizers.vectors import VectorTokenizer
 
@@ -32,8 +31,8 @@ class VectorTokenizerTask(TokenizerTask):
 
     Args:
         tokenizer: of vectors or series.
-        clustering: what a residual quantizer starts from, `vqkit.balanced.balanced_kmeans` or a function like it; None
-            is the quantizer's own start, k-means.
+        clustering: what a residual quantizer starts from, `vqkit.clustering.balanced_kmeans` or a function like it;
+            None is the quantizer's own start, k-means.
 
     Raises:
         ValueError: there is a `clustering` and the quantizer is not residual, or has no stored codes; in `setup` if the

@@ -11,6 +11,7 @@ from vqkit.backbones.activations import SnakeBeta
 from vqkit.backbones.temporal import Interval
 from vqkit.precision import FullPrecisionModule
 from vqkit.saving.config import Configured
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 RATIO = 2
 TAPS = 12
@@ -53,14 +54,14 @@ class AntiAliased(Configured, nn.Module):
         return first - SIDE, last + SIDE
 
 
-class HalfBand(FullPrecisionModule):
+class HalfBand(UnsavedBuffers, FullPrecisionModule):
     """Low-pass filter of half the band, a sinc with a Kaiser window, by which the sample rate is doubled and halved."""
 
     taps: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("taps", low_pass(), persistent=False)
+        self.register_unsaved("taps", low_pass)
 
     def up(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, C, 2 T)."""

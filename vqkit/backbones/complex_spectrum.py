@@ -1,5 +1,7 @@
 """Waveforms as complex spectra and back, with exactly one spectrum for each hop."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -7,9 +9,10 @@ from torch import Tensor
 
 from vqkit.precision import FullPrecisionModule
 from vqkit.runtime import autocast_disabled
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 
-class InverseSTFT(FullPrecisionModule):
+class InverseSTFT(UnsavedBuffers, FullPrecisionModule):
     """Spectra to a waveform of a hop for each: overlap-add with a Hann window, divided by the sum of squared windows.
 
     It computes in float32 whatever surrounds it.
@@ -29,9 +32,7 @@ class InverseSTFT(FullPrecisionModule):
         self.num_points = num_points
         self.hop_length = hop_length
         self.first_sample = first_sample
-        missing = num_points - window_length
-        window = F.pad(torch.hann_window(window_length), (missing // 2, missing - missing // 2))
-        self.register_buffer("window", window, persistent=False)
+        self.register_unsaved("window", partial(_centred_window, num_points, window_length))
 
     def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """(N, num_points / 2 + 1, K), twice, to (N, K * hop_length)."""
@@ -50,7 +51,7 @@ class InverseSTFT(FullPrecisionModule):
         return summed.narrow(-1, self.first_sample, count * self.hop_length)
 
 
-class ComplexSpectrum(FullPrecisionModule):
+class ComplexSpectrum(UnsavedBuffers, FullPrecisionModule):
     """Short-time Fourier transform with a Hann window, and its inverse, in float32 whatever surrounds it.
 
     Spectrum k is centred on sample k * hop_length; the edges of a waveform are continued by reflection. The inverse is
@@ -83,7 +84,7 @@ class ComplexSpectrum(FullPrecisionModule):
                 f"hop_length={hop_length}: expected at most a third of window_length={window_length} (ESC: a quarter),"
                 " or the inverse would divide the last samples by nearly nothing"
             )
-        self.register_buffer("window", torch.hann_window(window_length), persistent=False)
+        self.register_unsaved("window", partial(torch.hann_window, window_length))
         self.inverse = InverseSTFT(
             self.num_points, window_length=window_length, hop_length=hop_length, first_sample=self.num_points // 2
         )
@@ -116,3 +117,9 @@ class ComplexSpectrum(FullPrecisionModule):
         """The waveform (B, C, T) of what `analyse` returns, or of any other real and imaginary parts."""
         real, imaginary = rearrange(planes, "b (c part) f t -> part (b c) f t", part=2)
         return self.inverse(real, imaginary).unflatten(0, (len(planes), -1))
+
+
+def _centred_window(num_points: int, window_length: int) -> Tensor:
+    """(num_points,): a Hann window with zeros on both sides."""
+    missing = num_points - window_length
+    return F.pad(torch.hann_window(window_length), (missing // 2, missing - missing // 2))

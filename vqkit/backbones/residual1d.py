@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as of_all_modules
 
 from vqkit.backbones.temporal import Activation, Convolution1d, Interval, TemporalSequence
 
@@ -51,10 +52,15 @@ class ResidualUnit1d(nn.Module):
         """(B, channels, T) to the same."""
         shaped = self.branch(x)  # first, so that a convolved skip does not wait in memory
         skipped = self.skip(x)
-        if torch.is_grad_enabled() or skipped.dtype != shaped.dtype:
+        if torch.is_grad_enabled() or skipped.dtype != shaped.dtype or _is_heard(self.branch):
             return skipped + shaped
         return shaped.add_(skipped)  # the same numbers, in memory that the last convolution has taken
 
     def reach(self, first: int, last: int) -> Interval | None:
         """Inputs on which the outputs `first` to `last` depend; the skip sees no more than the branch."""
         return self.branch.reach(first, last)
+
+
+def _is_heard(module: nn.Module) -> bool:
+    """Whether hooks see what the module or a part of it gives: they may keep it, so that nothing may be added to it."""
+    return bool(of_all_modules._global_forward_hooks) or any(part._forward_hooks for part in module.modules())

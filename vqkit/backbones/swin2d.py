@@ -4,12 +4,15 @@ Source: Liu et al. 2021 (Swin, arXiv:2103.14030), sec. 3.2, over frequency and t
 arXiv:2404.19441), sec. 3. The second axis of a map is time, and may be cut anywhere; see `WindowAttention2d`.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.backbones.transformer import TransformerBlock
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 
 class WindowedBlocks2d(nn.Sequential):
@@ -39,7 +42,7 @@ class WindowedBlocks2d(nn.Sequential):
         )
 
 
-class WindowAttention2d(nn.Module):
+class WindowAttention2d(UnsavedBuffers):
     """Self-attention inside of windows of window_size x window_size positions, with a bias for each relative position.
 
     A map that no whole number of windows covers is filled with zeros at its lower and right edge for the time of the
@@ -68,7 +71,7 @@ class WindowAttention2d(nn.Module):
         self.output = nn.Linear(channels, channels)
         self.position_bias = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.position_bias, std=0.02)
-        self.register_buffer("relative", _relative_positions(window_size), persistent=False)
+        self.register_unsaved("relative", partial(_relative_positions, window_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, channels) to the same."""

@@ -5,6 +5,7 @@ Needs `pip install "vqkit[perceptual]"`.
 
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from vqkit.saving.config import Configured, weights_will_follow
 from vqkit.saving.files import named
 from vqkit.saving.weights import BY_PATH, Weights, hub_file, read_state
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 WITHOUT_NORM = ("hiera", "hieradet_sam2")
 """Modules of timm with networks of which it normalizes no features."""
 
 
-class TimmEncoder(Configured, nn.Module):
+class TimmEncoder(Configured, UnsavedBuffers):
     """Images (B, 3, H, W) to latents (B, dim, H / f, W / f): features of one layer of a network of timm.
 
     Class and register tokens are dropped, layers behind the one that is asked for are not built into the model, and the
@@ -83,8 +85,8 @@ class TimmEncoder(Configured, nn.Module):
         self.dim = found["num_chs"] if dim is None else dim
         self.downsampling_factor = found["reduction"]
         self.projection = nn.Identity() if dim is None else nn.Conv2d(found["num_chs"], dim, 1)
-        self.register_buffer("mean", torch.tensor(published.mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(published.std).reshape(-1, 1, 1), persistent=False)
+        self.register_unsaved("mean", partial(_of_channels, published.mean))
+        self.register_unsaved("deviation", partial(_of_channels, published.std))
         self.record(weights=None)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -203,3 +205,8 @@ def _pretrained(name: str) -> Any:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:  # a network that it knows, of weights that it does not
         return None
+
+
+def _of_channels(values: Sequence[float]) -> Tensor:
+    """(C, 1, 1)."""
+    return torch.tensor(values).reshape(-1, 1, 1)

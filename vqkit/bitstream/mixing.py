@@ -30,7 +30,7 @@ class ContextMixing(Coder):
     """Each index as binary decisions down the tree of the codes' order, each decision from what came before around it.
 
     An index's rank in `Context.order` is found by halving 0 ... K - 1, so that a decision chooses between two groups of
-    codes that are alike, and the highest bits of a rank are a coarse label (see `vqkit.coarse`). What a decision is
+    codes that are alike, and the highest bits of a rank are a coarse label (`vqkit.CoarseLabels`). What a decision is
     looked up by: the node of the tree alone; the node with the cell to the left, above, above right (of sequences one
     and two before, in three axes the frame before too), with groups of two of them, and with the cells of the last two
     coarser levels at the same place. Each context keeps a history, to which it learns a probability; a network of

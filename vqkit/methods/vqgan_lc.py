@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
-from vqkit.kmeans import kmeans
+from vqkit.clustering.kmeans import kmeans
 from vqkit.methods.vector_file import read_vectors
 from vqkit.parts import Parts
 from vqkit.parts.codebooks import ProjectedCodebook, match_linear

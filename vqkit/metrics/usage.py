@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit import distributed
 from vqkit.indices import check_indices
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 FIGURES = (
     "usage",
@@ -31,7 +33,7 @@ def countable(codebook_sizes: Sequence[int]) -> bool:
     return 0 < max(codebook_sizes, default=0) * len(codebook_sizes) <= LARGEST_HISTOGRAM
 
 
-class CodebookUsage(nn.Module):
+class CodebookUsage(UnsavedBuffers):
     """Counts codes over any number of batches, and describes their distribution.
 
     Usage and perplexity are properties of a set: averaged over batches they mislead, because a batch of N tokens
@@ -79,7 +81,7 @@ class CodebookUsage(nn.Module):
             raise ValueError(f"books={books}: expected one number for each of {len(sizes)} levels, or None")
         self.codebook_sizes = sizes
         self.num_codebooks = len(sizes)
-        self.register_buffer("counts", torch.zeros(len(sizes), max(sizes), dtype=torch.int64), persistent=False)
+        self.register_unsaved("counts", partial(torch.zeros, len(sizes), max(sizes), dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, indices: Tensor) -> None:

@@ -3,20 +3,22 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
+from vqkit.clustering.kmeans import kmeans
 from vqkit.functional import matching_map
-from vqkit.kmeans import kmeans
 from vqkit.precision import FullPrecisionModule, widened
 from vqkit.runtime import autocast_disabled
 from vqkit.saving.config import Configured
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 
-class Codebook(Configured, FullPrecisionModule):
+class Codebook(Configured, UnsavedBuffers, FullPrecisionModule):
     """K trainable code vectors, learned by gradient.
 
     Statistics are recorded after the forward (`observe`) and folded in before a later one (`step`), so that no vector
@@ -89,7 +91,7 @@ class Codebook(Configured, FullPrecisionModule):
         self.register_buffer(
             "pending_sums", torch.zeros(codebook_size, dim if sums else 0, dtype=torch.float32), persistent=sums
         )
-        self.register_buffer("rewritten", torch.zeros(codebook_size, dtype=torch.float32), persistent=False)
+        self.register_unsaved("rewritten", partial(torch.zeros, codebook_size, dtype=torch.float32))
 
     def build_vectors(self, generator: torch.Generator) -> None:
         """Register the code vectors, or what they are computed from: called once, by the constructor.

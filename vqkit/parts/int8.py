@@ -1,5 +1,6 @@
 """Codes stored as whole numbers of 8 bits: what `vqkit.deployment.int8.to_int8` puts in the place of float32 tables."""
 
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -33,7 +34,7 @@ class Int8Codebook(FrozenCodebook):
 
     def __init__(self, codebook_size: int, dim: int, *, usage_decay: float = 0.99, seed: int = 0) -> None:
         super().__init__(codebook_size, dim, usage_decay=usage_decay, seed=seed)
-        self.register_buffer("pending_counts", self.pending_counts, persistent=False)
+        self.register_unsaved("pending_counts", partial(torch.zeros, codebook_size, dtype=torch.float32))
 
     def build_vectors(self, generator: torch.Generator) -> None:
         """Zeros, as buffers; see `Codebook`."""

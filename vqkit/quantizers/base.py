@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,13 @@ from vqkit.runtime import (
 )
 from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
+from vqkit.unsaved_buffers import UnsavedBuffers
 
 WATCHED_VECTORS, WATCHED_STEP = 4096, 61
 """Of more vectors than these `health` watches every 61st: a prime, with which no axis of images or clips resonates."""
 
 
-class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
+class BaseQuantizer(Pretrained, UnsavedBuffers, FullPrecisionModule, ABC):
     """A module from vectors to indices and back, in any layout.
 
     Users call `forward`, `encode` and `decode`: these move the channel axis, keep masked and non-finite vectors out,
@@ -91,8 +93,8 @@ class BaseQuantizer(Pretrained, FullPrecisionModule, ABC):
         self.passes_through = False
         self.noted_levels: tuple[tuple[int, ...], dict[int, Tensor]] | None = None  # of `first_levels`
         # Counters for `health`: tensors, so that the forward pass never waits for the device.
-        self.register_buffer("latent_spread", torch.zeros((), dtype=torch.float32), persistent=False)
-        self.register_buffer("nonfinite_seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_unsaved("latent_spread", partial(torch.zeros, (), dtype=torch.float32))
+        self.register_unsaved("nonfinite_seen", partial(torch.zeros, (), dtype=torch.int64))
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------------ for users

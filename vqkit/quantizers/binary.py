@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -66,7 +67,7 @@ class BinaryQuantizer(FixedGrid):
         places = [range(width) if self.lowest_bit_first else reversed(range(width)) for width in self.level_bits]
         self.grid_values = [2**place for level in places for place in level]
         self.register_buffer("place_values", torch.tensor(self.grid_values))
-        self.register_buffer("stuck_bits", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_unsaved("stuck_bits", partial(torch.zeros, (), dtype=torch.float32))
 
     place_values: Tensor
     grid_buffer = "place_values"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +57,7 @@ class FSQ(FixedGrid):
         self.register_buffer("level_counts", torch.tensor(levels))
         self._places = [math.prod(levels[:position]) for position in range(len(levels))]
         self.register_buffer("place_values", torch.tensor(self._places))
-        self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_unsaved("saturated", partial(torch.zeros, (), dtype=torch.float32))
 
     level_counts: Tensor
     place_values: Tensor

@@ -1,6 +1,7 @@
 """Lookup-free quantization: the sign of each dimension."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class LFQ(BinaryQuantizer):
             losses=[Commitment(0.25), BitEntropy(0.1)] if losses is None else losses,
             channel_dim=channel_dim,
         )
-        self.register_buffer("saturated", torch.zeros((), dtype=torch.float32), persistent=False)
+        self.register_unsaved("saturated", partial(torch.zeros, (), dtype=torch.float32))
 
     def direction(self, latents: Tensor) -> Tensor:
         """The vectors as they are."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vqkit import distributed
+from vqkit.clustering.kmeans import kmeans
 from vqkit.functional import unit
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import CodebookLoss, Commitment, Loss

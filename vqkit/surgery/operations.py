@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vqkit import distributed
+from vqkit.clustering.kmeans import kmeans
 from vqkit.functional import unit
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 from vqkit.precision import widened
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.grouped import GroupedQuantizer

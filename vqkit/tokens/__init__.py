@@ -1,4 +1,6 @@
-"""Token shards: the indices of a data set on the disk, written by a tokenizer and read by the model trained on them.
+"""What a model is trained on after a tokenizer: shards of indices, and semantic IDs (`semantic_ids`).
+
+Token shards are the indices of a data set on the disk, written by a tokenizer and read by the model trained on them.
 
 A directory holds shards, `tokens-<rank>-of-<ranks>-<number>.safetensors`, and for every rank a manifest,
 `manifest-<rank>-of-<ranks>.json`. A shard has the tensor `indices` (samples, *shape), unsigned and as small as the

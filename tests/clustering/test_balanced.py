@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit.balanced import assign_within_capacity, balanced_kmeans, residual_kmeans
+from vqkit.clustering.balanced import assign_within_capacity, balanced_kmeans, residual_kmeans
+from vqkit.clustering.kmeans import kmeans
 from vqkit.kernels import nearest
-from vqkit.kmeans import kmeans
 
 
 def crowd(count: int, dim: int = 3, seed: int = 0) -> Tensor:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqkit.importance import importance_kmeans, mahalanobis_start
+from vqkit.clustering.importance import importance_kmeans, mahalanobis_start
+from vqkit.clustering.kmeans import kmeans
 from vqkit.kernels import naive
-from vqkit.kmeans import kmeans
 
 
 def cost(samples: Tensor, importance: Tensor, centers: Tensor) -> float:

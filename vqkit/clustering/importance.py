@@ -8,9 +8,9 @@ each vector has its own importance, the second moment of the input that it meets
 import torch
 from torch import Tensor
 
+from vqkit.clustering.kmeans import KMeans, distinct, kmeans
 from vqkit.functional import eigen, negligible
 from vqkit.kernels import segment_stats, weighted_nearest
-from vqkit.kmeans import KMeans, distinct, kmeans
 from vqkit.precision import widened, widest_dtype
 
 

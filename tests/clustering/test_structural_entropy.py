@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqkit import Quantizer
-from vqkit.structural_entropy import (
+from vqkit.clustering.structural_entropy import (
     Graph,
     merge_change,
     merged,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vqkit.clustering.kmeans import KMeans, kmeans
 from vqkit.kernels import balancing_prices, nearest, segment_stats
 from vqkit.kernels.softmax_rows import block_rows
-from vqkit.kmeans import KMeans, kmeans
 from vqkit.precision import widened, widest_dtype
 
 

@@ -11,12 +11,15 @@ Differs: LC-Rec spreads colliding items by a soft plan and repeats until none co
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vqkit.balanced import assign_within_capacity
-from vqkit.quantizers.residual import ResidualQuantizer
+from vqkit.clustering.balanced import assign_within_capacity
+
+if TYPE_CHECKING:
+    from vqkit.quantizers.residual import ResidualQuantizer
 
 _TABLE = 2**24
 """Places of last levels, of all prefixes together, that are looked at at once."""
@@ -105,11 +108,11 @@ class Suffixes:
 
 
 @torch.no_grad()
-def unique_last_level(quantizer: ResidualQuantizer, latents: Tensor, taken: Tensor | None = None) -> Tensor:
+def unique_last_level(quantizer: "ResidualQuantizer", latents: Tensor, taken: Tensor | None = None) -> Tensor:
     """Tuples of which no two are equal: among items of one prefix, each gets a last code of its own.
 
     An item gets the nearest code that it may have: no item is farther from its code than one that wanted the same code
-    and was refused (`vqkit.balanced.assign_within_capacity`). All levels but the last are those of `encode`.
+    and was refused (`vqkit.clustering.assign_within_capacity`). All levels but the last are those of `encode`.
 
     Args:
         quantizer: whose stages are nearest codes of stored codebooks.

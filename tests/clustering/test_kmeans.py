@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vqkit.clustering.kmeans import KMeans, _means, _seed_centers, kmeans
 from vqkit.functional import unit
-from vqkit.kmeans import KMeans, _means, _seed_centers, kmeans
 
 
 def blobs(clusters: int, each: int, depth: int, scale: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -31,10 +31,13 @@ class Memory(NamedTuple):
 
 
 def observe(call: Callable[[], object], device: str) -> Memory:
-    """Memory of a call, of which the profiler takes about 1 MiB; to be run in a process of its own."""
+    """Memory of a call, which runs twice, since the profiler takes some for each operation; to be run in a process of
+    its own.
+    """
+    peak = peak_growth(call, device)
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     with profile(activities={ProfilerActivity.CPU, activity}, profile_memory=True, acc_events=True) as record:
-        peak = peak_growth(call, device)
+        call()
     kind = torch.profiler.DeviceType.CUDA if device == "cuda" else torch.profiler.DeviceType.CPU
     events = record.profiler.kineto_results.events()
     sizes = [event.nbytes() for event in events if event.name() == "[memory]" and event.device_type() == kind]

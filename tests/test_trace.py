@@ -27,12 +27,12 @@ def files(calls: list[trace_calls.Call]) -> set[str]:
 
 def test_a_training_forward(engine: str) -> None:
     calls = trace_calls.training_forward()
-    assert len(calls) <= {"compiled": 44, "torch": 52}[engine]
+    assert len(calls) <= {"compiled": 43, "torch": 51}[engine]
     assert len(files(calls)) <= {"compiled": 12, "torch": 14}[engine]
 
 
 def test_a_further_residual_stage(engine: str) -> None:
-    assert len(trace_calls.further_stage()) <= {"compiled": 39, "torch": 47}[engine]
+    assert len(trace_calls.further_stage()) <= {"compiled": 37, "torch": 45}[engine]
 
 
 def test_encode(engine: str) -> None:
@@ -42,7 +42,7 @@ def test_encode(engine: str) -> None:
 
 
 def test_a_look_up() -> None:
-    assert len(trace_calls.eval_calls()[1]) <= 9
+    assert len(trace_calls.eval_calls()[1]) <= 10
 
 
 def test_the_door_is_passed_once() -> None:

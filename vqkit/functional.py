@@ -34,18 +34,6 @@ class _ConnectedZero(torch.autograd.Function):
         return tangent.new_zeros(())
 
 
-def exact_sum(numbers: Tensor) -> Tensor:
-    """(..., D) int64 -> (...): their sum, by additions of two.
-
-    ONNX Runtime reduces int64 in float64, which is exact up to 2^53 only; it adds two numbers as integers.
-    """
-    while numbers.shape[-1] > 1:
-        half = numbers.shape[-1] // 2
-        paired = numbers[..., :half] + numbers[..., half : 2 * half]
-        numbers = torch.cat([paired, numbers[..., 2 * half :]], dim=-1)
-    return numbers.squeeze(-1)
-
-
 def unit(vectors: Tensor) -> Tensor:
     """Scale to unit length along the last dimension; a zero vector stays zero. Shape in, shape out."""
     return F.normalize(vectors, dim=-1)

@@ -23,7 +23,8 @@ def autocast_disabled(device: torch.device) -> AbstractContextManager[None]:
     """Context in which no operation on `device` is autocast: searches, losses and statistics run in what they are
     given.
     """
-    if device.type == "meta":
+    # What is traced may run under autocast later; elsewhere there is nothing to leave where none is on.
+    if device.type == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
         return nullcontext()
     return torch.autocast(device_type=device.type, enabled=False)
 

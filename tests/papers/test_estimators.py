@@ -3,6 +3,7 @@
 Jacobians are those of the published equations, written out for one vector z, its code e and all codes E, in float64.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from vqkit import (
     UnscaledRotationTrick,
     UnscaledTangentialRotationTrick,
 )
+from vqkit.parts.estimators import straight_through as exact_straight_through
 
 K, D, TEMPERATURE = 6, 4, 0.8
 EYE = torch.eye(D, dtype=torch.float64)
@@ -210,3 +212,16 @@ def test_value_and_jacobians(estimator: Estimator, exact: bool, trains: bool, ja
 def test_every_estimator_is_in_the_table() -> None:
     public = {part for part in vars(vqkit).values() if isinstance(part, type) and issubclass(part, Estimator)}
     assert public - {Estimator} == {type(estimator) for estimator, *_ in TABLE}
+
+
+@pytest.mark.parametrize("slope", [None, torch.tensor([2.0, 3.0, 5.0])])
+def test_the_value_is_passed_bit_for_bit_and_the_gradient_to_the_surrogate(slope: Tensor | None) -> None:
+    value = torch.tensor([[-0.0, 1e-30, math.inf], [1e30, math.nan, 3.0]], requires_grad=True)
+    surrogate = torch.randn(3, 2, requires_grad=True)
+    passed = exact_straight_through(value, surrogate.T, slope=slope)
+    passed.backward(torch.ones(2, 3))
+    assert torch.equal(passed.detach().view(torch.int32), value.detach().view(torch.int32))
+    assert torch.equal(surrogate.grad, (torch.ones(2, 3) if slope is None else slope.expand(2, 3)).T)
+    assert value.grad is None
+    several = torch.vmap(exact_straight_through, in_dims=(0, None))(torch.stack([value, value]), surrogate.T)
+    assert torch.equal(several.nan_to_num(), torch.stack([value, value]).nan_to_num())

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vqkit import FSQ, CenteredFSQ
+from tests.largest_tensor import LargestTensor
+from vqkit import FSQ, LFQ, CenteredFSQ
 
 PUBLISHED = [[8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5]]
 
@@ -69,6 +70,22 @@ def test_every_index_round_trips(levels: list[int]) -> None:
     offset = torch.where(counts % 2 == 0, 0.5, 0.0).double()
     z = ((codes.double() * (counts // 2) + offset) / half).clamp(-1 + 1e-9, 1 - 1e-9).atanh() - (offset / half).tan()
     assert torch.equal(quantizer.double().encode(z), indices)
+
+
+@pytest.mark.parametrize("levels", [[2**20], [1024, 1024], [2] * 20, [101, 103, 97], [1024, 1025]])
+def test_quotients_in_floating_point_are_those_of_integers(levels: list[int]) -> None:
+    quantizer, widths = FSQ(levels), torch.tensor(levels) // 2
+    indices = torch.arange(max(0, quantizer.codebook_size - 2**17), quantizer.codebook_size)
+    digits = indices.unsqueeze(-1) // quantizer.place_values % torch.tensor(levels)
+    assert torch.equal(quantizer.decode(indices), (digits - widths) / widths)
+
+
+@pytest.mark.parametrize("quantizer", [FSQ([8, 5, 5, 5]), LFQ(12, losses=[])])
+def test_a_step_holds_no_integer_for_each_digit(quantizer: FSQ | LFQ) -> None:
+    x = torch.randn(1, 512, quantizer.dim, requires_grad=True)
+    with LargestTensor() as record:
+        quantizer(x).quantized.sum().backward()
+    assert record.largest == 4 * x.numel()
 
 
 def test_the_first_dimension_is_the_fastest_digit() -> None:

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from vqkit.kernels import Metric, index_backpropagation, reinmax
 from vqkit.parts.part import Part
 from vqkit.parts.selection import Selection
+from vqkit.runtime import transformed
 
 if TYPE_CHECKING:
     from vqkit.parts.codebooks import Codebook
@@ -70,33 +71,12 @@ def straight_through(value: Tensor, surrogate: Tensor, *, slope: Tensor | None =
 
     Source: the identity for a discrete choice is Bengio, Léonard, Courville 2013 (arXiv:1308.3432).
     """
-    if torch.compiler.is_compiling():  # the same in operations that a compiler fuses: an exact zero is added
+    if torch.compiler.is_compiling() or transformed():  # they allow no writing: an exact zero is added
         surrogate = surrogate if slope is None else slope * surrogate
         return value.detach() + (surrogate - surrogate.detach())
-    return _StraightThrough.apply(value.detach(), surrogate, slope)
-
-
-class _StraightThrough(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, surrogate: Tensor, slope: Tensor | None) -> Tensor:
-        return value.clone()  # a view could not be written to
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-        ctx.save_for_forward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return None, gradient if slope is None else gradient * slope, None
-
-    @staticmethod
-    def jvp(ctx: Any, value: Tensor, surrogate: Tensor, slope: None) -> Tensor:
-        (factor,) = ctx.saved_tensors
-        return surrogate.clone() if factor is None else surrogate * factor
+    passed = surrogate.clone(memory_format=torch.contiguous_format) if slope is None else surrogate * slope
+    passed.detach().copy_(value.detach())  # neither a copy nor a product by a constant looks at what it gave
+    return passed
 
 
 class StraightThrough(Estimator):

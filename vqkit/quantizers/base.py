@@ -37,7 +37,7 @@ from vqkit.saving.pretrained import Pretrained
 from vqkit.sharding import with_whole_weights
 from vqkit.unsaved_buffers import UnsavedBuffers
 
-WATCHED_VECTORS, WATCHED_STEP = 4096, 61
+WATCHED_VECTORS, WATCHED_STEP = 2048, 61
 """Of more vectors than these `health` watches every 61st: a prime, with which no axis of images or clips resonates."""
 
 
@@ -541,7 +541,9 @@ class VectorQuantizer(BaseQuantizer):
         for loss in self.losses:
             losses[loss.name] = value = loss(selection, estimated)
             total = loss.weight * value if total is None else total + loss.weight * value
-        if total is None or self.has_projection:  # no loss reaches the way out of the code space
+        if total is None and not torch.compiler.is_compiling():
+            total = quantized.vectors.new_zeros(())  # of which `forward` makes something to start a backward from
+        elif total is None or self.has_projection:  # no loss reaches the way out of the code space
             nothing = connected_zero(quantized.vectors)
             total = nothing if total is None else nothing + total
         return total, losses
@@ -555,8 +557,10 @@ class VectorQuantizer(BaseQuantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors for indices: (...) int64 -> (..., dim); 0 where the index is -1."""
         rows = indices.reshape(-1)
+        found = rows >= 0
         vectors = self.project_out(self.code_lookup(rows.clamp(min=0)))
-        vectors = torch.where((rows >= 0).unsqueeze(-1), vectors, 0)
+        if not known(found.all, found.device):
+            vectors = torch.where(found.unsqueeze(-1), vectors, 0)
         return vectors.reshape(*indices.shape, self.dim)
 
     def chosen_vectors(self, quantized: Quantized) -> Tensor:
@@ -572,7 +576,7 @@ class VectorQuantizer(BaseQuantizer):
         stage, where it would hold three. See `BaseQuantizer`.
         """
         selection = quantized.selection
-        if selection is None or not all(loss.fits_sums for loss in self.losses):
+        if selection is None or [loss for loss in self.losses if not loss.fits_sums]:
             return quantized
         if selection.codes is not None:
             selection = replace(selection, selected=selection.selected.new_empty(0))  # until `with_selected`

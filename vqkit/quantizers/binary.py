@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vqkit.functional import exact_sum
 from vqkit.parts.compatibility import check_losses_without_codebook
 from vqkit.parts.estimators import straight_through
 from vqkit.parts.losses import Loss
 from vqkit.parts.selection import Selection
 from vqkit.quantizers.bit_entropy import BitEntropy, near_equal
 from vqkit.quantizers.fixed_grid import FixedGrid
+from vqkit.runtime import known
 
 LARGEST_INDEX_BITS = 62
 """Bits of one index: 2^62 codes and their number fit an int64."""
@@ -119,7 +119,9 @@ class BinaryQuantizer(FixedGrid):
         levels = indices if self.level_axis else indices.unsqueeze(-1)
         rows = levels.reshape(-1, levels.shape[-1])
         vectors = self.project_out(self.code_lookup(rows))
-        vectors = torch.where((rows >= 0).any(-1, keepdim=True), vectors, 0)
+        found = (rows >= 0).any(-1)
+        if not known(found.all, found.device):
+            vectors = torch.where(found.unsqueeze(-1), vectors, 0)
         return vectors.reshape(*levels.shape[:-1], self.dim)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ class BinaryQuantizer(FixedGrid):
         return torch.where(indices >= 0, indices ^ self._pack(bits), -1)
 
     def _entries(self, bits: Tensor) -> Tensor:
-        return torch.where(bits, 1, -1).to(self.dtype) * self.entry_size
+        return bits.to(self.dtype).mul_(2 * self.entry_size).sub_(self.entry_size)
 
     def _indices(self, bits: Tensor, valid: Tensor) -> Tensor:
         """(N, D) bool -> (N[, levels]) int64, -1 where not valid."""
@@ -145,8 +147,13 @@ class BinaryQuantizer(FixedGrid):
 
     def _pack(self, bits: Tensor) -> Tensor:
         """(N, D) bool -> (N, levels) int64; integers throughout, since a float32 sum holds 24 bits."""
-        weighted = bits * self.place_values
-        return torch.stack([exact_sum(weighted[:, dimensions]) for dimensions in self._levels], -1)
+        columns, packed = bits.unbind(-1), []
+        for level in self._levels:  # one by one, since all bits times their places would be an (N, D) of int64
+            total = columns[level.start] * self.grid_values[level.start]
+            for column, place in zip(columns[level][1:], self.grid_values[level][1:], strict=True):
+                total.add_(column, alpha=place)
+            packed.append(total)
+        return torch.stack(packed, -1)
 
     def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Note what `health` tells of: `latents` (N, D), their `bits` (N, D) and which of them are `valid` (N,)."""

@@ -15,6 +15,7 @@ from vqkit.quantizers.fixed_grid import FixedGrid
 _LARGEST_CODEBOOK = 2**62
 _MOST_CENTERED_LEVELS = 1000
 _EXACT_IN_FLOAT32 = 2**24  # a sum of whole numbers below it is exact in any order
+_EXACT_QUOTIENTS = 2**20  # of an index and a half: those below it lie further from a whole number than they are rounded
 
 
 class FSQ(FixedGrid):
@@ -56,6 +57,7 @@ class FSQ(FixedGrid):
         self.grid_values = list(levels)
         self.register_buffer("level_counts", torch.tensor(levels))
         self._places = [math.prod(levels[:position]) for position in range(len(levels))]
+        self._middle = sum(level // 2 * place for level, place in zip(levels, self._places, strict=True))
         self.register_buffer("place_values", torch.tensor(self._places))
         self.register_unsaved("saturated", partial(torch.zeros, (), dtype=torch.float32))
 
@@ -83,9 +85,9 @@ class FSQ(FixedGrid):
         """Bound and round `latents` (N, D)."""
         width, half, offset, shift = self.grid(latents.dtype)
         squashed = (latents + shift).tanh_()
-        levels = (squashed.detach() * half).sub_(offset).round_()
+        levels = torch.addcmul(-offset, squashed.detach(), half).round_()
         selected = levels / width
-        indices = self._pack(levels.add_(width), valid)
+        indices = self._pack(levels, valid)
         if self.learning:
             self.saturated.copy_(self.share_beyond(latents, valid))
         estimated = selected
@@ -112,23 +114,32 @@ class FSQ(FixedGrid):
         most = 1 - torch.finfo(shares.dtype).eps
         return shares.clamp(-most, most).atanh() - self.grid(shares.dtype)[3]
 
-    def _pack(self, digits: Tensor, valid: Tensor) -> Tensor:
-        """(N, D) floating point, which is written over -> (N,) int64; -1 where not valid, and for NaN, which a broken
-        projection makes.
+    def _pack(self, levels: Tensor, valid: Tensor) -> Tensor:
+        """(N, D) whole numbers, of which 0 is the middle one -> (N,) int64; -1 where not valid, and for NaN, which a
+        broken projection makes.
         """
+        columns = levels.unbind(-1)  # added up one by one, since sums along short rows take longer
         if self.codebook_size <= _EXACT_IN_FLOAT32:
-            places = digits.mul_(self.place_values.to(digits.dtype)).sum(-1).nan_to_num_(nan=-1.0)
-            return torch.where(valid, places, -1).long()
-        indices = torch.zeros_like(digits[:, 0], dtype=torch.int64)
-        for digit, place in zip(digits.unbind(-1), self.place_values.unbind(), strict=True):
-            indices += digit.long() * place
-        return torch.where(valid & ~digits.sum(-1).isnan(), indices, -1)
+            total = columns[0] + self._middle
+            for column, place in zip(columns[1:], self._places[1:], strict=True):
+                total.add_(column, alpha=place)
+            return torch.where(valid, total.nan_to_num_(nan=-1.0), -1).long()
+        indices = torch.full_like(columns[0], self._middle, dtype=torch.int64)
+        for column, place in zip(columns, self._places, strict=True):
+            indices += column.long() * place
+        return torch.where(valid & ~levels.sum(-1).isnan(), indices, -1)
 
     def code_lookup(self, indices: Tensor) -> Tensor:
         """Code vectors (..., D) of `indices` (...)."""
-        digits = indices.unsqueeze(-1) // self.place_values % self.level_counts
-        width = self.level_counts // 2
-        return (digits - width).to(self.dtype) / width
+        if self.codebook_size > _EXACT_QUOTIENTS:
+            digits, width = indices.unsqueeze(-1) // self.place_values % self.level_counts, self.level_counts // 2
+            return (digits - width).to(self.dtype) / width
+        # In floating point, which takes half as long. The halves keep quotients off whole numbers, whichever way a
+        # division rounds.
+        places, counts = self.place_values.to(self.dtype), self.level_counts.to(self.dtype)
+        halves, width = (indices.to(self.dtype) + 0.5).unsqueeze(-1), (counts / 2).floor_()
+        above = (halves / (places * counts)).floor_()
+        return (halves / places).floor_().sub_(above.mul_(counts)).sub_(width).div_(width)
 
     def health(self) -> dict[str, float]:
         """The share of `saturated` latents; see `BaseQuantizer`."""

@@ -40,7 +40,7 @@ TITLES = {"causal": "causal convolutions", "centred": "centred convolutions", "k
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
-    parser.add_argument("--steps", type=int, default=2000, help="of each training; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=300, help="of each training; default: %(default)s")
     parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     asked = parser.parse_args()
@@ -95,9 +95,10 @@ def trained(name: str, halves: dict[str, tuple[Tensor, list[str]]], asked: argpa
     config = read_config(CONFIG)
     arguments = config["model"]["init_args"]["tokenizer"]["init_args"]
     arguments["scaling"]["init_args"]["dim"] = CHANNELS
-    arguments["encoder"]["init_args"] |= {"in_channels": CHANNELS, "causal": name == "causal"}
-    arguments["decoder"]["init_args"] |= {"out_channels": CHANNELS, "causal": name == "causal"}
-    arguments["quantizer"]["init_args"]["stage"]["init_args"]["codebook_size"] = CODES
+    shared = {"dim": CHANNELS * STRIDE, "causal": name == "causal"}
+    arguments["encoder"]["init_args"] |= {"in_channels": CHANNELS, **shared}
+    arguments["decoder"]["init_args"] |= {"out_channels": CHANNELS, **shared}
+    arguments["quantizer"]["init_args"]["stage"]["init_args"] |= {"dim": CHANNELS * STRIDE, "codebook_size": CODES}
     config["trainer"]["max_steps"] = asked.steps
     config["data"]["init_args"]["batch_size"] = len(halves["train"][0])
     with tempfile.TemporaryDirectory() as made:
@@ -123,9 +124,9 @@ def table() -> str:
         lines.append(f"| {title}{steps} | {row['explained']:.1%} | {row['activity']:.0%} | {row['used']} of {CODES} |")
     bits = LEVELS * (CODES.bit_length() - 1)
     caption = (
-        f"40 series of 10 seconds by BasicMotions' test half (package aeon 1.6.0), {LEVELS} levels of {CODES} codes for "
-        f"every {STRIDE} steps: {bits * STEPS_A_SECOND // STRIDE} bits a second for {CHANNELS} sensors. Explained: of the "
-        "variance of sensors scaled by the training half; activity: that of the training series whose codes of the "
+        f"40 series of 10 seconds, BasicMotions' test half (package aeon 1.6.0), {LEVELS} levels of {CODES} codes for "
+        f"every {STRIDE} steps: {bits * STEPS_A_SECOND // STRIDE} bits a second for {CHANNELS} sensors. Explained: of "
+        "the variance of sensors scaled by the training half; activity: that of the training series whose codes of the "
         f"first level are used most alike, of four; seed 0; {record['machine']}; `python scripts/motion_codes.py`."
     )
     return "\n".join([*lines, "", wrapped([caption])])

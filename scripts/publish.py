@@ -27,6 +27,7 @@ import document_tables
 import draw_parts
 import gaussian_capacity
 import importance
+import motion_codes
 import phone_codes
 import pursuit
 import retrieval
@@ -433,6 +434,7 @@ WRITERS = {
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,
+    "motion-codes": motion_codes.table,
     "unheard": unheard.table,
 }
 """Tables that are not those of one record."""

@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", type=Path, nargs="+", help="files of scripts/vector_features.py")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/semantic_ids", help="folder of the run folders")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1500, help="of each RQ-VAE; default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=TITLES, help="default: all that can run here")
     parser.add_argument("--with-package", type=Path, help="Python of an environment with semantic-id==0.2.5")
     parser.add_argument("--circumstances", default="", help="what the record should say of the machine")

@@ -328,7 +328,9 @@ def test_windowed_attention_is_attention_with_a_window(causal: bool, context_fra
     torch.testing.assert_close(attention(x), attention_oracle(attention, x))
 
 
-def test_a_stream_knows_its_positions_after_years() -> None:
+@pytest.mark.parametrize("without_float64", [False, True])
+def test_a_stream_knows_its_positions_after_years(without_float64: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqkit.precision.WITHOUT_FLOAT64", {"cpu"} if without_float64 else set())
     transformer = WindowedTransformer(8, num_layers=2, num_heads=2, context_frames=5, layer_scale=1.0)
     chunks = torch.randn(1, 8, 12).split([6, 3, 3], -1)
     made = []

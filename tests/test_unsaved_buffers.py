@@ -11,12 +11,14 @@ from vqkit import CodebookUsage
 from vqkit.backbones.antialiasing import HalfBand
 from vqkit.backbones.complex_spectrum import ComplexSpectrum
 from vqkit.backbones.swin2d import WindowAttention2d
+from vqkit.parts.int8 import Int8Codebook
 
 BUILDS: dict[str, Callable[[], nn.Module]] = {
     "window attention": lambda: WindowAttention2d(4, num_heads=2, window_size=3),
     "spectrum": lambda: ComplexSpectrum(9, window_length=12, hop_length=4),
     "half band": HalfBand,
     "usage": lambda: CodebookUsage(5),
+    "rows of a codebook": lambda: Int8Codebook(7, 2).with_rows(torch.arange(3), lambda counts: counts[:3]),
 }
 
 

@@ -27,6 +27,11 @@ class UnsavedBuffers(nn.Module):
         self.register_buffer(name, make(), persistent=False)
         self._makers = {**self._makers, name: make}
 
+    @property
+    def unsaved(self) -> list[str]:
+        """Names of these buffers."""
+        return list(self._makers)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         unset = [name for name in self._makers if self.get_buffer(name).is_meta]
         super()._apply(fn, recurse)

@@ -118,6 +118,7 @@ def test_without_quantization_the_maps_are_left(case: Case) -> None:
     before = state_of(quantizer)
     with without_quantization(quantizer):
         output = quantizer(x)
+        assert torch.equal(quantizer.encode(x), output.indices)
     passed = output.quantized
     assert (output.indices == -1).all() and output.loss == 0 and output.indices.shape == quantizer.encode(x).shape
     assert passed.shape == x.shape and passed.dtype == x.dtype

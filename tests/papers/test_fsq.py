@@ -72,12 +72,17 @@ def test_every_index_round_trips(levels: list[int]) -> None:
     assert torch.equal(quantizer.double().encode(z), indices)
 
 
-@pytest.mark.parametrize("levels", [[2**20], [1024, 1024], [2] * 20, [101, 103, 97], [1024, 1025]])
+@pytest.mark.parametrize("levels", [[2**20], [1024, 1024], [2] * 20, [101, 103, 97], [1024, 1025], [2**12] * 2])
 def test_quotients_in_floating_point_are_those_of_integers(levels: list[int]) -> None:
     quantizer, widths = FSQ(levels), torch.tensor(levels) // 2
     indices = torch.arange(max(0, quantizer.codebook_size - 2**17), quantizer.codebook_size)
     digits = indices.unsqueeze(-1) // quantizer.place_values % torch.tensor(levels)
     assert torch.equal(quantizer.decode(indices), (digits - widths) / widths)
+
+
+def test_indices_that_float32_does_not_hold_round_trip() -> None:
+    quantizer, x = FSQ([32] * 5).eval(), torch.randn(500, 5)
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x).quantized)
 
 
 @pytest.mark.parametrize("quantizer", [FSQ([8, 5, 5, 5]), LFQ(12, losses=[])])

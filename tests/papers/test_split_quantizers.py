@@ -216,6 +216,7 @@ def test_a_map_that_diverged_does_not_take_codebooks_along() -> None:
     for _ in range(3):
         output = quantizer(torch.rand(60, 4) + 1)
     assert (output.indices[:, 0] == -1).all() and (output.indices[:, 1] >= 0).all()
+    assert (quantizer.encode(torch.rand(60, 4) + 1)[:, 0] == -1).all()
     assert all(value.isfinite().all() for value in quantizer.state_dict().values())
 
 

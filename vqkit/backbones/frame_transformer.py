@@ -2,7 +2,8 @@
 
 Attention goes block by block: a block of queries sees the keys of its own window only, so that time and memory grow
 linearly with the length. Rotary positions are counted from the start of the recording, and their angles are formed in
-double precision, so that a stream may run for years. A stream keeps keys that are turned already.
+double precision, so that a stream may run for years: on the host where the device has none. A stream keeps keys that
+are turned already.
 """
 
 import torch
@@ -134,9 +135,9 @@ class WindowedAttention(StreamingLayer):
         missing = blocks * block - frames
         maps = rearrange(self.query_key_value(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
         queries, keys = rotate(maps[:2], torch.arange(frames, device=x.device) + seen)
-        told = torch.stack([keys, maps[2]])
-        kept = self.preceded(told, self.before, after=self.after, dim=-2)
-        windows = F.pad(told if alone else kept, (0, 0, 0, missing)).unfold(-2, block + before + after, block).mT
+        keys_values = torch.stack([keys, maps[2]])
+        kept = self.preceded(keys_values, self.before, after=self.after, dim=-2)
+        windows = F.pad(keys_values if alone else kept, (0, 0, 0, missing)).unfold(-2, block + before + after, block).mT
         asked = F.pad(queries, (0, 0, 0, missing)).unflatten(2, (blocks, block))
         query, key, value = (rearrange(part, "b h n s d -> (b n) h s d") for part in (asked, *windows))
         positions = torch.arange(-before, block + after, device=x.device)
@@ -172,10 +173,11 @@ def rotate(x: Tensor, positions: Tensor, *, period: float = 10_000.0) -> Tensor:
     Source: Su et al. 2021 (arXiv:2104.09864), section 3.2, with the pairs (i, i + D / 2).
     """
     half = x.shape[-1] // 2
-    precision = widest_dtype(x.device)
-    frequencies = period ** (-torch.arange(half, device=x.device, dtype=precision) / half)
-    angles = positions[:, None] * frequencies
+    # In float32 the angles of positions that are a million apart would be off by 0.06.
+    device = x.device if widest_dtype(x.device) == torch.float64 else torch.device("cpu")
+    frequencies = period ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
+    angles = positions.to(device)[:, None] * frequencies
     first, second = x[..., :half], x[..., half:]
     table = torch.promote_types(x.dtype, torch.float32)
-    cosines, sines = angles.cos().to(table), angles.sin().to(table)
+    cosines, sines = (part.to(table).to(x.device) for part in (angles.cos(), angles.sin()))
     return torch.cat([first * cosines - second * sines, first * sines + second * cosines], -1).to(x.dtype)

@@ -61,7 +61,8 @@ class StreamingLayer(nn.Module):
             mode: what stands before the first and behind the last step of a recording.
 
         Returns:
-            x with `steps` more entries in front: of the padding, or in a stream the last ones of the chunks before.
+            x with `steps` more entries in front: of the padding, or in a stream the last ones of the chunks before. Not
+            to be written to: a stream may keep the end of it.
 
         Raises:
             ValueError: in a stream, if x differs from the chunks before in another axis than time, or in its device; if

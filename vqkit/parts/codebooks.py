@@ -212,6 +212,8 @@ class Codebook(Configured, UnsavedBuffers, FullPrecisionModule):
             taken = rows[source]
             trains = isinstance(rows, nn.Parameter)
             setattr(other, name, nn.Parameter(taken, requires_grad=rows.requires_grad) if trains else taken)
+        for name in {"pending_counts", "rewritten"}.intersection(self.unsaved):
+            other.register_unsaved(name, partial(torch.zeros, len(source), dtype=torch.float32))
         for name in ("usage", "pending_counts", "pending_sums"):
             setattr(other, name, carried(getattr(self, name)))
         other.rewritten = self.rewritten[source]

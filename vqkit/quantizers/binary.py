@@ -111,6 +111,8 @@ class BinaryQuantizer(FixedGrid):
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The signs alone; see `BaseQuantizer`."""
+        if self.passes_through:
+            return super().assign(latents, valid)
         indices = self._indices(self.project_in(latents.reshape(-1, self.dim)) > 0, valid.reshape(-1))
         return indices.reshape(*valid.shape, *indices.shape[1:])
 

@@ -176,6 +176,8 @@ class Quantizer(VectorQuantizer):
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The search alone; see `BaseQuantizer`."""
+        if self.passes_through:
+            return super().assign(latents, valid)
         rows = self.project_in(latents.reshape(-1, self.dim))
         z = unit(rows) if self.normalize else rows
         found = self.search(self.codebook.queries(z) if self.codebook.attention else z, self._codes()[1])
@@ -199,10 +201,10 @@ class Quantizer(VectorQuantizer):
 
     @property
     def nearest_metric(self) -> Metric | None:
-        """The metric of the search, unless there is a projection, a normalisation, a second table, or a search of
-        another kind.
+        """The metric of the search, unless there is a projection, a normalisation, a second table, a search of another
+        kind, or none for the time of `without_quantization`.
         """
-        plain = self.search.finds_nearest
+        plain = self.search.finds_nearest and not self.passes_through
         plain &= not (self.has_projection or self.normalize or self.codebook.cascaded or self.codebook.attention)
         return self.search.metric if plain else None
 

@@ -121,7 +121,7 @@ class ResidualQuantizer(DepthDropout):
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """One search of all stages, where each is the nearest code by one metric; see `BaseQuantizer`."""
         metric = self._metric_of_all_stages
-        if metric is None or self.passes_through:
+        if metric is None:
             return super().assign(latents, valid)
         codebooks = [stage.nearest_codes() for stage in self.stages]
         indices = residual_nearest(latents, codebooks, metric=metric).indices

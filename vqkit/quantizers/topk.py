@@ -120,6 +120,8 @@ class TopKQuantizer(SeveralCodesQuantizer):
 
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """The search alone; see `BaseQuantizer`."""
+        if self.passes_through:
+            return super().assign(latents, valid)
         found = self.search.best(latents.reshape(-1, self.dim), self.codebook(), self.k)
         return torch.where(valid.unsqueeze(-1), found.reshape(*valid.shape, self.k), -1)
 

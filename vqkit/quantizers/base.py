@@ -576,7 +576,7 @@ class VectorQuantizer(BaseQuantizer):
         stage, where it would hold three. See `BaseQuantizer`.
         """
         selection = quantized.selection
-        if selection is None or [loss for loss in self.losses if not loss.fits_sums]:
+        if selection is None or not all(loss.fits_sums for loss in self.losses):
             return quantized
         if selection.codes is not None:
             selection = replace(selection, selected=selection.selected.new_empty(0))  # until `with_selected`

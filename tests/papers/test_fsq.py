@@ -12,8 +12,8 @@ PUBLISHED = [[8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5]]
 
 
 def bound(quantizer: FSQ, z: torch.Tensor) -> torch.Tensor:
-    _, half, offset, shift = quantizer.grid(z.dtype)
-    return (z + shift).tanh() * half - offset
+    half, lift, shift, *_ = quantizer.to(z.dtype).bound
+    return (z + shift).tanh() * half + lift
 
 
 def oracle(z: float, levels: int, kind: type[FSQ]) -> tuple[float, float]:
@@ -131,3 +131,18 @@ def test_saturation_is_a_share_of_the_unmasked_vectors() -> None:
 def test_a_state_of_other_levels_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"levels are \[8, 5, 5\], and the state has \[5, 8, 5\]"):
         FSQ([8, 5, 5]).load_state_dict(FSQ([5, 8, 5]).state_dict())
+
+
+@pytest.mark.parametrize("kind", [FSQ, CenteredFSQ])
+def test_the_bound_is_as_exact_as_the_module(kind: type[FSQ]) -> None:
+    """Half of [8, 5] by hand, in scalar arithmetic; and back in float32, the bits of before."""
+    quantizer = kind([8, 5])
+    single = quantizer.bound.clone()
+    half = 7 * (1 + (1e-3 if kind is CenteredFSQ else -1e-3)) / 2
+    shift = math.atanh(0.5 / half) if kind is CenteredFSQ else math.tan(0.5 / half)
+    found = quantizer.double().bound[:3, 0].tolist()
+    assert found == pytest.approx([half, -0.5, shift], rel=4 * torch.finfo(torch.float64).eps)
+    assert torch.equal(quantizer.float().bound, single)
+    with torch.device("meta"):
+        empty = kind([8, 5]).double()
+    assert torch.equal(empty.to_empty(device="cpu").bound, kind([8, 5]).double().bound)

@@ -220,7 +220,7 @@ def test_no_index_out_of_range_leaves_a_quantizer(name: str, value: float) -> No
     quantizer = CASES[name].build()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for tensor in (*quantizer.parameters(), *quantizer.buffers()):
+        for tensor in quantizer.state_dict().values():
             if tensor.is_floating_point():
                 tensor.fill_(value)
         x = CASES[name].example()

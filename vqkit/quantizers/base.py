@@ -126,7 +126,9 @@ class BaseQuantizer(Pretrained, UnsavedBuffers, FullPrecisionModule, ABC):
             loss, losses = self.penalize(quantized)
         if not loss.requires_grad:
             loss = self.with_graph(loss)
-        vectors = quantized.vectors.movedim(-1, self.channel_dim)
+        vectors = quantized.vectors
+        if self.channel_dim != -1:
+            vectors = vectors.movedim(-1, self.channel_dim)
         if vectors.dtype != x.dtype:
             vectors = narrowed(vectors, x.dtype)
         return QuantizerOutput(vectors, quantized.indices, loss, losses, nonfinite)
@@ -183,7 +185,9 @@ class BaseQuantizer(Pretrained, UnsavedBuffers, FullPrecisionModule, ABC):
                 "behind a batch axis (channel_dim=-1 for (B, T, D), channel_dim=1 for (B, D, H, W))"
             )
         # Cast first: a float64 number may be finite, and infinite in float32.
-        latents = x.movedim(self.channel_dim, -1).to(self.latent_spread.dtype)
+        latents = x.to(self.latent_spread.dtype)
+        if self.channel_dim != -1:
+            latents = latents.movedim(self.channel_dim, -1)
         if mask is None and known(lambda: torch.linalg.vector_norm(latents.detach()) < torch.inf, latents.device):
             valid = torch.ones(latents.shape[:-1], dtype=torch.bool, device=latents.device)
             return latents, valid, torch.zeros_like(self.nonfinite_seen)

@@ -1,9 +1,9 @@
 """Finite scalar quantization: each dimension is bounded and rounded to a few levels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -59,10 +59,14 @@ class FSQ(FixedGrid):
         self._places = [math.prod(levels[:position]) for position in range(len(levels))]
         self._middle = sum(level // 2 * place for level, place in zip(levels, self._places, strict=True))
         self.register_buffer("place_values", torch.tensor(self._places))
+        self.register_unsaved("bound", partial(bound, self.levels, self.slack, self.shift_of, torch.float32))
+        self.register_unsaved("radix", partial(radix, self.levels, torch.float32))
         self.register_unsaved("saturated", partial(torch.zeros, (), dtype=torch.float32))
 
     level_counts: Tensor
     place_values: Tensor
+    bound: Tensor
+    radix: Tensor
     saturated: Tensor
 
     grid_buffer = "level_counts"
@@ -70,6 +74,15 @@ class FSQ(FixedGrid):
     """By which part the bound is wider than the outermost levels."""
     shift_of = staticmethod(torch.tan)
     """From offset / half to the shift."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """The bound is computed anew in another dtype: numbers of float32 would stay rounded in float64."""
+        before = self.bound
+        super()._apply(fn, recurse)
+        if not self.bound.is_meta and (before.is_meta or self.bound.dtype != before.dtype):
+            with torch.device("cpu"):
+                self.bound.copy_(bound(self.levels, self.slack, self.shift_of, self.dtype))
+        return self
 
     def grid_mismatch(self, found: Tensor) -> str:
         """The levels of both."""
@@ -83,27 +96,19 @@ class FSQ(FixedGrid):
 
     def choose(self, latents: Tensor, valid: Tensor) -> tuple[Tensor, Selection]:
         """Bound and round `latents` (N, D)."""
-        width, half, offset, shift = self.grid(latents.dtype)
+        half, lift, shift, width, slope = self.bound.unbind()
         squashed = (latents + shift).tanh_()
-        levels = torch.addcmul(-offset, squashed.detach(), half).round_()
+        levels = torch.addcmul(lift, squashed.detach(), half).round_()
         selected = levels / width
         indices = self._pack(levels, valid)
         if self.learning:
             self.saturated.copy_(self.share_beyond(latents, valid))
         estimated = selected
         if torch.is_grad_enabled():
-            estimated = straight_through(selected, squashed, slope=half / width)
+            estimated = straight_through(selected, squashed, slope=slope)
             selected = estimated.detach()
         selection = Selection(latents=latents, z=latents, codes=None, indices=indices, selected=selected, valid=valid)
         return estimated, selection
-
-    def grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The width floor(L / 2), and half, offset and shift of the bound b, each (D,), in levels: from -L/2 to L/2 - 1
-        after rounding for even L, from -(L - 1)/2 to (L - 1)/2 for odd.
-        """
-        width, steps = (self.level_counts // 2).to(dtype), self.level_counts.to(dtype) - 1
-        half, offset = steps * ((1 + self.slack) / 2), width - steps / 2
-        return width, half, offset, self.shift_of(offset / half)
 
     def unbounded(self, shares: Tensor) -> Tensor:
         """Latents (..., D) that the bound takes to a share of its width: what an encoder learns to give this grid.
@@ -112,7 +117,7 @@ class FSQ(FixedGrid):
             shares: (..., D), of half the width, around the middle of the levels; beyond -1 and 1 as there.
         """
         most = 1 - torch.finfo(shares.dtype).eps
-        return shares.clamp(-most, most).atanh() - self.grid(shares.dtype)[3]
+        return shares.clamp(-most, most).atanh() - self.bound[2]
 
     def _pack(self, levels: Tensor, valid: Tensor) -> Tensor:
         """(N, D) whole numbers, of which 0 is the middle one -> (N,) int64; -1 where not valid, and for NaN, which a
@@ -136,9 +141,9 @@ class FSQ(FixedGrid):
             return (digits - width).to(self.dtype) / width
         # In floating point, which takes half as long. The halves keep quotients off whole numbers, whichever way a
         # division rounds.
-        places, counts = self.place_values.to(self.dtype), self.level_counts.to(self.dtype)
-        halves, width = (indices.to(self.dtype) + 0.5).unsqueeze(-1), (counts / 2).floor_()
-        above = (halves / (places * counts)).floor_()
+        places, spans, counts, width = self.radix.unbind()
+        halves = (indices.to(self.dtype) + 0.5).unsqueeze(-1)
+        above = (halves / spans).floor_()
         return (halves / places).floor_().sub_(above.mul_(counts)).sub_(width).div_(width)
 
     def health(self) -> dict[str, float]:
@@ -155,6 +160,28 @@ class FSQ(FixedGrid):
     def extra_repr(self) -> str:
         """Levels and layout."""
         return f"levels={list(self.levels)}, dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+def bound(levels: Sequence[int], slack: float, shift_of: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+    """Numbers of the bound b in levels, which lies from -L/2 to L/2 - 1 after rounding for even L, and from -(L - 1)/2
+    to (L - 1)/2 for odd.
+
+    Returns:
+        (5, D): half, -offset and shift, the width floor(L / 2), and half / width, by which a code grows with tanh.
+    """
+    counts = torch.tensor(levels)
+    width, steps = (counts // 2).to(dtype), counts.to(dtype) - 1
+    half, offset = steps * ((1 + slack) / 2), width - steps / 2
+    return torch.stack([half, -offset, shift_of(offset / half), width, half / width])
+
+
+def radix(levels: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Numbers of an index in the mixed radix of the levels, (4, D): the value of each place, that of the next one, L,
+    and the width floor(L / 2).
+    """
+    counts = torch.tensor(levels)
+    spans = counts.cumprod(0)
+    return torch.stack([spans // counts, spans, counts, counts // 2]).to(dtype)
 
 
 class CenteredFSQ(FSQ):

@@ -40,9 +40,15 @@ def every_warning() -> None:
     torch.set_warn_always(True)
 
 
+@pytest.hookimpl(tryfirst=True)  # markers select afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU what needs one is skipped; what is slow for two reasons, each of which is tested by itself, is
+    long.
+    """
     without_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
+        if len(list(item.iter_markers("slow"))) > 1:
+            item.add_marker("long")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_gpu)
 

@@ -32,20 +32,20 @@ from vqkit.methods.vqgan_lc import FeatureCodebook
 from vqkit.saving.files import named
 
 MUTATIONS = {
-    "configuration": 4000,
-    "weights": 3000,
-    "vectors": 5000,
-    "shards": 2500,
-    "manifests": 2500,
-    "indices": 2000,
-    "packets": 2000,
-    "checkpoints": 1000,
-    "pictures": 5000,
-    "sound": 5000,
+    "configuration": 1000,
+    "weights": 750,
+    "vectors": 1250,
+    "shards": 625,
+    "manifests": 625,
+    "indices": 500,
+    "packets": 500,
+    "checkpoints": 250,
+    "pictures": 1250,
+    "sound": 1250,
 }
-"""Damaged files of each kind in the slow tier, some three minutes; the long tier has twenty times as many, an hour."""
+"""Damaged files of each kind in the slow tier, under a minute; the long tier has forty times as many, forty minutes of a core."""
 
-FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)]
+FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.long)]
 
 SAVED = sorted(path for path in (Path(__file__).parents[1] / "saving/format_1").iterdir() if path.is_dir())
 BACKBONES = {"image", "audio", "cross_scale"}

@@ -24,7 +24,11 @@ MOST_COMPARISONS = 2.0  # for each score, in the loop of the search
 PRODUCTS = {1: 1, 2: 3}  # for each score, by the halves of its numbers
 
 
-@pytest.fixture(scope="session", params=list(SHARED), ids="sm_{}".format)
+# The newest is for the long tier: of the others one has the least memory, and one as much as the newest.
+KINDS = [pytest.param(number, marks=pytest.mark.long if number == 100 else (), id=f"sm_{number}") for number in SHARED]
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def machine_code(request: pytest.FixtureRequest) -> MachineCode:
     """Compute capability times ten, and the reports."""
     return request.param, json.loads(compiling("-m", "tests.kernels.machine_code", str(request.param)))

@@ -26,9 +26,15 @@ print(json.dumps([cores, torch.backends.cpu.get_cpu_capability().lower()]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tier",
+    [
+        pytest.param("not slow and not long", marks=pytest.mark.slow, id="default"),
+        pytest.param("slow", marks=pytest.mark.long, id="slow"),
+    ],
+)
 @pytest.mark.parametrize(("core", "reported", "capability"), PROCESSORS, ids=["prescott", "haswell-avx2", "skylakex"])
-def test_kernels_pass_on(core: str, reported: str, capability: str) -> None:
+def test_kernels_pass_on(core: str, reported: str, capability: str, tier: str) -> None:
     if core == "Haswell" and not torch.cpu._is_avx2_supported():
         pytest.skip("this processor has no AVX2")
     if core == "SkylakeX" and not torch.cpu._is_avx512_supported():
@@ -38,7 +44,8 @@ def test_kernels_pass_on(core: str, reported: str, capability: str) -> None:
     taken = _run(["-c", TAKEN], environment)
     assert taken.returncode == 0, taken.stderr
     assert json.loads(taken.stdout) == [[reported], capability], "the settings have no effect here"
-    done = _run(["-m", "pytest", "-o", "addopts=-q", *(f"tests/kernels/{name}" for name in FILES)], environment)
+    files = [f"tests/kernels/{name}" for name in FILES]
+    done = _run(["-m", "pytest", "-o", "addopts=-q", "-m", tier, *files], environment)
     assert done.returncode == 0, f"with {settings}:\n{done.stdout[-8000:]}"
 
 

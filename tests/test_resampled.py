@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.refusals import refused
 from tests.test_audio_tokenizer import chunks_of, noise
 from tests.test_conv1d import Everything, looked_at, shake
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, SplitQuantizer
@@ -164,21 +165,13 @@ def test_export_with_a_dynamic_batch() -> None:
     torch.testing.assert_close(program.module()(waves), encoder(waves), rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ResampledEncoder1d(nn.Linear(3, 3)), r"encoder=Linear has dim=None, downsampling_factor=None and"),
-        (lambda: ResampledDecoder1d(ConvDecoder1d(**SIZES), stride=0), "stride=0: expected a positive number"),
-        (
-            lambda: ResampledEncoder1d(
-                ConvEncoder1d(**SIZES, causal=True), transformer=partial(TRANSFORMER, causal=False)
-            ),
-            r"WindowedTransformer.causal is not True",
-        ),
-        (lambda: build()[0](noise(1, 1, 30).double()), "waves of 30 samples .* downsampling factor 12"),
-        (lambda: build()[1](noise(1, 7, 3).double()), r"latents has shape \(1, 7, 3\): expected \(B, 8, T\)"),
-    ],
+test_what_does_not_fit_is_refused = refused(
+    (lambda: ResampledEncoder1d(nn.Linear(3, 3)), r"encoder=Linear has dim=None, downsampling_factor=None and"),
+    (lambda: ResampledDecoder1d(ConvDecoder1d(**SIZES), stride=0), "stride=0: expected a positive number"),
+    (
+        lambda: ResampledEncoder1d(ConvEncoder1d(**SIZES, causal=True), transformer=partial(TRANSFORMER, causal=False)),
+        r"WindowedTransformer.causal is not True",
+    ),
+    (lambda: build()[0](noise(1, 1, 30).double()), "waves of 30 samples .* downsampling factor 12"),
+    (lambda: build()[1](noise(1, 7, 3).double()), r"latents has shape \(1, 7, 3\): expected \(B, 8, T\)"),
 )
-def test_what_does_not_fit_is_refused(make, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()

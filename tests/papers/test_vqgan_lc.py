@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit import FeatureCodebook, Quantizer
 from vqkit.saving.config import weights_follow
 
@@ -179,13 +180,8 @@ def test_a_file_of_another_kind_is_refused_with_words(path: str) -> None:
         build(path)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"base_path": "f", "base_dim": 0}, "base_dim=0: expected at least 1"),
-        ({"hidden_dim": 0}, "hidden_dim=0: expected at least 1"),
-    ],
+test_wrong_arguments_are_refused_with_words = refused(
+    ({"base_path": "f", "base_dim": 0}, "base_dim=0: expected at least 1"),
+    ({"hidden_dim": 0}, "hidden_dim=0: expected at least 1"),
+    by=lambda options: FeatureCodebook(8, 4, **options),
 )
-def test_wrong_arguments_are_refused_with_words(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FeatureCodebook(8, 4, **options)

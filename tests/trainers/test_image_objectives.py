@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
+from tests.refusals import refused
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_frozen, make_image_task, make_trainer
 from trainers.callbacks import WeightEMA
 from trainers.core import LossBalancer, Objective
@@ -253,33 +254,27 @@ def test_images_of_two_sizes_are_refused(objective: Objective) -> None:
         objective(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 31))
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: L1(weight=-1.0), "weight=-1.0"),
-        (lambda: LogitLaplace(epsilon=0.5), "epsilon=0.5: expected a number in"),
-        (lambda: LogitLaplace(initial_scale=0.0), "initial_scale=0.0: expected a positive number"),
-        (lambda: LearnedVariance([]), "expected one of them above 0"),
-        (lambda: FeatureDistance(make_frozen(), exponent=0.5), "exponent=0.5: expected a number of at least 1"),
-        (lambda: GramDistance(make_frozen())(*pair(1, 3, 16, 16)), "name layers of the network before its pooling"),
-        (lambda: LPIPS(make_frozen(layers=["1"]), RandomWeights()), "heads: expected a file"),
-        (lambda: LPIPS(make_frozen(layers=["1"]), WeightsFile("nowhere.pth")), "path='nowhere.pth' of weights"),
-        (
-            lambda: LPIPS(
-                make_frozen(layers=["1"]), PackagedWeights("torchmetrics", "functional/image/lpips_models/alex.pth")
-            ),
-            r"alex\.pth: has heads for 5 layers: expected 1",
+test_wrong_arguments_are_refused = refused(
+    (lambda: L1(weight=-1.0), "weight=-1.0"),
+    (lambda: LogitLaplace(epsilon=0.5), "epsilon=0.5: expected a number in"),
+    (lambda: LogitLaplace(initial_scale=0.0), "initial_scale=0.0: expected a positive number"),
+    (lambda: LearnedVariance([]), "expected one of them above 0"),
+    (lambda: FeatureDistance(make_frozen(), exponent=0.5), "exponent=0.5: expected a number of at least 1"),
+    (lambda: GramDistance(make_frozen())(*pair(1, 3, 16, 16)), "name layers of the network before its pooling"),
+    (lambda: LPIPS(make_frozen(layers=["1"]), RandomWeights()), "heads: expected a file"),
+    (lambda: LPIPS(make_frozen(layers=["1"]), WeightsFile("nowhere.pth")), "path='nowhere.pth' of weights"),
+    (
+        lambda: LPIPS(
+            make_frozen(layers=["1"]), PackagedWeights("torchmetrics", "functional/image/lpips_models/alex.pth")
         ),
-        (lambda: LearnedVariance([L1(weight=0.0)]), r"weights \[0.0\]: expected one of them above 0"),
-        (
-            lambda: make_image_task(objectives=[LogitLaplace()], balancer=LossBalancer()),
-            "balancer with an objective that trains parameters",
-        ),
-    ],
+        r"alex\.pth: has heads for 5 layers: expected 1",
+    ),
+    (lambda: LearnedVariance([L1(weight=0.0)]), r"weights \[0.0\]: expected one of them above 0"),
+    (
+        lambda: make_image_task(objectives=[LogitLaplace()], balancer=LossBalancer()),
+        "balancer with an objective that trains parameters",
+    ),
 )
-def test_wrong_arguments_are_refused(build, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 def test_the_examples_of_the_guide_are_built() -> None:

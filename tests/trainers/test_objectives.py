@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
+from tests.refusals import refused
 from trainers.audio import (
     ComplexSTFT,
     EnvelopeCorrelation,
@@ -363,35 +364,26 @@ def test_band_limits_are_obeyed() -> None:
     assert high(tone)[:, inner].mean() > 100 * low(tone)[:, inner].mean()
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: WaveformL1(weight=-1.0), "weight=-1.0 of the objective 'waveform_l1'"),
-        (lambda: WaveformL1(weight=math.nan), "at least 0"),
-        (lambda: MultiResolutionMel(RATE, window_lengths=[64], mel_bins=[5, 10]), "one number of bands"),
-        (lambda: MultiResolutionMel(RATE, window_lengths=[], mel_bins=[]), "at least one window"),
-        (lambda: MultiResolutionMel(RATE, floor=0.0), "floor=0.0: expected a positive"),
-        (lambda: MultiResolutionMel(RATE, log_weight=0.0), "one of them above 0"),
-        (lambda: MultiResolutionMel(RATE, max_frequency=9000.0), "sample_rate / 2"),
-        (lambda: LinearAndLogMel(RATE, window_lengths=[]), "window_lengths is empty"),
-        (lambda: LinearAndLogMel(RATE, mel_bins=0), "mel_bins=0"),
-        (lambda: MultiResolutionSTFT(fft_sizes=[512]), "one of each for every resolution"),
-        (lambda: MultiResolutionSTFT(floor=-1.0), "floor=-1.0"),
-        (lambda: ComplexSTFT(power=0.0), "power=0.0: expected an exponent"),
-        (lambda: ComplexSTFT(floor=0.0), "floor=0.0"),
-        (
-            lambda: EnvelopeCorrelation(8_000),
-            "sample_rate=8000: the highest band ends at 4276 Hz; expected a sample rate",
-        ),
-        (lambda: LoudnessDifference(200), "sample_rate=200: expected more than 200 Hz"),
-        (lambda: LoudnessDifference(RATE, added=-1.0), "added=-1.0: expected a factor"),
-        (lambda: ShortTimeSpectrum(64, 16, 128), "window_length <= fft_size"),
-        (lambda: ShortTimeSpectrum(64, 0), "1 <= hop_length"),
-    ],
+test_bad_arguments_are_refused = refused(
+    (lambda: WaveformL1(weight=-1.0), "weight=-1.0 of the objective 'waveform_l1'"),
+    (lambda: WaveformL1(weight=math.nan), "at least 0"),
+    (lambda: MultiResolutionMel(RATE, window_lengths=[64], mel_bins=[5, 10]), "one number of bands"),
+    (lambda: MultiResolutionMel(RATE, window_lengths=[], mel_bins=[]), "at least one window"),
+    (lambda: MultiResolutionMel(RATE, floor=0.0), "floor=0.0: expected a positive"),
+    (lambda: MultiResolutionMel(RATE, log_weight=0.0), "one of them above 0"),
+    (lambda: MultiResolutionMel(RATE, max_frequency=9000.0), "sample_rate / 2"),
+    (lambda: LinearAndLogMel(RATE, window_lengths=[]), "window_lengths is empty"),
+    (lambda: LinearAndLogMel(RATE, mel_bins=0), "mel_bins=0"),
+    (lambda: MultiResolutionSTFT(fft_sizes=[512]), "one of each for every resolution"),
+    (lambda: MultiResolutionSTFT(floor=-1.0), "floor=-1.0"),
+    (lambda: ComplexSTFT(power=0.0), "power=0.0: expected an exponent"),
+    (lambda: ComplexSTFT(floor=0.0), "floor=0.0"),
+    (lambda: EnvelopeCorrelation(8_000), "sample_rate=8000: the highest band ends at 4276 Hz; expected a sample rate"),
+    (lambda: LoudnessDifference(200), "sample_rate=200: expected more than 200 Hz"),
+    (lambda: LoudnessDifference(RATE, added=-1.0), "added=-1.0: expected a factor"),
+    (lambda: ShortTimeSpectrum(64, 16, 128), "window_length <= fft_size"),
+    (lambda: ShortTimeSpectrum(64, 0), "1 <= hop_length"),
 )
-def test_bad_arguments_are_refused(build, message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        build()
 
 
 def test_yaml_builds_a_list_of_objectives() -> None:

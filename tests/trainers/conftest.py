@@ -33,23 +33,41 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def cli(tmp_path, pictures, monkeypatch, capfd):
-    """Runs a command in this process; returns exit code, output and errors."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(ROOT)
+class Command:
+    """A command line in this process."""
 
-    def run(command, *arguments, config="configs/image/quickstart.yaml", **options):
-        options = {"config": config, "data.root": pictures, "name": "run", "runs": tmp_path, **TINY, **options}
-        words = [f"--{key}={value}" for key, value in options.items() if value is not None]
-        monkeypatch.setattr(sys, "argv", ["trainers", command, *words, *arguments])
-        capfd.readouterr()
+    def __init__(self, monkeypatch, capfd, **options):
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        monkeypatch.chdir(ROOT)
+        self.monkeypatch, self.capfd, self.options = monkeypatch, capfd, options
+
+    def __call__(self, command, *arguments, **options):
+        """Exit code, output and errors; an option that is None is not given."""
+        words = [f"--{key}={value}" for key, value in (self.options | options).items() if value is not None]
+        self.monkeypatch.setattr(sys, "argv", ["trainers", command, *words, *arguments])
+        self.capfd.readouterr()
         try:
             main()
             code = 0
         except SystemExit as exit:
             code = exit.code
-        captured = capfd.readouterr()
+        captured = self.capfd.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    def done(self, command, *arguments, **options):
+        """The output of one that succeeds."""
+        code, output, errors = self(command, *arguments, **options)
+        assert code == 0, errors
+        return output
+
+
+@pytest.fixture
+def cli(tmp_path, pictures, monkeypatch, capfd):
+    """The quickstart on a few pictures."""
+    start = {"config": "configs/image/quickstart.yaml", "data.root": pictures, "name": "run", "runs": tmp_path}
+    return Command(monkeypatch, capfd, **start, **TINY)
+
+
+def recorded(run):
+    """Options of a command to which a run's own configuration says everything."""
+    return {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}

@@ -65,20 +65,6 @@ def test_the_scale_of_a_term_does_not_matter() -> None:
     torch.testing.assert_close(waiting, plain)
 
 
-def test_is_a_mean_over_the_batch() -> None:
-    """The gradient of a weight is that of a mean over items of length R, whatever the batch size."""
-    weight = torch.randn(50)
-    lengths = []
-    for batch in (2, 8):
-        at, target = weight.expand(batch, 1, 50), torch.zeros(batch, 1, 50)
-        gradient = balanced_gradient(
-            LossBalancer(total_norm=3.0), lambda x, y=target: two_terms(x, y), {"l1": 1.0, "cube": 0.0}, at
-        )
-        lengths.append(gradient.sum(0).norm())
-    torch.testing.assert_close(lengths[0], torch.tensor(3.0))
-    torch.testing.assert_close(lengths[0], lengths[1])
-
-
 def test_the_average_smooths() -> None:
     """A batch of ten times the gradient counts ten times at first sight, against an average of many."""
     balancer = LossBalancer(decay=0.99)

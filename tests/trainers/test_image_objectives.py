@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback
 from torch import Tensor
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
 from tests.refusals import refused
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_frozen, make_image_task, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_frozen, make_image_task, make_trainer, saving
 from trainers.callbacks import WeightEMA
 from trainers.core import LossBalancer, Objective
 from trainers.core.checkpoints import read_checkpoint
@@ -322,11 +321,6 @@ def test_a_network_is_neither_trained_nor_saved(tmp_path, precision: str) -> Non
         objectives = [L2(), FeatureDistance(make_frozen(layers=["1", "2"]), weight=0.1)]
         return make_image_task(objectives=objectives, warmup_steps=0, final_learning_rate_ratio=1.0)
 
-    class Saver(Callback):
-        def on_train_batch_end(self, trainer, *_) -> None:
-            if trainer.global_step == 2:
-                trainer.save_checkpoint(tmp_path / "half.ckpt")
-
     def fit(task, *callbacks, **arguments) -> None:
         trainer = make_trainer(max_steps=4, precision=precision, callbacks=[WeightEMA(0.9), *callbacks])
         trainer.fit(task, datamodule=Images(8), **arguments)
@@ -338,7 +332,7 @@ def test_a_network_is_neither_trained_nor_saved(tmp_path, precision: str) -> Non
     assert grouped == sum(parameter.numel() for parameter in alone.tokenizer.parameters())
     network = whole.terms[1].network
     before = {name: value.clone() for name, value in network._held[0].state_dict().items()}
-    fit(whole, Saver())
+    fit(whole, saving(tmp_path / "half.ckpt", at=2))
     for name, value in network._held[0].state_dict().items():
         assert torch.equal(value, before[name]), name
 

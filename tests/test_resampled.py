@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.backbones import assert_context_is_exact, shake
 from tests.refusals import refused
 from tests.test_audio_tokenizer import chunks_of, noise
-from tests.test_conv1d import Everything, looked_at, shake
+from tests.test_conv1d import Everything
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, SplitQuantizer
 from vqkit.backbones.activations import ELU
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -90,17 +91,7 @@ def test_shapes_gradients_and_what_they_say_of_themselves(causal: bool) -> None:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("transformer", [None, TRANSFORMER])
 def test_the_context_is_exact(transformer, causal: bool) -> None:
-    encoder, decoder = build(causal=causal, transformer=transformer)
-    assert encoder.context is not None and decoder.context is not None
-    before, after = encoder.context
-    assert not causal or after == decoder.context[1] == 0
-    latent = -(-before // 12) + 1
-    waves = noise(1, 1, (latent + 2 + -(-after // 12)) * 12).double()
-    assert looked_at(encoder, waves, latent, latent) == (latent * 12 - before, latent * 12 + 11 + after)
-    before, after = decoder.context
-    latents = noise(1, 8, before + after + 3).double()
-    start = (before + 1) * 12
-    assert looked_at(decoder, latents, start, start + 11) == (1, before + 1 + after)
+    assert_context_is_exact(*build(causal=causal, transformer=transformer))
 
 
 def test_the_context_of_a_transformer_that_does_not_tell_is_unknown() -> None:

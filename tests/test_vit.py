@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.backbones import shake
 from tests.refusals import refused
 from vqkit import Decode, Encode, Quantizer, Tiles, Tokenizer, export_onnx
 from vqkit.backbones.activations import GELU, Tanh
@@ -29,13 +30,6 @@ def build(**options: Any) -> tuple[ViTEncoder, ViTDecoder]:
     torch.manual_seed(0)
     options = SMALL | options
     return ViTEncoder(**options).double(), ViTDecoder(**options).double()
-
-
-def shake(*modules: nn.Module) -> None:
-    """Move parameters away from zeros and ones, so that every one takes part."""
-    for module in modules:
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.3)
 
 
 def norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:

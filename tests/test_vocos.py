@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.backbones import assert_context_is_exact, shake
 from tests.refusals import refused
-from tests.test_conv1d import looked_at, shake
 from vqkit import AudioTokenizer, Decode, Quantizer, export_onnx
 from vqkit.backbones.complex_spectrum import InverseSTFT
 from vqkit.backbones.conv1d import ConvEncoder1d
@@ -78,12 +78,7 @@ def test_shapes_gradients_and_configuration(kind: str, frames: int) -> None:
 @pytest.mark.parametrize("num_points", [20, 24, 40, 60])
 @pytest.mark.parametrize("kind", ["vocos", "transformer"])
 def test_the_context_is_exact(kind: str, num_points: int) -> None:
-    decoder = build(kind, num_points=num_points).double()
-    assert decoder.context is not None
-    before, after = decoder.context
-    latents = torch.randn(1, 6, before + after + 3, dtype=torch.float64)
-    start = (before + 1) * HOP
-    assert looked_at(decoder, latents, start, start + HOP - 1) == (1, before + 1 + after)
+    assert_context_is_exact(build(kind, num_points=num_points).double())
 
 
 @pytest.mark.parametrize("kind", ["vocos", "transformer"])

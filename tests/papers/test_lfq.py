@@ -133,18 +133,6 @@ def test_values_and_gradients_are_finite_at_any_scale(scale: float) -> None:
     assert output.loss.isfinite() and z.grad.isfinite().all()
 
 
-def test_masked_vectors_count_nowhere() -> None:
-    z, valid = problem(), torch.arange(50) < 30
-    loss = BitEntropy(diversity=0.5)
-    assert torch.allclose(loss(selection(z, valid), z), loss(selection(z[:30]), z), rtol=0, atol=1e-14)
-    loss(selection(z, valid), z).backward()
-    assert z.grad[:30].abs().sum() > 0 and not z.grad[30:].any()
-    z.grad = None
-    nothing = loss(selection(z, torch.zeros_like(valid)), z)
-    nothing.backward()
-    assert nothing == 0 and not z.grad.any()
-
-
 def entropy_on_rank(rank: int, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = (z[:30] if rank == 0 else z[30:]).clone().requires_grad_()
     loss = BitEntropy(1.0, group_bits=3)

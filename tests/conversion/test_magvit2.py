@@ -2,11 +2,11 @@
 
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conversion.changes import refuses
 from tests.conversion.magvit2 import MAGVIT2, TABLE, OpenMAGVIT2Model, SimVQModel
 from vqkit import convert
 from vqkit.conversion import Family, OpenMAGVIT2, SimVQImage
@@ -19,13 +19,6 @@ def filled(cls: type[MAGVIT2], dim: int) -> MAGVIT2:
     model = cls(dim=dim)
     model(torch.zeros(1, 3, 16, 16))
     return model
-
-
-def refuses(content: dict[str, torch.Tensor], message: str, folder: Path) -> None:
-    torch.save(content, folder / "last.ckpt")
-    with pytest.raises(ValueError, match=message):
-        convert(folder / "last.ckpt", folder / "converted")
-    assert not (folder / "converted").exists()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +43,7 @@ def test_entries_that_are_not_those_of_the_family_are_named(cls, family, name, s
     state.pop(name, None)
     if shape is not None:
         state[name] = torch.zeros(shape)
-    refuses(state, f"last.ckpt: does not hold the weights of {family.name}: .*{re.escape(message)}", tmp_path)
+    refuses(state, f"weights.bin: does not hold the weights of {family.name}: .*{re.escape(message)}", tmp_path)
 
 
 def test_tables_that_are_not_those_of_simvq_are_named(tmp_path) -> None:
@@ -75,8 +68,8 @@ def test_an_average_that_is_missing_is_named(name, tmp_path) -> None:
 def test_an_average_of_the_table_is_taken_where_it_was_trained_too(tmp_path) -> None:
     state = filled(SimVQModel, 14).checkpoint() | {TABLE: torch.zeros(48, 14)}
     state[f"model_ema.{TABLE.replace('.', '')}"] = trained = torch.randn(48, 14)
-    torch.save(state, tmp_path / "last.ckpt")
-    quantizer = convert(tmp_path / "last.ckpt", tmp_path / "converted").quantizer
+    torch.save(state, tmp_path / "weights.bin")
+    quantizer = convert(tmp_path / "weights.bin", tmp_path / "converted").quantizer
     assert torch.equal(quantizer.get_buffer("codebook.base"), trained)
 
 
@@ -84,5 +77,5 @@ def test_names_that_wetok_shares_are_not_guessed(tmp_path) -> None:
     state = filled(OpenMAGVIT2Model, 16).checkpoint()
     refuses(state, r"latents of 16 channels: those of Open.* have 14 or 18.*family=OpenMAGVIT2\(\)", tmp_path)
     assert (
-        convert(tmp_path / "last.ckpt", tmp_path / "converted", family=OpenMAGVIT2()).quantizer.codebook_size == 2**16
+        convert(tmp_path / "weights.bin", tmp_path / "converted", family=OpenMAGVIT2()).quantizer.codebook_size == 2**16
     )

@@ -4,10 +4,10 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tests.conversion.changes import added, refuses, removed
 from tests.conversion.maskgit import MaskGIT
-from vqkit import convert
 from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
 from vqkit.conversion import MaskGITVQGAN
 
@@ -41,14 +41,6 @@ def filled() -> MaskGIT:
     return model
 
 
-def removed(name: str):
-    return lambda state: state.pop(name)
-
-
-def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
-    return lambda state: state.update({name: torch.zeros(shape, dtype=dtype)})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -62,16 +54,10 @@ def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
     ],
 )
 def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    state: dict[str, Tensor] = dict(filled().state)
-    change(state)
-    torch.save(state, tmp_path / "weights.bin")
-    with pytest.raises(ValueError, match=f"weights.bin: does not hold the weights of VQGAN of MaskGIT: .*{message}"):
-        convert(tmp_path / "weights.bin", tmp_path / "converted")
-    assert not (tmp_path / "converted").exists()
+    message = f"weights.bin: does not hold the weights of VQGAN of MaskGIT: .*{message}"
+    refuses(change(filled().state), message, tmp_path)
 
 
 def test_a_decoder_without_levels_is_refused(tmp_path) -> None:
-    state = {name: value for name, value in filled().state.items() if not name.startswith("decoder.up.")}
-    torch.save(state, tmp_path / "weights.bin")
-    with pytest.raises(ValueError, match=r"there is no entry below 'decoder\.up\.0': expected the level"):
-        convert(tmp_path / "weights.bin", tmp_path / "converted", family=MaskGITVQGAN())
+    message = r"there is no entry below 'decoder\.up\.0': expected the level"
+    refuses(removed("decoder.up.")(filled().state), message, tmp_path, family=MaskGITVQGAN())

@@ -24,10 +24,6 @@ def distributions(rows: int = 30) -> Tensor:
     return problem(rows)[1].detach()
 
 
-def shannon(p: Tensor) -> Tensor:
-    return -torch.special.xlogy(p, p).sum(-1)
-
-
 def mutual_information(joint: Tensor) -> Tensor:
     """Of two variables with this joint distribution (a, b)."""
     return (joint * (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()).sum()

@@ -3,7 +3,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from tests.refusals import refused
@@ -312,33 +311,3 @@ test_bad_arguments_are_refused = refused(
 test_different_shapes_are_refused = refused(
     (lambda: Adversary(discriminators())(torch.zeros(2, 1, 100), torch.zeros(2, 1, 99)), "expected the same"),
 )
-
-
-def test_yaml_builds_an_adversary() -> None:
-    parser = ArgumentParser()
-    parser.add_argument("--adversary", type=Adversary | None, default=None)
-    config = parser.parse_object(
-        {
-            "adversary": {
-                "class_path": "trainers.core.Adversary",
-                "init_args": {
-                    "discriminators": [
-                        {
-                            "class_path": "trainers.audio.MultiPeriodDiscriminator",
-                            "init_args": {"periods": [2], "channels": 2},
-                        },
-                        {
-                            "class_path": "trainers.audio.MultiScaleSTFTDiscriminator",
-                            "init_args": {"window_lengths": [64], "channels": 2},
-                        },
-                    ],
-                    "loss": {"class_path": "trainers.core.Hinge"},
-                    "matching": {"class_path": "trainers.core.RelativeFeatureMatching"},
-                    "start_step": 7,
-                },
-            }
-        }
-    )
-    adversary = parser.instantiate(config).adversary
-    assert len(adversary.discriminators) == 2 and adversary.start_step == 7
-    assert isinstance(adversary.loss, Hinge) and isinstance(adversary.matching, RelativeFeatureMatching)

@@ -4,7 +4,6 @@ import auraloss
 import pytest
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
@@ -377,21 +376,3 @@ test_bad_arguments_are_refused = refused(
     (lambda: ShortTimeSpectrum(64, 0), "1 <= hop_length"),
     (lambda: MelSpectrum(RATE, window_length=4, mel_bins=2, min_frequency=10, max_frequency=20), "lengthen the window"),
 )
-
-
-def test_yaml_builds_a_list_of_objectives() -> None:
-    parser = ArgumentParser()
-    parser.add_argument("--objectives", type=list[Objective])
-    config = parser.parse_object(
-        {
-            "objectives": [
-                {
-                    "class_path": "trainers.audio.MultiResolutionMel",
-                    "init_args": {"sample_rate": RATE, "window_lengths": [64], "mel_bins": [5], "weight": 3.0},
-                },
-                {"class_path": "trainers.audio.WaveformL1"},
-            ]
-        }
-    )
-    mel, waveform = parser.instantiate(config).objectives
-    assert (mel.name, mel.weight, waveform.name, waveform.weight) == ("mel", 3.0, "waveform_l1", 1.0)

@@ -1,13 +1,12 @@
 """FQGAN's encoder, and files that are not those of its weights."""
 
-from functools import cache
-
 import pytest
 import torch
 from torch import nn
 
 from tests.conversion.changes import added, refuses, removed
 from tests.conversion.fqgan import FQGANDual, FQGANTriple
+from tests.conversion.published import filled
 from tests.refusals import refused
 from vqkit import convert
 from vqkit.backbones.factorized import FactorizedEncoder2d
@@ -71,13 +70,6 @@ test_bad_sizes_are_refused = refused(
     ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
     by=lambda options: build(**options),
 )
-
-
-@cache
-def filled(cls: type[FQGANDual]) -> FQGANDual:
-    model = cls()
-    model(torch.zeros(1, 3, 16, 16))
-    return model
 
 
 F16 = {"multipliers": (1, 1, 2, 2, 4), "attention_levels": (4,)}

@@ -1,13 +1,12 @@
 """MaskGIT's encoder and decoder, and files that are not those of its weights."""
 
-from functools import cache
-
 import pytest
 import torch
 from torch import nn
 
 from tests.conversion.changes import added, refuses, removed
 from tests.conversion.maskgit import MaskGIT
+from tests.conversion.published import filled
 from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
 from vqkit.conversion import MaskGITVQGAN
 
@@ -34,13 +33,6 @@ def test_the_last_layer_makes_the_pictures() -> None:
     assert torch.equal(decoder(torch.randn(1, 6, 2, 2)), torch.full((1, 3, 32, 32), 0.5))
 
 
-@cache
-def filled() -> MaskGIT:
-    model = MaskGIT()
-    model(torch.zeros(1, 3, 16, 16))
-    return model
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -55,9 +47,9 @@ def filled() -> MaskGIT:
 )
 def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
     message = f"weights.bin: does not hold the weights of VQGAN of MaskGIT: .*{message}"
-    refuses(change(filled().state), message, tmp_path)
+    refuses(change(filled(MaskGIT).state), message, tmp_path)
 
 
 def test_a_decoder_without_levels_is_refused(tmp_path) -> None:
     message = r"there is no entry below 'decoder\.up\.0': expected the level"
-    refuses(removed("decoder.up.")(filled().state), message, tmp_path, family=MaskGITVQGAN())
+    refuses(removed("decoder.up.")(filled(MaskGIT).state), message, tmp_path, family=MaskGITVQGAN())

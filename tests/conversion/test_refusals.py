@@ -5,7 +5,6 @@ import os
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conversion.changes import added, refuses, removed
-from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, Published, Taming, TamingGumbel
+from tests.conversion.published import IBQ, VAR, DiffusersVQ, LlamaGen, Published, Taming, TamingGumbel, filled
 from tests.trainers.tiny import make_tokenizer
 from vqkit import Tokenizer, convert
 from vqkit.command_line.main import main
@@ -39,13 +38,6 @@ FAMILIES: list[tuple[type[Published], Family]] = [
     (VAR, VARAutoencoder((1, 2, 4, 8))),
     (DiffusersVQ, DiffusersVQModel()),
 ]
-
-
-@cache
-def filled(cls: type[Published], **options: Any) -> Published:
-    model = cls(**options)
-    model(torch.zeros(1, 3, 16, 16))
-    return model
 
 
 def state_of(cls: type[Published]) -> dict[str, torch.Tensor]:

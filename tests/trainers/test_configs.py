@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import recipes
 import yaml
 
 from tests.few import few
@@ -15,10 +16,6 @@ from trainers.run.bases import read_config
 from trainers.run.cli import main
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import recipes  # noqa: E402
-
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
 GIVEN = {

@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import adacode
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,6 @@ from vqkit import MixtureQuantizer, Quantizer, Tokenizer
 pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import adacode  # noqa: E402
 
 
 def mixture() -> Tokenizer:

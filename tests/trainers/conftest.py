@@ -33,21 +33,33 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def run_command(*words, **options):
+    """Runs a command; options follow its other words."""
+    words = [*map(str, words), *(f"--{key}={value}" for key, value in options.items())]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["trainers", *words])
+        main()
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """In the folder of the repository, and without a service of logs."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(ROOT)
+
+
 class Command:
     """A command line in this process."""
 
-    def __init__(self, monkeypatch, capfd, **options):
-        monkeypatch.setenv("WANDB_MODE", "disabled")
-        monkeypatch.chdir(ROOT)
-        self.monkeypatch, self.capfd, self.options = monkeypatch, capfd, options
+    def __init__(self, capfd, **options):
+        self.capfd, self.options = capfd, options
 
     def __call__(self, command, *arguments, **options):
         """Exit code, output and errors; an option that is None is not given."""
         words = [f"--{key}={value}" for key, value in (self.options | options).items() if value is not None]
-        self.monkeypatch.setattr(sys, "argv", ["trainers", command, *words, *arguments])
         self.capfd.readouterr()
         try:
-            main()
+            run_command(command, *words, *arguments)
             code = 0
         except SystemExit as exit:
             code = exit.code
@@ -62,10 +74,10 @@ class Command:
 
 
 @pytest.fixture
-def cli(tmp_path, pictures, monkeypatch, capfd):
+def cli(tmp_path, pictures, quiet, capfd):
     """The quickstart on a few pictures."""
     start = {"config": "configs/image/quickstart.yaml", "data.root": pictures, "name": "run", "runs": tmp_path}
-    return Command(monkeypatch, capfd, **start, **TINY)
+    return Command(capfd, **start, **TINY)
 
 
 def recorded(run):

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
-from tests.trainers.conftest import ROOT, TINY
+from tests.trainers.conftest import ROOT, TINY, run_command
 from tests.trainers.tiny import Images, make_image_task, make_trainer
 from trainers.run.changes import changes
 from trainers.run.cli import main
@@ -36,8 +36,7 @@ def finished(tmp_path_factory, pictures):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
         patch.chdir(ROOT)
-        patch.setattr(sys, "argv", ["trainers", "fit", *(f"--{key}={value}" for key, value in options.items())])
-        main()
+        run_command("fit", **options)
     return runs / "run"
 
 

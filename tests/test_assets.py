@@ -2,22 +2,18 @@
 
 import hashlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
+from fetching import photographs, sample_assets
+from fetching.debian import FetchError
+from fetching.sounds import samples_sha256
+from fetching.sources import sources
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "assets"
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from fetching import photographs, sample_assets  # noqa: E402
-from fetching.debian import FetchError  # noqa: E402
-from fetching.sounds import samples_sha256  # noqa: E402
-from fetching.sources import sources  # noqa: E402
-
 ROW = re.compile(r"^\| `(?P<file>[^`]+)` \| `(?P<sha256>[0-9a-f]{64})` \| (?P<licence>[^|]+) \|", re.MULTILINE)
 
 

@@ -4,13 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # as when they are run
-
 import gaussian_capacity
 import importance
+import pytest
+import torch
 
 from vqkit.methods import METHODS
 

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.backbones import assert_context_is_exact, shake
+from tests.refusals import refused
 from vqkit import Quantizer, Tokenizer
 from vqkit.backbones.activations import ELU, Snake, Tanh
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -44,13 +46,6 @@ def build(*, signals: int = 1, **options: Any) -> tuple[ConvEncoder1d, ConvDecod
     torch.manual_seed(0)
     options = SMALL | options
     return ConvEncoder1d(in_channels=signals, **options), ConvDecoder1d(out_channels=signals, **options)
-
-
-def shake(*modules: nn.Module, std: float = 0.3) -> None:
-    """Move parameters away from their first values, so that every branch takes part."""
-    for module in modules:
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=std)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -103,33 +98,11 @@ def test_any_strides_and_any_kernels(strides, patch_size, channels, kernel_size,
     assert decoder(latents).shape == waves.shape
 
 
-def looked_at(module: nn.Module, x: Tensor, first: int, last: int) -> tuple[int, int]:
-    """First and last time step of x on which the outputs `first` to `last` depend."""
-    x = x.requires_grad_()
-    outputs = module(x)[..., first : last + 1]
-    (gradient,) = torch.autograd.grad((outputs * torch.randn_like(outputs)).sum(), x)
-    steps = gradient.abs().sum((0, 1)).nonzero()
-    return int(steps[0]), int(steps[-1])
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=names)
 def test_the_context_is_exact(options: dict[str, Any]) -> None:
-    encoder, decoder = build(**options)
-    shake(encoder.double(), decoder.double(), std=0.5)
-    factor = encoder.downsampling_factor
-    assert encoder.context is not None and decoder.context is not None
-    if options.get("causal"):
-        assert encoder.context[1] == 0 and decoder.context[1] == 0
-    before, after = encoder.context
-    frame = -(-before // factor) + 1
-    waves = torch.randn(1, 1, (frame + 2) * factor + after, dtype=torch.float64)
-    waves = waves[..., : waves.shape[-1] // factor * factor]
-    start = frame * factor
-    assert looked_at(encoder, waves, frame, frame) == (start - before, start + factor - 1 + after)
-    before, after = decoder.context
-    latents = torch.randn(1, 6, before + after + 3, dtype=torch.float64)
-    start = (before + 1) * factor
-    assert looked_at(decoder, latents, start, start + factor - 1) == (1, before + 1 + after + 0)
+    pair = build(**options)
+    shake(*pair, std=0.5)
+    assert_context_is_exact(*(part.double() for part in pair))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=names)
@@ -359,31 +332,30 @@ def test_without_its_branches_the_transformer_is_the_identity() -> None:
     assert torch.equal(WindowedTransformer(8, num_layers=2, num_heads=2, layer_scale=0.0)(x), x)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dim": 0}, "dim=0: expected a positive number"),
-        ({"channels": 0}, "channels=0: expected a positive number"),
-        ({"kernel_size": 0}, "kernel_size=0: expected a positive number"),
-        ({"residual_kernel_size": 0}, "residual_kernel_size=0: expected a positive number"),
-        ({"latent_kernel_size": 0}, "latent_kernel_size=0: expected a positive number"),
-        ({"compress": 0}, "compress=0: expected a positive number"),
-        ({"patch_size": 0}, "patch_size=0: expected a positive number"),
-        ({"strides": (2, 0)}, r"strides=\(2, 0\): expected positive numbers"),
-        ({"dilations": (0,)}, r"dilations=\(0,\): expected positive numbers"),
-        ({"max_channels": 3}, "max_channels=3 is below channels=4"),
-        ({"causal": True, "transformer": TRANSFORMER}, "causal=True with a transformer that is not"),
-        ({"causal": True, "transformer": Everything}, r"Everything.causal is not True"),
-        ({"transformer": partial(WindowedTransformer, num_heads=3)}, "num_heads=3 does not split 16 channels"),
-        ({"transformer": partial(WindowedTransformer, num_layers=0)}, "num_layers=0: expected a positive number"),
-        ({"transformer": partial(WindowedTransformer, context_frames=-1)}, "context_frames=-1: expected 0 or more"),
-        ({"activation": partial(Snake, frequency=0.0)}, "frequency=0.0: expected positive numbers"),
-    ],
+BAD_ARGUMENTS = [
+    ({"dim": 0}, "dim=0: expected a positive number"),
+    ({"channels": 0}, "channels=0: expected a positive number"),
+    ({"kernel_size": 0}, "kernel_size=0: expected a positive number"),
+    ({"residual_kernel_size": 0}, "residual_kernel_size=0: expected a positive number"),
+    ({"latent_kernel_size": 0}, "latent_kernel_size=0: expected a positive number"),
+    ({"compress": 0}, "compress=0: expected a positive number"),
+    ({"patch_size": 0}, "patch_size=0: expected a positive number"),
+    ({"strides": (2, 0)}, r"strides=\(2, 0\): expected positive numbers"),
+    ({"dilations": (0,)}, r"dilations=\(0,\): expected positive numbers"),
+    ({"max_channels": 3}, "max_channels=3 is below channels=4"),
+    ({"causal": True, "transformer": TRANSFORMER}, "causal=True with a transformer that is not"),
+    ({"causal": True, "transformer": Everything}, r"Everything.causal is not True"),
+    ({"transformer": partial(WindowedTransformer, num_heads=3)}, "num_heads=3 does not split 16 channels"),
+    ({"transformer": partial(WindowedTransformer, num_layers=0)}, "num_layers=0: expected a positive number"),
+    ({"transformer": partial(WindowedTransformer, context_frames=-1)}, "context_frames=-1: expected 0 or more"),
+    ({"activation": partial(Snake, frequency=0.0)}, "frequency=0.0: expected positive numbers"),
+]
+test_bad_arguments_of_encoders_are_refused = refused(
+    *BAD_ARGUMENTS, by=lambda options: ConvEncoder1d(**SMALL | options)
 )
-@pytest.mark.parametrize("kind", [ConvEncoder1d, ConvDecoder1d])
-def test_bad_arguments_are_refused(kind: type, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**SMALL | options)
+test_bad_arguments_of_decoders_are_refused = refused(
+    *BAD_ARGUMENTS, by=lambda options: ConvDecoder1d(**SMALL | options)
+)
 
 
 @pytest.mark.parametrize("kind", [Convolution1d, partial(Deconvolution1d)])
@@ -392,18 +364,13 @@ def test_kernels_shorter_than_the_stride_are_refused(kind: Any) -> None:
         kind(1, 1, 3, stride=4, causal=True)
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 2, 12), r"waves has shape \(1, 2, 12\): expected \(B, 1, T\)"),
-        ((1, 12), r"add a batch axis with waves\[None\]"),
-        ((1, 1, 13), "13 samples are no whole number of frames: pad or cut them to a positive multiple of the .* 6"),
-        ((1, 1, 0), r"waves has shape \(1, 1, 0\): expected \(B, 1, T\), T > 0"),
-    ],
+test_waves_that_do_not_fit_are_refused = refused(
+    ((1, 2, 12), r"waves has shape \(1, 2, 12\): expected \(B, 1, T\)"),
+    ((1, 12), r"add a batch axis with waves\[None\]"),
+    ((1, 1, 13), "13 samples are no whole number of frames: pad or cut them to a positive multiple of the .* 6"),
+    ((1, 1, 0), r"waves has shape \(1, 1, 0\): expected \(B, 1, T\), T > 0"),
+    by=lambda shape: build()[0](torch.zeros(shape)),
 )
-def test_waves_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()[0](torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 3), (6, 3), (1, 6, 0)])

@@ -13,18 +13,15 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import fetch_data
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import fetch_data
 from fetching import collection, debian, photographs, sounds, tables
 from fetching.debian import FetchError, PackageFile, sha256_of
 from fetching.qt_resources import DamagedResourceFile, read_resources
 from fetching.sources import Source, sources
+from PIL import Image
 
 from vqkit.saving.files import write_whole
 

@@ -3,21 +3,15 @@
 import gzip
 import json
 import struct
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import retrieval
 import soundfile
+import suggest_codes
 import torch
+import uncertainty
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import retrieval  # noqa: E402
-import suggest_codes  # noqa: E402
-import uncertainty  # noqa: E402
 
 
 def labelled(labels: list[int]) -> retrieval.Pictures:

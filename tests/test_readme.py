@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import draw_parts
+import publish
 import pytest
 
 from tests.trainers.pictures import draw_pictures
@@ -20,11 +22,6 @@ from vqkit.command_line.main import main as command_line
 from vqkit.command_line.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import draw_parts  # noqa: E402
-import publish  # noqa: E402
-
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.backbones import assert_context_is_exact, shake
+from tests.refusals import refused
 from tests.test_audio_tokenizer import chunks_of, noise
-from tests.test_conv1d import Everything, looked_at, shake
+from tests.test_conv1d import Everything
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer, SplitQuantizer
 from vqkit.backbones.activations import ELU
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -89,17 +91,7 @@ def test_shapes_gradients_and_what_they_say_of_themselves(causal: bool) -> None:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("transformer", [None, TRANSFORMER])
 def test_the_context_is_exact(transformer, causal: bool) -> None:
-    encoder, decoder = build(causal=causal, transformer=transformer)
-    assert encoder.context is not None and decoder.context is not None
-    before, after = encoder.context
-    assert not causal or after == decoder.context[1] == 0
-    latent = -(-before // 12) + 1
-    waves = noise(1, 1, (latent + 2 + -(-after // 12)) * 12).double()
-    assert looked_at(encoder, waves, latent, latent) == (latent * 12 - before, latent * 12 + 11 + after)
-    before, after = decoder.context
-    latents = noise(1, 8, before + after + 3).double()
-    start = (before + 1) * 12
-    assert looked_at(decoder, latents, start, start + 11) == (1, before + 1 + after)
+    assert_context_is_exact(*build(causal=causal, transformer=transformer))
 
 
 def test_the_context_of_a_transformer_that_does_not_tell_is_unknown() -> None:
@@ -164,21 +156,13 @@ def test_export_with_a_dynamic_batch() -> None:
     torch.testing.assert_close(program.module()(waves), encoder(waves), rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ResampledEncoder1d(nn.Linear(3, 3)), r"encoder=Linear has dim=None, downsampling_factor=None and"),
-        (lambda: ResampledDecoder1d(ConvDecoder1d(**SIZES), stride=0), "stride=0: expected a positive number"),
-        (
-            lambda: ResampledEncoder1d(
-                ConvEncoder1d(**SIZES, causal=True), transformer=partial(TRANSFORMER, causal=False)
-            ),
-            r"WindowedTransformer.causal is not True",
-        ),
-        (lambda: build()[0](noise(1, 1, 30).double()), "waves of 30 samples .* downsampling factor 12"),
-        (lambda: build()[1](noise(1, 7, 3).double()), r"latents has shape \(1, 7, 3\): expected \(B, 8, T\)"),
-    ],
+test_what_does_not_fit_is_refused = refused(
+    (lambda: ResampledEncoder1d(nn.Linear(3, 3)), r"encoder=Linear has dim=None, downsampling_factor=None and"),
+    (lambda: ResampledDecoder1d(ConvDecoder1d(**SIZES), stride=0), "stride=0: expected a positive number"),
+    (
+        lambda: ResampledEncoder1d(ConvEncoder1d(**SIZES, causal=True), transformer=partial(TRANSFORMER, causal=False)),
+        r"WindowedTransformer.causal is not True",
+    ),
+    (lambda: build()[0](noise(1, 1, 30).double()), "waves of 30 samples .* downsampling factor 12"),
+    (lambda: build()[1](noise(1, 7, 3).double()), r"latents has shape \(1, 7, 3\): expected \(B, 8, T\)"),
 )
-def test_what_does_not_fit_is_refused(make, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()

@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # as when they are run
-
 from records import fill, load_record
 
 ROOT = Path(__file__).parents[1]

@@ -3,18 +3,13 @@
 import json
 import math
 import struct
-import sys
 from pathlib import Path
 
 import numpy
 import pytest
+import semantic
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import semantic  # noqa: E402
-import whisper_encoder  # noqa: E402
+import whisper_encoder
 
 
 def labelled(train, validation, phones=3):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.refusals import refused
 from vqkit import FSQ, Quantizer, ResidualQuantizer, Tiles, Tokenizer
 
 
@@ -88,34 +89,28 @@ class Sequence(Patches):
         return super().forward(images).flatten(2)
 
 
-@pytest.mark.parametrize(
-    ("use", "message"),
-    [
-        (lambda: Tiles(0), "size=0: expected at least 1"),
-        (lambda: Tiles(16, overlap=8), "overlap=8: expected .* less than half of size=16"),
-        (lambda: Tiles(18).encode(tokenizer(0), picture(36, 36)), "tiles size=18: expected a multiple of .*, 4"),
-        (lambda: Tiles(16, overlap=2).encode(tokenizer(0), picture(36, 36)), "tiles overlap=2: expected a multiple"),
-        (lambda: Tiles(16).encode(tokenizer(0), picture(30, 36)), "images of 36x30 pixels: expected multiples of 4"),
-        (
-            lambda: Tiles(16).encode(Tokenizer(Sequence(0), FSQ([8, 8, 8], channel_dim=1), Picture()), picture(32, 32)),
-            r"has tokens of shape \(16,\): only tokens that are a grid",
+test_what_cannot_be_joined_is_refused = refused(
+    (lambda: Tiles(0), "size=0: expected at least 1"),
+    (lambda: Tiles(16, overlap=8), "overlap=8: expected .* less than half of size=16"),
+    (lambda: Tiles(18).encode(tokenizer(0), picture(36, 36)), "tiles size=18: expected a multiple of .*, 4"),
+    (lambda: Tiles(16, overlap=2).encode(tokenizer(0), picture(36, 36)), "tiles overlap=2: expected a multiple"),
+    (lambda: Tiles(16).encode(tokenizer(0), picture(30, 36)), "images of 36x30 pixels: expected multiples of 4"),
+    (
+        lambda: Tiles(16).encode(Tokenizer(Sequence(0), FSQ([8, 8, 8], channel_dim=1), Picture()), picture(32, 32)),
+        r"has tokens of shape \(16,\): only tokens that are a grid",
+    ),
+    (
+        lambda: Tiles(16).encode(
+            Tokenizer(nn.Conv2d(3, 3, 4, 4), FSQ([8, 8, 8], channel_dim=1), Picture()), picture(8, 8)
         ),
-        (
-            lambda: Tiles(16).encode(
-                Tokenizer(nn.Conv2d(3, 3, 4, 4), FSQ([8, 8, 8], channel_dim=1), Picture()), picture(8, 8)
-            ),
-            "encoder=Conv2d has no downsampling_factor, by which",
-        ),
-        (
-            lambda: Tiles(16).decode(enlarging(), torch.zeros(1, 8, 8, dtype=torch.int64)),
-            r"a tile of 4 x 4 patches is decoded to shape \(1, 3, 32, 32\): expected 16 x 16 pixels",
-        ),
-        (
-            lambda: Tiles(16).decode(tokenizer(0), torch.zeros(1, 8, dtype=torch.int64)),
-            r"indices has shape \(1, 8\): expected a grid of patches, \(B, h, w\)",
-        ),
-    ],
+        "encoder=Conv2d has no downsampling_factor, by which",
+    ),
+    (
+        lambda: Tiles(16).decode(enlarging(), torch.zeros(1, 8, 8, dtype=torch.int64)),
+        r"a tile of 4 x 4 patches is decoded to shape \(1, 3, 32, 32\): expected 16 x 16 pixels",
+    ),
+    (
+        lambda: Tiles(16).decode(tokenizer(0), torch.zeros(1, 8, dtype=torch.int64)),
+        r"indices has shape \(1, 8\): expected a grid of patches, \(B, h, w\)",
+    ),
 )
-def test_what_cannot_be_joined_is_refused(use, message):
-    with pytest.raises(ValueError, match=message):
-        use()

@@ -2,17 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+import twins
 
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import twins  # noqa: E402
 
 
 def row(name: str, psnr: float, **facts: object) -> dict:

@@ -1,17 +1,11 @@
 """The script of speech that no training had: which recordings it takes, what it makes of codecs, and the table."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import unheard  # noqa: E402
+import unheard
 
 
 def test_recordings_of_the_duration_are_taken_at_even_distances(tmp_path, monkeypatch) -> None:

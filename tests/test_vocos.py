@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_conv1d import looked_at, shake
+from tests.backbones import assert_context_is_exact, shake
+from tests.refusals import refused
 from vqkit import AudioTokenizer, Decode, Quantizer, export_onnx
 from vqkit.backbones.complex_spectrum import InverseSTFT
 from vqkit.backbones.conv1d import ConvEncoder1d
@@ -77,12 +78,7 @@ def test_shapes_gradients_and_configuration(kind: str, frames: int) -> None:
 @pytest.mark.parametrize("num_points", [20, 24, 40, 60])
 @pytest.mark.parametrize("kind", ["vocos", "transformer"])
 def test_the_context_is_exact(kind: str, num_points: int) -> None:
-    decoder = build(kind, num_points=num_points).double()
-    assert decoder.context is not None
-    before, after = decoder.context
-    latents = torch.randn(1, 6, before + after + 3, dtype=torch.float64)
-    start = (before + 1) * HOP
-    assert looked_at(decoder, latents, start, start + HOP - 1) == (1, before + 1 + after)
+    assert_context_is_exact(build(kind, num_points=num_points).double())
 
 
 @pytest.mark.parametrize("kind", ["vocos", "transformer"])
@@ -159,22 +155,17 @@ def test_onnx_runtime_decodes_any_number_of_frames(tmp_path) -> None:
         torch.testing.assert_close(torch.from_numpy(sound), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dim": 0}, "dim=0: expected a positive number"),
-        ({"hop_length": 5}, "num_points=20, hop_length=5: expected even numbers"),
-        ({"num_points": 18}, "num_points=18, hop_length=10: expected even numbers, and at least twice the hop"),
-        ({"num_points": 41}, "num_points=41, hop_length=10: expected even numbers"),
-        ({"blocks": [partial(ConvNeXt1d, num_layers=0)]}, "num_layers=0: expected a positive number"),
-        ({"blocks": [partial(ConvNeXt1d, kernel_size=4)]}, "kernel_size=4: expected an odd number of taps"),
-        ({"blocks": [PositionNetwork]}, "norm_groups=32 does not divide the width 8"),
-        ({"blocks": [partial(ResidualBlocks1d, norm_groups=3)]}, "norm_groups=3 does not divide the width 8"),
-    ],
+test_sizes_that_do_not_fit_are_refused = refused(
+    ({"dim": 0}, "dim=0: expected a positive number"),
+    ({"hop_length": 5}, "num_points=20, hop_length=5: expected even numbers"),
+    ({"num_points": 18}, "num_points=18, hop_length=10: expected even numbers, and at least twice the hop"),
+    ({"num_points": 41}, "num_points=41, hop_length=10: expected even numbers"),
+    ({"blocks": [partial(ConvNeXt1d, num_layers=0)]}, "num_layers=0: expected a positive number"),
+    ({"blocks": [partial(ConvNeXt1d, kernel_size=4)]}, "kernel_size=4: expected an odd number of taps"),
+    ({"blocks": [PositionNetwork]}, "norm_groups=32 does not divide the width 8"),
+    ({"blocks": [partial(ResidualBlocks1d, norm_groups=3)]}, "norm_groups=3 does not divide the width 8"),
+    by=lambda options: build(**options),
 )
-def test_sizes_that_do_not_fit_are_refused(options, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(**options)
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 3), (6, 3), (1, 6, 0)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit.clustering.kmeans import KMeans, _means, _seed_centers, kmeans
 from vqkit.functional import unit
 
@@ -198,15 +199,10 @@ def test_seeding_draws_by_weight() -> None:
         assert abs((first == value).double().mean() - share) < 4 * (share * (1 - share) / 500) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"weights": torch.ones(3)}, r"weights has shape \(3,\), expected \(4,\)"),
-        ({"weights": torch.tensor([1.0, 0, 1, 1])}, "finite and positive"),
-        ({"centers": torch.zeros(2, 3)}, r"centers has shape \(2, 3\), expected \(2, 2\)"),
-        ({"centers": torch.full((2, 2), torch.nan)}, "centers holds NaN"),
-    ],
+test_refused_weights_and_centers = refused(
+    ({"weights": torch.ones(3)}, r"weights has shape \(3,\), expected \(4,\)"),
+    ({"weights": torch.tensor([1.0, 0, 1, 1])}, "finite and positive"),
+    ({"centers": torch.zeros(2, 3)}, r"centers has shape \(2, 3\), expected \(2, 2\)"),
+    ({"centers": torch.full((2, 2), torch.nan)}, "centers holds NaN"),
+    by=lambda arguments: kmeans(torch.randn(4, 2), 2, **arguments),
 )
-def test_refused_weights_and_centers(arguments: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kmeans(torch.randn(4, 2), 2, **arguments)

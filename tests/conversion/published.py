@@ -4,6 +4,8 @@ What was asked for is the state dict, so names and shapes are written here once,
 """
 
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,15 @@ class Published:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     latent_kernel_size = 1
+
+    # Names, here those of taming-transformers.
+    encoder_levels, decoder_levels = "encoder.down", "decoder.up"
+    by_execution = False
+    """Whether the decoder's levels are numbered in order of execution."""
+    parts: ClassVar = {"res": "block.{}", "attn": "attn.{}", "down": "downsample.conv", "up": "upsample.conv"}
+    middle_parts: ClassVar = ("mid.block_1", "mid.attn_1", "mid.block_2")
     shortcut = "nin_shortcut"
+    norm_out = "norm_out"
 
     # ------------------------------------------------------------------ layers
 
@@ -75,7 +85,7 @@ class Published:
         )
 
     def middle(self, side: str, x: Tensor) -> Tensor:
-        names = self.middle_names(side)
+        names = [f"{side}.{part}" for part in self.middle_parts]
         x = self.block(names[0], x, x.shape[1])
         if self.middle_attention:
             x = self.attention(names[1], x)
@@ -90,32 +100,43 @@ class Published:
 
     # ------------------------------------------------------------------ the model
 
-    def latents(self, images: Tensor) -> Tensor:
+    def down_part(self, level: int, kind: str, block: int = 0) -> str:
+        return f"{self.encoder_levels}.{level}.{self.parts[kind].format(block)}"
+
+    def up_part(self, level: int, kind: str, block: int = 0) -> str:
+        number = len(self.multipliers) - 1 - level if self.by_execution else level
+        return f"{self.decoder_levels}.{number}.{self.parts[kind].format(block)}"
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the encoder has before its last layers."""
         widths, last = [self.channels * multiplier for multiplier in self.multipliers], len(self.multipliers) - 1
         x = self.conv("encoder.conv_in", images, widths[0])
         for level, width in enumerate(widths):
             for block in range(self.num_res_blocks):
-                x = self.block(self.down_name(level, "res", block), x, width)
+                x = self.block(self.down_part(level, "res", block), x, width)
                 if level in self.attention_levels:
-                    x = self.attention(self.down_name(level, "attn", block), x)
+                    x = self.attention(self.down_part(level, "attn", block), x)
             if level < last:
-                x = self.down(self.down_name(level, "resample", 0), x)
-        x = self.middle("encoder", x)
-        x = self.swish_conv(self.norm_out("encoder"), "encoder.conv_out", x, self.latent_channels)
+                x = self.down(self.down_part(level, "down"), x)
+        return self.middle("encoder", x)
+
+    def latents(self, images: Tensor) -> Tensor:
+        x = self.features(images)
+        x = self.swish_conv(f"encoder.{self.norm_out}", "encoder.conv_out", x, self.latent_channels)
         return self.conv("quant_conv", x, self.dim, self.latent_kernel_size)
 
     def images(self, quantized: Tensor) -> Tensor:
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         x = self.conv("post_quant_conv", quantized, self.latent_channels, self.latent_kernel_size)
         x = self.middle("decoder", self.conv("decoder.conv_in", x, widths[-1]))
-        for place, level in enumerate(reversed(range(len(widths)))):
+        for level in reversed(range(len(widths))):
             for block in range(self.num_res_blocks + 1):
-                x = self.block(self.up_name(level, place, "res", block), x, widths[level])
+                x = self.block(self.up_part(level, "res", block), x, widths[level])
                 if level in self.attention_levels:
-                    x = self.attention(self.up_name(level, place, "attn", block), x)
+                    x = self.attention(self.up_part(level, "attn", block), x)
             if level > 0:
-                x = self.up(self.up_name(level, place, "resample", 0), x)
-        return self.swish_conv(self.norm_out("decoder"), "decoder.conv_out", x, 3)
+                x = self.up(self.up_part(level, "up"), x)
+        return self.swish_conv(f"decoder.{self.norm_out}", "decoder.conv_out", x, 3)
 
     def codes(self, name: str, latents: Tensor) -> Tensor:
         """A table among the latents, so that many codes are chosen."""
@@ -140,21 +161,34 @@ class Published:
         """What was asked for, as it is published."""
         return self.state
 
-    # ------------------------------------------------------------------ names, here those of taming-transformers
 
-    def down_name(self, level: int, kind: str, block: int) -> str:
-        return f"encoder.down.{level}." + {"res": f"block.{block}", "attn": f"attn.{block}"}.get(
-            kind, "downsample.conv"
-        )
+class WithoutBias(Published):
+    """Blocks without bias."""
 
-    def up_name(self, level: int, place: int, kind: str, block: int) -> str:
-        return f"decoder.up.{level}." + {"res": f"block.{block}", "attn": f"attn.{block}"}.get(kind, "upsample.conv")
+    def kernel(self, name: str, x: Tensor, width: int, size: int = 3, stride: int = 1) -> Tensor:
+        """A convolution without bias, padded on all sides."""
+        weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
+        return F.conv2d(x, weight, padding=size // 2, stride=stride)
 
-    def middle_names(self, side: str) -> tuple[str, str, str]:
-        return f"{side}.mid.block_1", f"{side}.mid.attn_1", f"{side}.mid.block_2"
+    def inside(self, name: str, x: Tensor, width: int) -> Tensor:
+        """What a block adds to its shortcut."""
+        for number in (1, 2):
+            x = self.norm(f"{name}.norm{number}", x)
+            x = self.kernel(f"{name}.conv{number}", x * torch.sigmoid(x), width)
+        return x
 
-    def norm_out(self, side: str) -> str:
-        return f"{side}.norm_out"
+    def blocks(self, name: str, x: Tensor, width: int, number: int) -> Tensor:
+        for block in range(number):
+            x = self.block(f"{name}.{block}", x, width)
+        return x
+
+
+@cache
+def filled(cls: type[Published], **options: Any) -> Published:
+    """With the entries that pictures of 16 x 16 pixels ask for."""
+    model = cls(**options)
+    model(torch.zeros(1, 3, 16, 16))
+    return model
 
 
 @dataclass
@@ -202,21 +236,15 @@ def with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class LlamaGen(Published):
     """Vectors and codes on the sphere; attention at the last level; the decoder's levels in order of execution."""
 
+    encoder_levels, decoder_levels = "encoder.conv_blocks", "decoder.conv_blocks"
+    by_execution = True
+    parts = Published.parts | {"res": "res.{}"}
+    middle_parts = ("mid.0", "mid.1", "mid.2")
+
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         self.tensor("quantize.codebook_used", 65536)
         codes = F.normalize(self.codes("quantize.embedding.weight", latents), dim=1)
         return self.read(codes, torch.einsum("bdhw,kd->bhwk", F.normalize(latents, dim=1), codes).argmax(-1))
-
-    def down_name(self, level: int, kind: str, block: int) -> str:
-        parts = {"res": f"res.{block}", "attn": f"attn.{block}"}
-        return f"encoder.conv_blocks.{level}." + parts.get(kind, "downsample.conv")
-
-    def up_name(self, level: int, place: int, kind: str, block: int) -> str:
-        parts = {"res": f"res.{block}", "attn": f"attn.{block}"}
-        return f"decoder.conv_blocks.{place}." + parts.get(kind, "upsample.conv")
-
-    def middle_names(self, side: str) -> tuple[str, str, str]:
-        return f"{side}.mid.0", f"{side}.mid.1", f"{side}.mid.2"
 
 
 @dataclass
@@ -247,7 +275,19 @@ class VAR(Published):
 class DiffusersVQ(Published):
     """Linear layers in the attention."""
 
+    encoder_levels, decoder_levels = "encoder.down_blocks", "decoder.up_blocks"
+    by_execution = True
+    parts: ClassVar = {
+        "res": "resnets.{}",
+        "attn": "attentions.{}",
+        "down": "downsamplers.0.conv",
+        "up": "upsamplers.0.conv",
+    }
+    middle_parts = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
     shortcut = "conv_shortcut"
+    norm_out = "conv_norm_out"
+    projections: ClassVar = ("to_q", "to_k", "to_v")
+    output = "to_out.0"
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         weight = self.tensor(f"{name}.weight", x.shape[1], x.shape[1])
@@ -258,23 +298,6 @@ class DiffusersVQ(Published):
         query, key, value = (self.linear(f"{name}.{part}", normal).flatten(2) for part in self.projections)
         weights = torch.softmax(torch.einsum("bci,bcj->bij", query, key) / x.shape[1] ** 0.5, dim=2)
         return x + self.linear(f"{name}.{self.output}", torch.einsum("bij,bcj->bci", weights, value).view(x.shape))
-
-    projections: tuple[str, ...] = ("to_q", "to_k", "to_v")
-    output = "to_out.0"
-
-    def down_name(self, level: int, kind: str, block: int) -> str:
-        parts = {"res": f"resnets.{block}", "attn": f"attentions.{block}"}
-        return f"encoder.down_blocks.{level}." + parts.get(kind, "downsamplers.0.conv")
-
-    def up_name(self, level: int, place: int, kind: str, block: int) -> str:
-        parts = {"res": f"resnets.{block}", "attn": f"attentions.{block}"}
-        return f"decoder.up_blocks.{place}." + parts.get(kind, "upsamplers.0.conv")
-
-    def middle_names(self, side: str) -> tuple[str, str, str]:
-        return tuple(f"{side}.mid_block.{part}" for part in ("resnets.0", "attentions.0", "resnets.1"))
-
-    def norm_out(self, side: str) -> str:
-        return f"{side}.conv_norm_out"
 
 
 class OldDiffusersVQ(DiffusersVQ):

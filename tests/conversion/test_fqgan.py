@@ -1,12 +1,13 @@
 """FQGAN's encoder, and files that are not those of its weights."""
 
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tests.conversion.changes import added, refuses, removed
 from tests.conversion.fqgan import FQGANDual, FQGANTriple
+from tests.conversion.published import filled
+from tests.refusals import refused
 from vqkit import convert
 from vqkit.backbones.factorized import FactorizedEncoder2d
 from vqkit.backbones.positions import InterpolatedPositions
@@ -58,29 +59,17 @@ def test_the_configuration_builds_it_again() -> None:
     assert torch.equal(again(images), encoder(images))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"branch_dims": ()}, r"branch_dims=\(\): expected a positive number for each branch"),
-        ({"branch_dims": (8, 0)}, r"branch_dims=\(8, 0\): expected a positive number for each branch"),
-        ({"image_size": 9}, "image_size=9: expected a multiple of the factor 2"),
-        ({"adapter_depth": 0}, "adapter_depth=0: expected a positive number"),
-        ({"adapter_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
-        ({"latent_channels": 0}, "latent_channels=0: expected a positive number"),
-        ({"attention_factors": (4,)}, r"4 is no factor of a level \[1, 2\]"),
-        ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
-    ],
+test_bad_sizes_are_refused = refused(
+    ({"branch_dims": ()}, r"branch_dims=\(\): expected a positive number for each branch"),
+    ({"branch_dims": (8, 0)}, r"branch_dims=\(8, 0\): expected a positive number for each branch"),
+    ({"image_size": 9}, "image_size=9: expected a multiple of the factor 2"),
+    ({"adapter_depth": 0}, "adapter_depth=0: expected a positive number"),
+    ({"adapter_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
+    ({"latent_channels": 0}, "latent_channels=0: expected a positive number"),
+    ({"attention_factors": (4,)}, r"4 is no factor of a level \[1, 2\]"),
+    ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
+    by=lambda options: build(**options),
 )
-def test_bad_sizes_are_refused(options, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
-@cache
-def filled(cls: type[FQGANDual]) -> FQGANDual:
-    model = cls()
-    model(torch.zeros(1, 3, 16, 16))
-    return model
 
 
 F16 = {"multipliers": (1, 1, 2, 2, 4), "attention_levels": (4,)}
@@ -98,14 +87,6 @@ def test_the_published_files_are_as_large_as_these_trees(cls, levels, megabytes)
     model = cls(**sizes, **levels, adapter_depth=6, device="meta")
     model(torch.empty(1, 3, 256, 256, device="meta"))
     assert -0.7 < sum(value.nbytes for value in model.state.values()) / 1e6 - megabytes < 0.5
-
-
-def removed(name: str):
-    return lambda state: state.pop(name)
-
-
-def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
-    return lambda state: state.update({name: torch.zeros(shape, dtype=dtype)})
 
 
 HEAD = "encoder.semantic_head.0"
@@ -130,29 +111,21 @@ HEAD = "encoder.semantic_head.0"
     ],
 )
 def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    state: dict[str, Tensor] = dict(filled(FQGANDual).state)
-    change(state)
-    torch.save({"model": state}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=f"weights.pt: does not hold the weights of FQGAN: .*({message})"):
-        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
-    assert not (tmp_path / "converted").exists()
+    message = f"weights.bin: does not hold the weights of FQGAN: .*({message})"
+    refuses({"model": change(filled(FQGANDual).state)}, message, tmp_path, license="mit")
 
 
 def test_names_of_more_layers_than_entries_are_refused_before_they_are_built(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vqkit.conversion.fqgan.FactorizedEncoder2d", None)
     state = dict(filled(FQGANDual).state)
     state |= {f"encoder.visual_head.0.transformer.{n}.more": torch.zeros(1) for n in range(30)}
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="its names are those of 60 blocks: expected at most one for 12 of its "):
-        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+    message = "its names are those of 60 blocks: expected at most one for 12 of its "
+    refuses(state, message, tmp_path, license="mit")
 
 
 def test_three_books_without_one_of_them_are_refused_by_its_name(tmp_path) -> None:
-    state = dict(filled(FQGANTriple).state)
-    del state["quantize_sem_mid.embedding.weight"]
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"entry 'quantize_sem_mid\.embedding\.weight' is missing"):
-        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+    name = "quantize_sem_mid.embedding.weight"
+    refuses(removed(name)(filled(FQGANTriple).state), f"entry '{name}' is missing", tmp_path, license="mit")
 
 
 def test_its_license_has_to_be_accepted_and_predictors_are_told_as_left_out(tmp_path) -> None:

@@ -2,10 +2,10 @@
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit.inspect import CodeStatistics, sample_occurrences
 
 SIZE, LEVELS, TOKENS = 7, 3, 200
@@ -72,25 +72,19 @@ def test_a_code_of_too_few_tokens_is_not_best() -> None:
     assert statistics.best("holds", min_recall=1.1) is None and math.isnan(statistics.of(2, "holds").precision)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: CodeStatistics(0), "expected at least 1"),
-        (lambda: CodeStatistics(3, predicates=["a", "a"]), "names that differ"),
-        (lambda: CodeStatistics(3).update(torch.tensor([3])), "indices lie in"),
-        (lambda: CodeStatistics(3).update(torch.tensor([1]), mask=torch.ones(2, dtype=torch.bool)), "mask has shape"),
-        (lambda: CodeStatistics(3, levels=2).update(torch.zeros(4, 1, dtype=torch.int64)), "axis of levels=2"),
-        (lambda: CodeStatistics(3, predicates=["a"]).update(torch.tensor([1])), "holds=None"),
-        (lambda: CodeStatistics(3, predicates=["a"]).update(torch.tensor([1]), torch.ones(1, 1)), "holds has shape"),
-        (lambda: CodeStatistics(3).quality("a"), "predicate='a': expected one of none"),
-        (lambda: CodeStatistics(3).together(3), "code=3: expected 0 to 2"),
-        (lambda: CodeStatistics(3, predicates=["a"]).of(-1, "a"), "code=-1"),
-        (lambda: sample_occurrences([torch.zeros(2)], 0, 0), "most=0"),
-    ],
+test_what_cannot_be_is_refused = refused(
+    (lambda: CodeStatistics(0), "expected at least 1"),
+    (lambda: CodeStatistics(3, predicates=["a", "a"]), "names that differ"),
+    (lambda: CodeStatistics(3).update(torch.tensor([3])), "indices lie in"),
+    (lambda: CodeStatistics(3).update(torch.tensor([1]), mask=torch.ones(2, dtype=torch.bool)), "mask has shape"),
+    (lambda: CodeStatistics(3, levels=2).update(torch.zeros(4, 1, dtype=torch.int64)), "axis of levels=2"),
+    (lambda: CodeStatistics(3, predicates=["a"]).update(torch.tensor([1])), "holds=None"),
+    (lambda: CodeStatistics(3, predicates=["a"]).update(torch.tensor([1]), torch.ones(1, 1)), "holds has shape"),
+    (lambda: CodeStatistics(3).quality("a"), "predicate='a': expected one of none"),
+    (lambda: CodeStatistics(3).together(3), "code=3: expected 0 to 2"),
+    (lambda: CodeStatistics(3, predicates=["a"]).of(-1, "a"), "code=-1"),
+    (lambda: sample_occurrences([torch.zeros(2)], 0, 0), "most=0"),
 )
-def test_what_cannot_be_is_refused(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def test_places_are_those_of_the_code_and_each_as_likely_as_another() -> None:

@@ -290,15 +290,6 @@ def test_the_contrastive_term_and_its_gradient(rows: int, monkeypatch: pytest.Mo
     assert z.grad is None
 
 
-def test_the_contrastive_term_counts_valid_vectors_only() -> None:
-    codes, z, valid = random(K, D).requires_grad_(), random(N, D, seed=1), torch.arange(N) % 3 > 0
-    loss = Contrastive()(selected(torch.where(valid[:, None], z, 0), codes, valid), z)
-    torch.testing.assert_close(loss, contrastive(codes, z[valid]), rtol=0, atol=1e-12)
-    nothing = Contrastive()(selected(z, codes, torch.zeros(N, dtype=torch.bool)), z)
-    nothing.backward()
-    assert nothing == 0 and not codes.grad.any()
-
-
 @pytest.mark.parametrize("usage_decay", [0.9, 0.999])
 def test_alpha_counts_in_the_memory_of_the_running_usage(usage_decay: float) -> None:
     codebook = Codebook(K, D, usage_decay=usage_decay).double()

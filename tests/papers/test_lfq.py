@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import RankPair
+from tests.papers.equations import assert_computes
+from tests.refusals import refused
 from vqkit import LFQ, BitEntropy, CodebookUsage, MSBFirstLFQ, Selection
 from vqkit.kernels import bit_patterns, pattern_sums
 from vqkit.quantizers.bit_entropy import bit_entropy, near_equal
@@ -29,7 +31,7 @@ def shannon(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(-1)
 
 
-def oracle(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def oracle(z: Tensor, _: object = None) -> tuple[Tensor, Tensor, Tensor]:
     """Quantized (straight-through), indices (first dimension lowest), and loss."""
     sign = torch.where(z > 0, 1.0, -1.0).to(z.dtype)
     p = probabilities(z)
@@ -43,16 +45,9 @@ def problem(rows: int = 50, bits: int = 6) -> Tensor:
 
 
 def test_values_losses_and_gradients() -> None:
-    z, upstream = problem(), torch.randn(50, 6, dtype=torch.float64)
-    y = z.detach().clone().requires_grad_()
-    output = LFQ(6).double()(z)
-    (output.loss + (output.quantized * upstream).sum()).backward()
-    quantized, indices, loss = oracle(y)
-    (loss + (quantized * upstream).sum()).backward()
-    assert torch.equal(output.indices, indices)
-    assert torch.equal(output.quantized, torch.where(y > 0, 1.0, -1.0).double())
-    torch.testing.assert_close(output.loss, loss, rtol=0, atol=1e-12)
-    torch.testing.assert_close(z.grad, y.grad, rtol=0, atol=1e-12)
+    z = problem()
+    output = assert_computes(oracle, LFQ(6).double(), z)
+    assert torch.equal(output.quantized, torch.where(z > 0, 1.0, -1.0).double())
 
 
 def test_gradient_passes_as_it_is() -> None:
@@ -132,18 +127,6 @@ def test_values_and_gradients_are_finite_at_any_scale(scale: float) -> None:
     assert output.loss.isfinite() and z.grad.isfinite().all()
 
 
-def test_masked_vectors_count_nowhere() -> None:
-    z, valid = problem(), torch.arange(50) < 30
-    loss = BitEntropy(diversity=0.5)
-    assert torch.allclose(loss(selection(z, valid), z), loss(selection(z[:30]), z), rtol=0, atol=1e-14)
-    loss(selection(z, valid), z).backward()
-    assert z.grad[:30].abs().sum() > 0 and not z.grad[30:].any()
-    z.grad = None
-    nothing = loss(selection(z, torch.zeros_like(valid)), z)
-    nothing.backward()
-    assert nothing == 0 and not z.grad.any()
-
-
 def entropy_on_rank(rank: int, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = (z[:30] if rank == 0 else z[30:]).clone().requires_grad_()
     loss = BitEntropy(1.0, group_bits=3)
@@ -211,18 +194,12 @@ def test_a_small_batch_says_nothing_about_stuck_bits() -> None:
     assert quantizer.health()["stuck_bits"] == 0
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: BitEntropy(temperature=0), "temperature=0: expected a positive number"),
-        (lambda: BitEntropy(diversity=-1), "diversity=-1: expected a number of at least 0"),
-        (lambda: BitEntropy(group_bits=21), "group_bits=21: expected 1 to 20"),
-        (lambda: CodebookUsage(LFQ(40).codebook_size), "does not fit the memory; count the levels"),
-    ],
+test_bad_arguments_are_refused = refused(
+    (lambda: BitEntropy(temperature=0), "temperature=0: expected a positive number"),
+    (lambda: BitEntropy(diversity=-1), "diversity=-1: expected a number of at least 0"),
+    (lambda: BitEntropy(group_bits=21), "group_bits=21: expected 1 to 20"),
+    (lambda: CodebookUsage(LFQ(40).codebook_size), "does not fit the memory; count the levels"),
 )
-def test_bad_arguments_are_refused(build, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 def test_a_state_of_another_bit_order_is_refused() -> None:

@@ -95,17 +95,6 @@ def test_covariances_without_full_rank(name: str, dtype: torch.dtype) -> None:
         assert abs(float(value.detach()) - singular_oracle(z.detach().double(), codes.detach().double())) < 1e-6
 
 
-def test_masked_vectors_count_nowhere() -> None:
-    z, codes = problem()
-    valid = torch.arange(30) < 20
-    masked, kept = loss(z, codes, valid), loss(z[:20], codes)
-    torch.testing.assert_close(masked, kept, rtol=0, atol=1e-12)
-    gradients = torch.autograd.grad(masked, [z, codes])
-    assert (gradients[0][20:] == 0).all()
-    nothing = loss(z, codes, torch.zeros_like(valid))
-    assert nothing == 0 and (torch.autograd.grad(nothing, codes)[0] == 0).all()
-
-
 def test_descent_moves_a_far_codebook_onto_the_data() -> None:
     quantizer = Quantizer("vq", dim=2, codebook_size=64, losses=[CodebookLoss(0.0), DistributionMatching()])
     with torch.no_grad():

@@ -5,17 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import publish
 import pytest
+import recipes
+import sound_recipes
+
+from tests.recipes.counts import collected
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import publish  # noqa: E402
-import recipes  # noqa: E402
-import sound_recipes  # noqa: E402
-
-from tests.recipes.counts import collected  # noqa: E402
-
 RECIPES = recipes.recipes()
 SOUND = sound_recipes.sound_recipes()
 ALL = RECIPES | SOUND

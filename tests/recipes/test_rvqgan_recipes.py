@@ -1,19 +1,15 @@
 """Recipes of DAC and SNAC: what their heads say, and their sizes beside the classes of the released models."""
 
 import re
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import recipes
 import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import recipes  # noqa: E402
-
 KBPS = {"dac_16khz": 6.0, "dac_24khz": 24.0, "dac_44khz": 9 * 10 * 44.1 / 512, "snac_24khz": 7 * 12 * 24 / 2048}
 """Levels, bits, samples a millisecond and samples of a frame; of SNAC 1 + 2 + 4 indices of 12 bits in 2048 samples."""
 RECIPES = {name: recipes.Recipe(ROOT / f"configs/audio/{name}.yaml") for name in KBPS}

@@ -1,6 +1,7 @@
 """The two tests of most regressions: ours passes the check, and what has the fault does not."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def _as_tuple(arguments: Any) -> tuple[Any, ...]:
 
 def _name(arguments: tuple[Any, ...]) -> str:
     plain = str | int | float | None
+    values = (value.func if isinstance(value, partial) else value for value in arguments)
     return "-".join(
-        str(value) if isinstance(value, plain) else getattr(value, "__name__", type(value).__name__)
-        for value in arguments
+        str(value) if isinstance(value, plain) else getattr(value, "__name__", type(value).__name__) for value in values
     )

@@ -5,10 +5,12 @@ Avoided since 0.1.0: `Selection.mean`, with which every loss averages, divides b
 a graph.
 """
 
-import pytest
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import FSQ, BaseQuantizer, CodebookLoss, Commitment, Quantizer, ResidualQuantizer, Selection
 
 
@@ -27,17 +29,15 @@ def check(quantizer: BaseQuantizer) -> None:
     assert not x.grad.any() and not any(value.grad.any() for value in quantizer.parameters())
 
 
-@pytest.mark.parametrize("method", ["vq", "ema", "simvq"])
-def test_vqkit_does_not_have_the_fault(method: str) -> None:
-    check(Quantizer(method, dim=4, codebook_size=8))
-    check(Quantizer(method, dim=4, codebook_size=8, codebook_dim=2, normalize=True))
-    check(ResidualQuantizer(lambda: Quantizer(method, dim=4, codebook_size=8), 3, dropout=0.5))
+SOUND = [partial(Quantizer, method, dim=4, codebook_size=8) for method in ("vq", "ema", "simvq")]
 
-
-def test_fsq_does_not_have_the_fault() -> None:
-    check(FSQ([4, 4, 3, 2]))
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(Quantizer("vq", dim=4, codebook_size=8, losses=[MeanOfNothing(), CodebookLoss()]))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        *(build() for build in SOUND),
+        *(build(codebook_dim=2, normalize=True) for build in SOUND),
+        *(ResidualQuantizer(build, 3, dropout=0.5) for build in SOUND),
+        FSQ([4, 4, 3, 2]),
+    ],
+    faulty=[SOUND[0](losses=[MeanOfNothing(), CodebookLoss()])],
+)

@@ -6,10 +6,10 @@ Avoided since 0.1.0: `RandomAnchor` draws from the batch itself; where it has fe
 codes get none at this step.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Anchor, ClusterReinit, Quantizer, RandomAnchor
 
 
@@ -34,12 +34,9 @@ def check(anchor: type[Anchor], batch: int) -> None:
     assert int(moved.sum()) >= min(batch, 32)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 16, 32, 33, 100])
-def test_vqkit_does_not_have_the_fault(batch: int) -> None:
-    check(RandomAnchor, batch)
-
-
-def test_the_check_catches_the_fault() -> None:
-    check(Pool, 16)
-    with pytest.raises(RuntimeError):
-        check(Pool, 7)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[*((RandomAnchor, batch) for batch in [1, 7, 16, 32, 33, 100]), (Pool, 16)],
+    faulty=[(Pool, 7)],
+    error=RuntimeError,
+)

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from functools import partial
 from unittest.mock import patch
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import FSQ, BaseQuantizer, Quantizer, QuantizerOutput, ResidualQuantizer
 
 
@@ -35,19 +35,15 @@ def check(quantizer: BaseQuantizer) -> None:
     assert output.loss.dtype == torch.float32 and torch.equal(output.loss, expected.loss)
 
 
-SOUND = {
-    "simvq": partial(Quantizer, "simvq", dim=6, codebook_size=64),
-    "factorized": partial(Quantizer, "vq", dim=6, codebook_size=64, codebook_dim=3),
-    "fsq": partial(FSQ, [5, 5, 4], dim=6),
-    "residual": partial(ResidualQuantizer, partial(Quantizer, "simvq", dim=6, codebook_size=64), 3),
-}
+SIMVQ = partial(Quantizer, "simvq", dim=6, codebook_size=64)
 
-
-@pytest.mark.parametrize("build", SOUND.values(), ids=SOUND)
-def test_vqkit_does_not_have_the_fault(build) -> None:
-    check(build())
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(NotOnThisDevice("simvq", dim=6, codebook_size=64))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        SIMVQ(),
+        Quantizer("vq", dim=6, codebook_size=64, codebook_dim=3),
+        FSQ([5, 5, 4], dim=6),
+        ResidualQuantizer(SIMVQ, 3),
+    ],
+    faulty=[NotOnThisDevice("simvq", dim=6, codebook_size=64)],
+)

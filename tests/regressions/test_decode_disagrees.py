@@ -6,12 +6,13 @@ Avoided since 0.1.0: search, forward and decode read the same `code_vectors()`; 
 one place, and the contract suite compares both values bit for bit for every quantizer.
 """
 
+from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import FSQ, BaseQuantizer, Quantizer, ResidualQuantizer, Search
 
 
@@ -36,43 +37,34 @@ class WithoutNormalization(Quantizer):
         return self.codebook()[indices]
 
 
-def check(quantizer: BaseQuantizer) -> None:
-    quantizer.eval()
-    x = torch.randn(2, 6, 4, 6)
-    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x).quantized)
-
-
-def trained(quantizer: BaseQuantizer) -> BaseQuantizer:
+def check(build: Callable[[], BaseQuantizer]) -> None:
+    quantizer = build()
     optimizer = torch.optim.SGD([*quantizer.parameters(), torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         output = quantizer(torch.randn(2, 6, 4, 6, requires_grad=True))
         (output.loss + output.quantized.square().mean()).backward()
         optimizer.step()
-    return quantizer
+    quantizer.eval()
+    x = torch.randn(2, 6, 4, 6)
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x).quantized)
 
 
 OPTIONS = {"dim": 6, "codebook_size": 16, "channel_dim": 1}
-SOUND = {
-    "low-dimensional": partial(Quantizer, "vq", codebook_dim=3, **OPTIONS),
-    "normalized": partial(Quantizer, "ema", normalize=True, **OPTIONS),
-    "low-dimensional cosine": partial(Quantizer, "simvq", codebook_dim=3, search=Search("cosine"), **OPTIONS),
-    "projected fsq": partial(FSQ, [5, 4, 3], dim=6, channel_dim=1),
-    "channel-first residual fsq": partial(ResidualQuantizer, partial(FSQ, [5] * 6), 3, channel_dim=1),
-}
-FAULTY = {
-    "projection": partial(WithoutProjection, "vq", codebook_dim=3, **OPTIONS),
-    "normalization": partial(WithoutNormalization, "vq", normalize=True, **OPTIONS),
-    "layout": partial(ChannelLast, partial(FSQ, [5] * 6), 3, channel_dim=1),
-}
+GRIDS = partial(FSQ, [5] * 6)
 
-
-@pytest.mark.parametrize("build", SOUND.values(), ids=SOUND)
-def test_vqkit_does_not_have_the_fault(build) -> None:
-    check(trained(build()))
-
-
-@pytest.mark.parametrize("build", FAULTY.values(), ids=FAULTY)
-def test_the_check_catches_the_fault(build) -> None:
-    with pytest.raises(AssertionError):
-        check(build())
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        partial(Quantizer, "vq", codebook_dim=3, **OPTIONS),
+        partial(Quantizer, "ema", normalize=True, **OPTIONS),
+        partial(Quantizer, "simvq", codebook_dim=3, search=Search("cosine"), **OPTIONS),
+        partial(FSQ, [5, 4, 3], dim=6, channel_dim=1),
+        partial(ResidualQuantizer, GRIDS, 3, channel_dim=1),
+    ],
+    faulty=[
+        partial(WithoutProjection, "vq", codebook_dim=3, **OPTIONS),
+        partial(WithoutNormalization, "vq", normalize=True, **OPTIONS),
+        partial(ChannelLast, GRIDS, 3, channel_dim=1),
+    ],
+)

@@ -8,10 +8,10 @@ is in training mode with gradients on.
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer, Selection
 
 
@@ -48,13 +48,10 @@ def check(build) -> None:
         assert [name for name in before if not torch.equal(before[name], after[name])] == [], mode
 
 
-@pytest.mark.parametrize("method", ["vq", "ema", "simvq"])
-def test_vqkit_does_not_have_the_fault(method: str) -> None:
-    stage = partial(Quantizer, method, dim=4, codebook_size=8)
-    check(stage)
-    check(partial(ResidualQuantizer, stage, 3, dropout=0.5))
+STAGES = [partial(Quantizer, method, dim=4, codebook_size=8) for method in ("vq", "ema", "simvq")]
 
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(partial(FirstBatchMagic, "ema", dim=4, codebook_size=8))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[*STAGES, *(partial(ResidualQuantizer, stage, 3, dropout=0.5) for stage in STAGES)],
+    faulty=[partial(FirstBatchMagic, "ema", dim=4, codebook_size=8)],
+)

@@ -11,8 +11,9 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.regressions.faults import both
+from tests.waiting import Waits
 from vqkit import (
     BSQ,
     FSQ,
@@ -27,8 +28,6 @@ from vqkit import (
 )
 from vqkit.methods import METHODS
 
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
-
 
 class DepthOnTheHost(ResidualQuantizer):
     """Draws one depth for the batch, as a Python number."""
@@ -36,23 +35,6 @@ class DepthOnTheHost(ResidualQuantizer):
     def sample_depths(self, step: int, batch_size: int) -> Tensor:
         depth = int(torch.randint(1, len(self.stages) + 1, (1,)))
         return torch.full((batch_size,), depth)
-
-
-class Waits(TorchDispatchMode):
-    """Records operations whose result's value or shape the host must know. The search kernel is one operation here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if name in WAITING or by_mask:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def check(quantizer: BaseQuantizer) -> None:
@@ -65,22 +47,6 @@ def check(quantizer: BaseQuantizer) -> None:
 
 
 stage = partial(Quantizer, "ema", dim=6, codebook_size=8, maintenance=[RandomRestart(0.5, every=1)])
-SOUND = {
-    "vq": partial(Quantizer, "vq", dim=6, codebook_size=8, codebook_dim=3),
-    "ema": stage,
-    "simvq": partial(Quantizer, "simvq", dim=6, codebook_size=8),
-    "fsq": partial(FSQ, [5, 5, 4], dim=6),
-    "residual": partial(ResidualQuantizer, stage, 3, dropout=0.5),
-    **{
-        name: partial(Quantizer, name, dim=6, codebook_size=16)
-        for name in METHODS
-        if name not in ("vq", "ema", "simvq")
-    },
-    "split": partial(stage, maintenance=[LBGSplitting(every=1)]),
-    "lfq": partial(LFQ, 6),
-    "bsq": partial(BSQ, 70, dim=6),
-    "grouped": partial(GroupedQuantizer, partial(stage, dim=2), 3),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +55,18 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "READ_WITHOUT_WAITING", ())
 
 
-@pytest.mark.parametrize("build", SOUND.values(), ids=SOUND)
-def test_vqkit_does_not_have_the_fault(build) -> None:
-    check(build())
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(DepthOnTheHost(stage, 3, dropout=0.5))
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        Quantizer("vq", dim=6, codebook_size=8, codebook_dim=3),
+        stage(),
+        FSQ([5, 5, 4], dim=6),
+        ResidualQuantizer(stage, 3, dropout=0.5),
+        *(Quantizer(name, dim=6, codebook_size=16) for name in METHODS if name not in ("vq", "ema")),
+        stage(maintenance=[LBGSplitting(every=1)]),
+        LFQ(6),
+        BSQ(70, dim=6),
+        GroupedQuantizer(partial(stage, dim=2), 3),
+    ],
+    faulty=[DepthOnTheHost(stage, 3, dropout=0.5)],
+)

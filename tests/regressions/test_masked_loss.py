@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from tests.regressions.faults import both
-from vqkit import Quantizer, QuantizerOutput, Search
+from vqkit import (
+    LFQ,
+    BitEntropy,
+    CodebookLoss,
+    Contrastive,
+    DistributionMatching,
+    Quantizer,
+    QuantizerOutput,
+    Search,
+)
 
 VARIANTS = {
     "codebook_dim": {"codebook_dim": 4},
@@ -45,7 +54,16 @@ def check(build) -> None:
 
 test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
     check,
-    sound=[partial(Quantizer, "vq", **options) for options in VARIANTS.values()],
+    sound=[
+        *(partial(Quantizer, "vq", **options) for options in VARIANTS.values()),
+        *(partial(Quantizer, "vq", losses=[CodebookLoss(), loss]) for loss in [Contrastive(), DistributionMatching()]),
+        partial(Quantizer, "ibq"),  # with an entropy
+        partial(Quantizer, "gumbel"),  # with a prior
+    ],
     faulty=[partial(LossAgainstTheInput, "vq", **options) for options in VARIANTS.values()],
     error=(AssertionError, RuntimeError),
 )
+
+
+def test_the_entropy_of_bits_does_not_have_it_either() -> None:
+    check(lambda dim, codebook_size: LFQ(dim, losses=[BitEntropy(diversity=0.5)]))

@@ -7,10 +7,10 @@ to 2^62 codes, BSQ any number).
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import BSQ, FSQ, LFQ, BaseQuantizer, CenteredFSQ, MSBFirstLFQ, Selection
 
 
@@ -39,16 +39,8 @@ def check(quantizer: BaseQuantizer) -> None:
     assert len(output.indices.unique(dim=0)) == 200 and output.indices.max() > 2**31
 
 
-@pytest.mark.parametrize(
-    "quantizer",
-    [FSQ([2] * 40), FSQ([8] * 20), CenteredFSQ([8] * 20), LFQ(40), MSBFirstLFQ(62), BSQ(40), BSQ(130)],
-    ids=["fsq", "fsq of 8 levels", "centered fsq", "lfq", "lfq of 62 bits", "bsq", "bsq of 130 bits"],
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[FSQ([2] * 40), FSQ([8] * 20), CenteredFSQ([8] * 20), LFQ(40), MSBFirstLFQ(62), BSQ(40), BSQ(130)],
+    faulty=[IndicesOf32Bits([2] * 40), MaskOf32Bits(40)],
 )
-def test_vqkit_does_not_have_the_fault(quantizer: BaseQuantizer) -> None:
-    check(quantizer)
-
-
-def test_the_check_catches_the_fault() -> None:
-    for quantizer in (IndicesOf32Bits([2] * 40), MaskOf32Bits(40)):
-        with pytest.raises(AssertionError):
-            check(quantizer)

@@ -7,12 +7,11 @@ in front.
 """
 
 import math
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.regressions.faults import both
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 
 
@@ -38,14 +37,20 @@ def check(decoder: nn.Module, strides: tuple[int, ...], causal: bool) -> None:
         assert lost == 0, f"{lost} samples are lost"
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("strides", [(2, 4), (5,), (2, 4, 5), (3, 7)])
-def test_vqkit_does_not_have_the_fault(strides: tuple[int, ...], causal: bool) -> None:
-    options: dict[str, Any] = {"dim": 4, "channels": 4, "strides": strides, "causal": causal}
-    check(ConvDecoder1d(**options), strides, causal)
+def decoder(strides: tuple[int, ...], causal: bool) -> ConvDecoder1d:
+    return ConvDecoder1d(dim=4, channels=4, strides=strides, causal=causal)
 
 
-def test_the_check_catches_the_fault() -> None:
-    check(PaddedOnBothSides(4, (2, 4)), (2, 4), False)
-    with pytest.raises(AssertionError, match="samples are lost"):
-        check(PaddedOnBothSides(4, (2, 4, 5)), (2, 4, 5), False)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        *(
+            (decoder(strides, causal), strides, causal)
+            for strides in [(2, 4), (5,), (2, 4, 5), (3, 7)]
+            for causal in [False, True]
+        ),
+        (PaddedOnBothSides(4, (2, 4)), (2, 4), False),
+    ],
+    faulty=[(PaddedOnBothSides(4, (2, 4, 5)), (2, 4, 5), False)],
+    message="samples are lost",
+)

@@ -6,10 +6,10 @@ Avoided since 0.1.0: `RandomRestart` compares with a fraction of the mean usage,
 usage.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import Codebook, EMACodebook, Quantizer, RandomRestart, distributed
 
 
@@ -43,12 +43,12 @@ def check(policy: RandomRestart, tokens: int) -> None:
     assert quantizer.codebook.overwritten / 30 < 0.01 * 128, "a healthy codebook is overwritten"
 
 
-@pytest.mark.parametrize("tokens", [64, 128, 2048])
-def test_vqkit_does_not_have_the_fault(tokens: int) -> None:
-    check(RandomRestart(every=1), tokens)
-
-
-def test_the_check_catches_the_fault() -> None:
-    check(BelowTwo(every=1), 2048)  # enough tokens hide it
-    with pytest.raises(AssertionError, match="healthy"):
-        check(BelowTwo(every=1), 128)
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[
+        *((RandomRestart(every=1), tokens) for tokens in [64, 128, 2048]),
+        (BelowTwo(every=1), 2048),  # enough tokens hide it
+    ],
+    faulty=[(BelowTwo(every=1), 128)],
+    message="healthy",
+)

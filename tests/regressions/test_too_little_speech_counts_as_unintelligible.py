@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchmetrics.functional.audio import short_time_objective_intelligibility
 
-from trainers.audio.metrics import AudioMetrics
+from trainers.audio.metrics import AudioMetrics, protocol
 
 RATE = 16000
 
@@ -25,12 +25,14 @@ def utterances() -> list[torch.Tensor]:
 
 
 def test_vqkit_does_not_have_the_fault():
-    metrics = AudioMetrics(2, sample_rate=RATE, frame_rate=50.0, measures=["stoi"])
+    metrics = AudioMetrics(2, sample_rate=RATE, frame_rate=50.0, measures=["stoi", "mel_distance"])
     for wave in utterances():
         metrics.update(wave[None, None], wave[None, None], torch.zeros(1, 4, dtype=torch.int64))
     figures = metrics.compute()
     assert figures["stoi"] == pytest.approx(1, abs=1e-4)
     assert figures["stoi_left_out"] == 1 and figures["utterances"] == 2
+    assert "mel_distance_left_out" not in figures
+    assert "left out here: 1 of 2" in protocol(figures, sample_rate=RATE, measures=["stoi"])["stoi"]
 
 
 def test_the_check_catches_the_fault():

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from tests.refusals import refused
 from vqkit import Quantizer, ResidualQuantizer
 from vqkit.parts.estimators import StraightThrough
 from vqkit.saving.config import Configured, from_config, resolve_class, to_config
@@ -293,23 +294,18 @@ def test_packages_must_be_allowed() -> None:
         resolve_class(f"{__name__}.{StraightThrough.__name__}", allow=(__name__,))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ([], "a dictionary with the key 'class_path'"),
-        ({"init_args": {}}, "a dictionary with the key 'class_path'"),
-        (
-            {"class_path": f"{__name__}.Part", "init_args": {"weigth": 1}},
-            "does not take these arguments: .*'weigth': did you mean 'weight'",
-        ),
-        ({"class_path": f"{__name__}.Whole"}, "does not take these arguments: .*'dim'"),
-        ({"class_path": f"{__name__}.Part", "init_args": [1]}, "init_args is a dictionary"),
-        (
-            {"class_path": f"{__name__}.Values", "init_args": {"value": {"class_path": f"{__name__}.Part", "x": 1}}},
-            r"argument 'value': unexpected keys \['x'\] beside 'class_path'",
-        ),
-    ],
+test_damaged_configurations_are_refused = refused(
+    ([], "a dictionary with the key 'class_path'"),
+    ({"init_args": {}}, "a dictionary with the key 'class_path'"),
+    (
+        {"class_path": f"{__name__}.Part", "init_args": {"weigth": 1}},
+        "does not take these arguments: .*'weigth': did you mean 'weight'",
+    ),
+    ({"class_path": f"{__name__}.Whole"}, "does not take these arguments: .*'dim'"),
+    ({"class_path": f"{__name__}.Part", "init_args": [1]}, "init_args is a dictionary"),
+    (
+        {"class_path": f"{__name__}.Values", "init_args": {"value": {"class_path": f"{__name__}.Part", "x": 1}}},
+        r"argument 'value': unexpected keys \['x'\] beside 'class_path'",
+    ),
+    by=lambda config: from_config(config, allow=ALLOW),
 )
-def test_damaged_configurations_are_refused(config: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        from_config(config, allow=ALLOW)

@@ -33,23 +33,53 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def run_command(*words, **options):
+    """Runs a command; options follow its other words."""
+    words = [*map(str, words), *(f"--{key}={value}" for key, value in options.items())]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["trainers", *words])
+        main()
+
+
 @pytest.fixture
-def cli(tmp_path, pictures, monkeypatch, capfd):
-    """Runs a command in this process; returns exit code, output and errors."""
+def quiet(monkeypatch):
+    """In the folder of the repository, and without a service of logs."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(ROOT)
 
-    def run(command, *arguments, config="configs/image/quickstart.yaml", **options):
-        options = {"config": config, "data.root": pictures, "name": "run", "runs": tmp_path, **TINY, **options}
-        words = [f"--{key}={value}" for key, value in options.items() if value is not None]
-        monkeypatch.setattr(sys, "argv", ["trainers", command, *words, *arguments])
-        capfd.readouterr()
+
+class Command:
+    """A command line in this process."""
+
+    def __init__(self, capfd, **options):
+        self.capfd, self.options = capfd, options
+
+    def __call__(self, command, *arguments, **options):
+        """Exit code, output and errors; an option that is None is not given."""
+        words = [f"--{key}={value}" for key, value in (self.options | options).items() if value is not None]
+        self.capfd.readouterr()
         try:
-            main()
+            run_command(command, *words, *arguments)
             code = 0
         except SystemExit as exit:
             code = exit.code
-        captured = capfd.readouterr()
+        captured = self.capfd.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    def done(self, command, *arguments, **options):
+        """The output of one that succeeds."""
+        code, output, errors = self(command, *arguments, **options)
+        assert code == 0, errors
+        return output
+
+
+@pytest.fixture
+def cli(tmp_path, pictures, quiet, capfd):
+    """The quickstart on a few pictures."""
+    start = {"config": "configs/image/quickstart.yaml", "data.root": pictures, "name": "run", "runs": tmp_path}
+    return Command(capfd, **start, **TINY)
+
+
+def recorded(run):
+    """Options of a command to which a run's own configuration says everything."""
+    return {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}

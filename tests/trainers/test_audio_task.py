@@ -5,17 +5,21 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.refusals import refused
 from tests.trainers.tiny import (
     LIGHTNING_REMARKS,
     Sounds,
-    Started,
+    Spy,
+    assert_two_ranks_are_one,
+    fit_on_rank,
     make_adversary,
     make_audio_task,
     make_codec,
     make_trainer,
+    saving,
+    state_of,
 )
 from trainers.audio import MultiPeriodDiscriminator, WaveformL1
 from trainers.callbacks import BestCheckpoint, CodebookReport, Reconstructions, SaveTokenizer, WeightEMA
@@ -35,20 +39,6 @@ pytestmark = LIGHTNING_REMARKS
 
 def residual(method="ema", dropout=0.0):
     return ResidualQuantizer(lambda: Quantizer(method, dim=8, codebook_size=16), 2, dropout=dropout, channel_dim=1)
-
-
-class Spy(Callback):
-    """Calls a function after every batch."""
-
-    def __init__(self, look):
-        self.look = look
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.look(trainer, pl_module, outputs)
-
-
-def state_of(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 # ---------------------------------------------------------------------- one step
@@ -244,8 +234,8 @@ def test_segments_need_not_be_whole_frames():
     assert trainer.global_step == 1
 
 
-def make_pair(rank, world):
-    """Two steps of a codec against discriminators in float64, on this rank's share of each batch of 8."""
+def two_steps(rank, world):
+    """Of a codec against discriminators."""
     torch.manual_seed(0)
     task = make_audio_task(
         make_codec(residual()),
@@ -253,14 +243,7 @@ def make_pair(rank, world):
         balancer=LossBalancer(),
     )
     task.tokenizer.initialize = lambda *_, **__: None  # k-means takes its samples in another order
-    data = Sounds(8 // world)
-    if world > 1:
-        data.sounds = data.sounds.unflatten(0, (2, world, -1))[:, rank].flatten(0, 1)
-    environment = [Started(rank, world)] if world > 1 else []
-    devices = {"devices": world, "strategy": "ddp", "plugins": environment} if world > 1 else {}
-    trainer = make_trainer(max_steps=2, precision="64-true", use_distributed_sampler=False, **devices)
-    trainer.fit(task, datamodule=data)
-    return {name: value.clone() for name, value in task.state_dict().items()}
+    return fit_on_rank(rank, world, task, Sounds(8))
 
 
 def test_two_processes_are_one_with_the_joined_batch(rank_pair):
@@ -268,12 +251,7 @@ def test_two_processes_are_one_with_the_joined_batch(rank_pair):
 
     Not so with dropout of stages: the mean of a deep stage's commitment is over the samples of a rank that use it.
     """
-    alone = make_pair(0, 1)
-    first, second = rank_pair(make_pair, 2)
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        if value.is_floating_point():
-            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert_two_ranks_are_one(two_steps, rank_pair, rtol=1e-5, atol=1e-7)
 
 
 # ---------------------------------------------------------------------- pre-training
@@ -332,17 +310,6 @@ def test_the_average_of_codes_starts_where_they_are_initialized():
 # ---------------------------------------------------------------------- resuming
 
 
-class Bitwise(Callback):
-    """Saves after the given step."""
-
-    def __init__(self, path, at):
-        self.path, self.at = path, at
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if trainer.global_step == self.at and not self.path.exists():
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_resuming_is_exact_on_both_sides_of_the_switch(tmp_path, at):
@@ -361,7 +328,7 @@ def test_resuming_is_exact_on_both_sides_of_the_switch(tmp_path, at):
         trainer.fit(task, datamodule=data, **more)
         return task, trainer
 
-    whole, trainer = run(Bitwise(tmp_path / "some.ckpt", at))
+    whole, trainer = run(saving(tmp_path / "some.ckpt", at=at))
     resumed, other = run(ckpt_path=tmp_path / "some.ckpt")
     assert other.global_step == 4
     for name, value in whole.state_dict().items():
@@ -397,27 +364,6 @@ def test_discriminators_are_neither_averaged_nor_saved(tmp_path):
     assert torch.equal(tokenizer.eval().encode(sound), task.tokenizer.eval().encode(sound))
 
 
-def test_validation_uses_the_average_and_gives_the_model_back():
-    seen, after = [], []
-
-    class Look(Callback):
-        def on_validation_batch_start(self, trainer, pl_module, *_):
-            seen.append(state_of(pl_module))
-
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            after.append(state_of(pl_module))
-
-    task = make_audio_task(adversary=make_adversary(), learning_rate=1e-2)
-    trainer = make_trainer(
-        max_steps=2, callbacks=[WeightEMA(decay=0.9), Look()], limit_val_batches=1, val_check_interval=1
-    )
-    trainer.fit(task, datamodule=Sounds(4))
-    name = "tokenizer.decoder.layers.0.convolution.bias"
-    torch.testing.assert_close(seen[1][name], 0.9 * after[0][name] + 0.1 * after[1][name])
-    discriminator = "adversary.discriminators.0.members.0.to_logits.bias"
-    assert torch.equal(seen[1][discriminator], after[1][discriminator])
-
-
 def test_figures_are_written_with_their_protocol(tmp_path):
     task = make_audio_task(make_codec(residual()))
     trainer = make_trainer(max_steps=1, default_root_dir=tmp_path)
@@ -432,40 +378,25 @@ def test_figures_are_written_with_their_protocol(tmp_path):
     assert "stoi" not in record
 
 
-def test_levels_of_several_rates_are_trained_reported_measured_and_written(tmp_path):
-    stages = [partial(Quantizer, "ema", dim=8, codebook_size=size) for size in (16, 8)]
-    codec = make_codec(MultiRateQuantizer(stages, [4, 1], channel_dim=1))
-    reports = CSVLogger(tmp_path, name=None, version="")
-    callbacks = [CodebookReport(every_n_steps=2)]
-    task = make_audio_task(codec)
-    trainer = make_trainer(max_steps=4, callbacks=callbacks, logger=reports, default_root_dir=tmp_path)
-    trainer.fit(task, datamodule=Sounds(4))
-    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"codebook/usage", "codebook/usage_level_0", "codebook/usage_level_1"} <= {*header}
-    trainer.test(task, datamodule=Sounds(4), verbose=False)
-    record = json.loads((tmp_path / "metrics.json").read_text())
-    assert record["kbps"] == pytest.approx((250 * 4 + 1000 * 3) / 1000)
-    assert len(record["usage_per_level"]) == 2 and record["entropy_kbps"] <= record["kbps"]
-
-    sounds = Sounds(4).sounds[:3]
-    task.eval()
-    with TokenShardWriter(tmp_path / "tokens", codec.quantizer) as writer:
-        written = task.predict_step({"audio": sounds, "lengths": [320, 170, 64], "name": ["a", "b", "c"]}, 0)
-        for indices, name in zip(written["indices"], written["names"], strict=True):
-            writer.add(indices, [name])
-    read = TokenShards(tmp_path / "tokens")
-    for number, length in enumerate([320, 170, 64]):
-        indices = torch.as_tensor(read[number]["indices"])
-        wave = sounds[number : number + 1, :, :length]
-        assert len(indices) == -(-length // 64) * 5 and torch.equal(indices[None], codec.encode(wave))
-        assert codec.decode(indices[None], length=length).shape == wave.shape
+SEVERAL_RATES = {
+    "levels of several rates": (
+        lambda: MultiRateQuantizer(
+            [partial(Quantizer, "ema", dim=8, codebook_size=size) for size in (16, 8)], [4, 1], channel_dim=1
+        ),
+        (250 * 4 + 1000 * 3) / 1000,
+    ),
+    # Blocks of 5 frames of 16 samples, and one codebook for all scales, which is counted once.
+    "scales": (
+        lambda: MultiScaleQuantizer(partial(Quantizer, "ema", dim=8, codebook_size=16), [1, 5], axes=1, channel_dim=1),
+        (200 + 1000) * 4 / 1000,
+    ),
+}
 
 
-def test_scales_of_sound_are_trained_reported_measured_and_written(tmp_path):
-    """Blocks of 5 frames of 16 samples, and one codebook for all scales, which is counted once."""
-    codec = make_codec(
-        MultiScaleQuantizer(partial(Quantizer, "ema", dim=8, codebook_size=16), [1, 5], axes=1, channel_dim=1)
-    )
+@pytest.mark.parametrize(("quantizer", "kbps"), SEVERAL_RATES.values(), ids=SEVERAL_RATES)
+def test_codes_of_several_rates_are_trained_reported_measured_and_written(quantizer, kbps, tmp_path):
+    codec = make_codec(quantizer())
+    of_scales = isinstance(codec.quantizer, MultiScaleQuantizer)
     reports = CSVLogger(tmp_path, name=None, version="")
     task = make_audio_task(codec)
     trainer = make_trainer(
@@ -476,9 +407,11 @@ def test_scales_of_sound_are_trained_reported_measured_and_written(tmp_path):
     assert {"codebook/usage", "codebook/usage_level_0", "codebook/usage_level_1"} <= {*header}
     trainer.test(task, datamodule=Sounds(4), verbose=False)
     record = json.loads((tmp_path / "metrics.json").read_text())
-    assert record["kbps"] == pytest.approx((200 + 1000) * 4 / 1000)
-    assert record["entropy_kbps"] <= record["kbps"] and "any of its scales" in record["protocol"]["codebook_usage"]
-    assert record["codebook_usage"] >= max(record["usage_per_level"])  # of what both scales use
+    assert record["kbps"] == pytest.approx(kbps) and record["entropy_kbps"] <= record["kbps"]
+    assert len(record["usage_per_level"]) == 2
+    if of_scales:  # what both scales use
+        assert "any of its scales" in record["protocol"]["codebook_usage"]
+        assert record["codebook_usage"] >= max(record["usage_per_level"])
 
     sounds, lengths = Sounds(4).sounds[:3], [320, 170, 64]
     task.eval()
@@ -489,8 +422,10 @@ def test_scales_of_sound_are_trained_reported_measured_and_written(tmp_path):
     read = TokenShards(tmp_path / "tokens")
     for number, length in enumerate(lengths):
         indices, wave = torch.as_tensor(read[number]["indices"]), sounds[number : number + 1, :, :length]
-        assert len(indices) == -(-length // 80) * 6 and torch.equal(indices[None], codec.encode(wave))
-        assert codec.decode(codec.quantizer.prefix(indices[None], 1), length=length).shape == wave.shape
+        assert len(indices) == (-(-length // 80) * 6 if of_scales else -(-length // 64) * 5)
+        assert torch.equal(indices[None], codec.encode(wave))
+        decoded = codec.quantizer.prefix(indices[None], 1) if of_scales else indices[None]
+        assert codec.decode(decoded, length=length).shape == wave.shape
 
 
 def test_an_utterance_counts_in_its_own_length():
@@ -542,29 +477,20 @@ def test_other_data_than_the_tokenizers_are_refused_before_the_first_step(data, 
         make_trainer(max_steps=1).fit(task, datamodule=Sounds(4, **data))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"validation_measures": ["stoy"]}, r"unknown \['stoy'\]; expected some of .*stoi"),
-        ({"objectives": []}, "one of them above 0"),
-        ({"objectives": [WaveformL1(weight=0.0)]}, "one of them above 0"),
-        ({"objectives": [WaveformL1(), WaveformL1()]}, "reported by name: keep one of them"),
-        ({"pretraining_steps": -1}, "pretraining_steps=-1: expected 0 or more"),
-    ],
+test_wrong_arguments_are_refused = refused(
+    ({"validation_measures": ["stoy"]}, r"unknown \['stoy'\]; expected some of .*stoi"),
+    ({"objectives": []}, "one of them above 0"),
+    ({"objectives": [WaveformL1(weight=0.0)]}, "one of them above 0"),
+    ({"objectives": [WaveformL1(), WaveformL1()]}, "reported by name: keep one of them"),
+    ({"pretraining_steps": -1}, "pretraining_steps=-1: expected 0 or more"),
+    # Codes that would never be initialized, and bands of another sample rate.
+    ({"pretraining_steps": 50}, "pretraining_steps=50 of 4 optimizer steps"),
+    (
+        {"tokenizer": make_codec(sample_rate=24000)},
+        "objective 'mel' has sample_rate=16000, but the tokenizer has 24000",
+    ),
+    by=lambda arguments: make_trainer(max_steps=4).fit(make_audio_task(**arguments), datamodule=Sounds(4)),
 )
-def test_wrong_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_audio_task(**arguments)
-
-
-def test_codes_that_would_never_be_initialized_are_refused():
-    with pytest.raises(ValueError, match="pretraining_steps=50 of 4 optimizer steps"):
-        make_trainer(max_steps=4).fit(make_audio_task(pretraining_steps=50), datamodule=Sounds(4))
-
-
-def test_bands_of_another_sample_rate_are_refused():
-    with pytest.raises(ValueError, match="objective 'mel' has sample_rate=16000, but the tokenizer has 24000"):
-        make_trainer(max_steps=1).fit(make_audio_task(make_codec(sample_rate=24000)), datamodule=Sounds(4))
 
 
 def test_a_balancer_in_float16_is_refused(monkeypatch):

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torchvision.io import read_image
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, Spy, make_image_task, make_tokenizer, make_trainer
 from trainers.callbacks import (
     BestCheckpoint,
     CodebookReport,
@@ -28,16 +28,6 @@ pytestmark = LIGHTNING_REMARKS
 
 def make_task(quantizer=None, **arguments):
     return make_image_task(make_tokenizer(quantizer), **arguments)
-
-
-class Spy(Callback):
-    """Calls a function after every batch."""
-
-    def __init__(self, look):
-        self.look = look
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.look(trainer, pl_module, outputs)
 
 
 # ---------------------------------------------------------------------- CodebookReport
@@ -169,11 +159,15 @@ def test_validation_sees_the_average_and_training_goes_on_with_the_model():
         def on_validation_batch_start(self, trainer, pl_module, *_):
             seen.append(next(pl_module.parameters()).clone())
 
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            assert not after or torch.equal(next(pl_module.parameters()), after[-1])
+
         def on_train_batch_end(self, trainer, pl_module, *_):
             after.append(next(pl_module.parameters()).clone())
 
-    ema = WeightEMA(decay=0.9)
-    make_trainer(max_steps=4, callbacks=[ema, Look()], limit_val_batches=1).fit(make_task(), datamodule=Images(4))
+    callbacks = [WeightEMA(decay=0.9), Look()]
+    trainer = make_trainer(max_steps=4, callbacks=callbacks, limit_val_batches=1, val_check_interval=1)
+    trainer.fit(make_task(), datamodule=Images(4))
     expected = after[0]
     for weights in after[1:]:
         expected = 0.9 * expected + 0.1 * weights

@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from safetensors.torch import save_file
 
-from tests.trainers.conftest import TINY
+from tests.trainers.conftest import TINY, recorded
 from tests.trainers.recordings import write_recordings
 from trainers.run.announcement import codes_in_words
 from trainers.run.cli import TokenizerCLI, main
@@ -36,8 +36,7 @@ model.init_args.test_measures:
 
 
 def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures):
-    code, output, errors = cli("fit", quantizer="simvq")
-    assert code == 0, errors
+    output = cli.done("fit", quantizer="simvq")
     assert "simvq: in place of ema" in output
     assert "12 images" in output
     run = tmp_path / "run"
@@ -48,10 +47,9 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     assert saved["last_checkpoint"]["folder"] is None and saved["ckpt_path"] is None
     trained = (run / "config.yaml").read_bytes()
 
-    alone = {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}
+    alone = recorded(run)
     (tmp_path / "measures.yaml").write_text(MEASURES)
-    code, output, errors = cli("test", f"--config={tmp_path / 'measures.yaml'}", **alone)
-    assert code == 0, errors
+    output = cli.done("test", f"--config={tmp_path / 'measures.yaml'}", **alone)
     metrics = json.loads((run / "metrics.json").read_text())
     assert "lite_kernel_distance" in metrics
     assert metrics["protocol"]["measures"]["lite"]["weights"] == "random numbers"
@@ -72,21 +70,18 @@ def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures)
     assert (run / "config.yaml").read_bytes() == trained
 
     # The same weights as a saved tokenizer have the same figures, and say where they come from.
-    code, output, errors = cli("test", "--model.pretraining_steps=2", **alone, ckpt_path=run / "tokenizer")
-    assert code == 0, errors
+    cli.done("test", "--model.pretraining_steps=2", **alone, ckpt_path=run / "tokenizer")
     saved_metrics = json.loads((run / "metrics.json").read_text())
     assert saved_metrics["psnr"] == metrics["psnr"]
     assert saved_metrics["protocol"]["checkpoint"].endswith("tokenizer/model.safetensors")
     assert saved_metrics["protocol"]["step"] == 3 and saved_metrics["protocol"]["run"] == metrics["protocol"]["run"]
 
-    code, output, errors = cli("predict", **alone)
-    assert code == 0, errors
+    output = cli.done("predict", **alone)
     assert "the centre square of each is encoded: 10% of their area is left out, of one 10%" in output
     shards = TokenShards(run / "tokens")
     assert shards.names == [*(f"{number:03d}.png" for number in range(11)), r"caf\xe9\x0a.png"]
     assert shards[0]["indices"].shape == (4, 4)
-    code, output, errors = cli("predict", **alone, ckpt_path=run / "tokenizer")
-    assert code == 0, errors
+    output = cli.done("predict", **alone, ckpt_path=run / "tokenizer")
     assert "12 samples are in" in output
     assert len(TokenShards(run / "tokens")) == 12
 
@@ -118,20 +113,17 @@ def test_fit_test_and_predict_sound(cli, tmp_path):
     folder = tmp_path / "recordings"
     write_recordings(folder, 6, seconds=0.5)
     sound = {"config": "configs/audio/quickstart.yaml", "data.root": folder}
-    code, output, errors = cli("fit", **(dict.fromkeys(TINY) | sound | TINY_SOUND))
-    assert code == 0, errors
+    output = cli.done("fit", **(dict.fromkeys(TINY) | sound | TINY_SOUND))
     assert "6 x 16 codes at 100 frames a second, 2.4 kbit/s" in output
     run = tmp_path / "run"
-    alone = {"config": run / "config.yaml", **dict.fromkeys([*TINY, "data.root", "name", "runs"])}
-    code, output, errors = cli("test", **alone)
-    assert code == 0, errors
+    alone = recorded(run)
+    cli.done("test", **alone)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["kbps"] == pytest.approx(2.4)
     assert metrics["coded_kbps"] > 0 and "headers" in metrics["protocol"]["coded_kbps"]
     assert len(metrics["usage_per_level"]) == 6
     assert metrics["protocol"]["checkpoint"].endswith(".ckpt")
-    code, output, errors = cli("predict", **alone)
-    assert code == 0, errors
+    cli.done("predict", **alone)
     shards = TokenShards(run / "tokens")
     tokenizer = AudioTokenizer.from_pretrained(run / "tokenizer")
     frames = sorted(len(shards[number]["indices"]) for number in range(6))
@@ -140,15 +132,12 @@ def test_fit_test_and_predict_sound(cli, tmp_path):
 
 
 def test_a_resumed_run_goes_on_and_a_repeated_one_starts_anew(cli, tmp_path):
-    assert cli("fit")[0] == 0
-    code, output, errors = cli("fit", ckpt_path="last", **{"trainer.max_steps": 5})
-    assert code == 0, errors
+    cli.done("fit")
+    output = cli.done("fit", ckpt_path="last", **{"trainer.max_steps": 5})
     assert "initializing" not in output
     # The saved configuration repeats the run: under another name it writes nothing here, and it does not resume.
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*.ckpt"))
-    alone = {"config": tmp_path / "run" / "config.yaml", **dict.fromkeys([*TINY, "data.root", "runs"])}
-    code, output, errors = cli("fit", **alone, name="again")
-    assert code == 0, errors
+    output = cli.done("fit", **recorded(tmp_path / "run") | {"name": "again"})
     assert "initializing" in output
     assert (tmp_path / "again" / "checkpoints" / "last.ckpt").is_file()
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*.ckpt")) == before
@@ -179,8 +168,7 @@ def test_tracking_is_offline_when_the_server_cannot_be_reached(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_precision(cli, precision):
-    code, _, errors = cli("fit", **{"trainer.precision": precision, "trainer.max_steps": 1})
-    assert code == 0, errors
+    cli.done("fit", **{"trainer.precision": precision, "trainer.max_steps": 1})
 
 
 @pytest.mark.slow
@@ -216,16 +204,13 @@ def test_a_run_goes_on_without_the_file_that_its_codebook_came_from(cli, tmp_pat
     quantizer = "model.tokenizer.quantizer"
     codebook = {"class_path": "vqkit.FeatureCodebook", "init_args": {"base_path": str(features), "base_dim": 6}}
     options = {f"{quantizer}.method": "vqgan_lc", f"{quantizer}.codebook": json.dumps(codebook)}
-    code, _, errors = cli("fit", **options)
-    assert code == 0, errors
+    cli.done("fit", **options)
     features.unlink()
     for command, more in (("fit", {"ckpt_path": "last", "trainer.max_steps": 5}), ("test", {}), ("predict", {})):
-        code, _, errors = cli(command, **options, **more)
-        assert code == 0, errors
+        cli.done(command, **options, **more)
     code, _, errors = cli("fit", name="new", **options)
     assert code == 2 and "features.safetensors" in errors
-    code, _, errors = cli("fit", name="new", init_from=tmp_path / "run", **options)
-    assert code == 0, errors
+    cli.done("fit", name="new", init_from=tmp_path / "run", **options)
 
 
 # ---------------------------------------------------------------------- what it says
@@ -322,8 +307,7 @@ def test_slurm_does_not_start_a_run_again_by_itself(cli, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)  # no warning that srun is there and was not used
     found = []
     monkeypatch.setattr(TokenizerCLI, "_run", lambda cli, *_: found.append(cli.trainer.strategy.cluster_environment))
-    code, _, errors = cli("fit", **{"trainer.strategy": "ddp"})
-    assert code == 0, errors
+    cli.done("fit", **{"trainer.strategy": "ddp"})
     (environment,) = found
     assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
 
@@ -350,7 +334,7 @@ def test_measuring_needs_a_checkpoint(cli):
 
 def test_a_checkpoint_that_does_not_fit_is_explained(cli, tmp_path):
     """Damaged, or of another model."""
-    assert cli("fit")[0] == 0
+    cli.done("fit")
     config = (tmp_path / "run/config.yaml").read_bytes()
     for expected, steps in ((1, 5), (2, 3)):  # 3 are done already
         code, _, errors = cli("fit", ckpt_path="last", quantizer="simvq", **{"trainer.max_steps": steps})

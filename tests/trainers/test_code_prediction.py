@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.test_latent_tokens import PIXELS, code_head, make
 from tests.trainers import test_configs
-from tests.trainers.conftest import TINY
+from tests.trainers.conftest import TINY, recorded
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core.task import TokenizerTask
 from trainers.image import CodePrediction, CodePredictionTask, Teacher
@@ -232,22 +232,17 @@ def test_both_stages_run_from_the_command_line(cli, tmp_path) -> None:
     small = dict.fromkeys(TINY) | {"data.resolution": 32, "data.batch_size": 4, "data.num_workers": 0}
     small |= {"trainer.accelerator": "cpu", "trainer.max_steps": 2, "trainer.log_every_n_steps": 1}
     stage1 = written("titok_l32_stage1", tmp_path, tmp_path / "teacher")
-    code, output, errors = cli("fit", config=stage1, **small)
-    assert code == 0, errors
+    output = cli.done("fit", config=stage1, **small)
     assert "frozen: decoder.head.codes, decoder.head.pixels" in output
     objectives = [{"class_path": "trainers.image.L2"}]
     stage2 = written("titok_l32_stage2", tmp_path, tmp_path / "teacher", objectives=objectives, adversary=None)
     begun = {"config": stage2, "name": "second", "init_from": tmp_path / "run"}
-    code, output, errors = cli("fit", **small | begun)
-    assert code == 0, errors
+    output = cli.done("fit", **small | begun)
     assert "frozen: encoder, quantizer" in output and "initializing" not in output
-    alone = dict.fromkeys([*TINY, "data.root", "name", "runs"])
     for run in ("run", "second"):
-        code, _, errors = cli("test", **alone | {"config": tmp_path / run / "config.yaml"})
-        assert code == 0, errors
+        cli.done("test", **recorded(tmp_path / run))
         assert json.loads((tmp_path / run / "metrics.json").read_text())["tokens_per_image"] == 32
-    code, _, errors = cli("predict", **alone | {"config": tmp_path / "second/config.yaml"})
-    assert code == 0, errors
+    cli.done("predict", **recorded(tmp_path / "second"))
     tokenizers = [Tokenizer.from_pretrained(tmp_path / run / "tokenizer") for run in ("run", "second")]
     shards = TokenShards(tmp_path / "second/tokens")
     assert shards[0]["indices"].shape == (32,)

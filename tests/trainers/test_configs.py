@@ -1,24 +1,20 @@
 """Every file in configs/ runs a step, and an overlay changes what it is about and nothing else."""
 
 import itertools
-import sys
 from pathlib import Path
 
 import pytest
+import recipes
 import yaml
 
 from tests.few import few
+from tests.trainers.conftest import run_command
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from tests.trainers.teachers import save_wavlm
 from trainers.run.bases import read_config
-from trainers.run.cli import main
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import recipes  # noqa: E402
-
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
 GIVEN = {
@@ -141,9 +137,7 @@ def with_tiny_teachers(config, folder):
 @pytest.mark.filterwarnings("ignore:.*initialize got")
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU")
 @pytest.mark.parametrize("run", few(RUNS, *USUAL))
-def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(ROOT)
+def test_fit_runs_two_steps(run, roots, tmp_path, quiet):
     configs, options = run
     kind = configs[0].parent.name
     options = {"runs": tmp_path, "data.root": roots / kind, **SMALL, **SMALL_DATA[kind], **options}
@@ -153,15 +147,13 @@ def test_fit_runs_two_steps(run, roots, tmp_path, monkeypatch):
         config = shrunk(read_config(path), channels=32 if kind == "image" else 4)
         small.write_text(yaml.safe_dump(with_tiny_teachers(recipes.without_files(config, tmp_path), tmp_path)))
         words.append(f"--config={small}")
-    words += [f"--{key}={value}" for key, value in options.items()]
-    monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
-    main()
+    run_command("fit", *words, **options)
 
 
 @pytest.mark.parametrize("pair", few(PAIRS, *USUAL_PAIRS))
-def test_overlay_swaps_the_quantizer_and_nothing_else(pair, roots, monkeypatch, capsys):
+def test_overlay_swaps_the_quantizer_and_nothing_else(pair, roots, capsys):
     config, overlay = pair
-    plain, swapped = (printed(configs, roots, monkeypatch, capsys) for configs in ([config], [config, overlay]))
+    plain, swapped = (printed(configs, roots, capsys) for configs in ([config], [config, overlay]))
     parts, swapped_parts = (made["model"]["init_args"]["tokenizer"]["init_args"] for made in (plain, swapped))
     old, new = parts.pop("quantizer")["init_args"], swapped_parts.pop("quantizer")["init_args"]
     assert plain == swapped
@@ -182,18 +174,16 @@ def dim_of(arguments):
     return dim_of(arguments["stage" if "stage" in arguments else "quantizer"]["init_args"])
 
 
-def printed(configs, roots, monkeypatch, capsys):
-    words = [f"--config={path}" for path in configs] + [f"--data.root={roots}", "--print_config"]
-    monkeypatch.setattr(sys, "argv", ["trainers", "fit", *words])
+def printed(configs, roots, capsys):
     with pytest.raises(SystemExit):
-        main()
+        run_command("fit", *(f"--config={path}" for path in configs), f"--data.root={roots}", "--print_config")
     return yaml.safe_load(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("config", few(["quickstart", "speech", "dac_24khz", "simvq_single_24khz"], "quickstart"))
-def test_with_one_overlay_a_codec_streams(config, roots, monkeypatch, capsys):
+def test_with_one_overlay_a_codec_streams(config, roots, capsys):
     path, overlay = CONFIGS[f"audio/{config}"], CONFIGS["streaming/causal"]
-    plain, causal = (printed(configs, roots, monkeypatch, capsys) for configs in ([path], [path, overlay]))
+    plain, causal = (printed(configs, roots, capsys) for configs in ([path], [path, overlay]))
     for part in ("encoder", "decoder"):
         ahead, back = (config["model"]["init_args"]["tokenizer"]["init_args"][part] for config in (plain, causal))
         assert not ahead["init_args"]["causal"] and back["init_args"]["causal"]

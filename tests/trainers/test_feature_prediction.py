@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.conversion.fqgan import FQGANDual
+from tests.refusals import refused
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.core import LossBalancer
 from trainers.image import L2, BilinearResize, FeaturePrediction, FrozenNetwork, RandomWeights
@@ -126,27 +127,17 @@ def test_beside_a_balancer_of_pictures_vectors_and_the_head_have_their_gradient(
     assert all(not torch.equal(before[name], after[name]) for name in before if "bias" not in name)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"channels": (8, 8)}, r"channels=\(8, 8\): expected the first one, and the one behind the last"),
-        ({"num_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
-        ({"weight": -1.0}, "weight=-1.0 of the objective 'prediction': expected a number of at least 0"),
-        ({"network": make_network(nn.Unflatten(1, (4, 2, 2)))}, r"gives \[\(1, 4, 2, 2\)\]: expected \(B, F\)"),
-    ],
+test_what_does_not_fit_is_refused = refused(
+    ({"channels": (8, 8)}, r"channels=\(8, 8\): expected the first one, and the one behind the last"),
+    ({"num_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
+    ({"weight": -1.0}, "weight=-1.0 of the objective 'prediction': expected a number of at least 0"),
+    ({"network": make_network(nn.Unflatten(1, (4, 2, 2)))}, r"gives \[\(1, 4, 2, 2\)\]: expected \(B, F\)"),
+    by=lambda arguments: make_prediction(**arguments),
 )
-def test_what_does_not_fit_is_refused(arguments, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_prediction(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 7, 4, 4), r"\(2, 7, 4, 4\): expected \(B, D, h, w\) with channels 4 to 7"),
-        ((2, 8, 4, 5), "a grid of 4 x 5"),
-    ],
+test_vectors_that_do_not_fit_are_refused = refused(
+    ((2, 7, 4, 4), r"\(2, 7, 4, 4\): expected \(B, D, h, w\) with channels 4 to 7"),
+    ((2, 8, 4, 5), "a grid of 4 x 5"),
+    by=lambda shape: make_prediction()(torch.zeros(2, 3, 16, 16), torch.zeros(shape)),
 )
-def test_vectors_that_do_not_fit_are_refused(shape, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_prediction()(torch.zeros(2, 3, 16, 16), torch.zeros(shape))

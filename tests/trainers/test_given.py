@@ -68,8 +68,7 @@ def changed(folder: Path, other: Path) -> set[str]:
 def test_the_decoder_of_a_converted_tokenizer_is_trained(cli, converted, tmp_path) -> None:
     """By its configuration, which does not say what the tokenizer is; what the run records does."""
     start = OPTIONS | {"config": DECODER, "init_from": converted}
-    code, output, errors = cli("fit", **start)
-    assert code == 0, errors
+    output = cli.done("fit", **start)
     assert f"starting from all parts of {converted}/model.safetensors, SHA-256" in output
     assert "; frozen: encoder, quantizer" in output and "initializing" not in output
     assert changed(converted, tmp_path / "run/tokenizer") == {"decoder"}
@@ -95,8 +94,8 @@ def test_another_quantizer_learns_what_these_options_let_it(cli, converted, tmp_
     code, _, errors = cli("fit", **start)
     assert code == 2 and "its codes are random and would stay so; let it learn by" in errors
     assert '--model.freeze "[encoder]", or take it too' in errors
-    code, output, errors = cli("fit", **start | {"model.freeze": "[encoder]"})
-    assert code == 0 and "initializing the quantizer" in output, errors
+    output = cli.done("fit", **start | {"model.freeze": "[encoder]"})
+    assert "initializing the quantizer" in output
     tokenizer = Tokenizer.from_pretrained(tmp_path / "run/tokenizer")
     before = Tokenizer.from_pretrained(converted)
     for name, stays in (("encoder", True), ("decoder", False)):
@@ -107,8 +106,7 @@ def test_another_quantizer_learns_what_these_options_let_it(cli, converted, tmp_
 @pytest.mark.slow
 def test_a_run_of_a_converted_tokenizer_goes_on_is_measured_and_exported(cli, converted, tmp_path) -> None:
     start = OPTIONS | {"config": DECODER, "init_from": converted, "data.root": PHOTOGRAPHS}
-    code, _, errors = cli("fit", **start)
-    assert code == 0, errors
+    cli.done("fit", **start)
     own = {
         "config": tmp_path / "run/config.yaml",
         "init_from": None,
@@ -116,15 +114,13 @@ def test_a_run_of_a_converted_tokenizer_goes_on_is_measured_and_exported(cli, co
         **dict.fromkeys(OPTIONS),
     }
     for config in (start | {"init_from": None}, own):  # the same configuration, or the recorded one
-        code, output, errors = cli("test", **config)
-        assert code == 0, errors
-    code, output, errors = cli("fit", **start | {"init_from": None, "ckpt_path": "last", "trainer.max_steps": 4})
-    assert code == 0 and "  model" not in output, (output, errors)
+        cli.done("test", **config)
+    output = cli.done("fit", **start | {"init_from": None, "ckpt_path": "last", "trainer.max_steps": 4})
+    assert "  model" not in output
     provenance = Tokenizer.from_pretrained(converted).provenance
     main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "exported")])
     assert Tokenizer.from_pretrained(tmp_path / "exported").provenance == provenance
-    code, output, errors = cli("test", **start | {"init_from": None, "name": "judged", "ckpt_path": converted})
-    assert code == 0, errors
+    cli.done("test", **start | {"init_from": None, "name": "judged", "ckpt_path": converted})
     assert json.loads((tmp_path / "judged/metrics.json").read_text())["protocol"]["checkpoint"].startswith(
         str(converted)
     )
@@ -171,10 +167,7 @@ def test_every_family_is_written_into_a_configuration(kind, tmp_path, cli) -> No
         convert(file, tmp_path / "tokenizer", family=family, license="mit")
     else:
         test_titok.converted(kind.removeprefix("titok "), tmp_path).save_pretrained(tmp_path / "tokenizer")
-    code, _, errors = cli(
-        "fit", **OPTIONS | {"config": DECODER, "init_from": tmp_path / "tokenizer", "trainer.max_steps": 1}
-    )
-    assert code == 0, errors
+    cli.done("fit", **OPTIONS | {"config": DECODER, "init_from": tmp_path / "tokenizer", "trainer.max_steps": 1})
     assert changed(tmp_path / "tokenizer", tmp_path / "run/tokenizer") == {"decoder"}
     before, after = (Tokenizer.from_pretrained(tmp_path / name) for name in ("tokenizer", "run/tokenizer"))
     assert torch.equal(before.encode(pictures()), after.encode(pictures()))
@@ -189,12 +182,11 @@ def test_a_name_on_the_hub_is_where_a_run_starts(cli, tmp_path, monkeypatch) -> 
     hub = Hub(tmp_path / "cache", {repository: {name: path.read_bytes() for name, path in content.items()}})
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     name = f"{repository}/vq_ds16_c2i.pt"
-    code, output, errors = cli("fit", **OPTIONS | {"config": DECODER, "init_from": name})
-    assert code == 0 and f"starting from all parts of {hub.home(repository)}" in output, errors
+    output = cli.done("fit", **OPTIONS | {"config": DECODER, "init_from": name})
+    assert f"starting from all parts of {hub.home(repository)}" in output
     provenance = Tokenizer.from_pretrained(tmp_path / "run/tokenizer").provenance
     assert (provenance["published"], provenance["revision"], provenance["license"]) == (name, MAIN, "mit")
-    code, output, errors = cli("test", **OPTIONS | {"config": DECODER, "name": "judged", "ckpt_path": name})
-    assert code == 0, errors
+    cli.done("test", **OPTIONS | {"config": DECODER, "name": "judged", "ckpt_path": name})
 
 
 # ---------------------------------------------------------------------- a head start of the discriminators
@@ -283,11 +275,8 @@ def test_the_recipe_warms_a_discriminator_up(cli, converted, tmp_path) -> None:
         f"{adversary}.head_start_steps": 2,
         f"{adversary}.ramp_steps": 1,
     }
-    code, output, errors = cli("fit", **OPTIONS | small | {"trainer.max_steps": 2})
-    assert code == 0 and "; discriminators learn alone for 2 steps\n" in output, errors
+    output = cli.done("fit", **OPTIONS | small | {"trainer.max_steps": 2})
+    assert "; discriminators learn alone for 2 steps\n" in output
     assert not changed(converted, tmp_path / "run/tokenizer")
-    code, output, errors = cli(
-        "fit", **OPTIONS | small | {"trainer.max_steps": 4, "ckpt_path": "last", "init_from": None}
-    )
-    assert code == 0, errors
+    cli.done("fit", **OPTIONS | small | {"trainer.max_steps": 4, "ckpt_path": "last", "init_from": None})
     assert changed(converted, tmp_path / "run/tokenizer") == {"encoder", "quantizer", "decoder"}

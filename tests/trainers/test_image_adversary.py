@@ -8,14 +8,18 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from tests.trainers.test_audio_task import Bitwise, Spy, Started
 from tests.trainers.tiny import (
     LIGHTNING_REMARKS,
     Images,
+    Spy,
+    assert_two_ranks_are_one,
+    fit_on_rank,
     make_image_adversary,
     make_image_task,
     make_tokenizer,
     make_trainer,
+    saving,
+    state_of,
 )
 from trainers import callbacks, core, image
 from trainers.core import AdaptiveWeight, Adversary, LeCAM
@@ -30,10 +34,6 @@ def make_task(**arguments):
     """With all that can be added; the adversary starts at step 1."""
     adversary = make_image_adversary(**({"start_step": 1} | arguments))
     return make_image_task(make_tokenizer(), adversary=adversary, balancer=AdaptiveWeight(), warmup_steps=2)
-
-
-def state_of(module):
-    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "16-true"])
@@ -115,33 +115,21 @@ def test_resumed_equals_uninterrupted(tmp_path, at):
         make_trainer(max_steps=4, callbacks=[*callbacks]).fit(task, datamodule=data, weights_only=True, **more)
         return task.state_dict()
 
-    whole = run(Bitwise(tmp_path / "some.ckpt", at))
+    whole = run(saving(tmp_path / "some.ckpt", at=at))
     resumed = run(ckpt_path=tmp_path / "some.ckpt")
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]) if isinstance(value, torch.Tensor) else value == resumed[name], name
 
 
-def make_pair(rank, world):
-    """Four steps in float64, on this rank's share of each batch of 8."""
+def four_steps(rank, world):
     torch.manual_seed(0)
     task = make_task()
     task.tokenizer.initialize = lambda *_, **__: None  # k-means takes its samples in another order
-    data = Images(8 // world)
-    if world > 1:
-        data.images = data.images.unflatten(0, (2, world, -1))[:, rank].flatten(0, 1)
-    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
-    trainer = make_trainer(max_steps=4, precision="64-true", use_distributed_sampler=False, **devices)
-    trainer.fit(task, datamodule=data)
-    return state_of(task)
+    return fit_on_rank(rank, world, task, Images(8), max_steps=4)
 
 
 def test_two_processes_are_one_with_the_joined_batch(rank_pair):
-    alone = make_pair(0, 1)
-    first, second = rank_pair(make_pair, 2)
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        if value.is_floating_point():
-            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert_two_ranks_are_one(four_steps, rank_pair, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL))

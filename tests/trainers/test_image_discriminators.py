@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.refusals import refused
 from tests.trainers.tiny import Images, make_image_task, make_trainer
 from trainers.core import Adversary, Discriminator, UnclippedHinge
 from trainers.image import (
@@ -325,34 +326,25 @@ def test_refuses_other_channels_and_shapes(kind) -> None:
             kind()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda: PatchGAN(0), "in_channels=0"),
-        (lambda: PatchGAN(num_layers=0), "num_layers=0"),
-        (lambda: PatchGAN(channels=0), "channels=0"),
-        (lambda: GroupNorm(0), "num_groups=0"),
-        (lambda: PatchGAN(channels=24, norm=GroupNorm(32)), "num_groups=32 does not divide the 48 channels"),
-        (lambda: PatchGAN(channels=2)(torch.zeros(1, 3, 23, 64)), "sides of at least 24 pixels"),
-        (lambda: projected("first", kernel_size=4), "kernel_size=4"),
-        (lambda: projected(), "network names no layers"),
-        (lambda: projected("patches"), r"layer 'patches' of the network gives \(1, 4, 4, 4\)"),
-        (lambda: BlurPatchGAN(num_stages=0), "num_stages=0"),
-        (lambda: BlurPatchGAN(pooled_side=0), "pooled_side=0"),
-        (lambda: BlurPatchGAN(channels=16), "num_groups=32 does not divide the 16 channels"),
-        (lambda: BlurResidualDiscriminator(resolution=4), "resolution=4"),
-        (lambda: BlurResidualDiscriminator(resolution=48), "resolution=48"),
-        (lambda: BlurResidualDiscriminator(channel_base=128), "channel_base=128"),
-        (lambda: StyleGAN2Discriminator(channel_max=0), "channel_max=0"),
-        (
-            lambda: StyleGAN2Discriminator(resolution=8, channel_max=2)(torch.zeros(1, 3, 8, 16)),
-            "images of 8 x 8 pixels",
-        ),
-    ],
+test_bad_arguments_are_refused = refused(
+    (lambda: PatchGAN(0), "in_channels=0"),
+    (lambda: PatchGAN(num_layers=0), "num_layers=0"),
+    (lambda: PatchGAN(channels=0), "channels=0"),
+    (lambda: GroupNorm(0), "num_groups=0"),
+    (lambda: PatchGAN(channels=24, norm=GroupNorm(32)), "num_groups=32 does not divide the 48 channels"),
+    (lambda: PatchGAN(channels=2)(torch.zeros(1, 3, 23, 64)), "sides of at least 24 pixels"),
+    (lambda: projected("first", kernel_size=4), "kernel_size=4"),
+    (lambda: projected(), "network names no layers"),
+    (lambda: projected("patches"), r"layer 'patches' of the network gives \(1, 4, 4, 4\)"),
+    (lambda: BlurPatchGAN(num_stages=0), "num_stages=0"),
+    (lambda: BlurPatchGAN(pooled_side=0), "pooled_side=0"),
+    (lambda: BlurPatchGAN(channels=16), "num_groups=32 does not divide the 16 channels"),
+    (lambda: BlurResidualDiscriminator(resolution=4), "resolution=4"),
+    (lambda: BlurResidualDiscriminator(resolution=48), "resolution=48"),
+    (lambda: BlurResidualDiscriminator(channel_base=128), "channel_base=128"),
+    (lambda: StyleGAN2Discriminator(channel_max=0), "channel_max=0"),
+    (lambda: StyleGAN2Discriminator(resolution=8, channel_max=2)(torch.zeros(1, 3, 8, 16)), "images of 8 x 8 pixels"),
 )
-def test_bad_arguments_are_refused(act, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        act()
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])

@@ -20,7 +20,6 @@ from trainers.image.metrics import ImageMetrics, protocol
 from vqkit.precision import WITHOUT_FLOAT64
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs/measures").glob("*.yaml"))
 SINGULAR = pytest.mark.filterwarnings("ignore:frechet_distance of .* the covariance is singular")
 
 

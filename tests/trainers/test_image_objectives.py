@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback
 from torch import Tensor
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_frozen, make_image_task, make_trainer
+from tests.refusals import refused
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_frozen, make_image_task, make_trainer, saving
 from trainers.callbacks import WeightEMA
 from trainers.core import LossBalancer, Objective
 from trainers.core.checkpoints import read_checkpoint
@@ -253,33 +253,27 @@ def test_images_of_two_sizes_are_refused(objective: Objective) -> None:
         objective(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 31))
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: L1(weight=-1.0), "weight=-1.0"),
-        (lambda: LogitLaplace(epsilon=0.5), "epsilon=0.5: expected a number in"),
-        (lambda: LogitLaplace(initial_scale=0.0), "initial_scale=0.0: expected a positive number"),
-        (lambda: LearnedVariance([]), "expected one of them above 0"),
-        (lambda: FeatureDistance(make_frozen(), exponent=0.5), "exponent=0.5: expected a number of at least 1"),
-        (lambda: GramDistance(make_frozen())(*pair(1, 3, 16, 16)), "name layers of the network before its pooling"),
-        (lambda: LPIPS(make_frozen(layers=["1"]), RandomWeights()), "heads: expected a file"),
-        (lambda: LPIPS(make_frozen(layers=["1"]), WeightsFile("nowhere.pth")), "path='nowhere.pth' of weights"),
-        (
-            lambda: LPIPS(
-                make_frozen(layers=["1"]), PackagedWeights("torchmetrics", "functional/image/lpips_models/alex.pth")
-            ),
-            r"alex\.pth: has heads for 5 layers: expected 1",
+test_wrong_arguments_are_refused = refused(
+    (lambda: L1(weight=-1.0), "weight=-1.0"),
+    (lambda: LogitLaplace(epsilon=0.5), "epsilon=0.5: expected a number in"),
+    (lambda: LogitLaplace(initial_scale=0.0), "initial_scale=0.0: expected a positive number"),
+    (lambda: LearnedVariance([]), "expected one of them above 0"),
+    (lambda: FeatureDistance(make_frozen(), exponent=0.5), "exponent=0.5: expected a number of at least 1"),
+    (lambda: GramDistance(make_frozen())(*pair(1, 3, 16, 16)), "name layers of the network before its pooling"),
+    (lambda: LPIPS(make_frozen(layers=["1"]), RandomWeights()), "heads: expected a file"),
+    (lambda: LPIPS(make_frozen(layers=["1"]), WeightsFile("nowhere.pth")), "path='nowhere.pth' of weights"),
+    (
+        lambda: LPIPS(
+            make_frozen(layers=["1"]), PackagedWeights("torchmetrics", "functional/image/lpips_models/alex.pth")
         ),
-        (lambda: LearnedVariance([L1(weight=0.0)]), r"weights \[0.0\]: expected one of them above 0"),
-        (
-            lambda: make_image_task(objectives=[LogitLaplace()], balancer=LossBalancer()),
-            "balancer with an objective that trains parameters",
-        ),
-    ],
+        r"alex\.pth: has heads for 5 layers: expected 1",
+    ),
+    (lambda: LearnedVariance([L1(weight=0.0)]), r"weights \[0.0\]: expected one of them above 0"),
+    (
+        lambda: make_image_task(objectives=[LogitLaplace()], balancer=LossBalancer()),
+        "balancer with an objective that trains parameters",
+    ),
 )
-def test_wrong_arguments_are_refused(build, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 def test_the_examples_of_the_guide_are_built() -> None:
@@ -327,11 +321,6 @@ def test_a_network_is_neither_trained_nor_saved(tmp_path, precision: str) -> Non
         objectives = [L2(), FeatureDistance(make_frozen(layers=["1", "2"]), weight=0.1)]
         return make_image_task(objectives=objectives, warmup_steps=0, final_learning_rate_ratio=1.0)
 
-    class Saver(Callback):
-        def on_train_batch_end(self, trainer, *_) -> None:
-            if trainer.global_step == 2:
-                trainer.save_checkpoint(tmp_path / "half.ckpt")
-
     def fit(task, *callbacks, **arguments) -> None:
         trainer = make_trainer(max_steps=4, precision=precision, callbacks=[WeightEMA(0.9), *callbacks])
         trainer.fit(task, datamodule=Images(8), **arguments)
@@ -343,7 +332,7 @@ def test_a_network_is_neither_trained_nor_saved(tmp_path, precision: str) -> Non
     assert grouped == sum(parameter.numel() for parameter in alone.tokenizer.parameters())
     network = whole.terms[1].network
     before = {name: value.clone() for name, value in network._held[0].state_dict().items()}
-    fit(whole, Saver())
+    fit(whole, saving(tmp_path / "half.ckpt", at=2))
     for name, value in network._held[0].state_dict().items():
         assert torch.equal(value, before[name]), name
 

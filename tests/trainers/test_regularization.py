@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.refusals import refused
 from trainers.core import (
     R1,
     Adversary,
@@ -257,24 +258,18 @@ def test_two_processes_draw_as_one(rank_pair) -> None:
     assert torch.equal(torch.cat(rank_pair(draws)), DiffAugment()(images, images)[0])
 
 
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda: LeCAM(weight=0.0), "lecam: weight=0.0"),
-        (lambda: LeCAM(weight=1.0, decay=1.0), "decay=1.0"),
-        (lambda: R1(every_n_turns=0), "every_n_turns=0"),
-        (lambda: BalancedConsistency(Negative(), weight=-1.0), "consistency: weight=-1.0"),
-        (lambda: DiffAugment([]), "transformations is empty"),
-        (lambda: Translation(1.5), "ratio=1.5"),
-        (lambda: Cutout(-0.1), "ratio=-0.1"),
-        (lambda: adversary(every_n_steps=0), "every_n_steps=0"),
-        (lambda: adversary(weight_decay=-1.0), "weight_decay=-1.0"),
-        (lambda: adversary(regularizers=[R1(), R1()]), "r1"),
-    ],
+test_bad_arguments_are_refused = refused(
+    (lambda: LeCAM(weight=0.0), "lecam: weight=0.0"),
+    (lambda: LeCAM(weight=1.0, decay=1.0), "decay=1.0"),
+    (lambda: R1(every_n_turns=0), "every_n_turns=0"),
+    (lambda: BalancedConsistency(Negative(), weight=-1.0), "consistency: weight=-1.0"),
+    (lambda: DiffAugment([]), "transformations is empty"),
+    (lambda: Translation(1.5), "ratio=1.5"),
+    (lambda: Cutout(-0.1), "ratio=-0.1"),
+    (lambda: adversary(every_n_steps=0), "every_n_steps=0"),
+    (lambda: adversary(weight_decay=-1.0), "weight_decay=-1.0"),
+    (lambda: adversary(regularizers=[R1(), R1()]), "r1"),
 )
-def test_bad_arguments_are_refused(act, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        act()
 
 
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 2.5])

@@ -1,30 +1,27 @@
 """Tokenizers that restore degraded pictures, and AdaCode's three stages."""
 
-import sys
 from functools import partial
 from pathlib import Path
 
+import adacode
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 
+from tests.trainers.conftest import run_command
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_configs import CONFIGS, SMALL, SMALL_DATA, shrunk
 from tests.trainers.test_stages import assert_equal, everything_in
 from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
 from trainers.image import L1, Downscaling, Holes, RestorationTask, SavedTokenizer, TaughtVectors
 from trainers.run.bases import read_config
-from trainers.run.cli import main
 from trainers.run.origin import Origin
 from vqkit import MixtureQuantizer, Quantizer, Tokenizer
 
 pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import adacode  # noqa: E402
 
 
 def mixture() -> Tokenizer:
@@ -164,34 +161,30 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-def fit(runs: Path, name: str, config: str, monkeypatch, **options: str) -> None:
+def fit(runs: Path, name: str, config: str, **options: str) -> None:
     small = shrunk(read_config(CONFIGS[f"image/{config}"]), channels=32)
     file = runs / f"{name}.yaml"
     file.write_text(yaml.safe_dump(small).replace("runs/adacode-mixture", str(runs / "adacode-mixture")))
     settings = SMALL | SMALL_DATA["image"] | {"trainer.fast_dev_run": False, "trainer.max_steps": 2}
     settings |= {"runs": runs, "name": name, "data.root": runs / "pictures", **options}
-    words = [f"--{key}={value}" for key, value in settings.items()]
-    monkeypatch.setattr(sys, "argv", ["trainers", "fit", f"--config={file}", *words])
-    main()
+    run_command("fit", config=file, **settings)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*initialize got")
-def test_three_stages_one_after_another(runs, monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(ROOT)
+def test_three_stages_one_after_another(runs, quiet, monkeypatch) -> None:
     for number in range(3):
-        fit(runs, f"book{number}", "adacode_book", monkeypatch)
+        fit(runs, f"book{number}", "adacode_book")
     config = shrunk(read_config(CONFIGS["image/adacode_mixture"]), channels=32)
     monkeypatch.setattr(adacode, "read_config", lambda _: config)
     stages = [adacode.of_run(runs / f"book{number}") for number in range(3)]
     adacode.joined(stages).save_pretrained(runs / "joined")
-    fit(runs, "adacode-mixture", "adacode_mixture", monkeypatch, init_from=runs / "joined")
+    fit(runs, "adacode-mixture", "adacode_mixture", init_from=runs / "joined")
     mixed = adacode.of_run(runs / "adacode-mixture")
     for book, stage in zip(mixed.quantizer.books, stages, strict=True):
         assert torch.equal(book.codebook(), stage.quantizer.books[0].codebook())
     for name in ("superresolution", "inpainting"):
-        fit(runs, name, f"adacode_{name}", monkeypatch, init_from=runs / "adacode-mixture")
+        fit(runs, name, f"adacode_{name}", init_from=runs / "adacode-mixture")
         restored = adacode.of_run(runs / name)
         assert_equal(everything_in(restored.decoder), everything_in(mixed.decoder))
         assert Origin.of(str(runs / name)).description()["class_path"] == "vqkit.Tokenizer"

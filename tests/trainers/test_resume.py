@@ -4,15 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.trainers.conftest import ROOT, TINY
 from tests.trainers.pictures import draw_pictures
 from trainers.core.checkpoints import read_checkpoint
-
-ROOT = Path(__file__).parents[2]
 
 KILLER = '''
 import os, signal
@@ -37,19 +35,13 @@ def start(folder, name, *arguments, subcommand="fit", start_new_session=False, *
         "name": name,
         "runs": folder / "runs",
         "data.root": folder / "pictures",
-        "data.resolution": 16,
+        **TINY,
         "data.batch_size": 2,
         "data.cache_bytes": 0,
-        "model.tokenizer.encoder.channels": 32,
         "model.tokenizer.encoder.dropout": 0.1,
-        "model.tokenizer.decoder.channels": 32,
-        "model.tokenizer.quantizer.codebook_size": 32,
         "model.tokenizer.quantizer.maintenance": '[{"class_path": "vqkit.RandomRestart", "init_args": {"every": 1}}]',
-        "model.initialization_samples": 64,
-        "model.warmup_steps": 2,
         "last_checkpoint.every_n_steps": 3,
         "validation.every_n_steps": 1,
-        "trainer.accelerator": "cpu",
         "trainer.max_steps": 9,
         "trainer.accumulate_grad_batches": 2,
         "trainer.limit_val_batches": 1,

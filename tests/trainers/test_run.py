@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
-from tests.trainers.conftest import ROOT, TINY
+from tests.trainers.conftest import ROOT, TINY, run_command
 from tests.trainers.tiny import Images, make_image_task, make_trainer
 from trainers.run.changes import changes
 from trainers.run.cli import main
@@ -36,8 +36,7 @@ def finished(tmp_path_factory, pictures):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
         patch.chdir(ROOT)
-        patch.setattr(sys, "argv", ["trainers", "fit", *(f"--{key}={value}" for key, value in options.items())])
-        main()
+        run_command("fit", **options)
     return runs / "run"
 
 
@@ -79,8 +78,7 @@ def loaded(path):
 def test_a_fit_that_has_nothing_left_changes_no_file(cli, run, options, how):
     """Schedulers start a run again after its end. The average would be replaced by the weights it is made of."""
     before = content(run)
-    code, output, errors = cli("fit", **{"ckpt_path": "last", **options})
-    assert code == 0, errors
+    output = cli.done("fit", **{"ckpt_path": "last", **options})
     assert "nothing is left to train" in output and how in output
     assert content(run) == before
 
@@ -88,7 +86,7 @@ def test_a_fit_that_has_nothing_left_changes_no_file(cli, run, options, how):
 def test_a_tokenizer_that_is_missing_is_saved_from_the_last_weights(cli, run):
     before = content(run)
     shutil.rmtree(run / "tokenizer")
-    assert cli("fit", ckpt_path="last")[0] == 0
+    cli.done("fit", ckpt_path="last")
     after = content(run)
     record = Path("tokenizer/weights.json")
     assert {name: json.loads(files[record])["step"] for name, files in (("before", before), ("after", after))} == {
@@ -102,8 +100,7 @@ def test_a_tokenizer_that_is_missing_is_saved_from_the_last_weights(cli, run):
 
 def test_a_new_run_of_weights_that_are_trained_enough_gets_their_tokenizer(cli, run, tmp_path):
     checkpoint = run / "checkpoints/last.ckpt"
-    code, _, errors = cli("fit", ckpt_path=checkpoint, name="new")
-    assert code == 0, errors
+    cli.done("fit", ckpt_path=checkpoint, name="new")
     assert content(run / "tokenizer").keys() == content(tmp_path / "new/tokenizer").keys()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes").write_text("mine")
@@ -119,8 +116,7 @@ def test_a_folder_of_checkpoints_alone_goes_on(cli, run):
         if path.name != "checkpoints":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     written_by = loaded(run / "checkpoints/last.ckpt")["run"]
-    code, _, errors = cli("fit", ckpt_path="last", **{"trainer.max_steps": 4})
-    assert code == 0, errors
+    cli.done("fit", ckpt_path="last", **{"trainer.max_steps": 4})
     assert identity(run) == written_by and loaded(run / "checkpoints/last.ckpt")["global_step"] == 4
 
 
@@ -136,8 +132,7 @@ def test_what_was_best_of_another_run_is_not_best_of_this_one(cli, run, tmp_path
             state["kth_value"] = torch.tensor(99.0)
     torch.save(last | {"run": "0" * 8}, other / "checkpoints/last.ckpt")
     given = {"ckpt_path": other / "checkpoints/last.ckpt", "trainer.max_steps": 4}
-    code, _, errors = cli("fit", "--overwrite", **given)
-    assert code == 0, errors
+    cli.done("fit", "--overwrite", **given)
     assert loaded(run / "checkpoints/best.ckpt")["global_step"] == 4
 
 
@@ -154,8 +149,7 @@ def test_a_second_fit_replaces_a_run_only_when_it_is_told_to(cli, run, pictures)
     code, _, errors = cli("fit", "--overwrite", ckpt_path="last")
     assert code == 2 and "give one" in errors
     assert content(run) == before
-    code, output, errors = cli("fit", "--overwrite", **{"trainer.max_steps": 1})
-    assert code == 0, errors
+    output = cli.done("fit", "--overwrite", **{"trainer.max_steps": 1})
     assert "is replaced when training starts" in output
     assert identity(run) != json.loads(before[Path("run.json")])["id"]
     assert (run / "notes.txt").is_file() and not (run / "tokens").exists()
@@ -178,9 +172,9 @@ def test_a_folder_of_an_earlier_version_has_an_id_and_gets_it_written(cli, run):
     (run / "run.json").unlink()
     torch.save({**loaded(run / "checkpoints/last.ckpt"), "run": None}, run / "checkpoints/last.ckpt")
     found = identity(run)
-    assert cli("test")[0] == 0
+    cli.done("test")
     assert json.loads((run / "metrics.json").read_text())["protocol"]["run"] == found
-    assert cli("fit", ckpt_path="last", **{"trainer.max_steps": 4})[0] == 0
+    cli.done("fit", ckpt_path="last", **{"trainer.max_steps": 4})
     assert json.loads((run / "run.json").read_text())["id"] == identity(run) == found
     assert loaded(run / "checkpoints/last.ckpt")["run"] == found
 
@@ -192,8 +186,7 @@ def test_a_resumed_run_uses_the_settings_that_it_records(cli, run):
     moments = loaded(run / "checkpoints/last.ckpt")["optimizer_states"][0]["state"]
     asked = {"learning_rate": 1e-4, "weight_decay": 0.5, "betas": "[0.8, 0.95]", "final_learning_rate_ratio": 1.0}
     options = {f"model.{name}": value for name, value in asked.items()} | {"trainer.max_steps": 5}
-    code, output, errors = cli("fit", ckpt_path="last", **options)
-    assert code == 0, errors
+    output = cli.done("fit", ckpt_path="last", **options)
     assert "  model.init_args.learning_rate: 0.002 -> 0.0001\n" in output
     assert "  model.init_args.betas.0: 0.9 -> 0.8\n" in output and "  trainer.max_steps: 3 -> 5\n" in output
     recorded = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
@@ -217,8 +210,7 @@ def test_options_that_are_newer_than_a_run_are_no_change_at_their_defaults(cli, 
         record["model"]["init_args"]["no_more"] = 1
     (run / "config.yaml").write_text(yaml.safe_dump(record))
     options = {"data.max_aspect_ratio": 20.0, "trainer.max_steps": 4}
-    code, output, errors = cli("fit", ckpt_path="last", **options)
-    assert code == 0, errors
+    output = cli.done("fit", ckpt_path="last", **options)
     lines = [line for line in output.splitlines() if line.startswith("  ") and " -> " in line]
     expected = {"  data.init_args.max_aspect_ratio: not recorded -> 20.0", "  trainer.max_steps: 3 -> 4"}
     assert set(lines) == expected or (removed and set(lines) > expected), lines
@@ -245,8 +237,7 @@ def test_a_checkpoint_changes_no_configuration(cli, run):
     checkpoint = loaded(path)
     assert "hyper_parameters" not in checkpoint
     torch.save(checkpoint | {"hyper_parameters": {"learning_rate": 123.0}}, path)
-    code, output, errors = cli("fit", ckpt_path=path, **{"trainer.max_steps": 4})
-    assert code == 0, errors
+    output = cli.done("fit", ckpt_path=path, **{"trainer.max_steps": 4})
     assert "learning_rate" not in output
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["learning_rate"] == 2e-3
     assert loaded(path)["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 2e-3
@@ -283,7 +274,7 @@ def test_everything_is_made_with_the_last_weights_and_says_so(cli, run):
     code, _, errors = cli("predict", ckpt_path="best")
     assert code == 1 and "was filled by another tokenizer" in errors
     for asked, expected in (("best", 2), (None, 3)):
-        assert cli("test", ckpt_path=asked)[0] == 0
+        cli.done("test", ckpt_path=asked)
         assert json.loads((run / "metrics.json").read_text())["protocol"]["step"] == expected
     assert content(run)[Path("tokens/tokenizer/model.safetensors")] == content(run)[Path("tokenizer/model.safetensors")]
 
@@ -416,8 +407,7 @@ def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
     source, new = run / "checkpoints/last.ckpt", tmp_path / "new"
     sha = hashlib.sha256(source.read_bytes()).hexdigest()
     still = {"name": "new", "init_from": run, "trainer.max_steps": 2, "model.learning_rate": 1e-30}
-    code, output, errors = cli("fit", **still, **{"model.freeze": "[quantizer]"})
-    assert code == 0, errors
+    output = cli.done("fit", **still, **{"model.freeze": "[quantizer]"})
     assert f"starting from all parts of {source}, step 3 of run {identity(run)}, SHA-256 {sha}\n" in output
     assert "initializing the quantizer" not in output and "; frozen: quantizer\n" in output
     before, after = state_of(source), state_of(new / "checkpoints/last.ckpt")
@@ -443,10 +433,9 @@ def test_a_run_goes_on_with_a_codebook_that_was_cut(cli, run, tmp_path):
     surgery = shrink(trained.quantizer, 5)
     with_quantizer(trained, surgery.quantizer).save_pretrained(tmp_path / "cut")
     options = {"model.tokenizer.quantizer.codebook_size": 5, "model.freeze": "[encoder,quantizer]"}
-    code, output, errors = cli("fit", **options, **{"name": "new", "init_from": tmp_path / "cut"})
-    assert code == 0 and "initializing the quantizer" not in output, errors
-    code, _, errors = cli("fit", **options, **{"name": "new", "ckpt_path": "last", "trainer.max_steps": 4})
-    assert code == 0, errors
+    output = cli.done("fit", **options, **{"name": "new", "init_from": tmp_path / "cut"})
+    assert "initializing the quantizer" not in output
+    cli.done("fit", **options, **{"name": "new", "ckpt_path": "last", "trainer.max_steps": 4})
     went_on = Tokenizer.from_pretrained(tmp_path / "new/tokenizer")
     assert torch.equal(went_on.quantizer.codebook(), surgery.quantizer.codebook())
     assert loaded(tmp_path / "new/checkpoints/last.ckpt")["global_step"] == 4
@@ -460,14 +449,14 @@ def test_a_run_goes_on_with_a_codebook_that_was_cut(cli, run, tmp_path):
 def test_a_resumed_run_keeps_the_record_of_its_first_weights_and_loads_none(cli, run, tmp_path):
     new = tmp_path / "new"
     options = {"name": "new", "trainer.max_steps": 2, "model.freeze": "[quantizer]"}
-    assert cli("fit", **options, init_from=run)[0] == 0
+    cli.done("fit", **options, init_from=run)
     record = json.loads((new / "run.json").read_text())
     sha = record["init_from"]["sha256"]
     shutil.rmtree(run)
     on = options | {"ckpt_path": "last", "trainer.max_steps": 3}
     for options in (on, on | {"init_from": run, "trainer.max_steps": 4}):
-        code, output, errors = cli("fit", **options)
-        assert code == 0 and "starting from" not in output and "  init_" not in output, errors
+        output = cli.done("fit", **options)
+        assert "starting from" not in output and "  init_" not in output
         assert yaml.safe_load((new / "config.yaml").read_text())["init_hash"] == sha
         assert json.loads((new / "run.json").read_text()) == record
     code, _, errors = cli("fit", **on, init_from=new)

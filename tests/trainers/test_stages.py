@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.refusals import refused
 from tests.trainers.tiny import (
     BACKBONE,
     LIGHTNING_REMARKS,
     Images,
     Sounds,
     Started,
+    assert_two_ranks_are_one,
+    fit_on_rank,
     make_audio_task,
     make_codec,
     make_image_adversary,
@@ -190,25 +193,17 @@ def test_a_codec_freezes_too():
         assert_equal(everything_in(getattr(tokenizer, name)), before[name])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"freeze": ["encodr"]},
-            r"freeze=\['encodr'\]: tokenizer has no part 'encodr'; .* encoder, quantizer, decoder",
-        ),
-        ({"freeze": ["quantizer.codebok"]}, r"tokenizer\.quantizer has no part 'codebok'; its parts are .*codebook"),
-        ({"freeze": ["encoder", "decoder"]}, r"leaves no parameters to train of encoder \d.* decoder \d"),
-        (
-            {"freeze": ["quantizer.codebook"]},
-            r"quantizer\.codebook moves with quantizer; freeze quantizer, the whole of it",
-        ),
-        ({"freeze": ["quantizer"], "pretraining_steps": 3}, "pretraining_steps=3: .* freeze keeps it as it is"),
-    ],
+test_what_cannot_be_frozen_is_refused = refused(
+    ({"freeze": ["encodr"]}, r"freeze=\['encodr'\]: tokenizer has no part 'encodr'; .* encoder, quantizer, decoder"),
+    ({"freeze": ["quantizer.codebok"]}, r"tokenizer\.quantizer has no part 'codebok'; its parts are .*codebook"),
+    ({"freeze": ["encoder", "decoder"]}, r"leaves no parameters to train of encoder \d.* decoder \d"),
+    (
+        {"freeze": ["quantizer.codebook"]},
+        r"quantizer\.codebook moves with quantizer; freeze quantizer, the whole of it",
+    ),
+    ({"freeze": ["quantizer"], "pretraining_steps": 3}, "pretraining_steps=3: .* freeze keeps it as it is"),
+    by=lambda arguments: make_image_task(**arguments),
 )
-def test_what_cannot_be_frozen_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_image_task(**arguments)
 
 
 def freeze_on_rank(rank):
@@ -246,21 +241,12 @@ def test_a_resumed_run_freezes_what_it_froze(recorded):
 
 
 def train_before_a_frozen_quantizer(rank, world):
-    """Two steps of encoder and decoder in float64, on this rank's share of each batch of 8."""
+    """Encoder and decoder."""
     quantizer = Quantizer("ibq", dim=8, codebook_size=16, channel_dim=1)  # whose entropy is that of the joined batch
     task = make_image_task(make_tokenizer(quantizer), freeze=["quantizer"], learning_rate=1e-2, warmup_steps=0)
-    data = Images(8 // world)
-    data.images = data.images.unflatten(0, (2, world, -1))[:, rank].flatten(0, 1)
-    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
-    options = {"max_steps": 2, "precision": "64-true", "use_distributed_sampler": False, "limit_val_batches": 0}
-    make_trainer(**options, **devices).fit(task, datamodule=data)
-    return everything_in(task.tokenizer)
+    return fit_on_rank(rank, world, task, Images(8), limit_val_batches=0)
 
 
 @pytest.mark.slow
 def test_two_ranks_train_before_a_frozen_quantizer_as_one_process(rank_pair):
-    alone = train_before_a_frozen_quantizer(0, 1)
-    for rank in rank_pair(train_before_a_frozen_quantizer, 2):
-        for name, value in alone.items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(rank[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    assert_two_ranks_are_one(train_before_a_frozen_quantizer, rank_pair, rtol=1e-9, atol=1e-9)

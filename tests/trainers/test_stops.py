@@ -15,10 +15,9 @@ from lightning import Callback
 from tests.saving.failing import failing
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_resume import start
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, Spy, make_image_task, make_trainer
 from trainers.callbacks import LastCheckpoint, WeightEMA
 from trainers.core.checkpoints import read_checkpoint
-from trainers.run.cli import main
 from trainers.run.stops import StopAtSignal, Stopped
 from vqkit import Tokenizer, TokenShards
 
@@ -27,15 +26,9 @@ pytestmark = LIGHTNING_REMARKS
 # ---------------------------------------------------------------------- between steps
 
 
-class Acts(Callback):
+def behind(batch, act):
     """Does something behind a batch."""
-
-    def __init__(self, batch, act):
-        self.batch, self.act = batch, act
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
-            self.act(trainer)
+    return Spy(lambda trainer, *_: trainer.fit_loop.total_batch_idx + 1 == batch and act(trainer))
 
 
 def fit(folder, *callbacks, resume=False, **arguments):
@@ -71,7 +64,7 @@ def raise_error(trainer):
 def test_a_run_stops_behind_a_step(tmp_path, act, batch, step):
     with StopAtSignal() as stop:
         try:
-            fit(tmp_path, Acts(batch, act), stop, limit_val_batches=0)
+            fit(tmp_path, behind(batch, act), stop, limit_val_batches=0)
         except Stopped as stopped:
             assert act is send and stopped.code == 143
             assert f"SIGTERM at step {step}; to go on: the same command with --ckpt_path" in stopped.line
@@ -256,38 +249,15 @@ def folder_is_whole(run):
         [sample["indices"] for sample in TokenShards(run / "tokens")]
 
 
-def command(monkeypatch, capfd, folder, subcommand, **more):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(Path(__file__).parents[2])
-    options = {
-        "config": "configs/image/quickstart.yaml",
-        "data.root": folder / "pictures",
-        "name": "run",
-        "runs": folder,
-        "data.resolution": 16,
-        "data.batch_size": 4,
-        "model.tokenizer.encoder.channels": 32,
-        "model.tokenizer.decoder.channels": 32,
-        "model.tokenizer.quantizer.codebook_size": 32,
-        "model.initialization_samples": 64,
-        "model.warmup_steps": 2,
-        "trainer.accelerator": "cpu",
-        "trainer.max_steps": 3,
-        "tokens.samples_per_shard": 8,
-        **more,
-    }
-    monkeypatch.setattr(sys, "argv", ["trainers", subcommand, *(f"--{key}={value}" for key, value in options.items())])
-    try:
-        main()
-        return 0, ""
-    except SystemExit as exit:
-        return exit.code, capfd.readouterr().err
+def command(cli, folder, subcommand, **more):
+    code, _, errors = cli(subcommand, **{"data.root": folder / "pictures", "tokens.samples_per_shard": 8, **more})
+    return code, errors
 
 
-def failing_at(monkeypatch, capfd, folder, subcommand, write):
+def failing_at(monkeypatch, cli, folder, subcommand, write):
     with monkeypatch.context() as context:
         context.setattr(os, "fsync", failing(os.fsync, after=write))
-        return command(context, capfd, folder, subcommand)
+        return command(cli, folder, subcommand)
 
 
 def check_refused(folder, code, errors):
@@ -297,27 +267,27 @@ def check_refused(folder, code, errors):
     folder_is_whole(folder / "run")
 
 
-def test_a_full_disk_ends_fit_in_one_line(pictures, monkeypatch, capfd):
+def test_a_full_disk_ends_fit_in_one_line(pictures, monkeypatch, cli):
     """At the first write, and with it at that of the traceback."""
-    check_refused(pictures, *failing_at(monkeypatch, capfd, pictures, "fit", 0))
+    check_refused(pictures, *failing_at(monkeypatch, cli, pictures, "fit", 0))
 
 
 @pytest.mark.slow
-def test_a_full_disk_at_any_write(pictures, monkeypatch, capfd):
+def test_a_full_disk_at_any_write(pictures, monkeypatch, cli):
     for subcommand, least in (("fit", 6), ("test", 1), ("predict", 4)):
         for write in range(100):
             if subcommand == "fit":
                 shutil.rmtree(pictures / "run", ignore_errors=True)  # which a second fit would have to go on from
-            code, errors = failing_at(monkeypatch, capfd, pictures, subcommand, write)
+            code, errors = failing_at(monkeypatch, cli, pictures, subcommand, write)
             if code == 0:
                 break
             check_refused(pictures, code, errors)
         assert write >= least
 
 
-def test_an_error_is_said_where_its_traceback_cannot_be_written(pictures, monkeypatch, capfd):
+def test_an_error_is_said_where_its_traceback_cannot_be_written(pictures, cli):
     (pictures / "run/traceback.txt").mkdir(parents=True)
-    code, errors = command(monkeypatch, capfd, pictures, "fit", **{"data.batch_size": 64})
+    code, errors = command(cli, pictures, "fit", **{"data.batch_size": 64})
     reason, refusal, head, *_ = errors[errors.index("error: ") :].splitlines()
     assert code == 1 and "do not fill a batch" in reason
     assert "traceback.txt was not written (Is a directory)" in refusal and head.startswith("Traceback")

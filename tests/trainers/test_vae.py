@@ -10,7 +10,15 @@ import pytest
 import torch
 import yaml
 
-from tests.trainers.tiny import BACKBONE, LIGHTNING_REMARKS, Images, Started, make_image_task, make_trainer
+from tests.trainers.tiny import (
+    BACKBONE,
+    LIGHTNING_REMARKS,
+    Images,
+    assert_two_ranks_are_one,
+    fit_on_rank,
+    make_image_task,
+    make_trainer,
+)
 from trainers.core.checkpoints import read_checkpoint
 from trainers.image.metrics import ImageMetrics
 from trainers.run.bases import read_config
@@ -63,11 +71,9 @@ def test_the_guide_names_parts_and_arguments_that_there_are(config) -> None:
 
 @pytest.mark.slow
 def test_a_vae_is_trained_and_measured_and_its_latents_become_discrete(cli, tmp_path) -> None:
-    code, out, err = cli("fit", config="configs/image/vae.yaml", name="vae", **TINY)
-    assert code == 0, err
+    out = cli.done("fit", config="configs/image/vae.yaml", name="vae", **TINY)
     assert "16 continuous channels" in out and "initializing the quantizer" not in out
-    code, out, err = cli("test", config="configs/image/vae.yaml", name="vae", ckpt_path="last", **TINY)
-    assert code == 0, err
+    cli.done("test", config="configs/image/vae.yaml", name="vae", ckpt_path="last", **TINY)
     record = json.loads((tmp_path / "vae/metrics.json").read_text())
     assert record["kl_bpp"] == pytest.approx(record["kl"] / math.log(2) / 8**2, rel=1e-12) and record["psnr"] > 0
     assert not {"bpp", "codebook_usage", "tokens_per_image"} & (record.keys() | record["protocol"].keys())
@@ -84,8 +90,7 @@ def test_a_vae_is_trained_and_measured_and_its_latents_become_discrete(cli, tmp_
     code, _, err = cli("fit", **options, init_parts="null")
     assert code == 2 and "tokenizer.quantizer.class_path is 'vqkit.GaussianBottleneck', not 'vqkit.Quantizer'" in err
     assert 'or take the parts that fit by --init_parts "[encoder,decoder]"' in err
-    code, out, err = cli("fit", **options)
-    assert code == 0, err
+    out = cli.done("fit", **options)
     assert "initializing the quantizer" in out and "frozen: encoder" in out
     saved, taken = (
         read_checkpoint(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("vae", "codes")
@@ -93,8 +98,7 @@ def test_a_vae_is_trained_and_measured_and_its_latents_become_discrete(cli, tmp_
     parts = {name: [key for key in saved if key.startswith(f"tokenizer.{name}.")] for name in ("encoder", "decoder")}
     assert all(torch.equal(saved[key], taken[key]) for key in parts["encoder"]) and parts["encoder"]
     assert not all(torch.equal(saved[key], taken[key]) for key in parts["decoder"])
-    code, _, err = cli("test", **options, ckpt_path="last")
-    assert code == 0, err
+    cli.done("test", **options, ckpt_path="last")
     main(["table", str(tmp_path / "vae"), str(tmp_path / "codes"), "--figures", "psnr", "kl", "bpp"])
 
 
@@ -111,21 +115,12 @@ def test_a_resumed_vae_is_one_that_was_not_stopped(tmp_path) -> None:
 
 
 def train_on_rank(rank, world):
-    """Two steps in float64, on this rank's share of each batch of 8."""
-    task, data = make_task(), Images(8 // world)
-    data.images = data.images.unflatten(0, (2, world, -1))[:, rank].flatten(0, 1)
-    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
-    options = {"max_steps": 2, "precision": "64-true", "use_distributed_sampler": False, "limit_val_batches": 0}
-    make_trainer(**options, **devices).fit(task, datamodule=data)
-    return task.tokenizer.state_dict()
+    return fit_on_rank(rank, world, make_task(), Images(8), limit_val_batches=0)
 
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process(rank_pair) -> None:
-    alone = train_on_rank(0, 1)
-    for rank in rank_pair(train_on_rank, 2):
-        for name, value in alone.items():
-            torch.testing.assert_close(rank[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    assert_two_ranks_are_one(train_on_rank, rank_pair, rtol=1e-9, atol=1e-9)
 
 
 def test_deterministic_pretraining_leaves_the_divergence_out() -> None:

@@ -1,7 +1,6 @@
 """Training of tokenizers of vectors by the command line, their figures, and tables of semantic IDs."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.trainers.conftest import run_command
 from trainers.run.cli import main
 from trainers.vectors.ids import IDTable
 from trainers.vectors.metrics import VectorMetrics, item_figures
@@ -37,19 +37,6 @@ def small(name: str, folder: Path) -> str:
     return str(path)
 
 
-def run(command: str, config: str, **options: object) -> None:
-    words = [command, f"--config={config}", *(f"--{key}={value}" for key, value in options.items())]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["trainers", *words])
-        main()
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(ROOT)
-
-
 @pytest.mark.filterwarnings("ignore:.*initialize got")
 @pytest.mark.usefixtures("quiet")
 def test_a_run_from_vectors_to_ids(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -57,15 +44,15 @@ def test_a_run_from_vectors_to_ids(tmp_path: Path, capsys: pytest.CaptureFixture
     save_file({"vectors": items, "item": torch.arange(120) + 1000}, tmp_path / "items.safetensors")
     data = {"data.root": tmp_path / "items.safetensors", "data.column": "vectors", "data.id_column": "item"}
     options = {"name": "run", "runs": tmp_path, **data, **TINY}
-    run("fit", small("semantic_ids", tmp_path), **options)
+    run_command("fit", config=small("semantic_ids", tmp_path), **options)
     tokenizer = VectorTokenizer.from_pretrained(tmp_path / "run/tokenizer")
     assert bool(tokenizer.scaling.is_fitted) and (tokenizer.scaling.mean - 40).abs().max() < 1
     config = tmp_path / "run/config.yaml"
-    run("test", str(config))
+    run_command("test", config=config)
     record = json.loads((tmp_path / "run/metrics.json").read_text())
     assert record["bits_per_vector"] == 9 and record["explained"] < 1 and "recall" in record["protocol"]
     assert len(record["perplexity_per_level"]) == 3
-    run("predict", str(config))
+    run_command("predict", config=config)
     assert "120 samples written" in capsys.readouterr().out
     assert (tmp_path / "run/reconstructions.png").is_file()
 
@@ -124,7 +111,7 @@ def test_series_of_episodes(tmp_path: Path) -> None:
         numpy.save(tmp_path / f"{number}.npy", steps.sin().numpy())
     sizes = {"model.tokenizer.encoder.channels": 8, "model.tokenizer.decoder.channels": 8, "data.window": 16}
     options = {"data.root": tmp_path, "name": "run", "runs": tmp_path / "runs", **TINY, **sizes, "data.batch_size": 4}
-    run("fit", small("series", tmp_path), **options)
+    run_command("fit", config=small("series", tmp_path), **options)
     tokenizer = VectorTokenizer.from_pretrained(tmp_path / "runs/run/tokenizer")
     assert tokenizer.encode(torch.randn(2, 6, 16)).shape == (2, 4, 4) and tokenizer.encoder.causal
 
@@ -139,7 +126,7 @@ def test_a_balanced_start(tmp_path: Path) -> None:
         "trainer.max_steps": 1,
         "model.learning_rate": 1e-9,
     }
-    run("fit", small("semantic_ids", tmp_path), **options)
+    run_command("fit", config=small("semantic_ids", tmp_path), **options)
     tokenizer = VectorTokenizer.from_pretrained(tmp_path / "run/tokenizer")
     latents = tokenizer.latents(torch.randn(90, 6))
     codes = tokenizer.quantizer.stages[0].code_vectors()
@@ -152,7 +139,7 @@ def test_other_dimensions_are_refused_with_the_fix(tmp_path: Path, capsys: pytes
     numpy.save(tmp_path / "a.npy", torch.randn(50, 5).numpy())
     with pytest.raises(SystemExit):
         options = {"data.root": tmp_path / "a.npy", "runs": tmp_path, **TINY, "data.batch_size": 8}
-        run("fit", small("semantic_ids", tmp_path), **options)
+        run_command("fit", config=small("semantic_ids", tmp_path), **options)
     said = capsys.readouterr().err
     assert "vectors of 5 dimensions, and the tokenizer is for 6" in said
     assert "--model.tokenizer.encoder.in_channels 5" in said

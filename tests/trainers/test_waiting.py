@@ -3,11 +3,9 @@
 from functools import partial
 
 import pytest
-import torch
 from lightning import Callback
 from torch import Tensor
 from torch.optim import AdamW
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainers.tiny import (
     LIGHTNING_REMARKS,
@@ -21,35 +19,25 @@ from tests.trainers.tiny import (
     make_tokenizer,
     make_trainer,
 )
+from tests.waiting import Waits
 from trainers.callbacks import CodebookReport, StepProgress, WeightEMA
 from trainers.core import AdaptiveWeight, LossBalancer
 from vqkit import Quantizer, ResidualQuantizer, runtime
 
 pytestmark = LIGHTNING_REMARKS
 
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "bincount", "_unique2"}
 STEPS = 4
 
 
-class WatchedSteps(Callback, TorchDispatchMode):
+class WatchedSteps(Callback, Waits):
     """Records what waits from the start of each batch to its end. The last callback, to see what others do at the end.
 
-    Operations are seen whose result's value or shape the host must know; `tolist` and its like, which are no operations
-    on a CPU, are replaced by the fixture.
+    `tolist` and its like, which are no operations on a CPU, are replaced by the fixture.
     """
 
     def __init__(self):
         super().__init__()
-        self.watching, self.batches, self.seen = False, 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if name in WAITING or by_mask:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
+        self.watching, self.batches = False, 0
 
     def on_train_batch_start(self, *_):
         self.watching, self.batches = True, self.batches + 1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from torch import nn
 from torch.utils.data import DataLoader
@@ -195,6 +195,31 @@ class Sounds(LightningDataModule):
         return self.train_dataloader()
 
 
+def state_of(module):
+    """Copies of the tensors of its state."""
+    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+class Spy(Callback):
+    """Calls a function after every batch."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.look(trainer, pl_module, outputs)
+
+
+def saving(path, *, at):
+    """Saves a checkpoint after a step."""
+
+    def save(trainer, *_):
+        if trainer.global_step == at and not path.exists():
+            trainer.save_checkpoint(path)
+
+    return Spy(save)
+
+
 class Started(ClusterEnvironment):
     """The process group of the fixture, which is there already."""
 
@@ -225,3 +250,23 @@ class Started(ClusterEnvironment):
 
     def node_rank(self):
         return 0
+
+
+def fit_on_rank(rank, world, task, data, **arguments):
+    """The state after training in float64 on this rank's share of each of the two batches of 8."""
+    data.batch_size = 8 // world
+    name = "images" if isinstance(data, Images) else "sounds"
+    setattr(data, name, getattr(data, name).unflatten(0, (2, world, -1))[:, rank].flatten(0, 1))
+    devices = {"devices": world, "strategy": "ddp", "plugins": [Started(rank, world)]} if world > 1 else {}
+    options = {"max_steps": 2, "precision": "64-true", "use_distributed_sampler": False} | devices
+    make_trainer(**(options | arguments)).fit(task, datamodule=data)
+    return state_of(task)
+
+
+def assert_two_ranks_are_one(fit, rank_pair, *, rtol, atol):
+    """They end with equal states, which are that of one process with the joined batches."""
+    alone = fit(0, 1)
+    first, second = rank_pair(fit, 2)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=rtol, atol=atol, msg=name)

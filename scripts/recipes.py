@@ -14,7 +14,6 @@ import json
 import math
 import re
 import resource
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from typing import Any
 import numpy
 import torch
 import yaml
-from first_run import ROOT, processor, run
+from first_run import ROOT, fit
 from jsonargparse import ArgumentParser
 from PIL import Image
+from records import load_record, machine
 from safetensors.torch import save_file
 from torch import nn
 
@@ -152,8 +152,7 @@ def recipes() -> dict[str, Recipe]:
 
 def steps() -> dict[str, dict[str, Any]]:
     """What is recorded of steps, by recipe."""
-    found: dict[str, dict[str, Any]] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    return found
+    return load_record(RECORD)
 
 
 def without_files(config: Any, folder: Path | None = None) -> Any:
@@ -210,9 +209,7 @@ def step(recipe: Recipe) -> float:
             pixels = numpy.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
             Image.fromarray(pixels).resize((512, 512)).save(folder / f"pictures/{number}.png")
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "trainers", "fit", "--config", str(folder / "config.yaml"), "--runs", name]
-        if status := run(command):
-            sys.exit(f"{recipe.name}: the step ended with status {status}; what it said stands above")
+        fit({"config": folder / "config.yaml", "runs": name})
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
@@ -241,9 +238,7 @@ def main() -> None:
         peak = round(step(recipe))
         print(f"{peak} MiB")
         if arguments.record:
-            threads = torch.get_num_threads()
-            machine = f"{threads} thread{'s' * (threads > 1)} of {processor()}"
-            made = {recipe.name: {"key": recipe.key(), "peak_mib": peak, "batch": 1, "machine": machine}}
+            made = {recipe.name: {"key": recipe.key(), "peak_mib": peak, "batch": 1, "machine": machine()}}
             write_json(RECORD, dict(sorted((steps() | made).items())))
         return
     for recipe in recipes().values():

@@ -1,15 +1,15 @@
 """An image tokenizer beside what a user would compare it with, on the same photographs at the same rate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from trainers.core import comparison as shared
-from trainers.core.comparison import Baseline, Column, Comparison
+from trainers.core.comparison import Column, Comparison
 from trainers.data.files import named
 from trainers.image.baselines import FILE_FORMATS, PatchKMeans, image_files
 from trainers.image.crops import channels_first
@@ -46,6 +46,8 @@ COLUMNS = (
     Column("usage", 8, "{:.1%}", ("codebook_usage",)),
     Column("perplexity", 12, "{:.0f}", ("perplexity",)),
 )
+table = partial(shared.table, COLUMNS, TITLES)
+"""The comparison as lines for a person."""
 KEPT = ("psnr", "ssim", "bpp", "entropy_bpp", "coded_bpp", "codebook_usage", "perplexity")
 PREPROCESSING = "native size, cropped at right and bottom to a multiple of the downsampling factor"
 
@@ -141,11 +143,6 @@ def draw(comparison: Comparison, tokenizer: Tokenizer, folder: Path, *, rows: in
     reconstruction_figure(columns, captions, folder / "reconstructions.png")
     title = f"photographs it never saw, perplexity {comparison.figures['perplexity']:.0f}"
     codebook_figure(tokenizer, comparison.counts[0], folder / "codebook.png", title=title)
-
-
-def table(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:
-    """The comparison as lines for a person."""
-    return shared.table(COLUMNS, TITLES, figures, baselines)
 
 
 def _normalized(image: Tensor) -> Tensor:

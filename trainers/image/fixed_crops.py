@@ -43,12 +43,7 @@ class CentreCrop(ShorterSideCrop, FixedCrop):
 
     What torchvision's `Resize` and `CenterCrop` make of an image of Pillow.
 
-    Args:
-        filter: of the resize.
-        resize_ratio: the shorter side over the resolution, rounded to whole pixels; at least 1.
-
-    Raises:
-        ValueError: `resize_ratio` is below 1.
+    Arguments are those of `ShorterSideCrop`.
     """
 
     def prepared_size(self, height: int, width: int, resolution: int) -> tuple[int, int]:

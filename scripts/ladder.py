@@ -27,8 +27,8 @@ from torch import Tensor
 
 from trainers.core.figures import write_figure
 from trainers.image.baselines import FILE_FORMATS, FileFormat, image_files
-from trainers.image.comparison import PREPROCESSING, load_photographs
-from trainers.image.metrics import ImageMetrics, protocol, to_uint8_grid
+from trainers.image.comparison import PREPROCESSING, load_photographs, metrics_of, normalized
+from trainers.image.metrics import protocol, to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.bitstream import Picture, TokenCodec
 from vqkit.saving.files import write_json
@@ -120,16 +120,14 @@ def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:
 @torch.no_grad()
 def figures(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> dict[str, Any]:
     """Distortion and rates of a tokenizer."""
-    metrics, codec = ImageMetrics(tokenizer.quantizer.codebook_size), TokenCodec.of(tokenizer)
-    rates, coders = [], Counter[str]()
-    for original in originals:
-        tokens = tokenizer.encode(normalized(original))
-        image = to_uint8_grid(tokenizer.decode(tokens))
-        metrics.update(normalized(original), normalized(image[0]), tokens)
-        packed = codec.pack(tokens, extent=Picture(*original.shape[1:]))
+    tokens = [tokenizer.encode(normalized(original)) for original in originals]
+    images = [to_uint8_grid(tokenizer.decode(each))[0] for each in tokens]
+    codec, rates, coders = TokenCodec.of(tokenizer), [], Counter[str]()
+    for original, each in zip(originals, tokens, strict=True):
+        packed = codec.pack(each, extent=Picture(*original.shape[1:]))
         coders += packed.coders
         rates.append(packed.coded_bits / original[0].numel())
-    found = metrics.compute()
+    found = metrics_of(tokenizer.quantizer.codebook_size, originals, images, [each[0] for each in tokens]).compute()
     kept = {name: found[name] for name in KEPT} | {"coded_bpp": sum(rates) / len(rates)}
     return {"codes": tokenizer.quantizer.codebook_size, **kept, "images": found["images"], "coders": dict(coders)}
 
@@ -137,10 +135,7 @@ def figures(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> dict[str, Any]
 def file_figures(originals: Sequence[Tensor], rate: float, file_format: FileFormat) -> dict[str, Any]:
     """Distortion of a file format at the quality whose rate is nearest."""
     images, rate, quality = image_files(originals, rate, file_format)
-    metrics = ImageMetrics(1)
-    for original, image in zip(originals, images, strict=True):
-        metrics.update(normalized(original), normalized(image), torch.zeros(1, 1, dtype=torch.int64))
-    found = metrics.compute()
+    found = metrics_of(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
     return {"psnr": found["psnr"], "ssim": found["ssim"], "coded_bpp": rate, "quality": quality}
 
 
@@ -185,11 +180,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     write_figure(figure, path)
-
-
-def normalized(image: Tensor) -> Tensor:
-    """(3, H, W) on the uint8 grid as (1, 3, H, W) in [-1, 1]."""
-    return image[None] / 127.5 - 1
 
 
 if __name__ == "__main__":

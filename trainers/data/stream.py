@@ -22,8 +22,7 @@ class StreamData(lightning.LightningDataModule, ABC):
         batch_size: Samples in a training batch on one rank.
         num_workers: Processes that load; 0 loads in the training process, which is best when all files fit the cache.
         validation_fraction: Share of what is under `root` that validates, in (0, 1).
-        repeats: Training samples per file, or per part of it as long as a sample, and epoch: so that an epoch of a
-            small folder is worth its validation.
+        repeats: How often an epoch goes over the training samples, so that one of few is worth its validation.
         seed: Seed of order and samples.
 
     Raises:

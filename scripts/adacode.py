@@ -13,21 +13,19 @@ pictures. `docs/results/adacode.json` keeps what they reach on photographs that 
 take; `docs/results/adacode.jpg` shows some.
 """
 
-import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
-from document_tables import wrapped
-from first_run import ROOT, run, training_facts
+from first_run import ROOT, finish, training_facts
+from pages import captioned, formatted, table_lines
 from PIL import Image
-from records import fill, load_record, one_thread
+from records import fill, load_record, machine, measuring_parser
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -54,16 +52,14 @@ SHOWN = (0, 4, 9, 14, 18, 22, 26, 30)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, again=True)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
-    parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
     runs = arguments.runs.absolute()
     names = train_all(runs)
     originals = photographs()
     parts: dict[str, Callable[[], Any]] = {
-        "machine": lambda: one_thread(arguments.circumstances),
+        "machine": lambda: machine(arguments.circumstances),
         "training": lambda: {name: training_facts(runs / name, "")["steps"] for name in names},
         "protocol": lambda: measured_by(originals),
         "rates": lambda: rates(runs, originals),
@@ -94,16 +90,8 @@ def train_all(runs: Path) -> list[str]:
 
 
 def train(runs: Path, name: str, config: str, **options: str) -> None:
-    """Run the trainer's command, which a user would type, unless it has run to its end; go on where it stopped."""
-    if (runs / name / "tokenizer").is_dir():
-        return
-    stopped = (runs / name / "checkpoints/last.ckpt").is_file()
-    options = {"config": f"configs/image/{config}.yaml", "runs": shown(runs), "name": name, **options}
-    words = [word for option, value in options.items() for word in (f"--{option}", value)]
-    words += ["--ckpt_path", "last"] if stopped else ["--overwrite"]
-    print("$ python -m trainers fit " + " ".join(words), flush=True)
-    if status := run([sys.executable, "-m", "trainers", "fit", *words]):
-        sys.exit(f"{name}: training ended with status {status}; what it said stands above")
+    """Train a run of a configuration to its end."""
+    finish(runs / name, {"config": f"configs/image/{config}.yaml", "runs": shown(runs), "name": name, **options})
 
 
 def shown(path: Path) -> str:
@@ -238,6 +226,9 @@ def draw(runs: Path, originals: Tensor, path: Path) -> None:
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path, quality=85)
 
 
+FIGURES = ("{psnr:.2f} dB", "{ssim:.3f}", "{vgg_st_lpips:.3f}")
+
+
 def lines_of(record: Mapping[str, Any]) -> Iterator[str]:
     """The rows of both tables."""
     kinds = {
@@ -245,25 +236,18 @@ def lines_of(record: Mapping[str, Any]) -> Iterator[str]:
         SINGLE: "one codebook of 1024 codes",
         RESIDUAL: "residual stages of 256 codes, {kept} of 4",
     }
-    yield "| | bits of a cell | in the file | best coder | PSNR | SSIM | ST-LPIPS |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
-    for name, rows in record["rates"].items():
-        for row in rows:
-            bits = " | ".join(f"{row[kind]:.2f}" for kind in ("bits", "file_bits", "coded_bits"))
-            yield f"| {kinds[name].format(**row)} | {bits} | {_figures(row)} |"
+    forms = ("{bits:.2f}", "{file_bits:.2f}", "{coded_bits:.2f}", *FIGURES)
+    rates = [formatted(row, (kinds[name], *forms)) for name, rows in record["rates"].items() for row in rows]
+    yield from table_lines(["", "bits of a cell", "in the file", "best coder", "PSNR", "SSIM", "ST-LPIPS"], rates)
     yield ""
-    yield "| | PSNR | SSIM | ST-LPIPS | codes of the original |"
-    yield "|---|---:|---:|---:|---:|"
+    restoration = []
     for name, rows in record["restoration"].items():
         said, degradation = RESTORED[name]
         titles = {"input": said, "stage_2": "stage 2", "stage_3": "stage 3", "original": "stage 2, of the original"}
         for row, title in titles.items():
             codes = f"{rows[row]['codes']:.0%}" if "codes" in rows[row] else ""
-            yield f"| {degradation!r}: {title} | {_figures(rows[row])} | {codes} |"
-
-
-def _figures(row: Mapping[str, float]) -> str:
-    return f"{row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['vgg_st_lpips']:.3f}"
+            restoration.append([f"{degradation!r}: {title}", *formatted(rows[row], FIGURES), codes])
+    yield from table_lines(["", "PSNR", "SSIM", "ST-LPIPS", "codes of the original"], restoration)
 
 
 def table(record: Mapping[str, Any] | None = None) -> str:
@@ -275,7 +259,7 @@ def table(record: Mapping[str, Any] | None = None) -> str:
         f"a cell are those of the formula; in the file, {facts['file_bits']}, by `mixed radix` and by the best coder.",
         f"Steps: {steps}. Trained and measured on {record['machine']}, by `python scripts/adacode.py`.",
     )
-    return "\n".join([*lines_of(record), "", wrapped(said)])
+    return captioned(lines_of(record), *said)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ import inspect
 import itertools
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pages import captioned, table_lines, wrapped
 
 import vqkit
 from vqkit import Codebook, Estimator, IncompatibleParts, Loss, Maintenance, Search
@@ -28,7 +28,7 @@ SECTIONS = re.compile(r"(?P<fault>.+?)\s*Seen in: (?P<seen>.+?)\s*Avoided since 
 
 def regressions() -> str:
     """One row for each test of tests/regressions, from its docstring."""
-    lines = ["| what is tested | where it was seen | test |", "|---|---|---|"]
+    rows = []
     for path in sorted(REGRESSIONS.glob("test_*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         found = SECTIONS.match(docstring)
@@ -36,23 +36,23 @@ def regressions() -> str:
             raise ValueError(f"{path}: its docstring has to name the fault, 'Seen in:' and 'Avoided since VERSION:'")
         fault, seen = (_cell(found[name]) for name in ("fault", "seen"))
         title = path.stem.removeprefix("test_").replace("_", " ")
-        lines.append(f"| {fault} | {_issues(seen)} | [{title}](../{path.relative_to(ROOT)}) |")
-    return "\n".join(lines)
+        rows.append([fault, _issues(seen), f"[{title}](../{path.relative_to(ROOT)})"])
+    return "\n".join(table_lines(["what is tested", "where it was seen", "test"], rows, words=range(3)))
 
 
 def method_papers() -> str:
     """One row for each method, grid and composite: idea and paper, with a link."""
-    lines = ["| | idea | paper |", "|---|---|---|"]
+    rows = []
     for name, method in METHODS.items():
         module = inspect.getdoc(sys.modules[method.__module__]) or ""
-        lines.append(f"| `{name}` | {_capital(_ideas(method, module)[0])} | {_source(module)} |")
+        rows.append([f"`{name}`", _capital(_ideas(method, module)[0]), _source(module)])
     splits = (vqkit.SplitQuantizer, vqkit.FeatureSplitQuantizer)
     chains = (vqkit.ResidualQuantizer, vqkit.MultiScaleQuantizer, vqkit.MultiRateQuantizer)
     composites = (*chains, vqkit.GroupedQuantizer, *splits, vqkit.MixtureQuantizer, vqkit.PrefixQuantizer)
     for cls in (vqkit.FSQ, vqkit.LFQ, vqkit.BSQ, *composites):
         docstring = inspect.getdoc(cls) or ""
-        lines.append(f"| `{cls.__name__}` | {_first_paragraph(docstring)} | {_source(docstring)} |")
-    return "\n".join(lines)
+        rows.append([f"`{cls.__name__}`", _first_paragraph(docstring), _source(docstring)])
+    return "\n".join(table_lines(["", "idea", "paper"], rows, words=range(3)))
 
 
 def methods() -> str:
@@ -87,22 +87,20 @@ def parts() -> str:
 def training_steps() -> str:
     """Time and memory of a training step beside vector-quantize-pytorch, from the benchmark's report."""
     report = STEPS.read_text()
-    measured: dict[tuple[str, int], str] = {}
+    measured: dict[tuple[str, int], list[str]] = {}
     for section in re.finditer(
         r"^## N = (\d+), K = (\d+), D = (\d+)\n(.+?)(?=^## |\Z)", report, re.DOTALL | re.MULTILINE
     ):
         rows, codes, dim = map(int, section.groups()[:3])
         for row in re.findall(r"^\| (\w+ \| [\d.].+) \|$", section[4], re.MULTILINE):
             method, ours, theirs, _, our_memory, their_memory, *_ = row.split(" | ")
-            cells = f"{ours} ms | {theirs} ms | {our_memory} MiB | {their_memory} MiB"
             title = f"`{method}`, {rows:,} vectors, K = {codes:,}, D = {dim}"
-            measured.setdefault((method, codes), f"| {title} | {cells} |")
-    lines = ["| training step | vqkit | VQP | peak memory of vqkit | of VQP |", "|---|---:|---:|---:|---:|"]
-    lines += [measured[step] for step in SHOWN_STEPS]
+            cells = [title, f"{ours} ms", f"{theirs} ms", f"{our_memory} MiB", f"{their_memory} MiB"]
+            measured.setdefault((method, codes), cells)
+    heads = ["training step", "vqkit", "VQP", "peak memory of vqkit", "of VQP"]
     facts = dict(re.findall(r"^- (\w+): (.+)$", report, re.MULTILINE))
     caption = f"{facts['command']} on {facts['machine'].partition(', load')[0]}; {facts['versions']}."
-    lines += ["", wrapped([caption])]
-    return "\n".join(lines)
+    return captioned(table_lines(heads, [measured[step] for step in SHOWN_STEPS]), caption)
 
 
 def recipes() -> str:
@@ -120,13 +118,13 @@ def recipe_steps() -> str:
     """What memory one step of each recipe of pictures took."""
     import recipes as configurations
 
-    lines = ["| recipe | GiB of a step | GiB of weights, gradients, moments and averages |", "|---|---:|---:|"]
+    rows = []
     machines = set()
     for name, recipe in configurations.recipes().items():
         if step := recipe.taken():
             machines.add(step["machine"])
         peak = f"{step['peak_mib'] / 1024:.1f}" if step else "not taken"
-        lines.append(f"| `{name}` | {peak} | {recipe.state_bytes() / 2**30:.1f} |")
+        rows.append([f"`{name}`", peak, f"{recipe.state_bytes() / 2**30:.1f}"])
     caption = (
         "Middle: the most memory that the process of one step at full size took, start of the quantizer included, with "
         f"one image in 32 bits and all discriminators; {' and '.join(sorted(machines))}; "
@@ -134,7 +132,8 @@ def recipe_steps() -> str:
         "Such a step keeps no averages. Right: by the counts of parameters, without networks that objectives look "
         "through; frozen parts have neither gradients nor moments."
     )
-    return "\n".join([*lines, "", wrapped([caption])])
+    heads = ["recipe", "GiB of a step", "GiB of weights, gradients, moments and averages"]
+    return captioned(table_lines(heads, rows), caption)
 
 
 def sound_recipes() -> str:
@@ -148,7 +147,7 @@ def sound_recipes() -> str:
 
 
 def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any], str]) -> str:
-    lines = [f"| recipe | source | {title} | parameters in millions | published |", "|---|---|---:|---:|---|"]
+    rows = []
     differences = []
     for name, recipe in found.items():
         link, numbers = f"[`{name}`](../configs/{folder}/{name}.yaml)", recipe.parameters()
@@ -156,9 +155,10 @@ def _recipes(found: dict[str, Any], folder: str, title: str, rate: Callable[[Any
         parts = " + ".join(f"{number / 1e6:.1f}" for number in numbers.values())
         size = f"{parts} = {sum(numbers.values()) / 1e6:.1f}" + f"; {judges / 1e6:.1f}" * bool(judges)
         source, published, differs = (_linked(_cell(recipe.head[section])) for section in SECTIONS_OF_RECIPES)
-        lines.append(f"| {link} | {source} | {rate(recipe)} | {size} | {published} |")
+        rows.append([link, source, rate(recipe), size, published])
         differences.append(f"- {link}: {_sentence(differs)}")
-    return "\n".join([*lines, "", wrapped(differences)])
+    lines = table_lines(["recipe", "source", title, "parameters in millions", "published"], rows, words=(0, 1, 4))
+    return captioned(lines, *differences)
 
 
 def _first_paragraph(docstring: str) -> str:
@@ -202,12 +202,6 @@ def _sentence(text: str) -> str:
 def _capital(text: str) -> str:
     """Capitalized, unless it begins with a formula."""
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text
-
-
-def wrapped(lines: Iterable[str]) -> str:
-    """Lines of prose, each wrapped on its own."""
-    wrap = partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrap(line, subsequent_indent="  " * line.startswith(("- ", "  "))) for line in lines)
 
 
 def _factory(factory: Any) -> str:

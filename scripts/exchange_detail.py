@@ -35,18 +35,12 @@ BATCH = 10
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="folder of PNGs of one size, as scripts/cut_tiles.py writes them")
+    parser = squares_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder with a tokenizer, whose detail is in question")
     parser.add_argument("other", type=Path, help="run folder that it is compared with")
-    parser.add_argument("--sigma", type=float, default=1.0, help="of the blur, pixels")
     parser.add_argument("--every", type=int, default=1, help="take every n-th image")
-    parser.add_argument("--to", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    files = sorted(arguments.images.glob("*.png"))[:: arguments.every]
-    if len(files) < 2:
-        sys.exit(f"{arguments.images} holds {len(files)} PNGs: cut photographs by scripts/cut_tiles.py first")
-    originals = torch.stack([decode_image(str(file), ImageReadMode.RGB) for file in files]) / 127.5 - 1
+    originals = squares(arguments.images, every=arguments.every)
     run, other = (reconstructed(folder, originals) for folder in (arguments.run, arguments.other))
 
     def blurred(images: Tensor) -> Tensor:
@@ -66,7 +60,7 @@ def main() -> None:
         print(f"{name}: KID {distances[name]:.3f}", flush=True)
     expected = energies(originals)
     record = {
-        "images": len(files),
+        "images": len(originals),
         "size": list(originals.shape[-2:]),
         "sigma": arguments.sigma,
         "kernel_distance": distances,
@@ -75,6 +69,27 @@ def main() -> None:
         "network": network.record(),
     }
     write_whole(arguments.to, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def squares_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of what measures reconstructions of squares, and these blurred."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, help="folder of PNGs of one size, as scripts/cut_tiles.py writes them")
+    parser.add_argument("--sigma", type=float, default=1.0, help="of the blur, pixels")
+    parser.add_argument("--to", type=Path, required=True, help="JSON to write")
+    return parser
+
+
+def squares(folder: Path, *, every: int = 1) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], every n-th of a folder.
+
+    Raises:
+        SystemExit: there are fewer than two.
+    """
+    files = sorted(folder.glob("*.png"))[::every]
+    if len(files) < 2:
+        sys.exit(f"{folder} holds {len(files)} PNGs: cut photographs by scripts/cut_tiles.py first")
+    return torch.stack([decode_image(str(file), ImageReadMode.RGB) for file in files]) / 127.5 - 1
 
 
 def reconstructed(folder: Path, images: Tensor) -> Tensor:

@@ -61,28 +61,55 @@ def train(
     minutes = int(arguments.max_minutes)
     limit = f"00:{minutes // 60:02}:{minutes % 60:02}:{int(60 * (arguments.max_minutes - minutes)):02}"
     options = {
-        "--config": config.relative_to(ROOT),
-        "--runs": os.path.relpath(folder.parent, ROOT),
-        "--data.root": roots[0].relative_to(ROOT),
-        "--data.validation_root": roots[1].relative_to(ROOT),
-        "--data.repeats": repeats,
-        "--trainer.precision": "bf16-mixed" if bfloat16_is_fast() else "32-true",
-        "--trainer.max_time": limit,
+        "config": config.relative_to(ROOT),
+        "runs": os.path.relpath(folder.parent, ROOT),
+        "data.root": roots[0].relative_to(ROOT),
+        "data.validation_root": roots[1].relative_to(ROOT),
+        "data.repeats": repeats,
+        "trainer.precision": "bf16-mixed" if bfloat16_is_fast() else "32-true",
+        "trainer.max_time": limit,
     }
     if arguments.steps:
-        options["--trainer.max_steps"] = arguments.steps
-    words = [str(word) for option in options.items() for word in option]
-    command = [sys.executable, "-m", "trainers", "fit", *words, "--overwrite"]
-    print("$ python " + " ".join(command[1:]), flush=True)
+        options["trainer.max_steps"] = arguments.steps
     start = time.monotonic()
-    if status := run(command):
-        print(f"training ended with status {status}; what it said stands above", file=sys.stderr)
-        sys.exit(status)
+    fit(options)
     seconds = round(time.monotonic() - start, 1)
     own = " ".join([f"python scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     command_line = shortcut if len(sys.argv) == 1 else own
     circumstances = f"{torch.get_num_threads()} threads, {processor()}; `{command_line}`"
     return training_facts(folder, circumstances) | {"seconds": seconds}
+
+
+def finish(folder: Path, options: Mapping[str, object]) -> None:
+    """Train a run to its end, unless that was done before; go on where it stopped.
+
+    Args:
+        folder: of the run.
+        options: see `fit`.
+    """
+    if not (folder / "tokenizer").is_dir():
+        fit(options, resumed=(folder / "checkpoints/last.ckpt").is_file())
+
+
+def fit(options: Mapping[str, object], *, resumed: bool = False) -> None:
+    """Run the trainer's command, which a user would type.
+
+    Args:
+        options: by their names, several values of one as a list; paths from the root of the checkout, where it runs.
+        resumed: go on from the last checkpoint, instead of replacing a run that is there.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    words = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", str(one)]
+    words += ["--ckpt_path", "last"] if resumed else ["--overwrite"]
+    print("$ python -m trainers fit " + " ".join(words), flush=True)
+    if status := run([sys.executable, "-m", "trainers", "fit", *words]):
+        print(f"training ended with status {status}; what it said stands above", file=sys.stderr)
+        sys.exit(status)
 
 
 def run(command: list[str]) -> int:

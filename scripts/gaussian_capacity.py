@@ -7,7 +7,6 @@ Structures are fitted (`fit_gaussian`) or taken as they are; methods learn by th
 the place of an encoder's, nothing in that of a decoder. A quantizer below the bound ends the script with an error.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -17,10 +16,10 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from document_tables import wrapped
 from first_run import ROOT
 from matplotlib.figure import Figure
-from records import load_record, one_thread
+from pages import captioned, table_lines
+from records import load_record, machine, measuring_parser
 from torch import Tensor
 
 from trainers.core.figures import write_figure
@@ -211,18 +210,15 @@ CELLS: dict[str, Cell] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
-    arguments = parser.parse_args()
+    arguments = measuring_parser(__doc__, again=True).parse_args()
     torch.set_num_threads(1)
     record = load_record(RECORD, again=arguments.again)
     for name, cell in CELLS.items():
         if name not in record.get("cells", {}):
             cells = record.get("cells", {}) | {name: cell.measured()}
             cells = {name: cells[name] for name in CELLS if name in cells}
-            machine = one_thread(arguments.circumstances)
-            write_json(RECORD, record := {"machine": machine, "protocol": PROTOCOL, "cells": cells})
+            record = {"machine": machine(arguments.circumstances), "protocol": PROTOCOL, "cells": cells}
+            write_json(RECORD, record)
             print(f"{cell.title}: {cells[name]['distortion']:.4f}", flush=True)
     draw(record["cells"])
     print(table())
@@ -238,18 +234,15 @@ PROTOCOL = {
 def table() -> str:
     """Lines of Markdown: rates, distortion, what the bits are worth and how far the bound is."""
     record = json.loads(RECORD.read_text())
-    lines = [
-        "| | bits | entropy | distortion | effective bits | efficiency | gap to D(R) | at the entropy |",
-        "|---|" + 7 * "---:|",
-    ]
+    heads = ["", "bits", "entropy", "distortion", "effective bits", "efficiency", "gap to D(R)", "at the entropy"]
+    rows = []
     for name, row in record["cells"].items():
         found = capacity_of(row)
         entropy = "-" if found.entropy_bits is None else f"{found.entropy_bits:.3f}"
         at_entropy = "-" if found.entropy_gap_db is None else f"{found.entropy_gap_db:.2f} dB"
-        lines.append(
-            f"| {CELLS[name].title} | {found.bits:.3f} | {entropy} | {found.distortion:.4f} "
-            f"| {found.effective_bits:.3f} | {found.efficiency:.1%} | {found.gap_db:.2f} dB | {at_entropy} |"
-        )
+        cells = [CELLS[name].title, f"{found.bits:.3f}", entropy, f"{found.distortion:.4f}"]
+        cells += [f"{found.effective_bits:.3f}", f"{found.efficiency:.1%}", f"{found.gap_db:.2f} dB", at_entropy]
+        rows.append(cells)
     facts = record["protocol"]
     worst = max(row["standard_error"] / row["distortion"] for row in record["cells"].values())
     caption = (
@@ -257,7 +250,7 @@ def table() -> str:
         f"them. Fitted codes: {facts['starts']}. Own training: {facts['training']}. {record['machine']}; "
         "`python scripts/gaussian_capacity.py`."
     )
-    return "\n".join([*lines, "", wrapped([caption])])
+    return captioned(table_lines(heads, rows), caption)
 
 
 def capacity_of(row: Mapping[str, Any]) -> GaussianCapacity:

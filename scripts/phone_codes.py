@@ -13,7 +13,6 @@ encoder's output is lost, and with what precision and recall the best code of ea
 the training utterances. `docs/results/phone_codes.json` keeps it.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from document_tables import wrapped
 from first_run import ROOT
 from frozen_features import descended
-from records import one_thread
+from pages import captioned, formatted, table_lines
+from records import machine, measuring_parser
 from semantic import SAMPLE_RATE, TEACHER, Labelled, read
 from torch import Tensor
 
@@ -55,9 +54,7 @@ QUANTIZERS: dict[str, Callable[[int], TopKQuantizer]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
-    arguments = parser.parse_args()
+    arguments = measuring_parser(__doc__).parse_args()
     torch.manual_seed(0)
     utterances = Labelled()
     for kept in (utterances.paths, utterances.labels):
@@ -66,7 +63,7 @@ def main() -> None:
     plain = {split: heard(teacher, utterances, split) for split in utterances.paths}
     share = utterances.frames("train").bincount(minlength=len(utterances.phones)) / len(plain["train"][0])
     record: dict[str, Any] = {
-        "machine": one_thread(arguments.circumstances),
+        "machine": machine(arguments.circumstances),
         "frames": {split: len(found[0]) for split, found in plain.items()},
         "utterances": {split: len(paths) for split, paths in utterances.paths.items()},
         "phones": {phone: float(part) for phone, part in zip(utterances.phones, share, strict=True)},
@@ -142,24 +139,25 @@ def lost(whole: Tensor, copy: Tensor) -> float:
 def table() -> str:
     """Lines of Markdown: what is lost and told by each codebook, and the codes of frequent phones."""
     record = json.loads(RECORD.read_text())
-    head = ["lost of the layer", "lost of the output", "codes never used", "phones with a code", "precision", "recall"]
-    lines = [f"| {CODES} codes | {' | '.join(head)} |", "|---|" + len(head) * "---:|"]
+    head = [f"{CODES} codes", "lost of the layer", "lost of the output", "codes never used", "phones with a code"]
+    rows = []
     common = [phone for phone, share in record["phones"].items() if share >= RARE]
     for title, row in record["quantizers"].items():
         found = [row["best"][phone] for phone in common if phone in row["best"]]
         # A code that no held-out frame has is right nowhere.
         precision, recall = (sum(code[name] or 0.0 for code in found) / len(found) for name in ("precision", "recall"))
-        cells = [f"{row['layer']:.1%}", f"{row['output']:.1%}", f"{row['unused']}", f"{len(found)} of {len(common)}"]
-        lines.append(f"| {title} | {' | '.join([*cells, f'{precision:.1%}', f'{recall:.1%}'])} |")
+        cells = [*formatted(row, ("{layer:.1%}", "{output:.1%}", "{unused}")), f"{len(found)} of {len(common)}"]
+        rows.append([title, *cells, f"{precision:.1%}", f"{recall:.1%}"])
     title, row = next(iter(record["quantizers"].items()))
     frequent = sorted(record["phones"], key=lambda phone: -record["phones"][phone])
     shown = [phone for phone in frequent if phone in row["best"]][:SHOWN]
-    names = [f"`{phone}` {record['phones'][phone]:.1%}" for phone in shown]
-    lines += ["", f"| {title} | {' | '.join(names)} |", "|---|" + len(shown) * "---:|"]
-    for name in ("code", "precision", "recall"):
-        form = "{}" if name == "code" else "{:.0%}"
-        lines.append(f"| {name} | {' | '.join(form.format(row['best'][phone][name]) for phone in shown)} |")
-    return "\n".join([*lines, "", wrapped([caption(record)])])
+    names = [title, *(f"`{phone}` {record['phones'][phone]:.1%}" for phone in shown)]
+    told = [
+        [name, *(form.format_map(row["best"][phone]) for phone in shown)]
+        for name, form in {"code": "{code}", "precision": "{precision:.0%}", "recall": "{recall:.0%}"}.items()
+    ]
+    lines = [*table_lines([*head, "precision", "recall"], rows), "", *table_lines(names, told)]
+    return captioned(lines, caption(record))
 
 
 def caption(record: dict[str, Any]) -> str:

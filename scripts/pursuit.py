@@ -9,17 +9,16 @@ axes. Every method gives 72 bits to a feature and trains for as many steps; `doc
 of the energy is left of patches of other photographs, and how many codes nothing chose there.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from document_tables import wrapped
 from first_run import ROOT
 from frozen_features import descended
-from records import one_thread
+from pages import captioned, table_lines
+from records import machine, measuring_parser
 from torch import Tensor
 
 from trainers.image.networks.dinov2 import DINOv2Small
@@ -52,9 +51,7 @@ METHODS: dict[str, Callable[[], BaseQuantizer]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
-    arguments = parser.parse_args()
+    arguments = measuring_parser(__doc__).parse_args()
     torch.manual_seed(0)
     network = DINOv2Small(layers=["norm"])
     features = {split: patches_of(network, split) for split in COUNTS}
@@ -66,7 +63,7 @@ def main() -> None:
         "whitened": {split: whitening(rows) for split, rows in features.items()},
     }
     record: dict[str, Any] = {
-        "machine": one_thread(arguments.circumstances),
+        "machine": machine(arguments.circumstances),
         "patches": {split: len(rows) for split, rows in features.items()},
         "photographs": {split: len(rows) * 14**2 // SIDE**2 for split, rows in features.items()},
         "rows": {},
@@ -140,17 +137,17 @@ def table() -> str:
     """Lines of Markdown: a row for each method, for both inputs."""
     record = json.loads(RECORD.read_text())
     names = list(next(iter(record["rows"].values())))
-    head = ["bits", "vectors", *(f"left, {name}" for name in names), *(f"never chosen, {name}" for name in names)]
-    head += [f"left unrounded, {name}" for name in names]
-    lines = [f"| | {' | '.join(head)} |", "|---|" + len(head) * "---:|"]
+    heads = ["", "bits", "vectors", *(f"left, {name}" for name in names), *(f"never chosen, {name}" for name in names)]
+    heads += [f"left unrounded, {name}" for name in names]
+    rows = []
     for title, row in record["rows"].items():
         first = row[names[0]]
         shares = [f"{row[name]['left']:.1%} ({row[name]['left of training patches']:.1%})" for name in names]
-        cells = [f"{first['bits']:.0f}", f"{first['vectors']:,}", *shares]
+        cells = [title, f"{first['bits']:.0f}", f"{first['vectors']:,}", *shares]
         cells += [f"{row[name]['dead']:.0f}" for name in names]
         cells += [f"{row[name]['left unrounded']:.1%}" if "left unrounded" in first else "" for name in names]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", wrapped([caption(record)])])
+        rows.append(cells)
+    return captioned(table_lines(heads, rows), caption(record))
 
 
 def caption(record: dict[str, Any]) -> str:

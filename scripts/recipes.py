@@ -14,20 +14,20 @@ import json
 import math
 import re
 import resource
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
 import yaml
-from first_run import ROOT, processor, run
+from first_run import ROOT, fit
 from jsonargparse import ArgumentParser
 from PIL import Image
+from records import load_record, machine
 from safetensors.torch import save_file
 from torch import nn
 
@@ -42,6 +42,10 @@ from vqkit.saving.files import write_json
 FOLDER = ROOT / "configs/image"
 RECORD = ROOT / "docs/results/recipe_steps.json"
 SECTIONS = ("Source", "Published", "Differs")
+FEATURES = "trainers.audio.FeatureDiscriminator"
+"""A discriminator that looks through a network of others."""
+GAIN = re.compile(r"parametrizations\.weight\.original0$")
+"""What weight norm adds to a convolution, which has as many degrees of freedom without."""
 CODE_VECTORS = ("vectors", "base")
 """Buffers of codebooks whose code vectors are no parameters: averages, and those that are frozen."""
 WEIGHTS = {
@@ -98,14 +102,15 @@ class Recipe:
 
     @cached_property
     def discriminators(self) -> nn.ModuleList:
-        """Those of the adversary, on the meta device."""
+        """Those of the adversary, on the meta device, but for one that looks through a network of others."""
         adversary = self.config["model"]["init_args"].get("adversary") or {"init_args": {"discriminators": []}}
-        return nn.ModuleList(built(list[Discriminator], adversary["init_args"]["discriminators"]))
+        own = [each for each in adversary["init_args"]["discriminators"] if each["class_path"] != FEATURES]
+        return nn.ModuleList(built(list[Discriminator], own))
 
     def parameters(self) -> dict[str, int]:
-        """Numbers that training moves or keeps, by part: those of code vectors too where they are buffers.
+        """Numbers that training moves or keeps, by part, with weight norm folded: code vectors in buffers too.
 
-        Frozen networks that a discriminator looks through are not counted.
+        Neither frozen networks that a discriminator looks through are counted nor heads of objectives and teachers.
         """
         counts = {name: _number(part) for name, part in self.tokenizer.named_children()}
         if len(self.discriminators):
@@ -144,16 +149,21 @@ class Recipe:
         return indices.numel() * sum(map(math.log2, sizes)) / len(sizes)
 
 
-def recipes() -> dict[str, Recipe]:
-    """All of them by name: the configurations whose heads say what is published."""
-    found = (Recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
+Kind = TypeVar("Kind", bound=Recipe)
+
+
+def recipes_in(folder: Path, kind: type[Kind]) -> dict[str, Kind]:
+    """All of a folder by name: the configurations whose heads say what is published."""
+    found = (kind(path) for path in sorted(folder.glob("*.yaml")))
     return {recipe.name: recipe for recipe in found if "Published" in recipe.head}
+
+
+recipes = partial(recipes_in, FOLDER, Recipe)
 
 
 def steps() -> dict[str, dict[str, Any]]:
     """What is recorded of steps, by recipe."""
-    found: dict[str, dict[str, Any]] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    return found
+    return load_record(RECORD)
 
 
 def without_files(config: Any, folder: Path | None = None) -> Any:
@@ -210,9 +220,7 @@ def step(recipe: Recipe) -> float:
             pixels = numpy.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
             Image.fromarray(pixels).resize((512, 512)).save(folder / f"pictures/{number}.png")
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "trainers", "fit", "--config", str(folder / "config.yaml"), "--runs", name]
-        if status := run(command):
-            sys.exit(f"{recipe.name}: the step ended with status {status}; what it said stands above")
+        fit({"config": folder / "config.yaml", "runs": name})
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
@@ -225,7 +233,7 @@ def built(annotation: Any, config: Any) -> Any:
 
 
 def _number(part: nn.Module) -> int:
-    parameters = sum(parameter.numel() for parameter in part.parameters())
+    parameters = sum(parameter.numel() for name, parameter in part.named_parameters() if not GAIN.search(name))
     codebooks = [module for module in part.modules() if isinstance(module, Codebook)]
     kept = [buffer for book in codebooks for name, buffer in book.named_buffers() if name in CODE_VECTORS]
     return parameters + sum(buffer.numel() for buffer in kept)
@@ -241,9 +249,7 @@ def main() -> None:
         peak = round(step(recipe))
         print(f"{peak} MiB")
         if arguments.record:
-            threads = torch.get_num_threads()
-            machine = f"{threads} thread{'s' * (threads > 1)} of {processor()}"
-            made = {recipe.name: {"key": recipe.key(), "peak_mib": peak, "batch": 1, "machine": machine}}
+            made = {recipe.name: {"key": recipe.key(), "peak_mib": peak, "batch": 1, "machine": machine()}}
             write_json(RECORD, dict(sorted((steps() | made).items())))
         return
     for recipe in recipes().values():

@@ -8,7 +8,6 @@ of its training set are stored as codes: of the six classes, and then of the fou
 `docs/results/retrieval.json` keeps the figures of all seeds, each of which leaves other classes out.
 """
 
-import argparse
 import gzip
 import json
 import statistics
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from document_tables import wrapped
-from first_run import ROOT, processor
+from first_run import ROOT
+from pages import captioned, table_lines
+from records import machine, measuring_parser
 from torch import Tensor, nn
 
 from vqkit import LFQ, BitEntropy, Commitment, GroupedQuantizer, Quantizer
@@ -70,10 +70,9 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder that scripts/fetch_data.py made")
     parser.add_argument("--seeds", type=int, default=3, help="how often all of it is done; default: %(default)s")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
     train, test = read(arguments.data, "train"), read(arguments.data, "validation")
     runs = [run(train, test, seed) for seed in range(arguments.seeds)]
@@ -82,11 +81,8 @@ def main() -> None:
         | {part: summary([one[number][part] for one in runs]) for part in ("seen", "unseen")}
         for number, row in enumerate(runs[0])
     ]
-    machine = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
     facts = {"seeds": arguments.seeds, "steps": STEPS, "batch": BATCH, "queries": QUERIES, "stored": STORED}
-    write_json(
-        RECORD, {"rows": rows, "protocol": facts | {"machine": machine, "circumstances": arguments.circumstances}}
-    )
+    write_json(RECORD, {"rows": rows, "protocol": facts | {"machine": machine(arguments.circumstances)}})
     print(table())
 
 
@@ -252,17 +248,17 @@ def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
 def table() -> str:
     """Lines of Markdown."""
     record = json.loads(RECORD.read_text())
-    heads = [f"{part}: {figure}" for part in ("seen", "unseen") for figure in ("mAP", "first", "first 10")]
-    lines = [f"| | bits | {' | '.join(heads)} |", "|---|---:|" + len(heads) * "---:|"]
+    heads = ["", "bits"]
+    heads += [f"{part}: {figure}" for part in ("seen", "unseen") for figure in ("mAP", "first", "first 10")]
+    rows = []
     for row in record["rows"]:
-        cells = []
+        cells = [row["title"], f"{row['bits']:,.1f}".removesuffix(".0")]
         for part in ("seen", "unseen"):
             precision = row[part]["map"]
             cells.append(f"{precision['mean']:.3f} ± {precision['deviation']:.3f}")
             cells += [f"{row[part][name]['mean']:.1%}" for name in ("recall_1", "recall_10")]
-        bits = f"{row['bits']:,.1f}".removesuffix(".0")
-        lines.append(f"| {row['title']} | {bits} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", wrapped([caption(record["protocol"])])])
+        rows.append(cells)
+    return captioned(table_lines(heads, rows), caption(record["protocol"]))
 
 
 def caption(facts: dict[str, Any]) -> str:
@@ -272,7 +268,7 @@ def caption(facts: dict[str, Any]) -> str:
         f"training set; {SEEN} of {CLASSES} classes train, the other {CLASSES - SEEN} are unseen; mean and deviation "
         f"of {facts['seeds']} seeds, each with other classes; first, first 10: queries with one of their class among "
         f"these; {facts['steps']} steps of {facts['batch']} pictures; "
-        f"{', '.join(filter(None, [facts['machine'], facts['circumstances']]))}; `python scripts/retrieval.py`."
+        f"{facts['machine']}; `python scripts/retrieval.py`."
     )
 
 

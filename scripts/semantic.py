@@ -12,7 +12,6 @@ on them, too. What was interrupted is started again without `--again`: it goes o
 what is left of the words where the first levels alone are decoded, and how near the sound is.
 """
 
-import argparse
 import json
 import math
 import os
@@ -28,11 +27,11 @@ import soundfile
 import torch
 import torch.nn.functional as F
 import whisper_encoder
-from document_tables import wrapped
 from fetching.debian import obtain, unpack
 from fetching.sources import sources
-from first_run import ROOT, run, training_facts
-from records import fill, load_record, one_thread
+from first_run import ROOT, finish, training_facts
+from pages import captioned, formatted, table_lines
+from records import fill, load_record, machine, measuring_parser
 from torch import Tensor
 
 from trainers.audio import SpeechTeacher
@@ -62,22 +61,19 @@ RIDGE = 10.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, again=True)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the run folders")
-    parser.add_argument("--again", action="store_true", help="measure what the record holds, too")
     parser.add_argument("--recognizer", type=Path, help="folder of a CTranslate2 Whisper model; that of the package")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
     prepare()
     folders = {name: arguments.runs / name.replace("_", "-") for name in TWINS}
     for name, folder in folders.items():
-        if not (folder / "tokenizer").is_dir():
-            train(name, arguments.runs, resumed=(folder / "checkpoints/last.ckpt").is_file())
+        finish(folder, {"config": f"configs/audio/{name}.yaml", "runs": os.path.relpath(arguments.runs, ROOT)})
     utterances, transcriber = Labelled(), Transcriber(arguments.recognizer)
     heard = load_utterances(EVALUATION, SAMPLE_RATE)
     record = load_record(RECORD, again=arguments.again)
     facts = {
-        "machine": lambda: one_thread(arguments.circumstances),
+        "machine": lambda: machine(arguments.circumstances),
         "phones": utterances.facts,
         "words": lambda: of_originals(heard, transcriber),
         "teacher": lambda: of_teacher(utterances),
@@ -108,15 +104,6 @@ def prepare() -> None:
             unpack(obtain("festvox-ru", downloads=DOWNLOADS, known_sha256=known), Path(unpacked))
             (found,) = Path(unpacked).rglob("lab")
             found.rename(LABELS)
-
-
-def train(name: str, runs: Path, *, resumed: bool) -> None:
-    """Run the trainer's command, which a user would type; with `resumed` it goes on from its last checkpoint."""
-    words = ["fit", "--config", f"configs/audio/{name}.yaml", "--runs", os.path.relpath(runs, ROOT)]
-    words += ["--ckpt_path", "last"] if resumed else ["--overwrite"]
-    print("$ python -m trainers " + " ".join(words), flush=True)
-    if status := run([sys.executable, "-m", "trainers", *words]):
-        sys.exit(f"{name}: training ended with status {status}; what it said stands above")
 
 
 def read(path: Path) -> Tensor:
@@ -322,25 +309,23 @@ def figures(
 def table() -> str:
     """Lines of Markdown: what the codes of each codec say, its words, and its sound."""
     record = json.loads(RECORD.read_text())
-    head = ["first level: phones", "bits of them", "second level", "bits"]
-    head += [f"words wrong, {count} level{'s' * (count > 1)}" for count in DECODED]
-    head += ["STOI, 1 level", f"STOI, {DECODED[-1]}"]
-    lines = [f"| | {' | '.join(head)} |", "|---|" + len(head) * "---:|"]
+    heads = ["", "first level: phones", "bits of them", "second level", "bits"]
+    heads += [f"words wrong, {count} level{'s' * (count > 1)}" for count in DECODED]
+    heads += ["STOI, 1 level", f"STOI, {DECODED[-1]}"]
+    rows = []
     for name, title in TWINS.items():
         row = record[name]
-        levels = (row["phones"][level] for level in ("0", "1"))
-        cells = [cell for level in levels for cell in (f"{level['accuracy']:.1%}", f"{level['bits']:.2f}")]
+        cells = [cell for level in "01" for cell in formatted(row["phones"][level], ("{accuracy:.1%}", "{bits:.2f}"))]
         cells += [f"{row['word_errors'][str(count)]:.2f}" for count in DECODED]
         cells += [f"{row['sound'][str(count)]['stoi']:.3f}" for count in (DECODED[0], DECODED[-1])]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    teacher = record["teacher"]
-    kmeans, linear = teacher["kmeans"], teacher["linear"]
-    empty = " |" * (len(head) - 2)
-    lines.append(
-        f"| {CODES} means of the teacher's features | {kmeans['accuracy']:.1%} | {kmeans['bits']:.2f} |{empty}"
-    )
-    lines.append(f"| a linear map of the teacher's features | {linear['accuracy']:.1%} | |{empty}")
-    return "\n".join([*lines, "", wrapped([caption(record)])])
+        rows.append([title, *cells])
+    kmeans, linear = record["teacher"]["kmeans"], record["teacher"]["linear"]
+    of_teacher = {
+        f"{CODES} means of the teacher's features": formatted(kmeans, ("{accuracy:.1%}", "{bits:.2f}")),
+        "a linear map of the teacher's features": formatted(linear, ("{accuracy:.1%}", "")),
+    }
+    rows += [[title, *cells, *[""] * (len(heads) - 3)] for title, cells in of_teacher.items()]
+    return captioned(table_lines(heads, rows), caption(record))
 
 
 def caption(record: Mapping[str, Any]) -> str:

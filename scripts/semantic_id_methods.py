@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the ch
 import numpy
 import torch
 import yaml
-from document_tables import wrapped
-from first_run import ROOT, processor, run
+from first_run import ROOT, fit
+from pages import captioned, formatted, table_lines
+from records import load_record, machine, measuring_parser
 from torch import Tensor
 
 from trainers.run.bases import read_config
@@ -50,6 +51,7 @@ TITLES = {
     "package_kmeans": "semantic-id: `RQKMeans`",
     "package_balanced": "semantic-id: `RQKMeans`, constrained",
 }
+COLUMNS = ("explained", "IDs of one item", "largest group", "recall@10, decoded", "by prefix", "perplexity by level")
 PACKAGE = """
 import sys, time, joblib, numpy
 from semantic_id import RQKMeans
@@ -67,13 +69,12 @@ print(seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("sets", type=Path, nargs="+", help="files of scripts/vector_features.py")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/semantic_ids", help="folder of the run folders")
     parser.add_argument("--steps", type=int, default=1500, help="of each RQ-VAE; default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=TITLES, help="default: all that can run here")
     parser.add_argument("--with-package", type=Path, help="Python of an environment with semantic-id==0.2.5")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     asked = parser.parse_args()
     methods = asked.methods or [name for name in TITLES if asked.with_package or not name.startswith("package")]
     for path in asked.sets:
@@ -81,7 +82,7 @@ def main() -> None:
             print(f"{path.stem}: {TITLES[method]} ...", flush=True)
             made = measured(path, method, asked)
             print(json.dumps(made), flush=True)
-            record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+            record = load_record(RECORD)
             record.setdefault(path.stem, {})[method] = made
             write_json(RECORD, record)
 
@@ -93,9 +94,7 @@ def measured(path: Path, method: str, asked: argparse.Namespace) -> dict[str, An
     training, held_out = data.sides
     table = data.table(path)
     items = table.batch(range(len(table)))
-    threads = torch.get_num_threads()
-    machine = f"{threads} thread{'s' * (threads > 1)} of {processor()}"
-    facts: dict[str, Any] = {"machine": ", ".join(filter(None, [machine, asked.circumstances])), "items": len(items)}
+    facts: dict[str, Any] = {"machine": machine(asked.circumstances), "items": len(items)}
     facts |= {"dim": table.channels, "held_out": len(held_out), "levels": LEVELS, "codes": CODES}
     start = time.monotonic()
     if method.startswith("package"):
@@ -146,11 +145,8 @@ def trained(path: Path, method: str, dim: int, asked: argparse.Namespace) -> Vec
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "config.yaml"
         written.write_text(yaml.safe_dump(config))
-        words = ["--data.root", str(path.resolve()), "--data.column", "vectors", "--name", name, "--overwrite"]
-        words += ["--runs", str(asked.runs.resolve()), "--validation.every_n_steps", str(asked.steps)]
-        command = [sys.executable, "-m", "trainers", "fit", "--config", str(written), *words]
-        if status := run(command):
-            sys.exit(f"{name}: training ended with status {status}; what it said stands above")
+        options = {"config": written, "data.root": path.resolve(), "data.column": "vectors", "name": name}
+        fit(options | {"runs": asked.runs.resolve(), "validation.every_n_steps": asked.steps})
     return VectorTokenizer.from_pretrained(asked.runs / name / "tokenizer")
 
 
@@ -172,11 +168,8 @@ def table() -> str:
     for name, rows in record.items():
         first = next(iter(rows.values()))
         lines += [f"**{name}**: {first['items']:,} items of {first['dim']} dimensions", ""]
-        lines += [
-            "| | explained | IDs of one item | largest group | recall@10, decoded | by prefix | perplexity by level |",
-            "|---|" + 6 * "---:|",
-        ]
-        lines += [_row(title, rows[method]) for method, title in TITLES.items() if method in rows] + [""]
+        found = [_row(title, rows[method]) for method, title in TITLES.items() if method in rows]
+        lines += [*table_lines(["", *COLUMNS], found), ""]
     machines = {row["machine"] for rows in record.values() for row in rows.values()}
     caption = (
         f"{LEVELS} levels of {CODES} codes, seed 0. Explained: of a tenth of the items that nothing was fitted to, but "
@@ -185,15 +178,13 @@ def table() -> str:
         f"{'; '.join(sorted(machines))}; `python scripts/semantic_id_methods.py` with the files of "
         "`scripts/vector_features.py`."
     )
-    return "\n".join([*lines, wrapped([caption])])
+    return captioned(lines[:-1], caption)
 
 
-def _row(title: str, row: Mapping[str, Any]) -> str:
-    perplexity = ", ".join(f"{value:.0f}" for value in row["perplexity"])
+def _row(title: str, row: Mapping[str, Any]) -> list[str]:
     steps = f", {row['steps']} steps" if "steps" in row else ""
-    shares = " | ".join(f"{row[name]:.1%}" for name in ("recall", "prefix_recall"))
-    first = f"| {title}{steps} | {row['explained']:.1%} | {row['unique']:.1%} | {row['largest_group']}"
-    return f"{first} | {shares} | {perplexity} |"
+    forms = ("{explained:.1%}", "{unique:.1%}", "{largest_group}", "{recall:.1%}", "{prefix_recall:.1%}")
+    return [title + steps, *formatted(row, forms), ", ".join(f"{value:.0f}" for value in row["perplexity"])]
 
 
 if __name__ == "__main__":

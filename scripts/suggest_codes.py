@@ -8,7 +8,6 @@ Patches of photographs, MDCT frames of speech, and DINOv2's features of the same
 clustered, as many others are quantized. `docs/results/suggest_codes.json` and `.png` keep what was found.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from document_tables import wrapped
-from first_run import ROOT, processor
+from first_run import ROOT
 from matplotlib.figure import Figure
+from pages import captioned, formatted, table_lines
 from PIL import Image
+from records import machine, measuring_parser
 from torch import Tensor
 
 from trainers.audio.mdct_kmeans import draw_windows
@@ -49,9 +49,8 @@ TITLES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the fetched collections")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
     start = time.monotonic()
     draws: dict[str, Callable[[str], Tensor]] = {
@@ -60,11 +59,8 @@ def main() -> None:
         "features": partial(features, arguments.data / "photos", DINOv2Small(layers=["norm"])),
     }
     sets = {name: measured(name, draw("train"), draw("validation")) for name, draw in draws.items()}
-    machine = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
     facts = {"samples": SAMPLES, "seeds": SEEDS, "rounds": ROUNDS, "seconds": round(time.monotonic() - start)}
-    write_json(
-        RECORD, {"sets": sets, "protocol": facts | {"machine": machine, "circumstances": arguments.circumstances}}
-    )
+    write_json(RECORD, {"sets": sets, "protocol": facts | {"machine": machine(arguments.circumstances)}})
     draw_curves(sets)
     print(table())
 
@@ -167,21 +163,21 @@ def table() -> str:
     """Lines of Markdown: a row for each set and number of neighbours."""
     record = json.loads(RECORD.read_text())
     heads = ["neighbours", "codes", "loss: means of clusters", "k-means from them", "k-means++", "k-means from samples"]
-    lines = [f"| | {' | '.join(heads)} |", "|---|" + len(heads) * "---:|"]
-    for name, found in record["sets"].items():
-        for row in found["rows"]:
-            chosen = f"{row['neighbours']}{' (stable point)' * row['chosen']}"
-            apart = (f"{row[key]['mean']:.3f} ± {row[key]['deviation']:.3f}" for key in ("kmeans", "random"))
-            cells = [chosen, str(row["codes"]), f"{row['as_found']:.3f}", f"{row['started']:.3f}", *apart]
-            lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    forms = ["{codes}", "{as_found:.3f}", "{started:.3f}"]
+    forms += [f"{{{way}[mean]:.3f}} ± {{{way}[deviation]:.3f}}" for way in ("kmeans", "random")]
+    rows = [
+        [TITLES[name], f"{row['neighbours']}{' (stable point)' * row['chosen']}", *formatted(row, forms)]
+        for name, found in record["sets"].items()
+        for row in found["rows"]
+    ]
     facts = record["protocol"]
-    machine = ", ".join(filter(None, [facts["machine"], facts["circumstances"]]))
     caption = (
         f"{facts['samples']:,} samples are clustered, {facts['samples']:,} others quantized by the nearest code; loss: "
         f"their mean squared error over their variance. K-means: {facts['rounds']} rounds, mean and deviation of "
-        f"{facts['seeds']} seeds. {facts['seconds'] / 60:.1f} minutes on {machine}; `python scripts/suggest_codes.py`."
+        f"{facts['seeds']} seeds. {facts['seconds'] / 60:.1f} minutes on {facts['machine']}; "
+        "`python scripts/suggest_codes.py`."
     )
-    return "\n".join([*lines, "", wrapped([caption])])
+    return captioned(table_lines(["", *heads], rows), caption)
 
 
 def draw_curves(sets: dict[str, Any]) -> None:

@@ -11,11 +11,9 @@ Each is trained by `python -m trainers fit --config configs/image/twins.yaml --q
 a hash of its settings: what is there is not trained again, and what was trained under other settings is no twin.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from document_tables import wrapped
-from first_run import ROOT, processor, run
+from first_run import ROOT, fit
 from matplotlib.figure import Figure
+from pages import captioned, formatted, table_lines
+from records import machine, measuring_parser
 from torchvision.transforms.functional import center_crop
 
 from trainers.core.figures import write_figure
@@ -43,6 +42,16 @@ RECORD = ROOT / "docs/results/twins.json"
 PICTURE = ROOT / "docs/results/twins.png"
 SIDE = 512
 PREPROCESSING = f"native size, the middle of each, at most {SIDE} pixels in height and width"
+COLUMNS = {
+    "PSNR": "{psnr:.2f} dB",
+    "SSIM": "{ssim:.3f}",
+    "ST-LPIPS": "{st_alex_lpips:.3f}",
+    "bits per pixel": "{bpp:.4f}",
+    "coded": "{coded_bpp:.4f}",
+    "usage": "{codebook_usage:.1%}",
+    "perplexity": "{perplexity:.0f}",
+}
+"""Of the table."""
 KEPT = ("psnr", "ssim", "st_alex_lpips", "bpp", "entropy_bpp", "coded_bpp", "codebook_usage", "perplexity")
 
 
@@ -60,16 +69,13 @@ class Twin:
     word: str | None = None
     overlay: str | None = None
 
-    def options(self) -> list[str]:
-        """Of the trainer's command, from the root of the checkout."""
-        files = [CONFIG, *([ROOT / f"configs/twins/{self.overlay}.yaml"] if self.overlay else [])]
-        words = [word for file in files for word in ("--config", str(file.relative_to(ROOT)))]
-        return words + (["--quantizer", self.word] if self.word else [])
+    def configs(self) -> list[Path]:
+        """Files, each laid over the one before."""
+        return [CONFIG, *([ROOT / f"configs/twins/{self.overlay}.yaml"] if self.overlay else [])]
 
     def settings(self) -> dict[str, Any]:
         """All that decides what is trained, beside the code."""
-        files = [Path(word) for word in self.options() if word.endswith(".yaml")]
-        return {"configs": [read_config(ROOT / file) for file in files], "quantizer": self.word}
+        return {"configs": [read_config(file) for file in self.configs()], "quantizer": self.word}
 
     def key(self) -> str:
         """A hash of the settings."""
@@ -102,10 +108,9 @@ TWINS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("names", nargs="*", choices=[*TWINS, []], metavar="METHOD", help="cells; default: all")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/twins", help="folder of the run folders")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     parser.add_argument("--try", type=int, dest="steps", help="train so many steps, print figures and keep nothing")
     parser.add_argument("--measure", action="store_true", help="measure the runs of cells that are there again")
     parser.add_argument("--list", action="store_true", help="say what there is")
@@ -155,18 +160,16 @@ def cell(name: str, runs: Path, *, steps: int | None = None, circumstances: str 
         steps: in place of the configuration's.
         circumstances: see the command.
     """
-    trainer = TWINS[name].settings()["configs"][0]["trainer"]
-    words = ["--runs", os.path.relpath(runs, ROOT), "--name", name, "--overwrite"]
-    words += ["--trainer.max_steps", str(steps)] if steps else []
-    command = [sys.executable, "-m", "trainers", "fit", *TWINS[name].options(), *words]
-    print("$ python " + " ".join(command[1:]), flush=True)
+    twin = TWINS[name]
+    trainer = twin.settings()["configs"][0]["trainer"]
+    options: dict[str, Any] = {"config": [file.relative_to(ROOT) for file in twin.configs()]}
+    options |= {"quantizer": twin.word} if twin.word else {}
+    options |= {"runs": os.path.relpath(runs, ROOT), "name": name}
+    options |= {"trainer.max_steps": steps} if steps else {}
     start = time.monotonic()
-    if status := run(command):
-        sys.exit(f"{name}: training ended with status {status}; what it said stands above")
-    seconds = round(time.monotonic() - start)
+    fit(options)
+    made = {"seconds": round(time.monotonic() - start), "machine": machine(circumstances)}
     facts = {"name": name, "steps": steps or trainer["max_steps"], "precision": trainer["precision"]}
-    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
-    made = {"seconds": seconds, "machine": ", ".join(filter(None, [threads, circumstances]))}
     return facts | measured(runs / name, validation_root(name)) | made
 
 
@@ -199,17 +202,11 @@ def measured(run_folder: Path, folder: Path) -> dict[str, Any]:
 
 def table() -> str:
     """Lines of Markdown: the twins by their PSNR, then those that are not trained yet."""
-    lines = ["| | PSNR | SSIM | ST-LPIPS | bits per pixel | coded | usage | perplexity |", "|---|" + 7 * "---:|"]
     rows = trained()
-    for name, row in rows.items():
-        lines.append(
-            f"| {TWINS[name].title} | {row['psnr']:.2f} dB | {row['ssim']:.3f} | {row['st_alex_lpips']:.3f} "
-            f"| {row['bpp']:.4f} | {row['coded_bpp']:.4f} | {row['codebook_usage']:.1%} | {row['perplexity']:.0f} |"
-        )
-    lines += [f"| {twin.title} | not trained yet |" + 6 * " |" for name, twin in TWINS.items() if name not in rows]
-    if rows:
-        lines += ["", wrapped([caption(rows)])]
-    return "\n".join(lines)
+    lines = [[TWINS[name].title, *formatted(row, COLUMNS.values())] for name, row in rows.items()]
+    absent = [twin.title for name, twin in TWINS.items() if name not in rows]
+    lines += [[title, "not trained yet", *[""] * (len(COLUMNS) - 1)] for title in absent]
+    return captioned(table_lines(["", *COLUMNS], lines), *([caption(rows)] if rows else []))
 
 
 def caption(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -9,7 +9,6 @@ The quickstart tokenizers know what they were trained on: photographs, and one s
 keeps, for each score, the AUROC of inputs from outside against unseen ones from inside.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +19,11 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from document_tables import wrapped
 from fetching.photographs import difference_hash, is_duplicate
-from first_run import ROOT, processor, training_facts
+from first_run import ROOT, training_facts
+from pages import captioned, table_lines
 from PIL import Image
+from records import machine, measuring_parser
 from torch import Tensor
 
 from vqkit import AudioTokenizer, Tokenizer
@@ -51,12 +51,10 @@ Sets = dict[str, list[Tensor]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of both quickstarts' runs")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the fetched collections")
-    parser.add_argument("--circumstances", default="", help="what the record should say of the machine")
     arguments = parser.parse_args()
-    machine = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} of {processor()}"
     comparisons = [
         *measured(arguments.runs / "quickstart/tokenizer", pictures(arguments.data), [("photographs", "drawings")]),
         *measured(
@@ -70,13 +68,7 @@ def main() -> None:
         ),
     ]
     steps = [training_facts(arguments.runs / name, "")["steps"] for name in ("quickstart", "quickstart-audio")]
-    protocol = {
-        "steps": steps,
-        "machine": machine,
-        "circumstances": arguments.circumstances,
-        "side": SIDE,
-        "seconds": SECONDS,
-    }
+    protocol = {"steps": steps, "machine": machine(arguments.circumstances), "side": SIDE, "seconds": SECONDS}
     write_json(RECORD, {"comparisons": comparisons, "protocol": protocol})
     print(table())
 
@@ -197,10 +189,9 @@ def table() -> str:
     """Lines of Markdown: a row for each score, a column for each pair of sets."""
     record = json.loads(RECORD.read_text())
     pairs = record["comparisons"]
-    heads = [f"{pair['outside']} among {pair['inside']}" for pair in pairs]
-    lines = [f"| AUROC of | {' | '.join(heads)} |", "|---|" + len(pairs) * "---:|"]
-    lines += [f"| {title} | {' | '.join(f'{pair[score]:.3f}' for pair in pairs)} |" for score, title in SCORES.items()]
-    return "\n".join([*lines, "", wrapped([caption(record)])])
+    heads = ["AUROC of", *(f"{pair['outside']} among {pair['inside']}" for pair in pairs)]
+    rows = [[title, *(f"{pair[score]:.3f}" for pair in pairs)] for score, title in SCORES.items()]
+    return captioned(table_lines(heads, rows), caption(record))
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -212,11 +203,10 @@ def caption(record: dict[str, Any]) -> str:
         for side, number in zip(("inside", "outside"), pair["counts"], strict=True)
     }
     numbers = ", ".join(f"{number} of {name}" for name, number in sizes.items())
-    machine = ", ".join(filter(None, [facts["machine"], facts["circumstances"]]))
     images, sound = facts["steps"]
     return (
         f"Squares of {facts['side']} pixels and segments of {facts['seconds']} s: {numbers}. Both quickstart "
-        f"tokenizers, after {images:,} and {sound:,} steps, fitted to what they were trained on; {machine}; "
+        f"tokenizers, after {images:,} and {sound:,} steps, fitted to what they were trained on; {facts['machine']}; "
         "`python scripts/uncertainty.py`."
     )
 

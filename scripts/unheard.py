@@ -21,8 +21,9 @@ from typing import Any
 
 import soundfile
 import torch
-from document_tables import wrapped
 from first_run import ROOT, processor
+from pages import captioned, table_lines
+from records import load_record
 from torch import Tensor
 
 from trainers.audio.baselines import opus
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--again", nargs="*", default=[], choices=list(TITLES), help="rows to measure again")
     parser.add_argument("--kmeans-frames", type=int, default=40_000, help="training frames of the k-means")
     arguments = parser.parse_args()
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    record = load_record(RECORD)
     rows = {name: row for name, row in record.get("rows", {}).items() if name not in arguments.again}
     sets = {name: recordings.waves() for name, recordings in SETS.items()}
     for name, build in codings(arguments.runs, arguments.kmeans_frames).items():
@@ -181,18 +182,15 @@ def facts(sets: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
     }
     total = {key: sum(size[key] for size in sizes.values()) for key in ("utterances", "seconds")}
     record = protocol(total, sample_rate=SAMPLE_RATE, measures=MEASURES)
-    return {"machine": f"{processor()}", "sets": sizes, "protocol": record}
+    return {"machine": processor(), "sets": sizes, "protocol": record}
 
 
 def table() -> str:
     """Lines of Markdown: a row for each codec, the measures on each set."""
     record = json.loads(RECORD.read_text())
-    head = [f"{title}: {COLUMNS[measure][0]}" for title in SHOWN for measure in MEASURES]
-    lines = [f"| | {' | '.join(head)} |", "|---|" + len(head) * "---:|"]
-    for name, title in TITLES.items():
-        if name in record["rows"]:
-            lines.append(f"| {title} | {' | '.join(cells(record['rows'][name]))} |")
-    return "\n".join([*lines, "", wrapped([caption(record)])])
+    heads = ["", *(f"{title}: {COLUMNS[measure][0]}" for title in SHOWN for measure in MEASURES)]
+    rows = [[title, *cells(record["rows"][name])] for name, title in TITLES.items() if name in record["rows"]]
+    return captioned(table_lines(heads, rows), caption(record))
 
 
 def cells(row: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -122,20 +122,30 @@ def test_tables_are_those_of_the_records() -> None:
 
 
 def test_records_do_not_say_where_a_run_lay() -> None:
-    named = {
-        file.name: re.findall(r'"checkpoint": "([^"]+)"', file.read_text()) for file in publish.RESULTS.glob("*.json")
-    }
+    records = publish.run_tables.RESULTS.glob("*.json")
+    named = {file.name: re.findall(r'"checkpoint": "([^"]+)"', file.read_text()) for file in records}
     assert [paths for paths in named.values() if paths]
     assert {name: paths for name, paths in named.items() if any(not path.startswith("runs/") for path in paths)} == {}
 
 
 def test_runs_of_other_lengths_are_not_set_side_by_side(tmp_path: Path) -> None:
-    for name in publish.OBJECTIVES:
-        record = json.loads((publish.RESULTS / f"{name}.json").read_text())
+    for name in publish.run_tables.OBJECTIVES:
+        record = json.loads((publish.run_tables.RESULTS / f"{name}.json").read_text())
         record["protocol"]["step"] += name == "photos_l2"
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="train them equally long"):
-        publish.objectives(publish.OBJECTIVES, folder=tmp_path)
+        publish.run_tables.objectives(publish.run_tables.OBJECTIVES, folder=tmp_path)
+
+
+def test_a_record_that_is_half_measured_names_its_table(tmp_path: Path, monkeypatch) -> None:
+    record = json.loads(publish.twins.RECORD.read_text())
+    for row in record["cells"].values():
+        del row["ssim"]
+    monkeypatch.setattr(publish.twins, "RECORD", tmp_path / "twins.json")
+    publish.twins.RECORD.write_text(json.dumps(record))
+    text = "<!-- table twins -->\n<!-- end -->"
+    with pytest.raises(ValueError, match="table twins: its record has no 'ssim': measure to the end"):
+        publish.rendered(text)
 
 
 def test_the_drawing_is_that_of_the_code() -> None:

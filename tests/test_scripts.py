@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path
     for path in (ROOT / "scripts").glob("*.py")
-    if {"argparse", "__main__"} <= set(re.findall(r"\w+", path.read_text()))
+    if {"parse_args", "__main__"} <= set(re.findall(r"\w+", path.read_text()))
 )
 
 

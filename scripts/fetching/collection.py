@@ -97,7 +97,7 @@ def build(
             if not record.as_measured:
                 say(f"{heading}: {record.version} is not the file that was measured ({known[name].version})")
         ordered = [records[name] for name in known if name in records]
-        _write(destination / "manifest.json", _json(_manifest(ordered)))
+        write_whole(destination / "manifest.json", _json(_manifest(ordered)))
     if failed:
         raise FetchError(
             f"{len(failed)} of {len(wanted)} packages could not be fetched ({', '.join(failed)}); the reasons are "
@@ -185,8 +185,8 @@ def _build_package(
                 (staged / split).rename(destination / split / source.package)
         notice = unpacked / "usr/share/doc" / source.package / "copyright"
         if notice.is_file():
-            _write(destination / "licences" / f"{source.package}.txt", notice.read_bytes())
-    _write(marker, _json(asdict(record)))
+            write_whole(destination / "licences" / f"{source.package}.txt", notice.read_bytes())
+    write_whole(marker, _json(asdict(record)))
     return record
 
 
@@ -209,7 +209,7 @@ def _stage(
         split = split_of(source, below, source_sha256)
         if (staged / split / name).exists():
             raise FetchError(f"{source.package} has two files that would be named {name}; take {source.version}.")
-        _write(staged / split / name, encoded)
+        write_whole(staged / split / name, encoded)
         entry = {
             "file": f"{split}/{source.package}/{name}",
             "package": source.package,
@@ -226,7 +226,7 @@ def _stage(
     for split, rows in tables.items():
         if rows:
             table = f"name\ttext\n{rows}".encode()
-            _write(staged / split / "transcripts.tsv", table)
+            write_whole(staged / split / "transcripts.tsv", table)
             record.texts[f"{split}/{source.package}/transcripts.tsv"] = hashlib.sha256(table).hexdigest()
 
 
@@ -239,7 +239,3 @@ def _manifest(records: Sequence[Record]) -> dict[str, Any]:
 
 def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_whole(path, content)

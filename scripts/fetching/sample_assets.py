@@ -82,12 +82,20 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """Returns the packages of ``assets.toml`` by name."""
-    return {name: Source(**entry) for name, entry in _table()["sources"].items()}
+    rest = ("shared", "assets")
+    return {
+        name: Source(**{key: value for key, value in entry.items() if key not in rest})
+        for name, entry in _table().items()
+    }
 
 
 def assets() -> list[Asset]:
-    """Returns the pictures and recordings of ``assets.toml``."""
-    return [Asset(**entry) for entry in _table()["assets"]]
+    """Returns the pictures and recordings of ``assets.toml``, each with what those of its source share."""
+    return [
+        Asset(source=name, **source.get("shared", {}), **entry)
+        for name, source in _table().items()
+        for entry in source["assets"]
+    ]
 
 
 def build(destination: Path, *, downloads: Path, say=print) -> None:
@@ -186,7 +194,7 @@ def _row(asset: Asset, sha256: str) -> str:
 
 
 def _table() -> dict:
-    return tomllib.loads(_TABLE.read_text(encoding="utf-8"))
+    return tomllib.loads(_TABLE.read_text(encoding="utf-8"))["sources"]
 
 
 def _checked(asset: Asset, originals: dict[str, bytes], version: str) -> bytes:

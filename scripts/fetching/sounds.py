@@ -26,13 +26,7 @@ def choose(
 ) -> Iterator[tuple[str, str, str, bytes, dict[str, Any]]]:
     """Chooses the recordings of a package that can be read, each once; none of their samples is changed.
 
-    Args:
-        files: pairs (path, content).
-        earlier: entries of the packages before it; packages share no recordings.
-        left_out: counts the reasons.
-
-    Yields:
-        The path, the sha256 of its content, a name for it, it as FLAC, and what the manifest says of it besides.
+    As `photographs.choose`, with FLAC in the place of JPEG; packages share no recordings.
     """
     known: set[str] = set()
     for path, content in files:

@@ -84,11 +84,12 @@ class Source:
 def sources(collection: str) -> dict[str, Source]:
     """Returns the packages of a table of ``sources.toml`` by name, in the order in which they are fetched."""
     table = tomllib.loads(_TABLE.read_text(encoding="utf-8"))[collection]
-    frozen = {
-        package: {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        for package, entry in table.items()
-    }
-    return {package: Source(package, **entry) for package, entry in frozen.items()}
+    found = {}
+    for package, entry in table.items():
+        whole = table.get(entry.pop("like", None), {}) | entry
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in whole.items()}
+        found[package] = Source(package, **frozen)
+    return found
 
 
 def files_in(folder: Path, wants: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

@@ -106,7 +106,7 @@ def test_the_table_is_honest(comparison):
 
 def test_the_published_table_shows_every_codec_and_says_what_is_missing(monkeypatch):
     monkeypatch.syspath_prepend(str(EVALUATION.parents[2] / "scripts"))
-    import publish
+    import run_tables
 
     figures = {"stoi": 0.861, "pesq": 1.6, "mel_distance": 1.3, "si_sdr": 7.1, "kbps": 6.0, "codebook_usage": 0.8}
     training = {"steps": 9, "seconds": 90, "capped": True, "precision": "32-true", "circumstances": "2 threads"}
@@ -114,7 +114,7 @@ def test_the_published_table_shows_every_codec_and_says_what_is_missing(monkeypa
     opus = {"stoi": 0.9, "kbps": 6.02, "wer": 0.1, "protocol": "libopus"}
     baselines = {"opus": opus, "speex": "not measured: speexenc not on the PATH"}
     record = figures | facts | {"usage_per_level": [1.0, 0.6], "baselines": baselines}
-    lines = publish.codec_table(record).splitlines()
+    lines = run_tables.codec_table(record).splitlines()
     assert lines[2] == "| vqkit | 0.861 | 1.60 | 1.300 | 7.10 dB | - | 6.00 | 80.0% |"
     assert lines[3] == "| Opus | 0.900 | - | - | - | 10% | 6.02 | - |"
     below = " ".join(lines[5:])

@@ -67,7 +67,7 @@ def watched(monkeypatch):
         monkeypatch.setattr(Tensor, name, recorded(name))
     monkeypatch.setattr(runtime, "READ_WITHOUT_WAITING", ())
     # The optimizer that is not fused reads its count of steps, which lies on the host.
-    monkeypatch.setattr("trainers.core.task.AdamW", partial(AdamW, fused=True))
+    monkeypatch.setattr("trainers.core.optimized.AdamW", partial(AdamW, fused=True))
     return watch
 
 

@@ -134,15 +134,14 @@ def codec2(waves: Sequence[Tensor], sample_rate: int, kbps: float) -> Coded:
         subprocess.run(["c2dec", mode, folder / "bits", folder / "out"], check=True, capture_output=True)
         return _from_pcm((folder / "out").read_bytes()), (folder / "bits").stat().st_size
 
-    copies, packets, _ = _coded(waves, sample_rate, 8000, code)
-    return Coded(copies, packets, None, f"c2enc {mode}, 8000 Hz, aligned by cross-correlation")
+    return Coded(*_coded(waves, sample_rate, 8000, code), None, f"c2enc {mode}, 8000 Hz, aligned by cross-correlation")
 
 
 def speex(waves: Sequence[Tensor], sample_rate: int, kbps: float) -> Coded:
     """Speex, wideband from 16 kHz on, at the quality whose packets come nearest to a rate."""
     rate = 16000 if sample_rate >= 16000 else 8000
 
-    def quality(number: int) -> tuple[list[Tensor], float, float]:
+    def quality(number: int) -> tuple[list[Tensor], float]:
         def code(wave: Tensor, folder: Path) -> tuple[Tensor, int]:
             soundfile.write(folder / "in.wav", wave.numpy(), rate, subtype="PCM_16")
             encode = ["speexenc", "--quality", str(number), "--vbr", f"{folder}/in.wav", f"{folder}/bits.spx"]
@@ -155,15 +154,14 @@ def speex(waves: Sequence[Tensor], sample_rate: int, kbps: float) -> Coded:
 
     numbers = {number: quality(number) for number in SPEEX_QUALITIES}
     best = min(numbers, key=lambda number: abs(numbers[number][1] - kbps))
-    copies, packets, _ = numbers[best]
     protocol = f"speexenc --vbr --quality {best}, {rate} Hz, aligned by cross-correlation; packets counted"
-    return Coded(copies, packets, None, protocol)
+    return Coded(*numbers[best], None, protocol)
 
 
 def _coded(
     waves: Sequence[Tensor], sample_rate: int, rate: int, code: Callable[[Tensor, Path], tuple[Tensor, int]]
-) -> tuple[list[Tensor], float, float]:
-    """Copies aligned with their originals, kbit/s, and seconds."""
+) -> tuple[list[Tensor], float]:
+    """Copies aligned with their originals, and kbit/s."""
     copies, total = [], 0
     for wave in waves:
         with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +170,7 @@ def _coded(
         total += size
         copies.append(_of_length(resample(aligned(decoded, source), rate, sample_rate), len(wave)))
     seconds = sum(len(wave) for wave in waves) / sample_rate
-    return copies, total * 8 / seconds / 1000, seconds
+    return copies, total * 8 / seconds / 1000
 
 
 def lag(copy: Tensor, original: Tensor) -> int:

@@ -48,6 +48,8 @@ COLUMNS = (
     Column("coded", 8, "{:.2f}", ("coded_kbps",)),
     Column("usage", 8, "{:.1%}", ("codebook_usage",)),
 )
+table = partial(shared.table, COLUMNS, TITLES)
+"""The comparison as lines for a person."""
 
 
 @dataclass
@@ -219,11 +221,6 @@ def draw(comparison: Comparison, folder: Path, *, sample_rate: int, rows: int = 
     usage_figure(list(comparison.counts), folder / "codebook.png", title=title)
     originals, copies = ([wave[None] for wave in comparison.reconstructions[name]] for name in ("original", "vqkit"))
     write_sounds(folder / "samples", originals, copies, sample_rate)
-
-
-def table(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:
-    """The comparison as lines for a person."""
-    return shared.table(COLUMNS, TITLES, figures, baselines)
 
 
 def verdict(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:

@@ -10,7 +10,6 @@ from trainers.audio.figures import write_spectrograms
 from trainers.audio.files import write_sounds
 from trainers.audio.metrics import MEASURES, QUICK, AudioMetrics, protocol
 from trainers.audio.objectives.stereo import SumAndDifference
-from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from vqkit import AudioTokenizer
 
@@ -118,11 +117,8 @@ class AudioTokenizerTask(TokenizerTask):
 
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured."""
-        quantizer = self.tokenizer.quantizer
-        shared = len(quantizer.book_sizes) < len(quantizer.level_sizes)
-        facts = circumstances | (SHARED_CODES_PROTOCOL if shared else {})
         rate, measures = self.tokenizer.sample_rate, self.measures["test"]
-        return protocol(dict(figures), sample_rate=rate, measures=measures, **facts)
+        return protocol(dict(figures), sample_rate=rate, measures=measures, **circumstances)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

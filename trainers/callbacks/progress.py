@@ -87,29 +87,21 @@ class StepProgress(ProgressBar):
         """Open a bar."""
         self._open("test", _batches(trainer.num_test_batches))
 
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Move by a batch."""
-        self._advance()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._close()
-
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a bar."""
         self._open("predict", _batches(trainer.num_predict_batches))
 
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Move by a batch."""
         self._advance()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+    on_predict_batch_end = on_test_batch_end
+
+    def on_test_end(self, *args: Any, **kwargs: Any) -> None:
+        """Close the bar; after an error the terminal is clean for the message."""
         self._close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal clean for the message."""
-        self._close()
+    on_predict_end = on_exception = on_test_end
 
     def _numbers(self, trainer: Trainer) -> str:
         metrics = trainer.callback_metrics

@@ -63,22 +63,6 @@ class Tracking(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe the run."""
-        self._describe(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe the run."""
-        self._describe(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe the run."""
-        self._describe(trainer, pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe a run that only validates."""
-        if trainer.state.fn == "validate":
-            self._describe(trainer, pl_module)
-
-    def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task = task_of(pl_module)
         data: Any = getattr(trainer, "datamodule", None)
         for run in _runs(trainer):
@@ -96,6 +80,13 @@ class Tracking(Callback):
             run.tags = tuple(dict.fromkeys([*(run.tags or ()), *_tags(task)]))
             run.summary.update(_sizes(task))
 
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Describe a run that only validates."""
+        if trainer.state.fn == "validate":
+            self.on_fit_start(trainer, pl_module)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the steps of all logs those of the optimizer: after a checkpoint of an epoch's end Lightning adds 1."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
@@ -103,12 +94,10 @@ class Tracking(Callback):
     # ------------------------------------------------------------------ figures and samples
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation."""
-        self._kept = []
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last measurement."""
         self._kept = []
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any

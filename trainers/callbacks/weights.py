@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from trainers.core.checkpoints import tokenizer_state
 from trainers.core.task import task_of
 
 
@@ -113,12 +114,7 @@ class WeightEMA(EMAWeightAveraging):
         """Load the average only to go on training: a checkpoint's model is the average already."""
         if self._average_model is None:
             return
-        average = {
-            name.removeprefix("tokenizer."): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith("tokenizer.")
-        }
-        self._average_model.module.load_state_dict(average)
+        self._average_model.module.load_state_dict(tokenizer_state(checkpoint))
         if "current_model_state" in checkpoint:
             self._updates = int(checkpoint["averaging_state"]["n_averaged"])
             pl_module.load_state_dict(checkpoint["current_model_state"])

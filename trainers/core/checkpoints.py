@@ -129,10 +129,12 @@ def saved_tokenizer(checkpoint: Mapping[str, Any], *, allow: Sequence[str] = ("v
 
 def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The entries of a checkpoint's weights that are the tokenizer's, by their names in it."""
-    start = "tokenizer."
-    return {
-        name.removeprefix(start): value for name, value in checkpoint["state_dict"].items() if name.startswith(start)
-    }
+    return state_under("tokenizer", checkpoint["state_dict"])
+
+
+def state_under(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a state dict that are of one module, by their names in it."""
+    return {key.removeprefix(f"{path}."): value for key, value in state.items() if key.startswith(f"{path}.")}
 
 
 def source_of(checkpoint: str | Path | None, step: int | None, run: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -67,3 +68,12 @@ class Discriminator(nn.Module, ABC):
     @abstractmethod
     def judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """`forward` behind its checks."""
+
+
+def hidden_layers(layers: nn.Module, x: Tensor, *, slope: float) -> list[Tensor]:
+    """The outputs of the children of `layers` one after another, each behind a leaky rectifier."""
+    features = []
+    for layer in layers.children():
+        x = F.leaky_relu(layer(x), slope)
+        features.append(x)
+    return features

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from trainers.core.checkpoints import source_of
-from trainers.core.metrics import TokenizerMetrics
+from trainers.core.metrics import SHARED_CODES_PROTOCOL, TokenizerMetrics
 from vqkit import Tokenizer
 from vqkit.bitstream.codec import TokenCodec
 from vqkit.saving.files import write_json
@@ -62,7 +62,8 @@ class EvaluatedTask(LightningModule, ABC):
 
         Args:
             figures: what `TokenizerMetrics.compute` returned.
-            circumstances: split, precision, and of the weights checkpoint, step and id of the run.
+            circumstances: split, precision, of the weights checkpoint, step and id of the run, and how the use of codes
+                is measured where levels share a codebook.
         """
 
     @abstractmethod
@@ -123,12 +124,10 @@ class EvaluatedTask(LightningModule, ABC):
         figures = self.metrics.compute()
         record: dict[str, Any] = {**figures, **self.metrics.per_level()}
         self._log_figures("test", figures)
-        record["protocol"] = self.protocol(
-            figures,
-            split="test",
-            precision=str(self.trainer.precision),
-            **self.weights,
-        )
+        quantizer = self.tokenizer.quantizer
+        facts = {"split": "test", "precision": str(self.trainer.precision), **self.weights}
+        facts |= SHARED_CODES_PROTOCOL if len(quantizer.book_sizes) < len(quantizer.level_sizes) else {}
+        record["protocol"] = self.protocol(figures, **facts)
         if self.trainer.is_global_zero:
             write_json(Path(self.trainer.default_root_dir) / "metrics.json", record)
 

@@ -9,40 +9,28 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 
-from trainers.core.adversary import Adversary
 from trainers.core.balancer import Balancer, LossBalancer
 from trainers.core.checkpoints import check_same_tokenizer, described, source_of
-from trainers.core.evaluation import EvaluatedTask
 from trainers.core.moments import forget_rewritten_rows
-from trainers.core.objective import LatentObjective, Objective, Term
+from trainers.core.objective import LatentObjective, Objective
 from trainers.core.optimization import (
-    DISCRIMINATORS,
-    OBJECTIVES,
     codebook_parameters,
-    discriminator_group,
-    factors_of_groups,
-    gradient_norm,
     gradient_norm_at,
     objective_group,
-    parameter_groups,
     take_settings,
     weighted_sum,
 )
+from trainers.core.optimized import OptimizedTask
 from trainers.core.parts import freeze_parts, rest_parts
-from trainers.core.schedules import AT_LEAST_0, Cosine, Schedule, ScheduledNumbers
+from trainers.core.schedules import Schedule, ScheduledNumbers
 from vqkit import Quantizer, Tokenizer, first_levels, without_quantization
-from vqkit.parts.compatibility import check_names
 from vqkit.saving.pretrained import PROVENANCE
 from vqkit.tokenizers.tokenizer import TokenizerOutput
 
-DEFAULT_FINAL_RATIO = 0.05
-"""End of the cosine as a share of the peak, where neither a ratio nor a schedule is given."""
 
-
-class TokenizerTask(EvaluatedTask):
+class TokenizerTask(OptimizedTask):
     """Trains a tokenizer by objectives and, where wanted, against discriminators: one forward, one backward, one step.
 
     A modality derives from it and says what its inputs are and how they are measured. The total is the weighted sum of
@@ -61,29 +49,9 @@ class TokenizerTask(EvaluatedTask):
 
     Args:
         tokenizer: encoder, quantizer and decoder.
-        objectives: distances of reconstructions from inputs, each with its weight, and penalties on what is decoded
-            (`LatentObjective`); names differ. Parameters that they have, such as a variance, are trained with the
-            tokenizer, without weight decay, and clipped with it.
-        adversary: discriminators, their loss and the weights of what the generator gets from them. Until step
-            `adversary.start_step` they do not run; until then, and at steps at which they do not learn, their
-            parameters stay as they are to the last bit.
         balancer: weighs objectives and adversarial terms by their gradients: `LossBalancer` (EnCodec) makes weights
             shares of the gradient that the decoder gets, `AdaptiveWeight` (VQGAN) scales the adversarial term alone;
             None sums them. The quantizer's loss and penalties on what is decoded stay outside.
-        learning_rate: peak of the schedule; discriminators may have another one, on the same curve.
-        learning_rate_batch_size: samples in an optimizer step, over all devices and accumulated batches, for which
-            learning rates hold: they grow with those that there are (Goyal et al. 2017,
-            [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), sec. 2.1). 1 makes of `learning_rate` the
-            `base_learning_rate` of taming-transformers; None takes learning rates as they are.
-        schedule: of `learning_rate` behind the warm-up, by optimizer steps; None is half a cosine to the end of the
-            training, down to `final_learning_rate_ratio`. Rates that it names hold for `learning_rate_batch_size` too.
-        final_learning_rate_ratio: end of that cosine as a share of the peak, in [0, 1]; 1 keeps the peak. None is 0.05;
-            with a `schedule` there is none.
-        warmup_steps: optimizer steps of linear warm-up, whatever the schedule. A head start of the discriminators
-            (`Adversary`) does not count: warm-up and schedule of all else stand still in it.
-        weight_decay: of the generator's matrices and kernels; codebooks, gains, biases and norms have none,
-            discriminators their own.
-        betas: of AdamW.
         initialization_samples: vectors from which the quantizer is initialized before training; None lets it decide.
         seed: of the initialization.
         pretraining_steps: optimizer steps without quantization (`vqkit.without_quantization`), before the quantizer is
@@ -97,9 +65,10 @@ class TokenizerTask(EvaluatedTask):
         freeze: parts of the tokenizer that stay as they are, to the last bit, while the rest trains: `encoder`,
             `quantizer`, or by a longer name `decoder.layers.0`. They run in eval mode: no dropout, no statistics of
             norms and codes, no restarts. A quantizer of which anything is frozen is not initialized from data.
+        arguments: of `OptimizedTask`.
 
     Raises:
-        ValueError: an argument is out of its range, two objectives have one name, one of reconstructions has parameters
+        ValueError: see `OptimizedTask`; an argument is out of its range, an objective of reconstructions has parameters
             and there is a balancer, `freeze` names what the tokenizer does not have or leaves nothing to train, or
             there is no number of a name in `schedules`.
     """
@@ -108,39 +77,17 @@ class TokenizerTask(EvaluatedTask):
         self,
         tokenizer: Tokenizer,
         *,
-        objectives: list[Term],
-        adversary: Adversary | None = None,
         balancer: Balancer | None = None,
-        learning_rate: float = 3e-4,
-        learning_rate_batch_size: int | None = None,
-        schedule: Schedule | None = None,
-        final_learning_rate_ratio: float | None = None,
-        warmup_steps: int = 100,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.99),
         initialization_samples: int | None = None,
         seed: int = 0,
         pretraining_steps: int = 0,
         schedules: Mapping[str, Schedule] | None = None,
         freeze: Sequence[str] = (),
+        **arguments: Any,
     ) -> None:
-        super().__init__(tokenizer)
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate={learning_rate}: expected a positive number, such as 1e-3")
-        if learning_rate_batch_size is not None and learning_rate_batch_size < 1:
-            raise ValueError(
-                f"learning_rate_batch_size={learning_rate_batch_size}: expected samples, 1 or more, or null"
-            )
-        if final_learning_rate_ratio is not None and (schedule is not None or not 0 <= final_learning_rate_ratio <= 1):
-            raise ValueError(
-                f"final_learning_rate_ratio={final_learning_rate_ratio}: expected a share of the peak, in [0, 1], and "
-                "null where there is a schedule, which has its own end"
-            )
-        for name, steps in (("warmup_steps", warmup_steps), ("pretraining_steps", pretraining_steps)):
-            if steps < 0:
-                raise ValueError(f"{name}={steps}: expected 0 or more optimizer steps")
-        _check_objectives(objectives)
-        self.objectives = nn.ModuleList(objectives)
+        super().__init__(tokenizer, **arguments)
+        if pretraining_steps < 0:
+            raise ValueError(f"pretraining_steps={pretraining_steps}: expected 0 or more optimizer steps")
         if isinstance(balancer, LossBalancer) and objective_group(nn.ModuleList(self.terms)):
             raise ValueError(
                 "balancer with an objective that trains parameters: it gives a gradient to the reconstruction alone; "
@@ -148,21 +95,13 @@ class TokenizerTask(EvaluatedTask):
             )
         for levels in self.read_levels:
             tokenizer.quantizer.check_first_levels(levels)
-        self.adversary = adversary
         self.balancer = balancer
-        self.learning_rate = learning_rate
-        self.learning_rate_batch_size = learning_rate_batch_size
-        ratio = DEFAULT_FINAL_RATIO if final_learning_rate_ratio is None else final_learning_rate_ratio
-        self.schedule = Cosine(ratio * learning_rate) if schedule is None else schedule
-        self.warmup_steps = warmup_steps
-        self.weight_decay = weight_decay
-        self.betas = betas
         self.initialization_samples = initialization_samples
         self.seed = seed
         self.pretraining_steps = pretraining_steps
         self.quantizer_initialized_at: int | None = None
         self._random_state: dict[str, Any] | None = None
-        others = {"objectives": self.objectives, "adversary": adversary, "balancer": balancer}
+        others = {"objectives": self.objectives, "adversary": self.adversary, "balancer": balancer}
         parts = dict(tokenizer.named_children()) | {key: part for key, part in others.items() if part is not None}
         self.scheduled = {
             name: ScheduledNumbers(schedule, parts, name, argument=f"schedules[{name!r}]")
@@ -330,91 +269,6 @@ class TokenizerTask(EvaluatedTask):
         if self.adversary is not None and not self.adversary.learns(self.global_step):
             yield from self.adversary.parameters()
 
-    def gradient_norms(self) -> dict[str, Tensor]:
-        """The norm of the gradient of each trained part, and of all of the tokenizer."""
-        norms = {name: gradient_norm(part.parameters()) for name, part in self.trained_parts().items()}
-        tokenizer = [norms[name] for name, _ in self.tokenizer.named_children() if name in norms]
-        total = torch.stack(tokenizer).square().sum().sqrt()
-        return norms | {"total": total}
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The parts of the tokenizer by name, objectives with parameters, and the discriminators."""
-        parts: dict[str, nn.Module] = dict(self.tokenizer.named_children())
-        if objective_group(self.objectives):
-            parts[OBJECTIVES] = self.objectives
-        return parts if self.adversary is None else parts | {DISCRIMINATORS: self.adversary}
-
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """Those of `parts` that training moves."""
-        return {name: part for name, part in self.parts().items() if name not in self.frozen}
-
-    @property
-    def logs_this_step(self) -> bool:
-        """Whether what costs something is logged at this optimizer step."""
-        return (self.trainer.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 1) == 0
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and the schedule, one scheduler step for each optimizer step."""
-        total_steps = self.trainer.estimated_stepping_batches
-        self.schedule.check(
-            AT_LEAST_0,
-            configured=self.learning_rate,
-            first=self.warmup_steps,
-            last=total_steps,
-            argument="schedule of learning_rate",
-        )
-        groups = self.parameter_groups()
-        scale = self.learning_rate_scale()
-        for group in groups:
-            group["lr"] = scale * group.get("lr", self.learning_rate)
-        optimizer = AdamW(groups, betas=self.betas)
-        scheduler = LambdaLR(
-            optimizer, factors_of_groups(groups, self.learning_rate_factor, self.adversary, total_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def learning_rate_scale(self) -> float:
-        """Samples in an optimizer step for each one of `learning_rate_batch_size`."""
-        if self.learning_rate_batch_size is None:
-            return 1.0
-        data: Any = getattr(self.trainer, "datamodule", None)
-        batch_size = getattr(data, "batch_size", None)
-        if batch_size is None:
-            raise ValueError("learning_rate_batch_size is given, but the data have no batch_size: scale learning_rate")
-        samples = self.trainer.world_size * batch_size * self.trainer.accumulate_grad_batches
-        return float(samples / self.learning_rate_batch_size)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Those of the tokenizer and the objectives, and one of the discriminators with their own rate and betas."""
-        groups = parameter_groups(self.tokenizer, weight_decay=self.weight_decay)
-        if group := objective_group(self.objectives):
-            groups.append(group)
-        if self.adversary is None:
-            return groups
-        return [*groups, discriminator_group(self.adversary, learning_rate=self.learning_rate)]
-
-    def learning_rate_factor(self, step: int, total_steps: float) -> float:
-        """Share of the peak learning rate at a step, counted from 0, of so many: a line up, then the schedule."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        rate = self.schedule.value(step, configured=self.learning_rate, first=self.warmup_steps, last=total_steps)
-        return rate / self.learning_rate
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the norm of generator and discriminators apart: neither may shrink the other's step."""
-        if gradient_clip_algorithm == "value" or not gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        for theirs in (False, True):
-            groups = [group for group in optimizer.param_groups if (group["name"] == DISCRIMINATORS) == theirs]
-            parameters = [parameter for group in groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
     # ------------------------------------------------------------------ before the first step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -496,10 +350,3 @@ class TokenizerTask(EvaluatedTask):
 def task_of(module: LightningModule) -> TokenizerTask:
     """The task that Lightning hands to a callback as any module."""
     return cast(TokenizerTask, module)
-
-
-def _check_objectives(objectives: Sequence[Term]) -> None:
-    check_names(objective.name for objective in objectives)
-    weights = {objective.name: objective.weight for objective in objectives if isinstance(objective, Objective)}
-    if not any(weights.values()):
-        raise ValueError(f"weights of objectives {weights}: expected one of them above 0")

@@ -2,44 +2,36 @@
 
 import hashlib
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from abc import abstractmethod
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
-import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from trainers.data.checks import check_fraction, check_least
+from trainers.data.checks import check_least
 from trainers.data.files import File, Folder, named, split
 from trainers.data.left_out import LeftOut, by_reason
 from trainers.data.sampler import EvaluationLoader, TrainingLoader
 from trainers.data.samples import EvaluationSamples, TrainingSamples, collate
+from trainers.data.stream import StreamData
 from vqkit import distributed
 from vqkit.tokens.names import escaped
 
 
-class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
+class FolderData(StreamData, Generic[File]):
     """Files under a root, divided, loaded, and an endless training stream that a checkpoint continues exactly.
 
     A subclass says how files are found and made into samples.
 
     Args:
         root: Folder of the files.
-        validation_root: Folder of the validation files; None splits `root` by each file's content.
-        predict_root: Folder of the files to predict; None is `root`.
-        batch_size: Samples in a training batch on one rank.
-        num_workers: Processes that load; 0 loads in the training process, which is best when all files fit the cache.
-        validation_fraction: Share of the files under `root` that validate, in (0, 1).
-        repeats: Training samples per file, or per part of it as long as a sample, and epoch: so that an epoch of a
-            small folder is worth its validation.
-        seed: Seed of order and samples.
         cache_bytes: Memory for decoded files, which are then read once, at the start (and broken ones found there).
             Held once per rank; worker processes share it where processes are forked (Linux).
+        arguments: Of `StreamData`.
 
     Attributes:
         skipped: Why each file that cannot be used is left out or replaced, by its path. All of it is written to
@@ -49,47 +41,23 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         ValueError: At construction for a missing folder or an argument out of range; at `setup` for too few files.
     """
 
-    noun: ClassVar[str]  # what one file is called
     overfit_hint: ClassVar[str]  # the settings that give the same training samples in every epoch
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
-    def __init__(
-        self,
-        *,
-        root: str,
-        validation_root: str | None = None,
-        predict_root: str | None = None,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        validation_fraction: float = 0.1,
-        repeats: int = 1,
-        seed: int = 0,
-        cache_bytes: int = 1024 * 2**20,
-    ) -> None:
-        super().__init__()
-        for name, folder in (("root", root), ("validation_root", validation_root), ("predict_root", predict_root)):
-            if folder is not None and not Path(folder).expanduser().is_dir():
-                raise ValueError(f"{name}={folder!r} is not a folder. Give the folder that holds the {self.noun}s.")
-        least = {"batch_size": (batch_size, 1), "repeats": (repeats, 1), "num_workers": (num_workers, 0)}
-        check_least(least | {"seed": (seed, 0), "cache_bytes": (cache_bytes, 0)})
-        check_fraction("validation_fraction", validation_fraction)
-        self.root = Path(root).expanduser()
-        self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
-        self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.validation_fraction = validation_fraction
-        self.repeats = repeats
-        self.seed = seed
+    def __init__(self, root: str, *, cache_bytes: int = 1024 * 2**20, **arguments: Any) -> None:
+        super().__init__(root, **arguments)
+        for name in ("root", "validation_root", "predict_root"):
+            folder = getattr(self, name)
+            if folder is not None and not folder.is_dir():
+                raise ValueError(
+                    f"{name}={str(folder)!r} is not a folder. Give the folder that holds the {self.noun}s."
+                )
+        check_least({"cache_bytes": (cache_bytes, 0)})
         self.cache_bytes = cache_bytes
         self._left_out = LeftOut()
         self.skipped = self._left_out.skipped
         self._folders: dict[Path, Folder[File]] = {}
         self._sides: tuple[list[File], list[File]] | None = None
         self._samples: tuple[TrainingSamples[File], EvaluationSamples[File]] | None = None
-        self._training: TrainingLoader | None = None
-        self._predicted: Callable[[], Collection[str]] = tuple
 
     # ---- what a kind of files adds
 
@@ -248,21 +216,8 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             return
         _, validation = self._prepare()
         self._report(stage)
-        if stage != "fit":
-            return
-        self._training = self.initialization_dataloader()
-        world_size = distributed.world_size()
-        if len(self._training) == 0:
-            raise ValueError(
-                f"{self._training.samples} training samples do not fill a batch of {self.batch_size} on each of "
-                f"{world_size} rank(s). Lower batch_size, raise repeats (now {self.repeats}), or add "
-                f"{self.noun}s to {self.root}."
-            )
-        if len(validation) < world_size:
-            raise ValueError(
-                f"{len(validation)} validation {self.noun}(s) cannot be divided among {world_size} ranks. Add "
-                f"{self.noun}s, raise validation_fraction, or use fewer devices."
-            )
+        if stage == "fit":
+            self.start_stream(len(validation))
 
     def _report(self, stage: str) -> None:
         """Says what is left out, once, and writes all of it."""
@@ -275,16 +230,15 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             rank_zero_warn(f"{len(self.skipped)} files are left out, {by_reason(self.skipped)}{where}")
 
     def train_dataloader(self) -> TrainingLoader:
-        """The training stream; always the same object, so that its place is not lost when Lightning asks again."""
-        if self._training is None:
-            raise RuntimeError('Call setup("fit") before train_dataloader(); the Trainer does.')
+        """See `StreamData`; refuses to repeat batches."""
+        stream = super().train_dataloader()
         overfit_batches = getattr(self.trainer, "overfit_batches", 0)
         if overfit_batches:
             raise ValueError(
                 f"overfit_batches={overfit_batches} repeats the same batches, but every epoch has samples "
                 f"of its own here. Use a folder with a few {self.noun}s{self.overfit_hint}."
             )
-        return self._training
+        return stream
 
     def initialization_dataloader(self) -> TrainingLoader:
         """A training stream of its own, for `Tokenizer.initialize`: reading it does not move the training stream."""
@@ -303,24 +257,11 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
         """The validation files, each once, ordered by name."""
         return self._evaluation(self._prepare()[1])
 
-    def test_dataloader(self) -> EvaluationLoader:
-        """The validation files again: files that were never trained on."""
-        return self.val_dataloader()
-
     def predict_dataloader(self) -> EvaluationLoader:
         """All files under `predict_root` that are not yet predicted, each once, ordered by name."""
         predicted = self._predicted()
         files = [file for file in self._folder(self.predict_root).files if file.name not in predicted]
         return self._evaluation(self.prediction_samples(self.predict_root, files))
-
-    def leave_out_predicted(self, names: Callable[[], Collection[str]]) -> None:
-        """Leaves files out of prediction, because their tokens are already written.
-
-        Args:
-            names: gives their names, the same on every rank; asked when the loader is made, after the weights are
-                loaded.
-        """
-        self._predicted = names
 
     def _evaluation(self, samples: EvaluationSamples[File]) -> EvaluationLoader:
         return EvaluationLoader(
@@ -330,18 +271,6 @@ class FolderData(lightning.LightningDataModule, ABC, Generic[File]):
             collate=partial(collate, self.join),
             finish=partial(without_failed, self._left_out, None),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place of the training stream.
-
-        Lightning restores a loader's state only inside an unfinished epoch; a data module's always.
-        """
-        return {} if self._training is None else self._training.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Puts the training stream where the checkpoint was written; without effect outside `fit`."""
-        if self._training is not None and state_dict:
-            self._training.load_state_dict(state_dict)
 
 
 def without_failed(left_out: LeftOut, noun: str | None, batch: dict[str, Any]) -> dict[str, Any] | None:

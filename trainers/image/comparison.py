@@ -1,15 +1,15 @@
 """An image tokenizer beside what a user would compare it with, on the same photographs at the same rate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from trainers.core import comparison as shared
-from trainers.core.comparison import Baseline, Column, Comparison
+from trainers.core.comparison import Column, Comparison
 from trainers.data.files import named
 from trainers.image.baselines import FILE_FORMATS, PatchKMeans, image_files
 from trainers.image.crops import channels_first
@@ -46,6 +46,8 @@ COLUMNS = (
     Column("usage", 8, "{:.1%}", ("codebook_usage",)),
     Column("perplexity", 12, "{:.0f}", ("perplexity",)),
 )
+table = partial(shared.table, COLUMNS, TITLES)
+"""The comparison as lines for a person."""
 KEPT = ("psnr", "ssim", "bpp", "entropy_bpp", "coded_bpp", "codebook_usage", "perplexity")
 PREPROCESSING = "native size, cropped at right and bottom to a multiple of the downsampling factor"
 
@@ -99,9 +101,9 @@ def compare(
             f"encoder={type(tokenizer.encoder).__name__} has no downsampling_factor: patches need its side"
         )
     codebook_size = tokenizer.quantizer.codebook_size
-    indices = [tokenizer.encode(_normalized(original))[0] for original in originals]
+    indices = [tokenizer.encode(normalized(original))[0] for original in originals]
     images = [to_uint8_grid(tokenizer.decode(tokens[None]))[0] for tokens in indices]
-    metrics = _measured(codebook_size, originals, images, indices, TokenCodec.of(tokenizer))
+    metrics = metrics_of(codebook_size, originals, images, indices, TokenCodec.of(tokenizer))
     counts = torch.stack([torch.bincount(torch.cat([t.flatten() for t in indices]), minlength=codebook_size)])
     reconstructions = {"original": list(originals), "vqkit": images}
     comparison = Comparison(metrics.compute(), metrics.per_level(), counts, reconstructions)
@@ -111,7 +113,7 @@ def compare(
     images = [baseline.decode(tokens) for tokens in indices]
     orders = (code_order(baseline.codes),)
     codec = TokenCodec((codebook_size,), fingerprint=bytes(FINGERPRINT_BYTES), orders=orders)
-    figures = _measured(codebook_size, originals, images, indices, codec).compute()
+    figures = metrics_of(codebook_size, originals, images, indices, codec).compute()
     comparison.reconstructions["patch_kmeans"] = images
     comparison.baselines["patch_kmeans"] = {name: figures[name] for name in KEPT} | {"protocol": baseline.protocol}
     Image.init()
@@ -122,7 +124,7 @@ def compare(
                 comparison.baselines[name] = f"not measured: this Pillow has no {file_format}"
                 continue
             images, rate, quality = image_files(originals, comparison.figures[wanted], file_format)
-            figures = _measured(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
+            figures = metrics_of(1, originals, images, [torch.zeros(1, dtype=torch.int64)] * len(images)).compute()
             comparison.reconstructions[name] = images
             comparison.baselines[name] = {
                 "psnr": figures["psnr"],
@@ -143,25 +145,22 @@ def draw(comparison: Comparison, tokenizer: Tokenizer, folder: Path, *, rows: in
     codebook_figure(tokenizer, comparison.counts[0], folder / "codebook.png", title=title)
 
 
-def table(figures: Mapping[str, Any], baselines: Mapping[str, Baseline]) -> str:
-    """The comparison as lines for a person."""
-    return shared.table(COLUMNS, TITLES, figures, baselines)
-
-
-def _normalized(image: Tensor) -> Tensor:
+def normalized(image: Tensor) -> Tensor:
+    """(3, H, W) on the uint8 grid as (1, 3, H, W) in [-1, 1]."""
     return image[None] / 127.5 - 1
 
 
-def _measured(
+def metrics_of(
     codebook_size: int,
     originals: Sequence[Tensor],
     images: Sequence[Tensor],
     indices: Sequence[Tensor],
     codec: TokenCodec | None = None,
 ) -> ImageMetrics:
+    """What measures images (3, H, W) on the uint8 grid beside their originals, and their indices (h, w)."""
     metrics = ImageMetrics(codebook_size)
     for original, image, tokens in zip(originals, images, indices, strict=True):
-        metrics.update(_normalized(original), _normalized(image), tokens[None])
+        metrics.update(normalized(original), normalized(image), tokens[None])
         if codec is not None:
             metrics.add_coded(codec, original[None], tokens[None])
     return metrics

@@ -61,8 +61,7 @@ class RandomScaleCrop(Crop):
     """
 
     def __init__(self, scale: tuple[float, float] = (0.5, 1.0)) -> None:
-        check_scale("scale", scale)
-        self.scale = (float(scale[0]), float(scale[1]))
+        self.scale = checked_scale("scale", scale)
 
     def file_side(self, resolution: int) -> int:
         """The shorter side of which the least crop is the resolution."""
@@ -120,12 +119,7 @@ class RandomCrop(ShorterSideCrop):
 
     What torchvision's `Resize` and `RandomCrop` make of an image of Pillow.
 
-    Args:
-        filter: of the resize.
-        resize_ratio: the shorter side over the resolution, rounded to whole pixels; at least 1.
-
-    Raises:
-        ValueError: `resize_ratio` is below 1.
+    Arguments are those of `ShorterSideCrop`.
     """
 
     def cut(self, pixels: numpy.ndarray, resolution: int, generator: numpy.random.Generator) -> Tensor:
@@ -148,8 +142,7 @@ class ADMRandomCrop(Crop):
     """
 
     def __init__(self, scale: tuple[float, float] = (0.8, 1.0)) -> None:
-        check_scale("scale", scale)
-        self.scale = (float(scale[0]), float(scale[1]))
+        self.scale = checked_scale("scale", scale)
 
     def sides(self, resolution: int) -> tuple[int, int]:
         """The least and the greatest length of the shorter side, in pixels."""
@@ -191,13 +184,12 @@ class RandomResizedCrop(Crop):
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        check_scale("scale", scale)
+        self.scale = checked_scale("scale", scale)
         if not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ValueError(f"ratio must be (least, greatest) width over height, 0 < least <= greatest, got {ratio}.")
         if filter.shrinks_files:
             raise ValueError(f"filter={filter!r} shrinks whole files: give another one, such as BicubicFilter.")
         self.filter = filter
-        self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
 
     def box(self, height: int, width: int, generator: numpy.random.Generator) -> tuple[int, int, int, int]:
@@ -259,11 +251,12 @@ def adm_resized(pixels: numpy.ndarray, side: int) -> numpy.ndarray:
     return numpy.array(image.resize(size, Image.Resampling.BICUBIC))
 
 
-def check_scale(name: str, scale: tuple[float, float]) -> None:
-    """Refuses shares that are none.
+def checked_scale(name: str, scale: tuple[float, float]) -> tuple[float, float]:
+    """Shares as they are; refuses those that are none.
 
     Raises:
         ValueError: not 0 < least <= greatest <= 1.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"{name} must be (least, greatest), 0 < least <= greatest <= 1, got {scale}.")
+    return float(scale[0]), float(scale[1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainers.data.files import Folder, in_threads
 from trainers.data.folder import FolderData
-from trainers.image.crops import Crop, RandomScaleCrop, check_scale
+from trainers.image.crops import Crop, RandomScaleCrop, checked_scale
 from trainers.image.files import ImageFile, class_names, groups, labelled, scan
 from trainers.image.fixed_crops import DEFAULT_EVALUATION, FixedCrop, NativeCrop
 from trainers.image.samples import FixedCrops, ImageStore, TrainingCrops
@@ -99,8 +99,7 @@ class ImageFolderData(FolderData[ImageFile]):
             raise ValueError(f"resolution must be at least 1, got {resolution}.")
         if max_aspect_ratio is not None and not 1 <= max_aspect_ratio < math.inf:
             raise ValueError(f"max_aspect_ratio must be at least 1, such as 2, or null, got {max_aspect_ratio}.")
-        scale = (0.5, 1.0) if random_scale is None else (float(random_scale[0]), float(random_scale[1]))
-        check_scale("random_scale", scale)
+        scale = checked_scale("random_scale", random_scale or (0.5, 1.0))
         if crop is not None and scale != (0.5, 1.0):
             raise ValueError(
                 f"random_scale={list(scale)} is of the crop without a name: set it to null, or leave out crop={crop!r}."

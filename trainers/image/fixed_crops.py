@@ -43,12 +43,7 @@ class CentreCrop(ShorterSideCrop, FixedCrop):
 
     What torchvision's `Resize` and `CenterCrop` make of an image of Pillow.
 
-    Args:
-        filter: of the resize.
-        resize_ratio: the shorter side over the resolution, rounded to whole pixels; at least 1.
-
-    Raises:
-        ValueError: `resize_ratio` is below 1.
+    Arguments are those of `ShorterSideCrop`.
     """
 
     def prepared_size(self, height: int, width: int, resolution: int) -> tuple[int, int]:
@@ -154,13 +149,8 @@ class NativeCrop(FixedCrop):
 class NativePadding(NativeCrop):
     """A whole picture in its own size, of which the last row and column are repeated up to a multiple of the patches.
 
-    For prediction, where the true extent is written beside the tokens; a measure would count what is repeated.
-
-    Args:
-        multiple: of height and width in pixels; that of the tokenizer, such as its downsampling factor.
-
-    Raises:
-        ValueError: `multiple` is below 1.
+    For prediction, where the true extent is written beside the tokens; a measure would count what is repeated. The
+    argument is that of `NativeCrop`.
     """
 
     pads = True

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
-from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from trainers.image.fixed_crops import NativeCrop
 from trainers.image.measures.measure import ImageMeasure
@@ -134,14 +133,11 @@ class ImageTokenizerTask(TokenizerTask):
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured, and what was done to the images before."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        quantizer = self.tokenizer.quantizer
-        shared = len(quantizer.book_sizes) < len(quantizer.level_sizes)
-        facts = circumstances | (SHARED_CODES_PROTOCOL if shared else {})
         for key, name in (("preprocessing", "preprocessing"), ("files_sha256", "evaluation_hash")):
-            # A data module of one's own need not have it.
-            facts[key] = getattr(data, name)() if hasattr(data, name) else f"unknown: the data module has no {name}()"
+            absent = f"unknown: the data module has no {name}()"  # one of one's own need not have it
+            circumstances[key] = getattr(data, name)() if hasattr(data, name) else absent
         halves = getattr(data, "grouping", None) or BY_PIXELS
-        return protocol(dict(figures), measures=self.measures["test"], halves=halves, **facts)
+        return protocol(dict(figures), measures=self.measures["test"], halves=halves, **circumstances)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from trainers.core.task import DEFAULT_FINAL_RATIO
+from trainers.core.optimized import DEFAULT_FINAL_RATIO
 
 FROZEN = "model.init_args.freeze"
 SETTLED = ("seed_everything", FROZEN)

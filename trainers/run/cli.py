@@ -5,7 +5,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TextIO
 
@@ -135,29 +135,26 @@ class TokenizerCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(self._with_suggestion(explain(str(error)))) from error
-        self._take_tokenizer(parser)
-        self._swap_quantizers(parser)
+        self._change_model(parser, lambda name, command: (with_given_tokenizer(name, command), []))
+        self._change_model(parser, _with_asked_quantizer)
 
-    def _take_tokenizer(self, parser: LightningArgumentParser) -> None:
+    def _change_model(
+        self, parser: LightningArgumentParser, change: Callable[[str, Any], tuple[Any, list[str]]]
+    ) -> None:
+        """Parse again with another model, and say what was changed.
+
+        Args:
+            parser: of all commands.
+            change: the model and lines of a command, by its name and arguments; None for the model leaves it.
+        """
         asked = self.config.as_dict()
         command = asked[asked["subcommand"]]
         try:
-            model = with_given_tokenizer(asked["subcommand"], command)
+            model, lines = change(asked["subcommand"], command)
             if model is not None:
                 command["model"] = model
                 self.config = parser.parse_object(asked)
         except (ArgumentError, ValueError, OSError, ImportError) as error:
-            raise UserError(explain(str(error))) from error
-
-    def _swap_quantizers(self, parser: LightningArgumentParser) -> None:
-        asked = self.config.as_dict()
-        command = asked[asked["subcommand"]]
-        if command["quantizer"] is None:
-            return
-        try:
-            command["model"], lines = swapped(command["model"], command["quantizer"])
-            self.config = parser.parse_object(asked)
-        except (ArgumentError, ValueError) as error:
             raise UserError(explain(str(error))) from error
         _say(*lines)
 
@@ -344,6 +341,10 @@ class TokenizerCLI(LightningCLI):
     def _show_figures(self) -> None:
         figures = self.trainer.callback_metrics.items()
         _say(*(f"  {name.partition('/')[2]:<20} {float(value):.6g}" for name, value in figures))
+
+
+def _with_asked_quantizer(_: str, command: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    return (None, []) if command["quantizer"] is None else swapped(command["model"], command["quantizer"])
 
 
 @rank_zero_only

@@ -14,6 +14,7 @@ from trainers.core.checkpoints import (
     described,
     migrated,
     read_checkpoint,
+    state_under,
     tokenizer_state,
 )
 from trainers.core.optimization import DISCRIMINATORS, OBJECTIVES
@@ -126,9 +127,9 @@ class Origin:
                         check_same_parts(meant, ours, f"tokenizer.{name}")
                 except ValueError as error:
                     raise ValueError(f"{error}{_advice(name, task) if trains else ''}") from error
-            self._fill(name, _under(name, state), part, trains=trains)
+            self._fill(name, state_under(name, state), part, trains=trains)
         for name in beside:
-            own = _under(BESIDE[name], (self.checkpoint or {}).get("state_dict", {}))
+            own = state_under(BESIDE[name], (self.checkpoint or {}).get("state_dict", {}))
             if not own or name not in task.parts():
                 where = "this configuration" if own else self.file
                 raise ValueError(f"init_parts={list(self.parts or ())}: {where} has no {name}; leave them out")
@@ -175,10 +176,6 @@ class Origin:
             return state, None if asked is None else computed_formerly(asked), None
         with named(self.file):
             return state, migrated(saved), self.checkpoint.get(PROVENANCE)
-
-
-def _under(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{path}."): value for key, value in state.items() if key.startswith(f"{path}.")}
 
 
 def saved_folder(asked: str) -> Path | None:

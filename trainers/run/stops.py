@@ -94,6 +94,8 @@ class StopAtSignal(Callback):
         """Lightning has set its handlers just before."""
         self._handle_signals()
 
+    on_test_start = on_sanity_check_start
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for an optimizer step."""
         self._handle_signals()
@@ -130,24 +132,12 @@ class StopAtSignal(Callback):
             self._received = self._received or signal.SIGTERM
             raise Stopped(self._received, self._how_to_go_on())
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has set its handlers just before."""
-        self._handle_signals()
-
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for a shard."""
         self._handle_signals()
         self._waiting = True
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """End with a shard of what is encoded."""
         if self._received:
             for callback in _callbacks(trainer, TokenWriter):

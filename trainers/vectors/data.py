@@ -1,21 +1,20 @@
 """Vectors of items and series of them as training, validation and prediction data."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy
 import torch
 from torch import Tensor
 
-from trainers.data.checks import check_fraction, check_least
+from trainers.data.checks import check_least
 from trainers.data.order import Part
 from trainers.data.sampler import EvaluationLoader, SizedDataset, TrainingLoader
+from trainers.data.stream import StreamData
 from trainers.vectors.files import VectorFile, find_files, read
-from vqkit import distributed
 from vqkit.tokens.names import escaped
 
 _CHUNK = 2**14
@@ -170,7 +169,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class VectorData(lightning.LightningDataModule):
+class VectorData(StreamData):
     """Vectors of items (N, D), or series (N, T, D), in npy, safetensors or Parquet.
 
     A batch is a dict: `"vectors"`, (B, D) float32, of series (B, D, T) with the channels first; `"name"`, a list of B
@@ -184,57 +183,35 @@ class VectorData(lightning.LightningDataModule):
 
     Args:
         root: A file or a folder.
-        validation_root: That of the validation; None divides `root`.
-        predict_root: That of what is predicted; None is `root`.
         column: Name of the column (Parquet) or tensor (safetensors) with the vectors; None is the only one.
         id_column: The same of the items' ids; None numbers the rows.
         window: Takes files of rows (N, D) as series, cut into windows of so many rows; None takes rows as items.
-        batch_size: Samples in a batch on one rank.
-        num_workers: Processes that load; 0 loads in this one.
-        validation_fraction: Share that validates, in (0, 1).
-        repeats: How often an epoch goes over the training samples, so that validation is rarer.
-        seed: Of the order.
+        arguments: Of `StreamData`.
 
     Raises:
         ValueError: An argument is out of its range; at `setup` for files that cannot be used, or too few samples.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
+    noun = "sample"
 
     def __init__(
         self,
         root: str,
         *,
-        validation_root: str | None = None,
-        predict_root: str | None = None,
         column: str | None = None,
         id_column: str | None = None,
         window: int | None = None,
         batch_size: int = 1024,
         num_workers: int = 0,
-        validation_fraction: float = 0.1,
-        repeats: int = 1,
-        seed: int = 0,
+        **arguments: Any,
     ) -> None:
-        super().__init__()
-        least = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "repeats": (repeats, 1)}
-        check_least(least | {"window": (1 if window is None else window, 1), "seed": (seed, 0)})
-        check_fraction("validation_fraction", validation_fraction)
-        self.root = Path(root).expanduser()
-        self.validation_root = None if validation_root is None else Path(validation_root).expanduser()
-        self.predict_root = self.root if predict_root is None else Path(predict_root).expanduser()
+        super().__init__(root, batch_size=batch_size, num_workers=num_workers, **arguments)
+        check_least({"window": (1 if window is None else window, 1)})
         for path in (self.root, self.validation_root, self.predict_root):
             if path is not None:
                 find_files(path)
         self.columns: dict[str, Any] = {"column": column, "id_column": id_column, "window": window}
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.validation_fraction = validation_fraction
-        self.repeats = repeats
-        self.seed = seed
         self._tables: dict[Path, VectorTable] = {}
-        self._training: TrainingLoader | None = None
-        self._predicted: Callable[[], Collection[str]] = tuple
 
     # ---- what there is
 
@@ -314,27 +291,9 @@ class VectorData(lightning.LightningDataModule):
         if stage == "predict":
             self.table(self.predict_root)
             return
-        training, validation = self.sides
-        world_size = distributed.world_size()
-        if stage != "fit":
-            return
-        self._training = self.initialization_dataloader()
-        if not len(self._training):
-            raise ValueError(
-                f"{len(training)} training samples do not fill a batch of {self.batch_size} on each of {world_size} "
-                f"rank(s). Lower batch_size, raise repeats (now {self.repeats}), or add samples to {self.root}."
-            )
-        if len(validation) < world_size:
-            raise ValueError(
-                f"{len(validation)} validation sample(s) cannot be divided among {world_size} ranks: raise "
-                "validation_fraction, or use fewer devices."
-            )
-
-    def train_dataloader(self) -> TrainingLoader:
-        """The training stream; always the same object, so that its place is not lost when Lightning asks again."""
-        if self._training is None:
-            raise RuntimeError('Call setup("fit") before train_dataloader(); the Trainer does.')
-        return self._training
+        _, validation = self.sides
+        if stage == "fit":
+            self.start_stream(len(validation))
 
     def initialization_dataloader(self) -> TrainingLoader:
         """A training stream of its own, which does not move the training stream."""
@@ -347,10 +306,6 @@ class VectorData(lightning.LightningDataModule):
         """The validation samples, each once, in their order."""
         return self._evaluation(self.sides[1])
 
-    def test_dataloader(self) -> EvaluationLoader:
-        """The validation samples again: they were never trained on."""
-        return self.val_dataloader()
-
     def predict_dataloader(self) -> EvaluationLoader:
         """All samples under `predict_root` that are not yet predicted."""
         table, predicted = self.table(self.predict_root), self._predicted()
@@ -360,22 +315,9 @@ class VectorData(lightning.LightningDataModule):
             numbers = numbers[[name not in predicted for name in names]]
         return self._evaluation(SampleBatches(table, numbers))
 
-    def leave_out_predicted(self, names: Callable[[], Collection[str]]) -> None:
-        """Leaves samples out of prediction, because their tokens are already written; see `FolderData`."""
-        self._predicted = names
-
     def _evaluation(self, samples: SampleBatches) -> EvaluationLoader:
         options: dict[str, Any] = {"batch_size": self.batch_size, "num_workers": self.num_workers}
         return EvaluationLoader(samples, collate=_as_it_is, **options)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place of the training stream."""
-        return {} if self._training is None else self._training.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Puts the training stream where the checkpoint was written; without effect outside `fit`."""
-        if self._training is not None and state_dict:
-            self._training.load_state_dict(state_dict)
 
 
 def _shape(table: VectorTable) -> str:

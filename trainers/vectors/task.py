@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from trainers.core.metrics import SHARED_CODES_PROTOCOL
 from trainers.core.task import TokenizerTask
 from trainers.vectors.figures import write_curves
 from trainers.vectors.kmeans import install, writable_stages
@@ -120,12 +119,9 @@ class VectorTokenizerTask(TokenizerTask):
     def protocol(self, figures: Mapping[str, float], **circumstances: Any) -> dict[str, Any]:
         """How the figures were measured."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        quantizer = self.tokenizer.quantizer
-        shared = len(quantizer.book_sizes) < len(quantizer.level_sizes)
-        facts = circumstances | (SHARED_CODES_PROTOCOL if shared else {})
         if hasattr(data, "evaluation_hash"):  # a data module of one's own need not have it
-            facts["vectors_sha256"] = data.evaluation_hash()
-        return protocol(dict(figures), **facts)
+            circumstances["vectors_sha256"] = data.evaluation_hash()
+        return protocol(dict(figures), **circumstances)
 
     def write_examples(
         self, folder: Path, originals: Sequence[Tensor], reconstructions: Sequence[Tensor]

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from trainers.audio.discriminators.layers import hidden_layers
 from trainers.audio.networks.teacher import SpeechTeacher
-from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.core.discriminator import Discriminator, DiscriminatorOutput, hidden_layers
 
 
 class FeatureDiscriminator(Discriminator):

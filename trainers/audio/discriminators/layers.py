@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -36,15 +35,6 @@ def normalized_conv2d(
     """
     padding = ((kernel_size[0] - 1) * dilation[0] // 2, (kernel_size[1] - 1) * dilation[1] // 2)
     return weight_norm(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation))
-
-
-def hidden_layers(layers: nn.Module, x: Tensor, *, slope: float) -> list[Tensor]:
-    """The outputs of the children of `layers` one after another, each behind a leaky rectifier."""
-    features = []
-    for layer in layers.children():
-        x = F.leaky_relu(layer(x), slope)
-        features.append(x)
-    return features
 
 
 class ComplexPlanes(ShortTimeSpectrum):

@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import ComplexPlanes, SubDiscriminators, hidden_layers, normalized_conv2d
-from trainers.core.discriminator import DiscriminatorOutput
+from trainers.audio.discriminators.layers import ComplexPlanes, SubDiscriminators, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput, hidden_layers
 
 
 class MultiBandSTFTDiscriminator(SubDiscriminators):

@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import SubDiscriminators, hidden_layers, normalized_conv2d
-from trainers.core.discriminator import DiscriminatorOutput
+from trainers.audio.discriminators.layers import SubDiscriminators, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput, hidden_layers
 
 
 class MultiPeriodDiscriminator(SubDiscriminators):

@@ -6,8 +6,8 @@ from math import gcd
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import SubDiscriminators, hidden_layers, normalized_conv1d
-from trainers.core.discriminator import DiscriminatorOutput
+from trainers.audio.discriminators.layers import SubDiscriminators, normalized_conv1d
+from trainers.core.discriminator import DiscriminatorOutput, hidden_layers
 
 
 class MultiScaleDiscriminator(SubDiscriminators):

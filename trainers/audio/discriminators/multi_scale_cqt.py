@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from trainers.audio.constant_q import ConstantQ
-from trainers.audio.discriminators.layers import SubDiscriminators, hidden_layers, normalized_conv2d
-from trainers.core.discriminator import DiscriminatorOutput
+from trainers.audio.discriminators.layers import SubDiscriminators, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput, hidden_layers
 from vqkit.runtime import autocast_disabled
 from vqkit.tokenizers.resampling import resample
 

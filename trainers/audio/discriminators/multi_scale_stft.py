@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from trainers.audio.discriminators.layers import ComplexPlanes, SubDiscriminators, hidden_layers, normalized_conv2d
-from trainers.core.discriminator import DiscriminatorOutput
+from trainers.audio.discriminators.layers import ComplexPlanes, SubDiscriminators, normalized_conv2d
+from trainers.core.discriminator import DiscriminatorOutput, hidden_layers
 
 
 class MultiScaleSTFTDiscriminator(SubDiscriminators):

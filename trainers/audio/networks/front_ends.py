@@ -44,9 +44,10 @@ class FrontEnd(FullPrecisionModule, ABC):
     def forward(self, waves: Tensor) -> list[Tensor]:
         """Hidden states (B, frames, F) of waveforms (B, T): what enters the first layer, and what each one gives."""
 
-    @abstractmethod
     def keep_layers(self, count: int) -> None:
         """Drop the transformer layers behind the first `count`."""
+        encoder: Any = getattr(self.network, "encoder", self.network)
+        encoder.layers = encoder.layers[:count]
 
     def padded(self, waves: Tensor, window: int) -> Tensor:
         """(B, T) filled up for windows of so many samples, one every `hop`, around the middle of each frame."""
@@ -79,11 +80,6 @@ class RawWaves(FrontEnd):
             waves = (waves - mean) / (variance + 1e-7).sqrt()
         output = self.network(self.padded(waves, self.window), output_hidden_states=True)
         return list(output.hidden_states)
-
-    def keep_layers(self, count: int) -> None:
-        """See `FrontEnd`."""
-        encoder: Any = self.network.encoder
-        encoder.layers = encoder.layers[:count]
 
 
 class WhisperMel(FrontEnd):
@@ -131,11 +127,6 @@ class WhisperMel(FrontEnd):
             states.append(network.layer_norm(state) if number == self.depth else state)
         return states
 
-    def keep_layers(self, count: int) -> None:
-        """See `FrontEnd`."""
-        network: Any = self.network
-        network.layers = network.layers[:count]
-
 
 class KaldiBands(FrontEnd):
     """w2v-BERT 2.0: pairs of frames of logarithmic mel bands by Kaldi's recipe, normalized over each recording."""
@@ -167,11 +158,6 @@ class KaldiBands(FrontEnd):
         bands = (bands - mean) / (variance + 1e-7).sqrt()
         output = self.network(bands.unflatten(1, (-1, self.stride)).flatten(2), output_hidden_states=True)
         return list(output.hidden_states)
-
-    def keep_layers(self, count: int) -> None:
-        """See `FrontEnd`."""
-        encoder: Any = self.network.encoder
-        encoder.layers = encoder.layers[:count]
 
 
 FRONT_ENDS: dict[str, type[FrontEnd]] = {

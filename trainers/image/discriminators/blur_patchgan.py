@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.core.discriminator import Discriminator, DiscriminatorOutput, hidden_layers
 from trainers.image.discriminators.blur import BlurPool
 from trainers.image.discriminators.normalization import GroupNorm, Normalization
 
@@ -63,9 +63,6 @@ class BlurPatchGAN(Discriminator):
 
     def judge(self, batch: Tensor) -> list[DiscriminatorOutput]:
         """`forward` behind its checks."""
-        features, x = [], batch
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.1)
-            features.append(x)
-        features.append(F.leaky_relu(self.mix(self.pool(x)), 0.1))
+        features = hidden_layers(self.layers, batch, slope=0.1)
+        features.append(F.leaky_relu(self.mix(self.pool(features[-1])), 0.1))
         return [DiscriminatorOutput(self.to_logits(features[-1]).flatten(1), features)]

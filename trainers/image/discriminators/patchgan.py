@@ -2,10 +2,9 @@
 
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.core.discriminator import Discriminator, DiscriminatorOutput
+from trainers.core.discriminator import Discriminator, DiscriminatorOutput, hidden_layers
 from trainers.image.discriminators.normalization import BatchNorm, Normalization
 
 
@@ -62,11 +61,8 @@ class PatchGAN(Discriminator):
                 f"batch has shape {tuple(batch.shape)}: expected sides of at least {self.smallest_side} pixels; use "
                 "larger images, or a smaller num_layers"
             )
-        features, x = [], batch
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-            features.append(x)
-        return [DiscriminatorOutput(self.to_logits(x).flatten(1), features)]
+        features = hidden_layers(self.layers, batch, slope=0.2)
+        return [DiscriminatorOutput(self.to_logits(features[-1]).flatten(1), features)]
 
 
 def _convolution(in_channels: int, out_channels: int, *, stride: int, bias: bool = True) -> nn.Conv2d:

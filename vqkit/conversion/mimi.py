@@ -15,7 +15,7 @@ from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.frame_transformer import TransformerLayer, WindowedTransformer
 from vqkit.backbones.resampled import ResampledDecoder1d, ResampledEncoder1d
 from vqkit.backbones.temporal import Deconvolution1d, FilterLayer
-from vqkit.conversion.family import Entry, Family
+from vqkit.conversion.family import Entry, Family, named_entries
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
 from vqkit.conversion.weight_norm import filter_entries, normalization_of
@@ -245,12 +245,9 @@ class Mimi(Family):
         yield from filter_entries(source, "encoder.downsample", encoder.downsample, down)
         yield from filter_entries(source, "decoder.upsample", decoder.upsample, up)
         for number, name in enumerate(self.names.branches):
-            yield from filter_entries(
-                source, f"quantizer.project_in.{number}", quantizer.project_in[number], f"{name}.input_proj"
-            )
-            yield from filter_entries(
-                source, f"quantizer.project_out.{number}", quantizer.project_out[number], f"{name}.output_proj"
-            )
+            for ours, theirs in (("project_in", "input_proj"), ("project_out", "output_proj")):
+                layer = quantizer.get_submodule(f"{ours}.{number}")
+                yield from filter_entries(source, f"quantizer.{ours}.{number}", layer, f"{name}.{theirs}")
             books = [part for part in quantizer.branches[number].modules() if isinstance(part, Codebook)]
             for level, book in enumerate(books):
                 stage = "" if number == 0 else f".stages.{level}"
@@ -266,8 +263,7 @@ class Mimi(Family):
     def _block(self, target: str, side: str, place: int, block: TransformerLayer) -> Iterator[Entry]:
         name = self.names.block.format(side=side, place=place)
         for ours, theirs in self.names.parts.items():
-            for kind, parameter in block.get_submodule(ours).named_parameters():
-                yield Entry(f"{target}.{ours}.{kind}", {f"{name}.{theirs}.{kind}": tuple(parameter.shape)})
+            yield from named_entries(f"{target}.{ours}", block.get_submodule(ours), f"{name}.{theirs}")
         for ours, theirs in self.names.scales.items():
             yield Entry(f"{target}.{ours}", {f"{name}.{theirs}": tuple(block.get_parameter(ours).shape)})
         width, heads = block.attention.output.out_features, block.attention.num_heads

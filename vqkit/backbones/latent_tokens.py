@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock, initialize_linears
-from vqkit.backbones.vit import PatchEmbedding
+from vqkit.backbones.vit import PatchEmbedding, patches_on_a_side
 from vqkit.saving.config import Configured
 
 
@@ -73,7 +73,7 @@ class LatentTokenEncoder(Configured, nn.Module):
         self.dim = dim
         self.image_size = image_size
         self.num_tokens = num_tokens
-        side = _patches_on_a_side(image_size, patch_size)
+        side = patches_on_a_side(image_size, patch_size)
         self.patches = PatchEmbedding(in_channels, channels, patch_size=patch_size)
         self.class_token = _token_parameter(1, channels)
         self.positions = _token_parameter(1 + side**2, channels)
@@ -176,7 +176,7 @@ class LatentTokenDecoder(Configured, nn.Module):
         self.dim = dim
         self.num_tokens = num_tokens
         self.out_channels = own.out_channels
-        self.side = _patches_on_a_side(image_size, patch_size)
+        self.side = patches_on_a_side(image_size, patch_size)
         self.embedding = nn.Linear(dim, channels)
         self.class_token = _token_parameter(1, channels)
         self.mask_token = _token_parameter(1, channels)
@@ -294,13 +294,6 @@ class CodeHead(Configured, nn.Module):
         """See the class."""
         means = self.to_logits(tokens).softmax(-1).to(self.codes.weight.dtype) @ self.codes.weight
         return self.pixels(means.movedim(-1, 1).contiguous())
-
-
-def _patches_on_a_side(image_size: int, patch_size: int) -> int:
-    check_positive(image_size=image_size, patch_size=patch_size)
-    if image_size % patch_size:
-        raise ValueError(f"image_size={image_size}: expected a multiple of patch_size={patch_size}")
-    return image_size // patch_size
 
 
 def _token_parameter(number: int, channels: int) -> nn.Parameter:

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -6,57 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.test_image_backbones import SMALL, shake
+from tests.test_image_backbones import build as build_kind
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d, cosine_basis
-from vqkit.saving.config import from_config, to_config
 
-SMALL: dict[str, Any] = {"dim": 6, "channels": 8, "norm_groups": 4, "num_res_blocks": 1}
-SHAPES: list[dict[str, Any]] = [
-    {"channel_multipliers": (1,)},
-    {"channel_multipliers": (1, 2), "attention_factors": (1, 2)},
-    {"channel_multipliers": (1, 1, 2), "patch_size": 2, "attention_factors": (8,)},
-    {"channel_multipliers": (1,), "patch_size": 4, "linear_path": True},
-    {"channel_multipliers": (1, 2), "attention_heads": 1, "middle_attention": True, "latent_kernel_size": 3},
-    {"channel_multipliers": (1,), "attention_factors": (1,), "middle_attention": False, "attention_heads": 2},
-    {"channel_multipliers": (1, 1), "latent_kernel_size": 1, "latent_channels": 9, "linear_path": True},
-    {"channel_multipliers": (2, 1), "patch_size": 3, "linear_path": True, "num_res_blocks": 2, "dropout": 0.1},
-]
-
-TRACED: dict[str, Any] = {
-    "channel_multipliers": (1, 1),
-    "patch_size": 2,
-    "attention_factors": (4,),
-    "linear_path": True,
-}
-
-
-def build(**options: Any) -> tuple[ConvEncoder2d, ConvDecoder2d]:
-    torch.manual_seed(0)
-    options = SMALL | options
-    return ConvEncoder2d(**options), ConvDecoder2d(**options)
-
-
-def shake(*modules: nn.Module) -> None:
-    """Move parameters away from their zeros, so that every branch takes part."""
-    for module in modules:
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.1)
-
-
-@pytest.mark.parametrize("options", SHAPES)
-def test_shapes_gradients_and_any_multiple_of_the_factor(options: dict[str, Any]) -> None:
-    encoder, decoder = build(**options)
-    shake(encoder, decoder)
-    factor = encoder.downsampling_factor
-    assert factor == decoder.downsampling_factor
-    assert factor == options.get("patch_size", 1) * 2 ** (len(options["channel_multipliers"]) - 1)
-    images = torch.randn(2, 3, 2 * factor, 3 * factor, requires_grad=True)
-    latents = encoder(images)
-    assert latents.shape == (2, 6, 2, 3)
-    reconstruction = decoder(latents)
-    assert reconstruction.shape == images.shape
-    reconstruction.square().sum().backward()
-    assert images.grad is not None
-    assert all(bool(parameter.grad.any()) for part in (encoder, decoder) for parameter in part.parameters())
+build = partial(build_kind, "conv2d")
 
 
 def test_channels_of_other_data() -> None:
@@ -66,40 +21,14 @@ def test_channels_of_other_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 3, 30, 32), "30 x 32 pixels cannot be divided by the downsampling factor 8: crop or pad"),
-        ((1, 3, 32, 20), "32 x 20 pixels cannot be divided"),
-        ((1, 1, 32, 32), r"images has shape \(1, 1, 32, 32\): expected \(B, 3, H, W\)"),
-        ((3, 32, 32), r"add a batch axis with images\[None\]"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
-    encoder, _ = build(channel_multipliers=(1, 1), patch_size=4)
-    with pytest.raises(ValueError, match=message):
-        encoder(torch.zeros(shape))
-
-
-def test_latents_that_do_not_fit_are_refused() -> None:
-    _, decoder = build()
-    with pytest.raises(ValueError, match=r"latents has shape \(1, 4, 4, 6\): expected \(B, 6, h, w\)"):
-        decoder(torch.zeros(1, 4, 4, 6))
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
-        ({"channel_multipliers": ()}, r"channel_multipliers=\(\)"),
-        ({"channel_multipliers": (1, 0)}, r"channel_multipliers=\(1, 0\)"),
         ({"attention_factors": (16,)}, r"16 is no factor of a level \[1, 2, 4\]"),
-        ({"dim": 0}, "dim=0: expected a positive number"),
         ({"attention_factors": (1,), "attention_heads": 3}, "attention_heads=3: expected a divisor of the width 8"),
         ({"latent_kernel_size": 2}, "latent_kernel_size=2: expected an odd number"),
         ({"latent_channels": 9}, "latent_channels=9: latent_kernel_size=None has no convolution from these to dim=6"),
         ({"latent_kernel_size": 1, "latent_channels": 0}, "latent_channels=0: expected a positive number"),
         ({"patch_size": 0}, "patch_size=0: expected a positive number"),
-        ({"num_res_blocks": 0}, "num_res_blocks=0: expected a positive number"),
     ],
 )
 @pytest.mark.parametrize("kind", [ConvEncoder2d, ConvDecoder2d])
@@ -154,13 +83,6 @@ def test_the_cosine_basis_is_orthonormal(dim: int, channels: int, patch_size: in
     torch.testing.assert_close(basis[0], flat, atol=0, rtol=rounding)
 
 
-def test_plain_latents_and_images_start_in_a_sane_range() -> None:
-    encoder, decoder = build(dim=16, channels=32, channel_multipliers=(1, 2))
-    latents = encoder(torch.rand(2, 3, 32, 32) * 2 - 1)
-    assert 0.1 < latents.std() < 3
-    assert 0.01 < decoder(latents).std() < 1
-
-
 def test_attention_mixes_distant_positions_and_convolutions_alone_do_not() -> None:
     def reach(attention_factors: tuple[int, ...]) -> Tensor:
         encoder, _ = build(channel_multipliers=(1,), attention_factors=attention_factors, norm_groups=8)
@@ -177,46 +99,6 @@ def test_attention_mixes_distant_positions_and_convolutions_alone_do_not() -> No
     assert reach((1,)) > 0
 
 
-@pytest.mark.parametrize("options", SHAPES)
-def test_memory_format_and_autocast(options: dict[str, Any]) -> None:
-    encoder, decoder = build(**options)
-    shake(encoder, decoder)
-    encoder.eval(), decoder.eval()
-    images = torch.rand(2, 3, 24, 24) * 2 - 1
-    with torch.no_grad():
-        expected = decoder(encoder(images))
-        with torch.autocast("cpu", torch.bfloat16):
-            lowered = decoder(encoder(images))
-        encoder.to(memory_format=torch.channels_last), decoder.to(memory_format=torch.channels_last)
-        last = decoder(encoder(images.to(memory_format=torch.channels_last)))
-    torch.testing.assert_close(last, expected, atol=1e-4, rtol=1e-4)
-    assert (lowered.float() - expected).square().mean() < 1e-3 * expected.var()
-
-
-def test_export_with_a_dynamic_batch() -> None:
-    encoder, _ = build(**TRACED)
-    shake(encoder)
-    images = torch.randn(2, 3, 16, 16)
-    program = torch.export.export(encoder.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    more = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(program.module()(more), encoder(more))
-
-
-def test_compiles_in_one_graph() -> None:
-    model = nn.Sequential(*build(**TRACED)).eval()
-    shake(model)
-    images = torch.randn(2, 3, 16, 16)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(images), model(images))
-
-
-def test_configuration_round_trip() -> None:
-    for part in build(**SHAPES[2]):
-        restored = from_config(to_config(part))
-        assert to_config(restored) == to_config(part)
-        restored.load_state_dict(part.state_dict())
-
-
 @pytest.mark.parametrize("part", [0, 1], ids=["encoder", "decoder"])
 def test_norms_have_the_epsilon_of_the_released_models(part: int) -> None:
     """(x - mean) / sqrt(variance + 1e-6) over each group, in every norm; seen in a nearly uniform image."""
@@ -228,8 +110,3 @@ def test_norms_have_the_epsilon_of_the_released_models(part: int) -> None:
         centred = groups - groups.mean(-1, keepdim=True)
         expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         torch.testing.assert_close(norm.double()(x), expected.reshape(x.shape), rtol=0, atol=1e-12)
-
-
-def test_a_norm_without_an_epsilon_is_refused() -> None:
-    with pytest.raises(ValueError, match="norm_eps=0: expected a positive number"):
-        build(norm_eps=0)

@@ -13,7 +13,7 @@ from tests.contract.cases import CASES, Case
 from tests.contract.test_contract import initialized
 from tests.few import few
 from tests.test_audio_tokenizer import RATES, SCALES, make_codec
-from tests.test_conv2d import shake
+from tests.test_image_backbones import shake
 from vqkit import (
     BSQ,
     FSQ,

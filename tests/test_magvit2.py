@@ -1,54 +1,32 @@
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_conv2d import shake
+from tests.test_image_backbones import SMALL, shake
+from tests.test_image_backbones import build as build_kind
 from vqkit import LFQ, Tokenizer
 from vqkit.backbones.layers2d import group_norms
 from vqkit.backbones.magvit2 import AdaptiveGroupNorm2d, MAGVIT2Decoder, MAGVIT2Encoder, SubpixelUpsample2d
-from vqkit.backbones.protocol import properties_of
-from vqkit.saving.config import from_config, to_config
 
-SMALL: dict[str, Any] = {"dim": 6, "channels": 8, "norm_groups": 4, "num_res_blocks": 1, "channel_multipliers": (1, 2)}
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {"channel_multipliers": (1,), "num_middle_blocks": 3},
-    {"channel_multipliers": (2, 1, 3), "num_res_blocks": 2, "num_middle_blocks": 1, "dropout": 0.1},
-]
-
-
-def build(adaptive_norm: bool = True, **options: Any) -> tuple[MAGVIT2Encoder, MAGVIT2Decoder]:
-    torch.manual_seed(0)
-    options = SMALL | options
-    return MAGVIT2Encoder(**options), MAGVIT2Decoder(adaptive_norm=adaptive_norm, **options)
+build = partial(build_kind, "magvit2", channel_multipliers=(1, 2))
 
 
 def blocks_of(module: nn.Module) -> int:
     return sum(name.endswith("branch.6.weight") for name, _ in module.named_parameters())
 
 
-@pytest.mark.parametrize("adaptive_norm", [True, False])
-@pytest.mark.parametrize("options", SHAPES)
-def test_shapes_gradients_and_any_multiple_of_the_factor(options: dict[str, Any], adaptive_norm: bool) -> None:
-    encoder, decoder = build(adaptive_norm, **options)
-    options = SMALL | options
-    shake(encoder, decoder)
-    levels = len(options["channel_multipliers"])
-    factor = properties_of(encoder).downsampling_factor
-    assert factor == properties_of(decoder).downsampling_factor == 2 ** (levels - 1)
-    middle = options.get("num_middle_blocks", options["num_res_blocks"])
-    assert blocks_of(encoder) == blocks_of(decoder) == options["num_res_blocks"] * levels + middle
-    assert isinstance(decoder.get_submodule(decoder.output_layer), nn.Conv2d)
-    images = torch.randn(2, 3, 2 * factor, 3 * factor, requires_grad=True)
-    latents = encoder(images)
-    assert latents.shape == (2, 6, 2, 3)
-    reconstruction = decoder(latents)
-    assert reconstruction.shape == images.shape
-    reconstruction.square().sum().backward()
-    assert images.grad is not None
-    assert all(bool(parameter.grad.any()) for part in (encoder, decoder) for parameter in part.parameters())
+@pytest.mark.parametrize(("blocks", "middle", "expected"), [(1, None, 3), (1, 3, 5), (2, 1, 5)])
+def test_as_many_blocks_in_the_decoder_as_in_the_encoder(blocks: int, middle: int | None, expected: int) -> None:
+    parts = build(num_res_blocks=blocks, num_middle_blocks=middle)
+    assert [blocks_of(part) for part in parts] == [expected, expected]
+
+
+@pytest.mark.parametrize("kind", [MAGVIT2Encoder, MAGVIT2Decoder])
+def test_no_block_in_the_middle_is_refused(kind: type) -> None:
+    with pytest.raises(ValueError, match="num_middle_blocks=0: expected a positive number"):
+        kind(**SMALL, num_middle_blocks=0)
 
 
 def test_residual_blocks_and_the_first_convolution_have_no_bias() -> None:
@@ -95,82 +73,6 @@ def test_the_adaptive_norm_is_that_of_its_equation(size: tuple[int, int]) -> Non
     expected = gain[:, :, None, None] * plain(x) + shift[:, :, None, None]
     # Sums of some twenty products of numbers up to about 3, each rounded by 1e-16.
     torch.testing.assert_close(norm(x, latents), expected, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 3, 31, 32), "31 x 32 pixels cannot be divided by the downsampling factor 2: crop or pad"),
-        ((1, 1, 32, 32), r"images has shape \(1, 1, 32, 32\): expected \(B, 3, H, W\)"),
-        ((3, 32, 32), r"add a batch axis with images\[None\]"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()[0](torch.zeros(shape))
-
-
-def test_latents_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"latents has shape \(1, 4, 4, 6\): expected \(B, 6, h, w\)"):
-        build()[1](torch.zeros(1, 4, 4, 6))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
-        ({"norm_eps": 0}, "norm_eps=0: expected a positive number"),
-        ({"channel_multipliers": ()}, r"channel_multipliers=\(\)"),
-        ({"dim": 0}, "dim=0: expected a positive number"),
-        ({"num_res_blocks": 0}, "num_res_blocks=0: expected a positive number"),
-        ({"num_middle_blocks": 0}, "num_middle_blocks=0: expected a positive number"),
-    ],
-)
-@pytest.mark.parametrize("kind", [MAGVIT2Encoder, MAGVIT2Decoder])
-def test_bad_sizes_are_refused(kind: type, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**SMALL | options)
-
-
-def test_latents_and_images_start_in_a_sane_range() -> None:
-    encoder, decoder = build(dim=16, channels=32)
-    latents = encoder(torch.rand(2, 3, 32, 32) * 2 - 1)
-    assert 0.1 < latents.std() < 3
-    assert 0.01 < decoder(latents.sign()).std() < 1
-
-
-def test_memory_format_and_autocast() -> None:
-    encoder, decoder = (part.eval() for part in build())
-    shake(encoder, decoder)
-    images = torch.rand(2, 3, 24, 24) * 2 - 1
-    with torch.no_grad():
-        expected = decoder(encoder(images))
-        with torch.autocast("cpu", torch.bfloat16):
-            lowered = decoder(encoder(images))
-        encoder.to(memory_format=torch.channels_last), decoder.to(memory_format=torch.channels_last)
-        last = decoder(encoder(images.to(memory_format=torch.channels_last)))
-        whole = decoder.bfloat16()(encoder.bfloat16()(images.bfloat16()))
-    torch.testing.assert_close(last, expected, atol=1e-4, rtol=1e-4)
-    for found in (lowered, whole):
-        assert (found.float() - expected).square().mean() < 1e-3 * expected.var()
-
-
-@pytest.mark.slow
-def test_exports_with_a_dynamic_batch_and_compiles_in_one_graph() -> None:
-    model = nn.Sequential(*build()).eval()
-    shake(model)
-    images, more = torch.randn(2, 3, 16, 16), torch.randn(3, 3, 16, 16)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(more), model(more))
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(images), model(images))
-
-
-def test_configuration_round_trip() -> None:
-    for part in build(adaptive_norm=False, num_middle_blocks=2):
-        restored = from_config(to_config(part))
-        assert to_config(restored) == to_config(part)
-        restored.load_state_dict(part.state_dict())
 
 
 def test_a_tokenizer_is_saved_and_loaded(tmp_path) -> None:

@@ -1,40 +1,17 @@
 """MaskGIT's encoder and decoder, and files that are not those of its weights."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.conversion.maskgit import MaskGIT
+from tests.test_image_backbones import build as build_kind
 from vqkit import convert
-from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
 from vqkit.conversion import MaskGITVQGAN
-from vqkit.saving.config import from_config, to_config
 
-SMALL = {"dim": 6, "channels": 8, "norm_groups": 4, "num_res_blocks": 1}
-
-
-def build(**options) -> tuple[MaskGITEncoder2d, MaskGITDecoder2d]:
-    torch.manual_seed(0)
-    return MaskGITEncoder2d(**SMALL | options), MaskGITDecoder2d(**SMALL | options)
-
-
-@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (2, 1, 3)])
-def test_shapes_gradients_and_any_multiple_of_the_factor(multipliers) -> None:
-    encoder, decoder = build(channel_multipliers=multipliers)
-    for parameter in [*encoder.parameters(), *decoder.parameters()]:
-        nn.init.normal_(parameter, std=0.1)
-    factor = 2 ** (len(multipliers) - 1)
-    assert encoder.downsampling_factor == decoder.downsampling_factor == factor
-    images = torch.randn(2, 3, 2 * factor, 3 * factor, requires_grad=True)
-    latents = encoder(images)
-    assert latents.shape == (2, 6, 2, 3)
-    reconstruction = decoder(latents)
-    assert reconstruction.shape == images.shape
-    reconstruction.square().sum().backward()
-    assert images.grad is not None
-    assert all(bool(parameter.grad.any()) for part in (encoder, decoder) for parameter in part.parameters())
+build = partial(build_kind, "maskgit")
 
 
 def test_a_new_model_passes_its_input_through_blocks_between_widths() -> None:
@@ -50,38 +27,6 @@ def test_the_last_layer_makes_the_pictures() -> None:
     nn.init.zeros_(output.weight)
     nn.init.constant_(output.bias, 0.75)
     assert torch.equal(decoder(torch.randn(1, 6, 2, 2)), torch.full((1, 3, 32, 32), 0.5))
-
-
-def test_the_configuration_builds_it_again() -> None:
-    for module in build(channel_multipliers=(1, 2), dropout=0.1):
-        again = from_config(to_config(module))
-        assert type(again) is type(module) and again.state_dict().keys() == module.state_dict().keys()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
-        ({"norm_eps": 0.0}, "norm_eps=0.0: expected a positive number"),
-        ({"channel_multipliers": (1, 0)}, r"channel_multipliers=\(1, 0\)"),
-        ({"dim": 0}, "dim=0: expected a positive number"),
-        ({"num_res_blocks": 0}, "num_res_blocks=0: expected a positive number"),
-    ],
-)
-@pytest.mark.parametrize("kind", [MaskGITEncoder2d, MaskGITDecoder2d])
-def test_bad_sizes_are_refused(kind, options, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**SMALL | options)
-
-
-def test_inputs_that_do_not_fit_are_refused() -> None:
-    encoder, decoder = build(channel_multipliers=(1, 1))
-    with pytest.raises(ValueError, match="3 x 4 pixels cannot be divided by the downsampling factor 2"):
-        encoder(torch.zeros(1, 3, 3, 4))
-    with pytest.raises(ValueError, match=r"images has shape \(1, 1, 4, 4\): expected \(B, 3, H, W\)"):
-        encoder(torch.zeros(1, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"latents has shape \(1, 5, 2, 2\): expected \(B, 6, h, w\)"):
-        decoder(torch.zeros(1, 5, 2, 2))
 
 
 @cache

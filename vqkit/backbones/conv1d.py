@@ -76,16 +76,8 @@ class ConvEncoder1d(WeightNormed, nn.Module):
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
             of weight norm; `PlainFilters` for neither; None: weight norm.
 
-    Attributes:
-        in_channels: as given.
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f, samples per frame.
-        causal: as given.
-        fills_frames: whether T may be any number.
-        first_frames: how many the first chunk of a stream has to hold; 1 but for mirrored samples.
-        context: samples before the first and after the last of its own f on which a frame depends; None without
-            bound, or if the transformer does not tell (it has no `reach`).
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`; `context` is None, too, if the
+    transformer does not tell (it has no `reach`).
 
     Raises:
         ValueError: if a size is not positive or does not fit, or parts do not fit together; in `forward` if T is not a
@@ -178,10 +170,6 @@ class ConvDecoder1d(WeightNormed, nn.Module):
             vanishes where they clip.
         drops_odd_last: whether a transposed convolution of odd stride drops its last sample, as in DAC at 16 and 24
             kHz. What is missing at the end of the sound, 8 samples there, is filled with zeros.
-
-    Attributes:
-        out_channels: as given.
-        context: frames before and after on which the samples of a frame depend; None as in `ConvEncoder1d`.
 
     Raises:
         ValueError: if a size is not positive or does not fit, or a causal decoder is to drop samples.

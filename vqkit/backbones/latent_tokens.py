@@ -37,11 +37,6 @@ class LatentTokenEncoder(Configured, nn.Module):
         depth: number of its blocks.
         num_heads: must divide `channels`.
 
-    Attributes:
-        dim: as given.
-        channel_dim: -1, the channel axis of the latents.
-        image_size: as given.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if the images have another size.
 
@@ -130,9 +125,6 @@ class LatentTokenDecoder(Configured, nn.Module):
             or `CodeHead`.
         context_tokens: further tokens that are read, which are trained parameters. TA-TiTok reads a text there, 77
             tokens of CLIP; converted models have those of one text.
-
-    Attributes:
-        out_channels: of the head, as is `output_layer`, the name of the layer that the images come from.
 
     Raises:
         ValueError: if a size is not positive or does not fit, or the head is of another width or of other patches; in

@@ -42,16 +42,8 @@ class ResampledEncoder1d(WeightNormed, nn.Module):
         transformer: builds a module (B, dim, frames) -> the same; None: none.
         normalization: of the convolution of stride s: `PlainFilters`, as in Mimi, or None for weight norm.
 
-    Attributes:
-        in_channels: of the encoder.
-        dim: of the encoder.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f = s f', samples for each latent.
-        causal: of the encoder.
-        context: samples before the first and after the last of its own f on which a latent depends; None if encoder or
-            transformer do not tell.
-        frames_per_window: latents between two places where a recording can be cut.
-        first_frames: how many latents the first chunk of a stream has to hold, for what the encoder mirrors.
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`, of latents where these speak of
+    frames: the `downsampling_factor` is f = s f'. `context` is None, too, if encoder or transformer do not tell.
 
     Raises:
         ValueError: `stride` is not positive, the encoder lacks an attribute, or it is causal and the transformer is
@@ -120,11 +112,6 @@ class ResampledDecoder1d(WeightNormed, nn.Module):
         stride: s, frames for each latent.
         transformer: builds a module (B, dim, frames) -> the same; None: none.
         normalization: as in the encoder.
-
-    Attributes:
-        out_channels: of the decoder.
-        context: latents before and after on which the samples of a latent depend; None as in the encoder.
-        output_layer: of the decoder.
 
     The others are those of `ResampledEncoder1d`.
 

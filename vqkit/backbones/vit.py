@@ -43,11 +43,6 @@ class ViTEncoder(Configured, nn.Module):
         norm_eps: added to each variance.
         head_channels: width of a tanh layer between the last norm and the latents; None: one linear map alone.
 
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: p.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of p, or of
             another size than the positions know.
@@ -117,9 +112,6 @@ class ViTDecoder(Configured, nn.Module):
         input_norm: whether a norm stands in front of the first block.
         head_channels: width of a tanh layer between the last norm and the pixels, as in ViT-VQGAN; None: one linear map
             alone.
-
-    Attributes:
-        output_layer: name of the linear map to the pixels.
 
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if the latents do not.

@@ -116,9 +116,10 @@ def _injects_noise(source: Source) -> bool:
 
 def _quantizer(source: Source) -> MultiRateQuantizer:
     """Levels of DAC's codes with its losses, of which each has an index for so many frames."""
-    strides = source.config.get("vq_strides")
+    strides: Any = source.config.get("vq_strides")
     count = number_of(lambda number: source.has_below(level_name(number)))
-    if not isinstance(strides, list) or len(strides) != count or not all(map(_is_size, strides)):
+    listed = isinstance(strides, list) and all(type(size) is int and size >= 1 for size in strides)
+    if not listed or len(strides) != count:
         raise ValueError(f"vq_strides={strides!r} in its config.json: expected frames for each index of {count} levels")
     level = partial(Quantizer, **code_sizes(source))
     return MultiRateQuantizer(level, strides, estimator=None, reduction=SumOverMembers(), channel_dim=1)
@@ -131,7 +132,3 @@ def _window(source: Source) -> int | None:
     if not all(attends):
         raise ValueError("there is attention in one of encoder and decoder: expected it in both or in neither")
     return source.number("attn_window_size")
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

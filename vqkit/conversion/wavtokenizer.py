@@ -68,7 +68,8 @@ class WavTokenizerFamily(Family):
         sizes = encoder_sizes(source, self.encoder, self.names) | {"causal": False}
         codebook_size, dim = source.shape(f"{self.codebook}.embed", 2)
         width = source.shape("backbone.embed.weight", 3)[0]
-        rate = self._rate(source)
+        source.check_config(SETTINGS)
+        rate = source.number("sampling_rate", SAMPLE_RATE)
         self._conditions(source)
         blocks = partial(
             ConvNeXt1d,
@@ -108,10 +109,6 @@ class WavTokenizerFamily(Family):
                 yield from named_entries(f"decoder.{ours}.{own}", block.get_submodule(own), f"{theirs}.{other}")
             yield from self._norm_entries(decoder, f"{ours}.norm", f"{theirs}.norm", conditions)
             yield Entry(f"decoder.{ours}.scale", {f"{theirs}.gamma": tuple(decoder.norm.weight.shape)})
-
-    def _rate(self, source: Source) -> int:
-        source.check_config(SETTINGS)
-        return source.number("sampling_rate", SAMPLE_RATE)
 
     def _conditions(self, source: Source) -> int:
         found = source.shape(FIRST_CONDITIONS, 2)[0]

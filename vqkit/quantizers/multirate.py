@@ -138,7 +138,7 @@ class MultiRateQuantizer(RowQuantizer):
 
     def given(self, quantized: Quantized) -> list[Tensor]:
         """As if a level that quantizes all its means were given all frames; see `CompositeQuantizer`."""
-        wholes = [self._counted(number, quantized.valid).sum() for number in range(len(self.stages))]
+        wholes = [self._by_stride(number, quantized.valid).any(2).sum() for number in range(len(self.stages))]
         return shares_of(quantized, wholes)
 
     def _shrink(self, number: int, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,10 +150,6 @@ class MultiRateQuantizer(RowQuantizer):
         weights = inside / inside.sum(2, keepdim=True).clamp(min=1).to(frames.dtype)
         parts = self._by_stride(number, torch.where(valid.unsqueeze(-1), frames, 0))
         return (parts * weights.unsqueeze(-1)).sum(2), inside.any(2)
-
-    def _counted(self, number: int, valid: Tensor) -> Tensor:
-        """Where a level has an index: (B, T) -> (B, T / stride)."""
-        return self._by_stride(number, valid).any(2)
 
     def _by_stride(self, number: int, frames: Tensor) -> Tensor:
         """(B, T, ...) -> (B, T / stride, stride, ...)."""

@@ -551,16 +551,12 @@ def _all_vectors(quantizer: Quantizer, walked: Sequence[_Scale]) -> tuple[Tensor
     """
     z, counted = [], []
     for scale in walked:
-        for chosen in _selections(scale.made, quantizer):
-            shape = len(scale.used), scale.made.valid.shape[1:].numel()
-            z.append(chosen.z.detach().view(*shape, quantizer.codebook_dim))
-            counted.append(chosen.valid.view(shape))
+        shape = len(scale.used), scale.made.valid.shape[1:].numel()
+        for leaf in scale.made.leaves():
+            if leaf.source is quantizer and leaf.selection is not None:
+                z.append(leaf.selection.z.detach().view(*shape, quantizer.codebook_dim))
+                counted.append(leaf.selection.valid.view(shape))
     return torch.cat(z, 1).flatten(0, 1), torch.cat(counted, 1).flatten()
-
-
-def _selections(made: Quantized, source: VectorQuantizer) -> list[Selection]:
-    own = [made.selection] if made.source is source and made.selection is not None else []
-    return own + [chosen for member in made.members for chosen in _selections(member, source)]
 
 
 def _against(latents: Tensor, scale: _Scale) -> Selection:

@@ -21,19 +21,6 @@ class FQGANDual(LlamaGen):
     predictors: ClassVar[dict[str, int]] = {"feat_pred_head": 1024}
     """What predicts features in training, with the width of its transformer; a tokenizer does not need it."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """What the branches read."""
-        widths, last = [self.channels * multiplier for multiplier in self.multipliers], len(self.multipliers) - 1
-        x = self.conv("encoder.conv_in", images, widths[0])
-        for level, width in enumerate(widths):
-            for block in range(self.num_res_blocks):
-                x = self.block(self.down_name(level, "res", block), x, width)
-                if level in self.attention_levels:
-                    x = self.attention(self.down_name(level, "attn", block), x)
-            if level < last:
-                x = self.down(self.down_name(level, "resample", 0), x)
-        return self.middle("encoder", x)
-
     def layer_norm(self, name: str, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()

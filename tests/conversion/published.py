@@ -90,7 +90,8 @@ class Published:
 
     # ------------------------------------------------------------------ the model
 
-    def latents(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layers of the encoder read."""
         widths, last = [self.channels * multiplier for multiplier in self.multipliers], len(self.multipliers) - 1
         x = self.conv("encoder.conv_in", images, widths[0])
         for level, width in enumerate(widths):
@@ -100,7 +101,10 @@ class Published:
                     x = self.attention(self.down_name(level, "attn", block), x)
             if level < last:
                 x = self.down(self.down_name(level, "resample", 0), x)
-        x = self.middle("encoder", x)
+        return self.middle("encoder", x)
+
+    def latents(self, images: Tensor) -> Tensor:
+        x = self.features(images)
         x = self.swish_conv(self.norm_out("encoder"), "encoder.conv_out", x, self.latent_channels)
         return self.conv("quant_conv", x, self.dim, self.latent_kernel_size)
 

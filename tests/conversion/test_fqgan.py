@@ -1,11 +1,10 @@
 """FQGAN's encoder, and files that are not those of its weights."""
 
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tests.conversion.files import added, filled, refuses, refuses_change, removed
 from tests.conversion.fqgan import FQGANDual, FQGANTriple
 from vqkit import convert
 from vqkit.backbones.factorized import FactorizedEncoder2d
@@ -76,13 +75,6 @@ def test_bad_sizes_are_refused(options, message) -> None:
         build(**options)
 
 
-@cache
-def filled(cls: type[FQGANDual]) -> FQGANDual:
-    model = cls()
-    model(torch.zeros(1, 3, 16, 16))
-    return model
-
-
 F16 = {"multipliers": (1, 1, 2, 2, 4), "attention_levels": (4,)}
 F8 = {"multipliers": (1, 2, 2, 4), "attention_levels": (3,)}
 
@@ -98,14 +90,6 @@ def test_the_published_files_are_as_large_as_these_trees(cls, levels, megabytes)
     model = cls(**sizes, **levels, adapter_depth=6, device="meta")
     model(torch.empty(1, 3, 256, 256, device="meta"))
     assert -0.7 < sum(value.nbytes for value in model.state.values()) / 1e6 - megabytes < 0.5
-
-
-def removed(name: str):
-    return lambda state: state.pop(name)
-
-
-def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
-    return lambda state: state.update({name: torch.zeros(shape, dtype=dtype)})
 
 
 HEAD = "encoder.semantic_head.0"
@@ -130,29 +114,19 @@ HEAD = "encoder.semantic_head.0"
     ],
 )
 def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    state: dict[str, Tensor] = dict(filled(FQGANDual).state)
-    change(state)
-    torch.save({"model": state}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=f"weights.pt: does not hold the weights of FQGAN: .*({message})"):
-        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
-    assert not (tmp_path / "converted").exists()
+    refuses_change("FQGAN", filled(FQGANDual).state, change, message, tmp_path, license="mit")
 
 
 def test_names_of_more_layers_than_entries_are_refused_before_they_are_built(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vqkit.conversion.fqgan.FactorizedEncoder2d", None)
     state = dict(filled(FQGANDual).state)
     state |= {f"encoder.visual_head.0.transformer.{n}.more": torch.zeros(1) for n in range(30)}
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="its names are those of 60 blocks: expected at most one for 12 of its "):
-        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+    refuses(state, "its names are those of 60 blocks: expected at most one for 12 of its ", tmp_path, license="mit")
 
 
 def test_three_books_without_one_of_them_are_refused_by_its_name(tmp_path) -> None:
-    state = dict(filled(FQGANTriple).state)
-    del state["quantize_sem_mid.embedding.weight"]
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"entry 'quantize_sem_mid\.embedding\.weight' is missing"):
-        convert(tmp_path / "weights.pt", tmp_path / "converted", license="mit")
+    change, message = removed("quantize_sem_mid.embedding.weight"), r"'quantize_sem_mid\.embedding\.weight' is missing"
+    refuses_change("FQGAN", filled(FQGANTriple).state, change, message, tmp_path, license="mit")
 
 
 def test_its_license_has_to_be_accepted_and_predictors_are_told_as_left_out(tmp_path) -> None:

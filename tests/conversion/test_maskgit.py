@@ -1,14 +1,14 @@
 """MaskGIT's encoder and decoder, and files that are not those of its weights."""
 
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tests.conversion.files import added, filled, refuses_change, removed
 from tests.conversion.maskgit import MaskGIT
 from tests.test_image_backbones import build as build_kind
-from vqkit import convert
 from vqkit.conversion import MaskGITVQGAN
 
 build = partial(build_kind, "maskgit")
@@ -29,21 +29,6 @@ def test_the_last_layer_makes_the_pictures() -> None:
     assert torch.equal(decoder(torch.randn(1, 6, 2, 2)), torch.full((1, 3, 32, 32), 0.5))
 
 
-@cache
-def filled() -> MaskGIT:
-    model = MaskGIT()
-    model(torch.zeros(1, 3, 16, 16))
-    return model
-
-
-def removed(name: str):
-    return lambda state: state.pop(name)
-
-
-def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
-    return lambda state: state.update({name: torch.zeros(shape, dtype=dtype)})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -57,16 +42,10 @@ def added(name: str, *shape: int, dtype: torch.dtype = torch.float32):
     ],
 )
 def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    state: dict[str, Tensor] = dict(filled().state)
-    change(state)
-    torch.save(state, tmp_path / "weights.bin")
-    with pytest.raises(ValueError, match=f"weights.bin: does not hold the weights of VQGAN of MaskGIT: .*{message}"):
-        convert(tmp_path / "weights.bin", tmp_path / "converted")
-    assert not (tmp_path / "converted").exists()
+    refuses_change("VQGAN of MaskGIT", filled(MaskGIT).state, change, message, tmp_path)
 
 
 def test_a_decoder_without_levels_is_refused(tmp_path) -> None:
-    state = {name: value for name, value in filled().state.items() if not name.startswith("decoder.up.")}
-    torch.save(state, tmp_path / "weights.bin")
-    with pytest.raises(ValueError, match=r"there is no entry below 'decoder\.up\.0': expected the level"):
-        convert(tmp_path / "weights.bin", tmp_path / "converted", family=MaskGITVQGAN())
+    message = r"there is no entry below 'decoder\.up\.0': expected the level"
+    change = removed(r"decoder\.up\.")
+    refuses_change("VQGAN of MaskGIT", filled(MaskGIT).state, change, message, tmp_path, family=MaskGITVQGAN())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conversion import moshi
+from tests.conversion.files import added, planned, refuses_change, removed
 from tests.trainers.tiny import LIGHTNING_REMARKS, Sounds, make_audio_task, make_trainer
 from trainers.audio import WaveformL1
 from trainers.run.origin import Origin
@@ -159,42 +160,36 @@ def test_settings_of_another_model_are_refused(change, message: str, saved, tmp_
     assert not (tmp_path / "converted").exists()
 
 
-def without(*names: str) -> Any:
-    return lambda state: {name: value for name, value in state.items() if not name.startswith(names)}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            without("decoder.model.0.conv.conv.bias"),
+            removed("decoder.model.0.conv.conv.bias"),
             r"'decoder.model.0.conv.conv.bias' is missing: expected shape \(16",
         ),
-        (without("quantizer.rvq_rest.output_proj"), r"output_proj.weight' is missing: expected shape \(32, 8, 1\)"),
-        (without("encoder.model.4."), "its encoder has 4 convolutions and 1 residual blocks"),
-        (without("decoder_transformer.transformer.layers.0"), "is missing"),
+        (removed("quantizer.rvq_rest.output_proj"), r"output_proj.weight' is missing: expected shape \(32, 8, 1\)"),
+        (removed("encoder.model.4."), "its encoder has 4 convolutions and 1 residual blocks"),
+        (removed("decoder_transformer.transformer.layers.0"), "is missing"),
         (
-            lambda state: state | {f"decoder.model.{place}.more": torch.ones(1) for place in range(100)},
+            lambda state: state.update({f"decoder.model.{place}.more": torch.ones(1) for place in range(100)}),
             "it has 100 entries 'decoder.model.{place}': expected at most 64",
         ),
         (
-            lambda state: state | {"quantizer.rvq_first.vq.layers.1._codebook.cluster_usage": torch.ones(3)},
+            added("quantizer.rvq_first.vq.layers.1._codebook.cluster_usage", 3),
             r"rvq_first.vq.layers.1._codebook.cluster_usage' of shape \(3,\) is unexpected",
         ),
         (
-            lambda state: state | {"quantizer.rvq_first.vq.layers.0._codebook.embed_avg": torch.ones(16, 8)},
+            added("quantizer.rvq_first.vq.layers.0._codebook.embed_avg", 16, 8),
             "layers.0._codebook.embed.*' is there under a second name too",
         ),
         (
-            lambda state: state | {"downsample.conv.conv.conv.weight": torch.ones(32, 32, 6)},
+            added("downsample.conv.conv.conv.weight", 32, 32, 6),
             r"'upsample.convtr.convtr.convtr.weight' has shape \(32, 1, 4\): expected \(32, 1, 6\)",
         ),
     ],
 )
 def test_other_entries_are_refused_by_name(change, message: str, tmp_path) -> None:
-    save_file(change(moshi.weights()), tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=rf"weights of Mimi \(Kyutai\): .*{message}"):
-        convert(tmp_path / "other.safetensors", tmp_path / "converted")
+    refuses_change(r"Mimi \(Kyutai\)", moshi.weights(), change, message, tmp_path)
 
 
 @pytest.mark.slow
@@ -203,12 +198,7 @@ def test_a_model_of_the_published_size_has_an_entry_for_each_weight() -> None:
     transformers = pytest.importorskip("transformers", reason='pip install -e ".[teachers]"')
     with torch.device("meta"):
         model = transformers.MimiModel(transformers.MimiConfig())
-    source = Source(Path("none"), dict(flat(model.state_dict())), {}, None)
-    family = family_of(source)
-    assert isinstance(family, TransformersMimi)
-    _, tokenizer, entries = family.plan(source)
-    filled = {entry.target for entry in entries}
-    assert {name for name, _ in tokenizer.named_parameters()} <= filled
+    tokenizer = planned(dict(flat(model.state_dict())))
     assert isinstance(tokenizer, AudioTokenizer)
     assert (tokenizer.frame_rate, tokenizer.quantizer.num_codebooks) == (12.5, 32)
     # Beside the filters, weight norm has a length for each output.

@@ -168,7 +168,11 @@ def test_exports_with_a_dynamic_batch_and_compiles_in_one_graph(kind: str, optio
 
 @pytest.mark.parametrize(("kind", "options"), CASES)
 def test_configuration_round_trip(kind: str, options: Options) -> None:
-    for part in build(kind, **options):
-        restored = from_config(to_config(part))
+    encoder, decoder = (part.eval() for part in build(kind, **options))
+    images = torch.rand(1, 3, 24, 24)
+    latents = encoder(images)
+    for part, given in ((encoder, images), (decoder, latents)):
+        restored = from_config(to_config(part)).eval()
         assert to_config(restored) == to_config(part)
         restored.load_state_dict(part.state_dict())
+        assert torch.equal(restored(given), part(given))

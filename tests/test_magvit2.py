@@ -2,11 +2,10 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.test_image_backbones import SMALL, shake
 from tests.test_image_backbones import build as build_kind
-from vqkit import LFQ, Tokenizer
 from vqkit.backbones.layers2d import group_norms
 from vqkit.backbones.magvit2 import AdaptiveGroupNorm2d, MAGVIT2Decoder, MAGVIT2Encoder, SubpixelUpsample2d
 
@@ -73,13 +72,3 @@ def test_the_adaptive_norm_is_that_of_its_equation(size: tuple[int, int]) -> Non
     expected = gain[:, :, None, None] * plain(x) + shift[:, :, None, None]
     # Sums of some twenty products of numbers up to about 3, each rounded by 1e-16.
     torch.testing.assert_close(norm(x, latents), expected, rtol=0, atol=1e-13)
-
-
-def test_a_tokenizer_is_saved_and_loaded(tmp_path) -> None:
-    encoder, decoder = build()
-    shake(encoder, decoder)
-    tokenizer = Tokenizer(encoder, LFQ(6, channel_dim=1), decoder).eval()
-    tokenizer.save_pretrained(tmp_path)
-    images: Tensor = torch.rand(2, 3, 8, 12) * 2 - 1
-    loaded = Tokenizer.from_pretrained(tmp_path)
-    assert torch.equal(loaded(images).reconstruction, tokenizer(images).reconstruction)

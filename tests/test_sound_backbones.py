@@ -102,6 +102,7 @@ EXACT: dict[str, Build] = {
     "resampled, causal": resampled(True, None),
     "mimi": resampled(True, CAUSAL_TRANSFORMER),
     "mimi, centred": resampled(False, TRANSFORMER),
+    "snac without attention": depthwise(None),
     "vocos of short windows": vocos(CONVNEXT, num_points=20),
     "vocos of 24 points": vocos(CONVNEXT, num_points=24),
     "vocos": vocos(CONVNEXT),
@@ -113,7 +114,6 @@ BOUNDED: dict[str, Build] = {
     "mirrored": conv(**SEANET),
     "mirrored, causal": conv(**SEANET, causal=True),
     "snac": depthwise(3),
-    "snac without attention": depthwise(None),
 }
 UNBOUNDED: dict[str, Build] = {
     "encodec": conv(**SEANET, causal=True, transformer=LSTM),

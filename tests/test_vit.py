@@ -136,10 +136,13 @@ def test_equations(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 def test_configuration_round_trip(options: dict[str, Any]) -> None:
-    for part in build(**options):
-        again = from_config(to_config(part))
+    encoder, decoder = build(**options)
+    images = torch.rand(1, 3, 16, 16).double()
+    for part, given in ((encoder, images), (decoder, encoder(images))):
+        again = from_config(to_config(part)).double()
         assert to_config(again) == to_config(part)
-        assert [*again.state_dict()] == [*part.state_dict()]
+        again.load_state_dict(part.state_dict())
+        assert torch.equal(again(given), part(given))
 
 
 def test_waves_go_on_and_learned_tables_are_resized() -> None:
@@ -230,17 +233,6 @@ def tokenizer_of(**options: Any) -> Tokenizer:
     parts = ViTEncoder(**options), ViTDecoder(**options)
     shake(*parts)
     return Tokenizer(parts[0], Quantizer("vq", dim=6, codebook_size=8, channel_dim=1), parts[1]).eval()
-
-
-def test_saved_and_opened_again(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(**SHAPES["tanh"])
-    tokenizer.save_pretrained(tmp_path)
-    again = Tokenizer.from_pretrained(tmp_path)
-    images = torch.rand(2, 3, 16, 16) * 2 - 1
-    indices = again.encode(images)
-    assert indices.shape == (2, 4, 4)
-    assert torch.equal(indices, tokenizer.encode(images))
-    assert torch.equal(again.decode(indices), tokenizer.decode(indices))
 
 
 def test_larger_pictures_are_tiles_of_the_size_of_the_training() -> None:

@@ -7,51 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conversion.published import LlamaGen
+from tests.conversion.published import LlamaGen, Transformers
 
 HEADS = 8
 
 
 @dataclass
-class FQGANDual(LlamaGen):
+class FQGANDual(Transformers, LlamaGen):
     """Two branches behind LlamaGen's encoder, visual and semantic; each has a transformer and a codebook."""
 
     adapter_depth: int = 2
     branches: ClassVar[dict[str, str]] = {"vis": "visual_head", "sem": "semantic_head"}
     predictors: ClassVar[dict[str, int]] = {"feat_pred_head": 1024}
     """What predicts features in training, with the width of its transformer; a tokenizer does not need it."""
-
-    def layer_norm(self, name: str, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return normal * self.tensor(f"{name}.weight", x.shape[-1], offset=1.0) + self.tensor(
-            f"{name}.bias", x.shape[-1]
-        )
-
-    def linear(self, name: str, x: Tensor, width: int) -> Tensor:
-        weight = self.tensor(f"{name}.weight", width, x.shape[-1], scale=x.shape[-1] ** -0.5)
-        return x @ weight.T + self.tensor(f"{name}.bias", width)
-
-    def multi_head(self, name: str, x: Tensor) -> Tensor:
-        width = x.shape[-1]
-        weight = self.tensor(f"{name}.in_proj_weight", 3 * width, width, scale=width**-0.5)
-        parts = (x @ weight.T + self.tensor(f"{name}.in_proj_bias", 3 * width)).chunk(3, dim=-1)
-        size, joined = width // HEADS, []
-        for head in range(HEADS):
-            query, key, value = (part[..., head * size : (head + 1) * size] for part in parts)
-            joined.append(torch.softmax(query @ key.mT / size**0.5, dim=-1) @ value)
-        return self.linear(f"{name}.out_proj", torch.cat(joined, dim=-1), width)
-
-    def transformer(self, name: str, x: Tensor, depth: int) -> Tensor:
-        """Of tokens (B, T, width)."""
-        x = self.layer_norm(f"{name}.ln_pre", x)
-        for n in range(depth):
-            block = f"{name}.transformer.{n}"
-            x = x + self.multi_head(f"{block}.attn", self.layer_norm(f"{block}.ln_1", x))
-            h = self.linear(f"{block}.mlp.c_fc", self.layer_norm(f"{block}.ln_2", x), 4 * x.shape[-1])
-            h = h * (1 + torch.erf(h / 2**0.5)) / 2
-            x = x + self.linear(f"{block}.mlp.c_proj", h, x.shape[-1])
-        return self.layer_norm(f"{name}.ln_post", x)
 
     def adapter(self, name: str, x: Tensor) -> Tensor:
         tokens = x.flatten(2).mT + self.tensor(f"{name}.positional_embedding", x[0, 0].numel(), x.shape[1])

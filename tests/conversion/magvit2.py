@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conversion.published import Published, with_averages
@@ -17,11 +16,6 @@ class MAGVIT2(Published):
 
     num_middle_blocks: int = 2
     adapts: bool = True
-
-    def kernel(self, name: str, x: Tensor, width: int, size: int = 3, stride: int = 1) -> Tensor:
-        """A convolution without bias, padded on all sides."""
-        weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
-        return F.conv2d(x, weight, padding=size // 2, stride=stride)
 
     def strided(self, name: str, x: Tensor) -> Tensor:
         return self.kernel(name, x, x.shape[1], stride=2) + self.tensor(f"{name}.bias", x.shape[1]).view(-1, 1, 1)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conversion.published import Published
@@ -16,16 +15,12 @@ class MaskGIT(Published):
     multipliers: tuple[int, ...] = (1, 2)
     num_res_blocks: int = 2
 
-    def plain(self, name: str, x: Tensor, width: int, size: int = 3) -> Tensor:
-        """A convolution without bias."""
-        return F.conv2d(x, self.tensor(f"{name}.weight", width, x.shape[1], size, size), padding=size // 2)
-
     def block(self, name: str, x: Tensor, width: int) -> Tensor:
         h = x
         for number in (1, 2):
             h = self.norm(f"{name}.norm{number}", h)
-            h = self.plain(f"{name}.conv{number}", h * torch.sigmoid(h), width)
-        return h + (x if x.shape[1] == width else self.plain(f"{name}.nin_shortcut", h, width, 1))
+            h = self.kernel(f"{name}.conv{number}", h * torch.sigmoid(h), width)
+        return h + (x if x.shape[1] == width else self.kernel(f"{name}.nin_shortcut", h, width, 1))
 
     def blocks(self, name: str, x: Tensor, width: int) -> Tensor:
         for number in range(self.num_res_blocks):
@@ -33,7 +28,7 @@ class MaskGIT(Published):
         return x
 
     def latents(self, images: Tensor) -> Tensor:
-        x = self.plain("encoder.conv_in", (images + 1) / 2, self.channels * self.multipliers[0])
+        x = self.kernel("encoder.conv_in", (images + 1) / 2, self.channels * self.multipliers[0])
         for level, multiplier in enumerate(self.multipliers):
             if level > 0:
                 x = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4

@@ -33,7 +33,16 @@ class Published:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     latent_kernel_size = 1
+    # names, here those of taming-transformers
+    levels = {"encoder": "encoder.down.{level}", "decoder": "decoder.up.{level}"}  # or {place}, in the order of running
+    parts = {"res": "block.{block}", "attn": "attn.{block}", "down": "downsample.conv", "up": "upsample.conv"}
+    middle_parts = ("mid.block_1", "mid.attn_1", "mid.block_2")
+    norm_out = "norm_out"
     shortcut = "nin_shortcut"
+
+    def name(self, side: str, part: str, **places: int) -> str:
+        """Of what is in a level."""
+        return f"{self.levels[side]}.{self.parts[part]}".format(**places)
 
     # ------------------------------------------------------------------ layers
 
@@ -47,6 +56,11 @@ class Published:
     def conv(self, name: str, x: Tensor, width: int, size: int = 3) -> Tensor:
         weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
         return F.conv2d(x, weight, self.tensor(f"{name}.bias", width), padding=size // 2)
+
+    def kernel(self, name: str, x: Tensor, width: int, size: int = 3, stride: int = 1) -> Tensor:
+        """A convolution without bias."""
+        weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
+        return F.conv2d(x, weight, padding=size // 2, stride=stride)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         groups = x.reshape(len(x), GROUPS, -1)
@@ -75,7 +89,7 @@ class Published:
         )
 
     def middle(self, side: str, x: Tensor) -> Tensor:
-        names = self.middle_names(side)
+        names = [f"{side}.{part}" for part in self.middle_parts]
         x = self.block(names[0], x, x.shape[1])
         if self.middle_attention:
             x = self.attention(names[1], x)
@@ -96,16 +110,16 @@ class Published:
         x = self.conv("encoder.conv_in", images, widths[0])
         for level, width in enumerate(widths):
             for block in range(self.num_res_blocks):
-                x = self.block(self.down_name(level, "res", block), x, width)
+                x = self.block(self.name("encoder", "res", level=level, block=block), x, width)
                 if level in self.attention_levels:
-                    x = self.attention(self.down_name(level, "attn", block), x)
+                    x = self.attention(self.name("encoder", "attn", level=level, block=block), x)
             if level < last:
-                x = self.down(self.down_name(level, "resample", 0), x)
+                x = self.down(self.name("encoder", "down", level=level), x)
         return self.middle("encoder", x)
 
     def latents(self, images: Tensor) -> Tensor:
         x = self.features(images)
-        x = self.swish_conv(self.norm_out("encoder"), "encoder.conv_out", x, self.latent_channels)
+        x = self.swish_conv(f"encoder.{self.norm_out}", "encoder.conv_out", x, self.latent_channels)
         return self.conv("quant_conv", x, self.dim, self.latent_kernel_size)
 
     def images(self, quantized: Tensor) -> Tensor:
@@ -114,12 +128,13 @@ class Published:
         x = self.middle("decoder", self.conv("decoder.conv_in", x, widths[-1]))
         for place, level in enumerate(reversed(range(len(widths)))):
             for block in range(self.num_res_blocks + 1):
-                x = self.block(self.up_name(level, place, "res", block), x, widths[level])
+                places = {"level": level, "place": place, "block": block}
+                x = self.block(self.name("decoder", "res", **places), x, widths[level])
                 if level in self.attention_levels:
-                    x = self.attention(self.up_name(level, place, "attn", block), x)
+                    x = self.attention(self.name("decoder", "attn", **places), x)
             if level > 0:
-                x = self.up(self.up_name(level, place, "resample", 0), x)
-        return self.swish_conv(self.norm_out("decoder"), "decoder.conv_out", x, 3)
+                x = self.up(self.name("decoder", "up", level=level, place=place), x)
+        return self.swish_conv(f"decoder.{self.norm_out}", "decoder.conv_out", x, 3)
 
     def codes(self, name: str, latents: Tensor) -> Tensor:
         """A table among the latents, so that many codes are chosen."""
@@ -143,22 +158,6 @@ class Published:
     def checkpoint(self) -> dict[str, Tensor]:
         """What was asked for, as it is published."""
         return self.state
-
-    # ------------------------------------------------------------------ names, here those of taming-transformers
-
-    def down_name(self, level: int, kind: str, block: int) -> str:
-        return f"encoder.down.{level}." + {"res": f"block.{block}", "attn": f"attn.{block}"}.get(
-            kind, "downsample.conv"
-        )
-
-    def up_name(self, level: int, place: int, kind: str, block: int) -> str:
-        return f"decoder.up.{level}." + {"res": f"block.{block}", "attn": f"attn.{block}"}.get(kind, "upsample.conv")
-
-    def middle_names(self, side: str) -> tuple[str, str, str]:
-        return f"{side}.mid.block_1", f"{side}.mid.attn_1", f"{side}.mid.block_2"
-
-    def norm_out(self, side: str) -> str:
-        return f"{side}.norm_out"
 
 
 @dataclass
@@ -206,21 +205,14 @@ def with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class LlamaGen(Published):
     """Vectors and codes on the sphere; attention at the last level; the decoder's levels in order of execution."""
 
+    levels = {"encoder": "encoder.conv_blocks.{level}", "decoder": "decoder.conv_blocks.{place}"}
+    parts = Published.parts | {"res": "res.{block}"}
+    middle_parts = ("mid.0", "mid.1", "mid.2")
+
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         self.tensor("quantize.codebook_used", 65536)
         codes = F.normalize(self.codes("quantize.embedding.weight", latents), dim=1)
         return self.read(codes, torch.einsum("bdhw,kd->bhwk", F.normalize(latents, dim=1), codes).argmax(-1))
-
-    def down_name(self, level: int, kind: str, block: int) -> str:
-        parts = {"res": f"res.{block}", "attn": f"attn.{block}"}
-        return f"encoder.conv_blocks.{level}." + parts.get(kind, "downsample.conv")
-
-    def up_name(self, level: int, place: int, kind: str, block: int) -> str:
-        parts = {"res": f"res.{block}", "attn": f"attn.{block}"}
-        return f"decoder.conv_blocks.{place}." + parts.get(kind, "upsample.conv")
-
-    def middle_names(self, side: str) -> tuple[str, str, str]:
-        return f"{side}.mid.0", f"{side}.mid.1", f"{side}.mid.2"
 
 
 @dataclass
@@ -251,6 +243,15 @@ class VAR(Published):
 class DiffusersVQ(Published):
     """Linear layers in the attention."""
 
+    levels = {"encoder": "encoder.down_blocks.{level}", "decoder": "decoder.up_blocks.{place}"}
+    parts = {
+        "res": "resnets.{block}",
+        "attn": "attentions.{block}",
+        "down": "downsamplers.0.conv",
+        "up": "upsamplers.0.conv",
+    }
+    middle_parts = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+    norm_out = "conv_norm_out"
     shortcut = "conv_shortcut"
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -266,23 +267,48 @@ class DiffusersVQ(Published):
     projections: tuple[str, ...] = ("to_q", "to_k", "to_v")
     output = "to_out.0"
 
-    def down_name(self, level: int, kind: str, block: int) -> str:
-        parts = {"res": f"resnets.{block}", "attn": f"attentions.{block}"}
-        return f"encoder.down_blocks.{level}." + parts.get(kind, "downsamplers.0.conv")
-
-    def up_name(self, level: int, place: int, kind: str, block: int) -> str:
-        parts = {"res": f"resnets.{block}", "attn": f"attentions.{block}"}
-        return f"decoder.up_blocks.{place}." + parts.get(kind, "upsamplers.0.conv")
-
-    def middle_names(self, side: str) -> tuple[str, str, str]:
-        return tuple(f"{side}.mid_block.{part}" for part in ("resnets.0", "attentions.0", "resnets.1"))
-
-    def norm_out(self, side: str) -> str:
-        return f"{side}.conv_norm_out"
-
 
 class OldDiffusersVQ(DiffusersVQ):
     """The names before diffusers 0.16."""
 
     projections = ("query", "key", "value")
     output = "proj_attn"
+
+
+class Transformers(Published):
+    """Layers on tokens (B, N, width), with the names of CLIP."""
+
+    def heads(self, width: int) -> int:
+        """Of the attention."""
+        return 8
+
+    def layer_norm(self, name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        gain = self.tensor(f"{name}.weight", x.shape[-1], offset=1.0)
+        return normal * gain + self.tensor(f"{name}.bias", x.shape[-1])
+
+    def linear(self, name: str, x: Tensor, width: int, *kernel: int) -> Tensor:
+        weight = self.tensor(f"{name}.weight", width, x.shape[-1], *kernel)
+        return x @ weight.flatten(1).T + self.tensor(f"{name}.bias", width)
+
+    def multi_head(self, name: str, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        weight = self.tensor(f"{name}.in_proj_weight", 3 * width, width)
+        parts = (x @ weight.T + self.tensor(f"{name}.in_proj_bias", 3 * width)).chunk(3, dim=-1)
+        size, joined = width // self.heads(width), []
+        for first in range(0, width, size):
+            query, key, value = (part[..., first : first + size] for part in parts)
+            joined.append(torch.softmax(query @ key.mT / size**0.5, dim=-1) @ value)
+        return self.linear(f"{name}.out_proj", torch.cat(joined, dim=-1), width)
+
+    def transformer(self, name: str, x: Tensor, depth: int) -> Tensor:
+        """Of tokens (B, T, width)."""
+        x = self.layer_norm(f"{name}.ln_pre", x)
+        for n in range(depth):
+            block = f"{name}.transformer.{n}"
+            x = x + self.multi_head(f"{block}.attn", self.layer_norm(f"{block}.ln_1", x))
+            h = self.linear(f"{block}.mlp.c_fc", self.layer_norm(f"{block}.ln_2", x), 4 * x.shape[-1])
+            h = h * (1 + torch.erf(h / 2**0.5)) / 2
+            x = x + self.linear(f"{block}.mlp.c_proj", h, x.shape[-1])
+        return self.layer_norm(f"{name}.ln_post", x)

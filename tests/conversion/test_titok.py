@@ -79,43 +79,25 @@ def test_the_loss_is_that_of_the_release(tmp_path) -> None:
     torch.testing.assert_close(output.quantizer.loss, error + 0.25 * error, rtol=0, atol=ROUNDING)
 
 
+def sized(cls: type[published.TiTok], tokens: int, widths: tuple[int, int], depths: tuple[int, int], **sizes: int):
+    """A model of a published size; widths and depths are those of encoder and decoder."""
+    sizes |= {"encoder_width": widths[0], "decoder_width": widths[1]}
+    sizes |= {"encoder_depth": depths[0], "decoder_depth": depths[1]}
+    return cls(num_tokens=tokens, **sizes)
+
+
+CODES, PIXELS = {"dim": 12, "codebook_size": 4096}, {"dim": 64, "codebook_size": 8192}
+TEXT = {"text_tokens": 77, "text_dim": 768}
 FULL = {
-    "titok l-32": (
-        published.TiTok(
-            num_tokens=32, encoder_width=1024, decoder_width=1024, encoder_depth=24, decoder_depth=24, dim=12,
-            codebook_size=4096,
-        ),
-        TiTok(),
-    ),
-    "titok b-64": (
-        published.TiTok(
-            num_tokens=64, encoder_width=768, decoder_width=768, encoder_depth=12, decoder_depth=12, dim=12,
-            codebook_size=4096,
-        ),
-        TiTok(),
-    ),
-    "titok s-128": (
-        published.TiTok(
-            num_tokens=128, encoder_width=512, decoder_width=512, encoder_depth=8, decoder_depth=8, dim=12,
-            codebook_size=4096,
-        ),
-        TiTok(),
-    ),
-    "titok sl-256": (
-        published.TiTokPixels(
-            num_tokens=256, encoder_width=512, decoder_width=1024, encoder_depth=8, decoder_depth=24, dim=64,
-            codebook_size=8192,
-        ),
-        TiTok(),
-    ),
+    "titok l-32": (sized(published.TiTok, 32, (1024, 1024), (24, 24), **CODES), TiTok()),
+    "titok b-64": (sized(published.TiTok, 64, (768, 768), (12, 12), **CODES), TiTok()),
+    "titok s-128": (sized(published.TiTok, 128, (512, 512), (8, 8), **CODES), TiTok()),
+    "titok sl-256": (sized(published.TiTokPixels, 256, (512, 1024), (8, 24), **PIXELS), TiTok()),
     "ta-titok bl-64": (
-        published.TATiTok(
-            num_tokens=64, encoder_width=768, decoder_width=1024, encoder_depth=12, decoder_depth=24, dim=64,
-            codebook_size=8192, text_tokens=77, text_dim=768,
-        ),
+        sized(published.TATiTok, 64, (768, 1024), (12, 24), **PIXELS, **TEXT),
         TATiTok(torch.empty(77, 768, device="meta")),
     ),
-}  # fmt: skip
+}
 
 ON_THE_HUB = {
     "titok s-128": (83.7e6, 0.05e6),

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conversion.maskgit import MaskGIT
+from tests.conversion.published import Transformers
 
 
 @dataclass
-class TiTok(MaskGIT):
+class TiTok(Transformers, MaskGIT):
     """L-32 and the like: latents with channels of all tokens, codes on the sphere, and MaskGIT's decoder."""
 
     multipliers: tuple[int, ...] = (1, 1, 2)
@@ -28,39 +29,9 @@ class TiTok(MaskGIT):
     mixes_tokens = True
     on_the_sphere = True
 
-    # ------------------------------------------------------------------ layers on tokens (B, N, C)
-
-    def layer_norm(self, name: str, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        gain = self.tensor(f"{name}.weight", x.shape[-1], offset=1.0)
-        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain + self.tensor(
-            f"{name}.bias", x.shape[-1]
-        )
-
-    def linear(self, name: str, x: Tensor, width: int, *kernel: int) -> Tensor:
-        weight = self.tensor(f"{name}.weight", width, x.shape[-1], *kernel).flatten(1)
-        return torch.einsum("bnc,dc->bnd", x, weight) + self.tensor(f"{name}.bias", width)
-
-    def self_attention(self, name: str, x: Tensor) -> Tensor:
-        width = x.shape[-1]
-        weight = self.tensor(f"{name}.in_proj_weight", 3 * width, width)
-        maps = torch.einsum("bnc,dc->bnd", x, weight) + self.tensor(f"{name}.in_proj_bias", 3 * width)
-        heads = []
-        for first in range(0, width, 64):
-            query, key, value = (maps[..., part * width + first :][..., :64] for part in range(3))
-            weights = torch.softmax(torch.einsum("bic,bjc->bij", query, key) / 8, dim=2)
-            heads.append(torch.einsum("bij,bjc->bic", weights, value))
-        return self.linear(f"{name}.out_proj", torch.cat(heads, -1), width)
-
-    def transformer(self, part: str, x: Tensor, depth: int) -> Tensor:
-        x = self.layer_norm(f"{part}.ln_pre", x)
-        for number in range(depth):
-            block = f"{part}.transformer.{number}"
-            x = x + self.self_attention(f"{block}.attn", self.layer_norm(f"{block}.ln_1", x))
-            h = self.linear(f"{block}.mlp.c_fc", self.layer_norm(f"{block}.ln_2", x), 4 * x.shape[-1])
-            h = h * (1 + torch.erf(h / 2**0.5)) / 2
-            x = x + self.linear(f"{block}.mlp.c_proj", h, x.shape[-1])
-        return x
+    def heads(self, width: int) -> int:
+        """See `Transformers`."""
+        return width // 64
 
     # ------------------------------------------------------------------ the model
 
@@ -75,7 +46,7 @@ class TiTok(MaskGIT):
         tokens = self.tensor("latent_tokens", self.num_tokens, width)
         tokens = tokens + self.tensor("encoder.latent_token_positional_embedding", self.num_tokens, width)
         x = self.transformer("encoder", torch.cat([x, tokens.expand(number, -1, -1)], 1), self.encoder_depth)
-        x = self.layer_norm("encoder.ln_post", x)[:, -self.num_tokens :]
+        x = x[:, -self.num_tokens :]
         if self.mixes_tokens:
             row = x.flatten(1)
             x = torch.stack([row[:, token :: self.num_tokens] for token in range(self.num_tokens)], 1)
@@ -101,8 +72,7 @@ class TiTok(MaskGIT):
         ) + self.tensor("decoder.positional_embedding", 1 + patches, width)
         x = x + self.tensor("decoder.latent_token_positional_embedding", self.num_tokens, width)[: x.shape[1]]
         parts = [masks.expand(number, -1, -1), x, *(part.expand(number, -1, -1) for part in self.context())]
-        x = self.transformer("decoder", torch.cat(parts, 1), self.decoder_depth)
-        return self.layer_norm("decoder.ln_post", x)[:, 1 : 1 + patches]
+        return self.transformer("decoder", torch.cat(parts, 1), self.decoder_depth)[:, 1 : 1 + patches]
 
     def context(self) -> list[Tensor]:
         return []

@@ -153,13 +153,14 @@ class Mimi(Family):
         sides = {side: self._sizes(source, side) for side in ("encoder", "decoder")}
         down, up = self.names.resampling
         stride = source.shape(f"{down}.weight", 3)[2] // 2
+        hidden = f"{self.names.block}.{self.names.parts['network.1']}.weight"
         transformers = {
             side: partial(
                 WindowedTransformer,
                 num_layers=self._number(source, self.names.block.replace("{side}", side)),
                 num_heads=source.number("num_attention_heads", HEADS),
                 context_frames=source.number("sliding_window", CONTEXT) - 1,
-                expansion=self._expansion(source, side, sizes["dim"]),
+                expansion=source.shape(hidden.format(side=side, place=0), 2)[0] // sizes["dim"],
             )
             for side, sizes in sides.items()
         }
@@ -217,10 +218,6 @@ class Mimi(Family):
             inner, width, taps = source.shape(f"{layer(place=units[0])}.block.1{self.names.convolution}.weight", 3)
             sizes |= {"residual_kernel_size": taps, "compress": width // inner}
         return sizes
-
-    def _expansion(self, source: Source, side: str, dim: int) -> int:
-        first = self.names.block.format(side=side, place=0)
-        return source.shape(f"{first}.{self.names.parts['network.1']}.weight", 2)[0] // dim
 
     def _build_quantizer(self, source: Source, dim: int) -> SplitQuantizer:
         semantic, acoustic = self.names.branches

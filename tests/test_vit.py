@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqkit import Decode, Encode, Quantizer, Tiles, Tokenizer, export_onnx
+from vqkit import Decode, Encode, Quantizer, Tiles, Tokenizer
 from vqkit.backbones.activations import GELU, Tanh
 from vqkit.backbones.positions import InterpolatedPositions, LearnedPositions, SinCosPositions
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock
@@ -266,20 +266,16 @@ def test_compiles_in_one_graph_and_exports() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bsq", "tanh"])
 def test_onnx(name: str, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    from tests.test_exporting import File  # skips where there is no ONNX Runtime
+
     tokenizer = tokenizer_of(**SHAPES[name])
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    export_onnx(Encode(tokenizer), images, tmp_path / "encode.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "encode.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    found = File(Encode(tokenizer), images, tmp_path / "encode.onnx")(images)
     expected = tokenizer.encode(images)
     # A latent within rounding of the border between two codes may go to the other one.
-    assert (torch.from_numpy(found) == expected).double().mean() > 0.9
-    export_onnx(Decode(tokenizer), expected, tmp_path / "decode.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "decode.onnx", providers=["CPUExecutionProvider"])
-    (decoded,) = session.run(None, {session.get_inputs()[0].name: expected.numpy()})
-    torch.testing.assert_close(torch.from_numpy(decoded), tokenizer.decode(expected), rtol=1e-3, atol=1e-3)
+    assert (found == expected).double().mean() > 0.9
+    decoded = File(Decode(tokenizer), expected, tmp_path / "decode.onnx")(expected)
+    torch.testing.assert_close(decoded, tokenizer.decode(expected), rtol=1e-3, atol=1e-3)
 
 
 def test_autocast_and_bfloat16() -> None:

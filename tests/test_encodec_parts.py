@@ -18,8 +18,6 @@ from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.streaming import streaming
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
 from vqkit.deployment.onnx import Decode, Encode, export_onnx
-from vqkit.saving.config import from_config, to_config
-from vqkit.tokenizers.chunking import run_in_blocks
 
 SIZES: dict[str, Any] = {"dim": 6, "channels": 4, "strides": (2, 3), "dilations": (1,), "residual_kernel_size": 3}
 SPEECH: dict[str, Any] = SIZES | {
@@ -152,32 +150,6 @@ def test_an_lstm_refuses_another_batch_in_the_middle_of_a_stream() -> None:
             lstm(torch.randn(3, 4, 3))
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_blocks_of_a_mirrored_recording_are_those_of_the_whole(causal: bool) -> None:
-    """The first frames of it depend on later ones, and the last on earlier ones, which `context` has to tell."""
-    options = SPEECH | {"transformer": None, "causal": causal}
-    encoder, decoder = build(**options)
-    for module, x, hop, out in (
-        (encoder, torch.randn(1, 1, 40 * 6).double(), 6, 1),
-        (decoder, torch.randn(1, 6, 40).double(), 1, 6),
-    ):
-        assert module.context is not None
-        blocks = run_in_blocks(
-            x.split(7, -1), module, context=module.context, hop_length=hop, hops_per_block=2, out_per_hop=out
-        )
-        torch.testing.assert_close(torch.cat(list(blocks), -1), module(x))
-
-
-@pytest.mark.parametrize("options", [SPEECH, MUSIC], ids=["speech", "music"])
-def test_context_is_unbounded_and_blocks_are_refused(options: dict[str, Any]) -> None:
-    encoder, decoder = build(**options)
-    assert encoder.context is None and decoder.context is None
-    codec = AudioTokenizer(encoder, Quantizer("ema", dim=6, codebook_size=16, channel_dim=1), decoder, sample_rate=600)
-    assert codec.latency == (6 / 600 if options["causal"] else None)
-    with pytest.raises(ValueError, match="blocks need a bounded context"):
-        list(codec.eval().encode_blocks([torch.randn(1, 1, 60).double()]))
-
-
 def test_a_norm_over_time_is_not_causal() -> None:
     with pytest.raises(ValueError, match="causal=True with normalization=TimeGroupNorm, which sees later samples"):
         ConvEncoder1d(**SPEECH | {"normalization": TimeGroupNorm})
@@ -249,19 +221,6 @@ def test_without_hooks_the_skip_takes_no_memory(monkeypatch: pytest.MonkeyPatch)
     module, shaped = unit(convolved_skip=False, gain=1.0), torch.randn(1, 4, 5)
     monkeypatch.setattr(module.branch, "forward", lambda x: shaped)
     assert module(torch.randn(1, 4, 5)) is shaped
-
-
-@pytest.mark.parametrize("options", [SPEECH, MUSIC], ids=["speech", "music"])
-def test_all_parameters_learn_and_a_configuration_builds_it_again(options: dict[str, Any]) -> None:
-    encoder, decoder = build(**options)
-    waves = torch.randn(2, 1, 60).double()
-    decoder(encoder(waves)).square().sum().backward()
-    for part in (encoder, decoder):
-        for name, parameter in part.named_parameters():
-            assert parameter.grad is not None and bool(parameter.grad.any()), name
-        copy = from_config(to_config(part)).double()
-        copy.load_state_dict(part.state_dict())
-    assert torch.equal(copy(encoder(waves)), decoder(encoder(waves)))
 
 
 def codec_of(options: dict[str, Any]) -> AudioTokenizer:

@@ -27,7 +27,6 @@ from vqkit import (
     Tokenizer,
     TokenShards,
     TokenShardWriter,
-    export_onnx,
 )
 from vqkit.backbones.conv2d import ConvDecoder2d
 from vqkit.backbones.latent_tokens import CodeHead, LatentTokenDecoder, LatentTokenEncoder, PixelHead, TiTokEncoder
@@ -207,18 +206,16 @@ def test_low_precision_and_autocast_are_near(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_it_is_exported_and_compiled(tmp_path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    from tests.test_exporting import File  # skips where there is no ONNX Runtime
+
     tokenizer, images = make(code_head()).eval(), pictures()
     indices = tokenizer.encode(images)
     for module, example, others in (
         (Encode(tokenizer), images, [images[:1], images]),
         (Decode(tokenizer), indices, [indices[:1], indices]),
     ):
-        export_onnx(module, example, tmp_path / "model.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        written = File(module, example, tmp_path / "model.onnx")
         for x in others:
-            found = torch.from_numpy(session.run(None, {module.names[0]: x.numpy()})[0])
-            torch.testing.assert_close(found, module(x), rtol=0, atol=1e-4)
+            torch.testing.assert_close(written(x), module(x), rtol=0, atol=1e-4)
     compiled = torch.compile(tokenizer, fullgraph=True)
     torch.testing.assert_close(compiled(images).reconstruction, tokenizer(images).reconstruction, rtol=0, atol=1e-4)

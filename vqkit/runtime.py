@@ -5,13 +5,13 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 READ_WITHOUT_WAITING = ("cpu",)
 """Devices whose values the host can read at no cost."""
@@ -27,6 +27,18 @@ def autocast_disabled(device: torch.device) -> AbstractContextManager[None]:
     if device.type == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
         return nullcontext()
     return torch.autocast(device_type=device.type, enabled=False)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Context in which a module is in eval mode; behind it, each part of it is in the mode that it had."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def recomputing() -> bool:

@@ -12,7 +12,7 @@ from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make
 from trainers.core import LossBalancer
 from trainers.image import L2, BilinearResize, FeaturePrediction, FrozenNetwork, RandomWeights
 from vqkit import GroupedQuantizer, Quantizer
-from vqkit.conversion.fqgan import BLOCK
+from vqkit.conversion.fqgan import transformer_parts
 from vqkit.saving.weights import no_download
 
 pytestmark = LIGHTNING_REMARKS
@@ -48,9 +48,8 @@ def published(objective: FeaturePrediction, vectors: torch.Tensor) -> torch.Tens
     ours = {f"enter.{number}.{kind}": theirs[f"upscale.{number}.{kind}"] for number in (0, 2) for kind in KINDS}
     ours["token"] = theirs["class_embedding"][0] + theirs["positional_embedding"][0]
     ours["positions.table"] = theirs["positional_embedding"][1:].unflatten(0, (4, 4))
-    for kind in KINDS:
-        ours[f"blocks.0.{kind}"], ours[f"blocks.4.{kind}"] = theirs[f"ln_pre.{kind}"], theirs[f"ln_post.{kind}"]
-    ours |= {f"blocks.{1 + n}.{name}": theirs[f"transformer.{n}.{BLOCK[name]}"] for n in range(3) for name in BLOCK}
+    parts = transformer_parts(3).items()
+    ours |= {f"blocks.{own}{kind}": theirs[other + kind] for own, other in parts for kind in KINDS}
     objective.load_state_dict(ours)
     return predicted
 

@@ -1,1 +1,1 @@
-"""Encoder and decoder pairs; each module imports torch only."""
+"""Encoder and decoder pairs. What each says of itself is in `protocol.py`; each module imports torch only."""

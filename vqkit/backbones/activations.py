@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit.saving.config import Configured
@@ -75,7 +74,7 @@ class SignedSnake(Configured, nn.Module):
 
 
 def _plus_squared_sine(x: Tensor, frequency: Tensor, divisor: Tensor) -> Tensor:
-    """Of both: x + sin^2(frequency x) / divisor, in the dtype of x.
+    """Of all three: x + sin^2(frequency x) / divisor, in the dtype of x.
 
     Without gradients in one tensor that each operation overwrites, with the same numbers: of what these operations take
     on a processor, two thirds are for fresh memory.
@@ -111,68 +110,37 @@ class SnakeBeta(Configured, nn.Module):
         """(B, C, T) to the same; computed in float32 or better."""
         precision = torch.promote_types(x.dtype, torch.float32)
         frequency, divisor = self.log_frequency.to(precision).exp(), self.log_divisor.to(precision).exp()
-        return (x + (x * frequency).sin().square() / (divisor + self.SMALL)).to(x.dtype)
+        return _plus_squared_sine(x, frequency, divisor + self.SMALL)
 
 
-class ELU(Configured, nn.Module):
-    """The exponential linear unit; the activation of SEANet, SoundStream, EnCodec and Mimi.
+class Elementwise(Configured):
+    """An activation without parameters.
 
     Args:
         channels: C; not needed, taken since every activation is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+
+class ELU(Elementwise, nn.ELU):
+    """The exponential linear unit; the activation of SEANet, SoundStream, EnCodec and Mimi.
 
     Source: Clevert, Unterthiner, Hochreiter 2016 (arXiv:1511.07289).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
-        return F.elu(x)
-
-
-class GELU(Configured, nn.Module):
+class GELU(Elementwise, nn.GELU):
     """The Gaussian error linear unit, exact; the activation of transformers.
-
-    Args:
-        channels: C; not needed, taken since every activation is.
 
     Source: Hendrycks, Gimpel 2016 (arXiv:1606.08415).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
-        return F.gelu(x)
+class ReLU(Elementwise, nn.ReLU):
+    """The rectified linear unit, max(x, 0)."""
 
 
-class ReLU(Configured, nn.Module):
-    """The rectified linear unit, max(x, 0).
-
-    Args:
-        channels: C; not needed, taken since every activation is.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
-        return F.relu(x)
-
-
-class Tanh(Configured, nn.Module):
-    """The hyperbolic tangent: behind the decoder of DAC, in the blocks of some ViT-VQGANs.
-
-    Args:
-        channels: C; not needed, taken since every activation is.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same, in [-1, 1]."""
-        return x.tanh()
+class Tanh(Elementwise, nn.Tanh):
+    """The hyperbolic tangent: behind the decoder of DAC, in the blocks of some ViT-VQGANs."""

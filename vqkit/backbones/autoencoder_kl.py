@@ -23,12 +23,6 @@ class AutoencoderKLEncoder(GaussianEncoder):
         config: arguments of `AutoencoderKL`, as its `config.json` has them, in place of those of `source`. Saved
             tokenizers have all of them, and need no `source`.
 
-    Attributes:
-        dim: `latent_channels`.
-        channel_dim: 1.
-        in_channels: C.
-        downsampling_factor: f, of height and width.
-
     Source: Rombach et al. 2021 (arXiv:2112.10752); the package diffusers.
 
     Raises:
@@ -44,15 +38,7 @@ class AutoencoderKLEncoder(GaussianEncoder):
 
 
 class AutoencoderKLDecoder(Configured, nn.Module):
-    """The decoder, behind a convolution and the inverse of the scaling; arguments are those of `AutoencoderKLEncoder`.
-
-    Attributes:
-        dim: `latent_channels`.
-        channel_dim: 1.
-        out_channels: C.
-        downsampling_factor: f, of height and width.
-        output_layer: the last convolution.
-    """
+    """The decoder, behind a convolution and the inverse of the scaling; arguments as for `AutoencoderKLEncoder`."""
 
     channel_dim = 1
     output_layer = "decoder.conv_out"

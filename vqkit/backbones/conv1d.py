@@ -16,7 +16,7 @@ quick to train.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ from vqkit.backbones.temporal import (
     ToPatches1d,
 )
 from vqkit.backbones.weight_norm import PlainFilters, WeightNormed
+
+Layer = TypeVar("Layer", Convolution1d, Deconvolution1d)
 
 
 class ConvEncoder1d(WeightNormed, nn.Module):
@@ -76,16 +78,8 @@ class ConvEncoder1d(WeightNormed, nn.Module):
         normalization: builds a norm of the outputs of each convolution, such as `encodec.TimeGroupNorm`, in the place
             of weight norm; `PlainFilters` for neither; None: weight norm.
 
-    Attributes:
-        in_channels: as given.
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f, samples per frame.
-        causal: as given.
-        fills_frames: whether T may be any number.
-        first_frames: how many the first chunk of a stream has to hold; 1 but for mirrored samples.
-        context: samples before the first and after the last of its own f on which a frame depends; None without
-            bound, or if the transformer does not tell (it has no `reach`).
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`; `context` is None, too, if the
+    transformer does not tell (it has no `reach`).
 
     Raises:
         ValueError: if a size is not positive or does not fit, or parts do not fit together; in `forward` if T is not a
@@ -132,7 +126,7 @@ class ConvEncoder1d(WeightNormed, nn.Module):
         units = _residual_units(unit, len(strides), dilations, residual_kernel_size, compress)
         self.in_channels = in_channels
         self.dim = dim
-        self.downsampling_factor = patch_size * math.prod(strides)
+        self.downsampling_factor = hop = patch_size * math.prod(strides)
         self.causal = causal
         self.fills_frames = padding_mode != "zeros" and patch_size == 1 and not linear_path
         layers: list[nn.Module] = [ToPatches1d(patch_size)] if patch_size > 1 else []
@@ -147,7 +141,7 @@ class ConvEncoder1d(WeightNormed, nn.Module):
         layers += [convolution(widths[-1], dim, latent_kernel_size, gain=gain)]
         self.layers = TemporalSequence(*layers)
         _check_activations(self.layers, causal)
-        self.linear = _analysis(in_channels, dim, self.downsampling_factor, sides) if linear_path else None
+        self.linear = _linear_path(Convolution1d, in_channels, dim, hop, sides) if linear_path else None
         self.first_frames = _first_frames(self.layers, self.downsampling_factor)
         reach = _reach(self.layers, self.linear, bottleneck, 0)
         last = self.downsampling_factor - 1
@@ -178,10 +172,6 @@ class ConvDecoder1d(WeightNormed, nn.Module):
             vanishes where they clip.
         drops_odd_last: whether a transposed convolution of odd stride drops its last sample, as in DAC at 16 and 24
             kHz. What is missing at the end of the sound, 8 samples there, is filled with zeros.
-
-    Attributes:
-        out_channels: as given.
-        context: frames before and after on which the samples of a frame depend; None as in `ConvEncoder1d`.
 
     Raises:
         ValueError: if a size is not positive or does not fit, or a causal decoder is to drop samples.
@@ -229,7 +219,7 @@ class ConvDecoder1d(WeightNormed, nn.Module):
         units = _residual_units(unit, len(strides), dilations, residual_kernel_size, compress)
         self.out_channels = out_channels
         self.dim = dim
-        self.downsampling_factor = patch_size * math.prod(strides)
+        self.downsampling_factor = hop = patch_size * math.prod(strides)
         self.causal = causal
         layers: list[nn.Module] = [convolution(dim, widths[-1], latent_kernel_size)]
         bottleneck = _bottleneck(transformer, widths[-1], causal)
@@ -249,7 +239,7 @@ class ConvDecoder1d(WeightNormed, nn.Module):
         layers += [FillLast1d(missing)] if missing else []
         self.layers = TemporalSequence(*layers)
         _check_activations(self.layers, causal)
-        self.linear = _synthesis(dim, out_channels, self.downsampling_factor, sides) if linear_path else None
+        self.linear = _linear_path(Deconvolution1d, dim, out_channels, hop, sides) if linear_path else None
         self.output_activation = output_activation(out_channels) if output_activation else nn.Identity()
         self.first_frames = _first_frames(self.layers, 1)
         reach = _reach(self.layers, self.linear, bottleneck, self.downsampling_factor - 1)
@@ -346,23 +336,17 @@ def _first_frames(layers: TemporalSequence, rate: int) -> int:
     return frames
 
 
-def _analysis(channels: int, dim: int, hop_length: int, sides: dict[str, Any]) -> Convolution1d:
-    """The linear path of the encoder: a window of two hops, of which the causal one starts with the second alone."""
-    layer = Convolution1d(channels, dim, 2 * hop_length, stride=hop_length, gain=0.0, **sides)
+def _linear_path(
+    kind: type[Layer], in_channels: int, out_channels: int, hop_length: int, sides: dict[str, Any]
+) -> Layer:
+    """A window of two hops. A causal one starts with one alone: the second in an analysis, the first in a synthesis."""
+    layer = kind(in_channels, out_channels, 2 * hop_length, stride=hop_length, gain=0.0, **sides)
+    weight = layer.convolution.weight
+    dim, channels, _ = weight.shape
     with torch.no_grad():
         if sides["causal"]:
-            layer.convolution.weight[..., hop_length:] = blocked_basis(dim, channels, hop_length)
+            half = weight[..., hop_length:] if kind is Convolution1d else weight[..., :hop_length]
+            half.copy_(blocked_basis(dim, channels, hop_length))
         else:
-            layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))
-    return layer
-
-
-def _synthesis(dim: int, channels: int, hop_length: int, sides: dict[str, Any]) -> Deconvolution1d:
-    """The linear path of the decoder: two hops, of which the causal one starts with the first alone."""
-    layer = Deconvolution1d(dim, channels, 2 * hop_length, stride=hop_length, gain=0.0, **sides)
-    with torch.no_grad():
-        if sides["causal"]:
-            layer.convolution.weight[..., :hop_length] = blocked_basis(dim, channels, hop_length)
-        else:
-            layer.convolution.weight.copy_(lapped_basis(dim, channels, hop_length))
+            weight.copy_(lapped_basis(dim, channels, hop_length))
     return layer

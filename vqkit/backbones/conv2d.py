@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from vqkit.backbones.layers2d import (
     Attention2d,
+    Decoder2d,
     Downsample2d,
+    Encoder2d,
     Norm,
     ResidualBlock2d,
     Upsample2d,
-    check_images,
-    check_latents,
     group_norms,
     level_widths,
     zero,
@@ -33,7 +33,7 @@ from vqkit.precision import widest_dtype
 from vqkit.saving.config import Configured
 
 
-class ConvEncoder2d(Configured, nn.Module):
+class ConvEncoder2d(Configured, Encoder2d):
     """Images (B, C, H, W) to latents (B, dim, H / f, W / f), with f = patch_size * 2^(number of levels - 1).
 
     Args:
@@ -59,11 +59,6 @@ class ConvEncoder2d(Configured, nn.Module):
             the latents of a nearly uniform image by up to a hundredth.
         dropout: probability inside residual blocks.
 
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of f.
 
@@ -72,8 +67,6 @@ class ConvEncoder2d(Configured, nn.Module):
         >>> encoder(torch.randn(1, 3, 64, 96)).shape
         torch.Size([1, 16, 16, 24])
     """
-
-    channel_dim = 1
 
     def __init__(
         self,
@@ -94,14 +87,10 @@ class ConvEncoder2d(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
+        super().__init__(in_channels, dim, patch_size * 2 ** (len(widths) - 1))
         norm = group_norms(norm_groups, norm_eps)
-        check_positive(in_channels=in_channels, dim=dim)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
-        self.in_channels = in_channels
-        self.dim = dim
-        self.downsampling_factor = patch_size * 2 ** (len(widths) - 1)
         layers = encoder_trunk(
             in_channels,
             widths,
@@ -126,12 +115,11 @@ class ConvEncoder2d(Configured, nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
-        check_images(images, self.in_channels, self.downsampling_factor)
-        latents = self.layers(images)
+        latents = super().forward(images)
         return latents if self.linear is None else latents + self.linear(images)
 
 
-class ConvDecoder2d(Configured, nn.Module):
+class ConvDecoder2d(Configured, Decoder2d):
     """Latents (B, dim, h, w) to images (B, C, f h, f w), the mirror of `ConvEncoder2d`.
 
     Arguments and attributes are those of the encoder, in its order (the level nearest to the image first). What
@@ -145,8 +133,6 @@ class ConvDecoder2d(Configured, nn.Module):
     Raises:
         ValueError: if a size is not positive or does not fit.
     """
-
-    channel_dim = 1
 
     def __init__(
         self,
@@ -167,16 +153,13 @@ class ConvDecoder2d(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
         factors = _factors(len(widths), patch_size, attention_factors)
+        super().__init__(out_channels, dim, factors[-1])
         norm = group_norms(norm_groups, norm_eps)
         attention = partial(Attention2d, norm=norm, heads=attention_heads)
-        check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
+        check_positive(num_res_blocks=num_res_blocks)
         inner = _latent_channels(dim, latent_channels, latent_kernel_size)
-        self.out_channels = out_channels
-        self.dim = dim
-        self.downsampling_factor = factors[-1]
         width = widths[-1]
         layers: list[nn.Module] = []
         if latent_kernel_size is not None:
@@ -204,8 +187,7 @@ class ConvDecoder2d(Configured, nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images (B, C, f h, f w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
-        check_latents(latents, self.dim)
-        images = self.layers(latents)
+        images = super().forward(latents)
         return images if self.linear is None else images + self.linear(latents)
 
 

@@ -39,15 +39,8 @@ DILATIONS = (1, 3, 9)
 class DepthwiseBackbone(WeightNormed, nn.Module):
     """What encoder and decoder have in common.
 
-    Attributes:
-        dim: channels of the latents.
-        channel_dim: 1, their axis.
-        downsampling_factor: f, samples per frame.
-        causal: False.
-        context: inputs before and after its own on which an output depends, samples of the encoder and frames of the
-            decoder.
-        frames_per_window: frames that attend to each other; 1 without attention.
-        fills_windows: True: recordings are filled up to whole windows.
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`; there are several
+    `frames_per_window` with attention alone.
     """
 
     channel_dim = 1
@@ -82,9 +75,6 @@ class DepthwiseEncoder1d(DepthwiseBackbone):
         window_frames: frames that attend to each other before the last convolution; None: no attention.
         activation: builds an activation for a width; it may not mix time steps.
         normalization: None for weight norm, or `PlainFilters`.
-
-    Attributes:
-        in_channels: as given. Others are those of `DepthwiseBackbone`.
 
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if T is not a positive multiple of f.
@@ -140,9 +130,6 @@ class DepthwiseDecoder1d(DepthwiseBackbone):
         injects_noise: whether each level has a `NoiseInjection1d` behind its transposed convolution.
         activation: builds an activation for a width; it may not mix time steps.
         normalization: None for weight norm, or `PlainFilters`.
-
-    Attributes:
-        out_channels: as given. Others are those of `DepthwiseBackbone`.
 
     Raises:
         ValueError: if a size is not positive or does not fit.

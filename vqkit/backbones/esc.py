@@ -39,14 +39,8 @@ class ESCBackbone(Configured, nn.Module, ABC):
         patch_size: frequencies and spectra that make a patch.
         patches_per_frame: patches, one after another in time, that make a frame of the latents.
 
-    Attributes:
-        dims: channels of the latents, coarsest scale first, without the finest: width * rows of patches *
-            patches_per_frame.
-        channel_dim: 1, their channel axis.
-        downsampling_factor: samples for each frame.
-        frames_per_window: a recording can be cut, with context, at each multiple of so many frames.
-        causal: False; windows look ahead.
-        context: see the subclasses.
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`, and `dims`, of a scale width * rows of
+    patches * patches_per_frame, without the finest.
 
     Raises:
         ValueError: sizes do not fit together.

@@ -12,14 +12,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.backbones.conv2d import encoder_trunk
-from vqkit.backbones.layers2d import check_images, group_norms, level_widths
+from vqkit.backbones.layers2d import Encoder2d, group_norms, level_widths
 from vqkit.backbones.positions import LearnedPositions, Positions
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock
 from vqkit.saving.config import Configured
 
 
-class FactorizedEncoder2d(Configured, nn.Module):
+class FactorizedEncoder2d(Configured, Encoder2d):
     """Images (B, C, H, W) to the latents of all branches, (B, dim, H / f, W / f), with f = 2^(number of levels - 1).
 
     A branch is an adapter, then norm, swish, a 3x3 convolution to `latent_channels` and a 1x1 convolution to its
@@ -27,7 +27,7 @@ class FactorizedEncoder2d(Configured, nn.Module):
 
     Args:
         in_channels: C.
-        branch_dims: channels of each branch's latents, in the order of the quantizer's groups.
+        branch_dims: channels of each branch's latents, in the order of the quantizer's groups; `dim` is their sum.
         image_size: side of the pictures that it is trained with, in pixels; a multiple of f.
         channels: width of the first level.
         channel_multipliers: width of each level relative to `channels`.
@@ -44,11 +44,6 @@ class FactorizedEncoder2d(Configured, nn.Module):
         norm_eps: added to each variance of a group norm.
         dropout: probability inside residual blocks.
 
-    Attributes:
-        dim: channels of the latents, the sum of `branch_dims`.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of f, or of
             another size than the positions know.
@@ -58,8 +53,6 @@ class FactorizedEncoder2d(Configured, nn.Module):
         >>> encoder(torch.randn(1, 3, 32, 32)).shape
         torch.Size([1, 16, 16, 16])
     """
-
-    channel_dim = 1
 
     def __init__(
         self,
@@ -81,15 +74,12 @@ class FactorizedEncoder2d(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        check_positive(in_channels=in_channels, image_size=image_size, latent_channels=latent_channels)
+        check_positive(image_size=image_size, latent_channels=latent_channels)
         if not branch_dims or min(branch_dims) < 1:
             raise ValueError(f"branch_dims={branch_dims!r}: expected a positive number for each branch, such as (8, 8)")
         widths = level_widths(channels, channel_multipliers, norm_groups)
         norm = group_norms(norm_groups, norm_eps)
-        self.in_channels = in_channels
-        self.dim = sum(branch_dims)
-        self.downsampling_factor = 2 ** (len(widths) - 1)
+        super().__init__(in_channels, sum(branch_dims), 2 ** (len(widths) - 1))
         if image_size % self.downsampling_factor:
             raise ValueError(f"image_size={image_size}: expected a multiple of the factor {self.downsampling_factor}")
         layers = encoder_trunk(
@@ -120,8 +110,7 @@ class FactorizedEncoder2d(Configured, nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents (B, dim, H / f, W / f), branch after branch, of images (B, C, H, W) in [-1, 1]."""
-        check_images(images, self.in_channels, self.downsampling_factor)
-        features = self.layers(images)
+        features = super().forward(images)
         return torch.cat([branch(features) for branch in self.branches], dim=1)
 
 

@@ -162,20 +162,19 @@ class WindowedAttention(StreamingLayer):
         return near & ((frame >= -known) & (frame < frames))[:, None, None]
 
 
-def rotate(x: Tensor, positions: Tensor, *, period: float = 10_000.0) -> Tensor:
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotary positions: pairs of channels turned by angles that grow with the position.
 
     Args:
         x: (..., T, D), D even.
         positions: (T,).
-        period: of the slowest pair, divided by 2 pi.
 
     Source: Su et al. 2021 (arXiv:2104.09864), section 3.2, with the pairs (i, i + D / 2).
     """
     half = x.shape[-1] // 2
     # In float32 the angles of positions that are a million apart would be off by 0.06.
     device = x.device if widest_dtype(x.device) == torch.float64 else torch.device("cpu")
-    frequencies = period ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
+    frequencies = 10_000.0 ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
     angles = positions.to(device)[:, None] * frequencies
     first, second = x[..., :half], x[..., half:]
     table = torch.promote_types(x.dtype, torch.float32)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqkit.backbones.protocol import properties_of
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock, initialize_linears
-from vqkit.backbones.vit import PatchEmbedding
+from vqkit.backbones.vit import PatchEmbedding, patches_on_a_side
 from vqkit.saving.config import Configured
 
 
@@ -36,11 +36,6 @@ class LatentTokenEncoder(Configured, nn.Module):
         channels: width of the transformer.
         depth: number of its blocks.
         num_heads: must divide `channels`.
-
-    Attributes:
-        dim: as given.
-        channel_dim: -1, the channel axis of the latents.
-        image_size: as given.
 
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if the images have another size.
@@ -73,7 +68,7 @@ class LatentTokenEncoder(Configured, nn.Module):
         self.dim = dim
         self.image_size = image_size
         self.num_tokens = num_tokens
-        side = _patches_on_a_side(image_size, patch_size)
+        side = patches_on_a_side(image_size, patch_size)
         self.patches = PatchEmbedding(in_channels, channels, patch_size=patch_size)
         self.class_token = _token_parameter(1, channels)
         self.positions = _token_parameter(1 + side**2, channels)
@@ -131,9 +126,6 @@ class LatentTokenDecoder(Configured, nn.Module):
         context_tokens: further tokens that are read, which are trained parameters. TA-TiTok reads a text there, 77
             tokens of CLIP; converted models have those of one text.
 
-    Attributes:
-        out_channels: of the head, as is `output_layer`, the name of the layer that the images come from.
-
     Raises:
         ValueError: if a size is not positive or does not fit, or the head is of another width or of other patches; in
             `forward` if there are no latents, or more than T.
@@ -176,7 +168,7 @@ class LatentTokenDecoder(Configured, nn.Module):
         self.dim = dim
         self.num_tokens = num_tokens
         self.out_channels = own.out_channels
-        self.side = _patches_on_a_side(image_size, patch_size)
+        self.side = patches_on_a_side(image_size, patch_size)
         self.embedding = nn.Linear(dim, channels)
         self.class_token = _token_parameter(1, channels)
         self.mask_token = _token_parameter(1, channels)
@@ -294,13 +286,6 @@ class CodeHead(Configured, nn.Module):
         """See the class."""
         means = self.to_logits(tokens).softmax(-1).to(self.codes.weight.dtype) @ self.codes.weight
         return self.pixels(means.movedim(-1, 1).contiguous())
-
-
-def _patches_on_a_side(image_size: int, patch_size: int) -> int:
-    check_positive(image_size=image_size, patch_size=patch_size)
-    if image_size % patch_size:
-        raise ValueError(f"image_size={image_size}: expected a multiple of patch_size={patch_size}")
-    return image_size // patch_size
 
 
 def _token_parameter(number: int, channels: int) -> nn.Parameter:

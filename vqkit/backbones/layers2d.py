@@ -14,6 +14,60 @@ Norm = Callable[[int], nn.Module]
 """Builds a norm for a number of channels."""
 
 
+class Encoder2d(nn.Module):
+    """An encoder of pictures: images (B, C, H, W) in [-1, 1] to latents (B, dim, H / f, W / f), by its `layers`.
+
+    Attributes:
+        in_channels: C.
+        dim: channels of the latents.
+        channel_dim: 1, their axis.
+        downsampling_factor: f.
+    """
+
+    channel_dim = 1
+    layers: nn.Module
+
+    def __init__(self, in_channels: int, dim: int, downsampling_factor: int) -> None:
+        super().__init__()
+        check_positive(in_channels=in_channels, dim=dim)
+        self.in_channels = in_channels
+        self.dim = dim
+        self.downsampling_factor = downsampling_factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
+        check_images(images, self.in_channels, self.downsampling_factor)
+        return self.layers(images)
+
+
+class Decoder2d(nn.Module):
+    """A decoder of pictures: latents (B, dim, h, w) to images (B, C, f h, f w), by its `layers`.
+
+    Attributes:
+        out_channels: C.
+        dim: channels of the latents.
+        channel_dim: 1, their axis.
+        downsampling_factor: f.
+        output_layer: name of the layer, beside a linear path, that gives the images.
+    """
+
+    channel_dim = 1
+    layers: nn.Module
+    output_layer: str
+
+    def __init__(self, out_channels: int, dim: int, downsampling_factor: int) -> None:
+        super().__init__()
+        check_positive(out_channels=out_channels, dim=dim)
+        self.out_channels = out_channels
+        self.dim = dim
+        self.downsampling_factor = downsampling_factor
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Images (B, C, f h, f w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
+        check_latents(latents, self.dim)
+        return self.layers(latents)
+
+
 class ResidualBlock2d(nn.Module):
     """x + convolution(dropout(swish(norm(convolution(swish(norm(x))))))).
 
@@ -142,7 +196,7 @@ def level_widths(channels: int, multipliers: Sequence[int], norm_groups: int) ->
     return widths
 
 
-def check_images(images: Tensor, in_channels: int, factor: int) -> None:
+def check_images(images: Tensor, in_channels: int, factor: int, *, divided: str = "by the downsampling factor") -> None:
     """Refuse images that are not (B, `in_channels`, H, W) with sides that are multiples of `factor`."""
     if images.ndim != 4 or images.shape[1] != in_channels:
         raise ValueError(
@@ -152,8 +206,8 @@ def check_images(images: Tensor, in_channels: int, factor: int) -> None:
     height, width = images.shape[-2:]
     if height % factor or width % factor:
         raise ValueError(
-            f"images of {height} x {width} pixels cannot be divided by the downsampling factor {factor}: crop or pad"
-            " both sides to a multiple of it"
+            f"images of {height} x {width} pixels cannot be divided {divided} {factor}: crop or pad both sides to a"
+            " multiple of it"
         )
 
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit.backbones.layers2d import (
+    Decoder2d,
+    Encoder2d,
     Norm,
     ResidualBlock2d,
-    check_images,
     check_latents,
     group_norms,
     level_widths,
@@ -30,7 +31,7 @@ from vqkit.backbones.sizes import check_positive
 from vqkit.saving.config import Configured
 
 
-class MAGVIT2Encoder(Configured, nn.Module):
+class MAGVIT2Encoder(Configured, Encoder2d):
     """Images (B, C, H, W) to latents (B, dim, H / f, W / f), with f = 2^(number of levels - 1).
 
     Args:
@@ -44,11 +45,6 @@ class MAGVIT2Encoder(Configured, nn.Module):
         norm_eps: added to each variance.
         dropout: probability inside residual blocks.
 
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of f.
 
@@ -57,8 +53,6 @@ class MAGVIT2Encoder(Configured, nn.Module):
         >>> encoder(torch.randn(1, 3, 64, 96)).shape
         torch.Size([1, 18, 32, 48])
     """
-
-    channel_dim = 1
 
     def __init__(
         self,
@@ -73,14 +67,11 @@ class MAGVIT2Encoder(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
+        super().__init__(in_channels, dim, 2 ** (len(widths) - 1))
         norm = group_norms(norm_groups, norm_eps)
         middle = num_res_blocks if num_middle_blocks is None else num_middle_blocks
-        check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks, num_middle_blocks=middle)
-        self.in_channels = in_channels
-        self.dim = dim
-        self.downsampling_factor = 2 ** (len(widths) - 1)
+        check_positive(num_res_blocks=num_res_blocks, num_middle_blocks=middle)
         width = widths[0]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
         for level, next_width in enumerate(widths):
@@ -91,13 +82,8 @@ class MAGVIT2Encoder(Configured, nn.Module):
         layers += _blocks(middle, width, width, norm, dropout)
         self.layers = nn.Sequential(*layers, norm(width), nn.SiLU(), nn.Conv2d(width, dim, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
-        check_images(images, self.in_channels, self.downsampling_factor)
-        return self.layers(images)
 
-
-class MAGVIT2Decoder(Configured, nn.Module):
+class MAGVIT2Decoder(Configured, Decoder2d):
     """Latents (B, dim, h, w) to images (B, C, f h, f w), the mirror of `MAGVIT2Encoder`.
 
     Arguments and attributes are those of the encoder, in its order (the level nearest to the image first). What
@@ -113,8 +99,6 @@ class MAGVIT2Decoder(Configured, nn.Module):
         ValueError: if a size is not positive or does not fit.
     """
 
-    channel_dim = 1
-
     def __init__(
         self,
         *,
@@ -129,14 +113,11 @@ class MAGVIT2Decoder(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         widths = level_widths(channels, channel_multipliers, norm_groups)
+        super().__init__(out_channels, dim, 2 ** (len(widths) - 1))
         norm = group_norms(norm_groups, norm_eps)
         middle = num_res_blocks if num_middle_blocks is None else num_middle_blocks
-        check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks, num_middle_blocks=middle)
-        self.out_channels = out_channels
-        self.dim = dim
-        self.downsampling_factor = 2 ** (len(widths) - 1)
+        check_positive(num_res_blocks=num_res_blocks, num_middle_blocks=middle)
         width = widths[-1]
         layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
         layers += _blocks(middle, width, width, norm, dropout)
@@ -148,7 +129,7 @@ class MAGVIT2Decoder(Configured, nn.Module):
             if level > 0:
                 layers.append(SubpixelUpsample2d(width))
         layers += [norm(width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1)]
-        self.layers = nn.ModuleList(layers)
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
         self.output_layer = f"layers.{len(layers) - 1}"
 
     def forward(self, latents: Tensor) -> Tensor:

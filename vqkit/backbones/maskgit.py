@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vqkit.backbones.layers2d import (
+    Decoder2d,
+    Encoder2d,
     Norm,
     ResidualBlock2d,
     Upsample2d,
-    check_images,
-    check_latents,
     group_norms,
     level_widths,
 )
@@ -27,7 +27,7 @@ from vqkit.backbones.sizes import check_positive
 from vqkit.saving.config import Configured
 
 
-class MaskGITEncoder2d(Configured, nn.Module):
+class MaskGITEncoder2d(Configured, Encoder2d):
     """Images (B, C, H, W) to latents (B, dim, H / f, W / f), with f = 2^(number of levels - 1).
 
     Args:
@@ -41,11 +41,6 @@ class MaskGITEncoder2d(Configured, nn.Module):
         norm_eps: added to each variance.
         dropout: probability inside residual blocks.
 
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of f.
 
@@ -54,8 +49,6 @@ class MaskGITEncoder2d(Configured, nn.Module):
         >>> encoder(torch.rand(1, 3, 64, 96) * 2 - 1).shape
         torch.Size([1, 16, 32, 48])
     """
-
-    channel_dim = 1
 
     def __init__(
         self,
@@ -69,13 +62,10 @@ class MaskGITEncoder2d(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        check_positive(in_channels=in_channels, dim=dim, num_res_blocks=num_res_blocks)
+        check_positive(num_res_blocks=num_res_blocks)
         widths = level_widths(channels, channel_multipliers, norm_groups)
+        super().__init__(in_channels, dim, 2 ** (len(widths) - 1))
         norm = group_norms(norm_groups, norm_eps)
-        self.in_channels = in_channels
-        self.dim = dim
-        self.downsampling_factor = 2 ** (len(widths) - 1)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)]
         width = widths[0]
         for level, next_width in enumerate(widths):
@@ -89,11 +79,10 @@ class MaskGITEncoder2d(Configured, nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents (B, dim, H / f, W / f) of images (B, C, H, W) in [-1, 1]."""
-        check_images(images, self.in_channels, self.downsampling_factor)
-        return self.layers((images + 1) / 2)
+        return super().forward((images + 1) / 2)
 
 
-class MaskGITDecoder2d(Configured, nn.Module):
+class MaskGITDecoder2d(Configured, Decoder2d):
     """Latents (B, dim, h, w) to images (B, C, f h, f w), the mirror of `MaskGITEncoder2d`.
 
     Maps are doubled by repetition and a 3x3 convolution. Arguments and attributes are those of the encoder, in its
@@ -107,8 +96,6 @@ class MaskGITDecoder2d(Configured, nn.Module):
         ValueError: if a size is not positive or does not fit.
     """
 
-    channel_dim = 1
-
     def __init__(
         self,
         *,
@@ -121,13 +108,10 @@ class MaskGITDecoder2d(Configured, nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        check_positive(out_channels=out_channels, dim=dim, num_res_blocks=num_res_blocks)
+        check_positive(num_res_blocks=num_res_blocks)
         widths = level_widths(channels, channel_multipliers, norm_groups)
+        super().__init__(out_channels, dim, 2 ** (len(widths) - 1))
         norm = group_norms(norm_groups, norm_eps)
-        self.out_channels = out_channels
-        self.dim = dim
-        self.downsampling_factor = 2 ** (len(widths) - 1)
         width = widths[-1]
         layers: list[nn.Module] = [nn.Conv2d(dim, width, 3, padding=1)]
         layers += _blocks(num_res_blocks, width, width, norm, dropout)
@@ -142,8 +126,7 @@ class MaskGITDecoder2d(Configured, nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images (B, C, f h, f w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
-        check_latents(latents, self.dim)
-        return 2 * self.layers(latents) - 1
+        return 2 * super().forward(latents) - 1
 
 
 class WidthBlock2d(ResidualBlock2d):

@@ -20,10 +20,6 @@ class MLPEncoder(Configured, nn.Module):
         activation: builds the activation behind a hidden layer from its width; `ReLU`, `GELU` and others are in
             `vqkit.backbones.activations`.
 
-    Attributes:
-        in_channels: as given.
-        dim: as given.
-
     Source: the encoder of RQ-VAE in Rajput et al. 2023 (TIGER, arXiv:2305.05065), sec. 4: widths 512, 256 and 128,
     ReLU, 32 dimensions at the end.
 
@@ -62,11 +58,6 @@ class MLPDecoder(Configured, nn.Module):
         dim: of the latents.
         widths: as the encoder has them, those next to the vectors first.
         activation: as the encoder has it.
-
-    Attributes:
-        out_channels: as given.
-        dim: as given.
-        output_layer: name of the last layer.
     """
 
     def __init__(
@@ -93,11 +84,6 @@ class Passthrough(Configured, nn.Module):
 
     Args:
         dim: of the vectors, or the channels of a series.
-
-    Attributes:
-        dim: as given.
-        in_channels: `dim`.
-        out_channels: `dim`.
     """
 
     def __init__(self, dim: int) -> None:

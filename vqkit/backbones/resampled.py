@@ -17,19 +17,42 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from vqkit.backbones.protocol import (
-    BackboneProperties,
-    check_causal,
-    check_waves,
-    check_whole_frames,
-    properties_of,
-)
+from vqkit.backbones.protocol import check_causal, check_waves, check_whole_frames, properties_of
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d, Interval, Normalization, TemporalSequence
 from vqkit.backbones.weight_norm import WeightNormed
 
 
-class ResampledEncoder1d(WeightNormed, nn.Module):
+class _Resampled1d(WeightNormed, nn.Module):
+    """What encoder and decoder say of themselves, by what the module `name` that they wrap says."""
+
+    channel_dim = 1
+
+    def __init__(self, name: str, module: nn.Module, stride: int) -> None:
+        super().__init__()
+        check_positive(stride=stride)
+        own = properties_of(module)
+        if own.dim is None or own.downsampling_factor is None or own.channel_dim not in (None, 1):
+            raise ValueError(
+                f"{name}={type(module).__name__} has dim={own.dim}, downsampling_factor={own.downsampling_factor} and"
+                f" channel_dim={own.channel_dim}: expected a backbone of sound that has the first two, and channels in"
+                " axis 1, such as those of vqkit.backbones.conv1d"
+            )
+        self.causal = bool(own.causal)
+        self.dim = own.dim
+        self.downsampling_factor = stride * own.downsampling_factor
+        self.frames_per_window = math.lcm(own.frames_per_window, stride) // stride
+        self.first_frames = math.ceil(own.first_frames / stride)
+
+    def _transformer(self, build: Callable[[int], nn.Module] | None) -> nn.Module:
+        if build is None:
+            return TemporalSequence()
+        module = build(self.dim)
+        check_causal(self.causal, module)
+        return module
+
+
+class ResampledEncoder1d(_Resampled1d):
     """An encoder of sound, a transformer over its frames, and a convolution of 2 s taps and stride s, without bias.
 
     The convolution looks one stride back, or half of one to each side if it is not causal. In front of the first frame
@@ -42,16 +65,8 @@ class ResampledEncoder1d(WeightNormed, nn.Module):
         transformer: builds a module (B, dim, frames) -> the same; None: none.
         normalization: of the convolution of stride s: `PlainFilters`, as in Mimi, or None for weight norm.
 
-    Attributes:
-        in_channels: of the encoder.
-        dim: of the encoder.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f = s f', samples for each latent.
-        causal: of the encoder.
-        context: samples before the first and after the last of its own f on which a latent depends; None if encoder or
-            transformer do not tell.
-        frames_per_window: latents between two places where a recording can be cut.
-        first_frames: how many latents the first chunk of a stream has to hold, for what the encoder mirrors.
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`, of latents where these speak of
+    frames: the `downsampling_factor` is f = s f'. `context` is None, too, if encoder or transformer do not tell.
 
     Raises:
         ValueError: `stride` is not positive, the encoder lacks an attribute, or it is causal and the transformer is
@@ -63,8 +78,6 @@ class ResampledEncoder1d(WeightNormed, nn.Module):
         torch.Size([1, 16, 10])
     """
 
-    channel_dim = 1
-
     def __init__(
         self,
         encoder: nn.Module,
@@ -73,19 +86,14 @@ class ResampledEncoder1d(WeightNormed, nn.Module):
         transformer: Callable[[int], nn.Module] | None = None,
         normalization: Normalization | None = None,
     ) -> None:
-        super().__init__()
-        own, dim, hop_length = _checked("encoder", encoder, stride)
-        self.causal = bool(own.causal)
+        super().__init__("encoder", encoder, stride)
+        own = properties_of(encoder)
         self.in_channels = own.in_channels
-        self.dim = dim
-        self.downsampling_factor = stride * hop_length
-        self.frames_per_window = _latents_per_window(own, stride)
-        self.first_frames = math.ceil(own.first_frames / stride)
         self.encoder = encoder
-        self.transformer = _transformer(transformer, dim, self.causal)
+        self.transformer = self._transformer(transformer)
         self.downsample = Convolution1d(
-            dim,
-            dim,
+            self.dim,
+            self.dim,
             2 * stride,
             stride=stride,
             causal=self.causal,
@@ -93,7 +101,7 @@ class ResampledEncoder1d(WeightNormed, nn.Module):
             normalization=normalization,
             bias=False,
         )
-        self.context = self._context(own.context, hop_length)
+        self.context = self._context(own.context, self.downsampling_factor // stride)
 
     def forward(self, waves: Tensor) -> Tensor:
         """Latents (B, dim, T / f) of audio (B, C, T) in [-1, 1]."""
@@ -109,7 +117,7 @@ class ResampledEncoder1d(WeightNormed, nn.Module):
         return inner[0] - first * hop_length, inner[1] + (last + 1) * hop_length - self.downsampling_factor
 
 
-class ResampledDecoder1d(WeightNormed, nn.Module):
+class ResampledDecoder1d(_Resampled1d):
     """The mirror of `ResampledEncoder1d`: a transposed convolution, a transformer, and a decoder.
 
     The transposed convolution has 2 s taps for each channel and does not mix them, as in the released weights.
@@ -121,18 +129,11 @@ class ResampledDecoder1d(WeightNormed, nn.Module):
         transformer: builds a module (B, dim, frames) -> the same; None: none.
         normalization: as in the encoder.
 
-    Attributes:
-        out_channels: of the decoder.
-        context: latents before and after on which the samples of a latent depend; None as in the encoder.
-        output_layer: of the decoder.
-
     The others are those of `ResampledEncoder1d`.
 
     Raises:
         ValueError: as for `ResampledEncoder1d`; in `forward` if the latents have another shape.
     """
-
-    channel_dim = 1
 
     def __init__(
         self,
@@ -142,26 +143,21 @@ class ResampledDecoder1d(WeightNormed, nn.Module):
         transformer: Callable[[int], nn.Module] | None = None,
         normalization: Normalization | None = None,
     ) -> None:
-        super().__init__()
-        own, dim, hop_length = _checked("decoder", decoder, stride)
-        self.causal = bool(own.causal)
+        super().__init__("decoder", decoder, stride)
+        own = properties_of(decoder)
         self.out_channels = own.out_channels
-        self.dim = dim
-        self.downsampling_factor = stride * hop_length
-        self.frames_per_window = _latents_per_window(own, stride)
-        self.first_frames = math.ceil(own.first_frames / stride)
         self.output_layer = None if own.output_layer is None else f"decoder.{own.output_layer}"
         self.upsample = Deconvolution1d(
-            dim,
-            dim,
+            self.dim,
+            self.dim,
             2 * stride,
             stride=stride,
             causal=self.causal,
             normalization=normalization,
-            groups=dim,
+            groups=self.dim,
             bias=False,
         )
-        self.transformer = _transformer(transformer, dim, self.causal)
+        self.transformer = self._transformer(transformer)
         self.decoder = decoder
         self.context = self._context(own.context, stride)
 
@@ -178,27 +174,6 @@ class ResampledDecoder1d(WeightNormed, nn.Module):
         return None if reached is None else (-reached[0], reached[1])
 
 
-def _checked(name: str, module: nn.Module, stride: int) -> tuple[BackboneProperties, int, int]:
-    """What a backbone says of itself, its `dim` and its `downsampling_factor`."""
-    check_positive(stride=stride)
-    own = properties_of(module)
-    if own.dim is None or own.downsampling_factor is None or own.channel_dim not in (None, 1):
-        raise ValueError(
-            f"{name}={type(module).__name__} has dim={own.dim}, downsampling_factor={own.downsampling_factor} and"
-            f" channel_dim={own.channel_dim}: expected a backbone of sound that has the first two, and channels in axis"
-            " 1, such as those of vqkit.backbones.conv1d"
-        )
-    return own, own.dim, own.downsampling_factor
-
-
-def _transformer(build: Callable[[int], nn.Module] | None, dim: int, causal: bool) -> nn.Module:
-    if build is None:
-        return TemporalSequence()
-    module = build(dim)
-    check_causal(causal, module)
-    return module
-
-
 def _reach(layers: Sequence[nn.Module], first: int, last: int) -> Interval | None:
     """Inputs of the layers on which outputs `first` to `last` depend; None without bound, or if one does not tell."""
     reached: Interval | None = (first, last)
@@ -206,7 +181,3 @@ def _reach(layers: Sequence[nn.Module], first: int, last: int) -> Interval | Non
         reach = getattr(layer, "reach", None)
         reached = None if reach is None or reached is None else reach(*reached)
     return reached
-
-
-def _latents_per_window(own: BackboneProperties, stride: int) -> int:
-    return math.lcm(own.frames_per_window, stride) // stride

@@ -247,16 +247,16 @@ class TemporalSequence(nn.Sequential):
         return reached
 
 
-class ToPatches1d(nn.Module):
-    """(B, C, T) to (B, C p, T / p): p successive samples become channels.
-
-    Args:
-        patch_size: p.
-    """
+class _Patches1d(nn.Module):
+    """A layer of patches of p successive samples."""
 
     def __init__(self, patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
+
+
+class ToPatches1d(_Patches1d):
+    """(B, C, T) to (B, C p, T / p): p successive samples become channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, C p, T / p)."""
@@ -267,16 +267,8 @@ class ToPatches1d(nn.Module):
         return first * self.patch_size, (last + 1) * self.patch_size - 1
 
 
-class FromPatches1d(nn.Module):
-    """(B, C p, T) to (B, C, T p), the inverse of `ToPatches1d`.
-
-    Args:
-        patch_size: p.
-    """
-
-    def __init__(self, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
+class FromPatches1d(_Patches1d):
+    """(B, C p, T) to (B, C, T p), the inverse of `ToPatches1d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C p, T) to (B, C, T p)."""

@@ -42,11 +42,6 @@ class TimmEncoder(Configured, UnsavedBuffers):
         layer: number of a block of a transformer, or of a stage of others, from 0 or, below it, from the end.
         arguments: of the network's constructor, such as `{img_size: 256}` or `{dynamic_img_size: true}`.
 
-    Attributes:
-        dim: as given, or the channels of the layer.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: f, such as the size of a patch.
-
     Raises:
         ValueError: timm is not installed, has no such network, or this one gives no features of its layers, or none
             that are normalized; weights cannot be had or do not fit; there is no such layer; in `forward` if there are

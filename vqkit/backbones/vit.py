@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqkit.backbones.activations import GELU
+from vqkit.backbones.layers2d import check_images, check_latents
 from vqkit.backbones.positions import LearnedPositions, Positions
 from vqkit.backbones.sizes import check_positive
 from vqkit.backbones.transformer import SelfAttention, TransformerBlock, initialize_linears
@@ -41,11 +42,6 @@ class ViTEncoder(Configured, nn.Module):
         query_key_value_bias: whether queries, keys and values have one.
         norm_eps: added to each variance.
         head_channels: width of a tanh layer between the last norm and the latents; None: one linear map alone.
-
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        downsampling_factor: p.
 
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if H or W is not a multiple of p, or of
@@ -83,7 +79,7 @@ class ViTEncoder(Configured, nn.Module):
         self.dim = dim
         self.downsampling_factor = patch_size
         self.patches = PatchEmbedding(in_channels, channels, patch_size=patch_size, bias=not input_norm)
-        self.positions = positions(channels, _grid_size(image_size, patch_size))
+        self.positions = positions(channels, [patches_on_a_side(image_size, patch_size)] * 2)
         self.blocks = _blocks(
             channels,
             depth=depth,
@@ -117,9 +113,6 @@ class ViTDecoder(Configured, nn.Module):
         head_channels: width of a tanh layer between the last norm and the pixels, as in ViT-VQGAN; None: one linear map
             alone.
 
-    Attributes:
-        output_layer: name of the linear map to the pixels.
-
     Raises:
         ValueError: if a size is not positive or does not fit; in `forward` if the latents do not.
     """
@@ -150,7 +143,7 @@ class ViTDecoder(Configured, nn.Module):
         self.dim = dim
         self.downsampling_factor = patch_size
         self.input = nn.Linear(dim, channels) if dim != channels else nn.Identity()
-        self.positions = positions(channels, _grid_size(image_size, patch_size))
+        self.positions = positions(channels, [patches_on_a_side(image_size, patch_size)] * 2)
         self.blocks = _blocks(
             channels,
             depth=depth,
@@ -167,8 +160,7 @@ class ViTDecoder(Configured, nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images (B, C, p h, p w), about in [-1, 1] and not clipped, of latents (B, dim, h, w)."""
-        if latents.ndim != 4 or latents.shape[1] != self.dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}: expected (B, {self.dim}, h, w)")
+        check_latents(latents, self.dim)
         tokens = self.positions(self.input(rearrange(latents, "b d h w -> b h w d")))
         height, width = tokens.shape[1:3]
         patches = self.head(self.blocks(tokens.flatten(1, 2)))
@@ -198,25 +190,20 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, H / p, W / p, channels)."""
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images has shape {tuple(images.shape)}: expected (B, {self.in_channels}, H, W); for one image add a"
-                " batch axis with images[None], for another number of channels set in_channels"
-            )
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"images of {height} x {width} pixels cannot be divided into patches of {self.patch_size}: crop or pad"
-                " both sides to a multiple of it"
-            )
+        check_images(images, self.in_channels, self.patch_size, divided="into patches of")
         return rearrange(self.projection(images), "b c h w -> b h w c")
 
 
-def _grid_size(image_size: int, patch_size: int) -> tuple[int, int]:
+def patches_on_a_side(image_size: int, patch_size: int) -> int:
+    """How many patches fit a side of an image.
+
+    Raises:
+        ValueError: a size is not positive, or there is no whole number of patches.
+    """
     check_positive(image_size=image_size, patch_size=patch_size)
     if image_size % patch_size:
         raise ValueError(f"image_size={image_size}: expected a multiple of patch_size={patch_size}")
-    return image_size // patch_size, image_size // patch_size
+    return image_size // patch_size
 
 
 def _blocks(

@@ -33,14 +33,8 @@ class VocosDecoder(Configured, nn.Module):
         blocks: each builds from a width a module (B, width, frames) -> the same. Vocos has `ConvNeXt1d` alone,
             WavTokenizer `PositionNetwork` before it.
 
-    Attributes:
-        dim: as given.
-        channel_dim: 1, the channel axis of the latents.
-        out_channels: 1, mono.
-        downsampling_factor: f.
-        causal: False.
-        context: frames before and after on which the samples of a frame depend; None if a block does not tell (it has
-            no `reach`).
+    Attributes are those of `vqkit.backbones.protocol.BackboneProperties`; `context` is None, too, if a
+    block does not tell (it has no `reach`).
 
     Raises:
         ValueError: if a size is not positive or does not fit.

@@ -3,8 +3,8 @@
 Every constant and every rounding is in the format of the files: a change needs another number of the coder.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
+from itertools import chain, product, repeat
 from operator import mul
 from typing import NamedTuple
 
@@ -250,7 +250,7 @@ class _Decoder:
     """What `_Encoder` wrote."""
 
     def __init__(self, data: bytes) -> None:
-        self.low, self.high, self.rest, self.position = 0, 2**32 - 1, _and_zeros(data), 4
+        self.low, self.high, self.rest, self.position = 0, 2**32 - 1, chain(data, repeat(0)), 4
         self.number = 0
         for _ in range(4):
             self.number = self.number << 8 | next(self.rest)
@@ -265,9 +265,3 @@ class _Decoder:
             self.number = self.number << 8 & 0xFFFFFFFF | next(self.rest)
             self.position += 1
         return bit
-
-
-def _and_zeros(data: bytes) -> Iterator[int]:
-    yield from data
-    while True:
-        yield 0

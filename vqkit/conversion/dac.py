@@ -3,14 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from vqkit.backbones.activations import SignedSnake, Tanh
+from vqkit.backbones.block_attention import BlockAttention1d
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
+from vqkit.backbones.noise1d import NoiseInjection1d
 from vqkit.backbones.temporal import FilterLayer
-from vqkit.conversion.family import Entry, Family
+from vqkit.conversion.family import Entry, Family, named_entries
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
 from vqkit.conversion.weight_norm import filter_entries, filter_shape, normalization_of
@@ -30,6 +32,50 @@ PUBLISHED_RATES: dict[tuple[tuple[int, ...], int], int] = {
 """In Hz, of the strides and levels of the released models, of which the weights say nothing else."""
 UNITS = 3
 """Residual units before each stride and behind it, of dilations 1, 3 and 9."""
+SIDES = ("encoder", "decoder")
+LAYERS = (FilterLayer, SignedSnake, NoiseInjection1d, BlockAttention1d)
+"""Those with names: of DAC the first two, of SNAC all."""
+ATTENTION = {"norm.": "norm.", "query_key_value.": "to_qkv.", "output.": "to_out."}
+"""Names of the parts of SNAC's attention, ours and theirs."""
+
+
+class SideNames(NamedTuple):
+    """Names of the layers of an encoder or a decoder, in the order of execution.
+
+    Attributes:
+        first: those before all levels.
+        levels: of each level.
+        inside: those of a level, behind its name.
+        resampling: its strided convolution, one of these.
+        last: those behind all levels.
+    """
+
+    first: list[str]
+    levels: list[str]
+    inside: list[str]
+    resampling: str
+    last: list[str]
+
+    def order(self) -> Iterator[str]:
+        """All layers."""
+        yield from self.first
+        for level in self.levels:
+            yield from (f"{level}.{name}" for name in self.inside)
+        yield from self.last
+
+    def strides(self, source: Source) -> list[int]:
+        """The stride of each level, whose convolution has twice as many taps.
+
+        Raises:
+            ValueError: there is no level, or one has an odd number of taps.
+        """
+        if not self.levels:
+            raise ValueError(f"there is no level behind {self.first[-1]!r}: expected one for each stride")
+        taps = {name: filter_shape(source, name)[2] for name in (f"{n}.{self.resampling}" for n in self.levels)}
+        for name, number in taps.items():
+            if number % 2:
+                raise ValueError(f"{name!r} has {number} taps: expected twice its stride")
+        return [number // 2 for number in taps.values()]
 
 
 class DACFamily(Family):
@@ -51,41 +97,29 @@ class DACFamily(Family):
         """The sample rate that stands beside the weights; None where there is none."""
 
     @abstractmethod
-    def level(self, side: str, number: int) -> str:
-        """A level of the "encoder" or the "decoder", counted in the order of execution."""
-
-    @abstractmethod
-    def ends(self, side: str, levels: int) -> tuple[str, str, str]:
-        """Convolution before all levels, and Snake and convolution behind them."""
-
-    @abstractmethod
-    def resampling(self, side: str) -> tuple[str, str]:
-        """Snake and strided convolution of a level."""
-
-    @abstractmethod
-    def unit(self, side: str, number: int) -> tuple[str, str, str, str]:
-        """Snake, dilated convolution, Snake and convolution of one tap of a residual unit."""
+    def names(self, source: Source, side: str) -> SideNames:
+        """Of the layers of the "encoder" or the "decoder"."""
 
     def build(self, source: Source) -> AudioTokenizer:
         """See `Family`."""
         quantizer = build_quantizer(source)
-        sizes = self._strides(source, "encoder"), self._strides(source, "decoder")[::-1]
-        rate = self._rate(source, sizes[0], quantizer.num_codebooks)
+        inward, outward = (self.names(source, side) for side in SIDES)
+        strides = inward.strides(source)
+        rate = self._rate(source, strides, quantizer.num_codebooks)
         shared: dict[str, dict[str, Any]] = {
             side: {"dim": quantizer.dim, "activation": SignedSnake, "normalization": normalization_of(source, side)}
-            for side in ("encoder", "decoder")
+            for side in SIDES
         }
-        first, last = self.ends("encoder", len(sizes[0]))[0], self.ends("decoder", len(sizes[1]))[2]
-        channels, in_channels, _ = filter_shape(source, first)
-        out_channels, width, _ = filter_shape(source, last)
+        channels, in_channels, _ = filter_shape(source, inward.first[0])
+        out_channels, width, _ = filter_shape(source, outward.last[-1])
         return AudioTokenizer(
-            ConvEncoder1d(**shared["encoder"], in_channels=in_channels, channels=channels, strides=sizes[0]),
+            ConvEncoder1d(**shared["encoder"], in_channels=in_channels, channels=channels, strides=strides),
             quantizer,
             ConvDecoder1d(
                 **shared["decoder"],
                 out_channels=out_channels,
                 channels=width,
-                strides=sizes[1],
+                strides=outward.strides(source)[::-1],
                 drops_odd_last=True,
                 output_activation=Tanh,
             ),
@@ -94,32 +128,9 @@ class DACFamily(Family):
 
     def entries(self, source: Source, tokenizer: Any) -> Iterator[Entry]:
         """See `Family`."""
-        for side in ("encoder", "decoder"):
-            backbone = getattr(tokenizer, side)
-            levels = len(backbone.recorded_arguments()["strides"])
-            ours = (pair for pair in backbone.named_modules() if isinstance(pair[1], FilterLayer | SignedSnake))
-            for (path, layer), name in zip(ours, self._order(side, levels), strict=True):
-                yield from layer_entries(source, f"{side}.{path}", layer, name)
+        for side in SIDES:
+            yield from side_entries(source, side, tokenizer.get_submodule(side), self.names(source, side))
         yield from quantizer_entries(source, tokenizer.quantizer)
-
-    def _order(self, side: str, levels: int) -> Iterator[str]:
-        """Names of the layers in the order of execution."""
-        first, snake, last = self.ends(side, levels)
-        units = [name for number in range(UNITS) for name in self.unit(side, number)]
-        resampling = self.resampling(side)
-        inside = [*units, *resampling] if side == "encoder" else [*resampling, *units]
-        yield first
-        for number in range(levels):
-            yield from (f"{self.level(side, number)}.{name}" for name in inside)
-        yield from (snake, last)
-
-    def _strides(self, source: Source, side: str) -> list[int]:
-        """In the order of execution."""
-        levels = number_of(lambda number: source.has_below(self.level(side, number)))
-        if not levels:
-            raise ValueError(f"there is no entry below {self.level(side, 0)!r}: expected the first level")
-        names = [f"{self.level(side, number)}.{self.resampling(side)[1]}" for number in range(levels)]
-        return [stride_of(source, name) for name in names]
 
     def _rate(self, source: Source, strides: list[int], levels: int) -> int:
         known = self.sample_rate, self.stated_rate(source), PUBLISHED_RATES.get((tuple(strides), levels))
@@ -145,22 +156,11 @@ class DAC(DACFamily):
         arguments = source.metadata.get("kwargs")
         return arguments.get("sample_rate") if isinstance(arguments, dict) else None
 
-    def level(self, side: str, number: int) -> str:
+    def names(self, source: Source, side: str) -> SideNames:
         """See `DACFamily`."""
-        return f"{_sequence(side)}.{number + 1}.block"
-
-    def ends(self, side: str, levels: int) -> tuple[str, str, str]:
-        """See `DACFamily`."""
-        return f"{_sequence(side)}.0", f"{_sequence(side)}.{levels + 1}", f"{_sequence(side)}.{levels + 2}"
-
-    def resampling(self, side: str) -> tuple[str, str]:
-        """See `DACFamily`."""
-        return ("3", "4") if side == "encoder" else ("0", "1")
-
-    def unit(self, side: str, number: int) -> tuple[str, str, str, str]:
-        """See `DACFamily`."""
-        place = number if side == "encoder" else number + 2
-        return f"{place}.block.0", f"{place}.block.1", f"{place}.block.2", f"{place}.block.3"
+        if side == "encoder":
+            return sequence_names(source, "encoder.block", 1, [*units_at(0), "3", "4"], "4", 2)
+        return sequence_names(source, "decoder.model", 1, ["0", "1", *units_at(2)], "1", 2)
 
 
 class TransformersDAC(DACFamily):
@@ -173,51 +173,55 @@ class TransformersDAC(DACFamily):
         """Of `config.json`."""
         return source.config.get("sampling_rate")
 
-    def level(self, side: str, number: int) -> str:
+    def names(self, source: Source, side: str) -> SideNames:
         """See `DACFamily`."""
-        return f"{side}.block.{number}"
-
-    def ends(self, side: str, levels: int) -> tuple[str, str, str]:
-        """See `DACFamily`."""
-        return f"{side}.conv1", f"{side}.snake1", f"{side}.conv2"
-
-    def resampling(self, side: str) -> tuple[str, str]:
-        """See `DACFamily`."""
-        return "snake1", "conv1" if side == "encoder" else "conv_t1"
-
-    def unit(self, side: str, number: int) -> tuple[str, str, str, str]:
-        """See `DACFamily`."""
-        name = f"res_unit{number + 1}"
-        return f"{name}.snake1", f"{name}.conv1", f"{name}.snake2", f"{name}.conv2"
+        number = number_of(lambda level: source.has_below(f"{side}.block.{level}"))
+        parts = ("snake1", "conv1", "snake2", "conv2")
+        units = [f"res_unit{unit + 1}.{part}" for unit in range(UNITS) for part in parts]
+        resampling = ["snake1", "conv1" if side == "encoder" else "conv_t1"]
+        inside = [*units, *resampling] if side == "encoder" else [*resampling, *units]
+        levels = [f"{side}.block.{level}" for level in range(number)]
+        return SideNames([f"{side}.conv1"], levels, inside, resampling[1], [f"{side}.snake1", f"{side}.conv2"])
 
 
-def _sequence(side: str) -> str:
-    return "encoder.block" if side == "encoder" else "decoder.model"
-
-
-def stride_of(source: Source, name: str) -> int:
-    """The stride of a convolution, which has twice as many taps.
-
-    Raises:
-        ValueError: it has an odd number of taps.
-    """
-    taps = filter_shape(source, name)[2]
-    if taps % 2:
-        raise ValueError(f"{name!r} has {taps} taps: expected twice its stride")
-    return taps // 2
-
-
-def layer_entries(source: Source, target: str, layer: nn.Module, name: str) -> Iterator[Entry]:
-    """What a convolution or a Snake is taken from.
+def sequence_names(
+    source: Source, name: str, before: int, inside: list[str], resampling: str, behind: int
+) -> SideNames:
+    """Names of layers that are one sequence, as DAC and SNAC have them.
 
     Args:
         source: the weights.
-        target: name of the layer in the state.
-        layer: the layer.
-        name: of the published one.
+        name: of the sequence.
+        before: how many layers stand before the levels.
+        inside: see `SideNames`.
+        resampling: see `SideNames`.
+        behind: how many layers stand behind the levels.
     """
+    number = number_of(lambda level: source.has_below(f"{name}.{before + level}.block"))
+    layers = [f"{name}.{place}" for place in range(before + number + behind)]
+    levels = [f"{layer}.block" for layer in layers[before : before + number]]
+    return SideNames(layers[:before], levels, inside, resampling, layers[before + number :])
+
+
+def units_at(place: int) -> list[str]:
+    """Snakes and convolutions of the residual units of a level, of which the first is at `place` of a sequence."""
+    return [f"{place + unit}.block.{part}" for unit in range(UNITS) for part in range(4)]
+
+
+def side_entries(source: Source, side: str, backbone: nn.Module, names: SideNames) -> Iterator[Entry]:
+    """What each weight of an encoder or a decoder is taken from."""
+    ours = [pair for pair in backbone.named_modules() if isinstance(pair[1], LAYERS)]
+    for (path, layer), name in zip(ours, names.order(), strict=True):
+        yield from _layer_entries(source, f"{side}.{path}", layer, name)
+
+
+def _layer_entries(source: Source, target: str, layer: nn.Module, name: str) -> Iterator[Entry]:
     if isinstance(layer, SignedSnake):
         yield Entry(f"{target}.frequency", {f"{name}.alpha": (1, len(layer.frequency), 1)})
+    elif isinstance(layer, NoiseInjection1d):
+        yield from filter_entries(source, f"{target}.map", layer.map, f"{name}.linear")
+    elif isinstance(layer, BlockAttention1d):
+        yield from named_entries(target, layer, name, ATTENTION)
     else:
         yield from filter_entries(source, target, layer, name)
 

@@ -12,7 +12,7 @@ from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.encodec import SkipLSTM, TimeGroupNorm
 from vqkit.backbones.residual1d import ResidualUnit1d
 from vqkit.backbones.temporal import Convolution1d, Deconvolution1d
-from vqkit.conversion.family import Entry, Family
+from vqkit.conversion.family import Entry, Family, named_entries
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
 from vqkit.conversion.weight_norm import filter_entries, filter_shape, normalization_of
@@ -199,8 +199,7 @@ def seanet_entries(source: Source, target: str, backbone: nn.Module, part: str, 
                 convolution = layer.get_submodule(own)
                 yield from _convolution_entries(source, f"{ours}.{own}", convolution, f"{theirs}.{other}", names)
         elif isinstance(layer, SkipLSTM):
-            for name, parameter in layer.named_parameters():
-                yield Entry(f"{ours}.{name}", {f"{theirs}.{name}": tuple(parameter.shape)})
+            yield from named_entries(ours, layer, theirs)
         elif isinstance(layer, Convolution1d | Deconvolution1d):
             yield from _convolution_entries(source, ours, layer, theirs, names)
 
@@ -212,5 +211,4 @@ def _convolution_entries(
     transposed = isinstance(layer, Deconvolution1d)
     yield from filter_entries(source, target, layer, f"{name}.{names.transposed if transposed else names.filters}")
     norm = names.transposed_norm if transposed else names.norm
-    for kind, parameter in layer.get_submodule("normalization").named_parameters():
-        yield Entry(f"{target}.normalization.{kind}", {f"{name}.{norm}.{kind}": tuple(parameter.shape)})
+    yield from named_entries(f"{target}.normalization", layer.get_submodule("normalization"), f"{name}.{norm}")

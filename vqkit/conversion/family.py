@@ -1,11 +1,11 @@
 """What is common to all families of published weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqkit.conversion.source import Source
 from vqkit.saving.files import named
@@ -33,6 +33,35 @@ class Entry(NamedTuple):
     target: str
     sources: Mapping[str, tuple[int, ...]]
     combine: Callable[..., Tensor] = joined
+
+
+def named_entries(
+    target: str,
+    module: nn.Module,
+    name: str | Sequence[str],
+    parts: Mapping[str, str] = {"": ""},
+    *,
+    axes: int | None = None,
+    combine: Callable[..., Tensor] = joined,
+) -> Iterator[Entry]:
+    """What each parameter of a module is taken from.
+
+    Args:
+        target: name of the module in the tokenizer's state.
+        module: the module.
+        name: of the published one; or of several that have equal parts of the outputs, one after another.
+        parts: starts of the names of its parameters, ours and theirs, where these differ.
+        axes: of published weights, which have more or fewer axes of size 1 than ours; None: as many.
+        combine: see `Entry`.
+    """
+    names = [name] if isinstance(name, str) else name
+    for ours, parameter in module.named_parameters():
+        part = next(part for part in parts if ours.startswith(part))
+        shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
+        if axes is not None and len(shape) > 1:
+            shape = (*shape, *[1] * axes)[:axes]
+        theirs = parts[part] + ours.removeprefix(part)
+        yield Entry(f"{target}.{ours}", {f"{one}.{theirs}": shape for one in names}, combine)
 
 
 class Family(ABC):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vqkit.backbones.factorized import FactorizedEncoder2d, TransformerAdapter2d
-from vqkit.conversion.family import Entry
+from vqkit.conversion.family import Entry, named_entries
 from vqkit.conversion.llamagen import LlamaGenVQ
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import VQGANFamily, check_blocks, layers_entries, number_of
@@ -44,20 +44,14 @@ TRIPLE = (
 ADAPTER_HEADS = 8
 """Of the attention in adapters, of which weights say nothing."""
 BLOCK = {
-    "attention_norm.weight": "ln_1.weight",
-    "attention_norm.bias": "ln_1.bias",
-    "attention.query_key_value.weight": "attn.in_proj_weight",
-    "attention.query_key_value.bias": "attn.in_proj_bias",
-    "attention.output.weight": "attn.out_proj.weight",
-    "attention.output.bias": "attn.out_proj.bias",
-    "mlp.0.weight": "ln_2.weight",
-    "mlp.0.bias": "ln_2.bias",
-    "mlp.1.weight": "mlp.c_fc.weight",
-    "mlp.1.bias": "mlp.c_fc.bias",
-    "mlp.3.weight": "mlp.c_proj.weight",
-    "mlp.3.bias": "mlp.c_proj.bias",
+    "attention_norm.": "ln_1.",
+    "attention.query_key_value.": "attn.in_proj_",
+    "attention.output.": "attn.out_proj.",
+    "mlp.0.": "ln_2.",
+    "mlp.1.": "mlp.c_fc.",
+    "mlp.3.": "mlp.c_proj.",
 }
-"""Entries of a block of an adapter."""
+"""Names of what is in a block of a transformer, ours and theirs."""
 
 
 class FQGAN(VQGANFamily):
@@ -87,7 +81,7 @@ class FQGAN(VQGANFamily):
         if (side := math.isqrt(places)) ** 2 != places:
             raise ValueError(f"its adapters have {places} positions: expected those of a square")
         depth = number_of(lambda n: source.has_below(f"{branches[0].adapter}.transformer.{n}"))
-        check_blocks(source, *({"depth": depth} for _ in branches), entries=len(BLOCK))
+        check_blocks(source, *({"depth": depth} for _ in branches), entries=2 * len(BLOCK))
         del sizes["dim"], sizes["latent_kernel_size"]
         return FactorizedEncoder2d(
             branch_dims=dims,
@@ -146,9 +140,14 @@ def _adapter_entries(target: str, adapter: nn.Module, name: str) -> Iterator[Ent
     table = adapter.get_parameter("positions.table")
     height, width, channels = table.shape
     yield Entry(f"{target}.positions.table", {f"{name}.positional_embedding": (height * width, channels)})
-    last = len(adapter.blocks) - 1
-    for ours, parameter in adapter.blocks.named_parameters():
-        block, _, kind = ours.partition(".")
-        theirs = {0: f"ln_pre.{kind}", last: f"ln_post.{kind}"}.get(int(block))
-        theirs = theirs or f"transformer.{int(block) - 1}.{BLOCK[kind]}"
-        yield Entry(f"{target}.blocks.{ours}", {f"{name}.{theirs}": tuple(parameter.shape)})
+    yield from named_entries(f"{target}.blocks", adapter.blocks, name, transformer_parts(len(adapter.blocks) - 2))
+
+
+def transformer_parts(depth: int) -> dict[str, str]:
+    """Names of a norm, so many blocks and another norm, ours and theirs."""
+    blocks = {
+        f"{1 + block}.{ours}": f"transformer.{block}.{theirs}"
+        for block in range(depth)
+        for ours, theirs in BLOCK.items()
+    }
+    return {"0.": "ln_pre.", **blocks, f"{1 + depth}.": "ln_post."}

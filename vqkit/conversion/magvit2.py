@@ -3,26 +3,17 @@
 All of them compute what `MAGVIT2Encoder` and `MAGVIT2Decoder` do, with norms of 32 groups and epsilon 1e-6.
 """
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
-
-from vqkit.backbones.layers2d import ResidualBlock2d
-from vqkit.backbones.magvit2 import AdaptiveGroupNorm2d, MAGVIT2Decoder, MAGVIT2Encoder, SubpixelUpsample2d
-from vqkit.conversion.family import Entry, Family, joined
+from vqkit.backbones.magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
+from vqkit.conversion.family import Entry, Family
 from vqkit.conversion.source import Source
-from vqkit.conversion.vqgan import RESIDUAL_PARTS, check_blocks, common_channels, number_of
+from vqkit.conversion.vqgan import check_blocks, layers_entries, number_of
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.tokenizers.tokenizer import Tokenizer
-
-PARTS: dict[type[nn.Module], dict[str, str]] = {
-    ResidualBlock2d: RESIDUAL_PARTS | {"skip.": "nin_shortcut."},
-    AdaptiveGroupNorm2d: {"gain.": "gamma.", "shift.": "beta."},
-    SubpixelUpsample2d: {"convolution.": "conv1."},
-}
-"""Names of what is in a layer, ours and theirs; other layers have their parameters alone."""
 
 
 class MAGVIT2Family(Family):
@@ -40,7 +31,7 @@ class MAGVIT2Family(Family):
 
     def build(self, source: Source) -> Tokenizer:
         """See `Family`."""
-        inward, outward = _sizes("encoder.down", source), _sizes("decoder.up", source)
+        inward, outward = _sizes(source, "encoder.down", "conv_out", 0), _sizes(source, "decoder.up", "conv_in", 1)
         check_blocks(source, inward, outward)
         return Tokenizer(
             MAGVIT2Encoder(in_channels=source.shape("encoder.conv_in.weight", 4)[1], **inward),
@@ -54,68 +45,76 @@ class MAGVIT2Family(Family):
 
     def entries(self, source: Source, tokenizer: Tokenizer) -> Iterator[Entry]:
         """See `Family`."""
-        for part, order in (("encoder", _encoder_order), ("decoder", _decoder_order)):
+        for part, order in (("encoder", encoder_order), ("decoder", decoder_order)):
             module: Any = tokenizer.get_submodule(part)
-            layers = {name: layer for name, layer in module.layers.named_children() if list(layer.parameters())}
-            for (name, layer), theirs in zip(layers.items(), order(module.recorded_arguments()), strict=True):
-                yield from _entries(f"{part}.layers.{name}", layer, theirs)
+            yield from layers_entries(f"{part}.layers", module.layers, order(module.recorded_arguments()))
         yield from self.quantizer_entries(source, tokenizer.quantizer)
 
 
-def _sizes(levels: str, source: Source) -> dict[str, Any]:
+def _sizes(source: Source, levels: str, next_to_latents: str, axis: int) -> dict[str, Any]:
     """Arguments of the encoder or the decoder whose levels have their entries below `levels`."""
     side = levels.partition(".")[0]
-    number = number_of(lambda n: source.has_below(f"{levels}.{n}.block.0"))
-    widths = [source.shape(f"{levels}.{n}.block.0.conv1.weight", 4)[0] for n in range(number)]
-    if not widths:
-        raise ValueError(f"there is no entry below {f'{levels}.0.block.0'!r}: expected the first residual block")
-    channels = common_channels(widths)
-    axis, next_to_latents = (0, "conv_out") if side == "encoder" else (1, "conv_in")
-    return {
+    return levels_of(source, levels) | {
         "dim": source.shape(f"{side}.{next_to_latents}.weight", 4)[axis],
-        "channels": channels,
-        "channel_multipliers": [width // channels for width in widths],
-        "num_res_blocks": number_of(lambda n: source.has_below(f"{levels}.0.block.{n}")),
         "num_middle_blocks": number_of(lambda n: source.has_below(f"{side}.mid_block.{n}")),
     }
 
 
-def _encoder_order(sizes: dict[str, Any]) -> Iterator[str]:
+def levels_of(source: Source, name: str) -> dict[str, Any]:
+    """Widths and blocks of the levels of an encoder or a decoder.
+
+    Args:
+        source: the weights.
+        name: of its list of levels.
+
+    Raises:
+        ValueError: there is no level, or the first convolution of one has no weight of 4 axes.
+    """
+    number = number_of(lambda level: source.has_below(f"{name}.{level}"))
+    widths = [source.shape(f"{name}.{level}.block.0.conv1.weight", 4)[0] for level in range(number)]
+    if not widths:
+        raise ValueError(f"there is no entry below '{name}.0': expected the level of the image's size")
+    channels = math.gcd(*widths)
+    return {
+        "channels": channels,
+        "channel_multipliers": [width // channels for width in widths],
+        "num_res_blocks": number_of(lambda block: source.has_below(f"{name}.0.block.{block}")),
+    }
+
+
+def encoder_order(
+    sizes: Mapping[str, Any], *, middle: str = "mid_block", downsample: str | None = "downsample"
+) -> Iterator[str]:
+    """Names of the layers of an encoder of these sizes as they are run.
+
+    Args:
+        sizes: arguments of the encoder; those without `num_middle_blocks` have as many as in a level.
+        middle: what the blocks behind the levels are called.
+        downsample: what the convolution behind a level is called; None where there is none.
+    """
     yield "encoder.conv_in"
     for level in range(len(sizes["channel_multipliers"])):
-        if level > 0:
-            yield f"encoder.down.{level - 1}.downsample"
-        for block in range(sizes["num_res_blocks"]):
-            yield f"encoder.down.{level}.block.{block}"
-    for block in range(sizes["num_middle_blocks"]):
-        yield f"encoder.mid_block.{block}"
+        if level > 0 and downsample is not None:
+            yield f"encoder.down.{level - 1}.{downsample}"
+        yield from (f"encoder.down.{level}.block.{block}" for block in range(sizes["num_res_blocks"]))
+    yield from _middle(f"encoder.{middle}", sizes)
     yield from ("encoder.norm_out", "encoder.conv_out")
 
 
-def _decoder_order(sizes: dict[str, Any]) -> Iterator[str]:
-    yield "decoder.conv_in"
-    for block in range(sizes["num_middle_blocks"]):
-        yield f"decoder.mid_block.{block}"
+def decoder_order(
+    sizes: Mapping[str, Any], *, name: str = "decoder", middle: str = "mid_block", upsample: str = "upsample"
+) -> Iterator[str]:
+    """Names of the layers of the decoder `name` as they are run; see `encoder_order`."""
+    yield f"{name}.conv_in"
+    yield from _middle(f"{name}.{middle}", sizes)
     for level in reversed(range(len(sizes["channel_multipliers"]))):
-        if sizes["adaptive_norm"]:
-            yield f"decoder.adaptive.{level}"
-        for block in range(sizes["num_res_blocks"]):
-            yield f"decoder.up.{level}.block.{block}"
+        if sizes.get("adaptive_norm"):
+            yield f"{name}.adaptive.{level}"
+        yield from (f"{name}.up.{level}.block.{block}" for block in range(sizes["num_res_blocks"]))
         if level > 0:
-            yield f"decoder.up.{level}.upsample"
-    yield from ("decoder.norm_out", "decoder.conv_out")
+            yield f"{name}.up.{level}.{upsample}"
+    yield from (f"{name}.norm_out", f"{name}.conv_out")
 
 
-def _entries(target: str, layer: nn.Module, name: str) -> Iterator[Entry]:
-    """The entries of one layer, from those below `name`."""
-    parts = PARTS.get(type(layer), {"": ""})
-    combine = _by_channel if isinstance(layer, SubpixelUpsample2d) else joined
-    for ours, parameter in layer.named_parameters():
-        part = next(part for part in parts if ours.startswith(part))
-        theirs = f"{name}.{parts[part]}{ours.removeprefix(part)}"
-        yield Entry(f"{target}.{ours}", {theirs: tuple(parameter.shape)}, combine)
-
-
-def _by_channel(outputs: Tensor) -> Tensor:
-    """Outputs (4 C, ...) in the order of their place in 2 x 2 pixels, and then of channels, the other way round."""
-    return outputs.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
+def _middle(name: str, sizes: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{name}.{block}" for block in range(sizes.get("num_middle_blocks", sizes["num_res_blocks"])))

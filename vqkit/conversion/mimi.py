@@ -15,7 +15,7 @@ from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
 from vqkit.backbones.frame_transformer import TransformerLayer, WindowedTransformer
 from vqkit.backbones.resampled import ResampledDecoder1d, ResampledEncoder1d
 from vqkit.backbones.temporal import Deconvolution1d, FilterLayer
-from vqkit.conversion.family import Entry, Family
+from vqkit.conversion.family import Entry, Family, named_entries
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import number_of
 from vqkit.conversion.weight_norm import filter_entries, normalization_of
@@ -153,13 +153,14 @@ class Mimi(Family):
         sides = {side: self._sizes(source, side) for side in ("encoder", "decoder")}
         down, up = self.names.resampling
         stride = source.shape(f"{down}.weight", 3)[2] // 2
+        hidden = f"{self.names.block}.{self.names.parts['network.1']}.weight"
         transformers = {
             side: partial(
                 WindowedTransformer,
                 num_layers=self._number(source, self.names.block.replace("{side}", side)),
                 num_heads=source.number("num_attention_heads", HEADS),
                 context_frames=source.number("sliding_window", CONTEXT) - 1,
-                expansion=self._expansion(source, side, sizes["dim"]),
+                expansion=source.shape(hidden.format(side=side, place=0), 2)[0] // sizes["dim"],
             )
             for side, sizes in sides.items()
         }
@@ -218,10 +219,6 @@ class Mimi(Family):
             sizes |= {"residual_kernel_size": taps, "compress": width // inner}
         return sizes
 
-    def _expansion(self, source: Source, side: str, dim: int) -> int:
-        first = self.names.block.format(side=side, place=0)
-        return source.shape(f"{first}.{self.names.parts['network.1']}.weight", 2)[0] // dim
-
     def _build_quantizer(self, source: Source, dim: int) -> SplitQuantizer:
         semantic, acoustic = self.names.branches
         size, width = source.shape(f"{self._codebook(semantic, 0)}.{self.names.code_sum}", 2)
@@ -245,12 +242,9 @@ class Mimi(Family):
         yield from filter_entries(source, "encoder.downsample", encoder.downsample, down)
         yield from filter_entries(source, "decoder.upsample", decoder.upsample, up)
         for number, name in enumerate(self.names.branches):
-            yield from filter_entries(
-                source, f"quantizer.project_in.{number}", quantizer.project_in[number], f"{name}.input_proj"
-            )
-            yield from filter_entries(
-                source, f"quantizer.project_out.{number}", quantizer.project_out[number], f"{name}.output_proj"
-            )
+            for ours, theirs in (("project_in", "input_proj"), ("project_out", "output_proj")):
+                layer = quantizer.get_submodule(f"{ours}.{number}")
+                yield from filter_entries(source, f"quantizer.{ours}.{number}", layer, f"{name}.{theirs}")
             books = [part for part in quantizer.branches[number].modules() if isinstance(part, Codebook)]
             for level, book in enumerate(books):
                 stage = "" if number == 0 else f".stages.{level}"
@@ -266,8 +260,7 @@ class Mimi(Family):
     def _block(self, target: str, side: str, place: int, block: TransformerLayer) -> Iterator[Entry]:
         name = self.names.block.format(side=side, place=place)
         for ours, theirs in self.names.parts.items():
-            for kind, parameter in block.get_submodule(ours).named_parameters():
-                yield Entry(f"{target}.{ours}.{kind}", {f"{name}.{theirs}.{kind}": tuple(parameter.shape)})
+            yield from named_entries(f"{target}.{ours}", block.get_submodule(ours), f"{name}.{theirs}")
         for ours, theirs in self.names.scales.items():
             yield Entry(f"{target}.{ours}", {f"{name}.{theirs}": tuple(block.get_parameter(ours).shape)})
         width, heads = block.attention.output.out_features, block.attention.num_heads

@@ -70,7 +70,8 @@ class PublishedWeights:
         """
         asked = f"{self.name} is no file in {Path.cwd()}"
         card = snapshot(self.repository, [MODEL_CARD], revision=revision, asked=asked)
-        terms = license or self._terms(license_of(card / MODEL_CARD))
+        stated = None if is_non_commercial(self.license) else license_of(card / MODEL_CARD)
+        terms = license or stated or self.license
         check_accepted(terms, accept_license, self.name)
         beside = Path(self.path).with_name(CONFIG_NAME).as_posix()
         folder = snapshot(self.repository, [self.path, beside], revision=card.name, asked=asked)
@@ -86,9 +87,6 @@ class PublishedWeights:
                     f"{found} leads to {found.resolve()}, out of the cache: delete {home}, and fetch it again"
                 )
         return Fetched(self, file, terms, folder.name, home)
-
-    def _terms(self, card: str | None) -> str:
-        return self.license if card is None or is_non_commercial(self.license) else card
 
 
 class Fetched(NamedTuple):

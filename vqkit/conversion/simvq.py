@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 from vqkit.conversion.averages import averaged
-from vqkit.conversion.family import Entry
+from vqkit.conversion.family import Entry, named_entries
 from vqkit.conversion.magvit2 import MAGVIT2Family
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import TABLE
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.quantizer import Quantizer
 
-MAP = "quantize.embedding_proj"
+PROJECTOR, MAP = "quantizer.codebook.projector", "quantize.embedding_proj"
 
 
 class SimVQImage(MAGVIT2Family):
@@ -38,7 +38,5 @@ class SimVQImage(MAGVIT2Family):
 
     def quantizer_entries(self, source: Source, quantizer: BaseQuantizer) -> Iterator[Entry]:
         """See `MAGVIT2Family`."""
-        size, dim = quantizer.codebook_size, quantizer.dim
-        yield Entry("quantizer.codebook.base", {TABLE: (size, dim)})
-        yield Entry("quantizer.codebook.projector.weight", {f"{MAP}.weight": (dim, dim)})
-        yield Entry("quantizer.codebook.projector.bias", {f"{MAP}.bias": (dim,)})
+        yield Entry("quantizer.codebook.base", {TABLE: (quantizer.codebook_size, quantizer.dim)})
+        yield from named_entries(PROJECTOR, quantizer.get_submodule("codebook.projector"), MAP)

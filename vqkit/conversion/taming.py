@@ -5,7 +5,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from vqkit.conversion.family import Entry
 from vqkit.conversion.source import Source
@@ -96,17 +96,10 @@ class TamingGumbelVQGAN(TamingVQGAN):
         """See `VQGANFamily`."""
         size, dim = quantizer.codebook_size, quantizer.dim
         logits = {"quantize.proj.weight": (size, dim, 1, 1), "quantize.proj.bias": (size,)}
-        yield Entry("quantizer.codebook.index_vectors", logits, _with_bias)
-        yield Entry("quantizer.codebook.vectors", {"quantize.embed.weight": (size, dim)}, _with_zero)
+        with_zero = partial(nn.functional.pad, pad=(0, 1))
+        yield Entry("quantizer.codebook.index_vectors", logits, lambda w, b: torch.cat([w.flatten(1), b[:, None]], 1))
+        yield Entry("quantizer.codebook.vectors", {"quantize.embed.weight": (size, dim)}, with_zero)
         yield Entry("quantizer.project_in.weight", {}, partial(torch.eye, dim + 1, dim))
         yield Entry("quantizer.project_in.bias", {}, lambda: torch.eye(dim + 1)[-1])
         yield Entry("quantizer.project_out.weight", {}, partial(torch.eye, dim, dim + 1))
         yield Entry("quantizer.project_out.bias", {}, partial(torch.zeros, dim))
-
-
-def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.cat([weight.flatten(1), bias.unsqueeze(1)], dim=1)
-
-
-def _with_zero(codes: Tensor) -> Tensor:
-    return torch.nn.functional.pad(codes, (0, 1))

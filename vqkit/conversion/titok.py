@@ -14,7 +14,8 @@ from vqkit.backbones.latent_tokens import (
     TiTokEncoder,
 )
 from vqkit.backbones.maskgit import MaskGITDecoder2d
-from vqkit.conversion.family import Entry, Family
+from vqkit.conversion.family import Entry, Family, named_entries
+from vqkit.conversion.fqgan import transformer_parts
 from vqkit.conversion.maskgit import build_decoder, decoder_entries
 from vqkit.conversion.source import Source
 from vqkit.conversion.vqgan import TABLE, check_blocks, number_of
@@ -29,6 +30,12 @@ CHANNELS_OF_A_HEAD = 64
 """In all published sizes; weights do not show it."""
 ENTRIES_IN_BLOCK = 12
 """Of a block of a transformer: two norms and four linear maps, each with its bias."""
+TOKENS = {
+    "class_token": "class_embedding",
+    "positions": "positional_embedding",
+    "latent_positions": "latent_token_positional_embedding",
+}
+"""Names of what is added to the tokens of encoder and decoder, and of the first of them, ours and theirs."""
 LOGITS = "decoder.ffn.2.weight"
 """There in models whose decoder predicts codes."""
 TEACHERS_CODES = "pixel_quantize.embedding.weight"
@@ -114,23 +121,15 @@ class TiTok(Family):
         """See `Family`."""
         encoder, quantizer, decoder = tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder
         assert isinstance(encoder, LatentTokenEncoder) and isinstance(decoder, LatentTokenDecoder)
-        names = {
-            "patches.projection.weight": "encoder.patch_embed.weight",
-            "patches.projection.bias": "encoder.patch_embed.bias",
-            "latents": "latent_tokens",
-            "projection.weight": "encoder.conv_out.weight",
-            "projection.bias": "encoder.conv_out.bias",
-        }
-        kernels = {"projection.weight": (*encoder.projection.weight.shape, 1, 1)}
-        yield from _entries("encoder", encoder, names | _transformer_names("encoder", encoder), kernels)
+        latents, mask_token = tuple(encoder.latents.shape), (1, *decoder.mask_token.shape)
+        yield from named_entries("encoder.patches.projection", encoder.patches.projection, "encoder.patch_embed")
+        yield Entry("encoder.latents", {"latent_tokens": latents})
+        yield from _transformer_entries("encoder", encoder)
+        yield from named_entries("encoder.projection", encoder.projection, "encoder.conv_out", axes=4)
         yield Entry("quantizer.codebook.vectors", {TABLE: (quantizer.codebook_size, quantizer.dim)})
-        names = {
-            "embedding.weight": "decoder.decoder_embed.weight",
-            "embedding.bias": "decoder.decoder_embed.bias",
-            "mask_token": "decoder.mask_token",
-        }
-        masks = {"mask_token": (1, *decoder.mask_token.shape)}
-        yield from _entries("decoder", decoder, names | _transformer_names("decoder", decoder), masks)
+        yield from named_entries("decoder.embedding", decoder.embedding, "decoder.decoder_embed")
+        yield Entry("decoder.mask_token", {"decoder.mask_token": mask_token})
+        yield from _transformer_entries("decoder", decoder)
         yield from self.head_entries(decoder.head)
 
     def head_entries(self, head: nn.Module) -> Iterator[Entry]:
@@ -143,9 +142,7 @@ class TiTok(Family):
             yield Entry("decoder.head.codes.weight", {TEACHERS_CODES: tuple(head.codes.weight.shape)})
             yield from decoder_entries(head.pixels, "decoder.head.pixels", "pixel_decoder")
         for ours, theirs in names.items():
-            for kind, parameter in head.get_submodule(ours).named_parameters():
-                axes = (1, 1) if parameter.ndim == 2 else ()
-                yield Entry(f"decoder.head.{ours}.{kind}", {f"{theirs}.{kind}": (*parameter.shape, *axes)})
+            yield from named_entries(f"decoder.head.{ours}", head.get_submodule(ours), theirs, axes=4)
 
 
 class TATiTok(TiTok):
@@ -242,33 +239,9 @@ def _sizes(source: Source, part: str) -> dict[str, Any]:
     return {"side": side, "transformer": transformer}
 
 
-def _transformer_names(part: str, module: LatentTokenEncoder | LatentTokenDecoder) -> dict[str, str]:
-    """The names of what encoder and decoder have both."""
-    names = {
-        "class_token": f"{part}.class_embedding",
-        "positions": f"{part}.positional_embedding",
-        "latent_positions": f"{part}.latent_token_positional_embedding",
-    }
-    parts = {"blocks.0": "ln_pre", "norm": "ln_post"}
-    for block in range(len(module.blocks) - 1):
-        ours, theirs = f"blocks.{block + 1}", f"transformer.{block}"
-        parts |= {
-            f"{ours}.attention_norm": f"{theirs}.ln_1",
-            f"{ours}.attention.output": f"{theirs}.attn.out_proj",
-            f"{ours}.mlp.0": f"{theirs}.ln_2",
-            f"{ours}.mlp.1": f"{theirs}.mlp.c_fc",
-            f"{ours}.mlp.3": f"{theirs}.mlp.c_proj",
-        }
-        for kind in ("weight", "bias"):
-            names[f"{ours}.attention.query_key_value.{kind}"] = f"{part}.{theirs}.attn.in_proj_{kind}"
-    for ours, theirs in parts.items():
-        names |= {f"{ours}.{kind}": f"{part}.{theirs}.{kind}" for kind in ("weight", "bias")}
-    return names
-
-
-def _entries(
-    target: str, module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[Entry]:
-    """An entry for each name of ours; `shapes` are those that are published with further axes of size 1."""
-    for ours, theirs in names.items():
-        yield Entry(f"{target}.{ours}", {theirs: shapes.get(ours, tuple(module.get_parameter(ours).shape))})
+def _transformer_entries(part: str, module: LatentTokenEncoder | LatentTokenDecoder) -> Iterator[Entry]:
+    """Of what encoder and decoder have both."""
+    for ours, theirs in TOKENS.items():
+        yield Entry(f"{part}.{ours}", {f"{part}.{theirs}": tuple(module.get_parameter(ours).shape)})
+    yield from named_entries(f"{part}.blocks", module.blocks, part, transformer_parts(len(module.blocks) - 1))
+    yield from named_entries(f"{part}.norm", module.norm, f"{part}.ln_post")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, takewhile
 
-from vqkit.conversion.family import Entry
+from vqkit.conversion.family import Entry, named_entries
 from vqkit.conversion.source import Source
 from vqkit.conversion.taming import DECODER, ENCODER
 from vqkit.conversion.vqgan import TABLE, AttentionNames, VQGANFamily
@@ -53,5 +53,4 @@ class VARAutoencoder(VQGANFamily):
         """See `VQGANFamily`."""
         assert isinstance(quantizer, MultiScaleQuantizer) and quantizer.phi is not None
         yield Entry("quantizer.stages.0.codebook.vectors", {TABLE: (quantizer.codebook_size, quantizer.dim)})
-        for name, parameter in quantizer.phi.convolutions.named_parameters():
-            yield Entry(f"quantizer.phi.convolutions.{name}", {f"{PHI}.{name}": tuple(parameter.shape)})
+        yield from named_entries("quantizer.phi.convolutions", quantizer.phi.convolutions, PHI)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.backbones.layers2d import Attention2d, Downsample2d, ResidualBlock2d, Upsample2d
-from vqkit.conversion.family import Entry, Family
+from vqkit.backbones.magvit2 import AdaptiveGroupNorm2d, SubpixelUpsample2d
+from vqkit.conversion.family import Entry, Family, named_entries
 from vqkit.conversion.source import Source
 from vqkit.parts.losses import CodebookLoss, Commitment
 from vqkit.quantizers.base import BaseQuantizer
@@ -30,6 +31,12 @@ TABLE = "quantize.embedding.weight"
 """The codes, (K, D)."""
 RESIDUAL_PARTS = {"branch.0.": "norm1.", "branch.2.": "conv1.", "branch.3.": "norm2.", "branch.6.": "conv2."}
 """Names of what is in the branch of a residual block, ours and theirs."""
+PARTS: dict[type[nn.Module], dict[str, str]] = {
+    Downsample2d: {"convolution.": ""},
+    Upsample2d: {"convolution.": ""},
+    AdaptiveGroupNorm2d: {"gain.": "gamma.", "shift.": "beta."},
+}
+"""The same for layers that have these names everywhere."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class LayerNames:
         widths = [source.shape(f"{self._residual(n, n, 0)}.conv1.weight", 4)[0] for n in places]
         if not widths:
             raise ValueError(f"there is no entry below {self._residual(0, 0, 0)!r}: expected the first residual block")
-        channels = common_channels(widths)
+        channels = math.gcd(*widths)
         outer, inner, kernel_size, _ = source.shape(f"{self.latent}.weight", 4)
         return {
             "dim": outer,
@@ -239,11 +246,6 @@ def number_of(is_there: Callable[[int], bool]) -> int:
     return number
 
 
-def common_channels(widths: Sequence[int]) -> int:
-    """Of which all widths are multiples: the first, where it can be."""
-    return widths[0] if not any(width % widths[0] for width in widths) else math.gcd(*widths)
-
-
 def check_blocks(source: Source, *sides: Mapping[str, Any], entries: int = ENTRIES_IN_BLOCK) -> None:
     """Refuse names of more blocks than there are entries for, or than `MOST_BLOCKS`, before a model is built of them.
 
@@ -306,26 +308,31 @@ def layers_entries(
     """
     ours = ((name, layer) for name, layer in layers.named_children() if list(layer.parameters()))
     for (name, layer), theirs in zip(ours, names, strict=True):
-        yield from _entries(f"{target}.{name}", layer, theirs, shortcut, attention)
+        yield from layer_entries(f"{target}.{name}", layer, theirs, shortcut, attention)
 
 
-def _entries(target: str, layer: nn.Module, name: str, shortcut: str, attention: AttentionNames) -> Iterator[Entry]:
-    """The entries of one layer, from those below `name`."""
-    parts = {"": ""}
-    if isinstance(layer, ResidualBlock2d):
-        parts = RESIDUAL_PARTS | {"skip.": f"{shortcut}."}
-    elif isinstance(layer, Attention2d):
-        parts = {"norm.": f"{attention.norm}.", "output.": f"{attention.output}."}
-        parts["query_key_value."] = ""  # of several names
-    elif isinstance(layer, Downsample2d | Upsample2d):
-        parts = {"convolution.": ""}
-    for ours, parameter in layer.named_parameters():
-        part, kind = next(part for part in parts if ours.startswith(part)), ours.rpartition(".")[2]
-        shape = tuple(parameter.shape)
-        sources = [f"{name}.{parts[part]}{kind}"]
-        if part == "query_key_value.":
-            sources = [f"{name}.{projection}.{kind}" for projection in attention.projections]
-            shape = (shape[0] // len(sources), *shape[1:])
-        if part in ("query_key_value.", "output."):
-            shape = shape[: attention.axes]
-        yield Entry(f"{target}.{ours}", dict.fromkeys(sources, shape))
+def layer_entries(
+    target: str,
+    layer: nn.Module,
+    name: str,
+    shortcut: str = "nin_shortcut",
+    attention: AttentionNames = AttentionNames(),
+) -> Iterator[Entry]:
+    """The entries of one layer, from those below `name`; see `layers_entries`."""
+    if isinstance(layer, Attention2d):
+        maps = [f"{name}.{projection}" for projection in attention.projections]
+        output = f"{name}.{attention.output}"
+        yield from named_entries(f"{target}.norm", layer.norm, f"{name}.{attention.norm}")
+        yield from named_entries(f"{target}.query_key_value", layer.query_key_value, maps, axes=attention.axes)
+        yield from named_entries(f"{target}.output", layer.output, output, axes=attention.axes)
+    elif isinstance(layer, ResidualBlock2d):
+        yield from named_entries(target, layer, name, RESIDUAL_PARTS | {"skip.": f"{shortcut}."})
+    elif isinstance(layer, SubpixelUpsample2d):
+        yield from named_entries(target, layer, name, {"convolution.": "conv1."}, combine=_by_channel)
+    else:
+        yield from named_entries(target, layer, name, PARTS.get(type(layer), {"": ""}))
+
+
+def _by_channel(outputs: Tensor) -> Tensor:
+    """Outputs (4 C, ...) in the order of their place in 2 x 2 pixels, and then of channels, the other way round."""
+    return outputs.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)

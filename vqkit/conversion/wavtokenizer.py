@@ -13,9 +13,9 @@ from vqkit.backbones.layers2d import Attention2d
 from vqkit.backbones.resnet1d import PositionNetwork, ResidualBlock1d
 from vqkit.backbones.vocos import VocosDecoder
 from vqkit.conversion.encodec import RELEASE, TRANSFORMERS, SEANetNames, encoder_sizes, seanet_entries
-from vqkit.conversion.family import Entry, Family, joined
+from vqkit.conversion.family import Entry, Family, named_entries
 from vqkit.conversion.source import Source
-from vqkit.conversion.vqgan import number_of
+from vqkit.conversion.vqgan import RESIDUAL_PARTS, AttentionNames, layer_entries, number_of
 from vqkit.parts.losses import Commitment
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.tokenizers.audio import AudioTokenizer
@@ -28,8 +28,6 @@ COMMITMENT = 1000.0
 BLOCKS = "backbone.convnext"
 FIRST_CONDITIONS = "backbone.norm.scale.weight"
 """Of the first norm, a row for each condition."""
-RESIDUAL_PARTS = {"branch.0": "norm1", "branch.2": "conv1", "branch.3": "norm2", "branch.6": "conv2"}
-"""Names of what is in a residual block, ours and theirs."""
 POSITION_PARTS = {
     "before.0": "0",
     "before.1": "1",
@@ -70,7 +68,8 @@ class WavTokenizerFamily(Family):
         sizes = encoder_sizes(source, self.encoder, self.names) | {"causal": False}
         codebook_size, dim = source.shape(f"{self.codebook}.embed", 2)
         width = source.shape("backbone.embed.weight", 3)[0]
-        rate = self._rate(source)
+        source.check_config(SETTINGS)
+        rate = source.number("sampling_rate", SAMPLE_RATE)
         self._conditions(source)
         blocks = partial(
             ConvNeXt1d,
@@ -97,26 +96,19 @@ class WavTokenizerFamily(Family):
         yield Entry("quantizer.codebook.vectors", {f"{self.codebook}.embed": (size, dim)})
         yield Entry("quantizer.codebook.usage", {f"{self.codebook}.cluster_size": (size,)})
         decoder = tokenizer.decoder
-        for ours, theirs in (
-            ("embedding", "backbone.embed"),
-            ("norm", "backbone.final_layer_norm"),
-            ("head.linear", self.head),
-        ):
-            yield from _layer_entries(decoder, ours, theirs)
+        names = {"embedding": "backbone.embed", "norm": "backbone.final_layer_norm", "head.linear": self.head}
+        for ours, theirs in names.items():
+            yield from named_entries(f"decoder.{ours}", decoder.get_submodule(ours), theirs)
         for ours, theirs in POSITION_PARTS.items():
             yield from _position_entries(decoder, f"blocks.0.{ours}", f"backbone.pos_net.{theirs}")
         conditions = self._conditions(source)
         yield from self._norm_entries(decoder, "blocks.1.norm", "backbone.norm", conditions)
-        for number in range(len(decoder.blocks[1].layers)):
+        for number, block in enumerate(decoder.blocks[1].layers):
             ours, theirs = f"blocks.1.layers.{number}", f"{BLOCKS}.{number}"
             for own, other in BLOCK_PARTS.items():
-                yield from _layer_entries(decoder, f"{ours}.{own}", f"{theirs}.{other}")
+                yield from named_entries(f"decoder.{ours}.{own}", block.get_submodule(own), f"{theirs}.{other}")
             yield from self._norm_entries(decoder, f"{ours}.norm", f"{theirs}.norm", conditions)
             yield Entry(f"decoder.{ours}.scale", {f"{theirs}.gamma": tuple(decoder.norm.weight.shape)})
-
-    def _rate(self, source: Source) -> int:
-        source.check_config(SETTINGS)
-        return source.number("sampling_rate", SAMPLE_RATE)
 
     def _conditions(self, source: Source) -> int:
         found = source.shape(FIRST_CONDITIONS, 2)[0]
@@ -176,21 +168,9 @@ def _position_entries(decoder: VocosDecoder, ours: str, theirs: str) -> Iterator
     """Of a residual block, the attention or the norm of the position network."""
     part = decoder.get_submodule(ours)
     if isinstance(part, ResidualBlock1d):
-        for own, other in RESIDUAL_PARTS.items():
-            yield from _layer_entries(decoder, f"{ours}.{own}", f"{theirs}.{other}")
+        yield from named_entries(f"decoder.{ours}", part, theirs, RESIDUAL_PARTS)
     elif isinstance(part, Attention2d):
-        yield from _layer_entries(decoder, f"{ours}.norm", f"{theirs}.norm")
-        yield from _layer_entries(decoder, f"{ours}.output", f"{theirs}.proj_out", axes=3)
-        width = part.output.weight.shape[0]
-        for kind, shape in (("weight", (width, width, 1)), ("bias", (width,))):
-            sources = {f"{theirs}.{projection}.{kind}": shape for projection in "qkv"}
-            yield Entry(f"decoder.{ours}.query_key_value.{kind}", sources, joined)
+        names = AttentionNames(axes=3)
+        yield from layer_entries(f"decoder.{ours}", part, theirs, attention=names)
     else:
-        yield from _layer_entries(decoder, ours, theirs)
-
-
-def _layer_entries(decoder: VocosDecoder, ours: str, theirs: str, axes: int | None = None) -> Iterator[Entry]:
-    """Weight and bias of a layer; the weight is published with so many axes, None: as many as ours."""
-    for kind, parameter in decoder.get_submodule(ours).named_parameters():
-        shape = tuple(parameter.shape)
-        yield Entry(f"decoder.{ours}.{kind}", {f"{theirs}.{kind}": shape[:axes] if kind == "weight" else shape})
+        yield from named_entries(f"decoder.{ours}", part, theirs)

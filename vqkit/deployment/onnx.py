@@ -18,38 +18,30 @@ from vqkit.tokenizers.tokenizer import Tokenizer
 _OPSET = 20
 
 
-class Encode(nn.Module):
-    """The encoding half of a module, as `export_onnx` takes it: x -> indices.
-
-    Args:
-        module: a quantizer or a tokenizer.
-    """
-
-    names = ("x", "indices")
+class _Half(nn.Module):
+    names: tuple[str, str]
+    """Of input and output, in the file."""
 
     def __init__(self, module: BaseQuantizer | Tokenizer) -> None:
         super().__init__()
         self.module = module
         self.train(module.training)
+
+
+class Encode(_Half):
+    """The encoding half of a quantizer or a tokenizer, as `export_onnx` takes it: x -> indices."""
+
+    names = ("x", "indices")
 
     def forward(self, x: Tensor) -> Tensor:
         """`module.encode(x)`."""
         return self.module.encode(x)
 
 
-class Decode(nn.Module):
-    """The decoding half of a module, as `export_onnx` takes it: indices -> vectors, or data where it is a tokenizer.
-
-    Args:
-        module: a quantizer or a tokenizer.
-    """
+class Decode(_Half):
+    """The decoding half of a quantizer or a tokenizer, as `export_onnx` takes it: indices -> vectors, or data."""
 
     names = ("indices", "x")
-
-    def __init__(self, module: BaseQuantizer | Tokenizer) -> None:
-        super().__init__()
-        self.module = module
-        self.train(module.training)
 
     def forward(self, indices: Tensor) -> Tensor:
         """`module.decode(indices)`."""

@@ -74,7 +74,10 @@ def choose(
         return NOT_COMPILED
     device = tensors[0].device
     refusal = gpu.refusal(*tensors) or unfit() or _distrust(family, device)
-    return Choice("torch", refusal) if refusal else Choice("triton", _trust(device))
+    if refusal:
+        return Choice("torch", refusal)
+    trusted = f"verified for {gpu.describe(device)}" if gpu.is_verified(device) else f"asked for by {SWITCH}=1, checked"
+    return Choice("triton", trusted)
 
 
 def _asked(family: str, tensors: tuple[Tensor, ...], impl: str, compiled: bool, unfit: Callable[[], str]) -> Choice:
@@ -98,10 +101,6 @@ def _distrust(family: str, device: torch.device) -> str:
     if os.environ.get(SWITCH) != "1":
         return f"the fused kernels are not verified for {gpu.describe(device)}; set {SWITCH}=1 to use them"
     return differences(family, device)
-
-
-def _trust(device: torch.device) -> str:
-    return f"verified for {gpu.describe(device)}" if gpu.is_verified(device) else f"asked for by {SWITCH}=1, checked"
 
 
 @cache

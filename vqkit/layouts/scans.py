@@ -3,6 +3,8 @@
 Any permutation of 0 ... N - 1 in the shape of the grid serves as well, such as the raster of a transposed picture.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,9 @@ def raster(*extent: int) -> Tensor:
     Returns:
         (*extent) int64.
     """
-    return torch.arange(_cells(extent)).view(extent)
+    if not extent or min(extent) < 0:
+        raise ValueError(f"the extent of the grid is {extent}: expected at least one axis, of sizes of at least 0")
+    return torch.arange(math.prod(extent)).view(extent)
 
 
 def zigzag(height: int, width: int) -> Tensor:
@@ -89,9 +93,3 @@ def ranks(keys: Tensor) -> Tensor:
 def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
     number = raster(height, width)
     return number // max(width, 1), number % max(width, 1)
-
-
-def _cells(extent: tuple[int, ...]) -> int:
-    if not extent or min(extent) < 0:
-        raise ValueError(f"the extent of the grid is {extent}: expected at least one axis, of sizes of at least 0")
-    return int(torch.Size(extent).numel())

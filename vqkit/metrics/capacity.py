@@ -213,19 +213,15 @@ def fit_gaussian(
 
 def _gather(quantized: Quantized, gathered: dict[Codebook, Tensor]) -> None:
     """Add to the counts and sums (K, 1 + D) of each codebook that training moves what chose its codes."""
-    for member in quantized.members:
-        _gather(member, gathered)
-    source, selection = quantized.source, quantized.selection
-    if not isinstance(source, Quantizer) or selection is None or not _moves(source.codebook):
-        return
-    vectors = widened(selection.z)
-    found = segment_stats(vectors, selection.indices, source.codebook.codebook_size, dtype=vectors.dtype)
-    packed = torch.cat([found.counts[:, None], found.sums], dim=1)
-    gathered[source.codebook] = gathered.get(source.codebook, 0) + packed
-
-
-def _moves(book: Codebook) -> bool:
-    return book.trained_by != "nothing" and book.rows == "writable"
+    for leaf in quantized.leaves():
+        source, selection = leaf.source, leaf.selection
+        if not isinstance(source, Quantizer) or selection is None:
+            continue
+        book = source.codebook
+        if book.trained_by != "nothing" and book.rows == "writable":
+            vectors = widened(selection.z)
+            found = segment_stats(vectors, selection.indices, book.codebook_size, dtype=vectors.dtype)
+            gathered[book] = gathered.get(book, 0) + torch.cat([found.counts[:, None], found.sums], dim=1)
 
 
 @dataclass(frozen=True)

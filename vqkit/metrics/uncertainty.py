@@ -200,7 +200,7 @@ class CodebookUncertainty:
         latents, valid, _ = self.quantizer.open(x, mask)
         with autocast_disabled(latents.device):
             made = self.quantizer.quantize(latents, valid)  # without gradients nothing is drawn or counted
-        for leaf in _leaves(made):
+        for leaf in made.leaves():
             if leaf.selection is None or leaf.selection.codes is None:
                 raise ValueError(
                     f"{type(self.quantizer).__name__} has a level that does not choose one of stored codes, from which "
@@ -208,13 +208,6 @@ class CodebookUncertainty:
                     "and PursuitQuantizer add several codes"
                 )
             yield leaf, *leaf.selection.compared()
-
-
-def _leaves(made: Quantized) -> Iterator[Quantized]:
-    if not made.members:
-        yield made
-    for member in made.members:
-        yield from _leaves(member)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

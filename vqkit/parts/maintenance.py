@@ -35,7 +35,23 @@ class Maintenance(Part):
         """
 
 
-class RandomRestart(Maintenance):
+class _DeadCodes(Maintenance):
+    """What is common to rules that replace codes of a running usage below `threshold` times the mean."""
+
+    def __init__(self, threshold: float, every: int, limit: int) -> None:
+        super().__init__()
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold={threshold}: expected a fraction of uniform usage, in [0, 1), such as 0.1")
+        if every < 1:
+            raise ValueError(f"every={every}: expected a number of steps, at least 1")
+        if limit < 1:
+            raise ValueError(f"limit={limit}: expected a number of codes, at least 1")
+        self.threshold = threshold
+        self.every = every
+        self.limit = limit
+
+
+class RandomRestart(_DeadCodes):
     """Replaces dead codes by random vectors of the batch, none of which is taken twice.
 
     Dead is here a code whose running usage is below `threshold` times the mean, whatever the batch size. A replaced one
@@ -55,11 +71,7 @@ class RandomRestart(Maintenance):
     """
 
     def __init__(self, threshold: float = 0.1, *, every: int = 5, limit: int = 1024) -> None:
-        super().__init__()
-        _check_rule(threshold, every, limit)
-        self.threshold = threshold
-        self.every = every
-        self.limit = limit
+        super().__init__(threshold, every, limit)
 
     def refresh(self, codebook: "Codebook", z: Tensor, valid: Tensor) -> None:
         """Replace up to `limit` dead codes."""
@@ -78,7 +90,7 @@ class RandomRestart(Maintenance):
         )
 
 
-class LBGSplitting(Maintenance):
+class LBGSplitting(_DeadCodes):
     """Splits the most used codes in two, and gives the second half to dead codes.
 
     The i-th least used code and the i-th most used one become two copies of the latter, a small step apart, each with
@@ -103,14 +115,10 @@ class LBGSplitting(Maintenance):
     """
 
     def __init__(self, threshold: float = 0.1, *, step: float = 0.01, every: int = 5, limit: int = 1024) -> None:
-        super().__init__()
-        _check_rule(threshold, every, limit)
+        super().__init__(threshold, every, limit)
         if not 0 < step < math.inf:
             raise ValueError(f"step={step}: expected a fraction of the codes' spread, above 0, such as 0.01")
-        self.threshold = threshold
         self.step = step
-        self.every = every
-        self.limit = limit
 
     def refresh(self, codebook: "Codebook", z: Tensor, valid: Tensor) -> None:
         """Replace up to `limit` dead codes."""
@@ -146,12 +154,3 @@ def _spread_in_use(codebook: "Codebook") -> Tensor:
     weight = usage / usage.sum().clamp(min=torch.finfo(usage.dtype).tiny)
     from_mean, from_zero = ((weight * part.square()).sum(0).mean() for part in (codes - (weight * codes).sum(0), codes))
     return torch.maximum(from_mean, 1e-6 * from_zero).sqrt()
-
-
-def _check_rule(threshold: float, every: int, limit: int) -> None:
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold={threshold}: expected a fraction of uniform usage, in [0, 1), such as 0.1")
-    if every < 1:
-        raise ValueError(f"every={every}: expected a number of steps, at least 1")
-    if limit < 1:
-        raise ValueError(f"limit={limit}: expected a number of codes, at least 1")

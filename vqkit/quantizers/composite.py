@@ -11,7 +11,7 @@ from torch import Tensor
 from vqkit import distributed
 from vqkit.parts.codebooks import Codebook
 from vqkit.parts.compatibility import check_stages
-from vqkit.parts.estimators import Estimator
+from vqkit.parts.estimators import Estimator, StraightThrough
 from vqkit.parts.selection import Noise, Selection
 from vqkit.quantizers.base import BaseQuantizer
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
@@ -94,6 +94,10 @@ class CompositeQuantizer(BaseQuantizer):
             first += member.num_codebooks
         return parts
 
+    def has_index(self, indices: Tensor) -> Tensor:
+        """Where any level has an index: (..., [levels]) -> (...) bool."""
+        return (indices >= 0).any(-1) if self.level_axis else indices >= 0
+
     def first_members(self, levels: int) -> list[tuple[BaseQuantizer, int]]:
         """The members that the first levels reach, and how many of the levels of each."""
         found: list[tuple[BaseQuantizer, int]] = []
@@ -171,6 +175,9 @@ class CompositeQuantizer(BaseQuantizer):
             builders = [partial(type(member), **member.recorded_arguments()) for member in self.members]
             counts = dict.fromkeys(taken & {f"num_{self.member_name}s"})  # the list has its own length
             self.record(**{self.member_name: builders}, **counts)
+        if self.recorded_arguments().get("estimator") is not None:  # over the sum; it may have trained codes
+            self.estimator = StraightThrough()
+            self.record(estimator=self.estimator)
         if "reduction" in taken:
             self.reduction = MeanOverMembers()
             self.record(reduction=self.reduction)

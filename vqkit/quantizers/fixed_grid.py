@@ -34,14 +34,7 @@ class FixedGrid(VectorQuantizer):
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
         """Scale and shift the projection into the code space so that each dimension has mean 0 and standard deviation 1
-        over the data; the same on every rank.
-
-        Without a projection there is nothing to set, and `latents` is not read.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: how many vectors to use, over all ranks; None means 65,536.
-            seed: not used.
+        over the data, by default 65,536 vectors of it; without a projection nothing is read. See `BaseQuantizer`.
         """
         if isinstance(self.project_in, nn.Linear):
             rows, _ = collect_vectors(self, latents, 65_536 if samples is None else samples)

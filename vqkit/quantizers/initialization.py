@@ -18,7 +18,7 @@ INITIALIZE_FIRST = "what it writes would be lost: call it before fully_shard"
 
 
 def enough_samples(codebook_size: int, samples: int | None) -> int:
-    """The default of `initialize`: 64 vectors per code, within 65,536 and 262,144, and at least 4 per code."""
+    """The default of `initialize`, over all ranks: 64 per code, within 65,536 and 262,144, and at least 4 per code."""
     if samples is None:
         return max(min(max(64 * codebook_size, 65_536), 262_144), 4 * codebook_size)
     return samples

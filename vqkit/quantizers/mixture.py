@@ -283,13 +283,8 @@ class MixtureQuantizer(SampleDropout):
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Initialize each book on what its map makes of the same vectors. See `BaseQuantizer`.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: vectors over all ranks; None means 64 per code of the largest codebook, within 65,536 and 262,144,
-                and at least 4 per code.
-            seed: book i uses seed + i.
+        """Initialize each book on what its map makes of the same vectors, book i with seed + i; by default on
+        `enough_samples` for the largest book. See `BaseQuantizer`.
         """
         batches = collect_maps(self, latents, enough_samples(max(self._code_sizes), samples))
         with MemberWarnings("book") as warned, autocast_disabled(self.latent_spread.device):

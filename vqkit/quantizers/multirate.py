@@ -138,15 +138,8 @@ class MultiRateQuantizer(RowQuantizer):
 
     def given(self, quantized: Quantized) -> list[Tensor]:
         """As if a level that quantizes all its means were given all frames; see `CompositeQuantizer`."""
-        wholes = [self._counted(number, quantized.valid).sum() for number in range(len(self.stages))]
+        wholes = [self._by_stride(number, quantized.valid).any(2).sum() for number in range(len(self.stages))]
         return shares_of(quantized, wholes)
-
-    def strip_training(self) -> None:
-        """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
-        super().strip_training()
-        if self.recorded_arguments().get("estimator") is not None:
-            self.estimator = StraightThrough()
-            self.record(estimator=self.estimator)
 
     def _shrink(self, number: int, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The means (B, T / stride, dim) over the valid ones of (B, T, dim), and where there are some."""
@@ -157,10 +150,6 @@ class MultiRateQuantizer(RowQuantizer):
         weights = inside / inside.sum(2, keepdim=True).clamp(min=1).to(frames.dtype)
         parts = self._by_stride(number, torch.where(valid.unsqueeze(-1), frames, 0))
         return (parts * weights.unsqueeze(-1)).sum(2), inside.any(2)
-
-    def _counted(self, number: int, valid: Tensor) -> Tensor:
-        """Where a level has an index: (B, T) -> (B, T / stride)."""
-        return self._by_stride(number, valid).any(2)
 
     def _by_stride(self, number: int, frames: Tensor) -> Tensor:
         """(B, T, ...) -> (B, T / stride, stride, ...)."""
@@ -182,7 +171,7 @@ class MultiRateQuantizer(RowQuantizer):
         for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True)):
             vectors = self._enlarge(number, stage.lookup(part))
             total = vectors if total is None else total + vectors
-            some = self.counted(part)
+            some = self.has_index(part)
             touched = self._enlarge(number, some)
             covered = touched if covered is None else where_any(some, touched, covered)
         assert total is not None and covered is not None  # there is a first level
@@ -229,13 +218,8 @@ class MultiRateQuantizer(RowQuantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Initialize the levels in sequence, each on what coarser ones leave over. See `BaseQuantizer`.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: frames over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code
-                of the coarsest level.
-            seed: level i uses seed + i.
+        """Initialize the levels in sequence, each on what coarser ones leave over, level i with seed + i; by default on
+        `enough_samples` frames, of which the coarsest level has at least 4 means per code. See `BaseQuantizer`.
         """
         least = 4 * self.codebook_size * self.strides[0] if samples is None else 0
         batches = collect_maps(self, latents, max(enough_samples(self.codebook_size, samples), least))

@@ -334,7 +334,7 @@ class MultiScaleQuantizer(RowQuantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         """The sum of whole scales from the front, or of whole blocks: (B, n[, levels]) int64 -> (B, *S, dim)."""
         parts = self._parts(indices)
-        counted = [self.counted(part) for part in parts]
+        counted = [self.has_index(part) for part in parts]
         covered = self.pyramid.cover(counted, self.dtype)
         vectors = torch.where(covered.unsqueeze(-1), self._sums(parts, counted)[-1], 0)
         return self._in_order(vectors, indices)
@@ -441,7 +441,7 @@ class MultiScaleQuantizer(RowQuantizer):
         self.check_codes(indices)
         with autocast_disabled(indices.device):
             parts = self._parts(indices.long())
-            sums = self._sums(parts, [self.counted(part) for part in parts])
+            sums = self._sums(parts, [self.has_index(part) for part in parts])
             return self._in_order(self.pyramid.resize_sums(sums, resizing), indices)
 
     @torch.no_grad()
@@ -485,14 +485,9 @@ class MultiScaleQuantizer(RowQuantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Initialize each stage on what those before it leave over; a shared one on the vectors of all scales, as they
-        would be if coarser scales were exact. See `BaseQuantizer`.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: vectors of full size over all ranks; None means 64 per code, within 65,536 and 262,144, and at
-                least 4 per code.
-            seed: the stage of scale s uses seed + s.
+        """Initialize each stage on what those before it leave over, that of scale s with seed + s; a shared one on the
+        vectors of all scales, as they would be if coarser scales were exact. By default on `enough_samples` vectors of
+        full size. See `BaseQuantizer`.
         """
         batches = [
             (self._blocks(maps), self._blocks(valid))
@@ -556,16 +551,12 @@ def _all_vectors(quantizer: Quantizer, walked: Sequence[_Scale]) -> tuple[Tensor
     """
     z, counted = [], []
     for scale in walked:
-        for chosen in _selections(scale.made, quantizer):
-            shape = len(scale.used), scale.made.valid.shape[1:].numel()
-            z.append(chosen.z.detach().view(*shape, quantizer.codebook_dim))
-            counted.append(chosen.valid.view(shape))
+        shape = len(scale.used), scale.made.valid.shape[1:].numel()
+        for leaf in scale.made.leaves():
+            if leaf.source is quantizer and leaf.selection is not None:
+                z.append(leaf.selection.z.detach().view(*shape, quantizer.codebook_dim))
+                counted.append(leaf.selection.valid.view(shape))
     return torch.cat(z, 1).flatten(0, 1), torch.cat(counted, 1).flatten()
-
-
-def _selections(made: Quantized, source: VectorQuantizer) -> list[Selection]:
-    own = [made.selection] if made.source is source and made.selection is not None else []
-    return own + [chosen for member in made.members for chosen in _selections(member, source)]
 
 
 def _against(latents: Tensor, scale: _Scale) -> Selection:

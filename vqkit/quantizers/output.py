@@ -1,5 +1,6 @@
 """Results of quantizers: for users, and between a quantizer and the composite that it belongs to."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -62,3 +63,10 @@ class Quantized:
     source: "BaseQuantizer | None" = None
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: list["Quantized"] = field(default_factory=list)
+
+    def leaves(self) -> Iterator["Quantized"]:
+        """What was made by the quantizers inside that have no members themselves, in their order."""
+        if not self.members:
+            yield self
+        for member in self.members:
+            yield from member.leaves()

@@ -105,8 +105,7 @@ class PrefixQuantizer(SampleDropout):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The vectors of the tokens, and the mask token where an index is -1; see `BaseQuantizer`."""
-        chosen = (indices >= 0).any(-1) if self.level_axis else indices >= 0
-        return self._filled(self.quantizer.lookup(indices), chosen)
+        return self._filled(self.quantizer.lookup(indices), self.has_index(indices))
 
     def chosen_vectors(self, quantized: Quantized) -> Tensor:
         """What was chosen for the tokens that are kept; see `BaseQuantizer`."""

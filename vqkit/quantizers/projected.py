@@ -159,7 +159,7 @@ class ProjectedQuantizer(CompositeQuantizer):
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         """Map in, quantize, map out; see `BaseQuantizer`."""
         made = self.quantizer.quantize(self.project_in(latents, valid), valid)
-        chosen = valid if self.passes_through else self._chosen(made.indices)
+        chosen = valid if self.passes_through else self.has_index(made.indices)
         return Quantized(self._leave(made.vectors, chosen), made.indices, valid, members=[made], source=self)
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
@@ -173,12 +173,12 @@ class ProjectedQuantizer(CompositeQuantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The vectors of the quantizer in between, mapped out; see `BaseQuantizer`."""
-        return self._leave(self.quantizer.lookup(indices), self._chosen(indices))
+        return self._leave(self.quantizer.lookup(indices), self.has_index(indices))
 
     def chosen_vectors(self, quantized: Quantized) -> Tensor:
         """What was chosen, mapped out; see `BaseQuantizer`."""
         made = quantized.members[0]
-        chosen = quantized.valid if self.passes_through else self._chosen(made.indices)
+        chosen = quantized.valid if self.passes_through else self.has_index(made.indices)
         return self._leave(self.quantizer.chosen_vectors(made), chosen)
 
     @torch.no_grad()
@@ -191,10 +191,6 @@ class ProjectedQuantizer(CompositeQuantizer):
             vectors, valid, _ = self.open(x)
             with autocast_disabled(vectors.device):
                 yield torch.where(valid.unsqueeze(-1), self.project_in(vectors, valid), torch.nan)
-
-    def _chosen(self, indices: Tensor) -> Tensor:
-        """(B, *S) bool, where any level has an index."""
-        return (indices >= 0).any(-1) if self.level_axis else indices >= 0
 
     def _leave(self, vectors: Tensor, chosen: Tensor) -> Tensor:
         return torch.where(chosen.unsqueeze(-1), self.project_out(vectors.contiguous(), chosen), 0)

@@ -266,14 +266,8 @@ class Quantizer(VectorQuantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Fit the codebook to data: k-means centres, or for derived codes their mean and covariance. See
-        `BaseQuantizer`. Warns where there are fewer different vectors than codes of k-means.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: vectors to use over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4
-                per code.
-            seed: of the k-means.
+        """Fit the codebook to data, by default to `enough_samples`: k-means centres, or for derived codes their mean
+        and covariance. Warns where there are fewer different vectors than codes of k-means. See `BaseQuantizer`.
         """
         rows, rows_per_batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         with torch.autocast(rows.device.type, enabled=False):

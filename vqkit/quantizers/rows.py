@@ -173,10 +173,6 @@ class RowQuantizer(SampleDropout):
         for number, part in enumerate(self.split_levels(indices)):
             check_indices(part, sizes[number * width : (number + 1) * width], level_axis=self.level_axis)
 
-    def counted(self, part: Tensor) -> Tensor:
-        """Where a level has an index: (..., [levels]) -> (...) bool."""
-        return (part >= 0).any(-1) if self.level_axis else part >= 0
-
 
 def first_levels_of(quantizer: BaseQuantizer, indices: Tensor, count: int | None, *, name: str = "levels=") -> Tensor:
     """The first levels of indices, as `decode` takes them; None keeps all.

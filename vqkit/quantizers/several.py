@@ -109,13 +109,7 @@ class SeveralCodesQuantizer(VectorQuantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Fit the codes to data; see `BaseQuantizer`.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: vectors over all ranks; None means 64 per code, within 65,536 and 262,144, and at least 4 per code.
-            seed: of the k-means.
-        """
+        """Fit the codes to data, by default to `enough_samples`; see `BaseQuantizer`."""
         rows, rows_per_batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         with autocast_disabled(rows.device):
             rows = distributed.gather_rows(rows)

@@ -126,13 +126,8 @@ class BranchedQuantizer(DepthDropout):
 
     @torch.no_grad()
     def initialize(self, latents: Iterable[Tensor], *, samples: int | None = None, seed: int = 0) -> None:
-        """Initialize the branches in sequence, each on what it will be given. See `BaseQuantizer`.
-
-        Args:
-            latents: tensors in the layout of `forward`.
-            samples: vectors over all ranks; None means 64 per code of the largest codebook, within 65,536 and 262,144,
-                and at least 4 per code.
-            seed: branch i uses seed + i.
+        """Initialize the branches in sequence, each on what it will be given, branch i with seed + i; by default on
+        `enough_samples` for the largest codebook. See `BaseQuantizer`.
         """
         rows, batch = collect_vectors(self, latents, enough_samples(self.codebook_size, samples))
         samples = max(len(rows), 1) * distributed.world_size()  # of this rank all; it may have none

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -53,7 +52,8 @@ def carry_optimizer(optimizer: Optimizer, before: BaseQuantizer, surgery: Surger
         surgery: what it became.
     """
     rows: dict[int, tuple[CodeMap, Tensor]] = {}
-    for part, code_map in zip(_codebooks(before), surgery.maps, strict=True):
+    codebooks = (part.codebook for part in before.modules() if isinstance(part, Quantizer))  # by level
+    for part, code_map in zip(codebooks, surgery.maps, strict=True):
         for name in part.per_code:
             rows[id(getattr(part, name))] = code_map, part.usage
     for name, old in before.named_parameters():
@@ -160,8 +160,3 @@ def carry_head(
     peak = own.max()
     new_bias = torch.cat([before, peak + code_map.count((own - peak).exp()).log(), behind])
     return new_weight, new_bias.to(weight.dtype)
-
-
-def _codebooks(quantizer: BaseQuantizer) -> Iterator:
-    """In the order of the levels."""
-    return (part.codebook for part in quantizer.modules() if isinstance(part, Quantizer))

@@ -166,14 +166,14 @@ class Table:
         after = Table(cut, code_map.count(self.usage), "", rewrites=False)
         return Cut(cut, code_map, self.report(code_map, after))
 
-    def cut_to(self, centers: Tensor, vectors: Tensor | None = None) -> Cut:
+    def cut_to(self, centers: Tensor) -> Cut:
         """The quantizer with other codes, each old one mapped to the nearest of them.
 
         New codes stand in the order of the most used old code of each, so that an order survives.
 
         Args:
-            centers: (K', D) in the space of `points`.
-            vectors: (K', D) code vectors; None for the centers, in the mean length of their codes if on the sphere.
+            centers: (K', D) in the space of `points`; the code vectors, in the mean length of their codes if on the
+                sphere.
         """
         new = nearest(self.points, centers).indices
         order = self.usage.argsort(stable=True)
@@ -185,9 +185,9 @@ class Table:
         inverse = torch.empty_like(place)
         inverse[place] = torch.arange(len(place), device=place.device)
         code_map = CodeMap(inverse[new], source[place])
-        rows = centers if vectors is None else vectors
-        if vectors is None and self.spherical:
-            rows = centers * CodeMap(new, source).average(self.lengths, self.usage)[:, None]
+        rows = centers
+        if self.spherical:
+            rows = rows * CodeMap(new, source).average(self.lengths, self.usage)[:, None]
         return self.cut(code_map, rows[place])
 
     def report(self, code_map: CodeMap, after: "Table") -> LevelReport:

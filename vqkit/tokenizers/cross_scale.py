@@ -18,7 +18,7 @@ from vqkit.quantizers.composite import DepthDropout, build_members
 from vqkit.quantizers.initialization import INITIALIZE_FIRST, MemberWarnings, enough_samples
 from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.quantizers.reduction import SumOverMembers
-from vqkit.runtime import autocast_disabled
+from vqkit.runtime import autocast_disabled, evaluating
 from vqkit.sharding import as_forward, refuse_sharded
 from vqkit.tokenizers.audio import AudioTokenizer
 from vqkit.tokenizers.tokenizer import TokenizerOutput, in_dtype_of
@@ -322,14 +322,8 @@ class CrossScaleTokenizer(AudioTokenizer):
             if frames >= wanted:
                 break
         device = next(self.encoder.parameters()).device
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            with MemberWarnings("stream") as warned:
-                for number, stream in enumerate(self.quantizer.streams):
-                    left_over = (self._left_over(self.encoder(wave.to(device)), number)[0] for wave in waves)
-                    with warned.by(number):
-                        stream.initialize(left_over, samples=samples, seed=seed + number)
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(self), MemberWarnings("stream") as warned:
+            for number, stream in enumerate(self.quantizer.streams):
+                left_over = (self._left_over(self.encoder(wave.to(device)), number)[0] for wave in waves)
+                with warned.by(number):
+                    stream.initialize(left_over, samples=samples, seed=seed + number)

@@ -41,7 +41,8 @@ class SegmentTokenizer(AudioTokenizer):
 
     - `encode_segments` and `decode_segments` do that for a recording of any length;
     - `forward` does it for one segment, as in training;
-    - `encode` gives the indices of one segment without its volume, and `decode` sound of volume 1 from them.
+    - `encode` gives the indices of one segment without its volume, and `decode` sound of volume 1 from them;
+    - streams and blocks, which would lose volumes, are refused.
 
     Args:
         encoder: see `AudioTokenizer`.
@@ -173,28 +174,16 @@ class SegmentTokenizer(AudioTokenizer):
 
     @contextmanager
     def streaming(self) -> Iterator[Self]:
-        """Refused.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refused: see the class."""
         self._refuse("streaming")
         yield self
 
     def encode_blocks(self, chunks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
-        """Refused.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refused: see the class."""
         self._refuse("encode_blocks")
 
     def decode_blocks(self, blocks: Iterable[Tensor], *, frames_per_block: int = 256) -> Iterator[Tensor]:
-        """Refused.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refused: see the class."""
         self._refuse("decode_blocks")
 
     def _refuse(self, call: str) -> NoReturn:

@@ -163,13 +163,8 @@ class Tokenizer(Pretrained, nn.Module):
             seed: of the quantizer's random choices.
         """
         refuse_sharded(self, "initialize", INITIALIZE_FIRST)
-        training = [module for module in self.encoder.modules() if module.training]
-        self.encoder.eval()
-        try:
+        with runtime.evaluating(self.encoder):
             self.quantizer.initialize(self._latents(loader), samples=samples, seed=seed)
-        finally:
-            for module in training:
-                module.training = True
 
     def _reconstruct(self, data: Tensor) -> TokenizerOutput:
         """`forward` of data that are checked."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.signal.windows import kaiser
 from torch import Tensor, nn
 
-from tests.backbones import looked_at, shake
+from tests.test_sound_backbones import looked_at, shake
 from vqkit.backbones.activations import ELU, SnakeBeta
 from vqkit.backbones.antialiasing import AntiAliased, low_pass
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d

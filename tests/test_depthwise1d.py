@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.refusals import refused
 from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer
 from vqkit.backbones.activations import Snake
 from vqkit.backbones.block_attention import BlockAttention1d
 from vqkit.backbones.depthwise1d import DepthwiseDecoder1d, DepthwiseEncoder1d
 from vqkit.backbones.frame_transformer import WindowedTransformer, rotate
 from vqkit.backbones.noise1d import NoiseInjection1d, injected_noise
-from vqkit.saving.config import from_config, to_config
 
 SIZES: dict[str, Any] = {"channels": 16, "strides": (2, 3), "window_frames": 3}
 
@@ -156,34 +154,26 @@ def test_blocks_begin_where_windows_of_the_decoder_do() -> None:
     torch.testing.assert_close(sound, codec.decode(indices), rtol=1e-10, atol=1e-10)
 
 
-def test_every_parameter_learns_and_the_configuration_builds_the_same() -> None:
-    codec = build().train()
-    output = codec(sound(2, 72))
-    (output.reconstruction.square().mean() + output.quantizer.loss).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in codec.parameters())
-    for part in (codec.encoder, codec.decoder):
-        again = from_config(to_config(part)).double()
-        assert {name: value.shape for name, value in again.state_dict().items()} == {
-            name: value.shape for name, value in part.state_dict().items()
-        }
+def test_noise_may_be_left_out_and_the_activation_chosen() -> None:
     decoder = DepthwiseDecoder1d(dim=64, injects_noise=False, activation=Snake, **SIZES)
     assert not any(isinstance(layer, NoiseInjection1d) for layer in decoder.modules())
     assert isinstance(decoder.get_submodule(decoder.output_layer).convolution, nn.Conv1d)
 
 
-def test_it_looks_ahead_and_cannot_stream() -> None:
-    with pytest.raises(ValueError, match="streaming needs a causal encoder and decoder"), build().streaming():
-        pass
-
-
-test_mistakes_are_named = refused(
-    (lambda: DepthwiseEncoder1d(strides=(2, 0)), r"strides=\(2, 0\): expected positive numbers"),
-    (lambda: DepthwiseEncoder1d(channels=0), "channels=0: expected a positive number"),
-    (lambda: DepthwiseEncoder1d(channels=8, strides=(2,), window_frames=4), "head_channels=64: expected an even div"),
-    (lambda: DepthwiseEncoder1d(**SIZES)(torch.zeros(1, 2, 36)), r"shape \(1, 2, 36\): expected \(B, 1, T\)"),
-    (lambda: DepthwiseEncoder1d(**SIZES)(torch.zeros(1, 1, 35)), "35 samples are no whole number of frames"),
-    (lambda: DepthwiseDecoder1d(dim=64, **SIZES)(torch.zeros(1, 63, 2)), r"expected \(B, 64, frames\)"),
-    (lambda: DepthwiseDecoder1d(dim=0), "dim=0: expected a positive number"),
-    (lambda: BlockAttention1d(64, window_frames=0), "window_frames=0: expected a positive number"),
-    (lambda: NoiseInjection1d(0), "channels=0: expected a positive number"),
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DepthwiseEncoder1d(strides=(2, 0)), r"strides=\(2, 0\): expected positive numbers"),
+        (lambda: DepthwiseEncoder1d(channels=0), "channels=0: expected a positive number"),
+        (
+            lambda: DepthwiseEncoder1d(channels=8, strides=(2,), window_frames=4),
+            "head_channels=64: expected an even div",
+        ),
+        (lambda: DepthwiseDecoder1d(dim=0), "dim=0: expected a positive number"),
+        (lambda: BlockAttention1d(64, window_frames=0), "window_frames=0: expected a positive number"),
+        (lambda: NoiseInjection1d(0), "channels=0: expected a positive number"),
+    ],
 )
+def test_mistakes_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

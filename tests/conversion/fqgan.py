@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conversion.published import LlamaGen
-from tests.conversion.tokens import Transformers
+from tests.conversion.published import LlamaGen, Transformers
 
 HEADS = 8
 
@@ -21,9 +20,6 @@ class FQGANDual(Transformers, LlamaGen):
     branches: ClassVar[dict[str, str]] = {"vis": "visual_head", "sem": "semantic_head"}
     predictors: ClassVar[dict[str, int]] = {"feat_pred_head": 1024}
     """What predicts features in training, with the width of its transformer; a tokenizer does not need it."""
-
-    def heads(self, width: int) -> int:
-        return HEADS
 
     def adapter(self, name: str, x: Tensor) -> Tensor:
         tokens = x.flatten(2).mT + self.tensor(f"{name}.positional_embedding", x[0, 0].numel(), x.shape[1])

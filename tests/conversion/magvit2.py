@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tests.conversion.published import WithoutBias, with_averages
+from tests.conversion.published import Published, with_averages
 
 TABLE = "quantize.embedding.weight"
 
 
 @dataclass
-class MAGVIT2(WithoutBias):
+class MAGVIT2(Published):
     """Their encoder and decoder; `channels` x `multipliers`, no attention, nothing beside the quantizer."""
 
     num_middle_blocks: int = 2
@@ -21,7 +21,10 @@ class MAGVIT2(WithoutBias):
         return self.kernel(name, x, x.shape[1], stride=2) + self.tensor(f"{name}.bias", x.shape[1]).view(-1, 1, 1)
 
     def block(self, name: str, x: Tensor, width: int) -> Tensor:
-        h = self.inside(name, x, width)
+        h = x
+        for number in (1, 2):
+            h = self.norm(f"{name}.norm{number}", h)
+            h = self.kernel(f"{name}.conv{number}", h * torch.sigmoid(h), width)
         return h + (x if x.shape[1] == width else self.kernel(f"{name}.nin_shortcut", x, width, 1))
 
     def depth_to_space(self, name: str, x: Tensor) -> Tensor:
@@ -46,6 +49,11 @@ class MAGVIT2(WithoutBias):
         groups = x.reshape(len(x), 32, -1)
         normal = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, False, keepdim=True) + 1e-6).sqrt()
         return gain[:, :, None, None] * normal.reshape(x.shape) + shift[:, :, None, None]
+
+    def blocks(self, name: str, x: Tensor, width: int, number: int) -> Tensor:
+        for block in range(number):
+            x = self.block(f"{name}.{block}", x, width)
+        return x
 
     def latents(self, images: Tensor) -> Tensor:
         x = self.kernel("encoder.conv_in", images, self.channels)

@@ -4,8 +4,6 @@ What was asked for is the state dict, so names and shapes are written here once,
 """
 
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,15 +33,16 @@ class Published:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     latent_kernel_size = 1
-
-    # Names, here those of taming-transformers.
-    encoder_levels, decoder_levels = "encoder.down", "decoder.up"
-    by_execution = False
-    """Whether the decoder's levels are numbered in order of execution."""
-    parts: ClassVar = {"res": "block.{}", "attn": "attn.{}", "down": "downsample.conv", "up": "upsample.conv"}
-    middle_parts: ClassVar = ("mid.block_1", "mid.attn_1", "mid.block_2")
-    shortcut = "nin_shortcut"
+    # names, here those of taming-transformers
+    levels = {"encoder": "encoder.down.{level}", "decoder": "decoder.up.{level}"}  # or {place}, in the order of running
+    parts = {"res": "block.{block}", "attn": "attn.{block}", "down": "downsample.conv", "up": "upsample.conv"}
+    middle_parts = ("mid.block_1", "mid.attn_1", "mid.block_2")
     norm_out = "norm_out"
+    shortcut = "nin_shortcut"
+
+    def name(self, side: str, part: str, **places: int) -> str:
+        """Of what is in a level."""
+        return f"{self.levels[side]}.{self.parts[part]}".format(**places)
 
     # ------------------------------------------------------------------ layers
 
@@ -57,6 +56,11 @@ class Published:
     def conv(self, name: str, x: Tensor, width: int, size: int = 3) -> Tensor:
         weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
         return F.conv2d(x, weight, self.tensor(f"{name}.bias", width), padding=size // 2)
+
+    def kernel(self, name: str, x: Tensor, width: int, size: int = 3, stride: int = 1) -> Tensor:
+        """A convolution without bias."""
+        weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
+        return F.conv2d(x, weight, padding=size // 2, stride=stride)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         groups = x.reshape(len(x), GROUPS, -1)
@@ -100,24 +104,17 @@ class Published:
 
     # ------------------------------------------------------------------ the model
 
-    def down_part(self, level: int, kind: str, block: int = 0) -> str:
-        return f"{self.encoder_levels}.{level}.{self.parts[kind].format(block)}"
-
-    def up_part(self, level: int, kind: str, block: int = 0) -> str:
-        number = len(self.multipliers) - 1 - level if self.by_execution else level
-        return f"{self.decoder_levels}.{number}.{self.parts[kind].format(block)}"
-
     def features(self, images: Tensor) -> Tensor:
-        """What the encoder has before its last layers."""
+        """What the last layers of the encoder read."""
         widths, last = [self.channels * multiplier for multiplier in self.multipliers], len(self.multipliers) - 1
         x = self.conv("encoder.conv_in", images, widths[0])
         for level, width in enumerate(widths):
             for block in range(self.num_res_blocks):
-                x = self.block(self.down_part(level, "res", block), x, width)
+                x = self.block(self.name("encoder", "res", level=level, block=block), x, width)
                 if level in self.attention_levels:
-                    x = self.attention(self.down_part(level, "attn", block), x)
+                    x = self.attention(self.name("encoder", "attn", level=level, block=block), x)
             if level < last:
-                x = self.down(self.down_part(level, "down"), x)
+                x = self.down(self.name("encoder", "down", level=level), x)
         return self.middle("encoder", x)
 
     def latents(self, images: Tensor) -> Tensor:
@@ -129,13 +126,14 @@ class Published:
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         x = self.conv("post_quant_conv", quantized, self.latent_channels, self.latent_kernel_size)
         x = self.middle("decoder", self.conv("decoder.conv_in", x, widths[-1]))
-        for level in reversed(range(len(widths))):
+        for place, level in enumerate(reversed(range(len(widths)))):
             for block in range(self.num_res_blocks + 1):
-                x = self.block(self.up_part(level, "res", block), x, widths[level])
+                places = {"level": level, "place": place, "block": block}
+                x = self.block(self.name("decoder", "res", **places), x, widths[level])
                 if level in self.attention_levels:
-                    x = self.attention(self.up_part(level, "attn", block), x)
+                    x = self.attention(self.name("decoder", "attn", **places), x)
             if level > 0:
-                x = self.up(self.up_part(level, "up"), x)
+                x = self.up(self.name("decoder", "up", level=level, place=place), x)
         return self.swish_conv(f"decoder.{self.norm_out}", "decoder.conv_out", x, 3)
 
     def codes(self, name: str, latents: Tensor) -> Tensor:
@@ -160,35 +158,6 @@ class Published:
     def checkpoint(self) -> dict[str, Tensor]:
         """What was asked for, as it is published."""
         return self.state
-
-
-class WithoutBias(Published):
-    """Blocks without bias."""
-
-    def kernel(self, name: str, x: Tensor, width: int, size: int = 3, stride: int = 1) -> Tensor:
-        """A convolution without bias, padded on all sides."""
-        weight = self.tensor(f"{name}.weight", width, x.shape[1], size, size)
-        return F.conv2d(x, weight, padding=size // 2, stride=stride)
-
-    def inside(self, name: str, x: Tensor, width: int) -> Tensor:
-        """What a block adds to its shortcut."""
-        for number in (1, 2):
-            x = self.norm(f"{name}.norm{number}", x)
-            x = self.kernel(f"{name}.conv{number}", x * torch.sigmoid(x), width)
-        return x
-
-    def blocks(self, name: str, x: Tensor, width: int, number: int) -> Tensor:
-        for block in range(number):
-            x = self.block(f"{name}.{block}", x, width)
-        return x
-
-
-@cache
-def filled(cls: type[Published], **options: Any) -> Published:
-    """With the entries that pictures of 16 x 16 pixels ask for."""
-    model = cls(**options)
-    model(torch.zeros(1, 3, 16, 16))
-    return model
 
 
 @dataclass
@@ -236,9 +205,8 @@ def with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class LlamaGen(Published):
     """Vectors and codes on the sphere; attention at the last level; the decoder's levels in order of execution."""
 
-    encoder_levels, decoder_levels = "encoder.conv_blocks", "decoder.conv_blocks"
-    by_execution = True
-    parts = Published.parts | {"res": "res.{}"}
+    levels = {"encoder": "encoder.conv_blocks.{level}", "decoder": "decoder.conv_blocks.{place}"}
+    parts = Published.parts | {"res": "res.{block}"}
     middle_parts = ("mid.0", "mid.1", "mid.2")
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,19 +243,16 @@ class VAR(Published):
 class DiffusersVQ(Published):
     """Linear layers in the attention."""
 
-    encoder_levels, decoder_levels = "encoder.down_blocks", "decoder.up_blocks"
-    by_execution = True
-    parts: ClassVar = {
-        "res": "resnets.{}",
-        "attn": "attentions.{}",
+    levels = {"encoder": "encoder.down_blocks.{level}", "decoder": "decoder.up_blocks.{place}"}
+    parts = {
+        "res": "resnets.{block}",
+        "attn": "attentions.{block}",
         "down": "downsamplers.0.conv",
         "up": "upsamplers.0.conv",
     }
     middle_parts = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
-    shortcut = "conv_shortcut"
     norm_out = "conv_norm_out"
-    projections: ClassVar = ("to_q", "to_k", "to_v")
-    output = "to_out.0"
+    shortcut = "conv_shortcut"
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         weight = self.tensor(f"{name}.weight", x.shape[1], x.shape[1])
@@ -299,9 +264,51 @@ class DiffusersVQ(Published):
         weights = torch.softmax(torch.einsum("bci,bcj->bij", query, key) / x.shape[1] ** 0.5, dim=2)
         return x + self.linear(f"{name}.{self.output}", torch.einsum("bij,bcj->bci", weights, value).view(x.shape))
 
+    projections: tuple[str, ...] = ("to_q", "to_k", "to_v")
+    output = "to_out.0"
+
 
 class OldDiffusersVQ(DiffusersVQ):
     """The names before diffusers 0.16."""
 
     projections = ("query", "key", "value")
     output = "proj_attn"
+
+
+class Transformers(Published):
+    """Layers on tokens (B, N, width), with the names of CLIP."""
+
+    def heads(self, width: int) -> int:
+        """Of the attention."""
+        return 8
+
+    def layer_norm(self, name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        gain = self.tensor(f"{name}.weight", x.shape[-1], offset=1.0)
+        return normal * gain + self.tensor(f"{name}.bias", x.shape[-1])
+
+    def linear(self, name: str, x: Tensor, width: int, *kernel: int) -> Tensor:
+        weight = self.tensor(f"{name}.weight", width, x.shape[-1], *kernel)
+        return x @ weight.flatten(1).T + self.tensor(f"{name}.bias", width)
+
+    def multi_head(self, name: str, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        weight = self.tensor(f"{name}.in_proj_weight", 3 * width, width)
+        parts = (x @ weight.T + self.tensor(f"{name}.in_proj_bias", 3 * width)).chunk(3, dim=-1)
+        size, joined = width // self.heads(width), []
+        for first in range(0, width, size):
+            query, key, value = (part[..., first : first + size] for part in parts)
+            joined.append(torch.softmax(query @ key.mT / size**0.5, dim=-1) @ value)
+        return self.linear(f"{name}.out_proj", torch.cat(joined, dim=-1), width)
+
+    def transformer(self, name: str, x: Tensor, depth: int) -> Tensor:
+        """Of tokens (B, T, width)."""
+        x = self.layer_norm(f"{name}.ln_pre", x)
+        for n in range(depth):
+            block = f"{name}.transformer.{n}"
+            x = x + self.multi_head(f"{block}.attn", self.layer_norm(f"{block}.ln_1", x))
+            h = self.linear(f"{block}.mlp.c_fc", self.layer_norm(f"{block}.ln_2", x), 4 * x.shape[-1])
+            h = h * (1 + torch.erf(h / 2**0.5)) / 2
+            x = x + self.linear(f"{block}.mlp.c_proj", h, x.shape[-1])
+        return self.layer_norm(f"{name}.ln_post", x)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conversion.changes import added, refuses, removed
+from tests.conversion.files import added, refuses, removed
 from tests.conversion.sound import NORMED, authors_names, dac, normed, sound
 from vqkit import AudioTokenizer, Tokenizer, convert
 from vqkit.backbones.activations import SignedSnake
@@ -101,7 +101,7 @@ CHANGES: list[tuple[Any, str]] = [
     (removed("encoder.block.0.bias"), r"entry 'encoder.block.0.bias' is missing: expected shape \(4,\)"),
     (removed("quantizer.quantizers.0.codebook.weight"), "expected a tensor of 2 axes"),
     (
-        lambda state: state | {f"quantizer.quantizers.{level}.more": torch.ones(1) for level in range(257)},
+        lambda state: state.update({f"quantizer.quantizers.{level}.more": torch.ones(1) for level in range(257)}),
         "its names count more than 256 layers or codebooks of one kind",
     ),
     (
@@ -123,5 +123,5 @@ CHANGES: list[tuple[Any, str]] = [
 def test_other_entries_are_named(change: Any, message: str, tmp_path: Path) -> None:
     file = published("authors", tmp_path)
     content = torch.load(file, weights_only=True)
-    content["state_dict"] = change(content["state_dict"])
+    change(content["state_dict"])
     refuses(content, f"does not hold the weights of DAC: .*{message}", tmp_path)

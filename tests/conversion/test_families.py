@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conversion.changes import planned
+from tests.conversion.files import planned
 from tests.conversion.fqgan import FQGANDual, FQGANTriple
 from tests.conversion.magvit2 import OpenMAGVIT2Model, SimVQModel
 from tests.conversion.maskgit import MaskGIT

@@ -5,9 +5,8 @@ import re
 import pytest
 import torch
 
-from tests.conversion.changes import refuses
+from tests.conversion.files import filled, refuses
 from tests.conversion.magvit2 import MAGVIT2, TABLE, OpenMAGVIT2Model, SimVQModel
-from tests.conversion.published import filled
 from vqkit import convert
 from vqkit.conversion import Family, OpenMAGVIT2, SimVQImage
 
@@ -36,7 +35,7 @@ def test_entries_that_are_not_those_of_the_family_are_named(cls, family, name, s
     state.pop(name, None)
     if shape is not None:
         state[name] = torch.zeros(shape)
-    refuses(state, f"weights.bin: does not hold the weights of {family.name}: .*{re.escape(message)}", tmp_path)
+    refuses(state, f"weights.pt: does not hold the weights of {family.name}: .*{re.escape(message)}", tmp_path)
 
 
 def test_tables_that_are_not_those_of_simvq_are_named(tmp_path) -> None:
@@ -61,8 +60,8 @@ def test_an_average_that_is_missing_is_named(name, tmp_path) -> None:
 def test_an_average_of_the_table_is_taken_where_it_was_trained_too(tmp_path) -> None:
     state = filled(SimVQModel, dim=14).checkpoint() | {TABLE: torch.zeros(48, 14)}
     state[f"model_ema.{TABLE.replace('.', '')}"] = trained = torch.randn(48, 14)
-    torch.save(state, tmp_path / "weights.bin")
-    quantizer = convert(tmp_path / "weights.bin", tmp_path / "converted").quantizer
+    torch.save(state, tmp_path / "weights.pt")
+    quantizer = convert(tmp_path / "weights.pt", tmp_path / "converted").quantizer
     assert torch.equal(quantizer.get_buffer("codebook.base"), trained)
 
 
@@ -70,5 +69,5 @@ def test_names_that_wetok_shares_are_not_guessed(tmp_path) -> None:
     state = filled(OpenMAGVIT2Model, dim=16).checkpoint()
     refuses(state, r"latents of 16 channels: those of Open.* have 14 or 18.*family=OpenMAGVIT2\(\)", tmp_path)
     assert (
-        convert(tmp_path / "weights.bin", tmp_path / "converted", family=OpenMAGVIT2()).quantizer.codebook_size == 2**16
+        convert(tmp_path / "weights.pt", tmp_path / "converted", family=OpenMAGVIT2()).quantizer.codebook_size == 2**16
     )

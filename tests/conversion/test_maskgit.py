@@ -1,21 +1,17 @@
 """MaskGIT's encoder and decoder, and files that are not those of its weights."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from tests.conversion.changes import added, refuses, removed
+from tests.conversion.files import added, filled, refuses_change, removed
 from tests.conversion.maskgit import MaskGIT
-from tests.conversion.published import filled
-from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
+from tests.test_image_backbones import build as build_kind
 from vqkit.conversion import MaskGITVQGAN
 
-SMALL = {"dim": 6, "channels": 8, "norm_groups": 4, "num_res_blocks": 1}
-
-
-def build(**options) -> tuple[MaskGITEncoder2d, MaskGITDecoder2d]:
-    torch.manual_seed(0)
-    return MaskGITEncoder2d(**SMALL | options), MaskGITDecoder2d(**SMALL | options)
+build = partial(build_kind, "maskgit")
 
 
 def test_a_new_model_passes_its_input_through_blocks_between_widths() -> None:
@@ -46,10 +42,10 @@ def test_the_last_layer_makes_the_pictures() -> None:
     ],
 )
 def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    message = f"weights.bin: does not hold the weights of VQGAN of MaskGIT: .*{message}"
-    refuses(change(filled(MaskGIT).state), message, tmp_path)
+    refuses_change("VQGAN of MaskGIT", filled(MaskGIT).state, change, message, tmp_path)
 
 
 def test_a_decoder_without_levels_is_refused(tmp_path) -> None:
     message = r"there is no entry below 'decoder\.up\.0': expected the level"
-    refuses(removed("decoder.up.")(filled(MaskGIT).state), message, tmp_path, family=MaskGITVQGAN())
+    change = removed(r"decoder\.up\.")
+    refuses_change("VQGAN of MaskGIT", filled(MaskGIT).state, change, message, tmp_path, family=MaskGITVQGAN())

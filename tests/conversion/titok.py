@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conversion.maskgit import MaskGIT
-from tests.conversion.tokens import Transformers
+from tests.conversion.published import Transformers
 
 
 @dataclass
@@ -30,7 +30,10 @@ class TiTok(Transformers, MaskGIT):
     on_the_sphere = True
 
     def heads(self, width: int) -> int:
+        """See `Transformers`."""
         return width // 64
+
+    # ------------------------------------------------------------------ the model
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, T, D)."""

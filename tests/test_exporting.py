@@ -151,8 +151,14 @@ def test_a_tokenizer_encodes_any_number_and_size_of_images_even_if_the_example_w
             assert torch.equal(encode(x), tokenizer.encode(x))
 
 
+LONG = pytest.mark.long
+"""Of those with two or more forms alike, the one that takes longer."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["image", "magvit2", "audio", "rates", "scales"])
+@pytest.mark.parametrize(
+    "kind", ["image", pytest.param("magvit2", marks=LONG), "audio", "rates", pytest.param("scales", marks=LONG)]
+)
 def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if kind in ("image", "magvit2"):
         sizes = {"dim": 8, "channels": 8, "channel_multipliers": (1, 1), "norm_groups": 4, "num_res_blocks": 2}
@@ -193,7 +199,7 @@ def test_an_example_of_one_step_is_traced_as_two(stages: list[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", [SCALES, RATES])
+@pytest.mark.parametrize("stages", [SCALES, pytest.param(RATES, marks=LONG)])
 def test_an_example_of_one_step_leaves_the_length_open(stages: list[int], tmp_path: Path) -> None:
     """Scales of one block, or the steps of all rates: files of latents and of sound take two and three."""
     tokenizer = make_codec(levels=stages).eval()
@@ -209,7 +215,7 @@ def test_an_example_of_one_step_leaves_the_length_open(stages: list[int], tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", [SCALES, RATES])
+@pytest.mark.parametrize("stages", [pytest.param(SCALES, marks=LONG), RATES])
 def test_sound_of_less_than_one_step_leaves_the_length_open(stages: list[int], tmp_path: Path) -> None:
     tokenizer = make_codec(levels=stages).eval()
     step = tokenizer.frames_per_step * tokenizer.downsampling_factor

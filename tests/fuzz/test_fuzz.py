@@ -43,9 +43,7 @@ MUTATIONS = {
     "pictures": 1250,
     "sound": 1250,
 }
-"""Damaged files of each kind in the slow tier, under a minute; the long tier has forty times as many, in forty minutes of
-a core.
-"""
+"""Damaged files of each kind in the slow tier, under a minute; the long tier has forty times as many, in forty."""
 
 FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.long)]
 

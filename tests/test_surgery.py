@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit import (
     BSQ,
     FSQ,
@@ -381,52 +382,6 @@ class FixedSize(Quantizer):
 
 
 OF_FOUR = CodeMap(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1]))
-REFUSED = {
-    "fixed size": (lambda: shrink(FixedSize(), 8), "FixedSize, whose constructor takes no codebook_size"),
-    "fsq": (lambda: shrink(FSQ([8, 5, 5]), 10), "fewer `levels`"),
-    "lfq": (lambda: shrink(LFQ(8), 10), "fewer `bits`"),
-    "bsq": (lambda: grow(BSQ(8), 1000), "fewer `bits`"),
-    "gaussian": (lambda: prune(GaussianBottleneck(DIM), torch.ones(3)), "GaussianBottleneck"),
-    "cascaded": (lambda: shrink(trained("cascaded"), 10), "another table than it searches"),
-    "coda": (lambda: grow(trained("coda"), 40), "searches keys"),
-    "fvq": (lambda: reorder(trained("fvq"), usage_order), "bake the quantizer"),
-    "residual": (lambda: shrink(residual(), 10), "shrink_from_latents"),
-    "scales": (
-        lambda: reorder(MultiScaleQuantizer(partial(Quantizer, "ema", dim=DIM, codebook_size=8), [1, 2]), usage_order),
-        "operate on the quantizers inside",
-    ),
-    "split of stages": (lambda: split(residual(), [0]), "expected a Quantizer, one codebook"),
-    "residual groups": (lambda: shrink(GroupedQuantizer(residual, 2), 10), "shrink_from_latents"),
-    "seedings": (lambda: shrink(trained(), 8, restarts=0), "restarts=0: expected at least 1"),
-    "usage of one level": (
-        lambda: shrink(GroupedQuantizer(partial(trained, codebook_size=16), 2), 8, usage=torch.arange(16.0)),
-        r"usage has shape \(16,\): expected counts of each of the 2 levels",
-    ),
-    "kept indices": (
-        lambda: prune(trained(), torch.full((CODES,), 99.0), keep=lambda counts: counts.topk(4).indices),
-        r"keep gave \(4,\) torch.int64: expected \(32,\) bool",
-    ),
-    "usage of rows": (
-        lambda: carry_embedding(torch.ones(4, 2), OF_FOUR, usage=torch.ones(3)),
-        r"usage has shape \(3,\): expected \(4,\)",
-    ),
-    "bias": (lambda: carry_head(torch.ones(4, 2), torch.ones(3), OF_FOUR), r"bias has shape \(3,\): expected \(4,\)"),
-    "too many": (lambda: shrink(trained(), 33), "expected 1 ... 32; `grow`"),
-    "too few": (lambda: grow(trained(), 31), "use shrink"),
-    "usage": (lambda: shrink(trained(), 8, usage=torch.ones(31)), r"usage has shape \(31,\): expected \(32,\)"),
-    "usage of levels": (
-        lambda: shrink(grouped(), 8, usage=[torch.ones(32)]),
-        "usage has 1 entries: expected 2, one for each level",
-    ),
-    "negative usage": (lambda: shrink(trained(), 8, usage=-torch.ones(32)), "not negative"),
-    "no permutation": (lambda: reorder(trained(), lambda codes, usage: usage.long()), "expected a permutation"),
-    "codes": (lambda: split(trained(), [32]), r"expected \(M,\) indices in 0 ... 31"),
-    "step": (lambda: grow(trained(), 40, step=0.0), "step=0.0"),
-    "spaces": (lambda: merge([trained(), trained("vq", normalize=True)]), "expected one space"),
-    "nothing": (lambda: merge([]), "expected one at least"),
-    "width": (lambda: transplant(trained(), torch.zeros(4, 7)), r"expected finite \(K', 8\)"),
-    "base": (lambda: transplant(narrow(), latents(5, 10)), "its map gives no code vectors like these"),
-}
 
 
 def narrow() -> Quantizer:
@@ -437,10 +392,49 @@ def narrow() -> Quantizer:
     return quantizer
 
 
-@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
+test_refused = refused(
+    (lambda: shrink(FixedSize(), 8), "FixedSize, whose constructor takes no codebook_size"),
+    (lambda: shrink(FSQ([8, 5, 5]), 10), "fewer `levels`"),
+    (lambda: shrink(LFQ(8), 10), "fewer `bits`"),
+    (lambda: grow(BSQ(8), 1000), "fewer `bits`"),
+    (lambda: prune(GaussianBottleneck(DIM), torch.ones(3)), "GaussianBottleneck"),
+    (lambda: shrink(trained("cascaded"), 10), "another table than it searches"),
+    (lambda: grow(trained("coda"), 40), "searches keys"),
+    (lambda: reorder(trained("fvq"), usage_order), "bake the quantizer"),
+    (lambda: shrink(residual(), 10), "shrink_from_latents"),
+    (
+        lambda: reorder(MultiScaleQuantizer(partial(Quantizer, "ema", dim=DIM, codebook_size=8), [1, 2]), usage_order),
+        "operate on the quantizers inside",
+    ),
+    (lambda: split(residual(), [0]), "expected a Quantizer, one codebook"),
+    (lambda: shrink(GroupedQuantizer(residual, 2), 10), "shrink_from_latents"),
+    (lambda: shrink(trained(), 8, restarts=0), "restarts=0: expected at least 1"),
+    (
+        lambda: shrink(GroupedQuantizer(partial(trained, codebook_size=16), 2), 8, usage=torch.arange(16.0)),
+        r"usage has shape \(16,\): expected counts of each of the 2 levels",
+    ),
+    (
+        lambda: prune(trained(), torch.full((CODES,), 99.0), keep=lambda counts: counts.topk(4).indices),
+        r"keep gave \(4,\) torch.int64: expected \(32,\) bool",
+    ),
+    (
+        lambda: carry_embedding(torch.ones(4, 2), OF_FOUR, usage=torch.ones(3)),
+        r"usage has shape \(3,\): expected \(4,\)",
+    ),
+    (lambda: carry_head(torch.ones(4, 2), torch.ones(3), OF_FOUR), r"bias has shape \(3,\): expected \(4,\)"),
+    (lambda: shrink(trained(), 33), "expected 1 ... 32; `grow`"),
+    (lambda: grow(trained(), 31), "use shrink"),
+    (lambda: shrink(trained(), 8, usage=torch.ones(31)), r"usage has shape \(31,\): expected \(32,\)"),
+    (lambda: shrink(grouped(), 8, usage=[torch.ones(32)]), "usage has 1 entries: expected 2, one for each level"),
+    (lambda: shrink(trained(), 8, usage=-torch.ones(32)), "not negative"),
+    (lambda: reorder(trained(), lambda codes, usage: usage.long()), "expected a permutation"),
+    (lambda: split(trained(), [32]), r"expected \(M,\) indices in 0 ... 31"),
+    (lambda: grow(trained(), 40, step=0.0), "step=0.0"),
+    (lambda: merge([trained(), trained("vq", normalize=True)]), "expected one space"),
+    (lambda: merge([]), "expected one at least"),
+    (lambda: transplant(trained(), torch.zeros(4, 7)), r"expected finite \(K', 8\)"),
+    (lambda: transplant(narrow(), latents(5, 10)), "its map gives no code vectors like these"),
+)
 
 
 def test_maps_of_counts_and_rows() -> None:

@@ -111,13 +111,6 @@ class ResidualQuantizer(DepthDropout):
         indices = self.join_levels([member.indices for member in members], valid.shape)
         return Quantized(vectors, indices, valid, members=members, source=self)
 
-    def strip_training(self) -> None:
-        """Pass gradients straight through the sum too, which may have trained codes; see `BaseQuantizer`."""
-        super().strip_training()
-        if self.recorded_arguments().get("estimator") is not None:
-            self.estimator = StraightThrough()
-            self.record(estimator=self.estimator)
-
     def assign(self, latents: Tensor, valid: Tensor) -> Tensor:
         """One search of all stages, where each is the nearest code by one metric; see `BaseQuantizer`."""
         metric = self._metric_of_all_stages

@@ -227,6 +227,10 @@ def test_without_a_bounded_context_there_are_no_blocks(kind: str) -> None:
     assert codec.decoder.context is None and codec.latency == (6 / 8000 if codec.causal else None)
     with pytest.raises(ValueError, match="blocks need a bounded context, and this model has none"):
         list(codec.decode_blocks([torch.zeros(1, 4, dtype=torch.int64)]))
+    if not isinstance(codec.decoder, VocosDecoder):  # whose encoder here is a plain one
+        assert codec.encoder.context is None
+        with pytest.raises(ValueError, match="blocks need a bounded context, and this model has none"):
+            list(codec.encode_blocks([noise(1, 1, 4 * codec.downsampling_factor)]))
     if not codec.causal:
         later = noise(1, codec.encoder.dim, 60)
         moved = torch.cat([later[..., :-1], later[..., -1:] + 1], -1)

@@ -236,7 +236,8 @@ class BaseQuantizer(Pretrained, UnsavedBuffers, FullPrecisionModule, ABC):
         Args:
             latents: tensors in the layout of `forward`, for instance the encoder's outputs over a few batches; each
                 rank gives its own. They are read until `samples` vectors are there.
-            samples: how many vectors to use in all, over all ranks; None lets the quantizer decide.
+            samples: how many vectors to use in all, over all ranks; None lets the quantizer decide. What most call
+                `enough_samples` is 64 per code, within 65,536 and 262,144, and at least 4 per code.
             seed: of every random choice made here.
 
         Raises:

@@ -116,7 +116,7 @@ def rendered(text: str) -> str:
     """A document with its tables written anew.
 
     Raises:
-        ValueError: one cannot be written: what it is of is not there, half measured, or not measured alike.
+        ValueError: one cannot be written: what it is of is half measured, or not measured alike.
     """
     return TABLE.sub(lambda match: f"{match[1]}{written(match['name'])}\n{match[3]}", text)
 

@@ -1,7 +1,6 @@
 """TiTok and TA-TiTok: their key trees with random weights against the equations, files that are not theirs, and use."""
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -79,44 +78,6 @@ def test_the_loss_is_that_of_the_release(tmp_path) -> None:
     torch.testing.assert_close(output.quantizer.loss, error + 0.25 * error, rtol=0, atol=ROUNDING)
 
 
-FULL = {
-    "titok l-32": (
-        published.TiTok(
-            num_tokens=32, encoder_width=1024, decoder_width=1024, encoder_depth=24, decoder_depth=24, dim=12,
-            codebook_size=4096,
-        ),
-        TiTok(),
-    ),
-    "titok b-64": (
-        published.TiTok(
-            num_tokens=64, encoder_width=768, decoder_width=768, encoder_depth=12, decoder_depth=12, dim=12,
-            codebook_size=4096,
-        ),
-        TiTok(),
-    ),
-    "titok s-128": (
-        published.TiTok(
-            num_tokens=128, encoder_width=512, decoder_width=512, encoder_depth=8, decoder_depth=8, dim=12,
-            codebook_size=4096,
-        ),
-        TiTok(),
-    ),
-    "titok sl-256": (
-        published.TiTokPixels(
-            num_tokens=256, encoder_width=512, decoder_width=1024, encoder_depth=8, decoder_depth=24, dim=64,
-            codebook_size=8192,
-        ),
-        TiTok(),
-    ),
-    "ta-titok bl-64": (
-        published.TATiTok(
-            num_tokens=64, encoder_width=768, decoder_width=1024, encoder_depth=12, decoder_depth=24, dim=64,
-            codebook_size=8192, text_tokens=77, text_dim=768,
-        ),
-        TATiTok(torch.empty(77, 768, device="meta")),
-    ),
-}  # fmt: skip
-
 ON_THE_HUB = {
     "titok s-128": (83.7e6, 0.05e6),
     "titok b-64": (819e6 / 4, 0.5e6 / 4),
@@ -126,21 +87,15 @@ ON_THE_HUB = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", published.RELEASED)
 def test_models_of_the_published_sizes_have_an_entry_for_each_weight(name) -> None:
     """On the meta device."""
-    model, family = FULL[name]
-    teacher = {"channels": 128, "multipliers": (1, 1, 2, 2, 4), "num_res_blocks": 2, "teachers_codes": 1024}
-    sizes = {"image_size": 256, "encoder_patch": 16, "teachers_dim": 256, "device": "meta"} | teacher
-    if isinstance(model, published.TiTokPixels):
-        sizes["decoder_patch"] = 16
-    model = replace(model, state={}, **sizes)
-    latents = model.latents(torch.empty(1, 3, 256, 256, dtype=torch.float64, device="meta"))
-    model.images(model.quantize(latents)[1])
+    model = published.released(name)
     if name in ON_THE_HUB:
         stated, rounding = ON_THE_HUB[name]
         assert abs(sum(value.numel() for value in model.state.values()) - stated) < rounding
-    tokenizer = planned(model.state, family)
+    text = isinstance(model, published.TATiTok)
+    tokenizer = planned(model.state, TATiTok(model.text().to("meta")) if text else TiTok())
     assert isinstance(tokenizer.encoder, TiTokEncoder) == (not isinstance(model, published.TiTokPixels))
 
 

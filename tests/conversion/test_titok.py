@@ -1,7 +1,6 @@
 """TiTok and TA-TiTok: their key trees with random weights against the equations, files that are not theirs, and use."""
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -79,26 +78,6 @@ def test_the_loss_is_that_of_the_release(tmp_path) -> None:
     torch.testing.assert_close(output.quantizer.loss, error + 0.25 * error, rtol=0, atol=ROUNDING)
 
 
-def sized(cls: type[published.TiTok], tokens: int, widths: tuple[int, int], depths: tuple[int, int], **sizes: int):
-    """A model of a published size; widths and depths are those of encoder and decoder."""
-    sizes |= {"encoder_width": widths[0], "decoder_width": widths[1]}
-    sizes |= {"encoder_depth": depths[0], "decoder_depth": depths[1]}
-    return cls(num_tokens=tokens, **sizes)
-
-
-CODES, PIXELS = {"dim": 12, "codebook_size": 4096}, {"dim": 64, "codebook_size": 8192}
-TEXT = {"text_tokens": 77, "text_dim": 768}
-FULL = {
-    "titok l-32": (sized(published.TiTok, 32, (1024, 1024), (24, 24), **CODES), TiTok()),
-    "titok b-64": (sized(published.TiTok, 64, (768, 768), (12, 12), **CODES), TiTok()),
-    "titok s-128": (sized(published.TiTok, 128, (512, 512), (8, 8), **CODES), TiTok()),
-    "titok sl-256": (sized(published.TiTokPixels, 256, (512, 1024), (8, 24), **PIXELS), TiTok()),
-    "ta-titok bl-64": (
-        sized(published.TATiTok, 64, (768, 1024), (12, 24), **PIXELS, **TEXT),
-        TATiTok(torch.empty(77, 768, device="meta")),
-    ),
-}
-
 ON_THE_HUB = {
     "titok s-128": (83.7e6, 0.05e6),
     "titok b-64": (819e6 / 4, 0.5e6 / 4),
@@ -108,21 +87,15 @@ ON_THE_HUB = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", published.RELEASED)
 def test_models_of_the_published_sizes_have_an_entry_for_each_weight(name) -> None:
     """On the meta device."""
-    model, family = FULL[name]
-    teacher = {"channels": 128, "multipliers": (1, 1, 2, 2, 4), "num_res_blocks": 2, "teachers_codes": 1024}
-    sizes = {"image_size": 256, "encoder_patch": 16, "teachers_dim": 256, "device": "meta"} | teacher
-    if isinstance(model, published.TiTokPixels):
-        sizes["decoder_patch"] = 16
-    model = replace(model, state={}, **sizes)
-    latents = model.latents(torch.empty(1, 3, 256, 256, dtype=torch.float64, device="meta"))
-    model.images(model.quantize(latents)[1])
+    model = published.released(name)
     if name in ON_THE_HUB:
         stated, rounding = ON_THE_HUB[name]
         assert abs(sum(value.numel() for value in model.state.values()) - stated) < rounding
-    encoder = planned(model.state, family).encoder
+    text = isinstance(model, published.TATiTok)
+    encoder = planned(model.state, TATiTok(model.text().to("meta")) if text else TiTok()).encoder
     assert isinstance(encoder, TiTokEncoder) == (not isinstance(model, published.TiTokPixels))
 
 

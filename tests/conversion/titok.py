@@ -1,6 +1,7 @@
 """TiTok and TA-TiTok as equations, under the names of bytedance/1d-tokenizer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,3 +129,35 @@ class TATiTok(TiTokPixels):
         x = self.linear("decoder.text_guidance_proj", self.text().double()[None].to(self.device), self.decoder_width)[0]
         positions = self.tensor("decoder.text_guidance_positional_embedding", self.text_tokens, self.decoder_width)
         return [(x + positions).float().double()]
+
+
+TEACHER: dict[str, Any] = {
+    "channels": 128,
+    "multipliers": (1, 1, 2, 2, 4),
+    "num_res_blocks": 2,
+    "teachers_codes": 1024,
+    "teachers_dim": 256,
+}
+SIZES = ("num_tokens", "encoder_width", "decoder_width", "encoder_depth", "decoder_depth")
+RELEASED: dict[str, tuple[Any, ...]] = {
+    "titok l-32": (TiTok, 32, 1024, 1024, 24, 24),
+    "titok b-64": (TiTok, 64, 768, 768, 12, 12),
+    "titok s-128": (TiTok, 128, 512, 512, 8, 8),
+    "titok sl-256": (TiTokPixels, 256, 512, 1024, 8, 24),
+    "ta-titok bl-64": (TATiTok, 64, 768, 1024, 12, 24),
+}
+FURTHER: dict[type[TiTok], dict[str, int]] = {
+    TiTok: {"dim": 12, "codebook_size": 4096},
+    TiTokPixels: {"dim": 64, "codebook_size": 8192, "decoder_patch": 16},
+    TATiTok: {"dim": 64, "codebook_size": 8192, "decoder_patch": 16, "text_tokens": 77, "text_dim": 768},
+}
+
+
+def released(name: str) -> TiTok:
+    """A model of a published size with all its entries, on the meta device."""
+    cls, *sizes = RELEASED[name]
+    options = dict(zip(SIZES, sizes, strict=True)) | FURTHER[cls] | TEACHER
+    model = cls(**options, image_size=256, encoder_patch=16, device="meta")
+    latents = model.latents(torch.empty(1, 3, 256, 256, dtype=torch.float64, device="meta"))
+    model.images(model.quantize(latents)[1])
+    return model

@@ -65,6 +65,21 @@ def test_parts_have_the_parameters_of_the_published_model(name) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sample_rate", "kbps"),
+    [
+        ("dac_16khz", 16000, 6.0),
+        ("dac_24khz", 24000, 24.0),
+        ("dac_44khz", 44100, 9 * 10 * 44.1 / 512),  # levels, bits, samples a millisecond and samples of a frame
+        ("snac_24khz", 24000, 7 * 12 * 24 / 2048),  # 1 + 2 + 4 indices in 2048 samples
+    ],
+)
+def test_codecs_have_the_published_rates(name, sample_rate, kbps) -> None:
+    codec = SOUND[name].tokenizer
+    assert codec.sample_rate == sample_rate and codec.kbps == pytest.approx(kbps)
+
+
+@pytest.mark.slow
 def test_frozen_parts_have_neither_gradients_nor_moments() -> None:
     recipe = RECIPES["titok_l32_stage2"]
     counts = recipe.parameters()

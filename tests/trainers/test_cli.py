@@ -259,6 +259,7 @@ MISTAKES = [
     ({"modle.learning_rate": "1"}, "did you mean 'model'?"),
     ({"trainer.max_stepps": "1"}, "did you mean 'trainer.max_steps'?"),
     ({"data.rsolution": "1"}, "did you mean 'resolution'?"),
+    ({"data.repeat": "1"}, "did you mean 'repeats'?"),  # of a base class
     ({"data.root": "nowhere"}, "root='nowhere' is not a folder"),
     ({"data.root": None}, "data: needs root"),
     ({"data.root": os.fsdecode(b"caf\xe9")}, r"--data.root=caf\xe9 is not UTF-8"),

@@ -21,8 +21,6 @@ from vqkit import MixtureQuantizer, Quantizer, Tokenizer
 
 pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
 
-ROOT = Path(__file__).parents[2]
-
 
 def mixture() -> Tokenizer:
     book = partial(Quantizer, "ema", dim=8, codebook_size=16)

@@ -104,8 +104,15 @@ def resolve(path: str) -> Any:
 
 
 def _arguments(path: str) -> list[str]:
+    """The names of the arguments, those of base classes in the place of `**arguments`."""
     found = resolve(path)
-    return [name for name in inspect.signature(found).parameters] if callable(found) else []
+    names: list[str] = []
+    for maker in inspect.getmro(found) if inspect.isclass(found) else filter(callable, [found]):
+        parameters = inspect.signature(maker).parameters.values()
+        names += [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+            break
+    return list(dict.fromkeys(names))
 
 
 def _classes_for(owner: str, argument: str) -> list[str]:

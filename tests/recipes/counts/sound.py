@@ -137,9 +137,13 @@ def parts(sides: tuple[int, int], quantizer: int, discriminators: int) -> dict[s
     return {"encoder": sides[0], "quantizer": quantizer, "decoder": sides[1], "discriminators": discriminators}
 
 
-def of_dac(strides: tuple[int, ...], levels: int) -> dict[str, int]:
-    sides = dac((64, 96), strides, (1024, 1024))
-    return parts(sides, levels * factorized(1024, 1024), periods() + stft(3, bands=5))
+def of_dac(strides: list[int], levels: int) -> dict[str, int]:
+    """The class of transformers, whose defaults are the other sizes of the releases."""
+    from transformers import DacConfig, DacModel
+
+    with torch.device("meta"):
+        model = DacModel(DacConfig(downsampling_ratios=strides, n_codebooks=levels))
+    return parts((free(model.encoder), free(model.decoder)), free(model.quantizer), periods() + stft(3, bands=5))
 
 
 CHANNELS, HEADS = (45, 72, 96, 144, 192, 384), (3, 6, 12, 24, 24)
@@ -152,9 +156,9 @@ COUNTS = {
         factorized(1024, 16384) + 7 * factorized(1024, 4096) + 1024**2,
         periods() + stft(3, bands=5),
     ),
-    "dac_16khz": of_dac((2, 4, 5, 8), 12),
-    "dac_24khz": of_dac((2, 4, 5, 8), 32),
-    "dac_44khz": of_dac((2, 4, 8, 8), 9),
+    "dac_16khz": of_dac([2, 4, 5, 8], 12),
+    "dac_24khz": of_dac([2, 4, 5, 8], 32),
+    "dac_44khz": of_dac([2, 4, 8, 8], 9),
     "snac_24khz": snac(),
     "mimi_24khz": mimi(),
     "esc_16khz": dict(
@@ -175,4 +179,4 @@ COUNTS = {
     ),
 }
 
-STATED = {"esc_16khz": 8}
+STATED = {"esc_16khz": 8, "snac_24khz": 20}

@@ -483,7 +483,10 @@ test_wrong_arguments_are_refused = refused(
     ({"objectives": [WaveformL1(weight=0.0)]}, "one of them above 0"),
     ({"objectives": [WaveformL1(), WaveformL1()]}, "reported by name: keep one of them"),
     ({"pretraining_steps": -1}, "pretraining_steps=-1: expected 0 or more"),
-    # Codes that would never be initialized, and bands of another sample rate.
+    by=lambda arguments: make_audio_task(**arguments),
+)
+# Codes that would never be initialized, and bands of another sample rate.
+test_what_does_not_fit_is_refused_before_the_first_step = refused(
     ({"pretraining_steps": 50}, "pretraining_steps=50 of 4 optimizer steps"),
     (
         {"tokenizer": make_codec(sample_rate=24000)},

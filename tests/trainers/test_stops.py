@@ -28,7 +28,12 @@ pytestmark = LIGHTNING_REMARKS
 
 def behind(batch, act):
     """Does something behind a batch."""
-    return Spy(lambda trainer, *_: trainer.fit_loop.total_batch_idx + 1 == batch and act(trainer))
+
+    def look(trainer, *_):
+        if trainer.fit_loop.total_batch_idx + 1 == batch:
+            act(trainer)
+
+    return Spy(look)
 
 
 def fit(folder, *callbacks, resume=False, **arguments):

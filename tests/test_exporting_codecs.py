@@ -48,7 +48,8 @@ PUBLISHED = {
     "DAC": Published(lambda folder: test_dac.published("transformers", folder)),
     "SNAC": Published(lambda folder: test_snac.published("32 and 44 kHz", folder)),
     "Mimi": Published(mimi),
-    "WavTokenizer": Published(lambda folder: test_wavtokenizer.published("authors", folder)),
+    # A group norm of one frame has so few numbers that it divides by next to nothing: a second frame is needed.
+    "WavTokenizer": Published(lambda folder: test_wavtokenizer.published("authors", folder), others=(60, 7, 2)),
     "EnCodec, 24 kHz": Published(lambda folder: test_encodec.of_the_package(music=False).save(folder)),
     "EnCodec, 48 kHz": Published(lambda folder: test_encodec.of_the_package(music=True).save(folder), frames=10),
 }

@@ -113,7 +113,7 @@ class SnakeBeta(Configured, nn.Module):
         return _plus_squared_sine(x, frequency, divisor + self.SMALL)
 
 
-class Elementwise(Configured):
+class _Elementwise(Configured):
     """An activation without parameters.
 
     Args:
@@ -124,23 +124,23 @@ class Elementwise(Configured):
         super().__init__()
 
 
-class ELU(Elementwise, nn.ELU):
+class ELU(_Elementwise, nn.ELU):
     """The exponential linear unit; the activation of SEANet, SoundStream, EnCodec and Mimi.
 
     Source: Clevert, Unterthiner, Hochreiter 2016 (arXiv:1511.07289).
     """
 
 
-class GELU(Elementwise, nn.GELU):
+class GELU(_Elementwise, nn.GELU):
     """The Gaussian error linear unit, exact; the activation of transformers.
 
     Source: Hendrycks, Gimpel 2016 (arXiv:1606.08415).
     """
 
 
-class ReLU(Elementwise, nn.ReLU):
+class ReLU(_Elementwise, nn.ReLU):
     """The rectified linear unit, max(x, 0)."""
 
 
-class Tanh(Elementwise, nn.Tanh):
+class Tanh(_Elementwise, nn.Tanh):
     """The hyperbolic tangent: behind the decoder of DAC, in the blocks of some ViT-VQGANs."""

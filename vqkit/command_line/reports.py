@@ -62,8 +62,14 @@ class Rate:
 
 def total(rates: Sequence[Rate]) -> Rate:
     """Of all files together."""
-    figures = ("nominal", "zero_order", "header", "size", "amount")
-    return Rate(**{name: sum(getattr(rate, name) for rate in rates) for name in figures}, coders="")
+    return Rate(
+        sum(rate.nominal for rate in rates),
+        sum(rate.zero_order for rate in rates),
+        sum(rate.header for rate in rates),
+        sum(rate.size for rate in rates),
+        sum(rate.amount for rate in rates),
+        "",
+    )
 
 
 def amount(extent: Extent) -> float:

@@ -12,7 +12,7 @@ PUBLISHED = [[8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5]]
 
 
 def bound(quantizer: FSQ, z: torch.Tensor) -> torch.Tensor:
-    half, lift, shift, *_ = quantizer.to(z.dtype).bound
+    half, lift, shift, *_ = quantizer.to(z.dtype).bound[:, : z.shape[-1]]
     return (z + shift).tanh() * half + lift
 
 

@@ -63,7 +63,12 @@ def start(folder, name, *arguments, subcommand="fit", start_new_session=False, *
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "status", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGTERM", 143, 6), ("SIGINT", 130, 6)]
+    ("name", "status", "step"),
+    [
+        ("SIGKILL", -signal.SIGKILL, 4),
+        ("SIGTERM", 143, 6),
+        pytest.param("SIGINT", 130, 6, marks=pytest.mark.long),  # as SIGTERM, but for the number
+    ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, name, status, step):
     draw_pictures(tmp_path / "pictures", 16)

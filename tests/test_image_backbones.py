@@ -149,6 +149,7 @@ def test_memory_format_and_lower_precision(kind: str, options: Options) -> None:
         assert (found.float() - expected).square().mean() < 1e-3 * expected.var()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

@@ -246,6 +246,7 @@ def two_steps(rank, world):
     return fit_on_rank(rank, world, task, Sounds(8))
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_joined_batch(rank_pair):
     """Warm-up of the discriminators, their start, the balancer and statistics included.
 

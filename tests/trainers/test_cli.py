@@ -131,6 +131,7 @@ def test_fit_test_and_predict_sound(cli, tmp_path):
     assert tokenizer.decode(shards[0]["indices"][None, :, :2]).shape[1] == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_and_a_repeated_one_starts_anew(cli, tmp_path):
     cli.done("fit")
     output = cli.done("fit", ckpt_path="last", **{"trainer.max_steps": 5})
@@ -198,6 +199,7 @@ def test_two_ranks_end_in_the_same_weights(tmp_path, pictures):
         assert torch.equal(value, second[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file_that_its_codebook_came_from(cli, tmp_path):
     features = tmp_path / "features.safetensors"
     save_file({"features": torch.randn(32, 6)}, features)
@@ -333,6 +335,7 @@ def test_measuring_needs_a_checkpoint(cli):
     assert "ckpt_path='last'" in errors and "last.ckpt does not exist" in errors
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_explained(cli, tmp_path):
     """Damaged, or of another model."""
     cli.done("fit")

@@ -126,6 +126,7 @@ def test_a_run_of_a_converted_tokenizer_goes_on_is_measured_and_exported(cli, co
     )
 
 
+@pytest.mark.slow
 def test_without_weights_the_words_say_what_to_give(cli, converted, tmp_path) -> None:
     options = OPTIONS | {"config": DECODER}
     for more, words in (

@@ -136,6 +136,7 @@ def test_what_was_best_of_another_run_is_not_best_of_this_one(cli, run, tmp_path
     assert loaded(run / "checkpoints/best.ckpt")["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_second_fit_replaces_a_run_only_when_it_is_told_to(cli, run, pictures):
     (run / "notes.txt").write_text("mine")
     (run / "tokens").mkdir()
@@ -168,6 +169,7 @@ def test_a_run_is_not_replaced_by_the_weights_of_another(cli, run, tmp_path):
     assert content(run) == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_has_an_id_and_gets_it_written(cli, run):
     (run / "run.json").unlink()
     torch.save({**loaded(run / "checkpoints/last.ckpt"), "run": None}, run / "checkpoints/last.ckpt")
@@ -258,6 +260,7 @@ def change_best(run, by=0.5):
     return path
 
 
+@pytest.mark.slow
 def test_everything_is_made_with_the_last_weights_and_says_so(cli, run):
     change_best(run)
     weights = {"checkpoint": str(run / "checkpoints/last.ckpt"), "step": 3, "run": identity(run)}
@@ -427,6 +430,7 @@ def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
     assert (config["init_from"], config["init_parts"], config["init_hash"]) == (str(run), None, sha)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_a_codebook_that_was_cut(cli, run, tmp_path):
     """At the new size, with the encoder at rest and the codes that surgery left, and its checkpoint resumes."""
     trained = Tokenizer.from_pretrained(run / "tokenizer")

@@ -37,6 +37,7 @@ def small(name: str, folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*initialize got")
 @pytest.mark.usefixtures("quiet")
 def test_a_run_from_vectors_to_ids(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

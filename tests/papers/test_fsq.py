@@ -146,3 +146,11 @@ def test_the_bound_is_as_exact_as_the_module(kind: type[FSQ]) -> None:
     with torch.device("meta"):
         empty = kind([8, 5]).double()
     assert torch.equal(empty.to_empty(device="cpu").bound, kind([8, 5]).double().bound)
+
+
+def test_one_picture_has_the_codes_of_its_rows() -> None:
+    """Of a batch of one, rows lie apart in memory: they cannot be taken side by side."""
+    quantizer, picture = FSQ([8, 5, 5, 5], channel_dim=1), torch.randn(1, 4, 4, 8)
+    output, rows = quantizer(picture), FSQ([8, 5, 5, 5])(picture.movedim(1, -1).reshape(-1, 4))
+    assert torch.equal(output.indices.flatten(), rows.indices)
+    assert torch.equal(output.quantized.movedim(1, -1).reshape(-1, 4), rows.quantized)

@@ -119,6 +119,20 @@ def test_both_sides_start_equal(method: str) -> None:
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("device", "peaks", "expected"),
+    [("cpu", [9, 1, 7, 3, 5], 5), ("cpu", [2**30], 2**30), ("cpu", [None], None), ("cuda", [9], 9)],
+)
+def test_little_memory_is_that_of_several_processes(
+    device: str, peaks: list[int | None], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter(peaks)
+    monkeypatch.setattr(quantizer_step, "in_own_process", lambda *arguments: memory.Memory(next(found), 2**9))
+    shape = counterparts.Shape(64, 16, 8)
+    assert quantizer_step.typical_memory("ema", 0, shape, device, 1) == (expected, 2**9)
+    assert not list(found)
+
+
 @pytest.mark.slow
 @needs_peer
 @linux

@@ -157,7 +157,7 @@ LONG = pytest.mark.long
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["image", "rates", *(pytest.param(kind, marks=LONG) for kind in ("magvit2", "audio", "scales"))]
+    "kind", ["image", *(pytest.param(kind, marks=LONG) for kind in ("magvit2", "audio", "rates", "scales"))]
 )
 def test_files_take_other_sizes_than_the_example(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if kind in ("image", "magvit2"):

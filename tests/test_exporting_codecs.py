@@ -56,7 +56,7 @@ PUBLISHED = {
 RECURRENT = {"WavTokenizer": (Encode,), "EnCodec, 24 kHz": (Encode, Decode), "EnCodec, 48 kHz": (Encode, Decode)}
 """Halves with an LSTM."""
 FREE = [(name, half) for name in PUBLISHED for half in (Encode, Decode) if half not in RECURRENT.get(name, ())]
-MOST = [("DAC", Encode), ("DAC", Decode), ("SNAC", Encode), ("Mimi", Encode)]
+MOST = [("DAC", Encode), ("DAC", Decode), ("Mimi", Encode)]
 """Run in the slow tier: those that have most of what the others are made of."""
 
 

@@ -41,6 +41,8 @@ PAIRS = {
 }
 LARGE = ("xqgan", "mgvq", "unitok", "dualcodec", "split", "single", "infinity", "vcq", "wetok", "grouped")
 USUAL_PAIRS = [name for name in PAIRS if name.startswith("quickstart ") and not name.endswith(LARGE)]
+ALIKE_PAIRS = [name for name in PAIRS if not name.startswith(("quickstart ", "photos "))]
+"""Of configurations that lie over those two."""
 
 RUNS = {name: ([path], {}) for name, path in WHOLE.items()}
 RUNS["image/var_vae"][1].update({"data.resolution": 128, "data.min_size": 32})  # maps of half of its largest scale
@@ -150,7 +152,7 @@ def test_fit_runs_two_steps(run, roots, tmp_path, quiet):
     run_command("fit", *words, **options)
 
 
-@pytest.mark.parametrize("pair", few(PAIRS, *USUAL_PAIRS))
+@pytest.mark.parametrize("pair", few(PAIRS, *USUAL_PAIRS, long=ALIKE_PAIRS))
 def test_overlay_swaps_the_quantizer_and_nothing_else(pair, roots, capsys):
     config, overlay = pair
     plain, swapped = (printed(configs, roots, capsys) for configs in ([config], [config, overlay]))

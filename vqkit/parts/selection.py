@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqkit import distributed
 from vqkit.kernels import Metric, nearest, search_path
 from vqkit.parts.part import Part
-from vqkit.runtime import known, uncompiled
+from vqkit.runtime import uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +97,6 @@ class Selection:
     queries: Tensor | None = None
     keys: Tensor | None = None
     several: Tensor | None = None
-
-    def with_selected(self) -> "Selection":
-        """The same with the codes looked up, where a composite let `selected` go; 0 where not valid."""
-        if self.codes is None:
-            return self
-        selected = nn.functional.embedding(self.indices.clamp(min=0), self.codes)
-        if not known(self.valid.all, self.valid.device):  # a code that diverged is at no place where none was chosen
-            selected = torch.where(self.valid.unsqueeze(-1), selected, 0)
-        return replace(self, selected=selected)
 
     def compared(self) -> tuple[Tensor, Tensor]:
         """The vectors and the codes that the choice compared: queries and keys, or z and the codes."""

@@ -516,20 +516,21 @@ class VectorQuantizer(BaseQuantizer):
             estimated, selection = self.choose(rows, counts)
             indices = selection.indices
         vectors = self.project_out(estimated).reshape(latents.shape)
+        complete = known(counts.all, counts.device)
         return Quantized(
-            vectors=vectors if known(counts.all, counts.device) else torch.where(valid.unsqueeze(-1), vectors, 0),
+            vectors=vectors if complete else torch.where(valid.unsqueeze(-1), vectors, 0),
             indices=indices.reshape(*valid.shape, *indices.shape[1:]),
             valid=valid,
             selection=selection,
             estimated=None if selection is None else estimated,
             source=None if selection is None else self,
+            complete=complete,
         )
 
     def sums(self, quantized: Quantized) -> dict[str, tuple[Tensor, Tensor]]:
         """Those of the losses; see `BaseQuantizer`."""
-        assert quantized.selection is not None  # or `source` would be None
         found = [loss for loss in self.losses if isinstance(loss, SummedLoss) and loss.training]
-        selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
+        selection = quantized.with_codes()
         return {loss.name: loss.sums(selection) for loss in found}
 
     def penalize(self, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
@@ -540,7 +541,7 @@ class VectorQuantizer(BaseQuantizer):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return sum((0 * item.flatten()[:1].sum() for item in trained), start=connected_zero(quantized.vectors)), {}
         if estimated is None:  # nor does any of the losses read it: see `without_vectors`
-            selection = selection.with_selected()
+            selection = quantized.with_codes()
             estimated = selection.selected
         total: Tensor | None = None
         for loss in self.losses:
@@ -572,9 +573,8 @@ class VectorQuantizer(BaseQuantizer):
         """The chosen codes, projected out; see `BaseQuantizer`."""
         if quantized.selection is None:
             return quantized.vectors
-        selection = quantized.selection if quantized.estimated is not None else quantized.selection.with_selected()
-        vectors = self.project_out(selection.selected).reshape(quantized.vectors.shape)
-        return torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
+        vectors = self.project_out(quantized.with_codes().selected).reshape(quantized.vectors.shape)
+        return vectors if quantized.complete else torch.where(quantized.valid.unsqueeze(-1), vectors, 0)
 
     def without_vectors(self, quantized: Quantized) -> Quantized:
         """What it was given and which codes it chose, unless a loss reads more; a chain then holds one (N, D) for each
@@ -584,7 +584,7 @@ class VectorQuantizer(BaseQuantizer):
         if selection is None or not all(loss.fits_sums for loss in self.losses):
             return quantized
         if selection.codes is not None:
-            selection = replace(selection, selected=selection.selected.new_empty(0))  # until `with_selected`
+            selection = replace(selection, selected=selection.selected.new_empty(0))  # until `with_codes`
         nothing = quantized.vectors.new_zeros(()).expand_as(quantized.vectors)
         return replace(quantized, vectors=nothing, estimated=None, selection=selection)
 

@@ -1,11 +1,11 @@
 """Results of quantizers: for users, and between a quantizer and the composite that it belongs to."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqkit.parts.selection import Selection
 
@@ -53,6 +53,7 @@ class Quantized:
         source: the quantizer that made it, unless nothing is to be added up for it over ranks.
         sums: of a composite, name -> what its `sums` gave, added up over ranks already.
         members: of a composite, what each member made, until `penalize` is done with it. Statistics count what is here.
+        complete: whether the host knows that all are valid, so that nothing has to be masked.
     """
 
     vectors: Tensor
@@ -63,6 +64,18 @@ class Quantized:
     source: "BaseQuantizer | None" = None
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: list["Quantized"] = field(default_factory=list)
+    complete: bool = False
+
+    def with_codes(self) -> Selection:
+        """The selection, with the codes looked up where a composite let `selected` go; 0 where not valid."""
+        selection = self.selection
+        assert selection is not None  # a composite has members instead
+        if self.estimated is not None or selection.codes is None:
+            return selection
+        selected = nn.functional.embedding(selection.indices.clamp(min=0), selection.codes)
+        if not self.complete:  # a code that diverged is at no place where none was chosen
+            selected = torch.where(selection.valid.unsqueeze(-1), selected, 0)
+        return replace(selection, selected=selected)
 
     def leaves(self) -> Iterator["Quantized"]:
         """What was made by the quantizers inside that have no members themselves, in their order."""

@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.parametrizations import weight_norm
 
 from tests.few import few
+from tests.refusals import refused
 from vqkit import (
     AudioTokenizer,
     MultiRateQuantizer,
@@ -232,19 +233,19 @@ def test_resampling_without_torchaudio_names_the_extra(monkeypatch):
         make_codec().encode(noise(1, 1, 300), 24000)
 
 
-BAD = {
-    "mono to a stereo model": (lambda: make_codec(channels=2).encode(noise(1, 1, 100)), r"expected \(B, 2, T\)"),
-    "stereo to a mono model": (lambda: make_codec().encode(noise(1, 2, 100)), r"mono from stereo is"),
-    "no batch axis": (lambda: make_codec().encode(noise(1, 100)), r"data\[None\]"),
-    "no samples": (lambda: make_codec().encode(noise(1, 1, 0)), "no samples"),
-    "NaN": (lambda: make_codec().encode(noise(1, 1, 9).log()), "NaN or infinite"),
-    "integers": (lambda: make_codec()(torch.zeros(1, 1, 9, dtype=torch.int16)), r"int16 / 32768"),
-    "rate of zero": (lambda: make_codec().encode(noise(1, 1, 9), 0), "sample_rate=0"),
-    "more samples than frames": (
+test_bad_input_is_explained = refused(
+    (lambda: make_codec(channels=2).encode(noise(1, 1, 100)), r"expected \(B, 2, T\)"),
+    (lambda: make_codec().encode(noise(1, 2, 100)), r"mono from stereo is"),
+    (lambda: make_codec().encode(noise(1, 100)), r"data\[None\]"),
+    (lambda: make_codec().encode(noise(1, 1, 0)), "no samples"),
+    (lambda: make_codec().encode(noise(1, 1, 9).log()), "NaN or infinite"),
+    (lambda: make_codec()(torch.zeros(1, 1, 9, dtype=torch.int16)), r"int16 / 32768"),
+    (lambda: make_codec().encode(noise(1, 1, 9), 0), "sample_rate=0"),
+    (
         lambda: make_codec().decode(torch.zeros(1, 2, 3, dtype=torch.int64), length=41),
         "length=41: expected 0 to 40, the samples of 2 frames",
     ),
-}
+)
 
 
 def test_samples_of_another_scale_are_warned_of_once():
@@ -257,13 +258,6 @@ def test_samples_of_another_scale_are_warned_of_once():
             codec.encode(noise(1, 1, 100) * 32767)
     assert len(caught) == 1 and "expects [-1, 1]" in str(caught[0].message)
     assert "int16 / 32768" in str(caught[0].message)
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_explained(case):
-    call, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def test_a_forward_does_not_touch_the_stream():

@@ -288,16 +288,13 @@ def transformer() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("traced", [decoder, transformer])
-def test_compiles_in_one_graph(traced: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+def test_compiles_in_one_graph_and_exports_with_a_dynamic_batch(
+    traced: Callable[[], tuple[nn.Module, Tensor]],
+) -> None:
     model, x = traced()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
-
-
-@pytest.mark.parametrize("traced", [decoder, transformer])
-def test_export_with_a_dynamic_batch(traced: Callable[[], tuple[nn.Module, Tensor]]) -> None:
-    model, x = traced()
     program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(program.module()(x), model(x))
 

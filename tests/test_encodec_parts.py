@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.test_streaming import in_chunks
 from vqkit import AudioTokenizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.activations import ELU
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -39,11 +40,6 @@ def build(**options: Any) -> tuple[ConvEncoder1d, ConvDecoder1d]:
         for parameter in nn.ModuleList(pair).double().parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return pair
-
-
-def in_chunks(module: nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
-    with streaming(module):
-        return torch.cat([module(chunk) for chunk in x.split(sizes, -1)], -1)
 
 
 def test_all_modes_are_listed() -> None:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.refusals import refused
 from vqkit import (
     FeatureSplitQuantizer,
     GroupedQuantizer,
@@ -100,20 +101,13 @@ def test_nothing_is_noted_outside_and_the_last_forward_counts() -> None:
     assert quantizer.noted_levels is None
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "levels", "message"),
-    [
-        (chain, 4, "levels=4: expected 1 to 3, the levels of ResidualQuantizer"),
-        (chain, 0, "levels=0: expected 1 to 3"),
-        (code, 2, "levels=2 of Quantizer with 1 levels: expected 1"),
-        (partial(GroupedQuantizer, code, 2), 1, "levels=1 of GroupedQuantizer with 2 levels: expected 2"),
-        (
-            partial(ResidualQuantizer, [partial(GroupedQuantizer, code, 2)] * 2),
-            3,
-            "levels=1 of GroupedQuantizer with 2 levels",
-        ),
-    ],
+groups = partial(GroupedQuantizer, code, 2)
+
+test_levels_that_do_not_add_up_are_refused = refused(
+    (lambda: first_levels(chain(), [4]), "levels=4: expected 1 to 3, the levels of ResidualQuantizer"),
+    (lambda: first_levels(chain(), [0]), "levels=0: expected 1 to 3"),
+    (lambda: first_levels(code(), [2]), "levels=2 of Quantizer with 1 levels: expected 1"),
+    (lambda: first_levels(groups(), [1]), "levels=1 of GroupedQuantizer with 2 levels: expected 2"),
+    (lambda: first_levels(ResidualQuantizer([groups] * 2), [3]), "levels=1 of GroupedQuantizer with 2 levels"),
+    by=lambda context: context().__enter__(),
 )
-def test_levels_that_do_not_add_up_are_refused(quantizer, levels, message) -> None:
-    with pytest.raises(ValueError, match=message), first_levels(quantizer(), [levels]):
-        raise AssertionError

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit import (
     FSQ,
     AttentionProjection,
@@ -291,27 +292,23 @@ def test_sound_takes_maps_of_single_vectors_alone() -> None:
         AudioTokenizer(ends[0], quantizer, ends[1], sample_rate=8000)
 
 
-def test_what_has_no_meaning_is_refused() -> None:
-    quantizer = mixture()
-    for kept in (0, 5, 1.5, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"kept={kept}: expected how many books a cell keeps, 1 ... 4"):
-            quantizer.kept = kept
-    with pytest.raises(ValueError, match=r"book built quantizers of \[1, 2\] levels"):
-        mixture(book=[book, partial(ResidualQuantizer, book, 2)], num_books=None)
-    with pytest.raises(ValueError, match="bits=0: expected the bits of a weight"):
-        SimplexWeights(0)
-    with pytest.raises(ValueError, match="bits=nan: expected the bits of a weight"):
-        SignedWeights(math.nan)
-    with pytest.raises(ValueError, match="limit=0: expected the largest weight"):
-        SignedWeights(limit=0)
-    with pytest.raises(ValueError, match="weights=4: expected MixtureWeights"):
-        mixture(weights=4)
-    with pytest.raises(ValueError, match="kernel_size=2: expected an odd number"):
-        ConvProjection2d(2, 2, kernel_size=2)
-    with pytest.raises(ValueError, match="prune got MixtureQuantizer: expected a Quantizer, or a Grouped"):
-        prune(quantizer, torch.ones(8, 16))
-    with pytest.raises(ValueError, match="levels=1 of MixtureQuantizer"), first_levels(quantizer, [1]):
-        pass
+test_what_has_no_meaning_is_refused = refused(
+    *(
+        (lambda kept=kept: mixture(kept=kept), f"kept={kept}: expected how many books a cell keeps, 1 ... 4")
+        for kept in (0, 5, 1.5, math.nan, math.inf)
+    ),
+    (
+        lambda: mixture(book=[book, partial(ResidualQuantizer, book, 2)], num_books=None),
+        r"book built quantizers of \[1, 2\] levels",
+    ),
+    (lambda: SimplexWeights(0), "bits=0: expected the bits of a weight"),
+    (lambda: SignedWeights(math.nan), "bits=nan: expected the bits of a weight"),
+    (lambda: SignedWeights(limit=0), "limit=0: expected the largest weight"),
+    (lambda: mixture(weights=4), "weights=4: expected MixtureWeights"),
+    (lambda: ConvProjection2d(2, 2, kernel_size=2), "kernel_size=2: expected an odd number"),
+    (lambda: prune(mixture(), torch.ones(8, 16)), "prune got MixtureQuantizer: expected a Quantizer, or a Grouped"),
+    (lambda: first_levels(mixture(), [1]).__enter__(), "levels=1 of MixtureQuantizer"),
+)
 
 
 def test_grids_can_be_books(tmp_path) -> None:

@@ -168,20 +168,18 @@ test_what_does_not_fit_is_refused_at_construction = refused(
 )
 
 
-@pytest.mark.parametrize("probability", [-0.1, 1.5])
-def test_a_probability_of_flips_is_one(probability: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):
-        BitFlips(probability)
-    with pytest.raises(ValueError, match="num_scales=0: expected at least 1"):
-        BitFlips(num_scales=0)
+test_flips_that_cannot_be_are_refused = refused(
+    (lambda: BitFlips(-0.1), r"expected a number in \[0, 1\]"),
+    (lambda: BitFlips(1.5), r"expected a number in \[0, 1\]"),
+    (lambda: BitFlips(num_scales=0), "num_scales=0: expected at least 1"),
+)
 
 
 def test_maps_and_indices_of_another_size_are_refused() -> None:
-    quantizer = initialized()
-    with pytest.raises(ValueError, match=r"x is a map of \(5, 4\) vectors: expected \(4, 4\), the last of scales"):
-        quantizer(torch.randn(2, DIM, 5, 4))
-    with pytest.raises(ValueError, match=r"x is a map of \(5, 4\) vectors: expected \(4, 4\), the last of scales"):
-        quantizer.initialize([torch.randn(2, DIM, 5, 4)])
+    quantizer, x = initialized(), torch.randn(2, DIM, 5, 4)
+    for call in (lambda: quantizer(x), lambda: quantizer.initialize([x])):
+        with pytest.raises(ValueError, match=r"x is a map of \(5, 4\) vectors: expected \(4, 4\), the last of scales"):
+            call()
     for shape in ((2, 6), (2, 0), (2, 21, 1), (21,)):
         with pytest.raises(ValueError, match="of whole scales, coarse first, n one of 1, 5, 21"):
             quantizer.decode(torch.zeros(shape, dtype=torch.int64))

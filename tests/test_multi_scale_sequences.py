@@ -60,8 +60,7 @@ def test_a_training_step_is_that_of_the_blocks_as_a_batch(build) -> None:
         (output.loss + output.quantized.square().sum()).backward()
         gradients = [parameter.grad for parameter in quantizer.parameters()]
         results.append([output.loss.detach(), given.grad.reshape(x.shape), *gradients])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 @each

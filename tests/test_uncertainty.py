@@ -30,8 +30,7 @@ def test_distances_are_those_of_the_equations(tau: float) -> None:
     p = (shares.log() - tau * distances).softmax(1)
     found = codebook_distance(z + 100, codes + 100, tau=tau, prior=prior)  # far from the origin, too
     expected = (distances.amin(1), (p * distances).sum(1), -(shares.log() - tau * distances).logsumexp(1))
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 / min(tau, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 / min(tau, 1))
 
 
 def test_the_free_energy_is_the_least_value_of_its_objective() -> None:
@@ -57,8 +56,7 @@ def test_of_one_code_all_three_are_its_distance() -> None:
     z, codes, _ = problem(codes=1)
     found = codebook_distance(z, codes, tau=0.3)
     distance = squared(z, codes)[:, 0]
-    for score, scale in zip(found, (1, 1, 0.3), strict=True):
-        torch.testing.assert_close(score, scale * distance, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, (distance, distance, 0.3 * distance), rtol=1e-12, atol=0)
 
 
 def test_codes_of_prior_zero_are_not_there() -> None:
@@ -76,8 +74,7 @@ def test_codes_of_prior_zero_are_not_there() -> None:
 def test_no_prior_is_an_equal_one_and_half_precision_is_computed_in_float32() -> None:
     z, codes, _ = problem()
     both = codebook_distance(z, codes, tau=2.0), codebook_distance(z, codes, tau=2.0, prior=torch.full((7,), 3))
-    for ours, theirs in zip(*both, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*both, rtol=0, atol=1e-12)
     assert codebook_distance(z.view(4, 5, 3).bfloat16(), codes.bfloat16(), tau=1.0).soft.shape == (4, 5)
     assert codebook_distance(z.bfloat16(), codes.bfloat16(), tau=1.0).soft.dtype == torch.float32
 

@@ -1,9 +1,9 @@
 """K-means with an importance of each number: the sum never rises, nothing collapses, and weights decide."""
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit.clustering.importance import importance_kmeans, mahalanobis_start
 from vqkit.clustering.kmeans import kmeans
 from vqkit.kernels import naive
@@ -90,20 +90,15 @@ def test_more_centers_than_samples_stay_apart() -> None:
     assert cost(samples, importance, result.centers) < 1e-20
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    samples, importance = data(10)
-    with pytest.raises(ValueError, match=r"importance has shape \(10,\), expected \(3,\) or \(10, 3\)"):
-        importance_kmeans(samples, 2, importance[:, 0])
-    with pytest.raises(ValueError, match="importance holds negative numbers"):
-        importance_kmeans(samples, 2, -importance)
-    with pytest.raises(ValueError, match=r"samples has shape \(10, 3\) and dtype .*, expected finite"):
-        importance_kmeans(samples / 0, 2, importance)
-    with pytest.raises(ValueError, match=r"centers has shape \(2, 3\), expected finite \(4, 3\)"):
-        importance_kmeans(samples, 4, importance, centers=samples[:2])
-    with pytest.raises(ValueError, match="num_clusters is 0 and iterations 100"):
-        importance_kmeans(samples, 0, importance)
-    for broken in (samples[0], samples[:0], samples / 0):
-        with pytest.raises(ValueError, match=r"samples has shape .*, expected finite floating point"):
-            mahalanobis_start(broken, 2)
-    with pytest.raises(ValueError, match="num_clusters is 0"):
-        mahalanobis_start(samples, 0)
+test_what_does_not_fit_is_refused = refused(
+    (lambda x, w: importance_kmeans(x, 2, w[:, 0]), r"importance has shape \(10,\), expected \(3,\) or \(10, 3\)"),
+    (lambda x, w: importance_kmeans(x, 2, -w), "importance holds negative numbers"),
+    (lambda x, w: importance_kmeans(x / 0, 2, w), r"samples has shape \(10, 3\) and dtype .*, expected finite"),
+    (lambda x, w: importance_kmeans(x, 4, w, centers=x[:2]), r"centers has shape \(2, 3\), expected finite \(4, 3\)"),
+    (lambda x, w: importance_kmeans(x, 0, w), "num_clusters is 0 and iterations 100"),
+    (lambda x, w: mahalanobis_start(x[0], 2), r"samples has shape .*, expected finite floating point"),
+    (lambda x, w: mahalanobis_start(x[:0], 2), r"samples has shape .*, expected finite floating point"),
+    (lambda x, w: mahalanobis_start(x / 0, 2), r"samples has shape .*, expected finite floating point"),
+    (lambda x, w: mahalanobis_start(x, 0), "num_clusters is 0"),
+    by=lambda call: call(*data(10)),
+)

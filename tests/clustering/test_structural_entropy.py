@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.refusals import refused
 from vqkit import Quantizer
 from vqkit.clustering.structural_entropy import (
     Graph,
@@ -135,15 +136,9 @@ def test_the_number_of_neighbours_is_at_the_first_minimum_of_the_one_dimensional
     assert found == 1 + (minima[0] if minima else entropies.index(min(entropies)))
 
 
-@pytest.mark.parametrize(
-    ("samples", "neighbours", "message"),
-    [
-        (torch.zeros(5), 2, r"expected \(M, D\) floating point"),
-        (torch.full((5, 2), torch.nan), 2, "NaN or infinity"),
-        (torch.randn(5, 2), 5, "neighbours=5: expected 1 to 4"),
-        (torch.eye(5), 2, "no two of them have a positive cosine"),
-    ],
+test_what_cannot_be_meant_is_refused = refused(
+    (lambda: suggest_codebook(torch.zeros(5)), r"expected \(M, D\) floating point"),
+    (lambda: suggest_codebook(torch.full((5, 2), torch.nan)), "NaN or infinity"),
+    (lambda: suggest_codebook(torch.randn(5, 2), neighbours=5), "neighbours=5: expected 1 to 4"),
+    (lambda: suggest_codebook(torch.eye(5), neighbours=2), "no two of them have a positive cosine"),
 )
-def test_what_cannot_be_meant_is_refused(samples: Tensor, neighbours: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        suggest_codebook(samples, neighbours=neighbours)

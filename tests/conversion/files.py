@@ -62,6 +62,18 @@ def refuses_change(
     refuses(state, rf"weights\.pt: does not hold the weights of {name}: .*({message})", folder, **options)
 
 
+def changes_refused(
+    name: str, state: Callable[[], State], *cases: tuple[Callable[[State], None], str], **options: Any
+) -> Callable[..., None]:
+    """A test for each change and its message, see `refuses_change`."""
+
+    @pytest.mark.parametrize(("change", "message"), cases)
+    def test(change: Callable[[State], None], message: str, tmp_path: Path) -> None:
+        refuses_change(name, state(), change, message, tmp_path, **options)
+
+    return test
+
+
 def planned(state: State, family: Family | None = None) -> Tokenizer:
     """The tokenizer of a state, on the meta device: each of its weights has an entry."""
     source = Source(Path("none"), state, {}, None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conversion.files import added, planned, refuses, refuses_change, removed
+from tests.conversion.files import added, changes_refused, planned, refuses, removed
 from tests.few import few
 from trainers.run.bases import read_config
 from vqkit import AudioTokenizer, SegmentTokenizer, Tokenizer, convert
@@ -198,20 +198,17 @@ def test_that_at_24_khz_streams(tmp_path) -> None:
     torch.testing.assert_close(torch.cat(sound, -1), codec.decode(codec.encode(wave)), rtol=0, atol=IN_FLOAT32)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (removed(".*shortcut"), r"no entry below 'encoder.model.1.shortcut': .* models of audiocraft"),
-        (removed(r"encoder.model.4.block.1.*_v"), r"'encoder.model.4.block.1.conv.conv.weight_v' is missing"),
-        (removed(".*lstm.bias_hh_l1"), r"'decoder.model.1.lstm.bias_hh_l1' is missing"),
-        (removed(".*layers.2.*cluster_size"), r"'quantizer.vq.layers.2._codebook.cluster_size' is missing"),
-        (removed("encoder.model.0"), r"'encoder.model.0.conv.conv.weight' is missing: expected a tensor of 3 axes"),
-        (removed("encoder.model.12.conv.conv.bias"), r"'encoder.model.12.conv.conv.bias' is missing"),
-        (added("more", 3), r"entry 'more' of shape \(3,\) is unexpected"),
-    ],
+test_entries_that_are_not_those_of_the_family_are_named = changes_refused(
+    "EnCodec",
+    speech_state,
+    (removed(".*shortcut"), r"no entry below 'encoder.model.1.shortcut': .* models of audiocraft"),
+    (removed(r"encoder.model.4.block.1.*_v"), r"'encoder.model.4.block.1.conv.conv.weight_v' is missing"),
+    (removed(".*lstm.bias_hh_l1"), r"'decoder.model.1.lstm.bias_hh_l1' is missing"),
+    (removed(".*layers.2.*cluster_size"), r"'quantizer.vq.layers.2._codebook.cluster_size' is missing"),
+    (removed("encoder.model.0"), r"'encoder.model.0.conv.conv.weight' is missing: expected a tensor of 3 axes"),
+    (removed("encoder.model.12.conv.conv.bias"), r"'encoder.model.12.conv.conv.bias' is missing"),
+    (added("more", 3), r"entry 'more' of shape \(3,\) is unexpected"),
 )
-def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    refuses_change("EnCodec", speech_state(), change, message, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conversion.files import added, filled, refuses, refuses_change, removed
+from tests.conversion.files import added, changes_refused, filled, refuses, refuses_change, removed
 from tests.conversion.fqgan import FQGANDual, FQGANTriple
+from tests.refusals import refused
 from vqkit import convert
 from vqkit.backbones.factorized import FactorizedEncoder2d
 from vqkit.backbones.positions import InterpolatedPositions
@@ -57,22 +58,17 @@ def test_the_configuration_builds_it_again() -> None:
     assert torch.equal(again(images), encoder(images))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"branch_dims": ()}, r"branch_dims=\(\): expected a positive number for each branch"),
-        ({"branch_dims": (8, 0)}, r"branch_dims=\(8, 0\): expected a positive number for each branch"),
-        ({"image_size": 9}, "image_size=9: expected a multiple of the factor 2"),
-        ({"adapter_depth": 0}, "adapter_depth=0: expected a positive number"),
-        ({"adapter_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
-        ({"latent_channels": 0}, "latent_channels=0: expected a positive number"),
-        ({"attention_factors": (4,)}, r"4 is no factor of a level \[1, 2\]"),
-        ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
-    ],
+test_bad_sizes_are_refused = refused(
+    ({"branch_dims": ()}, r"branch_dims=\(\): expected a positive number for each branch"),
+    ({"branch_dims": (8, 0)}, r"branch_dims=\(8, 0\): expected a positive number for each branch"),
+    ({"image_size": 9}, "image_size=9: expected a multiple of the factor 2"),
+    ({"adapter_depth": 0}, "adapter_depth=0: expected a positive number"),
+    ({"adapter_heads": 3}, "num_heads=3: expected a divisor of the width 16"),
+    ({"latent_channels": 0}, "latent_channels=0: expected a positive number"),
+    ({"attention_factors": (4,)}, r"4 is no factor of a level \[1, 2\]"),
+    ({"norm_groups": 3}, "norm_groups=3 does not divide the width 8"),
+    by=lambda options: build(**options),
 )
-def test_bad_sizes_are_refused(options, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(**options)
 
 
 F16 = {"multipliers": (1, 1, 2, 2, 4), "attention_levels": (4,)}
@@ -95,26 +91,21 @@ def test_the_published_files_are_as_large_as_these_trees(cls, levels, megabytes)
 HEAD = "encoder.semantic_head.0"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (removed(f"{HEAD}.transformer.1.attn.in_proj_bias"), r"in_proj_bias' is missing: expected shape \(192,\)"),
-        (removed(f"{HEAD}.ln_post.weight"), r"ln_post.weight' is missing: expected shape \(64,\)"),
-        (
-            removed("quantize_sem.embedding.weight"),
-            "'quantize_sem.embedding.weight' is missing: expected a tensor of 2",
-        ),
-        (removed("quant_conv_sem.weight"), "'quant_conv_sem.weight' is missing: expected a tensor of 4 axes"),
-        (removed("encoder.conv_out_vis.bias"), r"'encoder.conv_out_vis.bias' is missing: expected shape \(6,\)"),
-        (added("encoder.norm_out.weight", 64), r"'encoder.norm_out.weight' of shape \(64,\) is unexpected"),
-        (added("encoder.visual_head.0.positional_embedding", 63, 64), "its adapters have 63 positions: expected those"),
-        (added(f"{HEAD}.positional_embedding", 16, 64), r"has shape \(16, 64\): expected \(64, 64\)"),
-        (added("post_quant_conv.weight", 6, 5, 1, 1), "encoder.dim=10 and quantizer.dim=10|decoder.dim=5"),
-        (added("decoder.conv_out.bias", 3, dtype=torch.int64), "holds torch.int64: expected floating point"),
-    ],
+test_entries_that_are_not_those_of_the_family_are_named = changes_refused(
+    "FQGAN",
+    lambda: filled(FQGANDual).state,
+    (removed(f"{HEAD}.transformer.1.attn.in_proj_bias"), r"in_proj_bias' is missing: expected shape \(192,\)"),
+    (removed(f"{HEAD}.ln_post.weight"), r"ln_post.weight' is missing: expected shape \(64,\)"),
+    (removed("quantize_sem.embedding.weight"), "'quantize_sem.embedding.weight' is missing: expected a tensor of 2"),
+    (removed("quant_conv_sem.weight"), "'quant_conv_sem.weight' is missing: expected a tensor of 4 axes"),
+    (removed("encoder.conv_out_vis.bias"), r"'encoder.conv_out_vis.bias' is missing: expected shape \(6,\)"),
+    (added("encoder.norm_out.weight", 64), r"'encoder.norm_out.weight' of shape \(64,\) is unexpected"),
+    (added("encoder.visual_head.0.positional_embedding", 63, 64), "its adapters have 63 positions: expected those"),
+    (added(f"{HEAD}.positional_embedding", 16, 64), r"has shape \(16, 64\): expected \(64, 64\)"),
+    (added("post_quant_conv.weight", 6, 5, 1, 1), "encoder.dim=10 and quantizer.dim=10|decoder.dim=5"),
+    (added("decoder.conv_out.bias", 3, dtype=torch.int64), "holds torch.int64: expected floating point"),
+    license="mit",
 )
-def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    refuses_change("FQGAN", filled(FQGANDual).state, change, message, tmp_path, license="mit")
 
 
 def test_names_of_more_layers_than_entries_are_refused_before_they_are_built(tmp_path, monkeypatch) -> None:

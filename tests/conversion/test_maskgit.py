@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import pytest
 import torch
 from torch import nn
 
-from tests.conversion.files import added, filled, refuses_change, removed
+from tests.conversion.files import added, changes_refused, filled, refuses_change, removed
 from tests.conversion.maskgit import MaskGIT
 from tests.test_image_backbones import build as build_kind
 from vqkit.conversion import MaskGITVQGAN
@@ -29,20 +28,17 @@ def test_the_last_layer_makes_the_pictures() -> None:
     assert torch.equal(decoder(torch.randn(1, 6, 2, 2)), torch.full((1, 3, 32, 32), 0.5))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (removed("encoder.mid.1.conv2.weight"), r"entry 'encoder.mid.1.conv2.weight' is missing: expected shape \(64,"),
-        (removed("quantize.embedding.weight"), "entry 'quantize.embedding.weight' is missing: expected a tensor of 2"),
-        (removed("decoder.conv_out.weight"), "entry 'decoder.conv_out.weight' is missing: expected a tensor of 4 axes"),
-        (added("encoder.conv_in.bias", 32), r"entry 'encoder.conv_in.bias' of shape \(32,\) is unexpected"),
-        (added("encoder.down.1.block.0.nin_shortcut.weight", 64, 32, 1, 1), r"\(64, 32, 1, 1\): expected \(64, 64, 1"),
-        (added("decoder.conv_in.weight", 64, 7, 3, 3), r"has shape \(64, 7, 3, 3\): expected \(64, 5, 3, 3\)"),
-        (added("decoder.conv_out.bias", 3, dtype=torch.int64), "holds torch.int64: expected floating point"),
-    ],
+test_entries_that_are_not_those_of_the_family_are_named = changes_refused(
+    "VQGAN of MaskGIT",
+    lambda: filled(MaskGIT).state,
+    (removed("encoder.mid.1.conv2.weight"), r"entry 'encoder.mid.1.conv2.weight' is missing: expected shape \(64,"),
+    (removed("quantize.embedding.weight"), "entry 'quantize.embedding.weight' is missing: expected a tensor of 2"),
+    (removed("decoder.conv_out.weight"), "entry 'decoder.conv_out.weight' is missing: expected a tensor of 4 axes"),
+    (added("encoder.conv_in.bias", 32), r"entry 'encoder.conv_in.bias' of shape \(32,\) is unexpected"),
+    (added("encoder.down.1.block.0.nin_shortcut.weight", 64, 32, 1, 1), r"\(64, 32, 1, 1\): expected \(64, 64, 1"),
+    (added("decoder.conv_in.weight", 64, 7, 3, 3), r"has shape \(64, 7, 3, 3\): expected \(64, 5, 3, 3\)"),
+    (added("decoder.conv_out.bias", 3, dtype=torch.int64), "holds torch.int64: expected floating point"),
 )
-def test_entries_that_are_not_those_of_the_family_are_named(change, message, tmp_path) -> None:
-    refuses_change("VQGAN of MaskGIT", filled(MaskGIT).state, change, message, tmp_path)
 
 
 def test_a_decoder_without_levels_is_refused(tmp_path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conversion import moshi
-from tests.conversion.files import added, planned, refuses_change, removed
+from tests.conversion.files import added, changes_refused, planned, removed
 from tests.trainers.tiny import LIGHTNING_REMARKS, Sounds, make_audio_task, make_trainer
 from trainers.audio import WaveformL1
 from trainers.run.origin import Origin
@@ -160,36 +160,30 @@ def test_settings_of_another_model_are_refused(change, message: str, saved, tmp_
     assert not (tmp_path / "converted").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            removed("decoder.model.0.conv.conv.bias"),
-            r"'decoder.model.0.conv.conv.bias' is missing: expected shape \(16",
-        ),
-        (removed("quantizer.rvq_rest.output_proj"), r"output_proj.weight' is missing: expected shape \(32, 8, 1\)"),
-        (removed("encoder.model.4."), "its encoder has 4 convolutions and 1 residual blocks"),
-        (removed("decoder_transformer.transformer.layers.0"), "is missing"),
-        (
-            lambda state: state.update({f"decoder.model.{place}.more": torch.ones(1) for place in range(100)}),
-            "it has 100 entries 'decoder.model.{place}': expected at most 64",
-        ),
-        (
-            added("quantizer.rvq_first.vq.layers.1._codebook.cluster_usage", 3),
-            r"rvq_first.vq.layers.1._codebook.cluster_usage' of shape \(3,\) is unexpected",
-        ),
-        (
-            added("quantizer.rvq_first.vq.layers.0._codebook.embed_avg", 16, 8),
-            "layers.0._codebook.embed.*' is there under a second name too",
-        ),
-        (
-            added("downsample.conv.conv.conv.weight", 32, 32, 6),
-            r"'upsample.convtr.convtr.convtr.weight' has shape \(32, 1, 4\): expected \(32, 1, 6\)",
-        ),
-    ],
+test_other_entries_are_refused_by_name = changes_refused(
+    r"Mimi \(Kyutai\)",
+    moshi.weights,
+    (removed("decoder.model.0.conv.conv.bias"), r"'decoder.model.0.conv.conv.bias' is missing: expected shape \(16"),
+    (removed("quantizer.rvq_rest.output_proj"), r"output_proj.weight' is missing: expected shape \(32, 8, 1\)"),
+    (removed("encoder.model.4."), "its encoder has 4 convolutions and 1 residual blocks"),
+    (removed("decoder_transformer.transformer.layers.0"), "is missing"),
+    (
+        lambda state: state.update({f"decoder.model.{place}.more": torch.ones(1) for place in range(100)}),
+        "it has 100 entries 'decoder.model.{place}': expected at most 64",
+    ),
+    (
+        added("quantizer.rvq_first.vq.layers.1._codebook.cluster_usage", 3),
+        r"rvq_first.vq.layers.1._codebook.cluster_usage' of shape \(3,\) is unexpected",
+    ),
+    (
+        added("quantizer.rvq_first.vq.layers.0._codebook.embed_avg", 16, 8),
+        "layers.0._codebook.embed.*' is there under a second name too",
+    ),
+    (
+        added("downsample.conv.conv.conv.weight", 32, 32, 6),
+        r"'upsample.convtr.convtr.convtr.weight' has shape \(32, 1, 4\): expected \(32, 1, 6\)",
+    ),
 )
-def test_other_entries_are_refused_by_name(change, message: str, tmp_path) -> None:
-    refuses_change(r"Mimi \(Kyutai\)", moshi.weights(), change, message, tmp_path)
 
 
 @pytest.mark.slow

@@ -289,7 +289,6 @@ def test_families_are_named_as_in_python() -> None:
         ("LlamaGenVQ(", "cannot be made: "),
         ("LlamaGenVQ().read", "cannot be made: "),
         ("TATiTok([[0.0]])", "text is a list: expected a tensor of floating point"),
-        ("TATiTok([[0.0]])", "text is a list: expected a tensor of floating point"),
     ):
         with pytest.raises(ValueError, match=message):
             family_named(text)

@@ -116,11 +116,6 @@ def test_levels_of_another_number_in_the_decoder_are_refused(tmp_path) -> None:
     refuses(state, "its encoder has 2 levels and its decoder 1: expected as many", tmp_path)
 
 
-def test_numbers_that_are_too_large_for_float32_are_refused(tmp_path) -> None:
-    state = state_of(Taming) | {"encoder.conv_in.bias": torch.full((32,), 1e300, dtype=torch.float64)}
-    refuses(state, r"weights.pt: entry 'encoder.layers.1.bias' holds NaN or infinity in 32 of 32", tmp_path)
-
-
 @pytest.mark.parametrize("destination", ["folder", "folder/model.safetensors"])
 def test_what_is_there_is_not_overwritten(destination, tmp_path) -> None:
     file = tmp_path / "folder/model.safetensors"
@@ -138,18 +133,6 @@ def test_more_faults_than_a_message_holds_are_counted(tmp_path) -> None:
         for kind in ("weight", "bias"):
             del state[f"decoder.up.0.block.1.{part}.{kind}"]
     refuses(state, "; and 2 more", tmp_path)
-
-
-def test_weights_of_no_known_family_are_refused(tmp_path) -> None:
-    refuses(
-        {"layer.weight": torch.zeros(2)},
-        r"is of no known family: it holds 'layer.weight'; expected an entry of VQModel",
-        tmp_path,
-    )
-
-
-def test_scales_of_another_number_are_refused(tmp_path) -> None:
-    refuses(state_of(VAR), "counts 4 scales: expected 10", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +215,16 @@ def nested(depth: int) -> list:
     return leaf
 
 
-HOSTILE = {
+REFUSED = {
+    "no known family": (
+        lambda folder: {"layer.weight": torch.zeros(2)},
+        "is of no known family: it holds 'layer.weight'; expected an entry of VQModel",
+    ),
+    "scales of another number": (lambda folder: state_of(VAR), "counts 4 scales: expected 10"),
+    "too large for float32": (
+        lambda folder: state_of(Taming) | {"encoder.conv_in.bias": torch.full((32,), 1e300, dtype=torch.float64)},
+        "entry 'encoder.layers.1.bias' holds NaN or infinity in 32 of 32",
+    ),
     "code": (lambda folder: {"state_dict": Attack(folder / "ran")}, "which only code could make: (posix|nt).mkdir"),
     "a billion numbers of one": (
         lambda folder: {"encoder.conv_in.weight": torch.zeros(1).expand(2**30)},
@@ -273,10 +265,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.filterwarnings("ignore:.*Sparse")
-def test_hostile_files_are_refused(kind, tmp_path) -> None:
-    make, message = HOSTILE[kind]
+def test_foreign_and_hostile_files_are_refused(kind, tmp_path) -> None:
+    make, message = REFUSED[kind]
     refuses(make(tmp_path), f"weights.pt.*({message})", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conversion.files import added, planned, refuses_change, removed
-from tests.conversion.wavtokenizer import authors_checkpoint, sound, wavtokenizer
+from tests.conversion.files import added, changes_refused, planned, removed
+from tests.conversion.sound import sound
+from tests.conversion.wavtokenizer import authors_checkpoint, wavtokenizer
 from tests.trainers.tiny import LIGHTNING_REMARKS, Sounds, make_audio_task, make_trainer
 from trainers.audio import MultiResolutionMel
 from trainers.run.origin import Origin
@@ -103,19 +104,15 @@ def test_it_is_converted_learns_and_is_saved_again(tmp_path: Path) -> None:
     assert torch.equal(tuned.decode(tuned.encode(wave)), task.tokenizer.decode(task.tokenizer.encode(wave)))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (removed("backbone.pos_net.2.q.weight"), r"'backbone.pos_net.2.q.weight' is missing: expected"),
-        (removed("head.out.weight"), "entry 'head.out.weight' is missing: expected a tensor of 2 axes"),
-        (added("backbone.pos_net.6.weight", 3), "pos_net.6.weight' of shape .* is"),
-        (added("backbone.norm.scale.weight", 2, 32), r"expected \(2, 32\)"),
-        (added(SECOND_CODEBOOK, 32, 6), "_codebook.embed' of shape .* is unexp"),
-    ],
+test_entries_that_are_not_those_of_the_family_are_named = changes_refused(
+    "WavTokenizer",
+    lambda: authors_checkpoint(wavtokenizer(RATIOS))["state_dict"],
+    (removed("backbone.pos_net.2.q.weight"), r"'backbone.pos_net.2.q.weight' is missing: expected"),
+    (removed("head.out.weight"), "entry 'head.out.weight' is missing: expected a tensor of 2 axes"),
+    (added("backbone.pos_net.6.weight", 3), "pos_net.6.weight' of shape .* is"),
+    (added("backbone.norm.scale.weight", 2, 32), r"expected \(2, 32\)"),
+    (added(SECOND_CODEBOOK, 32, 6), "_codebook.embed' of shape .* is unexp"),
 )
-def test_entries_that_are_not_those_of_the_family_are_named(change, message: str, tmp_path: Path) -> None:
-    state = authors_checkpoint(wavtokenizer(RATIOS))["state_dict"]
-    refuses_change("WavTokenizer", state, change, message, tmp_path)
 
 
 def test_conditions_and_settings_that_there_are_not_are_refused(tmp_path: Path) -> None:

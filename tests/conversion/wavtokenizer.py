@@ -3,8 +3,10 @@
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import WavTokenizerConfig, WavTokenizerModel
+
+from tests.conversion.sound import sound
 
 AUTHORS = (
     ("encoder_model.quantizer.codebook.", "feature_extractor.encodec.quantizer.vq.layers.0._codebook."),
@@ -59,12 +61,6 @@ def wavtokenizer(ratios: tuple[int, ...] = (3, 2, 2)) -> WavTokenizerModel:
         codebook.embed.copy_(rows.mean(0) + rows.std(0) * torch.randn(32, 6, generator=generator))
         codebook.cluster_size.copy_(torch.rand(32, generator=generator) * 9)
     return model
-
-
-def sound(frames: int, hop: int, batch: int = 2) -> Tensor:
-    """(B, 1, T) in float64."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 1, frames * hop, generator=generator, dtype=torch.float64) / 3
 
 
 def authors_checkpoint(model: WavTokenizerModel) -> dict[str, object]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tests.fuzz import child
 from tests.fuzz.child import MEMORY_BYTES, Case, findings
 from tests.fuzz.mutations import damaged, mutated, mutated_json, mutated_safetensors
+from tests.saving.test_format_1 import BACKBONES, SAVED
 from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer, Tokenizer, TokenShards, TokenShardWriter
 from vqkit.bitstream import CODERS, NearestNeighbour, Packed, TokenCodec
 from vqkit.bitstream.container import Packet, write_header
@@ -46,9 +47,6 @@ MUTATIONS = {
 """Damaged files of each kind in the slow tier, under a minute; the long tier has forty times as many, in forty."""
 
 FACTORS = [pytest.param(1, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.long)]
-
-SAVED = sorted(path for path in (Path(__file__).parents[1] / "saving/format_1").iterdir() if path.is_dir())
-BACKBONES = {"image", "audio", "cross_scale"}
 
 
 def check_range(indices: torch.Tensor, sizes: tuple[int, ...]) -> None:

@@ -124,13 +124,6 @@ def test_a_zero_vector_has_a_code_and_a_finite_gradient() -> None:
     torch.testing.assert_close(z.grad, torch.full((3, 8), 1 / math.sqrt(8)), rtol=0.1, atol=0)
 
 
-def test_a_masked_position_has_index_minus_one_at_every_level() -> None:
-    quantizer, mask = BSQ(70), torch.tensor([True, False, True])
-    output = quantizer(torch.randn(3, 70), mask)
-    assert output.indices[1].tolist() == [-1, -1] and (output.indices[0] >= 0).all()
-    assert not output.quantized[1].any()
-
-
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="bits=0: expected a whole number"):
         BSQ(0)

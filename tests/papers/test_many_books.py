@@ -92,8 +92,7 @@ def test_mgvq_values_losses_and_gradients(training: bool) -> None:
     CLOSE(output.loss, loss)
     ours = torch.autograd.grad(output.loss + (output.quantized * upstream).sum(), [z, *own])
     theirs = torch.autograd.grad(loss + (value * upstream.flatten(0, 1)).sum(), [x, *books])
-    for one, other in zip(ours, theirs, strict=True):
-        CLOSE(one, other)
+    CLOSE(ours, theirs)
 
 
 def test_mgvq_decodes_the_first_groups() -> None:
@@ -104,8 +103,6 @@ def test_mgvq_decodes_the_first_groups() -> None:
     for groups in range(1, 5):
         part = quantizer.decode(indices[:, :groups])
         assert torch.equal(part[:, : 8 * groups], whole[:, : 8 * groups]) and not part[:, 8 * groups :].any()
-        cut = torch.where(torch.arange(4) < groups, indices, -1)
-        assert torch.equal(quantizer.decode(cut), part)
 
 
 # ---------------------------------------------------------------------- UniTok
@@ -245,8 +242,7 @@ def test_xqgan_is_a_product_of_residuals() -> None:
     CLOSE(output.loss, loss)
     ours = torch.autograd.grad(output.loss + (output.quantized * upstream).sum(), [z, *last])
     theirs = torch.autograd.grad(loss + (value * upstream).sum(), [x, *last_books])
-    for one, other in zip(ours, theirs, strict=True):
-        CLOSE(one, other)
+    CLOSE(ours, theirs)
 
 
 def test_residuals_of_products_decode_at_any_depth() -> None:

@@ -1,16 +1,17 @@
 """NSVQ against its equation (Vali, Bäckström 2022), in float64."""
 
+import pytest
 import torch
 from torch import Tensor
 
-from vqkit import NSVQ, Noise, Quantizer, Selection
+from vqkit import NSVQ, DiVeQ, Estimator, Noise, Quantizer, Selection
 
 N, K, D = 50, 9, 5
 
 
-def select(z: Tensor, codes: Tensor, *, seed: int = 7) -> Selection:
+def select(z: Tensor, codes: Tensor, *, noisy: bool = True) -> Selection:
     indices = torch.cdist(z.detach(), codes.detach()).argmin(1)
-    noise = Noise(seed=torch.tensor(seed), step=torch.tensor(2), first=0, count=len(z))
+    noise = Noise(seed=torch.tensor(7), step=torch.tensor(2), first=0, count=len(z)) if noisy else None
     valid = torch.ones_like(indices, dtype=torch.bool)
     return Selection(latents=z, z=z, codes=codes, indices=indices, selected=codes[indices], valid=valid, noise=noise)
 
@@ -20,21 +21,23 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
     return z.requires_grad_(), torch.randn(K, D, dtype=torch.float64, requires_grad=True), g
 
 
+def expected_gradients(selection: Selection, direction: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Of z + |e - z| d, with d (N, D) of unit length taken as a constant."""
+    error = (selection.selected - selection.z).detach()
+    along = (g * direction).sum(1, keepdim=True) * error / error.norm(dim=1, keepdim=True)
+    return g - along, torch.zeros_like(selection.codes).index_add_(0, selection.indices, along)
+
+
 def test_value_and_gradients() -> None:
     z, codes, g = problem()
     selection = select(z, codes)
     value = NSVQ()(selection)
-    dz, dcodes = torch.autograd.grad((value * g).sum(), [z, codes])
-    with torch.no_grad():
-        noise = selection.noise.normal(D)
-        n = noise / noise.norm(dim=1, keepdim=True)
-        error = selection.selected - z
-        u = error / error.norm(dim=1, keepdim=True)
-        along = (g * n).sum(1, keepdim=True) * u
-        expected = torch.zeros_like(codes).index_add_(0, selection.indices, along)
-    torch.testing.assert_close(value, z + error.norm(dim=1, keepdim=True) * n, rtol=0, atol=1e-12)
-    torch.testing.assert_close(dz, g - along, rtol=0, atol=1e-12)
-    torch.testing.assert_close(dcodes, expected, rtol=0, atol=1e-12)
+    noise = selection.noise.normal(D)
+    n = noise / noise.norm(dim=1, keepdim=True)
+    length = (selection.selected - z).detach().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(value, z + length * n, rtol=0, atol=1e-12)
+    gradients = torch.autograd.grad((value * g).sum(), [z, codes])
+    torch.testing.assert_close(gradients, expected_gradients(selection, n, g), rtol=0, atol=1e-12)
 
 
 def test_value_is_as_far_away_as_the_code_in_directions_that_favour_none() -> None:
@@ -49,11 +52,12 @@ def test_value_is_as_far_away_as_the_code_in_directions_that_favour_none() -> No
     torch.testing.assert_close(covariance, torch.eye(D, dtype=torch.float64) / D, rtol=0, atol=0.01)
 
 
-def test_a_vector_that_is_its_code_keeps_the_gradient() -> None:
+@pytest.mark.parametrize("estimator", [NSVQ(), DiVeQ(0.0), DiVeQ(1e-3)])
+def test_a_vector_that_is_its_code_keeps_the_gradient(estimator: Estimator) -> None:
     codes = torch.randn(K, D)
     z = codes[:4].clone().requires_grad_()
     codes.requires_grad_()
-    value, g = NSVQ()(select(z, codes)), torch.randn(4, D)
+    value, g = estimator(select(z, codes)), torch.randn(4, D)
     assert torch.equal(value, z)
     dz, dcodes = torch.autograd.grad((value * g).sum(), [z, codes])
     assert torch.equal(dz, g) and (dcodes == 0).all()

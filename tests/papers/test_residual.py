@@ -71,9 +71,6 @@ def test_any_prefix_decodes_to_the_prefix_sum() -> None:
     for levels in range(1, 5):
         total = total + quantizer.stages[levels - 1].decode(indices[:, levels - 1])
         assert torch.equal(quantizer.decode(indices[:, :levels]), total)
-    cut = indices.clone()
-    cut[:, 2:] = -1
-    assert torch.equal(quantizer.decode(cut), quantizer.decode(indices[:, :2]))
 
 
 def test_stage_i_starts_from_the_k_means_of_what_the_stages_before_leave_over() -> None:
@@ -248,8 +245,7 @@ def test_losses_of_dropout_are_those_of_dac() -> None:
     ours = torch.autograd.grad(output.loss, [z, *quantizer.parameters()])
     theirs = torch.autograd.grad(total, [y, *quantizer.parameters()])
     torch.testing.assert_close(output.loss, total, rtol=0, atol=1e-13)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("drawn", [(3, 3, 3), (4, 1, 2)], ids=["for the batch", "for each sample"])

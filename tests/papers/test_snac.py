@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.papers.test_split_quantizers import assert_same, gradients
+from tests.refusals import refused
 from vqkit import (
     BSQ,
     CodebookLoss,
@@ -40,16 +42,6 @@ def build(stage=CODE, **options) -> MultiRateQuantizer:
 def frames(batch: int = 3, count: int = 4 * STEP, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, DIM, count, dtype=torch.float64, generator=generator).requires_grad_()
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
-
-
-def gradients(output: Tensor, loss: Tensor, z: Tensor, quantizer: MultiRateQuantizer) -> list[Tensor]:
-    task = (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum()
-    return list(torch.autograd.grad(task + loss, [z, *quantizer.parameters()], retain_graph=True))
 
 
 def published_level(x: Tensor, stride: int, code: Quantizer) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,27 +205,22 @@ def test_a_baked_copy_keeps_the_rates() -> None:
     assert table.strides == quantizer.strides and torch.equal(table.encode(z), quantizer.eval().encode(z))
 
 
-REFUSED = {
-    "frames": (lambda q: q(frames(2, 7)), r"\(2, 7\): expected \(B, T\) with a multiple of 6 frames"),
-    "no time": (lambda q: q(torch.zeros(2, DIM)), r"\(2,\): expected \(B, T\) with a multiple of 6 frames"),
-    "indices": (lambda q: q.decode(torch.zeros(2, 7, dtype=torch.int64)), "expected .B, L., L a multiple of 12"),
-    "prefix": (lambda q: q.prefix(torch.zeros(2, 12, dtype=torch.int64), 5), "num_levels=5: expected 0 ... 4"),
-    "strides": (lambda _: MultiRateQuantizer(BOOK, [1, 2]), r"strides=\[1, 2\]: expected frames .* coarse first"),
-    "no strides": (lambda _: MultiRateQuantizer(BOOK, []), r"strides=\[\]: expected frames"),
-    "count": (lambda _: MultiRateQuantizer([BOOK], [2, 1]), "stage lists 1 factories: expected one for each of"),
-    "dims": (lambda _: MultiRateQuantizer([BOOK, partial(BOOK, dim=4)], [2, 1]), r"dim \[6, 4\]: expected one size"),
-    "levels": (
+test_what_does_not_fit_is_refused_with_words = refused(
+    (lambda q: q(frames(2, 7)), r"\(2, 7\): expected \(B, T\) with a multiple of 6 frames"),
+    (lambda q: q(torch.zeros(2, DIM)), r"\(2,\): expected \(B, T\) with a multiple of 6 frames"),
+    (lambda q: q.decode(torch.zeros(2, 7, dtype=torch.int64)), "expected .B, L., L a multiple of 12"),
+    (lambda q: q.prefix(torch.zeros(2, 12, dtype=torch.int64), 5), "num_levels=5: expected 0 ... 4"),
+    (lambda _: MultiRateQuantizer(BOOK, [1, 2]), r"strides=\[1, 2\]: expected frames .* coarse first"),
+    (lambda _: MultiRateQuantizer(BOOK, []), r"strides=\[\]: expected frames"),
+    (lambda _: MultiRateQuantizer([BOOK], [2, 1]), "stage lists 1 factories: expected one for each of"),
+    (lambda _: MultiRateQuantizer([BOOK, partial(BOOK, dim=4)], [2, 1]), r"dim \[6, 4\]: expected one size"),
+    (
         lambda _: MultiRateQuantizer([BOOK, partial(BSQ, 70, dim=DIM)], [2, 1], estimator=None),
         r"stage built quantizers of \[0, 2\] levels: expected the same number",
     ),
-    "inside": (
+    (
         lambda _: GroupedQuantizer(partial(MultiRateQuantizer, BOOK, [2, 1]), 2),
         "group built a MultiRateQuantizer, which has no index for each position",
     ),
-}
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_does_not_fit_is_refused_with_words(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(build())
+    by=lambda call: call(build()),
+)

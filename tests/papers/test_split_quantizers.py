@@ -54,9 +54,7 @@ def gradients(output: Tensor, loss: Tensor, z: Tensor, quantizer: BaseQuantizer)
     return list(torch.autograd.grad(task + loss, [z, *quantizer.parameters()], retain_graph=True))
 
 
-def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+assert_same = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
 
 
 def mean_square(x: Tensor, y: Tensor) -> Tensor:
@@ -177,13 +175,13 @@ def test_dualcodec_leaves_the_acoustic_branch_out_with_half_of_dropout() -> None
     assert torch.equal(output.indices[..., 0], whole.indices[..., 0])
     alone = quantizer.decode(whole.indices[..., :1])
     expected = torch.where(dropped[:, None, None], alone, whole.quantized)
-    assert_same([output.quantized], [expected])
+    assert_same(output.quantized, expected)
     # A sample without acoustic codes counts as 0 in their losses.
     kept = x[~dropped]
     semantic = quantizer.eval().branches[0](x[..., :SEMANTIC]).loss
     acoustic = quantizer.branches[1](kept[..., SEMANTIC:] - alone[~dropped][..., SEMANTIC:]).loss
     expected_loss = (semantic + STAGES * acoustic * len(kept) / 4000) / (1 + STAGES)
-    assert_same([output.loss], [expected_loss])
+    assert_same(output.loss, expected_loss)
 
 
 def test_each_branch_is_initialized_on_what_it_will_be_given() -> None:
@@ -193,9 +191,9 @@ def test_each_branch_is_initialized_on_what_it_will_be_given() -> None:
     split, fed = (spread_out(build(books)) for build in (partial(SplitQuantizer, dim=DIM), FeatureSplitQuantizer))
     split.initialize([z])
     for branch, project in zip(split.branches, split.project_in, strict=True):
-        assert_same([branch.decode(branch.encode(project(z)))], [project(z)])
+        assert_same(branch.decode(branch.encode(project(z))), project(z))
     fed.initialize([z])
-    assert_same([fed.decode(fed.encode(z))], [z])
+    assert_same(fed.decode(fed.encode(z)), z)
     left_over = z[:, SEMANTIC:] - fed.project_out(z[:, :SEMANTIC])
     assert_same([fed.branches[1].decode(fed.branches[1].encode(left_over))], [left_over])
 

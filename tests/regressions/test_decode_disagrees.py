@@ -39,6 +39,7 @@ class WithoutNormalization(Quantizer):
 
 def check(build: Callable[[], BaseQuantizer]) -> None:
     quantizer = build()
+    quantizer.initialize([torch.randn(4, 6, 4, 6)])
     optimizer = torch.optim.SGD([*quantizer.parameters(), torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()

@@ -7,10 +7,12 @@ Avoided since 0.1.0: `codebook()` is the only way to the codes, for search, loss
 searched instead of them (`search_vectors`) is read by the search alone.
 """
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
 from tests.regressions.faults import both
+from tests.regressions.test_decode_disagrees import OPTIONS, check
 from vqkit import Quantizer
 
 
@@ -28,29 +30,15 @@ class ReadsTheIndexVectors(Quantizer):
         return self.codebook.index_vectors[indices]
 
 
-def check(kind: type[Quantizer], method: str, codebook_dim: int | None = None) -> None:
-    quantizer = kind(method, dim=6, codebook_size=32, codebook_dim=codebook_dim, channel_dim=1)
-    x = torch.randn(2, 6, 4, 6)
-    quantizer.initialize([x])
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        output = quantizer(x)
-        (output.loss + output.quantized.square().mean()).backward()
-        optimizer.step()
-    quantizer.eval()
-    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x).quantized)
-
-
 test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
     check,
     sound=[
-        (Quantizer, method, codebook_dim)
+        partial(Quantizer, method, codebook_dim=codebook_dim, **OPTIONS)
         for method in ["simvq", "vqgan_lc", "fvq", "cascaded", "coda"]
         for codebook_dim in [None, 3]
     ],
     faulty=[
-        *((ReadsTheBase, method) for method in ["simvq", "vqgan_lc", "fvq", "coda"]),
-        (ReadsTheIndexVectors, "cascaded"),
+        *(partial(ReadsTheBase, method, **OPTIONS) for method in ["simvq", "vqgan_lc", "fvq", "coda"]),
+        partial(ReadsTheIndexVectors, "cascaded", **OPTIONS),
     ],
 )

@@ -7,10 +7,10 @@ in `nonfinite`.
 
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.regressions.faults import both
 from vqkit import BaseQuantizer, Quantizer, ResidualQuantizer
 
 
@@ -33,11 +33,13 @@ def check(quantizer: BaseQuantizer) -> None:
         assert int(output.nonfinite) == 1 and (output.indices[3] == -1).all() and (output.indices[:3] >= 0).all()
 
 
-def test_vqkit_does_not_have_the_fault() -> None:
-    stage = partial(Quantizer, "ema", dim=4, codebook_size=8)
-    check(stage())
-    check(ResidualQuantizer(stage, 3))
-    check(Quantizer("vq", dim=4, codebook_size=8, codebook_dim=3))
+stage = partial(Quantizer, "ema", dim=4, codebook_size=8)
+
+test_vqkit_does_not_have_the_fault, test_the_check_catches_the_fault = both(
+    check,
+    sound=[stage(), ResidualQuantizer(stage, 3), Quantizer("vq", dim=4, codebook_size=8, codebook_dim=3)],
+    faulty=[LetsEverythingIn("ema", dim=4, codebook_size=8)],
+)
 
 
 def test_a_value_that_overflows_float32_does_not_poison_either() -> None:
@@ -62,8 +64,3 @@ def test_finite_vectors_too_long_for_float32_arithmetic_do_not_poison_either() -
         assert int(output.nonfinite) == 6 and (output.indices[::7] == -1).all()
     quantizer.step()
     assert quantizer.codebook.vectors.isfinite().all()
-
-
-def test_the_check_catches_the_fault() -> None:
-    with pytest.raises(AssertionError):
-        check(LetsEverythingIn("ema", dim=4, codebook_size=8))

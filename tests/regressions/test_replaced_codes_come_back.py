@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 
 from tests.regressions.faults import both
+from tests.regressions.test_unused_codes_drift import Floored
 from vqkit import EMACodebook, Quantizer, RandomRestart
 
 
-class SumRemembers(EMACodebook):
+class SumRemembers(Floored):
     """Derives the codes from sums, which a replacement does not touch."""
-
-    sums: Tensor | None = None
 
     def overwrite(self, indices: Tensor, vectors: Tensor, *, share: Tensor, usage: Tensor) -> None:
         self.vectors[indices[share > 0]] = vectors[share > 0]
-
-    def fold(self, fresh: Tensor) -> None:
-        before = (self.usage - fresh * self.pending_counts) / (1 - fresh)
-        sums = before.unsqueeze(1) * self.vectors if self.sums is None else self.sums
-        self.sums = (1 - fresh) * sums + fresh * self.pending_sums
-        self.vectors.copy_(self.sums / self.usage.unsqueeze(1))
 
 
 def check(codebook: type[EMACodebook]) -> None:

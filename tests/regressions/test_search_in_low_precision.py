@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kernels.graphs import matmul_precision
 from vqkit.kernels import nearest
 from vqkit.kernels.torch_search.search import nearest_indices
 
@@ -56,13 +57,8 @@ def check_autocast(find: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 def check_matmul_precision(find: Callable[[Tensor, Tensor], Tensor]) -> None:
     x, codes, exact = data()
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        with RoundedProducts():
-            assert torch.equal(find(x, codes), exact)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with matmul_precision("medium"), RoundedProducts():
+        assert torch.equal(find(x, codes), exact)
 
 
 def test_vqkit_does_not_have_the_fault() -> None:

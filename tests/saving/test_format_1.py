@@ -16,7 +16,8 @@ from vqkit.saving.config import resolve_class
 from vqkit.saving.migration import MOVED_MODULES, RENAMED_CLASSES, current_path, to_current_version
 from vqkit.saving.pretrained import FORMAT_VERSION
 
-SAVED = sorted(path for path in (Path(__file__).parent / "format_1").iterdir() if path.is_dir())
+FORMAT_1 = Path(__file__).parent / "format_1"
+SAVED = sorted(path for path in FORMAT_1.iterdir() if path.is_dir())
 BACKBONES = {"image", "audio", "cross_scale"}
 
 

@@ -31,7 +31,6 @@ from benchmarks.counterparts import COMPARISONS, PEER, PEER_NAME, build, compari
 from benchmarks.machine import circumstances, number, table_row, version, write
 from benchmarks.memory import MIB, Memory, in_own_process, observe, return_freed_memory
 
-
 FEW_BYTES, PROCESSES = 16 * MIB, 5
 """A resident set that grows by less than this moves by some percent from process to process, with the pages of code
 that a step is the first to touch: its growth is the median of so many."""

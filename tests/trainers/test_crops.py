@@ -251,7 +251,8 @@ def test_a_training_that_is_resumed_amid_an_epoch_sees_what_an_unbroken_one_does
         crop = {"crop": RANDOM[name], "max_aspect_ratio": 2.0, "min_size": 16, "class_folders": True}
         data = IMAGES.make(tmp_path / "pictures", **crop, batch_size=2, num_workers=2, cache_bytes=0)
         taken = Taken(tmp_path / "amid.ckpt")
-        trainer = make_trainer(max_steps=5, accumulate_grad_batches=2, callbacks=[taken], limit_val_batches=0)
+        options = {"accumulate_grad_batches": 2, "limit_val_batches": 0, "default_root_dir": tmp_path}
+        trainer = make_trainer(max_steps=5, callbacks=[taken], **options)
         trainer.fit(make_image_task(), datamodule=data, ckpt_path=path, weights_only=path and True)
         seen.append(taken.batches)
         assert 4 < len(data.train_dataloader()) < 10

@@ -22,7 +22,7 @@ from typing import Any
 
 import jsonargparse
 import torch
-from first_run import ROOT, finish, training_facts
+from first_run import ROOT, finish, of_run, training_facts
 from pages import captioned, formatted, table_lines
 from PIL import Image
 from records import fill, load_record, machine, measuring_parser
@@ -112,11 +112,6 @@ def joined(stages: Sequence[Tokenizer]) -> Tokenizer:
             own, theirs = (getattr(one.quantizer, part) for one in (tokenizer, stage))
             own[number].load_state_dict(theirs[0].state_dict())
     return tokenizer
-
-
-def of_run(folder: Path) -> Tokenizer:
-    """The tokenizer that a run saved."""
-    return Tokenizer.from_pretrained(folder / "tokenizer").eval()
 
 
 # ------------------------------------------------------------------ measuring

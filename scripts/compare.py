@@ -8,11 +8,10 @@ It writes `comparison.json`, `reconstructions.png` and `codebook.png` into the r
 from pathlib import Path
 from typing import Any
 
-from first_run import comparison_parser, training_facts
+from first_run import comparison_parser, of_run, training_facts
 
 from trainers.image.comparison import PREPROCESSING, compare, draw, load_photographs, table
 from trainers.image.metrics import protocol
-from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.saving.files import write_json
 
@@ -45,7 +44,7 @@ def measured(
         kmeans_patches: training patches of the k-means baseline.
         split: what was measured on, for the record.
     """
-    tokenizer = Tokenizer.from_pretrained(run / "tokenizer").eval()
+    tokenizer = of_run(run)
     originals = load_photographs(folders[1], properties_of(tokenizer.encoder).downsampling_factor or 1)
     comparison = compare(tokenizer, originals, load_photographs(folders[0], 1), kmeans_patches=kmeans_patches)
     draw(comparison, tokenizer, run)

@@ -11,22 +11,20 @@ detail there is.
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
-
 import torch
+from first_run import of_run
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import gaussian_blur
 
 from trainers.image import BicubicResize, DINOv2Small, KernelDistance
+from trainers.image.measures.statistics import TwoSampleDistance
 from trainers.image.metrics import to_uint8_grid
-from vqkit import Tokenizer
-from vqkit.saving.files import write_whole
+from vqkit.saving.files import write_json
 
 BANDS = (0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Edges in cycles a pixel."""
@@ -56,7 +54,7 @@ def main() -> None:
             compared[f"{name}, with the detail of {source}"] = blurred(images) + donor - blurred(donor)
     distances = {}
     for name, images in compared.items():
-        distances[name] = kernel_distance(real, features(network, images))
+        distances[name] = distance(KernelDistance(), real, features(network, images))
         print(f"{name}: KID {distances[name]:.3f}", flush=True)
     expected = energies(originals)
     record = {
@@ -68,7 +66,7 @@ def main() -> None:
         "bands": BANDS,
         "network": network.record(),
     }
-    write_whole(arguments.to, (json.dumps(record, indent=2) + "\n").encode())
+    write_json(arguments.to, record)
 
 
 def squares_parser(description: str) -> argparse.ArgumentParser:
@@ -94,7 +92,7 @@ def squares(folder: Path, *, every: int = 1) -> Tensor:
 
 def reconstructed(folder: Path, images: Tensor) -> Tensor:
     """What the tokenizer of a run makes of images in [-1, 1], not yet rounded."""
-    tokenizer = Tokenizer.from_pretrained(folder / "tokenizer").eval()
+    tokenizer = of_run(folder)
     return in_batches(lambda batch: tokenizer.decode(tokenizer.encode(batch)).clamp(-1, 1), images)
 
 
@@ -107,12 +105,11 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([function(batch) for batch in images.split(BATCH)])
 
 
-def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """KID of two sets of features (B, D)."""
-    statistic = KernelDistance()
+def distance(statistic: TwoSampleDistance, real: Tensor, fake: Tensor) -> float:
+    """That of two sets of features (B, D)."""
     statistic.reset(real.shape[1], real.device)
     statistic.update(real, fake, torch.arange(len(real)) % 2)
-    return statistic.compute()["kernel_distance"]
+    return statistic.compute()[statistic.figures[0]]
 
 
 def energies(images: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the scripts that import this one first
+
 import torch
 import yaml
 from torch import nn
 
+from vqkit import Tokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for the scripts that import this one first
 
 
 def comparison_parser(description: str, noun: str) -> argparse.ArgumentParser:
@@ -140,6 +143,11 @@ def training_facts(run: Path, circumstances: str) -> dict[str, object]:
         "precision": config["trainer"]["precision"] or "32-true",  # what Lightning takes without one
         "circumstances": circumstances,
     }
+
+
+def of_run(folder: Path) -> Tokenizer:
+    """The tokenizer that a run saved."""
+    return Tokenizer.from_pretrained(folder / "tokenizer").eval()
 
 
 def report(training: Mapping[str, object], folder: Path, config: Path, measured: str, **steps: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from first_run import ROOT, bfloat16_is_fast, fit, processor, training_facts
+from first_run import ROOT, bfloat16_is_fast, fit, of_run, processor, training_facts
 from matplotlib.figure import Figure
 from pages import captioned, formatted, table_lines
 from torch import Tensor
@@ -89,11 +89,6 @@ def cut(run_folder: Path, codebook_size: int, photographs: Sequence[Tensor]) -> 
     surgery = shrink(tokenizer.quantizer, codebook_size, usage=usage)
     print(surgery.reports[0], flush=True)
     return with_quantizer(tokenizer, surgery.quantizer)
-
-
-def of_run(folder: Path) -> Tokenizer:
-    """The tokenizer that a run saved."""
-    return Tokenizer.from_pretrained(folder / "tokenizer").eval()
 
 
 def measured(base: Path, scratch: Sequence[Path]) -> dict[str, Any]:

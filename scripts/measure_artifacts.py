@@ -9,23 +9,20 @@ between the patches of the encoder, beside steps within them; and the energy of 
 are measured alike. `DEFINITIONS` says what is counted.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
-
 import torch
 import torch.nn.functional as F
-from exchange_detail import BANDS, energies, features, in_batches, squares, squares_parser
+from exchange_detail import BANDS, distance, energies, features, in_batches, squares, squares_parser
 from torch import Tensor
 
 from trainers.image import BicubicResize, DINOv2Small, FrechetDistance, GaussianBlur, KernelDistance
 from trainers.image.metrics import to_uint8_grid
 from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
-from vqkit.saving.files import write_whole
+from vqkit.saving.files import write_json
 
 SPECK = 24
 """Levels of 255 by which a speck sticks out; the original does so by less than half of them."""
@@ -77,7 +74,7 @@ def main() -> None:
         "definitions": DEFINITIONS,
         "network": network.record(),
     }
-    write_whole(arguments.to, (json.dumps(record, indent=2) + "\n").encode())
+    write_json(arguments.to, record)
 
 
 def passed_through(tokenizer: Tokenizer, images: Tensor) -> Tensor:
@@ -128,13 +125,8 @@ def grid(images: Tensor, patch: int) -> float:
 
 def distances(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Fréchet distance and KID of two sets of features (B, D)."""
-    found = {}
-    for statistic in (FrechetDistance(), KernelDistance()):
-        statistic.reset(real.shape[1], real.device)
-        statistic.update(real, fake, torch.arange(len(real)) % 2)
-        figure = statistic.figures[0]
-        found[figure] = statistic.compute()[figure]
-    return found
+    statistics = FrechetDistance(), KernelDistance()
+    return {statistic.figures[0]: distance(statistic, real, fake) for statistic in statistics}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
-
 import adacode
 import document_tables
 import draw_parts
@@ -146,23 +144,15 @@ WRITERS = {
     "photos-parted": partial(run_tables.objectives, run_tables.PARTED),
     "photos-artifacts": run_tables.artifacts,
     "photos-adaptation": run_tables.adaptation,
-    "ladder": ladder.table,
-    "twins": twins.table,
-    "phone-codes": phone_codes.table,
-    "pursuit": pursuit.table,
-    "semantic": semantic.table,
-    "adacode": adacode.table,
-    "gaussian-capacity": gaussian_capacity.table,
-    "retrieval": retrieval.table,
-    "uncertainty": uncertainty.table,
-    "suggest-codes": suggest_codes.table,
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,
-    "motion-codes": motion_codes.table,
-    "unheard": unheard.table,
 }
 """Tables that are not those of one record."""
+SCRIPTS = [adacode, gaussian_capacity, ladder, motion_codes, phone_codes, pursuit, retrieval, semantic, suggest_codes]
+SCRIPTS += [twins, uncertainty, unheard]
+"""Each writes the table of its name."""
+WRITERS |= {script.__name__.replace("_", "-"): script.table for script in SCRIPTS}
 
 
 if __name__ == "__main__":

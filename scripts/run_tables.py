@@ -193,9 +193,9 @@ def side_by_side(files: Mapping[str, str], figures: Mapping[str, str]) -> list[s
     return [f"| | {' | '.join(files.values())} |", line, *titled]
 
 
-def adaptation(*, folder: Path = RESULTS) -> str:
+def adaptation() -> str:
     """The runs of `ADAPTATION` as `trainers table` has them, with the steps that each took."""
-    files = {str(folder / f"{name}.json"): title for name, title in ADAPTATION.items()}
+    files = {str(RESULTS / f"{name}.json"): title for name, title in ADAPTATION.items()}
     records = [json.loads(Path(file).read_text()) for file in files]
     steps = [str(record["protocol"]["step"]) for record in records]
     protocol = records[0]["protocol"]

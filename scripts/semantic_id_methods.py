@@ -13,14 +13,11 @@ package semantic-id 0.2.5, in the Python that has it. All are fitted to the same
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
 
 import numpy
 import torch

@@ -4,17 +4,14 @@ python scripts/side_by_side.py data/photos/validation runs/photos_l2 runs/photos
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
-
 import torch
+from first_run import of_run
 
 from trainers.image.comparison import load_photographs
 from trainers.image.figures import reconstruction_figure
 from trainers.image.metrics import psnr, to_uint8_grid
-from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
 
 
@@ -25,7 +22,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="PNG to write")
     parser.add_argument("--rows", type=int, nargs="+", default=[0, 1, 2, 3], help="numbers of photographs, by name")
     arguments = parser.parse_args()
-    tokenizers = {run.name: Tokenizer.from_pretrained(run / "tokenizer").eval() for run in arguments.runs}
+    tokenizers = {run.name: of_run(run) for run in arguments.runs}
     multiple = max(properties_of(tokenizer.encoder).downsampling_factor or 1 for tokenizer in tokenizers.values())
     photographs = load_photographs(arguments.photographs, multiple)
     originals = [photographs[row] for row in arguments.rows]

@@ -17,14 +17,12 @@ from types import FrameType
 from typing import NamedTuple
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from the checkout, installed or not
-
 import torch
+from first_run import ROOT
 
 from vqkit import Quantizer, ResidualQuantizer
 from vqkit.kernels import native, search_path
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vqkit"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from first_run import ROOT, fit
+from first_run import ROOT, fit, of_run
 from matplotlib.figure import Figure
 from pages import captioned, formatted, table_lines
 from records import machine, measuring_parser
@@ -32,7 +32,6 @@ from trainers.image import AlexNetSTLPIPS, PerceptualMeasure
 from trainers.image.comparison import load_photographs
 from trainers.image.metrics import ImageMetrics, protocol
 from trainers.run.bases import read_config
-from vqkit import Tokenizer
 from vqkit.backbones.protocol import properties_of
 from vqkit.bitstream import TokenCodec
 from vqkit.saving.files import write_json
@@ -182,7 +181,7 @@ def validation_root(name: str) -> Path:
 @torch.no_grad()
 def measured(run_folder: Path, folder: Path) -> dict[str, Any]:
     """Distortion, rates and the use of codes on photographs, and how these were measured."""
-    tokenizer = Tokenizer.from_pretrained(run_folder / "tokenizer").eval()
+    tokenizer = of_run(run_folder)
     photographs = load_photographs(folder, properties_of(tokenizer.encoder).downsampling_factor or 1)
     measures = [PerceptualMeasure(AlexNetSTLPIPS(), name="st_alex")]
     quantizer = tokenizer.quantizer

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import PIL
+from pages import table_lines
 from PIL import Image, ImageOps
 
 from fetching.debian import FetchError, obtain, unpack
@@ -177,20 +178,17 @@ def sources_page(rows: list[tuple[Asset, str]]) -> str:
         kind = "Debian package" if source.kind == "debian" else "Python wheel"
         lines += ["", f"## {name} {source.version} ({kind})", ""]
         lines += [f"- Licence evidence: {source.licence_notice}", f"- Changed: {source.change}.", ""]
-        lines += [
-            "| file | sha256 | licence | author | path inside the package | sha256 there |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [_row(asset, sha256) for asset, sha256 in rows if asset.source == name]
+        heads = ["file", "sha256", "licence", "author", "path inside the package", "sha256 there"]
+        own = [_row(asset, sha256) for asset, sha256 in rows if asset.source == name]
+        lines += table_lines(heads, own, words=range(len(heads)))
         if source.notice:
             lines += ["", "```text", source.notice.strip("\n"), "```"]
     return "\n".join(lines) + "\n"
 
 
-def _row(asset: Asset, sha256: str) -> str:
+def _row(asset: Asset, sha256: str) -> list[str]:
     inside = f"`{asset.inside}`" + (f"; original: {asset.original}" if asset.original else "")
-    cells = [f"`{asset.file}`", f"`{sha256}`", asset.licence, asset.author, inside, f"`{asset.source_sha256}`"]
-    return f"| {' | '.join(cells)} |"
+    return [f"`{asset.file}`", f"`{sha256}`", asset.licence, asset.author, inside, f"`{asset.source_sha256}`"]
 
 
 def _table() -> dict:

@@ -1,10 +1,13 @@
 """The command line in this process, on a few pictures."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
 
 from tests.trainers.pictures import draw_pictures
 from trainers.run.cli import main
@@ -25,12 +28,25 @@ TINY = {
 }
 
 
+def examples_of(guide):
+    """The YAML that stands in a page of docs/."""
+    found = re.findall(r"```yaml\n(.*?)```", (ROOT / f"docs/{guide}.md").read_text(), re.DOTALL)
+    assert found
+    return found
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "pictures"
     draw_pictures(folder, 12)
     (folder / "011.png").rename(folder / os.fsdecode(b"caf\xe9\n.png"))  # a name that is no text
     return folder
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """Some seconds of a person, (T,) at 16 kHz."""
+    return torch.from_numpy(soundfile.read(ROOT / "assets/audio/eval/librivox_0880.flac", dtype="float32")[0])
 
 
 def run_command(*words, **options):

@@ -1,33 +1,29 @@
 """`--quantizer` with the name of an overlay: any composite in any configuration, in its sizes."""
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
 from tests.few import few
+from tests.trainers.conftest import ROOT
+from tests.trainers.test_swap import PARSER, parsed
 from trainers.run.arrangements import ARRANGEMENTS, FOLDER
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, swapped
 from vqkit import BaseQuantizer, MultiScaleQuantizer
 
-ROOT = Path(__file__).parents[2]
 NAMES = [name for name in ARRANGEMENTS if name not in WORDS]
 CONFIGS = {"image": "image/quickstart", "audio": "audio/quickstart"}
 KINDS = {"image": (2, 32, 16, 16), "audio": (2, 64, 32)}
-parser = ArgumentParser(exit_on_error=False)
-parser.add_subclass_arguments(BaseQuantizer, "quantizer")
 
 
 def config_of(kind, quantizer=None):
     """A model, with all arguments of its quantizer, or of another one."""
     model = read_config(ROOT / f"configs/{CONFIGS[kind]}.yaml")["model"]
     tokenizer = model["init_args"]["tokenizer"]["init_args"]
-    tokenizer["quantizer"] = parser.parse_object({"quantizer": quantizer or tokenizer["quantizer"]}).as_dict()[
-        "quantizer"
-    ]
+    tokenizer["quantizer"] = parsed(quantizer or tokenizer["quantizer"])
     return model
 
 
@@ -36,7 +32,7 @@ def quantizer_of(model):
 
 
 def built(node):
-    return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
+    return PARSER.instantiate(PARSER.parse_object({"quantizer": node}))["quantizer"]
 
 
 @pytest.mark.parametrize("kind", few([*KINDS], "image"))

@@ -13,14 +13,8 @@ from trainers.audio import baselines as audio_baselines
 from trainers.audio.baselines import aligned, codec2, lag, ogg_packets, opus, speech_codecs, speex
 from trainers.audio.mdct_kmeans import MDCTKMeans, SplitMDCTKMeans, draw_windows, equal_shares
 
-CLIP = Path(__file__).resolve().parents[2] / "assets/audio/eval/librivox_0880.flac"
 RATE = 16000
 KINDS = [MDCTKMeans, SplitMDCTKMeans]
-
-
-@pytest.fixture(scope="module")
-def speech() -> torch.Tensor:
-    return torch.from_numpy(soundfile.read(CLIP, dtype="float32")[0])
 
 
 def tones(seed: int, samples: int = 8000) -> torch.Tensor:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from tests.refusals import refused
 from trainers.audio.comparison import Comparison, Utterance, compare, draw, load_utterances, table, verdict
 from vqkit import AudioTokenizer, MultiRateQuantizer, Quantizer, ResidualQuantizer
 from vqkit.backbones.conv1d import ConvDecoder1d, ConvEncoder1d
@@ -148,14 +149,11 @@ def test_words_are_counted_for_every_codec_where_they_are_understood(monkeypatch
     assert found.figures["wer"] == found.figures["wer_original"] == found.baselines["mdct_kmeans"]["wer"] == 0.25
 
 
-def test_stereo_is_refused():
-    with pytest.raises(ValueError, match="one channel; this one has 2"):
-        compare(codec(2), spoken(), [spoken()[0].wave])
-
-
-def test_levels_of_several_rates_are_refused():
-    with pytest.raises(ValueError, match="codecs with one frame rate, and the levels of this one have"):
-        compare(codec(strides=[2, 1]), spoken(), [spoken()[0].wave])
+test_stereo_and_levels_of_several_rates_are_refused = refused(
+    ({"channels": 2}, "one channel; this one has 2"),
+    ({"strides": [2, 1]}, "codecs with one frame rate, and the levels of this one have"),
+    by=lambda arguments: compare(codec(**arguments), spoken(), [spoken()[0].wave]),
+)
 
 
 def test_recordings_of_any_rate_are_read_with_their_texts(tmp_path):

@@ -12,6 +12,7 @@ from tests.trainers.tiny import (
     LIGHTNING_REMARKS,
     Sounds,
     Spy,
+    assert_equal,
     assert_two_ranks_are_one,
     fit_on_rank,
     make_adversary,
@@ -163,9 +164,8 @@ def test_discriminators_that_wait_stay_as_they_are_and_then_learn():
         assert ("discriminator_loss" in outputs["terms"]) == (trainer.global_step > 2)
 
     make_trainer(max_steps=3, callbacks=[Spy(look)]).fit(task, datamodule=Sounds(4))
-    for name, value in start.items():
-        assert torch.equal(states[0][name], value)
-        assert torch.equal(states[1][name], value)
+    assert_equal(states[0], start)
+    assert_equal(states[1], start)
     assert any(not torch.equal(states[2][name], value) for name, value in start.items())
     assert not any(moments[1])
     assert all(moments[2])
@@ -332,12 +332,8 @@ def test_resuming_is_exact_on_both_sides_of_the_switch(tmp_path, at):
     whole, trainer = run(saving(tmp_path / "some.ckpt", at=at))
     resumed, other = run(ckpt_path=tmp_path / "some.ckpt")
     assert other.global_step == 4
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-    moments = [t.optimizers[0].state_dict()["state"] for t in (trainer, other)]
-    assert moments[0].keys() == moments[1].keys()
-    for index, state in moments[0].items():
-        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
+    assert_equal(resumed.state_dict(), whole.state_dict())
+    assert_equal(*(each.optimizers[0].state_dict()["state"] for each in (other, trainer)))
 
 
 # ---------------------------------------------------------------------- what a run leaves behind

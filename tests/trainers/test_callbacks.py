@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torchvision.io import read_image
 
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, Spy, make_image_task, make_tokenizer, make_trainer
+from tests.trainers.test_stops import behind, set_should_stop
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, Spy, make_image_task, make_tokenizer, make_trainer, state_of
 from trainers.callbacks import (
     BestCheckpoint,
     CodebookReport,
@@ -33,25 +34,17 @@ def make_task(quantizer=None, **arguments):
 # ---------------------------------------------------------------------- CodebookReport
 
 
+def module_of(level_sizes, level_books):
+    """What the report asks of a task."""
+    levels = {"level_sizes": level_sizes, "level_books": level_books, "by_level": lambda indices: indices}
+    tokenizer = SimpleNamespace(quantizer=SimpleNamespace(**levels, health=dict))
+    return SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"), log=lambda *_, **__: None)
+
+
 def test_age_counts_batches_since_a_code_was_used():
     batches = [torch.tensor([0, 1]), torch.tensor([1, -1]), torch.tensor([1, 1]), torch.tensor([2, 1])]
 
-    class Module(torch.nn.Module):
-        device = torch.device("cpu")
-
-        def __init__(self):
-            super().__init__()
-            self.tokenizer = torch.nn.Module()
-            self.tokenizer.quantizer = torch.nn.Module()
-            self.tokenizer.quantizer.codebook_size = 4
-            self.tokenizer.quantizer.level_sizes = (4,)
-            self.tokenizer.quantizer.level_books = (0,)
-            self.tokenizer.quantizer.by_level = lambda indices: indices
-
-    class Steps:
-        global_step = 0
-
-    report, module, steps = CodebookReport(every_n_steps=100), Module(), Steps()
+    report, module, steps = CodebookReport(every_n_steps=100), module_of((4,), (0,)), SimpleNamespace(global_step=0)
     report.on_train_start(steps, module)
     for indices in batches[:2]:
         report.on_train_batch_end(steps, module, {"indices": indices}, None, 0)
@@ -67,10 +60,7 @@ def test_age_counts_batches_since_a_code_was_used():
 def test_levels_of_other_sizes_have_no_codes_beyond_their_own(books, never):
     """Nor is a code of a shared codebook dead that some level uses: of level 1 code 0 may never be chosen."""
     logged = {}
-    quantizer = SimpleNamespace(level_sizes=(2, 5), level_books=books, by_level=lambda indices: indices, health=dict)
-    module = SimpleNamespace(
-        tokenizer=SimpleNamespace(quantizer=quantizer), device=torch.device("cpu"), log=lambda *_, **__: None
-    )
+    module = module_of((2, 5), books)
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
     trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger])
     report = CodebookReport(every_n_steps=2)
@@ -129,13 +119,10 @@ def test_usage_histogram_counts_every_code():
 @pytest.mark.parametrize("method", ["ema", "vq", "simvq"])
 def test_weights_are_averaged_and_codebook_state_is_not(method, tmp_path):
     history = []
-    spy = Spy(
-        lambda trainer, module, _: history.append({name: value.clone() for name, value in module.state_dict().items()})
-    )
+    spy = Spy(lambda trainer, module, _: history.append(state_of(module)))
     ema = WeightEMA(decay=0.5)
     task = make_task(Quantizer(method, dim=8, codebook_size=16, channel_dim=1))
-    trainer = make_trainer(max_steps=3, callbacks=[spy, ema], enable_checkpointing=False)
-    saved = {}
+    trainer = make_trainer(max_steps=3, callbacks=[spy, ema])
     spy.on_train_epoch_end = lambda trainer, module: trainer.save_checkpoint(tmp_path / "now.ckpt")
     trainer.fit(task, datamodule=Images(4))
     saved = torch.load(tmp_path / "now.ckpt", weights_only=True)
@@ -176,15 +163,11 @@ def test_validation_sees_the_average_and_training_goes_on_with_the_model():
 
 
 def test_a_sanity_check_before_training_sees_the_initialized_quantizer():
-    seen = []
-
-    class Look(Callback):
-        def on_validation_batch_start(self, trainer, pl_module, *_):
-            seen.append(pl_module.tokenizer.quantizer.codebook.vectors.clone())
-
+    seen, look = [], Callback()
+    look.on_validation_batch_start = lambda *_: seen.append(task.tokenizer.quantizer.codebook.vectors.clone())
     task = make_task()
     untrained = task.tokenizer.quantizer.codebook.vectors.clone()
-    make_trainer(max_steps=1, num_sanity_val_steps=1, callbacks=[WeightEMA(), Look()]).fit(task, datamodule=Images(4))
+    make_trainer(max_steps=1, num_sanity_val_steps=1, callbacks=[WeightEMA(), look]).fit(task, datamodule=Images(4))
     assert not torch.equal(seen[0], untrained)
 
 
@@ -195,16 +178,6 @@ def test_weight_ema_refuses(arguments):
 
 
 # ---------------------------------------------------------------------- ValidationSchedule
-
-
-class ValidatedSteps(Callback):
-    """After which steps there was a validation."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_validation_end(self, trainer, pl_module):
-        self.steps.append(trainer.global_step)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +193,12 @@ class ValidatedSteps(Callback):
     ],
 )
 def test_short_epochs_validate_by_steps_and_every_fit_at_its_end(every, options, steps):
-    seen = ValidatedSteps()
-    make_trainer(callbacks=[ValidationSchedule(every), seen], limit_val_batches=1, **options).fit(
+    validated, look = [], Callback()
+    look.on_validation_end = lambda trainer, _: validated.append(trainer.global_step)
+    make_trainer(callbacks=[ValidationSchedule(every), look], limit_val_batches=1, **options).fit(
         make_task(), datamodule=Images(4)
     )
-    assert seen.steps == steps
+    assert validated == steps
 
 
 @pytest.mark.parametrize(
@@ -261,31 +235,22 @@ def test_checkpoints_and_the_tokenizer(tmp_path):
     assert torch.equal(saved.encode(images), task.tokenizer.eval().encode(images))
 
 
-class StopsAfter(Callback):
-    """Asks for a stop behind a step, as `trainer.max_time` does."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *arguments):
-        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
-
-
 @pytest.mark.parametrize(
-    "options", [{"max_steps": 3}, {"max_epochs": 2}, {"callbacks": [StopsAfter(3)]}, {"callbacks": [StopsAfter(4)]}]
+    "options",
+    [
+        {"max_steps": 3},
+        {"max_epochs": 2},
+        {"callbacks": [behind(3, set_should_stop)]},  # as `trainer.max_time` does
+        {"callbacks": [behind(4, set_should_stop)]},
+    ],
 )
 def test_a_resumed_run_knows_what_was_best_at_the_end(options, tmp_path):
     """What it validates afterwards replaces `best.ckpt` only if it is better."""
     files = [LastCheckpoint(str(tmp_path)), BestCheckpoint(str(tmp_path))]
     callbacks = [*options.get("callbacks", ()), ValidationSchedule(), *files]
-    make_trainer(
-        **{
-            "max_steps": -1 if "max_epochs" in options else 9,
-            **options,
-            "callbacks": callbacks,
-            "enable_checkpointing": True,
-        }
-    ).fit(make_task(), datamodule=Images(4))
+    limits = {"max_steps": -1 if "max_epochs" in options else 9} | options
+    trainer = make_trainer(**limits | {"callbacks": callbacks, "enable_checkpointing": True})
+    trainer.fit(make_task(), datamodule=Images(4))
     last, best = (torch.load(tmp_path / f"{name}.ckpt") for name in ("last", "best"))
     (score,) = (state["best_model_score"] for name, state in best["callbacks"].items() if "BestCheckpoint" in name)
     (known,) = (state["best_model_score"] for name, state in last["callbacks"].items() if "BestCheckpoint" in name)

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +14,12 @@ from safetensors.torch import save_file
 
 from tests.trainers.conftest import TINY, recorded
 from tests.trainers.recordings import write_recordings
+from tests.trainers.test_resume import start
+from tests.trainers.tiny import assert_equal
 from trainers.run.announcement import codes_in_words
 from trainers.run.cli import TokenizerCLI, main
 from trainers.run.tracking import reason_to_stay_offline
 from vqkit import AudioTokenizer, Tokenizer, TokenShards
-
-ROOT = Path(__file__).parents[2]
 
 MEASURES = """
 model.init_args.test_measures:
@@ -181,22 +179,12 @@ def test_two_ranks_end_in_the_same_weights(tmp_path, pictures):
         "    def on_train_end(self, trainer, pl_module):\n"
         f"        torch.save(pl_module.state_dict(), {str(tmp_path)!r} + f'/rank{{trainer.global_rank}}.pt')\n"
     )
-    options = {"data.root": pictures, "name": "pair", "runs": tmp_path, **TINY, "data.batch_size": 2}
-    options |= {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.callbacks+": "ranks.Ranks"}
-    command = [sys.executable, "-m", "trainers", "fit", "--config=configs/image/quickstart.yaml"]
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "disabled",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    command += [f"--{key}={value}" for key, value in options.items()]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("12 images") == 1
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+    options = [f"--data.root={pictures}", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = start(tmp_path, "pair", *options, "--trainer.callbacks+=ranks.Ranks", GLOO_SOCKET_IFNAME="lo")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output.count("12 images") == 1
+    assert_equal(*(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)))
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from torch import nn
 
 from tests.test_latent_tokens import PIXELS, code_head, make
 from tests.trainers import test_configs
-from tests.trainers.conftest import TINY, recorded
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
+from tests.trainers.conftest import ROOT, TINY, recorded
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, assert_equal, make_image_task, make_tokenizer, make_trainer
 from trainers.core.task import TokenizerTask
 from trainers.image import CodePrediction, CodePredictionTask, Teacher
 from trainers.run.bases import read_config
@@ -25,8 +25,6 @@ from vqkit.backbones.conv2d import ConvDecoder2d, ConvEncoder2d
 from vqkit.backbones.maskgit import MaskGITDecoder2d, MaskGITEncoder2d
 
 pytestmark = [*LIGHTNING_REMARKS, pytest.mark.filterwarnings("ignore:Found .* in eval mode")]
-
-ROOT = Path(__file__).parents[2]
 
 
 def teacher_of(folder, quantizer=None, **options) -> Tokenizer:
@@ -101,8 +99,7 @@ def test_the_logits_learn_and_what_is_the_teachers_stays(teacher, tmp_path) -> N
     head, before = task.tokenizer.decoder.head, copy.deepcopy(task.tokenizer.state_dict())
     codes = torch.arange(12).reshape(-1, 1, 1)
     assert torch.equal(head.codes.weight, teacher.quantizer.decode(codes).flatten(1))
-    for name, value in teacher.decoder.state_dict().items():
-        assert torch.equal(head.pixels.state_dict()[name], value)
+    assert_equal(head.pixels.state_dict(), teacher.decoder.state_dict())
     trainer = make_trainer(max_steps=20)
     trainer.fit(task, datamodule=Images(8))
     first, last = math.log(12), trainer.logged_metrics["train/code_prediction"]

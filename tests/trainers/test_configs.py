@@ -1,20 +1,18 @@
 """Every file in configs/ runs a step, and an overlay changes what it is about and nothing else."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import recipes
 import yaml
 
 from tests.few import few
-from tests.trainers.conftest import run_command
+from tests.trainers.conftest import ROOT, run_command
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
 from tests.trainers.teachers import save_wavlm
 from trainers.run.bases import read_config
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs").glob("*/*.yaml"))}
 QUICKSTARTS = {"image": CONFIGS["image/quickstart"], "audio": CONFIGS["audio/quickstart"]}
 GIVEN = {

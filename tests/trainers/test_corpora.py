@@ -8,6 +8,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from tests.trainers.recordings import write_recordings
+from tests.trainers.test_audio_data import ready
 from tests.trainers.test_folder_data import names, stream
 from tests.trainers.test_sampler import Keys, on_rank, take
 from trainers.audio import AudioFolderData, Corpus, LoudnessNormalization, PhaseShift
@@ -116,10 +117,7 @@ def mixture(folder: Path, *weights: float | None, **options) -> AudioFolderData:
         Corpus(str(folder / "music"), validation_root=str(folder / "held_out"), weight=music),
         Corpus(manifest=str(folder / "noise.csv"), weight=noise),
     ]
-    small = {"sample_rate": 8000, "segment_seconds": 0.25, "batch_size": 4, "num_workers": 0}
-    made = AudioFolderData(corpora=corpora, **(small | options))
-    made.setup("fit")
-    return made
+    return ready(None, corpora=corpora, **options)
 
 
 def test_a_pass_has_the_shares_of_the_weights(folder):

@@ -17,6 +17,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Rando
 from torchvision.transforms import functional as on_pillow
 from torchvision.transforms.v2 import functional as on_tensors
 
+from tests.refusals import refused
+from tests.trainers.conftest import ROOT, examples_of
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_folder_data import IMAGES, names, stream
 from tests.trainers.tiny import LIGHTNING_REMARKS, make_image_task, make_trainer
@@ -44,7 +46,6 @@ PILLOW = {
     InterpolationMode.BICUBIC: BicubicFilter(),
     InterpolationMode.LANCZOS: LanczosFilter(),
 }
-ROOT = Path(__file__).parents[2]
 SIZES = [(90, 41), (41, 90), (33, 32), (200, 150), (20, 24), (32, 32)]
 
 
@@ -250,7 +251,8 @@ def test_a_training_that_is_resumed_amid_an_epoch_sees_what_an_unbroken_one_does
         crop = {"crop": RANDOM[name], "max_aspect_ratio": 2.0, "min_size": 16, "class_folders": True}
         data = IMAGES.make(tmp_path / "pictures", **crop, batch_size=2, num_workers=2, cache_bytes=0)
         taken = Taken(tmp_path / "amid.ckpt")
-        trainer = make_trainer(max_steps=5, accumulate_grad_batches=2, callbacks=[taken], limit_val_batches=0)
+        options = {"accumulate_grad_batches": 2, "limit_val_batches": 0, "default_root_dir": tmp_path}
+        trainer = make_trainer(max_steps=5, callbacks=[taken], **options)
         trainer.fit(make_image_task(), datamodule=data, ckpt_path=path, weights_only=path and True)
         seen.append(taken.batches)
         assert 4 < len(data.train_dataloader()) < 10
@@ -261,38 +263,30 @@ def test_a_training_that_is_resumed_amid_an_epoch_sees_what_an_unbroken_one_does
     assert not any("broken" in name or "long" in name for batch in seen[0] for name in batch["name"])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (lambda: {"crop": RandomCrop(BicubicFilter(), resize_ratio=0.9)}, "resize_ratio must be at least 1, .*got 0.9"),
-        (lambda: {"crop": ADMRandomCrop((0.0, 1.0))}, r"scale must be \(least, greatest\), 0 < .*got \(0.0, 1.0\)"),
-        (lambda: {"crop": RandomScaleCrop((0.5, 1.5))}, r"scale must be .*got \(0.5, 1.5\)"),
-        (
-            lambda: {"crop": trainers_image.RandomResizedCrop(BicubicFilter(), ratio=(2.0, 1.0))},
-            r"ratio must be .*got \(2.0, 1.0\)",
-        ),
-        (
-            lambda: {"crop": trainers_image.RandomResizedCrop(FastBicubicFilter())},
-            r"filter=FastBicubicFilter\(\) shrinks whole files: give another",
-        ),
-        (
-            lambda: {"crop": ADMRandomCrop(), "random_scale": (0.4, 1.0)},
-            r"random_scale=\[0.4, 1.0\] is of the crop without a name: set it to null.*crop=ADMRandomCrop",
-        ),
-        (lambda: {"crop": NativeCrop(8)}, r"crop=NativeCrop\(multiple=8\) has no one size"),
-        (
-            lambda: {"evaluation_crop": ADMRandomCrop()},
-            r"evaluation_crop=ADMRandomCrop.* draws: expected a crop without",
-        ),
-        (lambda: {"evaluation_crop": NativePadding(8)}, "would measure what is padded: give NativeCrop"),
-        (lambda: {"prediction_crop": NativeCrop(64)}, r"min_size=32 lets in images .*expected at least 64"),
-        (lambda: {"prediction_crop": NativeCrop(0)}, "multiple must be at least 1 pixel"),
-        (lambda: {"max_aspect_ratio": 0.5}, "max_aspect_ratio must be at least 1, such as 2, or null, got 0.5"),
-    ],
+test_wrong_crops_are_refused = refused(
+    (lambda: {"crop": RandomCrop(BicubicFilter(), resize_ratio=0.9)}, "resize_ratio must be at least 1, .*got 0.9"),
+    (lambda: {"crop": ADMRandomCrop((0.0, 1.0))}, r"scale must be \(least, greatest\), 0 < .*got \(0.0, 1.0\)"),
+    (lambda: {"crop": RandomScaleCrop((0.5, 1.5))}, r"scale must be .*got \(0.5, 1.5\)"),
+    (
+        lambda: {"crop": trainers_image.RandomResizedCrop(BicubicFilter(), ratio=(2.0, 1.0))},
+        r"ratio must be .*got \(2.0, 1.0\)",
+    ),
+    (
+        lambda: {"crop": trainers_image.RandomResizedCrop(FastBicubicFilter())},
+        r"filter=FastBicubicFilter\(\) shrinks whole files: give another",
+    ),
+    (
+        lambda: {"crop": ADMRandomCrop(), "random_scale": (0.4, 1.0)},
+        r"random_scale=\[0.4, 1.0\] is of the crop without a name: set it to null.*crop=ADMRandomCrop",
+    ),
+    (lambda: {"crop": NativeCrop(8)}, r"crop=NativeCrop\(multiple=8\) has no one size"),
+    (lambda: {"evaluation_crop": ADMRandomCrop()}, r"evaluation_crop=ADMRandomCrop.* draws: expected a crop without"),
+    (lambda: {"evaluation_crop": NativePadding(8)}, "would measure what is padded: give NativeCrop"),
+    (lambda: {"prediction_crop": NativeCrop(64)}, r"min_size=32 lets in images .*expected at least 64"),
+    (lambda: {"prediction_crop": NativeCrop(0)}, "multiple must be at least 1 pixel"),
+    (lambda: {"max_aspect_ratio": 0.5}, "max_aspect_ratio must be at least 1, such as 2, or null, got 0.5"),
+    by=lambda options: IMAGES.make(Path(), **options()),
 )
-def test_wrong_crops_are_refused(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        IMAGES.make(tmp_path, **options())
 
 
 def test_long_and_small_images_are_skipped_counted_and_named(tmp_path):
@@ -400,11 +394,10 @@ def test_folders_that_are_no_classes_are_refused(tmp_path):
 
 
 def test_the_examples_of_the_guide_are_built(tmp_path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/image_data.md").read_text(), re.DOTALL)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=ImageFolderData)
     built = []
-    for block in blocks:
+    for block in examples_of("image_data"):
         asked = yaml.safe_load(block)["data"]["init_args"]
         config = parser.parse_object(
             {"data": {"class_path": "trainers.image.ImageFolderData", "init_args": {"root": str(tmp_path), **asked}}}

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.recordings import write_recordings
+from tests.trainers.tiny import make_trainer
 from trainers.audio import AudioFolderData
 from trainers.data.files import split
 from trainers.data.folder import FolderData
@@ -459,24 +460,19 @@ class Sums(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(**options: Any) -> lightning.Trainer:
-    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return lightning.Trainer(accelerator="cpu", devices=1, **off, **options)
-
-
 @each
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 def test_fit_continues_amid_a_pass_with_the_same_samples(kind, tmp_path):
     kind.write(tmp_path / "files", 12)
 
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[Sums, lightning.Trainer]:
-        task, runner = Sums(kind.key), trainer(max_steps=steps)
-        runner.fit(task, datamodule=kind.make(tmp_path / "files", repeats=2), ckpt_path=checkpoint)
-        return task, runner
+        task, trainer = Sums(kind.key), make_trainer(max_steps=steps)
+        trainer.fit(task, datamodule=kind.make(tmp_path / "files", repeats=2), ckpt_path=checkpoint)
+        return task, trainer
 
     whole, _ = fit(17)
-    first, runner = fit(5)
-    runner.save_checkpoint(tmp_path / "last.ckpt")
+    first, trainer = fit(5)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
     second, _ = fit(17, tmp_path / "last.ckpt")
     assert first.sums + second.sums == whole.sums
     assert torch.equal(second.weight, whole.weight)
@@ -487,4 +483,4 @@ def test_fit_continues_amid_a_pass_with_the_same_samples(kind, tmp_path):
 def test_overfit_batches_is_refused(kind, tmp_path):
     kind.write(tmp_path, 12)
     with pytest.raises(ValueError, match="overfit_batches=1 repeats the same batches"):
-        trainer(overfit_batches=1, max_steps=1).fit(Sums(kind.key), datamodule=kind.make(tmp_path))
+        make_trainer(overfit_batches=1, max_steps=1).fit(Sums(kind.key), datamodule=kind.make(tmp_path))

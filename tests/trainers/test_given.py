@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.conversion import test_titok
 from tests.conversion.hub import MAIN, Hub
 from tests.conversion.test_families import KINDS, pictures, saved
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_trainer, state_of
 from trainers.core import Adversary, GivenTokenizer, UnclippedHinge
 from trainers.core.checkpoints import read_checkpoint
 from trainers.core.optimization import steps_of_codec
@@ -54,15 +54,15 @@ def converted(tmp_path_factory) -> Path:
     return folder / "tokenizer"
 
 
-def parts(folder: Path) -> dict[str, torch.Tensor]:
-    return Tokenizer.from_pretrained(folder).state_dict()
-
-
-def changed(folder: Path, other: Path) -> set[str]:
-    """The parts in which two tokenizers differ."""
-    one, two = parts(folder), parts(other)
+def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> set[str]:
+    """The parts in which two states differ."""
     assert one.keys() == two.keys()
     return {name.partition(".")[0] for name in one if not torch.equal(one[name], two[name])}
+
+
+def changed(*folders: Path) -> set[str]:
+    """The parts in which two tokenizers differ."""
+    return differing(*(Tokenizer.from_pretrained(folder).state_dict() for folder in folders))
 
 
 def test_the_decoder_of_a_converted_tokenizer_is_trained(cli, converted, tmp_path) -> None:
@@ -193,22 +193,6 @@ def test_a_name_on_the_hub_is_where_a_run_starts(cli, tmp_path, monkeypatch) -> 
 # ---------------------------------------------------------------------- a head start of the discriminators
 
 
-class States(Callback):
-    """All that a task holds, before each step."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, torch.Tensor]] = []
-
-    def on_train_batch_start(self, trainer, pl_module, *_: object) -> None:
-        state = pl_module.state_dict().items()
-        self.states.append({name: value.clone() for name, value in state if torch.is_tensor(value)})
-
-    def moved(self, start: int, end: int) -> set[str]:
-        """The parts that differ between two steps."""
-        one, two = self.states[start], self.states[end]
-        return {name.partition(".")[0] for name in one if not torch.equal(one[name], two[name])}
-
-
 def test_discriminators_learn_alone_and_then_all() -> None:
     """The rest to the last bit, with averages of codes, restarts, weight decay and moments: from step 1 to 3."""
     adversary = Adversary(
@@ -222,11 +206,12 @@ def test_discriminators_learn_alone_and_then_all() -> None:
     )
     assert [adversary.weights(step)["adversarial"] for step in range(6)] == [0, 0, 0, 0.25, 0.5, 0.5]
     task = make_image_task(objectives=[L2()], adversary=adversary, learning_rate=1e-2, weight_decay=0.1, warmup_steps=0)
-    trainer = make_trainer(max_steps=6, callbacks=[States()])
+    before, look = [], Callback()
+    look.on_train_batch_start = lambda *_: before.append(state_of(task))
+    trainer = make_trainer(max_steps=6, callbacks=[look])
     trainer.fit(task, datamodule=Images(4))
-    (states,) = (callback for callback in trainer.callbacks if isinstance(callback, States))
-    assert states.moved(0, 1) == {"tokenizer"} and states.moved(1, 3) == {"adversary"}
-    assert states.moved(3, 4) == states.moved(4, 5) == {"adversary", "tokenizer"}
+    assert differing(before[0], before[1]) == {"tokenizer"} and differing(before[1], before[3]) == {"adversary"}
+    assert differing(before[3], before[4]) == differing(before[4], before[5]) == {"adversary", "tokenizer"}
     optimizer = trainer.optimizers[0]
     steps = {
         group["name"]: {int(optimizer.state[parameter]["step"]) for parameter in group["params"]}

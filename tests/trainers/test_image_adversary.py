@@ -1,17 +1,18 @@
 """Image tokenizers against discriminators: steps, resumed runs, two processes, and the guide."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from tests.trainers.conftest import ROOT, examples_of
 from tests.trainers.tiny import (
     LIGHTNING_REMARKS,
     Images,
     Spy,
+    assert_equal,
     assert_two_ranks_are_one,
     fit_on_rank,
     make_image_adversary,
@@ -26,8 +27,6 @@ from trainers.core import AdaptiveWeight, Adversary, LeCAM
 from trainers.image import PatchGAN
 
 pytestmark = LIGHTNING_REMARKS
-
-GUIDE = (Path(__file__).parents[2] / "docs/image_adversary.md").read_text()
 
 
 def make_task(**arguments):
@@ -116,9 +115,7 @@ def test_resumed_equals_uninterrupted(tmp_path, at):
         return task.state_dict()
 
     whole = run(saving(tmp_path / "some.ckpt", at=at))
-    resumed = run(ckpt_path=tmp_path / "some.ckpt")
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]) if isinstance(value, torch.Tensor) else value == resumed[name], name
+    assert_equal(run(ckpt_path=tmp_path / "some.ckpt"), whole)
 
 
 def four_steps(rank, world):
@@ -132,7 +129,7 @@ def test_two_processes_are_one_with_the_joined_batch(rank_pair):
     assert_two_ranks_are_one(four_steps, rank_pair, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL))
+@pytest.mark.parametrize("block", examples_of("image_adversary"))
 def test_the_guide_builds(block):
     block = block.replace("HubWeights", "RandomWeights")  # nothing is downloaded
     arguments = yaml.safe_load(block)["model"]["init_args"]
@@ -145,7 +142,8 @@ def test_the_guide_builds(block):
 
 
 def test_every_switch_of_other_trainers_has_its_part_here() -> None:
-    rows = GUIDE.partition("## Switches elsewhere")[2].splitlines()
+    page = (ROOT / "docs/image_adversary.md").read_text()
+    rows = page.partition("## Switches elsewhere")[2].splitlines()
     here = "".join(row.split("|")[4] for row in rows if row.count("|") == 5)
     names = set(re.findall(r"`([A-Z]\w+)`", here))
     assert {"AdaptiveWeight", "EpochDrops", "WeightEMA", "Vanilla"} <= names

@@ -1,7 +1,6 @@
 """Measures by frozen networks: against torchmetrics, scipy and the formulas; on ranks, in records, and of bad input."""
 
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from tests.trainers.conftest import ROOT, examples_of
 from tests.trainers.tiny import make_frozen
 from trainers.image import FeatureMeasure, FrechetDistance, ImageMeasure, InceptionScore, KernelDistance
 from trainers.image.metrics import ImageMetrics, protocol
 from vqkit.precision import WITHOUT_FLOAT64
 
-ROOT = Path(__file__).parents[2]
 SINGULAR = pytest.mark.filterwarnings("ignore:frechet_distance of .* the covariance is singular")
 
 
@@ -180,19 +179,15 @@ def figures_of(seeds, measures) -> dict[str, float]:
     return metrics.compute()
 
 
-def figures_on_rank(rank: int) -> dict[str, float]:
-    return figures_of(([0, 1, 2], [3])[rank], [make_measure()])
+def figures_on_rank(rank: int, *shares: list[int]) -> dict[str, float]:
+    return figures_of(shares[rank], [make_measure()])
 
 
-def figures_on_a_rank_with_nothing(rank: int) -> dict[str, float]:
-    return figures_of(([0, 1, 2, 3], [])[rank], [make_measure()])
-
-
-@pytest.mark.parametrize("on_rank", [figures_on_rank, figures_on_a_rank_with_nothing])
-def test_ranks_give_the_figures_of_one_process(on_rank, rank_pair) -> None:
+@pytest.mark.parametrize("shares", [([0, 1, 2], [3]), ([0, 1, 2, 3], [])], ids=["uneven", "nothing"])
+def test_ranks_give_the_figures_of_one_process(shares, rank_pair) -> None:
     expected = figures_of([2, 0, 3, 1], [make_measure()])
     assert {"tiny_frechet_distance", "tiny_frechet_halves", "tiny_kernel_halves"} <= expected.keys()
-    for figures in rank_pair(on_rank):
+    for figures in rank_pair(figures_on_rank, *shares):
         assert figures == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
@@ -217,12 +212,10 @@ def test_features_are_those_of_the_images_on_the_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["docs/image_measures.md", *(ROOT / "configs/measures").glob("*.yaml")], ids=lambda path: Path(path).name
+    "source", ["image_measures", *(ROOT / "configs/measures").glob("*.yaml")], ids=lambda source: Path(source).name
 )
 def test_examples_and_overlays_are_parsed(source) -> None:
-    text = (ROOT / source).read_text()
-    blocks = [text] if Path(source).suffix == ".yaml" else re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert blocks
+    blocks = [source.read_text()] if isinstance(source, Path) else examples_of(source)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--test_measures", type=list[ImageMeasure])
     for block in blocks:

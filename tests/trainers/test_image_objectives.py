@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import math
-import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,17 @@ from torch import Tensor
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
 from tests.refusals import refused
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_frozen, make_image_task, make_trainer, saving
+from tests.trainers.conftest import examples_of
+from tests.trainers.tiny import (
+    LIGHTNING_REMARKS,
+    Images,
+    assert_equal,
+    make_frozen,
+    make_image_task,
+    make_trainer,
+    saving,
+    state_of,
+)
 from trainers.callbacks import WeightEMA
 from trainers.core import LossBalancer, Objective
 from trainers.core.checkpoints import read_checkpoint
@@ -41,8 +50,6 @@ from trainers.image import (
 from vqkit.saving.weights import read_state
 
 pytestmark = LIGHTNING_REMARKS
-
-ROOT = Path(__file__).parents[2]
 
 
 def pair(*shape: int) -> tuple[Tensor, Tensor]:
@@ -277,11 +284,9 @@ test_wrong_arguments_are_refused = refused(
 
 
 def test_the_examples_of_the_guide_are_built() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/image_objectives.md").read_text(), re.DOTALL)
-    assert blocks
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--objectives", type=list[Objective])
-    for block in blocks:
+    for block in examples_of("image_objectives"):
         config = parser.parse_object({"objectives": yaml.safe_load(block)["model"]["init_args"]["objectives"]})
         assert all(part.class_path.startswith("trainers.image.") for part in config.objectives)
 
@@ -311,8 +316,7 @@ def test_what_objectives_train_is_trained_saved_and_resumed(tmp_path) -> None:
     for name, expected in whole.objectives.named_parameters():
         assert expected != 0 and expected != first.objectives.get_parameter(name)
         assert torch.equal(expected, second.objectives.get_parameter(name))
-    for expected, found in zip(whole.tokenizer.parameters(), second.tokenizer.parameters(), strict=True):
-        assert torch.equal(expected, found)
+    assert_equal(second.tokenizer.state_dict(), whole.tokenizer.state_dict())
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
@@ -331,12 +335,9 @@ def test_a_network_is_neither_trained_nor_saved(tmp_path, precision: str) -> Non
     grouped = sum(parameter.numel() for group in whole.parameter_groups() for parameter in group["params"])
     assert grouped == sum(parameter.numel() for parameter in alone.tokenizer.parameters())
     network = whole.terms[1].network
-    before = {name: value.clone() for name, value in network._held[0].state_dict().items()}
+    before = state_of(network._held[0])
     fit(whole, saving(tmp_path / "half.ckpt", at=2))
-    for name, value in network._held[0].state_dict().items():
-        assert torch.equal(value, before[name]), name
-
+    assert_equal(network._held[0].state_dict(), before)
     assert not [name for name in read_checkpoint(tmp_path / "half.ckpt")["state_dict"] if "objectives" in name]
     fit(second, ckpt_path=tmp_path / "half.ckpt")
-    for expected, found in zip(whole.tokenizer.parameters(), second.tokenizer.parameters(), strict=True):
-        assert torch.equal(expected, found)
+    assert_equal(second.tokenizer.state_dict(), whole.tokenizer.state_dict())

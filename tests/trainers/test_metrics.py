@@ -67,22 +67,12 @@ def add(metrics: TokenizerMetrics, batch: tuple[Tensor, Tensor, Tensor]) -> None
     metrics.add_coded(TokenCodec([64], fingerprint=bytes(16)), batch[0], batch[2])
 
 
-def measure_images_on_rank(rank: int) -> dict[str, float]:
-    return measure_on_rank(rank, IMAGES)
-
-
-def measure_recordings_on_rank(rank: int) -> dict[str, float]:
-    return measure_on_rank(rank, RECORDINGS)
-
-
-@pytest.mark.parametrize(
-    ("kind", "on_rank"), [(IMAGES, measure_images_on_rank), (RECORDINGS, measure_recordings_on_rank)]
-)
-def test_ranks_give_the_figures_of_one_process(kind, on_rank, rank_pair):
+@each
+def test_ranks_give_the_figures_of_one_process(kind, rank_pair):
     metrics = kind.make()
     for seed in range(3):
         add(metrics, kind.batch(1, seed))
-    for figures in rank_pair(on_rank):
+    for figures in rank_pair(measure_on_rank, kind):
         assert figures == pytest.approx(metrics.compute(), rel=1e-6)
 
 

@@ -30,17 +30,22 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-def predicted(folder: Path, tokens: Path, **options) -> tuple:
-    """The task and the shards of a prediction by untrained weights."""
+@pytest.fixture
+def weights(folder, tmp_path):
+    """A folder with the checkpoint of a tokenizer."""
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_image_task(), datamodule=IMAGES.make(folder, batch_size=3))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return tmp_path
+
+
+def predicted(folder: Path, weights: Path, **options) -> tuple:
+    """The task and the shards of a prediction."""
     task, data = make_image_task(), IMAGES.make(folder, **({"class_folders": True, "batch_size": 3} | options))
-    checkpoint = tokens.parent / "last.ckpt"
-    if not checkpoint.exists():
-        trainer = make_trainer(max_steps=1)
-        trainer.fit(task, datamodule=data)
-        trainer.save_checkpoint(checkpoint)
-    trainer = make_trainer(callbacks=[TokenWriter(str(tokens))])
+    trainer = make_trainer(callbacks=[TokenWriter(str(weights / "tokens"))])
+    checkpoint = weights / "last.ckpt"
     trainer.predict(task, datamodule=data, ckpt_path=checkpoint, return_predictions=False, weights_only=True)
-    return task.tokenizer.eval(), TokenShards(tokens)
+    return task.tokenizer.eval(), TokenShards(weights / "tokens")
 
 
 @pytest.mark.parametrize(
@@ -48,8 +53,8 @@ def predicted(folder: Path, tokens: Path, **options) -> tuple:
     [(NativeCrop(4), None), (NativePadding(8), None), (NativePadding(8), Tiles(16, overlap=4))],
     ids=["cropped", "padded", "tiles"],
 )
-def test_tokens_of_whole_pictures_have_their_extent_and_class_and_decode_to_it(crop, tiles, folder, tmp_path):
-    tokenizer, shards = predicted(folder, tmp_path / "tokens", prediction_crop=crop, tiles=tiles, batch_size=1)
+def test_tokens_of_whole_pictures_have_their_extent_and_class_and_decode_to_it(crop, tiles, folder, weights):
+    tokenizer, shards = predicted(folder, weights, prediction_crop=crop, tiles=tiles, batch_size=1)
     assert shards.names == [f"{name}/{number:03d}.png" for name in SIZES for number in range(2)]
     assert shards.class_names == tuple(SIZES)
     for sample in shards:
@@ -107,12 +112,12 @@ def test_a_square_has_the_extent_that_its_crop_says(folder):
     [{"prediction_crop": NativeCrop(8)}, {"tiles": Tiles(16)}, {"prediction_crop": CentreCrop(BicubicFilter())}],
     ids=str,
 )
-def test_a_folder_of_tokens_takes_one_setting(options, folder, tmp_path):
+def test_a_folder_of_tokens_takes_one_setting(options, folder, weights):
     first = {"prediction_crop": NativeCrop(4)} if "tiles" in options else {}
-    predicted(folder, tmp_path / "tokens", **first)
+    predicted(folder, weights, **first)
     with pytest.raises(ValueError, match="was filled with data_hash="):
-        predicted(folder, tmp_path / "tokens", **(first | options))
-    assert len(TokenShards(tmp_path / "tokens")) == 8
+        predicted(folder, weights, **(first | options))
+    assert len(TokenShards(weights / "tokens")) == 8
 
 
 def test_pictures_are_measured_in_their_own_sizes(folder, tmp_path):
@@ -173,15 +178,6 @@ def run_on_rank(rank: int, world: int, command: str, folder: Path, root: Path, o
         trainer.predict(task, datamodule=data, return_predictions=False, **checkpoint)
     else:
         trainer.test(task, datamodule=data, verbose=False, **checkpoint)
-
-
-@pytest.fixture
-def weights(folder, tmp_path):
-    """A folder with the checkpoint of a tokenizer."""
-    trainer = make_trainer(max_steps=1)
-    trainer.fit(make_image_task(), datamodule=IMAGES.make(folder, batch_size=3))
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    return tmp_path
 
 
 @pytest.mark.slow

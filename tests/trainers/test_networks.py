@@ -38,6 +38,10 @@ def images(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def offline(*arguments: object, **options: object) -> None:
+    raise URLError("no route")
+
+
 def saved(folder: Path) -> tuple[nn.Sequential, Path]:
     torch.manual_seed(5)
     network = make_network().eval()
@@ -195,9 +199,6 @@ def test_weights_come_from_files_and_packages(tmp_path, monkeypatch) -> None:
 def test_the_hub_of_torchvision(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     asked = []
-
-    def offline(url: str, path: str, hash_prefix: str | None, progress: bool) -> None:
-        raise URLError("no route")
 
     def online(url: str, path: str, hash_prefix: str | None, progress: bool) -> None:
         asked.append((url.rsplit("/", 1)[1], hash_prefix))
@@ -377,9 +378,6 @@ def test_inception_of_2015_refuses_other_weights(tmp_path, monkeypatch) -> None:
         torch.save(state | changed, tmp_path / f"{name}.pth")
         with pytest.raises(ValueError, match="(?s)" + message):
             FidelityInception(weights=WeightsFile(str(tmp_path / f"{name}.pth")))
-
-    def offline(*arguments: object, **options: object) -> None:
-        raise URLError("no route")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)

@@ -248,14 +248,13 @@ def test_only_training_counts_calls() -> None:
     assert augmentation.calls == 0
 
 
-def draws(rank: int) -> Tensor:
-    images = torch.linspace(0, 1, 4 * 3 * 64).reshape(4, 3, 8, 8)[2 * rank : 2 * rank + 2]
+def draws(rank: int, world: int) -> Tensor:
+    images = torch.linspace(0, 1, 4 * 3 * 64).reshape(4, 3, 8, 8).chunk(world)[rank]
     return DiffAugment()(images, images)[0]
 
 
 def test_two_processes_draw_as_one(rank_pair) -> None:
-    images = torch.linspace(0, 1, 4 * 3 * 64).reshape(4, 3, 8, 8)
-    assert torch.equal(torch.cat(rank_pair(draws)), DiffAugment()(images, images)[0])
+    assert torch.equal(torch.cat(rank_pair(draws, 2)), draws(0, 1))
 
 
 test_bad_arguments_are_refused = refused(

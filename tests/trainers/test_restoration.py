@@ -12,8 +12,8 @@ import yaml
 from tests.trainers.conftest import run_command
 from tests.trainers.pictures import draw_pictures
 from tests.trainers.test_configs import CONFIGS, SMALL, SMALL_DATA, shrunk
-from tests.trainers.test_stages import assert_equal, everything_in
-from tests.trainers.tiny import LIGHTNING_REMARKS, Images, make_image_task, make_tokenizer, make_trainer
+from tests.trainers.test_stages import everything_in
+from tests.trainers.tiny import LIGHTNING_REMARKS, Images, assert_equal, make_image_task, make_tokenizer, make_trainer
 from trainers.image import L1, Downscaling, Holes, RestorationTask, SavedTokenizer, TaughtVectors
 from trainers.run.bases import read_config
 from trainers.run.origin import Origin

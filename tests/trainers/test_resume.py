@@ -10,6 +10,7 @@ import torch
 
 from tests.trainers.conftest import ROOT, TINY
 from tests.trainers.pictures import draw_pictures
+from tests.trainers.tiny import assert_equal
 from trainers.core.checkpoints import read_checkpoint
 
 KILLER = '''
@@ -92,9 +93,5 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, name, status, step):
     expected, found = (torch.load(file, weights_only=True) for file in files)
     assert expected["global_step"] == found["global_step"] == 9
     for part in ("state_dict", "current_model_state"):
-        assert expected[part].keys() == found[part].keys()
-        for name, value in expected[part].items():
-            assert torch.equal(value, found[part][name]), f"{part} {name}"
-    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (expected, found)]
-    for index, state in moments[0].items():
-        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
+        assert_equal(found[part], expected[part])
+    assert_equal(*(checkpoint["optimizer_states"][0]["state"] for checkpoint in (found, expected)))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
 from tests.trainers.conftest import ROOT, TINY, run_command
-from tests.trainers.tiny import Images, make_image_task, make_trainer
+from tests.trainers.tiny import Images, assert_equal, make_image_task, make_trainer
 from trainers.run.changes import changes
 from trainers.run.cli import main
 from trainers.run.folders import identity
@@ -89,13 +89,8 @@ def test_a_tokenizer_that_is_missing_is_saved_from_the_last_weights(cli, run):
     cli.done("fit", ckpt_path="last")
     after = content(run)
     record = Path("tokenizer/weights.json")
-    assert {name: json.loads(files[record])["step"] for name, files in (("before", before), ("after", after))} == {
-        "before": 3,
-        "after": 3,
-    }
-    assert {name: data for name, data in after.items() if name != record} == {
-        name: data for name, data in before.items() if name != record
-    }
+    assert [json.loads(files.pop(record))["step"] for files in (before, after)] == [3, 3]
+    assert after == before
 
 
 def test_a_new_run_of_weights_that_are_trained_enough_gets_their_tokenizer(cli, run, tmp_path):
@@ -413,9 +408,7 @@ def test_a_new_run_starts_from_trained_weights(cli, run, tmp_path):
     output = cli.done("fit", **still, **{"model.freeze": "[quantizer]"})
     assert f"starting from all parts of {source}, step 3 of run {identity(run)}, SHA-256 {sha}\n" in output
     assert "initializing the quantizer" not in output and "; frozen: quantizer\n" in output
-    before, after = state_of(source), state_of(new / "checkpoints/last.ckpt")
-    for name, value in before.items():
-        assert torch.equal(after[name], value) if isinstance(value, torch.Tensor) else after[name] == value, name
+    assert_equal(state_of(new / "checkpoints/last.ckpt"), state_of(source))
     assert loaded(new / "checkpoints/last.ckpt")["global_step"] == 2
     record = json.loads((new / "run.json").read_text())
     assert record["id"] == identity(new) != identity(run)
@@ -501,8 +494,7 @@ def test_only_the_parts_that_are_named_are_taken(finished, parts):
     assert initialized == [True][: "quantizer" not in parts]
     for name, value in task.tokenizer.encoder.state_dict().items():
         assert torch.equal(value, before[f"encoder.{name}"]), name
-    for name, value in changed.items():
-        assert torch.equal(task.tokenizer.decoder.state_dict()[name], value), name
+    assert_equal(task.tokenizer.decoder.state_dict(), changed)
 
 
 def saved(finished, **quantizer):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tests.few import few
+from tests.trainers.tiny import make_trainer
 from trainers.data.order import sample_generator, shuffled
 from trainers.data.sampler import EvaluationLoader, TrainingLoader, evaluation_batches
 from vqkit import distributed
@@ -197,15 +198,8 @@ class Task(lightning.LightningModule):
 
 def fit(directory, *, workers=0, dies_at=-1, resume=None, checkpoint=None, **limits) -> Task:
     task = Task(dies_at)
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ModelCheckpoint(directory, save_last=True, **(checkpoint or {"every_n_train_steps": 1}))],
-        **limits,
-    )
+    saves = ModelCheckpoint(directory, save_last=True, **(checkpoint or {"every_n_train_steps": 1}))
+    trainer = make_trainer(callbacks=[saves], enable_checkpointing=True, **limits)
     if dies_at >= 0:
         with pytest.raises(RuntimeError, match="killed"):
             trainer.fit(task, datamodule=Data(workers))

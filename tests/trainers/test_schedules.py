@@ -9,7 +9,7 @@ import yaml
 from lightning import Callback
 
 from tests.refusals import refused
-from tests.trainers.conftest import ROOT
+from tests.trainers.conftest import examples_of
 from tests.trainers.tiny import (
     BACKBONE,
     LIGHTNING_REMARKS,
@@ -262,7 +262,7 @@ test_a_name_that_is_not_there_is_refused_with_those_that_are = refused(
 
 
 def test_examples_of_the_guide_are_read(cli, tmp_path):
-    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/runs.md").read_text(), re.DOTALL)
+    examples = examples_of("runs")
     files = [tmp_path / f"{number}.yaml" for number in range(len(examples))]
     for file, example in zip(files, examples, strict=True):
         file.write_text(example)

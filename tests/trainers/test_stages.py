@@ -12,7 +12,7 @@ from tests.trainers.tiny import (
     LIGHTNING_REMARKS,
     Images,
     Sounds,
-    Started,
+    assert_equal,
     assert_two_ranks_are_one,
     fit_on_rank,
     make_audio_task,
@@ -58,13 +58,6 @@ def everything_in(module):
     return {
         name: value.detach().clone() if isinstance(value, torch.Tensor) else value for name, value in tensors.items()
     }
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        same = torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
-        assert same, name
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -209,11 +202,8 @@ test_what_cannot_be_frozen_is_refused = refused(
 def freeze_on_rank(rank):
     tokenizer = normed(restarted(channel_dim=1))
     before = {name: everything_in(part) for name, part in tokenizer.named_children()}
-    data = Images(4)
-    data.images = data.images[8 * rank : 8 * rank + 8]
-    devices = {"devices": 2, "strategy": "ddp", "plugins": [Started(rank, 2)], "use_distributed_sampler": False}
     task = make_image_task(tokenizer, freeze=["encoder", "quantizer"])
-    make_trainer(max_steps=2, callbacks=[WeightEMA(0.5)], **devices).fit(task, datamodule=data)
+    fit_on_rank(rank, 2, task, Images(8), precision="32-true", callbacks=[WeightEMA(0.5)])
     return before, {name: everything_in(part) for name, part in tokenizer.named_children()}
 
 

@@ -36,18 +36,11 @@ def behind(batch, act):
     return Spy(look)
 
 
-def fit(folder, *callbacks, resume=False, **arguments):
+def fit(folder, *callbacks, **arguments):
     """Ten batches of two, three in an accumulation: steps behind batches 3, 6, 8, 11, 14, 16, ..., 24."""
     options = {"max_steps": 9, "accumulate_grad_batches": 3, "enable_checkpointing": True} | arguments
     trainer = make_trainer(callbacks=[WeightEMA(0.5), *callbacks, LastCheckpoint(str(folder))], **options)
-    path = folder / "last.ckpt" if resume else None
-    trainer.fit(make_image_task(warmup_steps=2), datamodule=Images(2), ckpt_path=path, weights_only=True)
-
-
-def state(folder):
-    checkpoint = read_checkpoint(folder / "last.ckpt")
-    kept = {name: checkpoint[name] for name in ("global_step", "state_dict", "current_model_state")}
-    return kept | {"moments": checkpoint["optimizer_states"][0]["state"]}
+    trainer.fit(make_image_task(warmup_steps=2), datamodule=Images(2))
 
 
 def set_should_stop(trainer):

@@ -2,41 +2,36 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from tests.refusals import refused
+from tests.trainers.conftest import ROOT, examples_of
 from trainers.run.bases import read_config
 from trainers.run.swap import WORDS, nearest_levels, swapped
 from vqkit import FSQ, BaseQuantizer, PowerOfTwoLengths, Quantizer, SumOverMembers
 from vqkit.parts.estimators import Estimator
 
-ROOT = Path(__file__).parents[2]
+PARSER = ArgumentParser(exit_on_error=False)
+PARSER.add_subclass_arguments(BaseQuantizer, "quantizer")
 
 
-@pytest.fixture(scope="module")
-def parser():
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(BaseQuantizer, "quantizer")
-    return parser
+def parsed(node):
+    return PARSER.parse_object({"quantizer": node}).as_dict()["quantizer"]
 
 
-def parsed(parser, node):
-    return parser.parse_object({"quantizer": node}).as_dict()["quantizer"]
-
-
-def node_of(parser, config):
+def node_of(config):
     content = read_config(ROOT / "configs" / f"{config}.yaml")
     overlay = content.get("model.init_args.tokenizer.init_args.quantizer")
-    return parsed(parser, overlay or content["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"])
+    return parsed(overlay or content["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"])
 
 
-def built(parser, node):
+def built(node):
     with torch.device("meta"):
-        return parser.instantiate(parser.parse_object({"quantizer": node}))["quantizer"]
+        return PARSER.instantiate(PARSER.parse_object({"quantizer": node}))["quantizer"]
 
 
 def without_codebooks(node):
@@ -69,19 +64,19 @@ SLOW_SWAPS = {pair for pair in SWAPS if not usually(*pair) or pair[0] == "audio/
 @pytest.mark.parametrize(
     ("config", "word"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair in SLOW_SWAPS)) for pair in SWAPS]
 )
-def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, config, word):
-    node = node_of(parser, config)
+def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(config, word):
+    node = node_of(config)
     made, lines = swapped(node, word)
-    again = parsed(parser, made)
+    again = parsed(made)
     assert swapped(again, word) == (again, [])
     if WORDS[word].quantizer is Quantizer and config in REVERSIBLE:
         told = any("without its codebook" in line for line in lines)
-        assert parsed(parser, swapped(again, "ema")[0]) == (without_codebooks(node) if told else node)
+        assert parsed(swapped(again, "ema")[0]) == (without_codebooks(node) if told else node)
     if (config, word) == ("quantizers/residual", "cascaded"):
         with pytest.raises(ValueError, match="what a cascaded codebook leaves over"):
-            built(parser, again)
+            built(again)
         return
-    old, new = built(parser, node), built(parser, again)
+    old, new = built(node), built(again)
     assert (new.dim, new.channel_dim, new.num_codebooks) == (old.dim, old.channel_dim, old.num_codebooks)
     for before, after in zip(old.codebook_sizes, new.codebook_sizes, strict=True):
         assert after == before or (f"{word}: levels" in lines[0] and f"{after} codes for {before}" in lines[0])
@@ -91,20 +86,19 @@ def test_a_swap_keeps_sizes_and_layout_and_can_be_repeated_and_undone(parser, co
 
 
 def documented(word):
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/quantizers.md").read_text(), re.DOTALL)
-    (node,) = [next(iter(yaml.safe_load(block).values())) for block in blocks if word in block]
+    (node,) = [next(iter(yaml.safe_load(block).values())) for block in examples_of("quantizers") if word in block]
     return node
 
 
-def test_a_reduction_stays_as_the_document_has_it(parser):
+def test_a_reduction_stays_as_the_document_has_it():
     node = documented("reduction")
-    for made in (node, swapped(parsed(parser, node), "simvq")[0]):
-        assert isinstance(built(parser, made).reduction, SumOverMembers)
+    for made in (node, swapped(parsed(node), "simvq")[0]):
+        assert isinstance(built(made).reduction, SumOverMembers)
 
 
-def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it(parser):
+def test_the_tokens_of_a_prefix_quantizer_are_swapped_as_the_document_has_it():
     node = documented("PrefixQuantizer")
-    before, after = (built(parser, made) for made in (node, swapped(parsed(parser, node), "fsq")[0]))
+    before, after = (built(made) for made in (node, swapped(parsed(node), "fsq")[0]))
     assert before.mask_token is not None and isinstance(before.lengths, PowerOfTwoLengths)
     assert type(before.quantizer) is Quantizer and type(after.quantizer) is FSQ
     assert (after.dim, after.channel_dim, type(after.lengths)) == (before.dim, before.channel_dim, PowerOfTwoLengths)
@@ -119,8 +113,8 @@ def test_levels_are_the_nearest(codes):
     assert nearest_levels(FSQ(levels).codebook_size) == sorted(levels, reverse=True)
 
 
-def test_what_the_configuration_chose_is_dropped_and_said(parser):
-    made, lines = swapped(node_of(parser, "audio/dac_16khz"), "ema")
+def test_what_the_configuration_chose_is_dropped_and_said():
+    made, lines = swapped(node_of("audio/dac_16khz"), "ema")
     assert lines == [
         "ema: in place of factorized, without its codebook_dim and losses",
         "ema: residual stages with vqkit.StraightThrough",
@@ -137,47 +131,36 @@ class Own(BaseQuantizer):
     """A class of which the swap knows nothing."""
 
 
-@pytest.mark.parametrize(
-    ("node", "word", "message"),
-    [
-        ({"class_path": "torch.nn.Linear", "init_args": {"dim": 3}}, "ema", "there is no vector quantizer"),
-        ({"class_path": f"{__name__}.Own", "init_args": {}}, "ema", "Own: its number of codes is not known"),
-        (
-            {"class_path": "vqkit.BSQ", "init_args": {"bits": 40, "dim": 8}},
-            "vq",
-            "BSQ has 1099511627776 codes",
-        ),
-        ({}, "simqv", "expected one of vq, .*did you mean 'simvq'"),
-    ],
+test_what_cannot_be_swapped_is_refused = refused(
+    (({"class_path": "torch.nn.Linear", "init_args": {"dim": 3}}, "ema"), "there is no vector quantizer"),
+    (({"class_path": f"{__name__}.Own", "init_args": {}}, "ema"), "Own: its number of codes is not known"),
+    (({"class_path": "vqkit.BSQ", "init_args": {"bits": 40, "dim": 8}}, "vq"), "BSQ has 1099511627776 codes"),
+    (({}, "simqv"), "expected one of vq, .*did you mean 'simvq'"),
+    by=lambda case: swapped(*case),
 )
-def test_what_cannot_be_swapped_is_refused(node, word, message):
-    with pytest.raises(ValueError, match=message):
-        swapped(node, word)
 
 
 @pytest.mark.parametrize("word", ["vq", "nsvq", "ibq", "fsq", "lfq", "bsq"])
 @pytest.mark.parametrize("overlay", ["var", "infinity"])
-def test_the_stage_of_all_scales_is_swapped(parser, overlay, word):
+def test_the_stage_of_all_scales_is_swapped(overlay, word):
     """And what the new one has no use for is left out: prefixes of a codebook, flips of bits."""
-    config = read_config(ROOT / f"configs/quantizers/{overlay}.yaml")
-    node = parsed(parser, config["model.init_args.tokenizer.init_args.quantizer"])
+    node = node_of(f"quantizers/{overlay}")
     if overlay == "var":
         node["init_args"]["level_sizes"] = [2, 4, 8, 16, 32, 64, 128, 256, 512, 4096]
     else:  # 2^32 codes have no table
         node["init_args"]["stage"]["init_args"]["bits"] = 16
     made, _ = swapped(node, word)
-    quantizer = built(parser, made)
+    quantizer = built(made)
     assert type(quantizer.stages[0]) is WORDS[word].quantizer and quantizer.ends[-1] == 680
     assert (quantizer.prefixes is None) == (overlay == "infinity" or word in ("fsq", "lfq", "bsq"))
     assert (quantizer.flips is not None) == (overlay == "infinity" and word in ("lfq", "bsq"))
-    assert swapped(parsed(parser, made), word) == (parsed(parser, made), [])
+    assert swapped(parsed(made), word) == (parsed(made), [])
 
 
-def test_losses_between_groups_refuse_what_they_do_not_fit(parser):
-    overlay = read_config(ROOT / "configs/quantizers/fqgan.yaml")
-    made, _ = swapped(parsed(parser, overlay["model.init_args.tokenizer.init_args.quantizer"]), "ema")
+def test_losses_between_groups_refuse_what_they_do_not_fit():
+    made, _ = swapped(node_of("quantizers/fqgan"), "ema")
     with pytest.raises(ValueError, match="Disentanglement sends a gradient"):
-        built(parser, made)
+        built(made)
 
 
 def test_the_document_has_every_word():

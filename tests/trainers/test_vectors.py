@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.trainers.conftest import run_command
+from tests.trainers.conftest import ROOT, run_command
 from trainers.run.cli import main
 from trainers.vectors.ids import IDTable
 from trainers.vectors.metrics import VectorMetrics, item_figures
@@ -22,7 +22,6 @@ from vqkit.backbones.mlp import Passthrough
 from vqkit.clustering import balanced_kmeans
 from vqkit.tokenizers.vectors import CommonScale, Standardization, VectorTokenizer
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"encoder.in_channels": 6, "decoder.out_channels": 6, "scaling.dim": 6}
 CODES = "model.init_args.tokenizer.init_args.quantizer.init_args.stage.init_args.codebook_size: 8\n"
 TINY = {f"model.tokenizer.{name}": value for name, value in SIZES.items()}

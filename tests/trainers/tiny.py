@@ -200,6 +200,16 @@ def state_of(module):
     return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
+def assert_equal(found, expected, name=""):
+    """To the last bit: tensors, other values, and dictionaries of them."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), name
+        for key, value in expected.items():
+            assert_equal(found[key], value, f"{name} {key}")
+    else:
+        assert torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected, name
+
+
 class Spy(Callback):
     """Calls a function after every batch."""
 
@@ -267,6 +277,5 @@ def assert_two_ranks_are_one(fit, rank_pair, *, rtol, atol):
     """They end with equal states, which are that of one process with the joined batches."""
     alone = fit(0, 1)
     first, second = rank_pair(fit, 2)
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=rtol, atol=atol, msg=name)
+    assert_equal(second, first)
+    torch.testing.assert_close(first, alone, rtol=rtol, atol=atol)

@@ -234,6 +234,7 @@ def _train_once(rank: int, state: dict[str, Tensor], wave: Tensor) -> tuple[Tens
     return output.quantizer.indices, torch.cat(usage)
 
 
+@pytest.mark.slow
 def test_two_ranks_draw_as_one_process(rank_pair: RankPair) -> None:
     codec = build(dropout=0.75)
     wave = torch.randn(12, 1, 80)

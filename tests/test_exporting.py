@@ -84,7 +84,7 @@ def fitted(name: str) -> tuple[BaseQuantizer, tuple[Tensor, Tensor]]:
     return quantizer.eval(), batches
 
 
-@pytest.mark.parametrize("name", few([*QUANTIZERS], "residual projected"))
+@pytest.mark.parametrize("name", few([*QUANTIZERS], "vq"))
 def test_codes_of_eager(name: str, tmp_path: Path) -> None:
     quantizer, batches = fitted(name)
     encode = File(Encode(quantizer), batches[0][:3], tmp_path / "encode.onnx")

@@ -176,6 +176,7 @@ def end_by_signal() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @linux
 def test_a_killed_process_is_told_from_a_failed_one() -> None:
     with pytest.raises(memory.Killed, match="signal 9 ended the process"):

@@ -311,7 +311,7 @@ def test_the_operator_checks_what_it_reads(changes: dict, message: str) -> None:
 
 
 @built
-@pytest.mark.parametrize("k", [1, 100])
+@pytest.mark.parametrize("k", few([1, 100], 1))
 def test_memory_does_not_grow_with_rows_times_codes(k: int) -> None:
     """In a process of its own: the resident set beyond rows and codes, where an N x K matrix would need 1.6 GB."""
     code = (

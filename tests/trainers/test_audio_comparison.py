@@ -43,6 +43,7 @@ def comparison() -> Comparison:
     return compare(codec(), utterances, training, measures=("si_sdr", "stoi", "mel_distance"), kmeans_frames=200)
 
 
+@pytest.mark.slow
 def test_baselines_have_the_rate_of_the_codec_and_the_same_measures(comparison):
     assert comparison.figures["kbps"] == pytest.approx(100 * 2 * 4 / 1000)
     for name in ("mdct_kmeans", "mdct_split_kmeans"):
@@ -65,6 +66,7 @@ def test_baselines_have_the_rate_of_the_codec_and_the_same_measures(comparison):
     json.dumps({"figures": comparison.figures, "levels": comparison.per_level, "baselines": comparison.baselines})
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_codes(comparison):
     frames = sum(-(-len(wave) // 160) for wave in comparison.reconstructions["original"])
     assert comparison.counts.shape == (2, 16)
@@ -72,6 +74,7 @@ def test_counts_are_those_of_the_codes(comparison):
     assert comparison.per_level["tokens_per_level"] == [frames, frames]
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_the_codes_decode_to(comparison):
     utterance, tokenizer = spoken()[0], codec()
     copy = tokenizer.decode(tokenizer.encode(utterance.wave[None, None]), length=len(utterance.wave))[0, 0]
@@ -79,6 +82,7 @@ def test_what_is_measured_is_what_the_codes_decode_to(comparison):
     assert float(comparison.reconstructions["vqkit"][0].abs().max()) <= 1
 
 
+@pytest.mark.slow
 def test_pictures_and_sounds(comparison, tmp_path):
     draw(comparison, tmp_path / "run", sample_rate=RATE, rows=2)
     for name in ("reconstructions.png", "codebook.png"):

@@ -33,6 +33,7 @@ model.init_args.test_measures:
 # ---------------------------------------------------------------------- what it leaves behind
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict_from_the_run_folder_alone(cli, tmp_path, pictures):
     output = cli.done("fit", quantizer="simvq")
     assert "simvq: in place of ema" in output
@@ -143,6 +144,7 @@ def test_a_resumed_run_goes_on_and_a_repeated_one_starts_anew(cli, tmp_path):
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
+@pytest.mark.slow
 def test_tracking_stays_in_the_run_folder_without_an_account(cli, tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)

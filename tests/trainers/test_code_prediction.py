@@ -117,6 +117,7 @@ def test_the_logits_learn_and_what_is_the_teachers_stays(teacher, tmp_path) -> N
     assert saved.keys() == {f"tokenizer.{name}" for name in task.tokenizer.state_dict()}
 
 
+@pytest.mark.slow
 def test_a_training_step_draws_no_picture_and_its_gradients_are_those_of_the_logits(
     teacher, tmp_path, monkeypatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_the_quality_is_the_one_nearest_to_the_rate(file_format: str) -> None:
     assert [image.shape for image in decoded] == [image.shape for image in images]
 
 
+@pytest.mark.slow
 def test_a_whole_comparison(tmp_path) -> None:
     tokenizer = make_tokenizer().eval()
     originals = [photograph(seed) for seed in range(4)]

@@ -119,8 +119,8 @@ def typical_memory(method: str, side: int, shape: Shape, device: str, threads: i
     memory = measure()
     if device != "cpu" or memory.peak is None or memory.peak > FEW_BYTES:
         return memory
-    peaks = [memory.peak, *(measure().peak or 0 for _ in range(PROCESSES - 1))]
-    return memory._replace(peak=statistics.median_low(peaks))
+    others = [measure().peak for _ in range(PROCESSES - 1)]
+    return memory._replace(peak=statistics.median_low(peak for peak in (memory.peak, *others) if peak is not None))
 
 
 def compare(method: str, shape: Shape, options: argparse.Namespace) -> Result:

@@ -127,6 +127,21 @@ def written(name: str) -> str:
         raise ValueError(f"table {name}: its record has no {lacking}: measure to the end, then publish again") from None
 
 
+SCRIPTS = (
+    adacode,
+    gaussian_capacity,
+    ladder,
+    motion_codes,
+    phone_codes,
+    pursuit,
+    retrieval,
+    semantic,
+    suggest_codes,
+    twins,
+    uncertainty,
+    unheard,
+)
+"""Each writes the table of its name."""
 WRITERS = {
     "method-papers": document_tables.method_papers,
     "methods": document_tables.methods,
@@ -147,12 +162,9 @@ WRITERS = {
     "importance-layers": importance.layers_table,
     "importance-tokenizer": importance.tokenizer_table,
     "semantic-ids": semantic_id_methods.table,
+    **{script.__name__.replace("_", "-"): script.table for script in SCRIPTS},
 }
 """Tables that are not those of one record."""
-SCRIPTS = [adacode, gaussian_capacity, ladder, motion_codes, phone_codes, pursuit, retrieval, semantic, suggest_codes]
-SCRIPTS += [twins, uncertainty, unheard]
-"""Each writes the table of its name."""
-WRITERS |= {script.__name__.replace("_", "-"): script.table for script in SCRIPTS}
 
 
 if __name__ == "__main__":

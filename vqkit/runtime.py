@@ -136,6 +136,18 @@ def known(condition: Callable[[], Tensor], device: torch.device) -> bool:
         return False
 
 
+def fits_squares(vectors: Tensor) -> Tensor:
+    """() bool, whether the sum of all squares is finite, and with it each number and each squared length of a vector.
+
+    What is not may still be finite, and so many or large that the sum alone overflows.
+    """
+    numbers = vectors.detach()
+    if not numbers.is_contiguous():
+        return torch.linalg.vector_norm(numbers) < torch.inf
+    flat = numbers.view(-1)
+    return torch.dot(flat, flat) < torch.inf  # on all threads, unlike the norm
+
+
 def check_plain(name: str, tensor: Tensor, device: torch.device | None = None) -> None:
     """Refuse what is no tensor, or one that does not hold its numbers one by one; looks at nothing while tracing.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.papers.test_nsvq import D, K, N, expected_gradients, problem, select
-from vqkit import DiVeQ, Quantizer, ResidualQuantizer
+from vqkit import FSQ, DiVeQ, Quantizer, ResidualQuantizer
 
 
 @pytest.mark.parametrize("variance", [1e-3, 0.5])
@@ -79,3 +79,11 @@ def test_the_residual_form_is_one_error_over_the_sum() -> None:
     theirs = torch.autograd.grad((value * g).sum(), [z, *quantizer.parameters()])
     torch.testing.assert_close(output.quantized, value, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stage", [partial(Quantizer, "vq", dim=4, codebook_size=8), partial(FSQ, [4] * 4)])
+def test_stages_that_are_left_out_add_nothing_to_a_sum_that_trains_codes(stage: partial) -> None:
+    quantizer = ResidualQuantizer(stage, 3, estimator=DiVeQ(0.0), dropout=1.0)
+    output = quantizer(torch.randn(8, 6, 4), torch.rand(8, 6) < 0.6)
+    assert (output.indices == -1).any()
+    torch.testing.assert_close(output.quantized, quantizer.decode(output.indices))

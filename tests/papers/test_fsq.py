@@ -87,7 +87,7 @@ def test_indices_that_float32_does_not_hold_round_trip() -> None:
 
 @pytest.mark.parametrize("quantizer", [FSQ([8, 5, 5, 5]), LFQ(12, losses=[])])
 def test_a_step_holds_no_integer_for_each_digit(quantizer: FSQ | LFQ) -> None:
-    x = torch.randn(1, 512, quantizer.dim, requires_grad=True)
+    x = torch.randn(8, 512, quantizer.dim, requires_grad=True)
     with LargestTensor() as record:
         quantizer(x).quantized.sum().backward()
     assert record.largest == 4 * x.numel()
@@ -126,6 +126,22 @@ def test_saturation_is_a_share_of_the_unmasked_vectors() -> None:
     quantizer(torch.full((100, 2), 9.0), mask)
     with pytest.warns(UserWarning, match="beyond 3"):
         assert quantizer.health()["saturated"] == 1
+
+
+def test_saturation_is_that_of_the_last_training_forward_compiled_or_not() -> None:
+    quantizer, others = FSQ([5, 5]), torch.full((5000, 2), 9.0)
+    compiled = torch.compile(quantizer, backend="eager", fullgraph=True)
+    assert quantizer.health()["saturated"] == 0
+    for forward, value, beyond in ((quantizer, 9.0, 0.5), (compiled, 0.0, 0.0), (compiled, 9.0, 0.5)):
+        x, mask = torch.tensor([[0.0, value], [9.0, 9.0]]).repeat(2500, 1), torch.tensor([True, False]).repeat(2500)
+        forward(x, mask)
+        x.fill_(9.0), mask.fill_(True)  # what the user has is not kept
+        with torch.no_grad():
+            quantizer(others)
+        quantizer.eval()(others), quantizer.train()
+        assert quantizer.health()["saturated"] == beyond
+    quantizer(torch.zeros(3, 2))  # fewer than before
+    assert quantizer.health()["saturated"] == 0
 
 
 def test_a_state_of_other_levels_is_refused() -> None:

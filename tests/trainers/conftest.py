@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
 
 from tests.trainers.pictures import draw_pictures
@@ -46,6 +45,8 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def speech():
     """Some seconds of a person, (T,) at 16 kHz."""
+    import soundfile  # which tests of pictures run without
+
     return torch.from_numpy(soundfile.read(ROOT / "assets/audio/eval/librivox_0880.flac", dtype="float32")[0])
 
 

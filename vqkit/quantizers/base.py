@@ -26,6 +26,7 @@ from vqkit.quantizers.output import Quantized, QuantizerOutput
 from vqkit.runtime import (
     autocast_disabled,
     check_plain,
+    fits_squares,
     inside_autograd_function,
     known,
     recomputing,
@@ -188,7 +189,7 @@ class BaseQuantizer(Pretrained, UnsavedBuffers, FullPrecisionModule, ABC):
         latents = x.to(self.latent_spread.dtype)
         if self.channel_dim != -1:
             latents = latents.movedim(self.channel_dim, -1)
-        if mask is None and known(lambda: torch.linalg.vector_norm(latents.detach()) < torch.inf, latents.device):
+        if mask is None and known(partial(fits_squares, latents), latents.device):
             valid = torch.ones(latents.shape[:-1], dtype=torch.bool, device=latents.device)
             return latents, valid, torch.zeros_like(self.nonfinite_seen)
         # Also False where the squared length overflows: distances, losses and sums could not hold such a vector.

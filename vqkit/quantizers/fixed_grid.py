@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +23,14 @@ class FixedGrid(VectorQuantizer):
 
     Attributes:
         grid_values: what it holds, as Python numbers: a module that was built on the meta device has no others.
+        watched: (2048, D) rows of the last training forward, where `watch_rows` keeps some.
+        watched_valid: (2048,) which of them count.
     """
 
     grid_buffer: ClassVar[str]
     grid_values: list[int]
+    watched: Tensor
+    watched_valid: Tensor
 
     @abstractmethod
     def grid_mismatch(self, found: Tensor) -> str:
@@ -48,12 +53,24 @@ class FixedGrid(VectorQuantizer):
             bias.copy_(distributed.from_first_rank((bias - z.mean(0)) * scale))
         self.health()
 
-    def share_beyond(self, latents: Tensor, valid: Tensor) -> Tensor:
-        """() of the entries of some valid rows of `latents` (N, D), the share beyond 3: hardly any gradient is left."""
-        some = slice(None, None, WATCHED_STEP if len(latents) > WATCHED_VECTORS else 1)
-        counted = valid[some].unsqueeze(-1)
-        far = (latents.detach()[some].abs() > 3) & counted
-        return far.sum() / (self.codebook_dim * counted.sum().clamp(min=1))
+    def register_watched(self) -> None:
+        """Make room for the rows that `watch_rows` keeps."""
+        size = WATCHED_VECTORS, self.codebook_dim
+        self.register_unsaved("watched", partial(torch.zeros, size, dtype=torch.float32))
+        self.register_unsaved("watched_valid", partial(torch.zeros, WATCHED_VECTORS, dtype=torch.bool))
+
+    def watch_rows(self, latents: Tensor, valid: Tensor) -> None:
+        """Keep some rows of `latents` (N, D), and which of them are valid: `share_beyond` is for `health` alone."""
+        step = WATCHED_STEP if len(latents) > WATCHED_VECTORS else 1
+        some = slice(None, step * WATCHED_VECTORS, step)
+        rows = latents.detach()[some]
+        self.watched[: len(rows)].copy_(rows)
+        self.watched_valid.zero_()[: len(rows)].copy_(valid[some])
+
+    def share_beyond(self) -> float:
+        """Of the entries of the watched rows that are valid the share beyond 3; hardly any gradient is left there."""
+        far = (self.watched.abs() > 3) & self.watched_valid.unsqueeze(-1)
+        return float(far.sum() / (self.codebook_dim * self.watched_valid.sum().clamp(min=1)))
 
     def _load_from_state_dict(
         self,

@@ -62,13 +62,12 @@ class FSQ(FixedGrid):
         self.register_buffer("place_values", torch.tensor(self._places))
         self.register_unsaved("bound", partial(bound, self.levels, self.slack, self.shift_of, torch.float32))
         self.register_unsaved("radix", partial(radix, self.levels, torch.float32))
-        self.register_unsaved("saturated", partial(torch.zeros, (), dtype=torch.float32))
+        self.register_watched()
 
     level_counts: Tensor
     place_values: Tensor
     bound: Tensor
     radix: Tensor
-    saturated: Tensor
 
     grid_buffer = "level_counts"
     slack: ClassVar[float] = -1e-3
@@ -101,10 +100,10 @@ class FSQ(FixedGrid):
         half, lift, shift, width, slope = self.bound[:, :together].unbind()
         squashed = (latents.view(-1, together) + shift).tanh_()
         levels = torch.addcmul(lift, squashed.detach(), half).round_()
-        estimated = levels / width
         indices = self._pack(levels.view(latents.shape), valid)
+        estimated = levels.div_(width)
         if self.learning:
-            self.saturated.copy_(self.share_beyond(latents, valid))
+            self.watch_rows(latents, valid)
         if torch.is_grad_enabled():
             estimated = straight_through(estimated, squashed, slope=slope)
         estimated = estimated.view(latents.shape)
@@ -155,7 +154,7 @@ class FSQ(FixedGrid):
 
     def health(self) -> dict[str, float]:
         """The share of `saturated` latents; see `BaseQuantizer`."""
-        saturated = float(self.saturated)
+        saturated = self.share_beyond()
         if saturated > 0.5:
             self.warn_once(
                 "saturation",

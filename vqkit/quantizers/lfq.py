@@ -1,9 +1,7 @@
 """Lookup-free quantization: the sign of each dimension."""
 
 from collections.abc import Sequence
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from vqkit.parts.losses import Commitment, Loss
@@ -37,8 +35,6 @@ class LFQ(BinaryQuantizer):
     entry_size = 1.0
     lowest_bit_first = True
 
-    saturated: Tensor
-
     def __init__(
         self,
         bits: int,
@@ -58,7 +54,7 @@ class LFQ(BinaryQuantizer):
             losses=[Commitment(0.25), BitEntropy(0.1)] if losses is None else losses,
             channel_dim=channel_dim,
         )
-        self.register_unsaved("saturated", partial(torch.zeros, (), dtype=torch.float32))
+        self.register_watched()
 
     def direction(self, latents: Tensor) -> Tensor:
         """The vectors as they are."""
@@ -71,11 +67,11 @@ class LFQ(BinaryQuantizer):
     def watch(self, latents: Tensor, bits: Tensor, valid: Tensor) -> None:
         """Saturated latents, too; see `BinaryQuantizer`."""
         super().watch(latents, bits, valid)
-        self.saturated.copy_(self.share_beyond(latents, valid))
+        self.watch_rows(latents, valid)
 
     def health(self) -> dict[str, float]:
         """The share of `saturated` latents; see `BaseQuantizer`."""
-        saturated = float(self.saturated)
+        saturated = self.share_beyond()
         if saturated > 0.5:
             self.warn_once(
                 "saturation",

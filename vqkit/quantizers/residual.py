@@ -15,7 +15,7 @@ from vqkit.quantizers.initialization import MemberWarnings, collect_vectors, eno
 from vqkit.quantizers.lengths import PrefixLengths, UniformLengths
 from vqkit.quantizers.output import Quantized
 from vqkit.quantizers.reduction import MeanOverMembers, Reduction
-from vqkit.runtime import autocast_disabled, known
+from vqkit.runtime import autocast_disabled, fits_squares, known
 
 
 class ResidualQuantizer(DepthDropout):
@@ -100,7 +100,7 @@ class ResidualQuantizer(DepthDropout):
             residual, counts = latents, valid if depths is None else used(valid, depths, number)
             if number:  # a stage that diverged must not take the later ones along
                 residual = latents - (total if estimator is None else total.detach())
-                if not known(partial(_all_finite, residual), residual.device):
+                if not known(partial(fits_squares, residual), residual.device):
                     counts = counts & residual.isfinite().all(-1)
                     residual = torch.where(counts.unsqueeze(-1), residual, 0)
             made = stage.quantize(residual, counts)
@@ -173,7 +173,3 @@ class ResidualQuantizer(DepthDropout):
         """Chain and layout, and how `encode` searches the stages."""
         encode = "stage by stage" if self._metric_of_all_stages is None else "all stages in one call"
         return f"num_stages={len(self.stages)}, {super().extra_repr()}, encode={encode!r}"
-
-
-def _all_finite(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors.detach()).isfinite()
